@@ -1,0 +1,70 @@
+"""Activations, made only of operations whose vector and scalar code agree to the last bit.
+
+PyTorch's own silu, sigmoid, gelu(tanh) and softplus give other last bits at the ragged end of a buffer than inside
+it, so that a value would depend on where in the batch it stands. exp, tanh, erf and the arithmetic below do not.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def silu(x: Tensor) -> Tensor:
+    """`x * sigmoid(x)`."""
+    return x / torch.exp(-x).add_(1.0)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """`x * Phi(x)`, by the error function (Hendrycks & Gimpel 2016)."""
+    return torch.erf(x * math.sqrt(0.5)).add_(1.0).mul_(x).mul_(0.5)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """gelu in its tanh approximation."""
+    inner = x.square().mul_(0.044715).add_(1.0).mul_(x).mul_(math.sqrt(2.0 / math.pi))
+    return inner.tanh_().add_(1.0).mul_(x).mul_(0.5)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """`x * sigmoid(1.702 x)`."""
+    return x / torch.exp(x * -1.702).add_(1.0)
+
+
+def relu(x: Tensor) -> Tensor:
+    """`max(x, 0)`."""
+    return torch.relu(x)
+
+
+def relu_squared(x: Tensor) -> Tensor:
+    """`max(x, 0) ** 2`."""
+    return torch.relu(x).square()
+
+
+def softplus(x: Tensor) -> Tensor:
+    """`log(1 + exp(x))`, and `x` itself where the difference is below float32's precision."""
+    return torch.where(x > 20.0, x, torch.log1p(torch.exp(x.clamp(max=20.0))))
+
+
+Activation = Callable[[Tensor], Tensor]
+
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": silu,
+    "swish": silu,
+    "gelu": gelu,
+    "gelu_new": gelu_tanh,
+    "gelu_fast": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
+    "relu": relu,
+    "relu2": relu_squared,
+    "softplus": softplus,
+}
+"""Activations by the names that published configs use."""
+
+
+def gated(gate_up: Tensor, activation: Activation) -> Tensor:
+    """`activation(gate) * up` of `gate_up` `[rows, 2 * width]`, whose first half is the gate (Shazeer 2020)."""
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    return activation(gate).mul_(up).to(gate_up.dtype)

@@ -1,0 +1,288 @@
+"""Paged attention: queries of a flat batch over keys and values that lie in blocks.
+
+A step's queries are cut into tiles: sequences whose runs are of like size, computed together over like spans of keys.
+The plan is made once a step and serves all layers that share a block table.
+
+Batch invariance: scores are products of a fixed length (head_dim); the softmax takes the exact maximum; sums over keys
+go in groups at fixed absolute positions, in ascending order. Keys that a query may not see weigh exactly zero, and
+adding zeros before or after changes no bit, so that neither padding, nor chunking, nor neighbours show in the result.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+KEY_GROUP = 128
+"""Keys whose weighted values are summed in one product. Library products sum up to so many terms in plain order."""
+KEY_GRAIN = 16
+"""Spans are rounded up to it; also the keys in one partial sum of the softmax's denominator."""
+QUERY_TILE = 128
+"""Most queries of one sequence in a tile."""
+ROW_GRAIN = 8
+"""Rows of a product are padded to a multiple of it: below, libraries use kernels with another order of sums."""
+TILE_SCORES = 1 << 20
+"""Most scores a head in one tile, which bounds the memory of a step."""
+
+
+@dataclass(slots=True)
+class SequenceRun:
+    """The tokens of one sequence in a step."""
+
+    first_row: int
+    """Its first row in the flat batch."""
+    num_tokens: int
+    start: int
+    """Position of the first token: how many were computed before."""
+    table_row: int
+    """Its row in the block tables."""
+
+
+@dataclass(slots=True)
+class _Tile:
+    """`n` runs of at most `t` queries over `span` keys each."""
+
+    rows: Tensor | None
+    """[n * t] rows of the queries in the batch; None where that is all of the batch in order."""
+    kept: Tensor | None
+    """Which of the n * t are queries, not padding; None where all are."""
+    targets: Tensor | None
+    """Rows of the kept queries; None with `rows`."""
+    n: int
+    t: int
+    blocks: Tensor
+    """[n, span // block_size]"""
+    bias: Tensor
+    """[n, 1, t, 1, span] float32: 0 for keys that the query sees, -inf for the others."""
+    unseen: Tensor
+    """[n, 1, span, 1] bool: keys that no query of the run sees, whose memory may hold anything."""
+    distance: Tensor
+    """[n, 1, t, 1, span] float32: key position minus query position."""
+
+
+@dataclass
+class AttentionPlan:
+    """What a step's attention needs to know, for all layers of one block table."""
+
+    tiles: list[_Tile]
+    block_size: int
+    slots: Tensor
+    """[tokens] where each token's key and value go: block * block_size + offset."""
+    num_tokens: int
+    _indices: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def block_rows(self, tile: int, heads: int) -> Tensor:
+        """Rows of a cache seen as `[blocks * heads, block_size * dim]`, in the order (run, head, block)."""
+        key = (tile, heads)
+        if key not in self._indices:
+            blocks = self.tiles[tile].blocks
+            of_head = torch.arange(heads, device=blocks.device).view(1, heads, 1)
+            self._indices[key] = (blocks.unsqueeze(1) * heads + of_head).flatten()
+        return self._indices[key]
+
+    def slot_rows(self, heads: int) -> Tensor:
+        """Rows of a cache seen as `[blocks * heads * block_size, dim]`, in the order (token, head)."""
+        key = (-1, heads)
+        if key not in self._indices:
+            block, offset = self.slots // self.block_size, self.slots % self.block_size
+            of_head = torch.arange(heads, device=block.device)
+            rows = (block.unsqueeze(1) * heads + of_head) * self.block_size + offset.unsqueeze(1)
+            self._indices[key] = rows.flatten()
+        return self._indices[key]
+
+
+def _round_up(value: int, grain: int) -> int:
+    return -(-value // grain) * grain
+
+
+def _bucket(size: int) -> int:
+    """The next of 1, 2, 3, 4, 6, 8, 12, 16, ...: runs of one bucket waste at most half on padding."""
+    power = 1 << max(0, size - 1).bit_length()
+    return power * 3 // 4 if power >= 4 and size <= power * 3 // 4 else power
+
+
+def _first_key(start: int, window: int | None) -> int:
+    """The first key that the query at `start` sees, rounded down to a group."""
+    return 0 if window is None else max(0, start - window + 1) // KEY_GROUP * KEY_GROUP
+
+
+def plan_attention(
+    runs: Sequence[SequenceRun],
+    block_table: Tensor,
+    block_size: int,
+    window: int | None,
+    num_tokens: int,
+) -> AttentionPlan:
+    """Cut a step's runs into tiles.
+
+    Args:
+        runs: the sequences of the step; together they are rows 0 to num_tokens - 1.
+        block_table: [table rows, blocks] int64, the blocks of each sequence in order.
+        block_size: tokens in a block.
+        window: how many of the last tokens, itself included, a query sees; None for all.
+        num_tokens: tokens in the step.
+    """
+    groups: dict[tuple[int, int], list[SequenceRun]] = {}
+    for run in runs:
+        for offset in range(0, run.num_tokens, QUERY_TILE):
+            part = SequenceRun(
+                run.first_row + offset, min(QUERY_TILE, run.num_tokens - offset), run.start + offset, run.table_row
+            )
+            span = part.start + part.num_tokens - _first_key(part.start, window)
+            groups.setdefault((_bucket(part.num_tokens), _bucket(-(-span // KEY_GRAIN))), []).append(part)
+    tiles = []
+    for (t, span), members in groups.items():
+        most = max(1, TILE_SCORES // (t * span * KEY_GRAIN))
+        tiles += [
+            _make_tile(members[i : i + most], block_table, block_size, window, num_tokens)
+            for i in range(0, len(members), most)
+        ]
+    slots = _slots(runs, block_table, block_size)
+    return AttentionPlan(tiles, block_size, slots, num_tokens)
+
+
+def _slots(runs: Sequence[SequenceRun], block_table: Tensor, block_size: int) -> Tensor:
+    counts = [r.num_tokens for r in runs]
+    starts = np.array([r.start for r in runs], dtype=np.int64)
+    first = np.cumsum([0, *counts[:-1]])
+    position = np.arange(sum(counts)) + np.repeat(starts - first, counts)
+    table_row = np.repeat(np.array([r.table_row for r in runs], dtype=np.int64), counts)
+    positions = torch.from_numpy(position).to(block_table.device)
+    rows = torch.from_numpy(table_row).to(block_table.device)
+    return block_table[rows, positions // block_size] * block_size + positions % block_size
+
+
+def _make_tile(
+    members: list[SequenceRun], block_table: Tensor, block_size: int, window: int | None, num_tokens: int
+) -> _Tile:
+    n, t = len(members), max(m.num_tokens for m in members)
+    start = np.array([m.start for m in members])
+    count = np.array([m.num_tokens for m in members])
+    first_row = np.array([m.first_row for m in members])
+    first_key = np.array([_first_key(m.start, window) for m in members])
+    span = _round_up(int((start + count - first_key).max()), max(block_size, KEY_GRAIN))
+
+    offset = np.minimum(np.arange(t), (count - 1)[:, None])  # padding repeats the last query
+    query = start[:, None] + offset
+    key = first_key[:, None] + np.arange(span)
+    distance = key[:, None, :] - query[:, :, None]
+    seen = distance <= 0
+    if window is not None:
+        seen &= distance > -window
+
+    device = block_table.device
+    rows = first_row[:, None] + offset
+    kept = np.arange(t) < count[:, None]
+    in_order = n * t == num_tokens and bool((rows.ravel() == np.arange(num_tokens)).all()) and bool(kept.all())
+    columns = torch.from_numpy(first_key[:, None] // block_size + np.arange(span // block_size)).to(device)
+    columns = columns.clamp_(max=block_table.shape[1] - 1)
+    table_rows = torch.tensor([m.table_row for m in members], device=device)
+    bias = np.where(seen, np.float32(0), np.float32(-np.inf))
+    return _Tile(
+        rows=None if in_order else torch.from_numpy(rows.ravel()).to(device),
+        kept=None if kept.all() else torch.from_numpy(kept.ravel()).to(device),
+        targets=None if in_order else torch.from_numpy(rows[kept]).to(device),
+        n=n,
+        t=t,
+        blocks=block_table[table_rows.unsqueeze(1), columns],
+        bias=torch.from_numpy(bias).to(device).view(n, 1, t, 1, span),
+        unseen=torch.from_numpy(~seen.any(1)).to(device).view(n, 1, span, 1),
+        distance=torch.from_numpy(distance.astype(np.float32)).to(device).view(n, 1, t, 1, span),
+    )
+
+
+def write_kv(cache: Tensor, values: Tensor, plan: AttentionPlan) -> None:
+    """Store `values` `[tokens, heads, dim]` in `cache` `[blocks, heads, block_size, dim]` at the plan's slots."""
+    heads, dim = values.shape[1:]
+    cache.view(-1, dim).index_copy_(0, plan.slot_rows(heads), values.reshape(-1, dim).to(cache.dtype))
+
+
+def paged_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    plan: AttentionPlan,
+    scale: float,
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+) -> Tensor:
+    """Causal attention of a step's queries over their sequences' cached keys and values.
+
+    Args:
+        query: [tokens, heads, head_dim]; `heads` is a multiple of the cache's heads (grouped queries).
+        key_cache: [blocks, kv_heads, block_size, head_dim]
+        value_cache: [blocks, kv_heads, block_size, value_dim]
+        plan: where each sequence's queries and blocks are.
+        scale: factor of the scores.
+        softcap: scores become softcap * tanh(scores / softcap) (Gemma 2).
+        alibi_slopes: [heads], added times (key position - query position) (Press et al. 2022).
+
+    Returns: [tokens, heads, value_dim] in the query's dtype. Computed in float32.
+    """
+    out = None
+    for index, tile in enumerate(plan.tiles):
+        result = _attend(query, key_cache, value_cache, plan, index, scale, softcap, alibi_slopes)
+        if tile.targets is None:
+            return result.to(query.dtype)
+        if out is None:
+            out = query.new_zeros(query.shape[0], query.shape[1], value_cache.shape[-1])
+        out.index_copy_(0, tile.targets, (result if tile.kept is None else result[tile.kept]).to(query.dtype))
+    return query.new_zeros(query.shape[0], query.shape[1], value_cache.shape[-1]) if out is None else out
+
+
+def _gather(cache: Tensor, plan: AttentionPlan, index: int) -> Tensor:
+    """The tile's keys or values, [n * heads, span, dim] in float32, zero where no query looks."""
+    _, heads, block_size, dim = cache.shape
+    tile = plan.tiles[index]
+    rows = cache.view(-1, block_size * dim).index_select(0, plan.block_rows(index, heads))
+    held = rows.view(tile.n, heads, -1, dim).float()
+    return held.masked_fill_(tile.unseen, 0.0).flatten(0, 1)
+
+
+def _attend(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    plan: AttentionPlan,
+    index: int,
+    scale: float,
+    softcap: float | None,
+    alibi_slopes: Tensor | None,
+) -> Tensor:
+    """[n * t, heads, value_dim] of one tile."""
+    tile = plan.tiles[index]
+    n, t, kv_heads = tile.n, tile.t, key_cache.shape[1]
+    heads, head_dim = query.shape[1:]
+    group = heads // kv_heads
+    rows = t * group
+    padded = _round_up(rows, ROW_GRAIN)
+
+    queries = query if tile.rows is None else query.index_select(0, tile.rows)
+    queries = queries[: n * t].float().view(n, t, kv_heads, group, head_dim).transpose(1, 2)
+    queries = queries.reshape(n * kv_heads, rows, head_dim)
+    if padded > rows:
+        queries = functional.pad(queries, (0, 0, 0, padded - rows))
+
+    keys = _gather(key_cache, plan, index)
+    scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(scale)
+    span = scores.shape[-1]
+    if softcap is not None:
+        scores.div_(softcap).tanh_().mul_(softcap)
+    visible = scores.view(n, kv_heads, padded, span)[:, :, :rows].unflatten(2, (t, group))
+    if alibi_slopes is not None:
+        visible += tile.distance * alibi_slopes.view(1, kv_heads, 1, group, 1)
+    visible += tile.bias
+
+    weights = scores.sub_(scores.amax(-1, keepdim=True)).exp_()
+    total = weights.unflatten(-1, (-1, KEY_GRAIN)).sum(-1).cumsum(-1)[..., -1:]
+    values = _gather(value_cache, plan, index)
+    mixed = torch.bmm(weights[..., :KEY_GROUP], values[:, :KEY_GROUP])
+    for first in range(KEY_GROUP, span, KEY_GROUP):
+        mixed += torch.bmm(weights[..., first : first + KEY_GROUP], values[:, first : first + KEY_GROUP])
+    mixed /= total
+    return mixed.view(n, kv_heads, padded, -1)[:, :, :rows].unflatten(2, (t, group)).transpose(1, 2).reshape(
+        n * t, heads, -1
+    )

@@ -1,0 +1,44 @@
+"""Torch modules of which models are composed. A part takes plain values, never a config.json."""
+
+from octavo.parts.attention import Attention
+from octavo.parts.batch import Batch, PagedView, RecurrentView
+from octavo.parts.embedding import Embedding, PositionedEmbedding
+from octavo.parts.linear import Linear
+from octavo.parts.mamba import MambaMixer
+from octavo.parts.mlp import MLP, GatedMLP
+from octavo.parts.model import CausalLM
+from octavo.parts.moe import MoE, softmax_then_choose
+from octavo.parts.names import Into, Names, transposed
+from octavo.parts.norm import LayerNorm, RMSNorm
+from octavo.parts.pooler import Pooler
+from octavo.parts.residual import Block, Residual
+from octavo.parts.rotary import Rotary
+from octavo.parts.state import PagedKV, Recurrent, StateSpec
+
+__all__ = [
+    "MLP",
+    "Attention",
+    "Batch",
+    "Block",
+    "CausalLM",
+    "Embedding",
+    "GatedMLP",
+    "Into",
+    "LayerNorm",
+    "Linear",
+    "MambaMixer",
+    "MoE",
+    "Names",
+    "PagedKV",
+    "PagedView",
+    "Pooler",
+    "PositionedEmbedding",
+    "RMSNorm",
+    "Recurrent",
+    "RecurrentView",
+    "Residual",
+    "Rotary",
+    "StateSpec",
+    "softmax_then_choose",
+    "transposed",
+]

@@ -1,0 +1,90 @@
+"""One step's input, handed to every part as an explicit argument."""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from octavo.ops import AttentionPlan
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class PagedView:
+    """A part's cache and where this step's tokens stand in it."""
+
+    key_cache: Tensor
+    """[blocks, kv_heads, block_size, key_dim]"""
+    value_cache: Tensor
+    """[blocks, kv_heads, block_size, value_dim]"""
+    plan: AttentionPlan
+
+
+@dataclass(slots=True)
+class RecurrentRun:
+    """One request's tokens in a step, for a part with a state per request."""
+
+    first_row: int
+    num_tokens: int
+    start: int
+    slot: int
+
+
+@dataclass(slots=True)
+class RecurrentPlan:
+    """Which requests take one token in this step (computed together), and which take a run."""
+
+    step_rows: Tensor
+    """[steps] rows in the batch."""
+    step_slots: Tensor
+    """[steps] slots of the state."""
+    step_positions: Tensor
+    runs: list[RecurrentRun]
+
+
+@dataclass(slots=True)
+class RecurrentView:
+    """A part's states and which of them this step's tokens go on from."""
+
+    tensors: dict[str, Tensor]
+    """Name to [slots, ...]. Zeroed by the executor when a request begins."""
+    plan: RecurrentPlan
+
+
+StateView = PagedView | RecurrentView
+
+
+@dataclass
+class Batch:
+    """A flat run of tokens of all requests in the step.
+
+    Rows from `num_tokens` on are padding: they hold token 0, and nothing is read from or stored for them.
+    """
+
+    tokens: Tensor
+    """[rows] int64"""
+    positions: Tensor
+    """[rows] int64"""
+    num_tokens: int
+    states: list[StateView]
+    """One for each part that declared a state, in the order of the model."""
+    _memo: dict[Hashable, Any] = field(default_factory=dict)
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """`make()`, computed once a step however many layers ask for it."""
+        if key not in self._memo:
+            self._memo[key] = make()
+        value: T = self._memo[key]
+        return value
+
+    def paged(self, index: int) -> PagedView:
+        view = self.states[index]
+        assert isinstance(view, PagedView)
+        return view
+
+    def recurrent(self, index: int) -> RecurrentView:
+        view = self.states[index]
+        assert isinstance(view, RecurrentView)
+        return view

@@ -1,0 +1,94 @@
+"""Mamba's mixer (Gu & Dao 2023): a causal convolution and a selective scan, with a state of fixed size."""
+
+import torch
+from torch import Tensor, nn
+
+from octavo import ops
+from octavo.ops.activation import softplus
+from octavo.parts.batch import Batch, RecurrentView
+from octavo.parts.linear import Linear
+from octavo.parts.state import Recurrent
+
+
+class MambaMixer(nn.Module):
+    """In place of attention in a Mamba layer.
+
+    Args:
+        width: of the residual stream.
+        channels: inner width.
+        state_size: values of state a channel.
+        kernel: taps of the convolution.
+        time_step_rank: inner width of the time step's projection.
+        activation: of the convolution's output and of the gate.
+        bias, conv_bias: biases of the in and out projections, and of the convolution.
+    """
+
+    float32_parameters = True  # a_log, d and the convolution; the projections are Linears of their own
+
+    def __init__(
+        self,
+        width: int,
+        channels: int,
+        state_size: int,
+        kernel: int,
+        time_step_rank: int,
+        activation: str = "silu",
+        bias: bool = False,
+        conv_bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.channels, self.state_size, self.rank = channels, state_size, time_step_rank
+        self.activation = ops.ACTIVATIONS[activation]
+        self.in_proj = Linear(width, {"x": channels, "gate": channels}, bias)
+        self.x_proj = Linear(channels, {"dt": time_step_rank, "b": state_size, "c": state_size})
+        self.dt_proj = Linear(time_step_rank, channels, bias=True)
+        self.out_proj = Linear(channels, width, bias)
+        self.conv_weight = nn.Parameter(torch.empty(channels, kernel), requires_grad=False)
+        self.conv_bias = nn.Parameter(torch.empty(channels), requires_grad=False) if conv_bias else None
+        self.a_log = nn.Parameter(torch.empty(channels, state_size), requires_grad=False)
+        self.d = nn.Parameter(torch.empty(channels), requires_grad=False)
+        self.state = Recurrent((("conv", (kernel - 1, channels)), ("ssm", (3, channels, state_size))))
+        self.state_index = -1
+        self._a: Tensor | None = None
+
+    def prepare(self, preference: str) -> None:
+        self._a = -torch.exp(self.a_log.data)
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        view = batch.recurrent(self.state_index)
+        inner, gate = self.in_proj(x).chunk(2, dim=-1)
+        mixed = self.activation(self._convolve(inner[: batch.num_tokens].float(), view)).to(x.dtype)
+        # The projections see the padded rows, as they are computed without a minimum of rows otherwise.
+        padded = torch.nn.functional.pad(mixed, (0, 0, 0, x.shape[0] - batch.num_tokens))
+        dt, b, c = self.x_proj(padded).split([self.rank, self.state_size, self.state_size], dim=-1)
+        dt = softplus(self.dt_proj(dt).float())
+        y = x.new_zeros(x.shape[0], self.channels, dtype=torch.float32)
+        self._scan(y, padded.float(), dt, b.float(), c.float(), view)
+        return self.out_proj((y * self.activation(gate.float())).to(x.dtype))  # type: ignore[no-any-return]
+
+    def _convolve(self, x: Tensor, view: RecurrentView) -> Tensor:
+        plan, history = view.plan, view.tensors["conv"]
+        out = torch.empty_like(x)
+        if len(plan.step_rows):
+            rows, slots = plan.step_rows, plan.step_slots
+            out[rows], history[slots] = ops.causal_conv_step(x[rows], history[slots], self.conv_weight, self.conv_bias)
+        for run in plan.runs:
+            rows_of = slice(run.first_row, run.first_row + run.num_tokens)
+            out[rows_of], history[run.slot] = ops.causal_conv(
+                x[rows_of], history[run.slot], self.conv_weight, self.conv_bias
+            )
+        return out
+
+    def _scan(self, y: Tensor, x: Tensor, dt: Tensor, b: Tensor, c: Tensor, view: RecurrentView) -> None:
+        assert self._a is not None
+        plan, state = view.plan, view.tensors["ssm"]
+        if len(plan.step_rows):
+            rows, slots = plan.step_rows, plan.step_slots
+            y[rows], state[slots] = ops.selective_scan_step(
+                x[rows], dt[rows], self._a, b[rows], c[rows], self.d, state[slots], plan.step_positions
+            )
+        for run in plan.runs:
+            part = slice(run.first_row, run.first_row + run.num_tokens)
+            y[part], state[run.slot] = ops.selective_scan(
+                x[part], dt[part], self._a, b[part], c[part], self.d, state[run.slot], run.start
+            )

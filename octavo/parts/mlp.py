@@ -1,0 +1,34 @@
+"""Feed-forward parts."""
+
+from torch import Tensor, nn
+
+from octavo import ops
+from octavo.parts.batch import Batch
+from octavo.parts.linear import Linear
+
+
+class MLP(nn.Module):
+    """`down(activation(up(x)))`; `activation` is a name in ops.ACTIVATIONS."""
+
+    def __init__(self, width: int, hidden: int, activation: str, bias: bool = False) -> None:
+        super().__init__()
+        self.up = Linear(width, hidden, bias)
+        self.down = Linear(hidden, width, bias)
+        self.activation = ops.ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        h = self.up(x)
+        return self.down(self.activation(h.float()).to(h.dtype))  # type: ignore[no-any-return]
+
+
+class GatedMLP(nn.Module):
+    """`down(activation(gate(x)) * up(x))` (Shazeer 2020)."""
+
+    def __init__(self, width: int, hidden: int, activation: str, bias: bool = False) -> None:
+        super().__init__()
+        self.gate_up = Linear(width, {"gate": hidden, "up": hidden}, bias)
+        self.down = Linear(hidden, width, bias)
+        self.activation = ops.ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        return self.down(ops.gated(self.gate_up(x), self.activation))  # type: ignore[no-any-return]

@@ -1,0 +1,69 @@
+"""A decoder: embedding, layers, norm, head."""
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from octavo.parts.batch import Batch
+from octavo.parts.embedding import Embedding, PositionedEmbedding
+from octavo.parts.linear import Linear
+from octavo.parts.names import Names
+from octavo.parts.state import StateSpec
+
+
+class CausalLM(nn.Module):
+    """A language model as a composition of parts.
+
+    Args:
+        embed: tokens of a batch to `[rows, width]`.
+        layer: makes the layer of a given index.
+        layers: how many there are.
+        norm: the last norm.
+        head: to the vocabulary; None where the embedding's table serves (tied).
+        names: published tensor names to the parts.
+        softcap: logits become softcap * tanh(logits / softcap) (Gemma 2).
+    """
+
+    def __init__(
+        self,
+        embed: Embedding | PositionedEmbedding,
+        layer: Callable[[int], nn.Module],
+        layers: int,
+        norm: nn.Module,
+        head: Linear | None,
+        names: Names,
+        softcap: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.embed = embed
+        self.layers = nn.ModuleList([layer(i) for i in range(layers)])
+        self.norm = norm
+        self.tied = head is None
+        self.vocab_size, self.width = embed.weight.shape
+        self.head: Linear | None = head if head is not None else Linear(self.width, self.vocab_size)
+        self.names = names
+        self.softcap = softcap
+        self.states: list[StateSpec] = []
+        for module in self.modules():
+            if hasattr(module, "state_index"):
+                module.state_index = len(self.states)  # type: ignore[assignment]
+                self.states.append(cast(StateSpec, module.state))
+
+    def drop_head(self) -> None:
+        """For embeddings and scores, which need no logits."""
+        self.head = None
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Hidden states after the last norm, `[rows, width]`."""
+        x = self.embed(batch)
+        for layer in self.layers:
+            x = layer(x, batch)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`[rows, vocab]` in float32."""
+        assert self.head is not None
+        logits: Tensor = self.head(hidden).float()
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap

@@ -1,0 +1,131 @@
+"""From published tensor names to parameters: one table serves checkpoints of every format.
+
+A table maps a module's published name to the path of a module here, for example
+
+    "model.layers.{i}.self_attn.{q|k|v}_proj": "layers.{i}.attention.inner.qkv.{q|k|v}"
+
+`{i}` (any name) stands for a number, and `{a|b}` for alternatives, which match by their order on both sides. The last
+component of a tensor's name (weight, bias) is carried over. A right side that names a segment of a merged Linear
+(`qkv.q`) fills that part of it.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Transform = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Into:
+    """A place in the model, with what has to be done to a published tensor to fit it."""
+
+    path: str
+    transform: Transform | None = None
+    whole: bool = False
+    """The published name is a tensor's whole name and `path` a parameter's, without a suffix to carry over."""
+
+    def with_path(self, path: str) -> "Into":
+        return Into(path, self.transform, self.whole)
+
+
+def _transpose(tensor: Tensor) -> Tensor:
+    return tensor.t() if tensor.dim() == 2 else tensor
+
+
+def transposed(path: str) -> Into:
+    """For weights published as `[in, out]` (GPT-2's Conv1D); biases pass unchanged."""
+    return Into(path, _transpose)
+
+
+def parameter(path: str, transform: Transform | None = None) -> Into:
+    """For a tensor that is not a module's weight or bias, such as Mamba's A_log."""
+    return Into(path, transform, whole=True)
+
+
+_ALTERNATIVES = re.compile(r"\{([^{}]*\|[^{}]*)\}")
+_NUMBER = re.compile(r"\{(\w+)\}")
+
+
+def _expand(published: str, path: str) -> Iterator[tuple[str, str]]:
+    """The entry once for each of its alternatives."""
+    left = _ALTERNATIVES.search(published)
+    if left is None:
+        yield published, path
+        return
+    options = left[1].split("|")
+    right = _ALTERNATIVES.search(path)
+    targets = right[1].split("|") if right else [None] * len(options)
+    if len(options) != len(targets):
+        raise ValueError(f"name table: {published!r} and {path!r} have different numbers of alternatives")
+    for option, target in zip(options, targets, strict=True):
+        new_path = path if target is None or right is None else path[: right.start()] + target + path[right.end() :]
+        yield from _expand(published[: left.start()] + option + published[left.end() :], new_path)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    published: str
+    into: Into
+    pattern: re.Pattern[str]
+
+
+class Names:
+    """A model's name table.
+
+    Args:
+        table: published module name to path or Into, as described above.
+        ignored: published tensor names (with `{i}`) that hold no weights: buffers of older code.
+        prefix: a beginning of the published names that some checkpoints leave out.
+    """
+
+    def __init__(self, table: Mapping[str, str | Into], ignored: tuple[str, ...] = (), prefix: str = "") -> None:
+        self.table = dict(table)
+        self.ignored = ignored
+        self.prefix = prefix
+        self._ignored = [self._pattern(i, "") for i in ignored]
+        self._entries = [
+            _Entry(name, into.with_path(path), self._pattern(name, "" if into.whole else r"\.(?P<suffix>[^.]+)"))
+            for key, value in self.table.items()
+            for into in [Into(value) if isinstance(value, str) else value]
+            for name, path in _expand(key, into.path)
+        ]
+
+    def _pattern(self, published: str, suffix: str) -> re.Pattern[str]:
+        body = re.escape(published)
+        body = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", body)
+        if self.prefix and published.startswith(self.prefix):
+            body = f"(?:{re.escape(self.prefix)})?" + body.removeprefix(re.escape(self.prefix))
+        return re.compile(body + suffix)
+
+    def entries(self) -> Iterator[tuple[str, Into]]:
+        """Published name and place of every entry, alternatives expanded, numbers still templates."""
+        for entry in self._entries:
+            yield entry.published, entry.into
+
+    def is_ignored(self, name: str) -> bool:
+        return any(p.fullmatch(name) for p in self._ignored)
+
+    def locate(self, name: str) -> Into | None:
+        """The parameter (or its segment) that the published tensor `name` fills, or None for an unknown name."""
+        for entry in self._entries:
+            if match := entry.pattern.fullmatch(name):
+                numbers = match.groupdict()
+                suffix = numbers.pop("suffix", None)
+                path = _NUMBER.sub(lambda m: numbers[m[1]], entry.into.path)  # noqa: B023
+                return entry.into.with_path(path if suffix is None else f"{path}.{suffix}")
+        return None
+
+    def published(self, path: str) -> str:
+        """The published name of the parameter (or segment) at `path`, for messages."""
+        for entry in self._entries:
+            target = re.escape(entry.into.path)
+            target = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", target)
+            if match := re.fullmatch(target + ("" if entry.into.whole else r"\.(?P<suffix>[^.]+)"), path):
+                numbers = match.groupdict()
+                suffix = numbers.pop("suffix", None)
+                name = _NUMBER.sub(lambda m: numbers[m[1]], entry.published)  # noqa: B023
+                return name if suffix is None else f"{name}.{suffix}"
+        return path

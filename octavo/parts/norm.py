@@ -1,0 +1,40 @@
+"""Norms. Their weights are few, and kept in float32."""
+
+import torch
+from torch import Tensor, nn
+
+from octavo import ops
+
+
+class RMSNorm(nn.Module):
+    """Root mean square norm. `offset` is added to the weight (1 in Gemma, whose weights are around 0)."""
+
+    float32_parameters = True
+
+    def __init__(self, width: int, eps: float, offset: float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width), requires_grad=False)
+        self.eps = eps
+        self.offset = offset
+
+    def prepare(self, preference: str) -> None:
+        if self.offset:
+            self.weight.data = self.weight.data + self.offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.rms_norm(x, self.weight, self.eps)
+
+
+class LayerNorm(nn.Module):
+    """Mean and variance norm, with or without weight and bias."""
+
+    float32_parameters = True
+
+    def __init__(self, width: int, eps: float, weight: bool = True, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width), requires_grad=False) if weight else None
+        self.bias = nn.Parameter(torch.empty(width), requires_grad=False) if bias else None
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.layer_norm(x, self.weight, self.bias, self.eps)

@@ -1,0 +1,71 @@
+"""Rotary positions: which angle each pair of a head turns by, and its scalings for long contexts."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from octavo import ops
+from octavo.parts.batch import Batch
+
+
+def frequencies(dim: int, base: float) -> Tensor:
+    """[dim / 2] angles per position (Su et al. 2021)."""
+    return 1.0 / base ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+
+
+def llama3_frequencies(
+    dim: int, base: float, factor: float, low_freq_factor: float, high_freq_factor: float, original_length: int
+) -> Tensor:
+    """Llama 3.1: slow pairs are slowed further by `factor`, fast ones kept, those between interpolated."""
+    plain = frequencies(dim, base)
+    wavelength = 2 * math.pi / plain
+    smooth = (original_length / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor)
+    between = (1 - smooth) * plain / factor + smooth * plain
+    slow = wavelength > original_length / low_freq_factor
+    fast = wavelength < original_length / high_freq_factor
+    return torch.where(slow, plain / factor, torch.where(fast, plain, between))
+
+
+def yarn_frequencies(
+    dim: int, base: float, factor: float, original_length: int, beta_fast: float, beta_slow: float, truncate: bool = True
+) -> Tensor:
+    """YaRN (Peng et al. 2023): pairs that turn rarely are slowed by `factor`, those that turn often are kept."""
+
+    def pair_of(rotations: float) -> float:
+        return dim * math.log(original_length / (rotations * 2 * math.pi)) / (2 * math.log(base))
+
+    low, high = pair_of(beta_fast), pair_of(beta_slow)
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)).clamp(0, 1)
+    plain = frequencies(dim, base)
+    return plain / factor * ramp + plain * (1 - ramp)
+
+
+class Rotary(nn.Module):
+    """Turns queries and keys by their positions.
+
+    Args:
+        frequencies: [pairs] angles per position; a head's first 2 * pairs values turn.
+        scale: factor of cos and sin (YaRN's attention factor).
+        interleaved: pairs are neighbours (GPT-J) instead of halves (GPT-NeoX).
+    """
+
+    def __init__(self, frequencies: Tensor, scale: float = 1.0, interleaved: bool = False) -> None:
+        super().__init__()
+        # A plain attribute: the table is computed, not loaded, and must not be moved to the meta device.
+        self.frequencies = frequencies
+        self.scale = scale
+        self.interleaved = interleaved
+
+    def _angles(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        table = self.frequencies.to(batch.positions.device)
+        angles = batch.positions.float().unsqueeze(1) * table
+        return angles.cos().mul_(self.scale), angles.sin().mul_(self.scale)
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        """`x` `[rows, heads, head_dim]`, turned."""
+        cos, sin = batch.once(id(self), lambda: self._angles(batch))
+        return ops.rotate(x, cos, sin, self.interleaved)

@@ -1,0 +1,36 @@
+"""What a part remembers between steps. The engine allocates and shares by these declarations alone."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PagedKV:
+    """Keys and values of every token, in blocks."""
+
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    window: int | None = None
+    """How many of the last tokens a query sees; None for all. Parts of one window share block tables."""
+
+    def values_per_token(self) -> int:
+        return self.kv_heads * (self.key_dim + self.value_dim)
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """A state of fixed size per request: named float32 tensors, zero at the start of a request."""
+
+    tensors: tuple[tuple[str, tuple[int, ...]], ...]
+
+    def bytes_per_request(self) -> int:
+        total = 0
+        for _, shape in self.tensors:
+            size = 4
+            for length in shape:
+                size *= length
+            total += size
+        return total
+
+
+StateSpec = PagedKV | Recurrent
