@@ -11,7 +11,7 @@ from octavo.parts.batch import Batch
 
 def frequencies(dim: int, base: float) -> Tensor:
     """[dim / 2] angles per position (Su et al. 2021)."""
-    return 1.0 / base ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    return 1.0 / base ** (torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim)
 
 
 def llama3_frequencies(
@@ -39,7 +39,7 @@ def yarn_frequencies(
     if truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
-    ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)).clamp(0, 1)
+    ramp = ((torch.arange(dim // 2, dtype=torch.float32, device="cpu") - low) / max(high - low, 0.001)).clamp(0, 1)
     plain = frequencies(dim, base)
     return plain / factor * ramp + plain * (1 - ramp)
 

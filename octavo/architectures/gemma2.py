@@ -1,0 +1,85 @@
+"""Gemma 2 (Gemma Team 2024): norms before and after each piece, capped scores and logits, windows on even layers."""
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from octavo.architectures.config import Config
+from octavo.architectures.llama import IGNORED, MLP_NAMES
+from octavo.architectures.registry import GGUFFormat, architecture
+from octavo.architectures.rope import rotary
+from octavo.parts import Attention, Block, CausalLM, Embedding, GatedMLP, Linear, Names, Residual, RMSNorm
+
+NAMES = Names(
+    {
+        "model.embed_tokens": "embed",
+        "model.layers.{i}.input_layernorm": "layers.{i}.attention.norm",
+        "model.layers.{i}.self_attn.{q|k|v}_proj": "layers.{i}.attention.inner.qkv.{q|k|v}",
+        "model.layers.{i}.self_attn.o_proj": "layers.{i}.attention.inner.o",
+        "model.layers.{i}.post_attention_layernorm": "layers.{i}.attention.post_norm",
+        "model.layers.{i}.pre_feedforward_layernorm": "layers.{i}.mlp.norm",
+        **MLP_NAMES,
+        "model.layers.{i}.post_feedforward_layernorm": "layers.{i}.mlp.post_norm",
+        "model.norm": "norm",
+        "lm_head": "head",
+    },
+    IGNORED,
+    prefix="model.",
+)
+
+
+def minus_one(weight: Tensor, c: Config) -> Tensor:
+    """llama.cpp stores Gemma's norm weights with the offset already added."""
+    return weight - 1.0
+
+
+def _gguf_config(shared: dict[str, Any], metadata: Any) -> dict[str, Any]:
+    width, heads, layers = shared["hidden_size"], shared["num_attention_heads"], shared["num_hidden_layers"]
+    # The scale of the scores is not in the file: it is the head's width, but for 27B the width over the heads.
+    scalar = width // heads if layers == 46 else shared.get("head_dim", width // heads)
+    return {"query_pre_attn_scalar": scalar, "hidden_activation": "gelu_pytorch_tanh"}
+
+
+@architecture(
+    "Gemma2ForCausalLM",
+    about="Gemma 2",
+    examples=("google/gemma-2-9b", "google/gemma-2-27b"),
+    gguf=GGUFFormat(
+        "gemma2",
+        config=_gguf_config,
+        undo={name: minus_one for name in NAMES.table if name.endswith("norm")},
+    ),
+)
+def gemma2(c: Config) -> CausalLM:
+    heads, head_dim = c.num_attention_heads, c.get("head_dim", 256)
+    norm = partial(RMSNorm, c.hidden_size, eps=c.get("rms_norm_eps", 1e-6), offset=1.0)
+    attention = partial(
+        Attention,
+        c.hidden_size,
+        heads,
+        c.get("num_key_value_heads", 4),
+        head_dim,
+        rotary=rotary(c, head_dim),
+        bias=c.get("attention_bias", False),
+        out_bias=c.get("attention_bias", False),
+        scale=c.get("query_pre_attn_scalar", 256) ** -0.5,
+        softcap=c.values.get("attn_logit_softcapping", 50.0),
+    )
+    activation = c.first("hidden_activation", default="gelu_pytorch_tanh")
+    mlp = partial(GatedMLP, c.hidden_size, c.intermediate_size, activation)
+    window = c.values.get("sliding_window", 4096)
+    sliding = [kind == "sliding_attention" for kind in c.get("layer_types", [])]
+    sliding = sliding or [i % 2 == 0 for i in range(c.num_hidden_layers)]
+    return CausalLM(
+        embed=Embedding(c.vocab_size, c.hidden_size, scale=c.hidden_size**0.5),
+        layer=lambda i: Block(
+            attention=Residual(norm(), attention(window=window if sliding[i] else None), norm()),
+            mlp=Residual(norm(), mlp(), norm()),
+        ),
+        layers=c.num_hidden_layers,
+        norm=norm(),
+        head=None if c.get("tie_word_embeddings", True) else Linear(c.hidden_size, c.vocab_size),
+        names=NAMES,
+        softcap=c.values.get("final_logit_softcapping", 30.0),
+    )

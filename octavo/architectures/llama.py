@@ -1,0 +1,112 @@
+"""Llama (Touvron et al. 2023) and the models that share its body: norm, rotary attention, norm, gated feed-forward."""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, nn
+
+from octavo.architectures.config import Config
+from octavo.architectures.registry import GGUFFormat, architecture
+from octavo.architectures.rope import rotary
+from octavo.parts import Attention, Block, CausalLM, Embedding, GatedMLP, Linear, Names, Residual, RMSNorm
+
+ATTENTION_NAMES = {
+    "model.embed_tokens": "embed",
+    "model.layers.{i}.input_layernorm": "layers.{i}.attention.norm",
+    "model.layers.{i}.self_attn.{q|k|v}_proj": "layers.{i}.attention.inner.qkv.{q|k|v}",
+    "model.layers.{i}.self_attn.o_proj": "layers.{i}.attention.inner.o",
+    "model.layers.{i}.post_attention_layernorm": "layers.{i}.mlp.norm",
+    "model.norm": "norm",
+    "lm_head": "head",
+}
+MLP_NAMES = {
+    "model.layers.{i}.mlp.{gate|up}_proj": "layers.{i}.mlp.inner.gate_up.{gate|up}",
+    "model.layers.{i}.mlp.down_proj": "layers.{i}.mlp.inner.down",
+}
+# Buffers of older transformers, recomputed here.
+IGNORED = ("model.layers.{i}.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq")
+NAMES = Names({**ATTENTION_NAMES, **MLP_NAMES}, IGNORED, prefix="model.")
+
+
+def llama_body(
+    c: Config,
+    *,
+    qkv_bias: bool = False,
+    out_bias: bool = False,
+    kv_heads: int | None = None,
+    window: Callable[[int], int | None] = lambda layer: None,
+    mlp: Callable[[], nn.Module],
+    names: Names = NAMES,
+) -> CausalLM:
+    """The shared body. `window` gives each layer's sliding window, `mlp` makes a layer's feed-forward."""
+    heads = c.num_attention_heads
+    head_dim = c.get("head_dim", c.hidden_size // heads)
+    norm = partial(RMSNorm, c.hidden_size, eps=c.get("rms_norm_eps", 1e-6))
+    turn = rotary(c, head_dim)
+    attention = partial(
+        Attention,
+        c.hidden_size,
+        heads,
+        c.get("num_key_value_heads", kv_heads or heads),
+        head_dim,
+        rotary=turn,
+        bias=qkv_bias,
+        out_bias=out_bias,
+    )
+    tied = c.get("tie_word_embeddings", False)
+    return CausalLM(
+        embed=Embedding(c.vocab_size, c.hidden_size),
+        layer=lambda i: Block(
+            attention=Residual(norm(), attention(window=window(i))),
+            mlp=Residual(norm(), mlp()),
+        ),
+        layers=c.num_hidden_layers,
+        norm=norm(),
+        head=None if tied else Linear(c.hidden_size, c.vocab_size),
+        names=names,
+    )
+
+
+def gated_mlp(c: Config, bias: bool = False) -> Callable[[], GatedMLP]:
+    return partial(GatedMLP, c.hidden_size, c.intermediate_size, c.get("hidden_act", "silu"), bias)
+
+
+def unpermute(heads_key: str) -> Callable[[Tensor, Config], Tensor]:
+    """llama.cpp stores q and k with each head's pairs side by side; this puts them back in halves."""
+
+    def undo(weight: Tensor, c: Config) -> Tensor:
+        heads = c.get(heads_key, c.num_attention_heads)
+        rest = weight.shape[1:]
+        return weight.view(heads, -1, 2, *rest).transpose(1, 2).reshape(weight.shape)
+
+    return undo
+
+
+UNPERMUTE = {
+    "model.layers.{i}.self_attn.q_proj": unpermute("num_attention_heads"),
+    "model.layers.{i}.self_attn.k_proj": unpermute("num_key_value_heads"),
+}
+
+
+@architecture(
+    "LlamaForCausalLM",
+    "LLaMAForCausalLM",
+    about="Llama 3.1, Llama 3, Llama 2, LLaMA, Yi, SmolLM",
+    examples=("meta-llama/Meta-Llama-3.1-8B-Instruct", "meta-llama/Llama-2-70b-hf", "01-ai/Yi-34B"),
+    gguf=GGUFFormat("llama", undo=UNPERMUTE, when=lambda metadata: not metadata.get("llama.expert_count")),
+)
+def llama(c: Config) -> CausalLM:
+    bias = c.get("attention_bias", False)
+    return llama_body(c, qkv_bias=bias, out_bias=bias, mlp=gated_mlp(c, c.get("mlp_bias", False)))
+
+
+@architecture("AquilaForCausalLM", about="Aquila, Aquila2", examples=("BAAI/Aquila-7B", "BAAI/AquilaChat-7B"))
+@architecture("XverseForCausalLM", about="XVERSE", examples=("xverse/XVERSE-7B-Chat", "xverse/XVERSE-65B-Chat"))
+def plain_llama(c: Config) -> CausalLM:
+    return llama_body(c, mlp=gated_mlp(c))
+
+
+@architecture("InternLMForCausalLM", about="InternLM", examples=("internlm/internlm-7b", "internlm/internlm-chat-7b"))
+def internlm(c: Config) -> CausalLM:
+    bias = c.get("bias", True)
+    return llama_body(c, qkv_bias=bias, out_bias=bias, mlp=gated_mlp(c))

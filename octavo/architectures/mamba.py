@@ -1,0 +1,78 @@
+"""Mamba (Gu & Dao 2023): a state of fixed size in place of attention."""
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.architectures.config import Config
+from octavo.architectures.registry import GGUFFormat, architecture
+from octavo.parts import Block, CausalLM, Embedding, Into, Linear, MambaMixer, Names, Residual, RMSNorm
+from octavo.parts.names import parameter
+
+
+def _drop_middle(weight: Tensor) -> Tensor:
+    """A depthwise convolution's [channels, 1, kernel] as [channels, kernel]."""
+    return weight.squeeze(1) if weight.dim() == 3 else weight
+
+
+MIXER = "backbone.layers.{i}.mixer"
+NAMES = Names(
+    {
+        "backbone.embeddings": "embed",
+        "backbone.layers.{i}.norm": "layers.{i}.mixer.norm",
+        f"{MIXER}.{{in|x|dt|out}}_proj": "layers.{i}.mixer.inner.{in|x|dt|out}_proj",
+        f"{MIXER}.conv1d.weight": parameter("layers.{i}.mixer.inner.conv_weight", _drop_middle),
+        f"{MIXER}.conv1d.bias": parameter("layers.{i}.mixer.inner.conv_bias"),
+        f"{MIXER}.A_log": parameter("layers.{i}.mixer.inner.a_log"),
+        f"{MIXER}.D": parameter("layers.{i}.mixer.inner.d"),
+        "backbone.norm_f": "norm",
+        "lm_head": Into("head"),
+    },
+    prefix="backbone.",
+)
+
+
+def _gguf_config(shared: dict[str, Any], metadata: Any) -> dict[str, Any]:
+    return {
+        "state_size": metadata["mamba.ssm.state_size"],
+        "conv_kernel": metadata["mamba.ssm.conv_kernel"],
+        "intermediate_size": metadata["mamba.ssm.inner_size"],
+        "time_step_rank": metadata["mamba.ssm.time_step_rank"],
+        "layer_norm_epsilon": shared["rms_norm_eps"],
+        "max_position_embeddings": None,
+    }
+
+
+@architecture(
+    "MambaForCausalLM",
+    about="Mamba",
+    examples=("state-spaces/mamba-130m-hf", "state-spaces/mamba-790m-hf", "state-spaces/mamba-2.8b-hf"),
+    gguf=GGUFFormat("mamba", config=_gguf_config, undo={f"{MIXER}.A_log": lambda a, c: torch.log(-a)}),
+)
+def mamba(c: Config) -> CausalLM:
+    width = c.hidden_size
+    norm = partial(RMSNorm, width, eps=c.get("layer_norm_epsilon", 1e-5))
+    channels = c.get("intermediate_size", int(c.get("expand", 2) * width))
+    rank = c.get("time_step_rank", "auto")
+    mixer = partial(
+        MambaMixer,
+        width,
+        channels,
+        c.get("state_size", 16),
+        c.get("conv_kernel", 4),
+        math.ceil(width / 16) if rank == "auto" else rank,
+        c.get("hidden_act", "silu"),
+        bias=c.get("use_bias", False),
+        conv_bias=c.get("use_conv_bias", True),
+    )
+    return CausalLM(
+        embed=Embedding(c.vocab_size, width),
+        layer=lambda i: Block(mixer=Residual(norm(), mixer())),
+        layers=c.num_hidden_layers,
+        norm=norm(),
+        head=None if c.get("tie_word_embeddings", True) else Linear(width, c.vocab_size),
+        names=NAMES,
+    )

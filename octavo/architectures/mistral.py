@@ -1,0 +1,57 @@
+"""Mistral (Jiang et al. 2023): Llama's body with a sliding window; Mixtral (2024): with experts."""
+
+from functools import partial
+
+from octavo.architectures.config import Config
+from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, UNPERMUTE, gated_mlp, llama_body
+from octavo.architectures.registry import GGUFFormat, architecture
+from octavo.parts import CausalLM, GatedMLP, MoE, Names, softmax_then_choose
+
+KV_HEADS = 8  # of Mistral's first config, which leaves the key out
+
+MIXTRAL_NAMES = Names(
+    {
+        **ATTENTION_NAMES,
+        "model.layers.{i}.block_sparse_moe.gate": "layers.{i}.mlp.inner.router",
+        "model.layers.{i}.block_sparse_moe.experts.{e}.{w1|w3}": "layers.{i}.mlp.inner.experts.{e}.gate_up.{gate|up}",
+        "model.layers.{i}.block_sparse_moe.experts.{e}.w2": "layers.{i}.mlp.inner.experts.{e}.down",
+    },
+    IGNORED,
+    prefix="model.",
+)
+
+
+@architecture(
+    "MistralForCausalLM",
+    about="Mistral, Mistral-Instruct",
+    examples=("mistralai/Mistral-7B-v0.1", "mistralai/Mistral-7B-Instruct-v0.1"),
+)
+def mistral(c: Config) -> CausalLM:
+    window = c.values.get("sliding_window", 4096)  # null means none
+    return llama_body(c, kv_heads=KV_HEADS, window=lambda layer: window, mlp=gated_mlp(c))
+
+
+@architecture(
+    "MixtralForCausalLM",
+    about="Mixtral-8x7B, Mixtral-8x22B",
+    examples=("mistralai/Mixtral-8x7B-v0.1", "mistralai/Mixtral-8x7B-Instruct-v0.1"),
+    gguf=GGUFFormat(
+        "llama",
+        config=lambda shared, metadata: {
+            "num_local_experts": metadata["llama.expert_count"],
+            "num_experts_per_tok": metadata["llama.expert_used_count"],
+        },
+        undo=UNPERMUTE,
+        when=lambda metadata: bool(metadata.get("llama.expert_count")),
+    ),
+)
+def mixtral(c: Config) -> CausalLM:
+    expert = partial(GatedMLP, c.hidden_size, c.intermediate_size, c.get("hidden_act", "silu"))
+    count, top_k = c.get("num_local_experts", 8), c.get("num_experts_per_tok", 2)
+    return llama_body(
+        c,
+        kv_heads=KV_HEADS,
+        window=lambda layer: c.get("sliding_window"),
+        mlp=lambda: MoE(c.hidden_size, [expert() for _ in range(count)], softmax_then_choose(top_k)),
+        names=MIXTRAL_NAMES,
+    )

@@ -1,0 +1,26 @@
+"""Qwen2 and Qwen2.5 (Yang et al. 2024): Llama's body with biases on q, k and v, and windows on late layers if asked."""
+
+from octavo.architectures.config import Config
+from octavo.architectures.llama import gated_mlp, llama_body
+from octavo.architectures.registry import GGUFFormat, architecture
+from octavo.parts import CausalLM
+
+
+@architecture(
+    "Qwen2ForCausalLM",
+    about="Qwen2, Qwen2.5, QwQ",
+    examples=("Qwen/Qwen2-7B-Instruct", "Qwen/Qwen2-7B"),
+    gguf=GGUFFormat("qwen2"),
+)
+def qwen2(c: Config) -> CausalLM:
+    return llama_body(c, qkv_bias=True, kv_heads=32, window=_windows(c).__getitem__, mlp=gated_mlp(c))
+
+
+def _windows(c: Config) -> list[int | None]:
+    """Each layer's window: none unless use_sliding_window, and then only from layer max_window_layers on."""
+    layers = c.num_hidden_layers
+    window = c.get("sliding_window", 4096) if c.get("use_sliding_window", False) else None
+    kinds = c.get("layer_types") or [
+        "sliding_attention" if i >= c.get("max_window_layers", 28) else "full_attention" for i in range(layers)
+    ]
+    return [window if kind == "sliding_attention" else None for kind in kinds]

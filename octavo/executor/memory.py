@@ -1,0 +1,167 @@
+"""How much memory there is, and the model's caches in it."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from octavo.config import EngineArgs
+from octavo.errors import ConfigError
+from octavo.executor.step import CacheShape
+from octavo.parts import PagedKV, Recurrent, StateSpec
+from octavo.sizes import format_size
+
+log = logging.getLogger("octavo")
+
+SHARE_OF_FREE = 0.6
+"""Of a CPU's free memory, what the caches take by default at most. Pages are touched only as they fill."""
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that are free on `device`; on a CPU also within this process's control group."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = int(psutil.virtual_memory().available)
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):  # no such control group, or no limit ("max")
+            continue
+    return max(0, free)
+
+
+@dataclass
+class Caches:
+    """The tensors of every state, and their shape in the scheduler's terms."""
+
+    shape: CacheShape
+    paged: list[tuple[Tensor, Tensor] | None]
+    """Key and value cache for each state of the model; None for recurrent ones."""
+    recurrent: list[dict[str, Tensor] | None]
+    group_of: list[int]
+    """Which group of block tables each paged state uses; -1 for recurrent ones."""
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros whose pages the system provides when they are first written."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    return torch.from_numpy(np.zeros(count, dtype=np.uint8)).view(dtype).view(shape)
+
+
+def allocate_caches(
+    states: Sequence[StateSpec], args: EngineArgs, dtype: torch.dtype, device: torch.device, max_model_len: int
+) -> Caches:
+    """Room for the states of a model, as much as asked for or as the machine has and the model can use.
+
+    Raises ConfigError where the memory asked for is not there, or does not hold one block.
+    """
+    paged = [s for s in states if isinstance(s, PagedKV)]
+    windows = tuple(dict.fromkeys(s.window for s in paged))
+    slabs = _slabs(paged, windows)
+    block_bytes = sum(s.values_per_token() for s in slabs) * args.block_size * dtype.itemsize
+    slot_bytes = sum(s.bytes_per_request() for s in states if isinstance(s, Recurrent))
+    free, asked = available_memory(device), args.kv_cache_bytes
+    if asked is not None and asked > free:
+        raise ConfigError(
+            f"kv_cache_memory={format_size(asked)} is more than the {format_size(free)} that are free; ask for less."
+        )
+    budget = asked if asked is not None else _default_budget(free, args, device)
+    blocks_a_request = -(-max_model_len // args.block_size) * len(windows)
+    sequences, useful = _sequences(args, slot_bytes, budget), 0
+    if paged:
+        useful = blocks_a_request * args.max_num_seqs
+        budget -= slot_bytes * sequences
+        num_blocks = min(useful, budget // block_bytes)
+        if num_blocks < len(windows):
+            raise ConfigError(
+                f"the KV cache has {format_size(max(0, budget))}, which does not hold one block "
+                f"({format_size(block_bytes)}). Set kv_cache_memory to more, or free memory."
+            )
+    else:
+        num_blocks = 0
+    shape = CacheShape(num_blocks, args.block_size, windows, slot_bytes > 0, sequences)
+    _report(shape, block_bytes, slot_bytes, max_model_len)
+    return _create(states, shape, slabs, dtype, device)
+
+
+def _default_budget(free: int, args: EngineArgs, device: torch.device) -> int:
+    if device.type == "cuda":
+        total = torch.cuda.mem_get_info(device)[1]
+        return max(0, int(free - total * (1 - args.gpu_memory_utilization)))
+    return int(free * SHARE_OF_FREE)
+
+
+def _sequences(args: EngineArgs, slot_bytes: int, budget: int) -> int:
+    """How many sequences may run at a time."""
+    if not slot_bytes:
+        return args.max_num_seqs
+    fit = budget // slot_bytes - 1
+    if fit < 1:
+        raise ConfigError(
+            f"one request's state takes {format_size(slot_bytes)}, and there are {format_size(budget)}. Set "
+            "kv_cache_memory to more, or free memory."
+        )
+    return int(min(args.max_num_seqs, fit))
+
+
+def _slabs(paged: Sequence[PagedKV], windows: Sequence[int | None]) -> list[PagedKV]:
+    """The caches to create. Groups share them where the shapes agree: a block belongs to one group at a time."""
+    groups = [[s for s in paged if s.window == w] for w in windows]
+    shapes = {(s.kv_heads, s.key_dim, s.value_dim) for s in paged}
+    return max(groups, key=len) if len(shapes) == 1 and groups else list(paged)
+
+
+def _report(shape: CacheShape, block_bytes: int, slot_bytes: int, max_model_len: int) -> None:
+    parts = []
+    if shape.num_blocks:
+        tokens = shape.num_blocks // len(shape.windows) * shape.block_size
+        size = format_size(shape.num_blocks * block_bytes)
+        requests = tokens / max_model_len
+        parts.append(
+            f"KV cache: {size}, {shape.num_blocks} blocks of {shape.block_size} tokens, {tokens} tokens, "
+            f"{requests:.1f} requests of {max_model_len} tokens"
+        )
+    if slot_bytes:
+        parts.append(f"states: {format_size(slot_bytes)} a request, {shape.max_sequences} requests")
+    log.info("; ".join(parts))
+
+
+def _create(
+    states: Sequence[StateSpec], shape: CacheShape, slabs: list[PagedKV], dtype: torch.dtype, device: torch.device
+) -> Caches:
+    blocks = shape.num_blocks + 1  # block 0 is nobody's: what tables hold for blocks given back
+    tensors = [
+        tuple(
+            _zeros((blocks, s.kv_heads, shape.block_size, dim), dtype, device) for dim in (s.key_dim, s.value_dim)
+        )
+        for s in slabs
+    ]
+    shared = len(tensors) < sum(isinstance(s, PagedKV) for s in states)
+    seen = dict.fromkeys(range(len(shape.windows)), 0)
+    caches = Caches(shape, [], [], [])
+    paged_index = 0
+    for spec in states:
+        if isinstance(spec, PagedKV):
+            group = shape.windows.index(spec.window)
+            key, value = tensors[seen[group] if shared else paged_index]
+            seen[group] += 1
+            paged_index += 1
+            caches.paged.append((key, value))
+            caches.recurrent.append(None)
+            caches.group_of.append(group)
+        else:
+            named = {n: _zeros((shape.max_sequences, *s), torch.float32, device) for n, s in spec.tensors}
+            caches.paged.append(None)
+            caches.recurrent.append(named)
+            caches.group_of.append(-1)
+    return caches

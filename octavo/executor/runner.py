@@ -1,0 +1,149 @@
+"""Runs a model's steps in this process: the engine's integers to tensors, the model, the sampler."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octavo.config import EngineArgs
+from octavo.executor.memory import Caches, allocate_caches
+from octavo.executor.sampler import describe, sample
+from octavo.executor.step import CacheShape, SequenceResult, SequenceStep
+from octavo.loading.model import LoadedModel
+from octavo.ops import SequenceRun, plan_attention
+from octavo.outputs import TokenLogprobs
+from octavo.parts import Batch, PagedView, RecurrentView
+from octavo.parts.batch import RecurrentPlan, RecurrentRun, StateView
+
+MIN_ROWS = 8
+"""A batch is padded to so many rows: products of fewer are no faster, and would each be padded by themselves."""
+LOGITS_ROWS = 64
+"""Rows of logits held at a time for log-probabilities of a prompt."""
+
+
+class ModelRunner:
+    """A loaded model, its caches and block tables.
+
+    Args:
+        loaded: the model.
+        args: the engine's options.
+    """
+
+    def __init__(self, loaded: LoadedModel, args: EngineArgs) -> None:
+        self.model, self.device = loaded.model, loaded.device
+        self.caches: Caches = allocate_caches(
+            loaded.model.states, args, loaded.dtype, loaded.device, loaded.max_model_len
+        )
+        shape = self.caches.shape
+        width = -(-loaded.max_model_len // shape.block_size) + 1
+        self._tables = [
+            torch.zeros(shape.max_sequences, width, dtype=torch.int64, device=self.device) for _ in shape.windows
+        ]
+
+    @property
+    def shape(self) -> CacheShape:
+        return self.caches.shape
+
+    @torch.inference_mode()
+    def execute(self, steps: Sequence[SequenceStep]) -> list[SequenceResult]:
+        """Compute one step. The results are in the order of `steps`."""
+        batch = self._batch(steps)
+        hidden = self.model(batch)
+        results = [SequenceResult() for _ in steps]
+        first = 0
+        sampled: list[tuple[int, int]] = []
+        for i, step in enumerate(steps):
+            count = len(step.token_ids)
+            rows = hidden[first : first + count]
+            if step.prompt_logprobs is not None and step.prompt_targets:
+                results[i].prompt_logprobs = self._prompt_logprobs(rows, step.prompt_targets, step.prompt_logprobs)
+            if step.pooler is not None:
+                step.pooler.add(rows, batch.tokens[first : first + count])
+                if step.pool_finishes:
+                    results[i].pooled = step.pooler.result(step.dimensions).cpu()
+            if step.sampling is not None:
+                sampled.append((i, first + count - 1))
+            first += count
+        if sampled:
+            self._sample(hidden, sampled, steps, results)
+        return results
+
+    def _sample(
+        self,
+        hidden: Tensor,
+        sampled: list[tuple[int, int]],
+        steps: Sequence[SequenceStep],
+        results: list[SequenceResult],
+    ) -> None:
+        states = [state for i, _ in sampled if (state := steps[i].sampling) is not None]
+        if len(sampled) == hidden.shape[0]:
+            logits = self.model.logits(hidden)
+        else:
+            logits = self.model.logits(hidden[torch.tensor([row for _, row in sampled], device=self.device)])
+        for (i, _), choice in zip(sampled, sample(logits, states), strict=True):
+            results[i].token_id, results[i].logprobs = choice.token_id, choice.logprobs
+            results[i].error = choice.error
+
+    def _prompt_logprobs(self, hidden: Tensor, targets: list[int], count: int) -> list[TokenLogprobs]:
+        out: list[TokenLogprobs] = []
+        for first in range(0, len(targets), LOGITS_ROWS):
+            part = targets[first : first + LOGITS_ROWS]
+            logits = self.model.logits(hidden[first : first + len(part)])
+            chosen = torch.tensor(part, device=self.device)
+            out += describe(torch.log_softmax(logits, -1), chosen, [count] * len(part))
+        return out
+
+    def _batch(self, steps: Sequence[SequenceStep]) -> Batch:
+        tokens: list[int] = []
+        runs = []
+        for step in steps:
+            runs.append(SequenceRun(len(tokens), len(step.token_ids), step.start, step.row))
+            tokens += step.token_ids
+            for table, (at, blocks) in zip(self._tables, step.new_blocks, strict=True):
+                if blocks:
+                    table[step.row, at : at + len(blocks)] = torch.tensor(blocks, device=self.device)
+            if step.restarts:
+                self._zero(step.row)
+        count = len(tokens)
+        counts = [r.num_tokens for r in runs]
+        starts = np.array([r.start - r.first_row for r in runs], dtype=np.int64)
+        positions = np.arange(count) + np.repeat(starts, counts)
+        padding = max(0, MIN_ROWS - count)
+        return Batch(
+            tokens=torch.tensor(tokens + [0] * padding, device=self.device),
+            positions=torch.from_numpy(np.pad(positions, (0, padding))).to(self.device),
+            num_tokens=count,
+            states=self._views(runs, count),
+        )
+
+    def _zero(self, row: int) -> None:
+        for tensors in self.caches.recurrent:
+            for tensor in (tensors or {}).values():
+                tensor[row].zero_()
+
+    def _views(self, runs: Sequence[SequenceRun], count: int) -> list[StateView]:
+        shape = self.caches.shape
+        plans = [
+            plan_attention(runs, table, shape.block_size, window, count)
+            for table, window in zip(self._tables, shape.windows, strict=True)
+        ]
+        recurrent = self._recurrent_plan(runs) if shape.recurrent else None
+        views: list[StateView] = []
+        for cache, tensors, group in zip(
+            self.caches.paged, self.caches.recurrent, self.caches.group_of, strict=True
+        ):
+            if cache is not None:
+                views.append(PagedView(cache[0], cache[1], plans[group]))
+            elif tensors is not None and recurrent is not None:
+                views.append(RecurrentView(tensors, recurrent))
+        return views
+
+    def _recurrent_plan(self, runs: Sequence[SequenceRun]) -> RecurrentPlan:
+        single = [r for r in runs if r.num_tokens == 1]
+        return RecurrentPlan(
+            step_rows=torch.tensor([r.first_row for r in single], dtype=torch.long, device=self.device),
+            step_slots=torch.tensor([r.table_row for r in single], dtype=torch.long, device=self.device),
+            step_positions=torch.tensor([r.start for r in single], dtype=torch.long, device=self.device),
+            runs=[RecurrentRun(r.first_row, r.num_tokens, r.start, r.table_row) for r in runs if r.num_tokens > 1],
+        )

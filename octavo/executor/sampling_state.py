@@ -1,0 +1,56 @@
+"""What the sampler keeps for one sequence."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from octavo.params import SamplingParams
+
+_MASK = (1 << 64) - 1
+
+
+def mix(a: int, b: int) -> int:
+    """A 64-bit hash of two integers (the finalizer of SplitMix64)."""
+    z = (a * 0x9E3779B97F4A7C15 + b + 0x9E3779B97F4A7C15) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)
+
+
+@dataclass(eq=False)
+class SamplingState:
+    """A sequence's sampling values, and what it has seen so far."""
+
+    params: SamplingParams
+    seed: int
+    """Its randomness: the draw for output token t is a hash of (seed, t), whatever else runs."""
+    prompt_token_ids: list[int]
+    stop_ids: frozenset[int]
+    """Tokens that may not come before `min_tokens`."""
+    bad_words: list[list[int]] = field(default_factory=list)
+    output_token_ids: list[int] = field(default_factory=list)
+    _counts: Tensor | None = None
+    _in_prompt: Tensor | None = None
+    _counted: int = 0
+
+    def draw(self) -> float:
+        """A number in [0, 1) for the next token."""
+        return (mix(self.seed, len(self.output_token_ids)) >> 11) / (1 << 53)
+
+    @property
+    def has_penalties(self) -> bool:
+        p = self.params
+        return p.presence_penalty != 0 or p.frequency_penalty != 0 or p.repetition_penalty != 1
+
+    def counts(self, vocab: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """How often each token was generated, [vocab], and whether it is in the prompt, [vocab] bool."""
+        if self._counts is None or self._in_prompt is None or self._counted > len(self.output_token_ids):
+            self._counts = torch.zeros(vocab, device=device)
+            self._in_prompt = torch.zeros(vocab, dtype=torch.bool, device=device)
+            self._in_prompt[torch.tensor(self.prompt_token_ids, dtype=torch.long, device=device)] = True
+            self._counted = 0
+        for token in self.output_token_ids[self._counted :]:
+            self._counts[token] += 1
+        self._counted = len(self.output_token_ids)
+        return self._counts, self._in_prompt

@@ -1,0 +1,59 @@
+"""What the engine hands to the executor for a step, and what comes back."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from octavo.executor.sampling_state import SamplingState
+from octavo.outputs import TokenLogprobs
+from octavo.parts import Pooler
+
+
+@dataclass(slots=True)
+class SequenceStep:
+    """One sequence's share of a step."""
+
+    row: int
+    """Its row in the block tables, which is also its slot in states of fixed size."""
+    token_ids: list[int]
+    """The tokens to compute."""
+    start: int
+    """Position of the first of them."""
+    new_blocks: list[tuple[int, list[int]]]
+    """For each group of the cache: where in the row's block table to write, and the blocks."""
+    restarts: bool
+    """The row begins a sequence, or begins one anew: its fixed-size states are zeroed."""
+    sampling: SamplingState | None = None
+    """Choose the next token after the last one; None while more of the prompt is to come, and for pooling."""
+    prompt_logprobs: int | None = None
+    """How many log-probabilities to give for each of `prompt_targets`."""
+    prompt_targets: list[int] = field(default_factory=list)
+    """The prompt's own next tokens, for the first rows of this share."""
+    pooler: Pooler | None = None
+    pool_finishes: bool = False
+    dimensions: int | None = None
+
+
+@dataclass(slots=True)
+class SequenceResult:
+    """What a step gave for one sequence."""
+
+    token_id: int | None = None
+    logprobs: TokenLogprobs | None = None
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    pooled: Tensor | None = None
+    error: str | None = None
+    """Why this sequence cannot go on; the others are not concerned."""
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """What the executor has room for, in the scheduler's terms."""
+
+    num_blocks: int
+    block_size: int
+    windows: tuple[int | None, ...]
+    """One for each group of layers that shares block tables; empty for models without a paged cache."""
+    recurrent: bool
+    """Whether some part has a state of fixed size, which a prefix cache cannot serve."""
+    max_sequences: int

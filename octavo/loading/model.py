@@ -1,0 +1,242 @@
+"""A model ready to run: composed from its config, filled from its checkpoint, with its tokenizer."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from octavo.architectures import Architecture, Config, all_architectures, find_architecture
+from octavo.architectures.rope import position_limit
+from octavo.config import EngineArgs
+from octavo.errors import CheckpointError, ConfigError, UnsupportedModelError, did_you_mean
+from octavo.loading.checkpoint import PlainSource, TensorSource, checkpoint_tensors, read_json
+from octavo.loading.gguf import GGUFFile, shared_config, tensor_names
+from octavo.loading.gguf_tokenizer import gguf_tokenizer
+from octavo.loading.source import ModelFiles, find_model, find_tokenizer
+from octavo.loading.tokenizer import Tokenizer, load_tokenizer
+from octavo.loading.weights import WeightLoader
+from octavo.parts import CausalLM
+
+log = logging.getLogger("octavo")
+
+DTYPES = {
+    "float32": torch.float32,
+    "float": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "half": torch.float16,
+}
+DEFAULT_LENGTH = 8192
+"""The longest request of a model whose config sets no bound."""
+
+
+@dataclass
+class LoadedModel:
+    """What the engine runs."""
+
+    model: CausalLM
+    config: Config
+    architecture: Architecture
+    tokenizer: Tokenizer | None
+    dtype: torch.dtype
+    device: torch.device
+    max_model_len: int
+    eos_token_ids: frozenset[int]
+    generation_config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class _Checkpoint:
+    """A model's config, and its tensors under published names."""
+
+    config: Config
+    architecture: Architecture
+    gguf: GGUFFile | None
+    files: ModelFiles
+    load_format: str
+
+    def tensors(self, model: CausalLM) -> Iterator[tuple[str, TensorSource]]:
+        if self.gguf is None:
+            return checkpoint_tensors(self.files.path, self.load_format)
+        return _gguf_tensors(self.gguf, self.architecture, self.config, model)
+
+
+def load_model(args: EngineArgs) -> LoadedModel:
+    """Find, read and lay out the model of `args`.
+
+    Raises the errors of octavo.errors for everything that can be wrong with its name, files or options.
+    """
+    checkpoint = _open(args)
+    config, device = checkpoint.config, _device(args)
+    dtype = _dtype(args.dtype, config, device, checkpoint.gguf is not None)
+    with torch.device("meta"):
+        model = checkpoint.architecture.build(config)
+    if args.task not in ("auto", "generate"):
+        model.drop_head()
+    tokenizer = None if args.skip_tokenizer_init else _tokenizer(args, checkpoint)
+    WeightLoader(model, dtype, device, args.ops).load(checkpoint.tensors(model), str(checkpoint.files.path))
+    generation = _generation_config(args, checkpoint.files)
+    return LoadedModel(
+        model=model.eval(),
+        config=config,
+        architecture=checkpoint.architecture,
+        tokenizer=tokenizer,
+        dtype=dtype,
+        device=device,
+        max_model_len=_max_model_len(args, config),
+        eos_token_ids=_eos_tokens(config, generation, tokenizer),
+        generation_config=generation,
+    )
+
+
+def _open(args: EngineArgs) -> _Checkpoint:
+    files = find_model(args)
+    if files.is_gguf:
+        gguf = GGUFFile(files.path)
+        architecture = _gguf_architecture(gguf)
+        assert architecture.gguf is not None
+        shared = shared_config(gguf)
+        values = {**shared, **architecture.gguf.config(shared, gguf.metadata), "architectures": [architecture.name]}
+        return _Checkpoint(Config({**values, **args.hf_overrides}), architecture, gguf, files, args.load_format)
+    values = {**read_json(files.path / "config.json"), **args.hf_overrides}
+    names = values.get("architectures")
+    if not isinstance(names, list) or not names:
+        raise CheckpointError(
+            f"{files.path / 'config.json'} does not say its architecture ('architectures'). Add it with "
+            "hf_overrides={'architectures': ['LlamaForCausalLM']} if you know it."
+        )
+    return _Checkpoint(Config(values), find_architecture(names), None, files, args.load_format)
+
+
+def _gguf_architecture(file: GGUFFile) -> Architecture:
+    served = [a for a in all_architectures().values() if a.gguf is not None]
+    for architecture in served:
+        if architecture.gguf and architecture.gguf.arch == file.arch and architecture.gguf.when(file.metadata):
+            return architecture
+    known = {a.gguf.arch for a in served if a.gguf}
+    raise UnsupportedModelError(
+        f"{file.path} is a GGUF of architecture {file.arch!r}, which Octavo does not read."
+        f"{did_you_mean(file.arch, known)} It reads {', '.join(sorted(known))}."
+    )
+
+
+def _gguf_tensors(
+    file: GGUFFile, architecture: Architecture, config: Config, model: CausalLM
+) -> Iterator[tuple[str, TensorSource]]:
+    """The file's tensors under published names, undone where llama.cpp changes them."""
+    assert architecture.gguf is not None
+    templates = [name for name, _ in model.names.entries()]
+    names = tensor_names(file.arch, len(model.layers), iter(templates))
+    undo = {_filled(t, i): f for t, f in _undo(architecture, templates) for i in range(len(model.layers))}
+    for stored in file.tensors:
+        if stored == "rope_freqs.weight":  # read with the config
+            continue
+        module, _, suffix = stored.rpartition(".")
+        name = names.get(stored) or (f"{names[module]}.{suffix}" if module in names else stored)
+        source = file.source(stored)
+        change = undo.get(name) or undo.get(name.rpartition(".")[0])
+        if "{e}" in name:
+            for e in range(source.shape[0]):
+                yield name.replace("{e}", str(e)), source.item(e)
+        elif change is not None:
+            yield name, PlainSource(change(source.read(), config))
+        else:
+            yield name, source
+
+
+def _undo(architecture: Architecture, templates: list[str]) -> Iterator[tuple[str, Any]]:
+    """What llama.cpp changed, by published template with its alternatives spelled out."""
+    assert architecture.gguf is not None
+    from octavo.parts.names import Names
+
+    for key, function in architecture.gguf.undo.items():
+        for name, _ in Names({key: key}).entries():
+            yield name, function
+
+
+def _filled(template: str, layer: int) -> str:
+    return template.replace("{i}", str(layer))
+
+
+def _device(args: EngineArgs) -> torch.device:
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    if args.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(args.device)
+    except RuntimeError as error:
+        raise ConfigError(f"device={args.device!r} is unknown; give cpu, cuda or cuda:1.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device={args.device!r}: PyTorch sees no GPU here. Use device='cpu'.")
+    return device
+
+
+def _dtype(wanted: str, config: Config, device: torch.device, quantized: bool) -> torch.dtype:
+    """`auto` is the checkpoint's own; a CPU computes float16 and dequantized weights in bfloat16 if it can at speed."""
+    if wanted != "auto":
+        return DTYPES[wanted]
+    stored = str(config.first("dtype", "torch_dtype", default="bfloat16" if quantized else "float32"))
+    dtype = DTYPES.get(stored.removeprefix("torch."), torch.float32)
+    if device.type == "cpu" and dtype != torch.float32:
+        dtype = torch.bfloat16 if _fast_bfloat16() else torch.float32
+        if stored != "bfloat16" or dtype == torch.float32:
+            log.info("dtype auto: %s weights are computed in %s on this CPU", stored, str(dtype).removeprefix("torch."))
+    return dtype
+
+
+def _fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 natively (AVX-512 BF16, AMX, or Arm's BF16)."""
+    bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    if bf16 is None or amx is None:
+        return False
+    if bf16() or amx():
+        return True
+    try:
+        return "bf16" in Path("/proc/cpuinfo").read_text().split("Features", 1)[1].split("\n", 1)[0]
+    except (OSError, IndexError):
+        return False
+
+
+def _max_model_len(args: EngineArgs, config: Config) -> int:
+    limit = position_limit(config)
+    if args.max_model_len is None:
+        return limit or DEFAULT_LENGTH
+    if limit is not None and args.max_model_len > limit:
+        raise ConfigError(
+            f"max_model_len={args.max_model_len} is more than the {limit} tokens that this model's positions reach."
+        )
+    return args.max_model_len
+
+
+def _generation_config(args: EngineArgs, files: ModelFiles) -> dict[str, Any]:
+    if args.generation_config == "none":
+        return {}
+    folder = files.path if args.generation_config == "auto" else Path(args.generation_config)
+    path = folder / "generation_config.json"
+    if args.generation_config != "auto" and not path.is_file():
+        raise ConfigError(f"generation_config={args.generation_config!r}: there is no {path}.")
+    return read_json(path) if folder.is_dir() and path.is_file() else {}
+
+
+def _eos_tokens(config: Config, generation: dict[str, Any], tokenizer: Tokenizer | None) -> frozenset[int]:
+    """Tokens that end an answer: all that the model's files name."""
+    found: set[int] = set()
+    for value in (config.values.get("eos_token_id"), generation.get("eos_token_id")):
+        found.update(v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int))
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        found.add(tokenizer.eos_token_id)
+    return frozenset(found)
+
+
+def _tokenizer(args: EngineArgs, checkpoint: _Checkpoint) -> Tokenizer:
+    own = find_tokenizer(args)
+    files = own or checkpoint.files
+    if files.is_gguf:
+        same = checkpoint.gguf is not None and files == checkpoint.files
+        return gguf_tokenizer(checkpoint.gguf if same and checkpoint.gguf else GGUFFile(files.path))
+    return load_tokenizer(files.path, args.trust_remote_code)

