@@ -1,0 +1,80 @@
+"""Beam search on top of the engine: each step asks for the likeliest next tokens of every beam."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from octavo.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
+from octavo.params import BeamSearchParams, SamplingParams
+from octavo.prompts import Prompt
+
+if TYPE_CHECKING:
+    from octavo.llm import LLM
+
+
+def beam_search(llm: "LLM", prompts: list[Prompt], params: BeamSearchParams, use_tqdm: bool) -> list[BeamSearchOutput]:
+    """The `beam_width` best continuations of each prompt. All prompts advance together, a token a step."""
+    checker = llm.engine.checker
+    step_params = SamplingParams(
+        max_tokens=1, temperature=params.temperature, logprobs=2 * params.beam_width, detokenize=False
+    )
+    checked = [checker.prompt(p, step_params) for p in prompts]
+    searches = [_Search(c.token_ids, params, llm.engine.eos_token_ids) for c in checked]
+    limit = llm.engine.max_model_len
+    for _ in tqdm(range(params.max_tokens), desc="Beam search", disable=not use_tqdm):
+        beams = [(s, b) for s in searches for b in s.live if len(b.tokens) < limit]
+        if not beams:
+            break
+        outputs = llm.generate([b.tokens for _, b in beams], step_params, use_tqdm=False)
+        answers = iter(outputs)
+        for search in searches:
+            search.advance(answers, limit)
+    return [BeamSearchOutput(s.best(llm)) for s in searches]
+
+
+class _Search:
+    """The beams of one prompt."""
+
+    def __init__(self, prompt: list[int], params: BeamSearchParams, eos: frozenset[int]) -> None:
+        self.prompt_length = len(prompt)
+        self.params, self.eos = params, eos
+        self.live = [BeamSearchSequence(tokens=list(prompt))]
+        self.done: list[BeamSearchSequence] = []
+
+    def advance(self, answers: Iterator[RequestOutput], limit: int) -> None:
+        """Extend every live beam by its likeliest tokens, and keep the best."""
+        grown = []
+        for beam in self.live:
+            if len(beam.tokens) >= limit:
+                self.done.append(beam)
+                continue
+            logprobs = (next(answers).outputs[0].logprobs or [{}])[0]
+            for token, entry in logprobs.items():
+                longer = BeamSearchSequence(
+                    tokens=[*beam.tokens, token],
+                    logprobs=[*beam.logprobs, logprobs],
+                    cum_logprob=beam.cum_logprob + entry.logprob,
+                )
+                if token in self.eos and not self.params.ignore_eos:
+                    longer.finish_reason = "stop"
+                    self.done.append(longer)
+                else:
+                    grown.append(longer)
+        self.live = sorted(grown, key=self.score, reverse=True)[: self.params.beam_width]
+
+    def score(self, beam: BeamSearchSequence) -> float:
+        """Total log-probability over length ** length_penalty; the end token does not count as length."""
+        length = len(beam.tokens) - (1 if beam.finish_reason == "stop" else 0)
+        return float(beam.cum_logprob / max(1, length) ** self.params.length_penalty)
+
+    def best(self, llm: "LLM") -> list[BeamSearchSequence]:
+        beams = sorted(self.done + self.live, key=self.score, reverse=True)[: self.params.beam_width]
+        for beam in beams:
+            beam.finish_reason = beam.finish_reason or "length"
+            if llm.engine.tokenizer is not None:
+                tokens = beam.tokens
+                if beam.finish_reason == "stop" and not self.params.include_stop_str_in_output:
+                    tokens = tokens[:-1]
+                beam.text = llm.engine.tokenizer.decode(tokens)
+        return beams

@@ -1,0 +1,77 @@
+"""Blocks of the KV cache: who holds them, and what they hold. Integers only."""
+
+from collections import OrderedDict
+
+BlockKey = tuple[int, bytes]
+"""A group of layers, and the hash of all tokens up to a block's end."""
+NULL_BLOCK = 0
+"""Stands in tables for a block that was given back; it is nobody's."""
+
+
+class BlockPool:
+    """Blocks 1 to `num_blocks`, counted by reference.
+
+    A block that nobody holds keeps its contents until it is needed, least recently used first, so that a prompt with
+    the same beginning may find it.
+    """
+
+    def __init__(self, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
+        self._references = [0] * (num_blocks + 1)
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, num_blocks + 1))
+        self._key_of: dict[int, BlockKey] = {}
+        self._block_of: dict[BlockKey, int] = {}
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    @property
+    def num_cached(self) -> int:
+        """Blocks whose contents can be found by their key."""
+        return len(self._block_of)
+
+    def references(self, block: int) -> int:
+        return self._references[block]
+
+    def take(self, count: int) -> list[int]:
+        """`count` blocks, each held once. The caller has checked `num_free`."""
+        taken = []
+        for _ in range(count):
+            block, _ = self._free.popitem(last=False)
+            if key := self._key_of.pop(block, None):
+                del self._block_of[key]
+            self._references[block] = 1
+            taken.append(block)
+        return taken
+
+    def hold(self, block: int) -> None:
+        """One more reference to a block, free or not."""
+        if self._references[block] == 0:
+            del self._free[block]
+        self._references[block] += 1
+
+    def release(self, block: int) -> None:
+        """One reference less. The last one makes the block free: contents that can be found are reused last."""
+        if self._references[block] < 1:
+            raise AssertionError(f"block {block} is released more often than held")
+        self._references[block] -= 1
+        if self._references[block] == 0:
+            self._free[block] = None
+            if block not in self._key_of:
+                self._free.move_to_end(block, last=False)
+
+    def find(self, key: BlockKey) -> int | None:
+        """The block that holds what `key` names."""
+        return self._block_of.get(key)
+
+    def remember(self, block: int, key: BlockKey) -> None:
+        """Make a full block's contents findable, unless another block has the same."""
+        if block not in self._key_of and key not in self._block_of:
+            self._key_of[block] = key
+            self._block_of[key] = block
+
+    def forget_all(self) -> None:
+        """Drop what is known of contents, as after a step that failed half way."""
+        self._key_of.clear()
+        self._block_of.clear()

