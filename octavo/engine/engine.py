@@ -189,6 +189,8 @@ class Engine:
         except BaseException:
             self.cache.pool.forget_all()
             raise
+        if any(r.scrubbed for r in results):  # nobody may find in the caches what was taken out
+            self.cache.pool.forget_all()
         now = time.time()
         touched: dict[str, Request] = {}
         for share, result in zip(shares, results, strict=True):

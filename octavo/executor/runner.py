@@ -51,11 +51,16 @@ class ModelRunner:
         batch = self._batch(steps)
         hidden = self.model(batch)
         results = [SequenceResult() for _ in steps]
+        if not bool(torch.isfinite(hidden[: batch.num_tokens].sum())):
+            self._scrub(hidden[: batch.num_tokens], batch, steps, results)
         first = 0
         sampled: list[tuple[int, int]] = []
         for i, step in enumerate(steps):
             count = len(step.token_ids)
             rows = hidden[first : first + count]
+            if results[i].error is not None:
+                first += count
+                continue
             if step.prompt_logprobs is not None and step.prompt_targets:
                 results[i].prompt_logprobs = self._prompt_logprobs(rows, step.prompt_targets, step.prompt_logprobs)
             if step.pooler is not None:
@@ -68,6 +73,30 @@ class ModelRunner:
         if sampled:
             self._sample(hidden, sampled, steps, results)
         return results
+
+    def _scrub(
+        self, hidden: Tensor, batch: Batch, steps: Sequence[SequenceStep], results: list[SequenceResult]
+    ) -> None:
+        """Fail the sequences whose values overflowed, and take what they wrote out of the caches.
+
+        A value that is not finite would reach the others: zero weight times infinity is not a number.
+        """
+        sound = torch.isfinite(hidden).all(-1)
+        first = 0
+        for step, result in zip(steps, results, strict=True):
+            rows = slice(first, first + len(step.token_ids))
+            first = rows.stop
+            if bool(sound[rows].all()):
+                continue
+            result.scrubbed = True
+            result.error = "the model computed values that are not finite; try dtype='float32', or check the checkpoint"
+            for view in batch.states:
+                if isinstance(view, PagedView):
+                    slots = view.plan.slots[rows]
+                    block, offset = slots // self.shape.block_size, slots % self.shape.block_size
+                    view.key_cache[block, :, offset] = 0
+                    view.value_cache[block, :, offset] = 0
+            self._zero(step.row)
 
     def _sample(
         self,

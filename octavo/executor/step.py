@@ -44,6 +44,8 @@ class SequenceResult:
     pooled: Tensor | None = None
     error: str | None = None
     """Why this sequence cannot go on; the others are not concerned."""
+    scrubbed: bool = False
+    """Whether what it wrote was taken out of the caches again."""
 
 
 @dataclass(frozen=True)

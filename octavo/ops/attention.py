@@ -3,9 +3,11 @@
 A step's queries are cut into tiles: sequences whose runs are of like size, computed together over like spans of keys.
 The plan is made once a step and serves all layers that share a block table.
 
-Batch invariance: scores are products of a fixed length (head_dim); the softmax takes the exact maximum; sums over keys
-go in groups at fixed absolute positions, in ascending order. Keys that a query may not see weigh exactly zero, and
+Batch invariance: scores are products of a fixed length (head_dim). Sums over keys go in groups at fixed absolute
+positions, in ascending order, and spans begin where groups do. Keys that a query may not see weigh exactly zero, and
 adding zeros before or after changes no bit, so that neither padding, nor chunking, nor neighbours show in the result.
+
+Keys that no query sees may hold anything finite: the executor keeps the caches free of infinities and NaN.
 """
 
 from collections.abc import Sequence
@@ -19,7 +21,7 @@ from torch.nn import functional
 KEY_GROUP = 128
 """Keys whose weighted values are summed in one product. Library products sum up to so many terms in plain order."""
 KEY_GRAIN = 16
-"""Spans are rounded up to it; also the keys in one partial sum of the softmax's denominator."""
+"""Spans are rounded up to it: a vector of the softmax, so that its sums have no ragged end."""
 QUERY_TILE = 128
 """Most queries of one sequence in a tile."""
 ROW_GRAIN = 8
@@ -57,8 +59,6 @@ class _Tile:
     """[n, span // block_size]"""
     bias: Tensor
     """[n, 1, t, 1, span] float32: 0 for keys that the query sees, -inf for the others."""
-    unseen: Tensor
-    """[n, 1, span, 1] bool: keys that no query of the run sees, whose memory may hold anything."""
     distance: Tensor
     """[n, 1, t, 1, span] float32: key position minus query position."""
 
@@ -73,6 +73,16 @@ class AttentionPlan:
     """[tokens] where each token's key and value go: block * block_size + offset."""
     num_tokens: int
     _indices: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    _biases: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
+
+    def bias(self, tile: int, kv_heads: int, group: int) -> Tensor:
+        """[n * kv_heads, rows, span] float32: 0 for keys that a query sees, -inf for others; rows as in the products."""
+        key = (tile, kv_heads, group)
+        if key not in self._biases:
+            of = self.tiles[tile]
+            bias = of.bias.expand(of.n, kv_heads, of.t, group, -1).reshape(of.n * kv_heads, of.t * group, -1)
+            self._biases[key] = functional.pad(bias, (0, 0, 0, -bias.shape[1] % ROW_GRAIN))
+        return self._biases[key]
 
     def block_rows(self, tile: int, heads: int) -> Tensor:
         """Rows of a cache seen as `[blocks * heads, block_size * dim]`, in the order (run, head, block)."""
@@ -189,7 +199,6 @@ def _make_tile(
         t=t,
         blocks=block_table[table_rows.unsqueeze(1), columns],
         bias=torch.from_numpy(bias).to(device).view(n, 1, t, 1, span),
-        unseen=torch.from_numpy(~seen.any(1)).to(device).view(n, 1, span, 1),
         distance=torch.from_numpy(distance.astype(np.float32)).to(device).view(n, 1, t, 1, span),
     )
 
@@ -220,26 +229,23 @@ def paged_attention(
         softcap: scores become softcap * tanh(scores / softcap) (Gemma 2).
         alibi_slopes: [heads], added times (key position - query position) (Press et al. 2022).
 
-    Returns: [tokens, heads, value_dim] in the query's dtype. Computed in float32.
+    Returns: [tokens, heads, value_dim] in float32, in which it is computed.
     """
-    out = None
+    if plan.tiles[0].targets is None:  # one tile holds all queries in order
+        return _attend(query, key_cache, value_cache, plan, 0, scale, softcap, alibi_slopes)
+    out = query.new_zeros(query.shape[0], query.shape[1], value_cache.shape[-1], dtype=torch.float32)
     for index, tile in enumerate(plan.tiles):
         result = _attend(query, key_cache, value_cache, plan, index, scale, softcap, alibi_slopes)
-        if tile.targets is None:
-            return result.to(query.dtype)
-        if out is None:
-            out = query.new_zeros(query.shape[0], query.shape[1], value_cache.shape[-1])
-        out.index_copy_(0, tile.targets, (result if tile.kept is None else result[tile.kept]).to(query.dtype))
-    return query.new_zeros(query.shape[0], query.shape[1], value_cache.shape[-1]) if out is None else out
+        assert tile.targets is not None
+        out.index_copy_(0, tile.targets, result if tile.kept is None else result[tile.kept])
+    return out
 
 
 def _gather(cache: Tensor, plan: AttentionPlan, index: int) -> Tensor:
-    """The tile's keys or values, [n * heads, span, dim] in float32, zero where no query looks."""
+    """The tile's keys or values, [n * heads, span, dim] in float32."""
     _, heads, block_size, dim = cache.shape
-    tile = plan.tiles[index]
     rows = cache.view(-1, block_size * dim).index_select(0, plan.block_rows(index, heads))
-    held = rows.view(tile.n, heads, -1, dim).float()
-    return held.masked_fill_(tile.unseen, 0.0).flatten(0, 1)
+    return rows.view(plan.tiles[index].n * heads, -1, dim).float()
 
 
 def _attend(
@@ -258,31 +264,31 @@ def _attend(
     heads, head_dim = query.shape[1:]
     group = heads // kv_heads
     rows = t * group
-    padded = _round_up(rows, ROW_GRAIN)
 
     queries = query if tile.rows is None else query.index_select(0, tile.rows)
     queries = queries[: n * t].float().view(n, t, kv_heads, group, head_dim).transpose(1, 2)
     queries = queries.reshape(n * kv_heads, rows, head_dim)
-    if padded > rows:
-        queries = functional.pad(queries, (0, 0, 0, padded - rows))
+    if rows % ROW_GRAIN:
+        queries = functional.pad(queries, (0, 0, 0, -rows % ROW_GRAIN))
 
-    keys = _gather(key_cache, plan, index)
-    scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(scale)
-    span = scores.shape[-1]
-    if softcap is not None:
-        scores.div_(softcap).tanh_().mul_(softcap)
-    visible = scores.view(n, kv_heads, padded, span)[:, :, :rows].unflatten(2, (t, group))
+    keys = _gather(key_cache, plan, index).transpose(1, 2)
+    bias = plan.bias(index, kv_heads, group)
     if alibi_slopes is not None:
-        visible += tile.distance * alibi_slopes.view(1, kv_heads, 1, group, 1)
-    visible += tile.bias
+        bias = bias + _alibi(tile, alibi_slopes, kv_heads, group)
+    if softcap is None:
+        scores = torch.baddbmm(bias, queries, keys, alpha=scale)
+    else:
+        scores = torch.bmm(queries, keys).mul_(scale / softcap).tanh_().mul_(softcap).add_(bias)
 
-    weights = scores.sub_(scores.amax(-1, keepdim=True)).exp_()
-    total = weights.unflatten(-1, (-1, KEY_GRAIN)).sum(-1).cumsum(-1)[..., -1:]
+    weights = torch.softmax(scores, -1)
     values = _gather(value_cache, plan, index)
     mixed = torch.bmm(weights[..., :KEY_GROUP], values[:, :KEY_GROUP])
-    for first in range(KEY_GROUP, span, KEY_GROUP):
+    for first in range(KEY_GROUP, values.shape[1], KEY_GROUP):
         mixed += torch.bmm(weights[..., first : first + KEY_GROUP], values[:, first : first + KEY_GROUP])
-    mixed /= total
-    return mixed.view(n, kv_heads, padded, -1)[:, :, :rows].unflatten(2, (t, group)).transpose(1, 2).reshape(
-        n * t, heads, -1
-    )
+    return mixed[:, :rows].reshape(n, kv_heads, t, group, -1).transpose(1, 2).reshape(n * t, heads, -1)
+
+
+def _alibi(tile: _Tile, slopes: Tensor, kv_heads: int, group: int) -> Tensor:
+    """[n * kv_heads, rows, span]: each head's slope times key position minus query position."""
+    bias = (tile.distance * slopes.view(1, kv_heads, 1, group, 1)).view(tile.n * kv_heads, tile.t * group, -1)
+    return functional.pad(bias, (0, 0, 0, -bias.shape[1] % ROW_GRAIN))

@@ -44,12 +44,13 @@ class OneDNNLinear:
 
     def __init__(self, weight: Tensor) -> None:
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_HINT)
+        self._product = torch.ops.mkldnn._linear_pointwise.default  # looked up once: it is called for every layer
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         rows = x.shape[0]
         if rows < self.min_rows:
             x = functional.pad(x, (0, 0, 0, self.min_rows - rows))
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, bias, "none", [], "")
+        out: Tensor = self._product(x, self.packed, bias, "none", [], "")
         return out[:rows] if rows < self.min_rows else out
 
 

@@ -55,10 +55,10 @@ class Attention(nn.Module):
         query_key, value = heads[:, :turned], heads[:, turned:]
         if self.rotary is not None:
             query_key = self.rotary(query_key, batch)
-        return self.o(self.attend(query_key, value, batch))  # type: ignore[no-any-return]
+        return self.o(self.attend(query_key, value, batch).to(x.dtype))  # type: ignore[no-any-return]
 
     def attend(self, query_key: Tensor, value: Tensor, batch: Batch) -> Tensor:
-        """[rows, heads * head_dim] of queries and keys `[rows, heads + kv_heads, head_dim]` and values."""
+        """[rows, heads * head_dim] float32 of queries and keys `[rows, heads + kv_heads, head_dim]` and values."""
         view, rows = batch.paged(self.state_index), batch.num_tokens
         query, key = query_key[:, : self.heads], query_key[:, self.heads :]
         ops.write_kv(view.key_cache, key[:rows], view.plan)
