@@ -96,7 +96,7 @@ class EngineArgs:
     ops: str = option(
         "auto", "implementation of the operations: auto, or torch for the reference", choices=("auto", "torch")
     )
-    seed: int = option(0, "seed from which requests without one of their own draw theirs")
+    seed: int = option(0, "the same seed gives the same answers; requests may bring their own")
     max_model_len: int | None = option(None, "longest prompt plus answer, in tokens (default: what the model allows)")
     max_num_seqs: int = option(256, "most requests that run at a time")
     max_num_batched_tokens: int = option(512, "most tokens computed in one step (the chunk of a long prompt)")

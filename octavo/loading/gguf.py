@@ -223,7 +223,8 @@ def _dequantize(rows: np.ndarray[Any, Any], kind: int, width: int) -> np.ndarray
     if plain:
         return np.ascontiguousarray(rows).view(plain).astype(np.float32).reshape(len(rows), width)
     try:
-        values: np.ndarray[Any, Any] = dequantize(rows, quantization)
+        # As one long row: the package works in groups of a few rows, which costs more than the arithmetic.
+        values: np.ndarray[Any, Any] = dequantize(rows.reshape(1, -1), quantization)
     except NotImplementedError as error:
         raise CheckpointError(f"GGUF tensors of type {quantization.name} cannot be read: {error}") from error
     return values.reshape(len(rows), width)

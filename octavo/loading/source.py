@@ -16,6 +16,8 @@ from octavo.config import EngineArgs
 from octavo.errors import CheckpointError, ConfigError, ModelNotFoundError
 
 TEXT_FILES = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
+HUB_TIMEOUT = 10.0
+"""Seconds to wait for the hub's first answer."""
 SKIPPED = ("original/*", "consolidated*", "*/*.safetensors", "*/*.bin", "onnx/*", "*optimizer*", "*scheduler*")
 
 
@@ -119,23 +121,17 @@ def _wanted_files(files: list[str], quant: str, args: EngineArgs, weights: bool)
     )
 
 
-def _offline_hint(name: str) -> str:
-    return (
-        f"If this machine has no network, download {name} elsewhere and give the folder's path as the model; "
-        "with offline=True only what is already in the cache is used."
-    )
-
-
 def _from_huggingface(repo: str, args: EngineArgs, revision: str | None, quant: str, weights: bool) -> Path:
     import huggingface_hub as hub
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
-    offline = args.offline or hub.constants.HF_HUB_OFFLINE
-    try:
-        chosen = None
-        if not offline:
-            files = hub.HfApi(token=args.hf_token).list_repo_files(repo, revision=revision)
-            chosen = _wanted_files(files, quant, args, weights)
+    def download(chosen: list[str] | None, offline: bool) -> Path:
         return Path(
             hub.snapshot_download(
                 repo,
@@ -146,6 +142,20 @@ def _from_huggingface(repo: str, args: EngineArgs, revision: str | None, quant: 
                 local_files_only=offline,
             )
         )
+
+    try:
+        if args.offline or constants.HF_HUB_OFFLINE:
+            return download(None, offline=True)
+        try:
+            info = hub.HfApi(token=args.hf_token).model_info(repo, revision=revision, timeout=HUB_TIMEOUT)
+        except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
+            raise
+        except Exception:  # the hub does not answer: what was downloaded before serves
+            with contextlib.suppress(Exception):
+                return download(None, offline=True)
+            raise
+        files = [sibling.rfilename for sibling in info.siblings or []]
+        return download(_wanted_files(files, quant, args, weights), offline=False)
     except CheckpointError:
         raise
     except GatedRepoError as error:
@@ -159,23 +169,17 @@ def _from_huggingface(repo: str, args: EngineArgs, revision: str | None, quant: 
             f"model {repo!r} was not found: tried the path {Path(repo).absolute()} and the Hugging Face hub. "
             "Check the spelling; a private model needs hf_token."
         ) from error
-    except hub.errors.HFValidationError as error:
+    except HFValidationError as error:
         raise ModelNotFoundError(
             f"model {repo!r} was not found: there is no such path, and it is not a hub name (owner/name)."
         ) from error
-    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
-        # Connection errors of whichever HTTP library the hub client uses, and its own for a cold cache.
+    except Exception as error:
+        # What a missing network raises is up to the hub client's HTTP library; a cold cache has an error of its own.
         raise ModelNotFoundError(
             f"model {repo!r} is not on this disk (tried {Path(repo).absolute()} and the hub's cache), and the Hugging "
-            f"Face hub did not answer ({type(error).__name__}). {_offline_hint(repo)}"
+            f"Face hub did not answer ({type(error).__name__}). If this machine has no network, download the model "
+            "elsewhere and give its folder's path; offline=True uses only what is in the cache."
         ) from error
-    except Exception as error:
-        if "httpx" in type(error).__module__ or "httpcore" in type(error).__module__:
-            raise ModelNotFoundError(
-                f"model {repo!r} is not on this disk (tried {Path(repo).absolute()} and the hub's cache), and the "
-                f"Hugging Face hub did not answer ({type(error).__name__}). {_offline_hint(repo)}"
-            ) from error
-        raise
 
 
 def _from_modelscope(repo: str, args: EngineArgs, revision: str | None, quant: str, weights: bool) -> Path:
@@ -197,7 +201,8 @@ def _from_modelscope(repo: str, args: EngineArgs, revision: str | None, quant: s
         )
     except Exception as error:  # modelscope raises what its HTTP library does, and bare ValueErrors
         raise ModelNotFoundError(
-            f"model {repo!r} could not be had from ModelScope ({type(error).__name__}: {error}). {_offline_hint(repo)}"
+            f"model {repo!r} could not be had from ModelScope ({type(error).__name__}: {error}). "
+            "Without a network, give a folder's path as the model."
         ) from error
     return Path(folder)
 

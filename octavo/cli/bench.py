@@ -1,0 +1,99 @@
+"""`octavo bench`: measurements on this machine, medians of several runs."""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from octavo.cli.options import engine_args_of
+from octavo.errors import ConfigError, OctavoError
+from octavo.llm import LLM
+from octavo.params import SamplingParams
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def _repeat(run: Callable[[], float], runs: int) -> dict[str, float]:
+    run()
+    return _spread([run() for _ in range(runs)])
+
+
+def startup(namespace: argparse.Namespace) -> dict[str, Any]:
+    """Seconds from starting a process to the first byte of its answer."""
+    args = engine_args_of(namespace)
+    flags = [f"--{k.replace('_', '-')}={v}" for k, v in vars(args).items() if k in vars(namespace) and v is not None]
+    command = [sys.executable, "-m", "octavo", "generate", "The capital of France is", "--raw", "--max-tokens", "4", *flags]
+
+    def run() -> float:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        first = process.stdout.read(1)
+        seconds = time.perf_counter() - start
+        _, said = process.communicate()
+        if process.returncode or not first:
+            raise OctavoError(f"the measured process failed: {said.decode(errors='replace').strip()[-400:]}")
+        return seconds
+
+    return {"first_token_seconds": _repeat(run, namespace.runs)}
+
+
+def _random_prompts(llm: LLM, namespace: argparse.Namespace, salt: int) -> list[list[int]]:
+    """Prompts of different token ids, so that no prefix is shared."""
+    vocab, length = llm.engine.vocab_size, namespace.input_len
+    return [[(7919 * (i + 1) + 104729 * salt + 31 * j) % vocab for j in range(length)] for i in range(namespace.num_prompts)]
+
+
+def _time_batch(llm: LLM, namespace: argparse.Namespace, salt: int, tokens: int) -> float:
+    params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+    prompts = _random_prompts(llm, namespace, salt)
+    start = time.perf_counter()
+    llm.generate(list(prompts), params, use_tqdm=False)
+    return time.perf_counter() - start
+
+
+def latency(namespace: argparse.Namespace) -> dict[str, Any]:
+    """The time to a batch's first tokens, and from token to token."""
+    llm = LLM.from_args(engine_args_of(namespace))
+    whole, first = [], []
+    for i in range(namespace.runs + 1):
+        first.append(_time_batch(llm, namespace, 2 * i, 1))
+        whole.append(_time_batch(llm, namespace, 2 * i + 1, namespace.output_len))
+    steps = max(1, namespace.output_len - 1)
+    between = [(w - f) / steps for w, f in zip(whole[1:], first[1:], strict=True)]
+    return {
+        "seconds": _spread(whole[1:]),
+        "first_token_seconds": _spread(first[1:]),
+        "seconds_per_token": _spread(between),
+    }
+
+
+def throughput(namespace: argparse.Namespace) -> dict[str, Any]:
+    """Tokens a second for many requests at once."""
+    llm = LLM.from_args(engine_args_of(namespace))
+    seconds = [_time_batch(llm, namespace, i, namespace.output_len) for i in range(namespace.runs + 1)][1:]
+    count = namespace.num_prompts
+    return {
+        "output_tokens_per_second": _spread([count * namespace.output_len / s for s in seconds]),
+        "total_tokens_per_second": _spread([count * (namespace.output_len + namespace.input_len) / s for s in seconds]),
+        "requests_per_second": _spread([count / s for s in seconds]),
+    }
+
+
+def run(namespace: argparse.Namespace) -> int:
+    if namespace.runs < 1:
+        raise ConfigError(f"--runs {namespace.runs} must be at least 1.")
+    measured = {"startup": startup, "latency": latency, "throughput": throughput}[namespace.kind](namespace)
+    if namespace.json:
+        print(json.dumps(measured))
+    else:
+        for name, spread in measured.items():
+            print(f"{name:26s} {spread['median']:10.4g}   ({spread['min']:.4g} to {spread['max']:.4g})")
+    return 0

@@ -1,0 +1,159 @@
+"""`octavo chat`: a conversation in the terminal."""
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from octavo.cli.options import SAMPLING_HELP, engine_args_of, sampling_params_of
+from octavo.cli.streaming import stream_answer
+from octavo.engine.engine import Engine
+from octavo.errors import InvalidRequestError, OctavoError, did_you_mean
+from octavo.loading.chat import render_chat
+from octavo.params import SamplingParams
+
+HELP = """\
+/help            these commands
+/reset           forget the conversation
+/system TEXT     set the system message, and begin anew
+/set NAME VALUE  change a sampling value, for example /set temperature 0.7
+/retry           answer the last message again
+/history         the conversation so far
+/save PATH       write the conversation to a JSON file
+/load PATH       go on with a conversation from a file
+/quit            end (or Ctrl-D)
+Ctrl-C stops an answer. A line that ends in \\ goes on."""
+
+
+class Conversation:
+    """Messages, and what may be done with them."""
+
+    def __init__(self, engine: Engine, params: SamplingParams, system: str | None) -> None:
+        if engine.tokenizer is None or not engine.tokenizer.chat_templates:
+            raise InvalidRequestError("this model has no chat template; use `octavo generate --raw`.")
+        self.engine, self.tokenizer, self.params = engine, engine.tokenizer, params
+        self.system = system
+        self.messages: list[dict[str, str]] = []
+
+    def _all(self) -> list[dict[str, str]]:
+        return [*([{"role": "system", "content": self.system}] if self.system else []), *self.messages]
+
+    def answer(self) -> None:
+        """Stream the answer to the last message; what came before Ctrl-C is kept."""
+        text = render_chat(self.tokenizer, self._all())
+        pieces: list[str] = []
+
+        def show(piece: str) -> None:
+            pieces.append(piece)
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+
+        prompt = {"prompt": text, "prompt_token_ids": self.tokenizer.encode(text, add_special_tokens=False)}
+        try:
+            answer = stream_answer(self.engine, prompt, self.params, show)
+            count, seconds = answer.token_counts[0], answer.seconds
+            print(f"\n\033[2m[{count} tokens, {count / seconds:.0f} a second]\033[0m" if sys.stdout.isatty() else "")
+        except KeyboardInterrupt:
+            print("\n[stopped]")
+        self.messages.append({"role": "assistant", "content": "".join(pieces)})
+
+    def set_value(self, argument: str) -> None:
+        name, _, value = argument.partition(" ")
+        if name not in SAMPLING_HELP:
+            raise InvalidRequestError(f"there is no sampling value {name!r}.{did_you_mean(name, SAMPLING_HELP)}")
+        kind: Callable[[str], Any] = float if isinstance(getattr(SamplingParams(), name), float) else int
+        try:
+            self.params = replace(self.params, **{name: kind(value)})
+        except ValueError as error:
+            raise InvalidRequestError(f"/set {name} {value}: {error}") from error
+
+    def save(self, path: str) -> None:
+        try:
+            Path(path).write_text(json.dumps(self._all(), indent=2, ensure_ascii=False), encoding="utf-8")
+        except OSError as error:
+            raise InvalidRequestError(f"{path} cannot be written: {error}") from error
+
+    def load(self, path: str) -> None:
+        try:
+            messages = json.loads(Path(path).read_text(encoding="utf-8"))
+            rest = [{"role": str(m["role"]), "content": str(m["content"])} for m in messages]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InvalidRequestError(f"{path} is not a saved conversation: {error}") from error
+        self.system = rest.pop(0)["content"] if rest and rest[0]["role"] == "system" else None
+        self.messages = rest
+
+    def command(self, line: str) -> bool:
+        """Carry out a /command; False to end."""
+        name, _, argument = line[1:].partition(" ")
+        argument = argument.strip()
+        if name in ("quit", "exit"):
+            return False
+        if name == "help":
+            print(HELP)
+        elif name == "reset":
+            self.messages = []
+        elif name == "system":
+            self.system, self.messages = argument or None, []
+        elif name == "set":
+            self.set_value(argument)
+        elif name == "retry":
+            while self.messages and self.messages[-1]["role"] == "assistant":
+                self.messages.pop()
+            if self.messages:
+                self.answer()
+        elif name == "history":
+            for message in self._all():
+                print(f"{message['role']}: {message['content']}")
+        elif name in ("save", "load"):
+            (self.save if name == "save" else self.load)(argument)
+        else:
+            known = ("help", "reset", "system", "set", "retry", "history", "save", "load", "quit")
+            raise InvalidRequestError(f"there is no command /{name}.{did_you_mean(name, known)} /help lists them.")
+        return True
+
+
+def _read_message() -> str | None:
+    """A line, or several joined where they end in a backslash; None at the end of input."""
+    lines = []
+    while True:
+        try:
+            line = input("> " if not lines else ". ")
+        except EOFError:
+            return None
+        lines.append(line.removesuffix("\\"))
+        if not line.endswith("\\"):
+            return "\n".join(lines).strip()
+
+
+def run(namespace: argparse.Namespace) -> int:
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (line editing and history for input())
+    params = sampling_params_of(namespace)
+    talk = Conversation(Engine(engine_args_of(namespace)), params, namespace.system)
+    print("Talk to the model; /help lists the commands.")
+    while True:
+        try:
+            message = _read_message()
+        except KeyboardInterrupt:
+            print("\n(Ctrl-D or /quit ends the conversation)")
+            continue
+        if message is None:
+            print()
+            return 0
+        if not message:
+            continue
+        try:
+            if message.startswith("/"):
+                if not talk.command(message):
+                    return 0
+                continue
+            talk.messages.append({"role": "user", "content": message})
+            talk.answer()
+        except OctavoError as error:
+            print(f"octavo: {error}")
+            if talk.messages and talk.messages[-1]["content"] == message:
+                talk.messages.pop()

@@ -1,0 +1,82 @@
+"""`octavo env`: what a report about a problem or a measurement should say of the machine."""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from octavo.executor.memory import available_memory
+from octavo.ops import linear_implementation, prepare_linear
+from octavo.sizes import format_size
+from octavo.version import __version__
+
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "gguf", "numpy")
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("model name", "Model")):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+@torch.inference_mode()
+def linear_is_batch_invariant(dtype: torch.dtype) -> bool:
+    """Whether rows of a product come out the same alone and among others, tried on this machine."""
+    generator = torch.Generator().manual_seed(0)
+    implementation = linear_implementation(dtype, torch.device("cpu"))
+    for width, outputs in ((576, 960), (1536, 576), (2048, 2048)):
+        kernel = prepare_linear(torch.randn(outputs, width, generator=generator).to(dtype), implementation)
+        x = torch.randn(96, width, generator=generator).to(dtype)
+        together = kernel(x)
+        if any(not torch.equal(kernel(x[:n]), together[:n]) for n in (1, 2, 3, 7, 16, 31, 64)):
+            return False
+    return True
+
+
+def describe() -> dict[str, Any]:
+    """The facts, by name."""
+    cpu = torch.device("cpu")
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    return {
+        "octavo": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "memory free": format_size(available_memory(cpu)),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        **_versions(),
+        **{f"linear {n}": linear_implementation(d, cpu).__name__ for n, d in dtypes.items()},
+        **{f"linear {n} batch-invariant": linear_is_batch_invariant(d) for n, d in dtypes.items()},
+    }
+
+
+def run(namespace: argparse.Namespace) -> int:
+    facts = describe()
+    if namespace.json:
+        print(json.dumps(facts))
+    else:
+        for name, value in facts.items():
+            print(f"{name:34s} {value}")
+    return 0

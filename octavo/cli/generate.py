@@ -1,0 +1,75 @@
+"""`octavo generate`: one prompt, one answer."""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from octavo.cli.options import engine_args_of, sampling_params_of
+from octavo.cli.streaming import Answer, stream_answer
+from octavo.engine.engine import Engine
+from octavo.errors import InvalidRequestError
+from octavo.loading.chat import render_chat
+
+
+def run(namespace: argparse.Namespace) -> int:
+    text = _prompt(namespace)
+    params = sampling_params_of(namespace)
+    engine = Engine(engine_args_of(namespace))
+    prompt = _chat_prompt(engine, text, namespace)
+
+    def show(piece: str) -> None:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+    answer = stream_answer(engine, prompt, params, (lambda piece: None) if namespace.json else show)
+    if namespace.json:
+        print(json.dumps(_as_json(answer), ensure_ascii=False))
+    else:
+        for other in answer.texts[1:]:
+            show(f"\n---\n{other}")
+        print()
+    failed = [c for c in answer.output.outputs if c.finish_reason == "error"]
+    if failed:
+        raise InvalidRequestError(str(failed[0].stop_reason))
+    return 0
+
+
+def _prompt(namespace: argparse.Namespace) -> str:
+    if namespace.prompt is not None:
+        return str(namespace.prompt)
+    if namespace.file:
+        try:
+            with open(namespace.file, encoding="utf-8") as file:
+                return file.read()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidRequestError(f"--file {namespace.file} cannot be read: {error}") from error
+    if sys.stdin.isatty():
+        raise InvalidRequestError('give a prompt: octavo generate "Hello", --file PATH, or text on standard input.')
+    return sys.stdin.read()
+
+
+def _chat_prompt(engine: Engine, text: str, namespace: argparse.Namespace) -> Any:
+    if namespace.raw or engine.tokenizer is None or not engine.tokenizer.chat_templates:
+        return text
+    messages = [{"role": "system", "content": namespace.system}] if namespace.system else []
+    rendered = render_chat(engine.tokenizer, [*messages, {"role": "user", "content": text}])
+    return {"prompt": rendered, "prompt_token_ids": engine.tokenizer.encode(rendered, add_special_tokens=False)}
+
+
+def _as_json(answer: Answer) -> dict[str, Any]:
+    final = {c.index: c for c in answer.output.outputs}
+    return {
+        "prompt": answer.output.prompt,
+        "outputs": [
+            {
+                "text": text,
+                "num_tokens": answer.token_counts[i],
+                "finish_reason": final[i].finish_reason if i in final else "stop",
+            }
+            for i, text in enumerate(answer.texts)
+        ],
+        "num_prompt_tokens": len(answer.output.prompt_token_ids or []),
+        "first_token_seconds": round(answer.first_token_seconds, 4),
+        "seconds": round(answer.seconds, 4),
+    }

@@ -1,0 +1,110 @@
+"""The command `octavo`."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from octavo.cli.options import add_engine_flags, add_sampling_flags
+from octavo.errors import OctavoError
+from octavo.version import __version__
+
+DESCRIPTION = """\
+Octavo runs language models: text from a prompt, a conversation, measurements.
+
+  octavo generate "The capital of France is" --raw
+  octavo chat
+  octavo models
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "octavo",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="`octavo COMMAND --help` tells each command's options. Every error says what to do next.",
+    )
+    parser.add_argument("--version", action="version", version=f"octavo {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    generate = commands.add_parser(
+        "generate",
+        help="answer one prompt, as it comes",
+        description="Answer one prompt. Models with a chat template get the prompt as a user's message; --raw has the "
+        "text continued as it is. Without --model it is SmolLM2-135M-Instruct, fetched once.",
+    )
+    generate.add_argument("prompt", nargs="?", help="the prompt; from --file or standard input if left out")
+    generate.add_argument("--file", metavar="PATH", help="read the prompt from a file")
+    generate.add_argument("--system", metavar="TEXT", help="a system message before the prompt")
+    generate.add_argument("--raw", action="store_true", help="continue the text, without the chat template")
+    generate.add_argument("--json", action="store_true", help="print one JSON object with the answer and its numbers")
+    add_sampling_flags(generate)
+    add_engine_flags(generate)
+
+    chat = commands.add_parser(
+        "chat",
+        help="a conversation in the terminal",
+        description="Talk with a model. /help lists the commands; Ctrl-C stops an answer, Ctrl-D ends the conversation.",
+    )
+    chat.add_argument("--system", metavar="TEXT", help="a system message at the beginning")
+    add_sampling_flags(chat)
+    add_engine_flags(chat)
+
+    bench = commands.add_parser("bench", help="measure start-up, latency or throughput on this machine")
+    kinds = bench.add_subparsers(dest="kind", metavar="KIND", required=True)
+    startup = kinds.add_parser("startup", help="seconds from a new process to its first token")
+    latency = kinds.add_parser("latency", help="seconds for one batch, and the time of a token")
+    throughput = kinds.add_parser("throughput", help="tokens a second for many requests at once")
+    for each in (startup, latency, throughput):
+        each.add_argument("--runs", type=int, default=5, help="counted runs, after one warm-up (default: 5)")
+        each.add_argument("--json", action="store_true", help="print one JSON object")
+    for each, count in ((latency, 1), (throughput, 64)):
+        each.add_argument("--num-prompts", type=int, default=count, help=f"requests (default: {count})")
+        each.add_argument("--input-len", type=int, default=128, help="tokens of each prompt (default: 128)")
+        each.add_argument("--output-len", type=int, default=64, help="tokens of each answer (default: 64)")
+    for each in (startup, latency, throughput):
+        add_engine_flags(each)
+
+    models = commands.add_parser("models", help="the architectures that Octavo has")
+    models.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="default: text")
+
+    environment = commands.add_parser("env", help="this machine, the versions, and which operations run here")
+    environment.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _command(name: str) -> Callable[[argparse.Namespace], int]:
+    """The function behind a command, imported only now: each needs other libraries."""
+    if name == "generate":
+        from octavo.cli.generate import run
+    elif name == "chat":
+        from octavo.cli.chat import run
+    elif name == "bench":
+        from octavo.cli.bench import run
+    elif name == "models":
+        from octavo.cli.models import run
+    else:
+        from octavo.cli.env import run
+    return run
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; its exit status. Errors are one line on stderr, without a stack."""
+    namespace = build_parser().parse_args(arguments)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("octavo: %(message)s"))
+    logging.getLogger("octavo").handlers = [handler]
+    try:
+        return _command(namespace.command)(namespace)
+    except OctavoError as error:
+        print(f"octavo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader has gone (`octavo generate | head`): there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
