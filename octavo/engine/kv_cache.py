@@ -5,7 +5,7 @@ from array import array
 from dataclasses import dataclass, field
 
 from octavo.engine.block_pool import NULL_BLOCK, BlockPool
-from octavo.executor.step import CacheShape
+from octavo.executor.shape import CacheShape
 
 
 @dataclass(slots=True)

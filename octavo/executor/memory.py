@@ -12,7 +12,7 @@ from torch import Tensor
 
 from octavo.config import EngineArgs
 from octavo.errors import ConfigError
-from octavo.executor.step import CacheShape
+from octavo.executor.shape import CacheShape
 from octavo.parts import PagedKV, Recurrent, StateSpec
 from octavo.sizes import format_size
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from octavo.config import EngineArgs
 from octavo.executor.memory import Caches, allocate_caches
 from octavo.executor.sampler import describe, sample
-from octavo.executor.step import CacheShape, SequenceResult, SequenceStep
+from octavo.executor.shape import CacheShape
+from octavo.executor.step import SequenceResult, SequenceStep
 from octavo.loading.model import LoadedModel
 from octavo.ops import SequenceRun, plan_attention
 from octavo.outputs import TokenLogprobs

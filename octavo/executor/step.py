@@ -46,16 +46,3 @@ class SequenceResult:
     """Why this sequence cannot go on; the others are not concerned."""
     scrubbed: bool = False
     """Whether what it wrote was taken out of the caches again."""
-
-
-@dataclass(frozen=True)
-class CacheShape:
-    """What the executor has room for, in the scheduler's terms."""
-
-    num_blocks: int
-    block_size: int
-    windows: tuple[int | None, ...]
-    """One for each group of layers that shares block tables; empty for models without a paged cache."""
-    recurrent: bool
-    """Whether some part has a state of fixed size, which a prefix cache cannot serve."""
-    max_sequences: int

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pickle
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -110,6 +111,7 @@ class _SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = threading.Lock()
         self._open()
 
     def _open(self) -> None:
@@ -122,11 +124,12 @@ class _SafetensorsFile:
         self._read = 0
 
     def get(self, name: str) -> Tensor:
-        if self._read > REOPEN_AFTER:
-            self._open()
-        tensor: Tensor = self.handle.get_tensor(name)
-        self._read += tensor.nbytes
-        return tensor
+        with self._lock:
+            if self._read > REOPEN_AFTER:
+                self._open()
+            tensor: Tensor = self.handle.get_tensor(name)
+            self._read += tensor.nbytes
+            return tensor
 
 
 class _SafetensorsSource:

@@ -24,8 +24,8 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 _NUMPY = {"B": "u1", "b": "i1", "H": "<u2", "h": "<i2", "I": "<u4", "i": "<i4", "f": "<f4", "?": "?", "Q": "<u8"}
 _NUMPY |= {"q": "<i8", "d": "<f8"}
-_PIECE_BYTES = 1 << 20
-"""Stored bytes dequantized at a time, which bounds what a large tensor needs beside its place in the model."""
+_PIECE_BYTES = 1 << 17
+"""Stored bytes dequantized at a time: what a core's cache holds with the values and temporaries."""
 
 
 @dataclass(frozen=True)

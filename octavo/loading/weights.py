@@ -1,7 +1,9 @@
 """Fill a model with a checkpoint's tensors: every one goes where the name table says, or the load fails naming it."""
 
 import sys
+import threading
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +13,7 @@ from tqdm import tqdm
 from octavo.errors import CheckpointError
 from octavo.loading.checkpoint import TensorSource
 from octavo.parts import CausalLM, Linear
+from octavo.parts.names import Transform
 
 OPTIONAL_MODULES = ("head",)
 """Parts that a build may leave out though the checkpoint has their weights: a head for embeddings, a tied head."""
@@ -63,6 +66,7 @@ class WeightLoader:
 
     def __init__(self, model: CausalLM, dtype: torch.dtype, device: torch.device, ops: str) -> None:
         self.model, self.dtype, self.device, self.ops = model, dtype, device, ops
+        self._lock = threading.Lock()
         self.slots: dict[str, _Slot] = {}
         for prefix, module in model.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
@@ -82,9 +86,14 @@ class WeightLoader:
             desc="Loading weights",
             disable=total < PROGRESS_ABOVE or not sys.stderr.isatty(),
         )
-        for name, source in tensors:
-            self._place(name, source, problems)
-            bar.update(int(torch.Size(source.shape).numel()) * self.dtype.itemsize)
+
+        def place(named: tuple[str, TensorSource]) -> None:
+            self._place(*named, problems)
+            bar.update(int(torch.Size(named[1].shape).numel()) * self.dtype.itemsize)
+
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            for _ in pool.map(place, tensors):
+                pass
         bar.close()
         problems.raise_if_any(where, self._missing())
         if self.model.tied and self.model.head is not None:
@@ -114,18 +123,32 @@ class WeightLoader:
         return None
 
     def _place(self, name: str, source: TensorSource, problems: _Problems) -> None:
+        """Put one tensor where it goes. Several threads do this at a time."""
+        with self._lock:
+            found = self._locate(name, source, problems)
+        if found is None:
+            return
+        slot, segment, transform, target = found
+        if transform is None:
+            source.copy_to(target)
+        else:
+            target.copy_(transform(source.read()))
+        with self._lock:
+            self._filled(slot, segment)
+
+    def _locate(
+        self, name: str, source: TensorSource, problems: _Problems
+    ) -> tuple[_Slot, str | None, Transform | None, Tensor] | None:
+        """Where a tensor goes, with its place in memory; None, with the problem noted, where it goes nowhere."""
         names = self.model.names
         if names.is_ignored(name):
-            return
+            return None
         into = names.locate(name)
-        if into is None:
-            problems.unexpected.append(name)
-            return
-        found = self._find(into.path)
-        if found is None:
-            if into.path.split(".")[0] not in OPTIONAL_MODULES:
+        found = None if into is None else self._find(into.path)
+        if into is None or found is None:
+            if into is None or into.path.split(".")[0] not in OPTIONAL_MODULES:
                 problems.unexpected.append(name)
-            return
+            return None
         slot, segment = found
         rows = slot.module.segment(segment) if segment and isinstance(slot.module, Linear) else slice(0, slot.shape[0])
         wanted = (rows.stop - rows.start, *slot.shape[1:])
@@ -133,15 +156,11 @@ class WeightLoader:
         if into.transform is not None:
             shape = tuple(into.transform(torch.empty(shape, device="meta")).shape)
         if shape != wanted:
-            problems.misshapen.append(f"{name} {list(source.shape)} (wanted {self._published_shape(source, shape, wanted)})")
+            expected = self._published_shape(source, shape, wanted)
+            problems.misshapen.append(f"{name} {list(source.shape)} (wanted {expected})")
             slot.missing.discard(segment)
-            return
-        target = self._parameter(slot)[rows]
-        if into.transform is None:
-            source.copy_to(target)
-        else:
-            target.copy_(into.transform(source.read()))
-        self._filled(slot, segment)
+            return None
+        return slot, segment, into.transform, self._parameter(slot)[rows]
 
     @staticmethod
     def _published_shape(source: TensorSource, shape: tuple[int, ...], wanted: tuple[int, ...]) -> list[int]:

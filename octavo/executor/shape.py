@@ -1,0 +1,16 @@
+"""What the scheduler knows of the executor's memory. Integers only: the scheduler is tested without tensors."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """What the executor has room for, in the scheduler's terms."""
+
+    num_blocks: int
+    block_size: int
+    windows: tuple[int | None, ...]
+    """One for each group of layers that shares block tables; empty for models without a paged cache."""
+    recurrent: bool
+    """Whether some part has a state of fixed size, which a prefix cache cannot serve."""
+    max_sequences: int

