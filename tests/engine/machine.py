@@ -1,0 +1,136 @@
+"""A stand-in for the executor: it stores for each cached token what a real one would have computed it from.
+
+A key or value depends on all tokens before it. So the stand-in writes a digest of those tokens, and when a query reads
+its blocks it checks every digest: a block that was lost, shared wrongly, or found for the wrong prompt shows at once.
+"""
+
+import random
+from dataclasses import dataclass, field
+
+from octavo.engine.kv_cache import HashChain, KVCacheManager
+from octavo.engine.scheduler import Scheduler, Share
+from octavo.engine.sequence import Sequence, Status
+from octavo.executor.shape import CacheShape
+
+
+def next_token(tokens: list[int]) -> int:
+    """The stand-in model's answer: a function of everything before."""
+    return hash(tuple(tokens)) % 7
+
+
+@dataclass
+class Machine:
+    """A scheduler, and memory of (position, digest) for each group, block and offset."""
+
+    num_blocks: int
+    block_size: int = 4
+    windows: tuple[int | None, ...] = (None,)
+    max_sequences: int = 4
+    max_tokens: int = 16
+    prefix_caching: bool = True
+    tables: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    memory: dict[tuple[int, int, int], tuple[int, int]] = field(default_factory=dict)
+    wanted: dict[int, int] = field(default_factory=dict)
+    finished: list[Sequence] = field(default_factory=list)
+    arrivals: int = 0
+
+    def __post_init__(self) -> None:
+        shape = CacheShape(self.num_blocks, self.block_size, self.windows, False, self.max_sequences)
+        self.cache = KVCacheManager(shape, self.prefix_caching)
+        self.scheduler = Scheduler(self.cache, self.max_sequences, self.max_tokens)
+
+    def add(self, prompt: list[int], answer: int, priority: int = 0) -> Sequence:
+        self.arrivals += 1
+        sequence = Sequence(self.arrivals, list(prompt), priority, chain=HashChain())
+        self.wanted[sequence.arrival] = len(prompt) + answer
+        self.scheduler.add(sequence)
+        return sequence
+
+    def step(self) -> list[Share]:
+        shares = self.scheduler.schedule()
+        assert sum(s.num_tokens for s in shares) <= self.max_tokens
+        assert len({s.sequence.row for s in shares}) == len(shares)
+        for share in shares:
+            self._learn(share)
+        for share in shares:  # like the real one: all keys of a step are written before any is read
+            self._write(share)
+        for share in shares:
+            self._read(share)
+        for share in shares:
+            self._advance(share)
+        self.check_references()
+        return shares
+
+    def _learn(self, share: Share) -> None:
+        for group, (at, blocks) in enumerate(self.cache.unsent(share.sequence.blocks)):
+            table = self.tables.setdefault((share.sequence.row, group), [])
+            table[at : at + len(blocks)] = blocks
+
+    def _digest(self, sequence: Sequence, position: int) -> int:
+        return hash(tuple(sequence.tokens[: position + 1]))
+
+    def _write(self, share: Share) -> None:
+        s = share.sequence
+        for position in range(s.num_computed, s.num_computed + share.num_tokens):
+            for group in range(len(self.windows)):
+                block = self.tables[s.row, group][position // self.block_size]
+                assert block != 0
+                self.memory[group, block, position % self.block_size] = (position, self._digest(s, position))
+
+    def _read(self, share: Share) -> None:
+        s = share.sequence
+        for query in range(s.num_computed, s.num_computed + share.num_tokens):
+            for group, window in enumerate(self.windows):
+                first = 0 if window is None else max(0, query - window + 1)
+                for position in range(first, query + 1):
+                    block = self.tables[s.row, group][position // self.block_size]
+                    assert self.memory[group, block, position % self.block_size] == (position, self._digest(s, position))
+
+    def _advance(self, share: Share) -> None:
+        s = share.sequence
+        s.num_computed += share.num_tokens
+        if s.num_computed < len(s.tokens):
+            return
+        s.tokens.append(next_token(s.tokens))
+        if len(s.tokens) >= self.wanted[s.arrival]:
+            self.scheduler.finish(s)
+            self.finished.append(s)
+
+    def check_references(self) -> None:
+        """Every block is held exactly as often as it stands in the tables of running sequences."""
+        held = dict.fromkeys(range(1, self.num_blocks + 1), 0)
+        for s in self.scheduler.running:
+            assert s.status is Status.RUNNING
+            for table in s.blocks.tables:
+                for block in table:
+                    if block:
+                        held[block] += 1
+        pool = self.cache.pool
+        assert all(pool.references(b) == n for b, n in held.items())
+        assert pool.num_free == sum(n == 0 for n in held.values())
+
+    def run(self, limit: int = 10_000) -> None:
+        for _ in range(limit):
+            if not self.scheduler.has_work:
+                return
+            shares = self.step()
+            assert shares, "there is work, but nothing was scheduled"
+        raise AssertionError("the machine does not finish")
+
+
+def random_machine(seed: int) -> tuple[Machine, random.Random]:
+    """A machine of random shape, small enough to run out of everything."""
+    rng = random.Random(seed)
+    windows = rng.choice([(None,), (None,), (None, 5), (9,), (None, 3, 10)])
+    block_size = rng.choice([1, 2, 4, 8])
+    # Enough for one sequence of 60 tokens in every group, and often for little more.
+    needed = len(windows) * (-(-60 // block_size) + 1)
+    machine = Machine(
+        num_blocks=needed + rng.randrange(0, 2 * needed),
+        block_size=block_size,
+        windows=windows,
+        max_sequences=rng.randint(1, 6),
+        max_tokens=rng.choice([1, 3, 7, 16, 64]),
+        prefix_caching=rng.random() < 0.7,
+    )
+    return machine, rng
