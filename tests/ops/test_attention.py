@@ -1,0 +1,102 @@
+"""Paged attention against a plain one in float64, and bit for bit against itself in other batches."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from octavo.ops import SequenceRun, paged_attention, plan_attention, write_kv
+
+
+class Cache:
+    """Blocks dealt out at random to a few sequences, filled with their keys and values."""
+
+    def __init__(self, lengths: list[int], kv_heads: int, dim: int, block_size: int, generator: torch.Generator) -> None:
+        self.lengths, self.block_size = lengths, block_size
+        per_row = max(-(-n // block_size) for n in lengths)
+        ids = torch.randperm(per_row * len(lengths), generator=generator) + 1
+        self.table = ids.view(len(lengths), per_row)
+        blocks = int(ids.max()) + 1
+        # What no query sees may be anything finite.
+        self.keys = torch.full((blocks, kv_heads, block_size, dim), 77.0)
+        self.values = torch.full((blocks, kv_heads, block_size, dim), -55.0)
+        self.k = [torch.randn(n, kv_heads, dim, generator=generator) for n in lengths]
+        self.v = [torch.randn(n, kv_heads, dim, generator=generator) for n in lengths]
+        for row, length in enumerate(lengths):
+            plan = plan_attention([SequenceRun(0, length, 0, row)], self.table, block_size, None, length)
+            write_kv(self.keys, self.k[row], plan)
+            write_kv(self.values, self.v[row], plan)
+
+    def attend(self, queries: list[tuple[int, int, Tensor]], window: int | None = None, **options: object) -> list[Tensor]:
+        """Outputs for (row, start, queries [tokens, heads, dim])."""
+        runs, first = [], 0
+        for row, start, q in queries:
+            runs.append(SequenceRun(first, len(q), start, row))
+            first += len(q)
+        plan = plan_attention(runs, self.table, self.block_size, window, first)
+        out = paged_attention(
+            torch.cat([q for *_, q in queries]), self.keys, self.values, plan, scale=0.25, **options
+        )
+        return list(out.split([len(q) for *_, q in queries]))
+
+    def reference(
+        self,
+        row: int,
+        start: int,
+        q: Tensor,
+        window: int | None = None,
+        softcap: float | None = None,
+        alibi_slopes: Tensor | None = None,
+    ) -> Tensor:
+        group = q.shape[1] // self.k[row].shape[1]
+        k, v = (x[row].double().repeat_interleave(group, 1) for x in (self.k, self.v))
+        scores = torch.einsum("qhd,khd->hqk", q.double(), k) * 0.25
+        if softcap:
+            scores = softcap * torch.tanh(scores / softcap)
+        distance = torch.arange(len(k)) - (start + torch.arange(len(q)))[:, None]
+        if alibi_slopes is not None:
+            scores = scores + alibi_slopes.double().view(-1, 1, 1) * distance
+        hidden = distance > 0
+        if window:
+            hidden |= distance <= -window
+        return torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v)
+
+
+OPTIONS = {"plain": {}, "window": {"window": 30}, "softcap": {"softcap": 2.0}, "alibi": {"alibi_slopes": True}}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 16), (9, 3, 64), (8, 1, 24), (5, 5, 80)])
+@pytest.mark.parametrize("block_size", [1, 8, 32])
+def test_agrees_with_the_plain_formula(
+    heads: int, kv_heads: int, dim: int, block_size: int, options: dict[str, object], generator: torch.Generator
+) -> None:
+    options = dict(options)
+    if options.get("alibi_slopes"):
+        options["alibi_slopes"] = torch.rand(heads, generator=generator)
+    cache = Cache([1, 37, 300, 128], kv_heads, dim, block_size, generator)
+    # One in decode, one whole prompt, one chunk in the middle, one last token.
+    parts = [(0, 0, 1), (1, 0, 37), (2, 140, 100), (3, 127, 1)]
+    queries = [(row, start, torch.randn(n, heads, dim, generator=generator)) for row, start, n in parts]
+    for (row, start, q), got in zip(queries, cache.attend(queries, **options), strict=True):
+        # A chunk may not look at keys after its end, though they are there.
+        want = cache.reference(row, start, q, **options)
+        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 50])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 80), (16, 2, 24)])
+def test_same_bits_alone_together_and_in_chunks(
+    heads: int, kv_heads: int, dim: int, window: int | None, generator: torch.Generator
+) -> None:
+    lengths = [300, 45, 517, 1]
+    cache = Cache(lengths, kv_heads, dim, 16, generator)
+    whole = [(row, 0, torch.randn(n, heads, dim, generator=generator)) for row, n in enumerate(lengths)]
+    together = cache.attend(whole, window)
+    for row, (_, _, q) in enumerate(whole):
+        assert torch.equal(cache.attend([(row, 0, q)], window)[0], together[row])
+        for size in (1, 7, 130):
+            chunks = [(row, i, q[i : i + size]) for i in range(0, len(q), size)]
+            # Chunks of one sequence as if they were many: all in one step, and a few at a time.
+            assert torch.equal(torch.cat(cache.attend(chunks, window)), together[row])
+            some = cache.attend([*chunks[-1:], *whole[:1]], window)[0]
+            assert torch.equal(some, together[row][-len(some) :])

@@ -1,0 +1,80 @@
+"""The selective scan: against the plain recurrence, and bit for bit against itself cut anywhere."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from octavo.ops import causal_conv, causal_conv_step, selective_scan, selective_scan_step
+from octavo.ops import scan as scan_module
+
+CHANNELS, STATE, TOKENS = 6, 5, 150
+
+
+@pytest.fixture
+def inputs(generator: torch.Generator) -> dict[str, Tensor]:
+    def rand(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    return {
+        "x": rand(TOKENS, CHANNELS),
+        "dt": rand(TOKENS, CHANNELS).abs() * 0.3,
+        "a": -rand(CHANNELS, STATE).abs(),
+        "b": rand(TOKENS, STATE),
+        "c": rand(TOKENS, STATE),
+        "d": rand(CHANNELS),
+    }
+
+
+def run(v: dict[str, Tensor], part: slice, state: Tensor) -> tuple[Tensor, Tensor]:
+    args = (v["x"][part], v["dt"][part], v["a"], v["b"][part], v["c"][part], v["d"])
+    return selective_scan(*args, state, part.start)
+
+
+def step(v: dict[str, Tensor], t: int, state: Tensor) -> tuple[Tensor, Tensor]:
+    part = slice(t, t + 1)
+    args = (v["x"][part], v["dt"][part], v["a"], v["b"][part], v["c"][part], v["d"])
+    out, new = selective_scan_step(*args, state.unsqueeze(0), torch.tensor([t]))
+    return out, new[0]
+
+
+def test_agrees_with_the_recurrence(inputs: dict[str, Tensor]) -> None:
+    v = {k: x.double() for k, x in inputs.items()}
+    h, want = torch.zeros(CHANNELS, STATE, dtype=torch.float64), []
+    for t in range(TOKENS):
+        h = torch.exp(v["dt"][t, :, None] * v["a"]) * h + (v["dt"][t] * v["x"][t])[:, None] * v["b"][t]
+        want.append((h * v["c"][t]).sum(-1) + v["d"] * v["x"][t])
+    got, _ = run(inputs, slice(0, TOKENS), torch.zeros(3, CHANNELS, STATE))
+    torch.testing.assert_close(got.double(), torch.stack(want), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("cuts", [[1], [31], [32], [33], [7, 14, 100], list(range(1, TOKENS)), [64, 65, 66]])
+def test_same_bits_however_it_is_cut(inputs: dict[str, Tensor], cuts: list[int]) -> None:
+    zero = torch.zeros(3, CHANNELS, STATE)
+    whole, end = run(inputs, slice(0, TOKENS), zero)
+    state, parts = zero, []
+    for first, last in zip([0, *cuts], [*cuts, TOKENS], strict=True):
+        out, state = run(inputs, slice(first, last), state) if last - first > 1 else step(inputs, first, state)
+        parts.append(out)
+    assert torch.equal(torch.cat(parts), whole)
+    # The end of a run and the steps to it agree on the state as well, once the next group opens alike.
+    assert torch.equal(step(inputs, TOKENS - 1, state)[0], step(inputs, TOKENS - 1, end)[0])
+
+
+def test_segments_change_nothing(inputs: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    zero = torch.zeros(3, CHANNELS, STATE)
+    whole, _ = run(inputs, slice(0, TOKENS), zero)
+    monkeypatch.setattr(scan_module, "SEGMENT_VALUES", 1)
+    assert torch.equal(run(inputs, slice(0, TOKENS), zero)[0], whole)
+
+
+def test_convolution(generator: torch.Generator) -> None:
+    x, weight = torch.randn(20, 3, generator=generator), torch.randn(3, 4, generator=generator)
+    bias = torch.randn(3, generator=generator)
+    out, history = causal_conv(x, torch.zeros(3, 3), weight, bias)
+    want = torch.nn.functional.conv1d(x.T[None], weight[:, None], bias, padding=3, groups=3)[0, :, :20].T
+    torch.testing.assert_close(out, want)
+    assert torch.equal(history, x[-3:])
+    before = torch.zeros(1, 3, 3)
+    for t in range(20):
+        one, before = causal_conv_step(x[t : t + 1], before, weight, bias)
+        assert torch.equal(one[0], out[t])
