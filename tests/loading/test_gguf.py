@@ -1,0 +1,129 @@
+"""GGUF: every architecture that has one answers as from its published checkpoint, and damaged files are refused."""
+
+import random
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from octavo import LLM, SamplingParams
+from octavo.errors import CheckpointError, OctavoError, UnsupportedModelError
+from octavo.loading.gguf import GGUFFile
+from tests.golden import case_named, tensors
+from tests.loading.gguf_models import write_gguf
+
+CASES = [
+    "LlamaForCausalLM--gqa-tied",
+    "LlamaForCausalLM--llama1-keys",
+    "MixtralForCausalLM--8x7b",
+    "Qwen2ForCausalLM--7b",
+    "Gemma2ForCausalLM--9b",
+    "GPT2LMHeadModel--with-masks",
+    "MambaForCausalLM--130m",
+]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_answers_as_the_published_checkpoint(name: str, tmp_path: Path) -> None:
+    case = case_named(name)
+    path = write_gguf(case, tmp_path / "model.gguf")
+    overrides = {"query_pre_attn_scalar": case["config"].get("query_pre_attn_scalar")}  # not in the file
+    overrides = {k: v for k, v in overrides.items() if v is not None}
+    llm = LLM(str(path), dtype="float32", skip_tokenizer_init=True, kv_cache_memory="16MiB", hf_overrides=overrides)
+    for want in case["cases"]:
+        params = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True, logprobs=0)
+        answer = llm.generate({"prompt_token_ids": want["prompt_token_ids"]}, params, use_tqdm=False)[0].outputs[0]
+        assert answer.token_ids == want["output_token_ids"]
+        got = [step[token].logprob for step, token in zip(answer.logprobs, answer.token_ids, strict=True)]
+        np.testing.assert_allclose(got, [top[0][1] for top in want["top_logprobs"]], atol=1e-4)
+
+
+QUANTIZABLE = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "BF16", "F16", "F32"]
+
+
+@pytest.mark.parametrize("kind", QUANTIZABLE)
+def test_quantized_tensors_are_what_the_package_says(kind: str, tmp_path: Path) -> None:
+    case = case_named("LlamaForCausalLM--gqa-tied")
+    quantization = gguf.GGMLQuantizationType[kind]
+    path = write_gguf(case, tmp_path / "model.gguf", quantization)
+    file = GGUFFile(path)
+    weight = tensors(case)["model.layers.0.mlp.up_proj.weight"]
+    want = gguf.quants.dequantize(gguf.quants.quantize(weight, quantization), quantization)
+    got = file.source("blk.0.ffn_up.weight").read()
+    assert torch.equal(got, torch.from_numpy(np.asarray(want, dtype=np.float32)))
+
+
+def test_every_type_that_the_package_can_read(tmp_path: Path) -> None:
+    """Types without a quantizer there are given random bytes: reading them is all that is asked."""
+    rng = np.random.default_rng(0)
+    read = 0
+    for kind, (block, size) in gguf.GGML_QUANT_SIZES.items():
+        try:
+            gguf.quants.dequantize(np.zeros((1, size), dtype=np.uint8), kind)
+        except NotImplementedError:
+            continue
+        writer = gguf.GGUFWriter(tmp_path / f"{kind.name}.gguf", "llama")
+        raw = rng.integers(0, 60, (3, size * 2), dtype=np.uint8)
+        writer.add_tensor("x", raw, raw_dtype=kind)
+        for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+            write()
+        writer.close()
+        got = GGUFFile(tmp_path / f"{kind.name}.gguf").source("x").read().numpy()
+        np.testing.assert_array_equal(got, gguf.quants.dequantize(raw, kind).astype(np.float32).reshape(3, block * 2))
+        read += 1
+    assert read > 15
+
+
+def test_metadata_round_trip(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_array("words", ["a", "ü", ""])
+    writer.add_array("numbers", [1, -2, 3])
+    writer.add_float32("half", 0.5)
+    writer.add_bool("yes", True)
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    got = GGUFFile(tmp_path / "m.gguf").metadata
+    assert (got["words"], got["numbers"], got["half"], got["yes"]) == (["a", "ü", ""], [1, -2, 3], 0.5, True)
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    """Cut anywhere, or with bytes changed in its header: a CheckpointError that names the file, or a sound model."""
+    sound = write_gguf(case_named("LlamaForCausalLM--gqa-tied"), tmp_path / "sound.gguf").read_bytes()
+    broken = tmp_path / "broken.gguf"
+    rng = random.Random(1)
+    header = sound.index(b"blk.0") + 600
+    refused = 0
+    for _ in range(300):
+        data = bytearray(sound)
+        if rng.random() < 0.4:
+            data = data[: rng.randrange(len(data))]
+        else:
+            for _ in range(rng.randint(1, 6)):
+                data[rng.randrange(header)] = rng.randrange(256)
+        broken.write_bytes(data)
+        try:
+            file = GGUFFile(broken)
+            for name in file.tensors:
+                file.source(name).read()
+        except CheckpointError as error:
+            assert "broken.gguf" in str(error) or "GGUF" in str(error)
+            refused += 1
+    assert refused > 100
+
+
+def test_unknown_architecture_names_those_there_are(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "rwkv6")
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    with pytest.raises(UnsupportedModelError, match=r"rwkv6.*llama"):
+        LLM(str(tmp_path / "m.gguf"))
+
+
+def test_not_a_gguf(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"PK not really")
+    with pytest.raises(OctavoError, match="does not begin with GGUF"):
+        LLM(str(tmp_path / "m.gguf"))
