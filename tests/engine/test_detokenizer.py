@@ -1,0 +1,83 @@
+"""Text as it comes: whole characters only, the same text as at once, and the same cost at every token."""
+
+import time
+
+import pytest
+
+from octavo import LLM, SamplingParams
+from octavo.engine.detokenizer import IncrementalDetokenizer, StopChecker
+from octavo.loading.tokenizer import FastTokenizer
+
+TEXTS = [
+    "Hello, world! It's 2024.",
+    "Grüße aus Köln – schön, nicht?",
+    "你好，世界。今天天气很好。",
+    "family 👨‍👩‍👧‍👦 and flags 🇫🇷🇯🇵",
+    "  leading, trailing  \n\n\ttabs ",
+    "مرحبا بالعالم",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_pieces_are_the_text(smollm: LLM, text: str) -> None:
+    tokenizer = smollm.get_tokenizer()
+    detokenizer = IncrementalDetokenizer(tokenizer, tokenizer.encode("A prompt before:"), SamplingParams())
+    pieces = [detokenizer.add(token) for token in tokenizer.encode(text)]
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_half_characters_are_held_back(smollm: LLM) -> None:
+    tokenizer = smollm.get_tokenizer()
+    ids = tokenizer.encode("🙂")
+    assert len(ids) > 1
+    detokenizer = IncrementalDetokenizer(tokenizer, [], SamplingParams())
+    assert [detokenizer.add(i) for i in ids] == [""] * (len(ids) - 1) + ["🙂"]
+
+
+def test_broken_bytes_do_not_hold_up_the_rest(smollm: LLM) -> None:
+    tokenizer = smollm.get_tokenizer()
+    half = tokenizer.encode("🙂")[0]
+    detokenizer = IncrementalDetokenizer(tokenizer, [], SamplingParams())
+    text = "".join(detokenizer.add(i) for i in [half] * 20 + tokenizer.encode(" and then words"))
+    assert text.endswith("and then words")
+    assert len(detokenizer._window) < 10
+
+
+def test_a_token_costs_the_same_however_long_the_text(smollm: LLM) -> None:
+    tokenizer = smollm.get_tokenizer()
+    ids = tokenizer.encode("The quick brown fox jumps over the lazy dog. ") * 1200
+    detokenizer = IncrementalDetokenizer(tokenizer, [], SamplingParams())
+
+    def seconds(part: list[int]) -> float:
+        start = time.perf_counter()
+        for token in part:
+            detokenizer.add(token)
+        return time.perf_counter() - start
+
+    first = min(seconds(ids[i : i + 300]) for i in (0, 300, 600))
+    for i in range(900, 9900, 300):
+        seconds(ids[i : i + 300])
+    last = min(seconds(ids[i : i + 300]) for i in (9900, 10200, 10500))
+    assert last < 3 * first
+
+
+def test_sentencepiece_spaces() -> None:
+    """A word's space shows when it follows text, though the first word of a text has none."""
+    from tokenizers import Tokenizer, decoders, models
+
+    inner = Tokenizer(models.BPE(vocab={"▁Hello": 0, "▁there": 1, "!": 2}, merges=[]))
+    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer = FastTokenizer(inner, {}, {})
+    after_prompt = IncrementalDetokenizer(tokenizer, [0], SamplingParams())
+    assert [after_prompt.add(i) for i in (1, 2, 0)] == [" there", "!", " Hello"]
+
+
+def test_stop_checker() -> None:
+    checker = StopChecker(["END", "\n\n"], include=False)
+    assert checker.check("some text", 4) is None
+    assert checker.check("some END", 1) == (5, "END")
+    assert StopChecker(["END"], include=True).check("some END here", 9) == (8, "END")
+    # Not again what was looked at before.
+    assert checker.check("END of what was seen long ago", 3) is None
+    assert [checker.withheld(t) for t in ("abc", "abE", "abEN", "ab\n", "EN D")] == [0, 1, 2, 1, 0]
