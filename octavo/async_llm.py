@@ -6,7 +6,7 @@ import itertools
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 from octavo.config import EngineArgs, engine_args
@@ -118,7 +118,7 @@ class AsyncLLM:
         request_id: str | None,
         priority: int,
         keeps_all: bool,
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         self._check_alive()
         # Tokenized here, so that the engine's thread does nothing but compute.
         checked = await asyncio.to_thread(self.engine.checker.prompt, prompt, params)
@@ -141,11 +141,15 @@ class AsyncLLM:
         finally:
             self._streams.pop(name, None)
             if not finished:
-                self._post(lambda: self.engine.abort([name]) and None)
+                self._post(lambda: self._abort_quietly(name))
 
     async def abort(self, request_id: str) -> None:
         """End a request; its iterator gets a last output with finish_reason "abort"."""
         self._post(lambda: self._deliver(self.engine.abort([request_id])))
+
+    def _abort_quietly(self, request_id: str) -> None:
+        """End a request that nobody listens to any more."""
+        self.engine.abort([request_id])
 
     def shutdown(self) -> None:
         """Stop the engine's thread. Requests that run are ended."""

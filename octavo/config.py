@@ -1,4 +1,4 @@
-"""The engine's options: one dataclass, from which the Python arguments, the command-line flags and their help are made."""
+"""The engine's options: one dataclass, from which Python arguments, command-line flags and help are made."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -127,9 +127,7 @@ class EngineArgs:
         if self.block_size not in (1, 2, 4, 8, 16, 32, 64, 128):
             raise ConfigError(f"block_size={self.block_size!r} must be a power of two from 1 to 128.")
         if not 0 < self.gpu_memory_utilization <= 1:
-            raise ConfigError(
-                f"gpu_memory_utilization={self.gpu_memory_utilization!r} must be above 0 and at most 1."
-            )
+            raise ConfigError(f"gpu_memory_utilization={self.gpu_memory_utilization!r} must be above 0 and at most 1.")
         if self.kv_cache_memory is not None:
             self.kv_cache_memory = parse_size(self.kv_cache_memory, "kv_cache_memory")
         if isinstance(self.override_pooler_config, dict):

@@ -172,10 +172,16 @@ class LLM:
     ) -> list[EmbeddingRequestOutput]:
         """Embeddings of prompts. Start the engine with task="embedding"."""
         if self.engine.args.task not in ("embedding", "embed"):
-            raise InvalidRequestError(f'embed() needs LLM(..., task="embedding"); this one has {self.engine.args.task!r}.')
+            raise InvalidRequestError(
+                f'embed() needs LLM(..., task="embedding"); this one has {self.engine.args.task!r}.'
+            )
         return [
             EmbeddingRequestOutput(
-                o.request_id, EmbeddingOutput(o.outputs.data.tolist()), o.prompt_token_ids, o.finished, o.num_cached_tokens
+                o.request_id,
+                EmbeddingOutput(o.outputs.data.tolist()),
+                o.prompt_token_ids,
+                o.finished,
+                o.num_cached_tokens,
             )
             for o in self.encode(prompts, pooling_params, use_tqdm=use_tqdm)
         ]
@@ -189,7 +195,9 @@ class LLM:
             return [params] * count
         each = list(params)
         if len(each) != count:
-            raise InvalidRequestError(f"there are {count} prompts but {len(each)} sampling_params; give one, or one each.")
+            raise InvalidRequestError(
+                f"there are {count} prompts but {len(each)} sampling_params; give one, or one each."
+            )
         return each
 
     def _run(
@@ -232,7 +240,9 @@ class LLM:
                     written += sum(len(c.token_ids) for c in output.outputs)
                 if use_tqdm:
                     elapsed = bar.format_dict["elapsed"] or 1e-9
-                    bar.set_postfix_str(f"in {read / elapsed:.0f} tok/s, out {written / elapsed:.0f} tok/s", refresh=False)
+                    bar.set_postfix_str(
+                        f"in {read / elapsed:.0f} tok/s, out {written / elapsed:.0f} tok/s", refresh=False
+                    )
                     bar.update(1)
         bar.close()
         return [done[i] for i in ids]
@@ -265,4 +275,6 @@ def _prompt_list(prompts: Any) -> list[Prompt]:
         if batch and isinstance(batch[0], int):
             return [cast(Prompt, batch)]
         return batch
-    raise InvalidRequestError(f"prompts must be text, token ids, dicts, or a list of them, not {type(prompts).__name__}.")
+    raise InvalidRequestError(
+        f"prompts must be text, token ids, dicts, or a list of them, not {type(prompts).__name__}."
+    )

@@ -128,7 +128,7 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             if (value := getattr(self, name)) is not None:
                 _check_range(name, value, -1, None)
-        if self.truncate_prompt_tokens is not None and (self.truncate_prompt_tokens or 0) < -1 or (
+        if (self.truncate_prompt_tokens is not None and (self.truncate_prompt_tokens or 0) < -1) or (
             self.truncate_prompt_tokens == 0
         ):
             _reject(f"truncate_prompt_tokens={self.truncate_prompt_tokens} must be -1 or at least 1.")

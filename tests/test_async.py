@@ -86,9 +86,11 @@ def test_cancelling_the_task_cancels(llm: AsyncLLM) -> None:
 
 def test_abort_by_id(llm: AsyncLLM) -> None:
     async def main() -> str | None:
+        reason = None
         async for output in llm.generate([1, 2, 3], params(250), "mine"):
             await llm.abort("mine")
-        return output.outputs[0].finish_reason
+            reason = output.outputs[0].finish_reason
+        return reason
 
     assert asyncio.run(main()) == "abort"
 

@@ -31,7 +31,9 @@ def load(case: dict[str, Any], folder: Path, **options: Any) -> LLM:
 
 def answers(llm: LLM, case: dict[str, Any]) -> list[Any]:
     params = [
-        SamplingParams(temperature=0, max_tokens=len(c["output_token_ids"]), logprobs=5, prompt_logprobs=0, ignore_eos=True)
+        SamplingParams(
+            temperature=0, max_tokens=len(c["output_token_ids"]), logprobs=5, prompt_logprobs=0, ignore_eos=True
+        )
         for c in case["cases"]
     ]
     prompts = [{"prompt_token_ids": c["prompt_token_ids"]} for c in case["cases"]]

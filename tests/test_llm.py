@@ -123,9 +123,9 @@ class TestSampling:
 
     def test_best_of_returns_the_likeliest(self, tiny: LLM) -> None:
         all_of = tiny.generate(PROMPT, SamplingParams(n=6, seed=3, max_tokens=8, logprobs=0), use_tqdm=False)[0].outputs
-        best = tiny.generate(
-            PROMPT, SamplingParams(n=2, best_of=6, seed=3, max_tokens=8, logprobs=0), use_tqdm=False
-        )[0].outputs
+        best = tiny.generate(PROMPT, SamplingParams(n=2, best_of=6, seed=3, max_tokens=8, logprobs=0), use_tqdm=False)[
+            0
+        ].outputs
         ranked = sorted(all_of, key=lambda c: -c.cumulative_logprob)
         assert [c.token_ids for c in best] == [c.token_ids for c in ranked[:2]]
 
@@ -141,7 +141,11 @@ class TestSampling:
     def test_prompt_logprobs_are_the_same_in_chunks(self, tiny: LLM, tiny_folder: Any) -> None:
         prompt = [(7 * i) % 320 for i in range(100)]
         chunked = LLM(
-            str(tiny_folder), dtype="float32", skip_tokenizer_init=True, kv_cache_memory="8MiB", max_num_batched_tokens=9
+            str(tiny_folder),
+            dtype="float32",
+            skip_tokenizer_init=True,
+            kv_cache_memory="8MiB",
+            max_num_batched_tokens=9,
         )
         one(tiny, prompt)  # is in the prefix cache now, which must not cost any log-probability
         given = [one(llm, prompt, prompt_logprobs=2).prompt_logprobs for llm in (tiny, chunked)]
@@ -292,7 +296,9 @@ class TestText:
         two = smollm.chat([messages, messages], SamplingParams(temperature=0, max_tokens=2), use_tqdm=False)
         assert len(two) == 2
 
-    @pytest.mark.parametrize("messages", [[], "hi", [{"content": "x"}], [{"role": "user"}], [{"role": "user", "content": 3}]])
+    @pytest.mark.parametrize(
+        "messages", [[], "hi", [{"content": "x"}], [{"role": "user"}], [{"role": "user", "content": 3}]]
+    )
     def test_bad_messages(self, smollm: LLM, messages: Any) -> None:
         with pytest.raises(InvalidRequestError, match="message"):
             smollm.chat(messages)
@@ -329,7 +335,7 @@ class TestText:
 
     def test_logprobs_carry_text(self, smollm: LLM) -> None:
         step = one(smollm, "The capital of France is", max_tokens=1, logprobs=2).outputs[0].logprobs[0]
-        assert [e.decoded_token for e in step.values()][0] == " Paris"
+        assert next(iter(step.values())).decoded_token == " Paris"
         assert [e.rank for e in step.values()] == [1, 2]
 
     def test_detokenize_off(self, smollm: LLM) -> None:
@@ -345,6 +351,8 @@ class TestText:
         assert "<|im_end|>" in shown
 
     def test_beam_search_text(self, smollm: LLM) -> None:
-        beams = smollm.beam_search("The capital of France is", BeamSearchParams(beam_width=3, max_tokens=4))[0].sequences
+        beams = smollm.beam_search("The capital of France is", BeamSearchParams(beam_width=3, max_tokens=4))[
+            0
+        ].sequences
         assert len(beams) == 3
         assert "Paris" in beams[0].text

@@ -69,8 +69,8 @@ def gemma2(c: Config) -> CausalLM:
     activation = c.first("hidden_activation", default="gelu_pytorch_tanh")
     mlp = partial(GatedMLP, c.hidden_size, c.intermediate_size, activation)
     window = c.values.get("sliding_window", 4096)
-    sliding = [kind == "sliding_attention" for kind in c.get("layer_types", [])]
-    sliding = sliding or [i % 2 == 0 for i in range(c.num_hidden_layers)]
+    kinds = c.get("layer_types")
+    sliding = [kinds[i] == "sliding_attention" if kinds else i % 2 == 0 for i in range(c.num_hidden_layers)]
     return CausalLM(
         embed=Embedding(c.vocab_size, c.hidden_size, scale=c.hidden_size**0.5),
         layer=lambda i: Block(

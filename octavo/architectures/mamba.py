@@ -56,14 +56,14 @@ def mamba(c: Config) -> CausalLM:
     width = c.hidden_size
     norm = partial(RMSNorm, width, eps=c.get("layer_norm_epsilon", 1e-5))
     channels = c.get("intermediate_size", int(c.get("expand", 2) * width))
-    rank = c.get("time_step_rank", "auto")
+    rank = c.get("time_step_rank")
     mixer = partial(
         MambaMixer,
         width,
         channels,
         c.get("state_size", 16),
         c.get("conv_kernel", 4),
-        math.ceil(width / 16) if rank == "auto" else rank,
+        rank if isinstance(rank, int) else math.ceil(width / 16),  # "auto"
         c.get("hidden_act", "silu"),
         bias=c.get("use_bias", False),
         conv_bias=c.get("use_conv_bias", True),

@@ -52,7 +52,9 @@ def _yarn(c: Config, scaling: dict[str, Any], dim: int, base: float, interleaved
     attention = scaling.get("attention_factor")
     if attention is None:
         mscale, all_dims = scaling.get("mscale"), scaling.get("mscale_all_dim")
-        attention = magnitude(factor, mscale) / magnitude(factor, all_dims) if mscale and all_dims else magnitude(factor)
+        attention = (
+            magnitude(factor, mscale) / magnitude(factor, all_dims) if mscale and all_dims else magnitude(factor)
+        )
     table = yarn_frequencies(
         dim,
         base,

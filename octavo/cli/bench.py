@@ -28,7 +28,17 @@ def startup(namespace: argparse.Namespace) -> dict[str, Any]:
     """Seconds from starting a process to the first byte of its answer."""
     args = engine_args_of(namespace)
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in vars(args).items() if k in vars(namespace) and v is not None]
-    command = [sys.executable, "-m", "octavo", "generate", "The capital of France is", "--raw", "--max-tokens", "4", *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "octavo",
+        "generate",
+        "The capital of France is",
+        "--raw",
+        "--max-tokens",
+        "4",
+        *flags,
+    ]
 
     def run() -> float:
         start = time.perf_counter()
@@ -48,7 +58,9 @@ def startup(namespace: argparse.Namespace) -> dict[str, Any]:
 def _random_prompts(llm: LLM, namespace: argparse.Namespace, salt: int) -> list[list[int]]:
     """Prompts of different token ids, so that no prefix is shared."""
     vocab, length = llm.engine.vocab_size, namespace.input_len
-    return [[(7919 * (i + 1) + 104729 * salt + 31 * j) % vocab for j in range(length)] for i in range(namespace.num_prompts)]
+    return [
+        [(7919 * (i + 1) + 104729 * salt + 31 * j) % vocab for j in range(length)] for i in range(namespace.num_prompts)
+    ]
 
 
 def _time_batch(llm: LLM, namespace: argparse.Namespace, salt: int, tokens: int) -> float:

@@ -118,7 +118,7 @@ class Conversation:
 
 def _read_message() -> str | None:
     """A line, or several joined where they end in a backslash; None at the end of input."""
-    lines = []
+    lines: list[str] = []
     while True:
         try:
             line = input("> " if not lines else ". ")

@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     chat = commands.add_parser(
         "chat",
         help="a conversation in the terminal",
-        description="Talk with a model. /help lists the commands; Ctrl-C stops an answer, Ctrl-D ends the conversation.",
+        description="Talk with a model. /help lists the commands; Ctrl-C stops an answer, Ctrl-D ends the talk.",
     )
     chat.add_argument("--system", metavar="TEXT", help="a system message at the beginning")
     add_sampling_flags(chat)

@@ -41,7 +41,9 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         if not f.metadata["flag"]:
             continue
         default = None if f.default is dataclasses.MISSING else f.default
-        shown = "" if default in (None, "", False, True) or "default:" in f.metadata["help"] else f" (default: {default})"
+        shown = (
+            "" if default in (None, "", False, True) or "default:" in f.metadata["help"] else f" (default: {default})"
+        )
         common: dict[str, Any] = {"dest": f.name, "help": f.metadata["help"] + shown, "default": argparse.SUPPRESS}
         flag, kind = "--" + f.name.replace("_", "-"), _scalar_type(hints[f.name])
         if kind is bool:
@@ -62,8 +64,12 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     hints = typing.get_type_hints(SamplingParams)
     for name, text in SAMPLING_HELP.items():
         flag = "--" + name.replace("_", "-")
-        group.add_argument(flag, type=_scalar_type(hints[name]), default=argparse.SUPPRESS, help=text, metavar=name.upper())
-    group.add_argument("--stop", action="append", default=argparse.SUPPRESS, help="text that ends the answer (may repeat)")
+        group.add_argument(
+            flag, type=_scalar_type(hints[name]), default=argparse.SUPPRESS, help=text, metavar=name.upper()
+        )
+    group.add_argument(
+        "--stop", action="append", default=argparse.SUPPRESS, help="text that ends the answer (may repeat)"
+    )
 
 
 def engine_args_of(namespace: argparse.Namespace) -> EngineArgs:

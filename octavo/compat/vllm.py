@@ -18,10 +18,7 @@ _SUBMODULES: dict[str, dict[str, str]] = {
         "EngineArgs": "octavo.config:EngineArgs",
         "AsyncEngineArgs": "octavo.config:EngineArgs",
         "PoolerConfig": "octavo.config:PoolerConfig",
-        **{
-            name: f"octavo.params:{name}"
-            for name in ("SamplingParams", "PoolingParams")
-        },
+        **{name: f"octavo.params:{name}" for name in ("SamplingParams", "PoolingParams")},
         **{
             name: f"octavo.outputs:{name}"
             for name in (

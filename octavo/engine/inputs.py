@@ -106,7 +106,7 @@ class InputChecker:
             wanted = getattr(params, name)
             if wanted is not None and self.max_logprobs != -1 and (wanted == -1 or wanted > self.max_logprobs):
                 raise InvalidRequestError(
-                    f"{name}={wanted} is more than max_logprobs={self.max_logprobs}; start the engine with a larger one."
+                    f"{name}={wanted} is more than max_logprobs={self.max_logprobs}; start with a larger one."
                 )
         self._check_ids(list(params.logit_bias or ()), "logit_bias")
         self._check_ids(params.allowed_token_ids or (), "allowed_token_ids")

@@ -85,7 +85,9 @@ class KVCacheManager:
                 if need is None and not found:
                     break
             else:
-                if all(run >= (i + 1 if need is None else min(i + 1, need)) for run, need in zip(runs, needs, strict=True)):
+                if all(
+                    run >= (i + 1 if need is None else min(i + 1, need)) for run, need in zip(runs, needs, strict=True)
+                ):
                     length = i + 1
                 continue
             break

@@ -119,7 +119,7 @@ class Scheduler:
             self.running.append(sequence)
             share = shares[sequence.arrival] = Share(sequence, count, restarts=True)
             budget -= count
-            # Blocks filled in this step serve others that start in it: keys and values are written before they are read.
+            # Blocks filled in this step serve others that start in it: keys are written before any are read.
             self._remember(share)
 
     def _peek(self) -> Sequence | None:
@@ -137,9 +137,7 @@ class Scheduler:
     def _remember(self, share: Share) -> None:
         sequence = share.sequence
         assert sequence.blocks is not None
-        self.cache.remember(
-            sequence.blocks, sequence.chain, sequence.tokens, sequence.num_computed + share.num_tokens
-        )
+        self.cache.remember(sequence.blocks, sequence.chain, sequence.tokens, sequence.num_computed + share.num_tokens)
 
     def preempt(self, sequence: Sequence) -> None:
         """Take everything from a running sequence; it is queued again, and will be computed anew."""
@@ -155,4 +153,3 @@ class Scheduler:
         self.cache.release(sequence.blocks)
         self._free_rows.append(sequence.row)
         sequence.blocks, sequence.row = None, -1
-

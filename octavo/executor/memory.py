@@ -141,9 +141,7 @@ def _create(
 ) -> Caches:
     blocks = shape.num_blocks + 1  # block 0 is nobody's: what tables hold for blocks given back
     tensors = [
-        tuple(
-            _zeros((blocks, s.kv_heads, shape.block_size, dim), dtype, device) for dim in (s.key_dim, s.value_dim)
-        )
+        tuple(_zeros((blocks, s.kv_heads, shape.block_size, dim), dtype, device) for dim in (s.key_dim, s.value_dim))
         for s in slabs
     ]
     shared = len(tensors) < sum(isinstance(s, PagedKV) for s in states)

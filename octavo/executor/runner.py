@@ -160,9 +160,7 @@ class ModelRunner:
         ]
         recurrent = self._recurrent_plan(runs) if shape.recurrent else None
         views: list[StateView] = []
-        for cache, tensors, group in zip(
-            self.caches.paged, self.caches.recurrent, self.caches.group_of, strict=True
-        ):
+        for cache, tensors, group in zip(self.caches.paged, self.caches.recurrent, self.caches.group_of, strict=True):
             if cache is not None:
                 views.append(PagedView(cache[0], cache[1], plans[group]))
             elif tensors is not None and recurrent is not None:

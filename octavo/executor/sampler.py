@@ -69,7 +69,9 @@ def describe(logprobs: Tensor, chosen: Tensor, counts: Sequence[int]) -> list[To
     ranks = ((logprobs > own).sum(1) + 1).tolist()
     most = max(counts, default=0)
     top_values, top_ids = logprobs.topk(most, dim=-1) if most else (logprobs[:, :0], chosen.unsqueeze(1)[:, :0])
-    rows = zip(chosen.tolist(), own.squeeze(1).tolist(), ranks, counts, top_values.tolist(), top_ids.tolist(), strict=True)
+    rows = zip(
+        chosen.tolist(), own.squeeze(1).tolist(), ranks, counts, top_values.tolist(), top_ids.tolist(), strict=True
+    )
     out = []
     for token, value, rank, count, values, ids in rows:
         entries = {token: Logprob(value, rank)}
@@ -169,7 +171,7 @@ def _draw_from_all(logits: Tensor, draws: Tensor) -> Tensor:
     """Where each draw falls in the cumulated distribution, found by partial sums, then inside one of them."""
     weights = torch.exp(logits - logits.amax(-1, keepdim=True)).double()
     short = -weights.shape[1] % SPAN
-    spans = torch.nn.functional.pad(weights, (0, short)).unflatten(1, (-1, SPAN))
+    spans = torch.nn.functional.pad(weights, (0, short)).view(len(weights), -1, SPAN)
     ends = spans.sum(-1).cumsum(-1)
     target = (draws * ends[:, -1]).unsqueeze(1)
     span = torch.searchsorted(ends, target, right=True).clamp_(max=ends.shape[1] - 1)
@@ -197,7 +199,9 @@ def _draw_from_top(logits: Tensor, states: Sequence[SamplingState], draws: Tenso
     tokens = torch.empty(len(states), dtype=torch.long, device=logits.device)
     short = [i for i in range(len(states)) if top_k[i] <= values.shape[1] or enough[i]]
     if short:
-        tokens[short] = _pick(values[short], ids[short], total[short], [top_k[i] for i in short], top_p[short], draws[short])
+        tokens[short] = _pick(
+            values[short], ids[short], total[short], [top_k[i] for i in short], top_p[short], draws[short]
+        )
     if rest := sorted(set(range(len(states))) - set(short)):
         all_values, all_ids = logits[rest].sort(dim=-1, descending=True, stable=True)
         tokens[rest] = _pick(all_values, all_ids, total[rest], [top_k[i] for i in rest], top_p[rest], draws[rest])

@@ -38,7 +38,9 @@ def check_messages(messages: Any) -> list[Message]:
         raise InvalidRequestError('messages must be a list such as [{"role": "user", "content": "Hello"}].')
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise InvalidRequestError(f"message {i} needs a role (system, user or assistant) and a content: {message!r}")
+            raise InvalidRequestError(
+                f"message {i} needs a role (system, user or assistant) and a content: {message!r}"
+            )
         if message.get("content") is None and not message.get("tool_calls"):
             raise InvalidRequestError(f"message {i} ({message['role']}) has no content.")
     return [{**m, "content": _text(m.get("content"), i)} for i, m in enumerate(messages)]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from octavo.errors import CheckpointError
 
-REOPEN_AFTER = 256 << 20
+REOPEN_AFTER = 32 << 20
 """Bytes read through one memory map before it is dropped, so that pages already used do not count as ours."""
 
 
@@ -118,7 +118,7 @@ class _SafetensorsFile:
         from safetensors import SafetensorError, safe_open
 
         try:
-            self.handle = safe_open(self.path, framework="pt")
+            self.handle: Any = safe_open(self.path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{self.path} is damaged or cut short ({error}). Download it again.") from error
         self._read = 0

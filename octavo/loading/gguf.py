@@ -207,6 +207,13 @@ class GGUFSource:
         else:
             with ThreadPoolExecutor(min(len(firsts), torch.get_num_threads())) as pool:
                 list(pool.map(piece, firsts))
+        self._drop_pages()
+
+    def _drop_pages(self) -> None:
+        """Tell the system that the tensor's pages of the file were used, so that they do not count as ours."""
+        if hasattr(self._data, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
+            first = self._tensor.offset // mmap.PAGESIZE * mmap.PAGESIZE
+            self._data.madvise(mmap.MADV_DONTNEED, first, self._tensor.offset + self._tensor.nbytes - first)
 
     def read(self) -> Tensor:
         out = torch.empty(self.shape, dtype=torch.float32)

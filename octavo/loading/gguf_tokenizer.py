@@ -8,9 +8,7 @@ from octavo.loading.tokenizer import FastTokenizer, set_template
 
 CONTROL, USER_DEFINED = 3, 4  # token types of llama.cpp
 
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3 = _WORDS % r"\p{N}{1,3}"
 _QWEN2 = _WORDS % r"\p{N}"
 # How text is split before merging, by `tokenizer.ggml.pre`: None is GPT-2's own way, "digits" splits digits off first.
@@ -49,7 +47,7 @@ def gguf_tokenizer(file: GGUFFile) -> FastTokenizer:
         inner = _sentencepiece(file, tokens)
     else:
         raise UnsupportedModelError(
-            f"{file.path} carries a tokenizer of kind {kind!r}; Octavo reads gpt2 and llama. Give another with tokenizer=."
+            f"{file.path} carries a tokenizer of kind {kind!r}; gpt2 and llama are read. Give another with tokenizer=."
         )
     _add_special(inner, tokens, data.get("tokenizer.ggml.token_type") or [])
     special = {}
@@ -60,17 +58,24 @@ def gguf_tokenizer(file: GGUFFile) -> FastTokenizer:
     add_bos = data.get("tokenizer.ggml.add_bos_token", kind == "llama")
     add_eos = data.get("tokenizer.ggml.add_eos_token", False)
     if add_bos or add_eos:
-        set_template(inner, special.get("bos_token") if add_bos else None, special.get("eos_token") if add_eos else None)
+        set_template(
+            inner, special.get("bos_token") if add_bos else None, special.get("eos_token") if add_eos else None
+        )
     template = data.get("tokenizer.chat_template")
     return FastTokenizer(
-        inner, special, {"default": template} if isinstance(template, str) else {}, data.get("tokenizer.ggml.eos_token_id")
+        inner,
+        special,
+        {"default": template} if isinstance(template, str) else {},
+        data.get("tokenizer.ggml.eos_token_id"),
     )
 
 
 def _add_special(inner: Any, tokens: list[str], types: list[int]) -> None:
     from tokenizers import AddedToken
 
-    control = [AddedToken(t, special=True, normalized=False) for t, k in zip(tokens, types, strict=False) if k == CONTROL]
+    control = [
+        AddedToken(t, special=True, normalized=False) for t, k in zip(tokens, types, strict=False) if k == CONTROL
+    ]
     user = [AddedToken(t, normalized=False) for t, k in zip(tokens, types, strict=False) if k == USER_DEFINED]
     if control:
         inner.add_special_tokens(control)
@@ -91,7 +96,9 @@ def _byte_level(file: GGUFFile, tokens: list[str]) -> Any:
             "tokenizer with tokenizer=."
         )
     pairs = [tuple(m.split(" ", 1)) for m in merges]
-    inner = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=pairs, ignore_merges=pre == "llama-bpe"))
+    inner = Tokenizer(
+        models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=pairs, ignore_merges=pre == "llama-bpe")
+    )
     split = _SPLITS[pre]
     if split is None:
         inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

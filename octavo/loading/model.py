@@ -207,7 +207,9 @@ def _max_model_len(args: EngineArgs, config: Config) -> int:
     if args.max_model_len is None:
         return limit or DEFAULT_LENGTH
     if limit is not None and args.max_model_len > limit:
-        log.warning("max_model_len=%d is cut to the %d tokens that this model's positions reach", args.max_model_len, limit)
+        log.warning(
+            "max_model_len=%d is cut to the %d tokens that this model's positions reach", args.max_model_len, limit
+        )
         return limit
     return args.max_model_len
 

@@ -191,7 +191,7 @@ def _through_transformers(folder: Path, settings: dict[str, Any], trust_remote_c
                 "trust_remote_code=True (--trust-remote-code)."
             ) from error
         raise CheckpointError(
-            f"{folder} has no tokenizer that can be loaded ({type(error).__name__}: {str(error).splitlines()[0][:200]}). "
+            f"{folder} has no tokenizer that loads ({type(error).__name__}: {str(error).splitlines()[0][:200]}). "
             "Give one with tokenizer=, or set skip_tokenizer_init=True and use token ids."
         ) from error
     return TransformersTokenizer(inner, _chat_templates(folder, settings))

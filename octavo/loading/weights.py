@@ -51,7 +51,8 @@ class _Problems:
                 parts.append(f"{len(names)} {label}: {', '.join(names[:SHOWN])}{more}")
         if parts:
             raise CheckpointError(
-                f"{where} does not fit its config. {'; '.join(parts)}. Is the download complete, and config.json its own?"
+                f"{where} does not fit its config: {'; '.join(parts)}. "
+                "Is the download complete, and config.json its own?"
             )
 
 
@@ -100,8 +101,9 @@ class WeightLoader:
             self.model.head.weight = nn.Parameter(self.model.embed.weight.data, requires_grad=False)
             self.model.head.prepare(self.ops)
         for module in self.model.modules():
-            if not isinstance(module, Linear) and hasattr(module, "prepare"):
-                module.prepare(self.ops)
+            prepare = getattr(module, "prepare", None)
+            if prepare is not None and not isinstance(module, Linear):
+                prepare(self.ops)
 
     def _missing(self) -> list[str]:
         names = self.model.names

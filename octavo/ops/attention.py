@@ -76,7 +76,7 @@ class AttentionPlan:
     _biases: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
 
     def bias(self, tile: int, kv_heads: int, group: int) -> Tensor:
-        """[n * kv_heads, rows, span] float32: 0 for keys that a query sees, -inf for others; rows as in the products."""
+        """[n * kv_heads, rows, span] float32: 0 for keys that a query sees, else -inf; rows as in the products."""
         key = (tile, kv_heads, group)
         if key not in self._biases:
             of = self.tiles[tile]

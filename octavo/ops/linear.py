@@ -65,7 +65,7 @@ def _onednn_packs(dtype: torch.dtype) -> bool:
 
 def linear_implementation(dtype: torch.dtype, device: torch.device, preference: str = "auto") -> type[LinearKernel]:
     """The class that serves weights of `dtype` on `device`; `preference="torch"` forces the reference."""
-    if preference == "auto" and device.type == "cpu" and torch.backends.mkldnn.is_available() and _onednn_packs(dtype):
+    if preference == "auto" and device.type == "cpu" and torch.backends.mkldnn.enabled and _onednn_packs(dtype):
         return OneDNNLinear
     return TorchLinear
 

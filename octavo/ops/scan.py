@@ -38,7 +38,7 @@ def causal_conv(x: Tensor, history: Tensor, weight: Tensor, bias: Tensor | None)
 
 
 def causal_conv_step(x: Tensor, history: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """One token for each of many sequences: `x` `[sequences, channels]`, `history` `[sequences, kernel - 1, channels]`."""
+    """One token each: `x` `[sequences, channels]`, `history` `[sequences, kernel - 1, channels]`."""
     inputs = torch.cat([history, x.unsqueeze(1)], dim=1)
     out = inputs[:, 0] * weight[:, 0]
     for k in range(1, weight.shape[1]):

@@ -8,7 +8,7 @@ from octavo.parts.batch import Batch
 
 
 class Embedding(nn.Module):
-    """A row of `weight` `[count, width]` for each token, times `scale` (rounded to the weight's dtype, as Gemma does)."""
+    """A row of `weight` `[count, width]` for each token, times `scale` (in the weight's dtype, as Gemma does)."""
 
     def __init__(self, count: int, width: int, scale: float = 1.0) -> None:
         super().__init__()

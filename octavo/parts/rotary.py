@@ -28,7 +28,13 @@ def llama3_frequencies(
 
 
 def yarn_frequencies(
-    dim: int, base: float, factor: float, original_length: int, beta_fast: float, beta_slow: float, truncate: bool = True
+    dim: int,
+    base: float,
+    factor: float,
+    original_length: int,
+    beta_fast: float,
+    beta_slow: float,
+    truncate: bool = True,
 ) -> Tensor:
     """YaRN (Peng et al. 2023): pairs that turn rarely are slowed by `factor`, those that turn often are kept."""
 

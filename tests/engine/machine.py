@@ -84,7 +84,10 @@ class Machine:
                 first = 0 if window is None else max(0, query - window + 1)
                 for position in range(first, query + 1):
                     block = self.tables[s.row, group][position // self.block_size]
-                    assert self.memory[group, block, position % self.block_size] == (position, self._digest(s, position))
+                    assert self.memory[group, block, position % self.block_size] == (
+                        position,
+                        self._digest(s, position),
+                    )
 
     def _advance(self, share: Share) -> None:
         s = share.sequence

@@ -14,7 +14,9 @@ from octavo.params import SamplingParams
 VOCAB = 3000
 
 
-def state(seed: int = 0, prompt: list[int] | None = None, output: list[int] | None = None, **values: Any) -> SamplingState:
+def state(
+    seed: int = 0, prompt: list[int] | None = None, output: list[int] | None = None, **values: Any
+) -> SamplingState:
     return SamplingState(
         SamplingParams(**values), mix(seed, 0), prompt or [], frozenset({2}), output_token_ids=list(output or [])
     )
@@ -104,7 +106,9 @@ def test_seed_decides(logits: Tensor) -> None:
 
 def test_penalties_are_vllms() -> None:
     logits = torch.tensor([[2.0, -2.0, 1.0, 0.5]])
-    s = state(prompt=[1], output=[0, 0], repetition_penalty=2.0, presence_penalty=0.25, frequency_penalty=0.5, temperature=0)
+    s = state(
+        prompt=[1], output=[0, 0], repetition_penalty=2.0, presence_penalty=0.25, frequency_penalty=0.5, temperature=0
+    )
     work = logits.clone()
     sample(work, [s])
     # Token 0 came twice, token 1 was in the prompt: repetition for both, the others only for what was generated.

@@ -14,7 +14,9 @@ Array = np.ndarray
 
 def permute(weight: Array, heads: int) -> Array:
     """llama.cpp's order of a head's rows, pairs side by side."""
-    return weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+    return (
+        weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+    )
 
 
 def _llama_metadata(w: gguf.GGUFWriter, c: dict[str, Any]) -> None:

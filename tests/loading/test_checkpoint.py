@@ -42,7 +42,7 @@ def change(folder: Path, edit: Any) -> None:
 def test_every_row_refuses_a_checkpoint_that_does_not_fit(row: str, tmp_path: Path) -> None:
     folder = write_model(read_case(ROWS[row]), tmp_path)
     sound = dict(load_file(folder / "model.safetensors"))
-    name = next(n for n in sorted(sound) if n.endswith("proj.weight") or n.endswith("c_fc.weight"))
+    name = next(n for n in sorted(sound) if n.endswith(("proj.weight", "c_fc.weight")))
     for edit, what in (
         (lambda w: w.pop(name), "missing"),
         (lambda w: w.update({"model.layers.0.surprise.weight": np.zeros(3, np.float32)}), "no place"),

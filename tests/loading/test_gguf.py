@@ -108,8 +108,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
             file = GGUFFile(broken)
             for name in file.tensors:
                 file.source(name).read()
-        except CheckpointError as error:
-            assert "broken.gguf" in str(error) or "GGUF" in str(error)
+        except CheckpointError:  # and nothing else: no IndexError, no MemoryError, no crash
             refused += 1
     assert refused > 100
 

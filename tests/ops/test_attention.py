@@ -10,7 +10,9 @@ from octavo.ops import SequenceRun, paged_attention, plan_attention, write_kv
 class Cache:
     """Blocks dealt out at random to a few sequences, filled with their keys and values."""
 
-    def __init__(self, lengths: list[int], kv_heads: int, dim: int, block_size: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, lengths: list[int], kv_heads: int, dim: int, block_size: int, generator: torch.Generator
+    ) -> None:
         self.lengths, self.block_size = lengths, block_size
         per_row = max(-(-n // block_size) for n in lengths)
         ids = torch.randperm(per_row * len(lengths), generator=generator) + 1
@@ -26,16 +28,16 @@ class Cache:
             write_kv(self.keys, self.k[row], plan)
             write_kv(self.values, self.v[row], plan)
 
-    def attend(self, queries: list[tuple[int, int, Tensor]], window: int | None = None, **options: object) -> list[Tensor]:
+    def attend(
+        self, queries: list[tuple[int, int, Tensor]], window: int | None = None, **options: object
+    ) -> list[Tensor]:
         """Outputs for (row, start, queries [tokens, heads, dim])."""
         runs, first = [], 0
         for row, start, q in queries:
             runs.append(SequenceRun(first, len(q), start, row))
             first += len(q)
         plan = plan_attention(runs, self.table, self.block_size, window, first)
-        out = paged_attention(
-            torch.cat([q for *_, q in queries]), self.keys, self.values, plan, scale=0.25, **options
-        )
+        out = paged_attention(torch.cat([q for *_, q in queries]), self.keys, self.values, plan, scale=0.25, **options)
         return list(out.split([len(q) for *_, q in queries]))
 
     def reference(

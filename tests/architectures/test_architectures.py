@@ -1,0 +1,61 @@
+"""What architecture files share: configs, rotary scalings, lengths; and how small they are."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import octavo.architectures
+from octavo.architectures import Config
+from octavo.architectures.rope import position_limit, rotary
+from octavo.errors import CheckpointError
+
+
+def test_missing_key_is_named() -> None:
+    config = Config({"architectures": ["X"], "hidden_size": 8, "head_dim": None})
+    assert config.hidden_size == 8
+    assert config.get("head_dim", 4) == 4
+    assert config.first("a", "hidden_size") == 8
+    with pytest.raises(CheckpointError, match="num_layers"):
+        _ = config.num_layers
+
+
+def test_rotary_scalings() -> None:
+    plain = rotary(Config({}), 8).frequencies
+    assert plain.tolist() == pytest.approx([1.0, 0.1, 0.01, 0.001])
+    linear = rotary(Config({"rope_scaling": {"type": "linear", "factor": 4.0}}), 8)
+    torch.testing.assert_close(linear.frequencies, plain / 4)
+    new = rotary(Config({"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}), 4)
+    assert new.frequencies.tolist() == pytest.approx([1.0, 0.1])
+    factors = rotary(Config({"rope_scaling": {"rope_type": "factors", "factors": [1.0, 2.0, 4.0, 8.0]}}), 8)
+    torch.testing.assert_close(factors.frequencies, plain / torch.tensor([1.0, 2.0, 4.0, 8.0]))
+
+
+def test_yarn_keeps_fast_pairs_and_slows_slow_ones() -> None:
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
+    yarn = rotary(Config({"rope_scaling": scaling, "max_position_embeddings": 16384}), 64)
+    plain = rotary(Config({}), 64).frequencies
+    assert yarn.frequencies[0] == plain[0]
+    assert yarn.frequencies[-1] == pytest.approx(float(plain[-1]) / 4)
+    assert yarn.scale == pytest.approx(0.1 * math.log(4) + 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "limit"),
+    [
+        ({"max_position_embeddings": 4096}, 4096),
+        ({"n_positions": 1024}, 1024),
+        ({}, None),
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 4.0}}, 16384),
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "dynamic", "factor": 4.0}}, 4096),
+    ],
+)
+def test_position_limit(values: dict[str, object], limit: int | None) -> None:
+    assert position_limit(Config(values)) == limit
+
+
+def test_an_architecture_is_a_page() -> None:
+    """A family that needs more is asking for a part."""
+    for path in Path(octavo.architectures.__file__).parent.glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 160, path.name

@@ -1,0 +1,157 @@
+"""The command line, as a user runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from octavo.cli.main import build_parser, main
+from octavo.cli.models import markdown
+from octavo.cli.options import engine_args_of, sampling_params_of
+from octavo.config import EngineArgs
+
+
+def octavo(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "octavo", *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.fixture
+def model(smollm_file: Path) -> Sequence[str]:
+    return ("--model", str(smollm_file), "--kv-cache-memory", "256MiB", "--max-model-len", "1024")
+
+
+def test_import_and_help_are_instant() -> None:
+    """Neither needs torch, whose import alone takes a second."""
+    code = "import sys, octavo, octavo.cli.main as m; m.build_parser().format_help(); sys.exit('torch' in sys.modules)"
+    for command in ([sys.executable, "-c", code], [sys.executable, "-m", "octavo", "--help"]):
+        seconds = []
+        for _ in range(3):
+            start = time.perf_counter()
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            seconds.append(time.perf_counter() - start)
+        assert min(seconds) < 0.5
+
+
+def test_every_option_has_a_flag_with_help() -> None:
+    parsed = build_parser().parse_args(["generate", "x"])
+    assert engine_args_of(parsed) == EngineArgs()
+    text = octavo("generate", "--help").stdout
+    for flag in ("--max-model-len", "--kv-cache-memory", "--trust-remote-code", "--temperature", "--dtype"):
+        assert flag in text
+
+
+def test_flags_reach_the_engine() -> None:
+    arguments = ["generate", "x", "--kv-cache-memory", "2GiB", "--block-size", "32", "--no-enable-prefix-caching"]
+    parsed = build_parser().parse_args(
+        [*arguments, "--temperature", "0.5", "--stop", "a", "--stop", "b", "--top-k", "3"]
+    )
+    args = engine_args_of(parsed)
+    assert (args.kv_cache_bytes, args.block_size, args.enable_prefix_caching) == (2 << 30, 32, False)
+    params = sampling_params_of(parsed)
+    assert (params.temperature, params.stop, params.top_k, params.max_tokens) == (0.5, ["a", "b"], 3, 256)
+
+
+def test_generate(model: Sequence[str], tmp_path: Path) -> None:
+    raw = octavo("generate", "The capital of France is", "--raw", "--max-tokens", "4", *model)
+    assert raw.returncode == 0, raw.stderr
+    assert "Paris" in raw.stdout
+    (tmp_path / "prompt.txt").write_text("What is the capital of France?")
+    answer = octavo("generate", "--file", str(tmp_path / "prompt.txt"), "--json", "--dtype", "float32", *model)
+    told = json.loads(answer.stdout)
+    assert "Paris" in told["outputs"][0]["text"]
+    assert told["outputs"][0]["finish_reason"] == "stop"
+    assert told["num_prompt_tokens"] > 10
+    piped = octavo("generate", "--json", "--n", "2", "--temperature", "1", *model, stdin="Hello")
+    assert len(json.loads(piped.stdout)["outputs"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "x", "--model", "./nosuch"], "was not found"),
+        (["generate", "x", "--temperature", "-1"], "temperature=-1"),
+        (["generate", "--file", "/nosuch"], "cannot be read"),
+        (["generate", "x", "--kv-cache-memory", "lots"], "not a size"),
+        (["bench", "latency", "--runs", "0"], "at least 1"),
+    ],
+)
+def test_errors_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_chat(model: Sequence[str], tmp_path: Path) -> None:
+    saved = tmp_path / "talk.json"
+    lines = [
+        "What is the capital of France?",
+        "/set temprature 1",
+        "/nonsense",
+        "/retry",
+        f"/save {saved}",
+        "/reset",
+        "/history",
+        "/quit",
+    ]
+    done = octavo("chat", "--system", "Be brief.", "--max-tokens", "24", *model, stdin="\n".join(lines) + "\n")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Paris") >= 2
+    assert "Did you mean temperature?" in done.stdout
+    assert "no command /nonsense" in done.stdout
+    talk = json.loads(saved.read_text())
+    assert [m["role"] for m in talk] == ["system", "user", "assistant"]
+    again = octavo("chat", "--max-tokens", "4", *model, stdin=f"/load {saved}\n/history\n")
+    assert "assistant: " in again.stdout
+
+
+def test_interrupt_stops_the_answer_not_the_program(model: Sequence[str]) -> None:
+    command = [sys.executable, "-u", "-m", "octavo", "chat", "--max-tokens", "800", *model]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"Tell me a very long story about a dragon.\n")
+    process.stdin.flush()
+    seen = b""
+    while len(seen) < 200:  # the greeting, then words of the story
+        seen += os.read(process.stdout.fileno(), 100)
+    process.send_signal(signal.SIGINT)
+    while b"[stopped]" not in seen:
+        seen += os.read(process.stdout.fileno(), 100)
+    out, err = process.communicate(b"/history\n/quit\n", timeout=60)
+    assert process.returncode == 0, err
+    assert b"user: Tell me" in out
+
+
+def test_bench(model: Sequence[str]) -> None:
+    common = ["--runs", "1", "--json", *model]
+    startup = json.loads(octavo("bench", "startup", *common).stdout)
+    assert 0 < startup["first_token_seconds"]["median"] < 60
+    small = ["--input-len", "16", "--output-len", "4", "--num-prompts", "2"]
+    latency = json.loads(octavo("bench", "latency", *small, *common).stdout)
+    assert latency["seconds_per_token"]["median"] > 0
+    throughput = json.loads(octavo("bench", "throughput", *small, *common).stdout)
+    assert throughput["output_tokens_per_second"]["median"] > 0
+
+
+def test_models_table() -> None:
+    text = octavo("models").stdout
+    assert "LlamaForCausalLM" in text
+    assert "MambaForCausalLM" in markdown()
+    assert {"architecture", "models", "examples", "GGUF"} == set(
+        json.loads(octavo("models", "--format", "json").stdout)[0]
+    )
+
+
+def test_env() -> None:
+    facts = json.loads(octavo("env", "--json").stdout)
+    assert facts["torch"] != "not installed"
+    assert facts["linear float32 batch-invariant"] is True
+    assert facts["linear bfloat16 batch-invariant"] is True

@@ -1,0 +1,117 @@
+"""Tokenizers: GGUF's against the published way, settings that transformers obeys, and files that are missing."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from octavo import LLM
+from octavo.errors import CheckpointError
+from octavo.loading.gguf import GGUFFile
+from octavo.loading.gguf_tokenizer import gguf_tokenizer
+from octavo.loading.tokenizer import load_tokenizer
+
+
+def write_tokenizer(folder: Path, **settings: object) -> Path:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    vocab = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    inner = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
+    inner.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, **settings}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_tokenizer_json(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path, chat_template="{{ messages[0].content }}"), False)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (256, 257)
+    assert tokenizer.decode(tokenizer.encode("Grüße 🙂")) == "Grüße 🙂"
+    assert tokenizer.decode([256, *tokenizer.encode("a"), 257]) == "a"
+    assert tokenizer.decode([257], skip_special_tokens=False) == "</s>"
+    assert tokenizer.chat_templates == {"default": "{{ messages[0].content }}"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "want"),
+    [
+        ({}, "a"),
+        ({"tokenizer_class": "LlamaTokenizerFast"}, "a"),
+        ({"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True}, "<s>a"),
+        ({"tokenizer_class": "LlamaTokenizer", "add_bos_token": False, "add_eos_token": True}, "a</s>"),
+        ({"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True}, "a"),
+    ],
+)
+def test_bos_and_eos_settings(settings: dict[str, object], want: str, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path, **settings), False)
+    assert tokenizer.decode(tokenizer.encode("a"), skip_special_tokens=False) == want
+    assert tokenizer.decode(tokenizer.encode("a", add_special_tokens=False), skip_special_tokens=False) == "a"
+
+
+def test_named_and_separate_templates(tmp_path: Path) -> None:
+    named = [{"name": "default", "template": "A"}, {"name": "tool_use", "template": "B"}]
+    assert load_tokenizer(write_tokenizer(tmp_path, chat_template=named), False).chat_templates["tool_use"] == "B"
+    (tmp_path / "chat_template.jinja").write_text("C")
+    assert load_tokenizer(tmp_path, False).chat_templates["default"] == "C"
+
+
+def test_through_transformers(tmp_path: Path) -> None:
+    """A GPT-2 tokenizer in its older files."""
+    from tokenizers import pre_tokenizers
+
+    vocab = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))} | {
+        "<|endoftext|>": 256,
+        "he": 257,
+    }
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nh e\n")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    tokenizer = load_tokenizer(tmp_path, False)
+    ids = tokenizer.encode("hehe!")
+    assert ids[:2] == [257, 257]
+    assert tokenizer.decode(ids) == "hehe!"
+    assert tokenizer.eos_token_id == 256
+
+
+def test_no_tokenizer(tiny_folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="skip_tokenizer_init=True"):
+        LLM(str(tiny_folder), kv_cache_memory="8MiB")
+
+
+def test_damaged_tokenizer(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is damaged"):
+        load_tokenizer(tmp_path, False)
+
+
+def test_smollm_splits_digits_as_published(smollm_file: Path) -> None:
+    """SmolLM2's published tokenizer takes digits one by one: ids from its hub page's tokenizer.json."""
+    tokenizer = gguf_tokenizer(GGUFFile(smollm_file))
+    assert tokenizer.encode("Hello world 123") == [19556, 905, 216, 33, 34, 35]
+    assert tokenizer.encode("<|im_start|>user") == [1, 4093]
+    assert tokenizer.decode([1, 4093, 2]) == "user"
+    assert tokenizer.eos_token_id == 2
+
+
+def test_sentencepiece_in_gguf(tmp_path: Path) -> None:
+    import gguf
+
+    pieces = ["<unk>", "<s>", "</s>", "<0x0A>", "▁", "h", "e", "l", "o", "he", "ll", "hell", "▁hell", "▁hello", "hello"]
+    writer = gguf.GGUFWriter(tmp_path / "t.gguf", "llama")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(pieces)
+    writer.add_token_scores([0.0] * 9 + [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0])
+    writer.add_token_types([2, 3, 3, 6] + [1] * 11)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    tokenizer = gguf_tokenizer(GGUFFile(tmp_path / "t.gguf"))
+    assert tokenizer.encode("hello hello") == [1, 13, 13]
+    assert tokenizer.encode("hell\n") == [1, 12, 3]
+    assert tokenizer.decode([1, 13, 13]) == "hello hello"

@@ -1,0 +1,102 @@
+"""Name tables, experts and poolers on their own."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from octavo.parts import Batch, Linear, MoE, Names, Pooler, softmax_then_choose, transposed
+from octavo.parts.names import parameter
+
+NAMES = Names(
+    {
+        "model.embed": "embed",
+        "model.layers.{i}.attn.{q|k}_proj": "layers.{i}.qkv.{q|k}",
+        "model.layers.{i}.experts.{e}.{w1|w3}": "layers.{i}.experts.{e}.gate_up.{gate|up}",
+        "model.h.{i}.c_fc": transposed("layers.{i}.up"),
+        "model.layers.{i}.A_log": parameter("layers.{i}.a_log"),
+    },
+    ignored=("model.layers.{i}.attn.inv_freq",),
+    prefix="model.",
+)
+
+
+@pytest.mark.parametrize(
+    ("published", "path"),
+    [
+        ("model.embed.weight", "embed.weight"),
+        ("embed.weight", "embed.weight"),
+        ("model.layers.12.attn.k_proj.bias", "layers.12.qkv.k.bias"),
+        ("layers.3.experts.7.w3.weight", "layers.3.experts.7.gate_up.up.weight"),
+        ("model.layers.0.A_log", "layers.0.a_log"),
+    ],
+)
+def test_names(published: str, path: str) -> None:
+    assert NAMES.locate(published).path == path
+    assert NAMES.published(path).endswith(published)
+
+
+def test_unknown_ignored_and_transposed() -> None:
+    assert NAMES.locate("model.layers.x.attn.q_proj.weight") is None
+    assert NAMES.locate("model.embedding.weight") is None
+    assert NAMES.is_ignored("layers.4.attn.inv_freq")
+    assert not NAMES.is_ignored("model.layers.4.attn.q_proj.weight")
+    into = NAMES.locate("model.h.1.c_fc.weight")
+    assert into.transform(torch.zeros(2, 3)).shape == (3, 2)
+    assert into.transform(torch.zeros(5)).shape == (5,)
+
+
+class Expert(nn.Module):
+    """Multiplies by its number; counts its calls."""
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.factor, self.calls = factor, 0
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        self.calls += 1
+        return x * self.factor
+
+
+def make_moe() -> tuple[MoE, list[Expert]]:
+    experts = [Expert(i + 1) for i in range(5)]
+    moe = MoE(8, list(experts), softmax_then_choose(2))
+    moe.router = Linear(8, 5)
+    moe.router.weight = nn.Parameter(torch.randn(5, 8, generator=torch.Generator().manual_seed(0)), requires_grad=False)
+    return moe, experts
+
+
+def test_experts_are_weighted_by_the_router(generator: torch.Generator) -> None:
+    moe, _ = make_moe()
+    weight = moe.router.weight.data.clone()
+    moe.router.prepare("torch")
+    x = torch.randn(20, 8, generator=generator)
+    got = moe(x, None)
+    top, chosen = (x @ weight.T).softmax(-1).topk(2)
+    factor = (top / top.sum(-1, keepdim=True) * (chosen + 1)).sum(-1, keepdim=True)
+    torch.testing.assert_close(got, x * factor)
+    for rows in (1, 3, 11):
+        assert torch.equal(moe(x[:rows], None), got[:rows])
+
+
+def test_experts_that_nobody_chose_are_not_run(generator: torch.Generator) -> None:
+    moe, experts = make_moe()
+    moe.router.prepare("torch")
+    moe(torch.randn(1, 8, generator=generator), None)
+    assert sorted(e.calls for e in experts) == [0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("kind", ["LAST", "CLS", "MEAN", "ALL", "STEP"])
+@pytest.mark.parametrize("cuts", [[10], [1, 9], [3, 3, 4]])
+def test_pooler_does_not_see_chunks(kind: str, cuts: list[int], generator: torch.Generator) -> None:
+    hidden, tokens = torch.randn(10, 4, generator=generator), torch.tensor([0, 1, 7, 0, 7, 0, 0, 0, 1, 7])
+    pooler = Pooler(kind, normalize=False, step_tag_id=7)
+    for h, t in zip(hidden.split(cuts), tokens.split(cuts), strict=True):
+        pooler.add(h, t)
+    want = {"LAST": hidden[-1], "CLS": hidden[0], "MEAN": hidden.mean(0), "ALL": hidden, "STEP": hidden[[2, 4, 9]]}[
+        kind
+    ]
+    torch.testing.assert_close(pooler.result(), want)
+    whole = Pooler(kind, normalize=True, step_tag_id=7)
+    whole.add(hidden, tokens)
+    assert whole.result(2).norm(dim=-1).allclose(torch.tensor(1.0))
+    assert whole.result(2).shape[-1] == 2

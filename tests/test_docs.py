@@ -1,0 +1,54 @@
+"""Every example in README.md and docs/ runs.
+
+`python` blocks run as scripts. `console` blocks hold a command a line, and run in a shell with this environment's
+`octavo`. A block with a comment `<!-- not run: why -->` before it is left out; `make` commands are run by .ci/run.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"(<!-- not run: [^>]+-->\s*)?^```(python|console)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def blocks() -> list[tuple[str, str, str]]:
+    found = []
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for i, match in enumerate(BLOCK.finditer(path.read_text())):
+            if not match[1]:
+                found.append((f"{path.name}-{i}", match[2], match[3]))
+    return found
+
+
+@pytest.mark.parametrize(("kind", "text"), [b[1:] for b in blocks()], ids=[b[0] for b in blocks()])
+def test_example_runs(kind: str, text: str, tmp_path: Path) -> None:
+    lines = [line for line in text.splitlines() if not line.startswith("make ")]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for name, content in re.findall(r"^# file: (\S+)\n(.*?)(?=^# file:|\Z)", text, re.DOTALL | re.MULTILINE):
+        (tmp_path / name).write_text(content)
+    script = tmp_path / "example"
+    script.write_text("\n".join(lines) if kind == "python" else "set -e\n" + "\n".join(lines))
+    command = [sys.executable if kind == "python" else "bash", str(script)]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_readme_shows_the_two_commands() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert "make demo" in text
+    assert "make test" in text
+
+
+def test_tables_are_the_codes() -> None:
+    sys.path.insert(0, str(ROOT / "docs"))
+    from tables import PLACES, with_table
+
+    for place in PLACES:
+        assert with_table(place.read_text()) == place.read_text(), f"{place.name} is out of date: run `make docs`"

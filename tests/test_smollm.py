@@ -1,0 +1,110 @@
+"""The real model: transformers' own tokens, and the same bits however a request is computed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from octavo import LLM, SamplingParams
+from octavo.outputs import RequestOutput
+
+PROMPTS = [
+    "The capital of France is",
+    "def fibonacci(n):",
+    "Once upon a time, there was a",
+    "The theory of relativity states that",
+    "Q: What is 2+2?\nA:",
+    "In 1492,",
+    "Le chat est",
+    "import numpy as np\n",
+    "The quick brown fox jumps over the lazy dog. " * 12,
+    "Dear Sir or Madam,",
+    "Water boils at",
+    "1, 1, 2, 3, 5, 8,",
+    "<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\n",
+    "The mitochondria is",
+    "SELECT * FROM users WHERE",
+    "Roses are red,",
+    "My favourite recipe for pancakes: " + "mix flour, eggs and milk; " * 20,
+    "Привет, как",
+    "🙂 emoji test",
+    "A",
+]
+TOKENS = 64
+PARAMS = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, logprobs=3)
+
+Result = tuple[list[int], list[list[tuple[int, float]]]]
+
+
+def result(output: RequestOutput) -> Result:
+    """Tokens, and log-probabilities to the last bit."""
+    answer = output.outputs[0]
+    return answer.token_ids, [[(t, e.logprob) for t, e in step.items()] for step in answer.logprobs or []]
+
+
+def run(llm: LLM, prompts: list[str]) -> list[Result]:
+    return [result(o) for o in llm.generate(prompts, PARAMS, use_tqdm=False)]
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def models(request: pytest.FixtureRequest, smollm_file: Path) -> tuple[dict[str, Any], list[Result]]:
+    """Engine options, and each prompt's result when it is computed alone, nothing cached."""
+    options = {"model": str(smollm_file), "dtype": request.param, "kv_cache_memory": "512MiB", "max_model_len": 1024}
+    llm = LLM(**options, enable_prefix_caching=False)
+    return options, [run(llm, [p])[0] for p in PROMPTS]
+
+
+def test_in_a_batch(models: tuple[dict[str, Any], list[Result]]) -> None:
+    options, alone = models
+    llm = LLM(**options, enable_prefix_caching=False)
+    assert run(llm, PROMPTS[:16]) == alone[:16]
+    assert run(llm, PROMPTS[16:]) == alone[16:]
+
+
+def test_in_chunks_of_seven(models: tuple[dict[str, Any], list[Result]]) -> None:
+    options, alone = models
+    assert run(LLM(**options, max_num_batched_tokens=7, enable_prefix_caching=False), PROMPTS) == alone
+
+
+def test_after_a_prefix_hit(models: tuple[dict[str, Any], list[Result]]) -> None:
+    options, alone = models
+    llm = LLM(**options)
+    run(llm, PROMPTS)
+    outputs = llm.generate(PROMPTS, PARAMS, use_tqdm=False)
+    assert sum(o.num_cached_tokens for o in outputs) > 100
+    assert [result(o) for o in outputs] == alone
+
+
+def test_after_preemption(models: tuple[dict[str, Any], list[Result]]) -> None:
+    options, alone = models
+    engine = LLM(**options).engine
+    for i, prompt in enumerate(PROMPTS):
+        engine.add_request(str(i), prompt, PARAMS)
+    done: dict[str, RequestOutput] = {}
+    steps = 0
+    while engine.has_work:
+        done |= {o.request_id: o for o in engine.step() if o.finished}
+        steps += 1
+        if steps in (5, 20, 50):
+            engine.preempt_all()
+    assert engine.scheduler.num_preemptions >= 40
+    assert [result(done[str(i)]) for i in range(len(PROMPTS))] == alone
+
+
+def test_transformers_tokens(smollm: LLM, smollm_file: Path) -> None:
+    """The reference reads the same file by its own code, dequantized to float32."""
+    from transformers import AutoModelForCausalLM
+
+    reference = AutoModelForCausalLM.from_pretrained(
+        str(smollm_file.parent), gguf_file=smollm_file.name, dtype=torch.float32
+    ).eval()
+    reference.generation_config.eos_token_id = None
+    ours = run(smollm, PROMPTS)
+    for prompt, (tokens, _) in zip(PROMPTS, ours, strict=True):
+        ids = torch.tensor([smollm.get_tokenizer().encode(prompt)])
+        with torch.inference_mode():
+            theirs = reference.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, do_sample=False, pad_token_id=0
+            )
+        assert theirs[0, ids.shape[1] :].tolist() == tokens, prompt
