@@ -31,8 +31,7 @@ PROMPTS = [
     "🙂 emoji test",
     "A",
 ]
-TOKENS = 64
-PARAMS = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, logprobs=3)
+TOKENS = {"float32": 64, "bfloat16": 24}
 
 Result = tuple[list[int], list[list[tuple[int, float]]]]
 
@@ -43,8 +42,12 @@ def result(output: RequestOutput) -> Result:
     return answer.token_ids, [[(t, e.logprob) for t, e in step.items()] for step in answer.logprobs or []]
 
 
+def params(dtype: str) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=TOKENS[dtype], ignore_eos=True, logprobs=3)
+
+
 def run(llm: LLM, prompts: list[str]) -> list[Result]:
-    return [result(o) for o in llm.generate(prompts, PARAMS, use_tqdm=False)]
+    return [result(o) for o in llm.generate(prompts, params(llm.engine.args.dtype), use_tqdm=False)]
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
@@ -71,7 +74,7 @@ def test_after_a_prefix_hit(models: tuple[dict[str, Any], list[Result]]) -> None
     options, alone = models
     llm = LLM(**options)
     run(llm, PROMPTS)
-    outputs = llm.generate(PROMPTS, PARAMS, use_tqdm=False)
+    outputs = llm.generate(PROMPTS, params(options["dtype"]), use_tqdm=False)
     assert sum(o.num_cached_tokens for o in outputs) > 100
     assert [result(o) for o in outputs] == alone
 
@@ -80,13 +83,13 @@ def test_after_preemption(models: tuple[dict[str, Any], list[Result]]) -> None:
     options, alone = models
     engine = LLM(**options).engine
     for i, prompt in enumerate(PROMPTS):
-        engine.add_request(str(i), prompt, PARAMS)
+        engine.add_request(str(i), prompt, params(options["dtype"]))
     done: dict[str, RequestOutput] = {}
     steps = 0
     while engine.has_work:
         done |= {o.request_id: o for o in engine.step() if o.finished}
         steps += 1
-        if steps in (5, 20, 50):
+        if steps in (5, 12, 20):
             engine.preempt_all()
     assert engine.scheduler.num_preemptions >= 40
     assert [result(done[str(i)]) for i in range(len(PROMPTS))] == alone
@@ -105,6 +108,6 @@ def test_transformers_tokens(smollm: LLM, smollm_file: Path) -> None:
         ids = torch.tensor([smollm.get_tokenizer().encode(prompt)])
         with torch.inference_mode():
             theirs = reference.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, do_sample=False, pad_token_id=0
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=64, do_sample=False, pad_token_id=0
             )
         assert theirs[0, ids.shape[1] :].tolist() == tokens, prompt

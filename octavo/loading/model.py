@@ -49,7 +49,7 @@ class LoadedModel:
 
 
 @dataclass
-class _Checkpoint:
+class Checkpoint:
     """A model's config, and its tensors under published names."""
 
     config: Config
@@ -69,7 +69,7 @@ def load_model(args: EngineArgs) -> LoadedModel:
 
     Raises the errors of octavo.errors for everything that can be wrong with its name, files or options.
     """
-    checkpoint = _open(args)
+    checkpoint = open_checkpoint(args)
     config, device = checkpoint.config, _device(args)
     dtype = _dtype(args.dtype, config, device, checkpoint.gguf is not None)
     with torch.device("meta"):
@@ -92,7 +92,8 @@ def load_model(args: EngineArgs) -> LoadedModel:
     )
 
 
-def _open(args: EngineArgs) -> _Checkpoint:
+def open_checkpoint(args: EngineArgs) -> Checkpoint:
+    """The checkpoint of `args`: its config read, its tensors not yet."""
     files = find_model(args)
     if files.is_gguf:
         gguf = GGUFFile(files.path)
@@ -100,7 +101,7 @@ def _open(args: EngineArgs) -> _Checkpoint:
         assert architecture.gguf is not None
         shared = shared_config(gguf)
         values = {**shared, **architecture.gguf.config(shared, gguf.metadata), "architectures": [architecture.name]}
-        return _Checkpoint(Config({**values, **args.hf_overrides}), architecture, gguf, files, args.load_format)
+        return Checkpoint(Config({**values, **args.hf_overrides}), architecture, gguf, files, args.load_format)
     values = {**read_json(files.path / "config.json"), **args.hf_overrides}
     names = values.get("architectures")
     if not isinstance(names, list) or not names:
@@ -108,7 +109,7 @@ def _open(args: EngineArgs) -> _Checkpoint:
             f"{files.path / 'config.json'} does not say its architecture ('architectures'). Add it with "
             "hf_overrides={'architectures': ['LlamaForCausalLM']} if you know it."
         )
-    return _Checkpoint(Config(values), find_architecture(names), None, files, args.load_format)
+    return Checkpoint(Config(values), find_architecture(names), None, files, args.load_format)
 
 
 def _gguf_architecture(file: GGUFFile) -> Architecture:
@@ -234,7 +235,7 @@ def _eos_tokens(config: Config, generation: dict[str, Any], tokenizer: Tokenizer
     return frozenset(found)
 
 
-def _tokenizer(args: EngineArgs, checkpoint: _Checkpoint) -> Tokenizer:
+def _tokenizer(args: EngineArgs, checkpoint: Checkpoint) -> Tokenizer:
     own = find_tokenizer(args)
     files = own or checkpoint.files
     if files.is_gguf:

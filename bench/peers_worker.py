@@ -1,0 +1,114 @@
+"""One engine's figures, in a process of its own: `python bench/peers_worker.py ENGINE MODEL MODE`, JSON on stdout.
+
+MODE is `steady` (decode and prefill, after a warm-up) or `cold` (seconds of this process to its first token).
+It imports nothing of Octavo's unless ENGINE is octavo, so that peers run in environments of their own.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+
+START = time.perf_counter()
+TOKENS, PROMPT, PREFILL = 64, 32, 1024
+Generate = Callable[[list[list[int]], int], None]
+"""Answer these prompts, all at once, with exactly so many greedy tokens each."""
+
+
+def prompts(count: int, length: int, salt: int) -> list[list[int]]:
+    """Prompts that share no beginning, so that no cache helps anybody."""
+    return [[(i * 37 + j * 11 + salt * 7919) % 40000 + 100 for j in range(length)] for i in range(count)]
+
+
+def octavo(model: str) -> Generate:
+    import logging
+
+    logging.getLogger("octavo").addHandler(logging.NullHandler())
+    from octavo import LLM, SamplingParams
+
+    llm = LLM(model, dtype="bfloat16", max_num_batched_tokens=PREFILL, kv_cache_memory="1GiB")
+
+    def generate(batch: list[list[int]], tokens: int) -> None:
+        llm.generate(list(batch), SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True), use_tqdm=False)
+
+    return generate
+
+
+def transformers(model: str) -> Generate:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
+    loaded.generation_config.eos_token_id = None
+
+    def generate(batch: list[list[int]], tokens: int) -> None:
+        ids = torch.tensor(batch)
+        with torch.inference_mode():
+            loaded.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, pad_token_id=0
+            )
+
+    return generate
+
+
+def llama_cpp(model: str) -> Generate:
+    import os
+
+    from llama_cpp import Llama
+
+    threads = len(os.sched_getaffinity(0))
+    llama = Llama(model, n_ctx=2048, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False)
+
+    def generate(batch: list[list[int]], tokens: int) -> None:
+        if len(batch) > 1:
+            raise NotImplementedError("its high-level interface answers one prompt at a time")
+        llama.reset()
+        llama.eval(batch[0])
+        for _ in range(tokens - 1):
+            llama.eval([llama.sample(temp=0.0)])
+        llama.sample(temp=0.0)
+
+    return generate
+
+
+def vllm(model: str) -> Generate:
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(model, dtype="bfloat16", max_model_len=2048, enforce_eager=True, enable_prefix_caching=False)
+
+    def generate(batch: list[list[int]], tokens: int) -> None:
+        params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+        llm.generate([{"prompt_token_ids": p} for p in batch], params, use_tqdm=False)
+
+    return generate
+
+
+def seconds(generate: Generate, count: int, length: int, tokens: int, salt: int) -> float:
+    batch = prompts(count, length, salt)
+    start = time.perf_counter()
+    generate(batch, tokens)
+    return time.perf_counter() - start
+
+
+def steady(generate: Generate) -> dict[str, float | None]:
+    figures: dict[str, float | None] = {}
+    for count in (1, 16):
+        try:
+            seconds(generate, count, PROMPT, 3, count)
+            first = seconds(generate, count, PROMPT, 1, count + 1)
+            whole = seconds(generate, count, PROMPT, TOKENS + 1, count + 2)
+            figures[f"decode, batch {count} (tokens/s)"] = count * TOKENS / (whole - first)
+        except NotImplementedError:
+            figures[f"decode, batch {count} (tokens/s)"] = None
+    figures["prefill 1024 (tokens/s)"] = PREFILL / min(seconds(generate, 1, PREFILL, 1, s) for s in (100, 101))
+    return figures
+
+
+if __name__ == "__main__":
+    engine, model, mode = sys.argv[1:]
+    ready = {"octavo": octavo, "transformers": transformers, "llama-cpp-python": llama_cpp, "vllm": vllm}[engine](model)
+    if mode == "cold":
+        ready(prompts(1, 8, 0), 1)
+        print(json.dumps({"cold start to first token (s)": time.perf_counter() - START}))
+    else:
+        print(json.dumps(steady(ready)))
