@@ -1,7 +1,7 @@
 """What a step costs beside the model: scheduling, batch tensors, sampling, outputs. `python bench/overhead.py`
 
-A tiny model runs, so that nearly all of a step is overhead; the time inside the model itself is taken off. Two numbers of
-waiting requests show that a step does not scan them.
+A tiny model runs, so that nearly all of a step is overhead; the time inside the model itself is taken off. Two numbers
+of waiting requests show that a step does not scan them.
 """
 
 import json

@@ -1,8 +1,8 @@
 """Octavo against its peers, measured in one run on this machine: `make bench`, or `python bench/peers.py --help`.
 
 transformers always takes part (static batches, its own `generate`, bfloat16). llama-cpp-python and vLLM do where a
-Python interpreter that has them is given. Every engine runs in processes of its own, and rounds are interleaved, so that
-a drift of the machine's speed meets all alike; medians, and ratios to Octavo, are printed. It never fails for a figure.
+Python interpreter that has them is given. Every engine runs in processes of its own, and rounds are interleaved, so
+that a drift of the machine's speed meets all alike; medians, and ratios to Octavo, are printed. No figure fails it.
 """
 
 import argparse

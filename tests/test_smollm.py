@@ -97,10 +97,13 @@ def test_after_preemption(models: tuple[dict[str, Any], list[Result]]) -> None:
 
 def test_transformers_tokens(smollm: LLM, smollm_file: Path) -> None:
     """The reference reads the same file by its own code, dequantized to float32."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GgufConfig
 
     reference = AutoModelForCausalLM.from_pretrained(
-        str(smollm_file.parent), gguf_file=smollm_file.name, dtype=torch.float32
+        str(smollm_file.parent),
+        gguf_file=smollm_file.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
     ).eval()
     reference.generation_config.eos_token_id = None
     ours = run(smollm, PROMPTS)
