@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from octavo.executor.memory import available_memory
-from octavo.ops import linear_implementation, prepare_linear
+from octavo.ops import choose_kernels
 from octavo.sizes import format_size
 from octavo.version import __version__
 
@@ -42,9 +42,9 @@ def _versions() -> dict[str, str]:
 def linear_is_batch_invariant(dtype: torch.dtype) -> bool:
     """Whether rows of a product come out the same alone and among others, tried on this machine."""
     generator = torch.Generator().manual_seed(0)
-    implementation = linear_implementation(dtype, torch.device("cpu"))
+    kernels = choose_kernels(dtype, torch.device("cpu"))
     for width, outputs in ((576, 960), (1536, 576), (2048, 2048)):
-        kernel = prepare_linear(torch.randn(outputs, width, generator=generator).to(dtype), implementation)
+        kernel = kernels.linear(torch.randn(outputs, width, generator=generator).to(dtype))
         x = torch.randn(96, width, generator=generator).to(dtype)
         together = kernel(x)
         if any(not torch.equal(kernel(x[:n]), together[:n]) for n in (1, 2, 3, 7, 16, 31, 64)):
@@ -67,7 +67,8 @@ def describe() -> dict[str, Any]:
         "memory free": format_size(available_memory(cpu)),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         **_versions(),
-        **{f"linear {n}": linear_implementation(d, cpu).__name__ for n, d in dtypes.items()},
+        **{f"operations {n}": choose_kernels(d, cpu).name for n, d in dtypes.items()},
+        **{f"linear {n}": choose_kernels(d, cpu).linear_class.__name__ for n, d in dtypes.items()},
         **{f"linear {n} batch-invariant": linear_is_batch_invariant(d) for n, d in dtypes.items()},
     }
 

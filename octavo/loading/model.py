@@ -18,6 +18,7 @@ from octavo.loading.gguf_tokenizer import gguf_tokenizer
 from octavo.loading.source import ModelFiles, find_model, find_tokenizer
 from octavo.loading.tokenizer import Tokenizer, load_tokenizer
 from octavo.loading.weights import WeightLoader
+from octavo.ops import choose_kernels
 from octavo.parts import CausalLM
 
 log = logging.getLogger("octavo")
@@ -77,7 +78,9 @@ def load_model(args: EngineArgs) -> LoadedModel:
     if args.task not in ("auto", "generate"):
         model.drop_head()
     tokenizer = None if args.skip_tokenizer_init else _tokenizer(args, checkpoint)
-    WeightLoader(model, dtype, device, args.ops).load(checkpoint.tensors(model), str(checkpoint.files.path))
+    WeightLoader(model, dtype, device, choose_kernels(dtype, device, args.ops)).load(
+        checkpoint.tensors(model), str(checkpoint.files.path)
+    )
     generation = _generation_config(args, checkpoint.files)
     return LoadedModel(
         model=model.eval(),

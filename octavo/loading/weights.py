@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from octavo.errors import CheckpointError
 from octavo.loading.checkpoint import TensorSource
+from octavo.ops import Kernels
 from octavo.parts import CausalLM, Linear
 from octavo.parts.names import Transform
 
@@ -62,11 +63,11 @@ class WeightLoader:
     Args:
         model: its parameters are created here, one by one, so that nothing is held twice.
         dtype, device: of the weights.
-        ops: preference for implementations, as EngineArgs.ops.
+        kernels: the implementations that the model will run with.
     """
 
-    def __init__(self, model: CausalLM, dtype: torch.dtype, device: torch.device, ops: str) -> None:
-        self.model, self.dtype, self.device, self.ops = model, dtype, device, ops
+    def __init__(self, model: CausalLM, dtype: torch.dtype, device: torch.device, kernels: Kernels) -> None:
+        self.model, self.dtype, self.device, self.kernels = model, dtype, device, kernels
         self._lock = threading.Lock()
         self.slots: dict[str, _Slot] = {}
         for prefix, module in model.named_modules():
@@ -99,11 +100,11 @@ class WeightLoader:
         problems.raise_if_any(where, self._missing())
         if self.model.tied and self.model.head is not None:
             self.model.head.weight = nn.Parameter(self.model.embed.weight.data, requires_grad=False)
-            self.model.head.prepare(self.ops)
+            self.model.head.prepare(self.kernels)
         for module in self.model.modules():
             prepare = getattr(module, "prepare", None)
             if prepare is not None and not isinstance(module, Linear):
-                prepare(self.ops)
+                prepare(self.kernels)
 
     def _missing(self) -> list[str]:
         names = self.model.names
@@ -181,4 +182,4 @@ class WeightLoader:
         slot.missing.clear() if segment is None else slot.missing.discard(segment)
         module = slot.module
         if isinstance(module, Linear) and not slot.missing and slot.name == "weight":
-            module.prepare(self.ops)
+            module.prepare(self.kernels)

@@ -10,6 +10,7 @@ adding zeros before or after changes no bit, so that neither padding, nor chunki
 Keys that no query sees may hold anything finite: the executor keeps the caches free of infinities and NaN.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from octavo.ops.rotary import rotate
 
 KEY_GROUP = 128
 """Keys whose weighted values are summed in one product. Library products sum up to so many terms in plain order."""
@@ -67,13 +70,27 @@ class _Tile:
 class AttentionPlan:
     """What a step's attention needs to know, for all layers of one block table."""
 
-    tiles: list[_Tile]
+    runs: Sequence[SequenceRun]
+    block_table: Tensor
+    """[table rows, blocks] int64"""
     block_size: int
+    window: int | None
+    num_tokens: int
     slots: Tensor
     """[tokens] where each token's key and value go: block * block_size + offset."""
-    num_tokens: int
     _indices: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     _biases: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
+
+    @functools.cached_property
+    def run_table(self) -> Tensor:
+        """[runs, 4] int64: first row, tokens, start, table row."""
+        rows = [(r.first_row, r.num_tokens, r.start, r.table_row) for r in self.runs]
+        return torch.tensor(rows, dtype=torch.int64).view(-1, 4)
+
+    @functools.cached_property
+    def tiles(self) -> list[_Tile]:
+        """The runs cut and grouped for the reference, which works on padded tensors."""
+        return _make_tiles(self)
 
     def bias(self, tile: int, kv_heads: int, group: int) -> Tensor:
         """[n * kv_heads, rows, span] float32: 0 for keys that a query sees, else -inf; rows as in the products."""
@@ -126,7 +143,7 @@ def plan_attention(
     window: int | None,
     num_tokens: int,
 ) -> AttentionPlan:
-    """Cut a step's runs into tiles.
+    """Where a step's queries, keys and values are.
 
     Args:
         runs: the sequences of the step; together they are rows 0 to num_tokens - 1.
@@ -135,23 +152,26 @@ def plan_attention(
         window: how many of the last tokens, itself included, a query sees; None for all.
         num_tokens: tokens in the step.
     """
+    slots = _slots(runs, block_table, block_size)
+    return AttentionPlan(runs, block_table, block_size, window, num_tokens, slots)
+
+
+def _make_tiles(plan: AttentionPlan) -> list[_Tile]:
     groups: dict[tuple[int, int], list[SequenceRun]] = {}
-    for run in runs:
+    for run in plan.runs:
         for offset in range(0, run.num_tokens, QUERY_TILE):
             part = SequenceRun(
                 run.first_row + offset, min(QUERY_TILE, run.num_tokens - offset), run.start + offset, run.table_row
             )
-            span = part.start + part.num_tokens - _first_key(part.start, window)
+            span = part.start + part.num_tokens - _first_key(part.start, plan.window)
             groups.setdefault((_bucket(part.num_tokens), _bucket(-(-span // KEY_GRAIN))), []).append(part)
     tiles = []
     for (t, span), members in groups.items():
         most = max(1, TILE_SCORES // (t * span * KEY_GRAIN))
-        tiles += [
-            _make_tile(members[i : i + most], block_table, block_size, window, num_tokens)
-            for i in range(0, len(members), most)
-        ]
-    slots = _slots(runs, block_table, block_size)
-    return AttentionPlan(tiles, block_size, slots, num_tokens)
+        for i in range(0, len(members), most):
+            part_of = members[i : i + most]
+            tiles.append(_make_tile(part_of, plan.block_table, plan.block_size, plan.window, plan.num_tokens))
+    return tiles
 
 
 def _slots(runs: Sequence[SequenceRun], block_table: Tensor, block_size: int) -> Tensor:
@@ -209,36 +229,60 @@ def write_kv(cache: Tensor, values: Tensor, plan: AttentionPlan) -> None:
     cache.view(-1, dim).index_copy_(0, plan.slot_rows(heads), values.reshape(-1, dim).to(cache.dtype))
 
 
+def rotate_store(
+    qkv: Tensor,
+    angles: tuple[Tensor, Tensor] | None,
+    interleaved: bool,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    plan: AttentionPlan,
+) -> Tensor:
+    """Turn queries and keys by their positions, store keys and values, and give back the queries.
+
+    Args:
+        qkv: [rows, heads + 2 * kv_heads, head_dim]: queries, keys, values; rows past the plan's tokens are padding.
+        angles: cos and sin, [rows, pairs] float32 each, or None where positions come otherwise.
+        interleaved: as in `rotate`.
+        key_cache, value_cache: [blocks, kv_heads, block_size, head_dim]
+
+    Returns: [tokens, heads, head_dim] float32.
+    """
+    kv_heads, tokens = key_cache.shape[1], plan.num_tokens
+    turning, value = qkv[:tokens, :-kv_heads], qkv[:tokens, -kv_heads:]
+    turned = turning.float() if angles is None else rotate(turning, angles[0][:tokens], angles[1][:tokens], interleaved)
+    write_kv(key_cache, turned[:, -kv_heads:], plan)
+    write_kv(value_cache, value, plan)
+    return turned[:, :-kv_heads]
+
+
 def paged_attention(
     query: Tensor,
     key_cache: Tensor,
     value_cache: Tensor,
     plan: AttentionPlan,
+    out: Tensor,
     scale: float,
     softcap: float | None = None,
     alibi_slopes: Tensor | None = None,
-) -> Tensor:
+) -> None:
     """Causal attention of a step's queries over their sequences' cached keys and values.
 
     Args:
-        query: [tokens, heads, head_dim]; `heads` is a multiple of the cache's heads (grouped queries).
+        query: [tokens, heads, head_dim] float32; `heads` is a multiple of the cache's heads (grouped queries).
         key_cache: [blocks, kv_heads, block_size, head_dim]
         value_cache: [blocks, kv_heads, block_size, value_dim]
         plan: where each sequence's queries and blocks are.
+        out: [tokens, heads, value_dim], filled. Computed in float32, rounded once.
         scale: factor of the scores.
         softcap: scores become softcap * tanh(scores / softcap) (Gemma 2).
         alibi_slopes: [heads], added times (key position - query position) (Press et al. 2022).
-
-    Returns: [tokens, heads, value_dim] in float32, in which it is computed.
     """
-    if plan.tiles[0].targets is None:  # one tile holds all queries in order
-        return _attend(query, key_cache, value_cache, plan, 0, scale, softcap, alibi_slopes)
-    out = query.new_zeros(query.shape[0], query.shape[1], value_cache.shape[-1], dtype=torch.float32)
     for index, tile in enumerate(plan.tiles):
         result = _attend(query, key_cache, value_cache, plan, index, scale, softcap, alibi_slopes)
-        assert tile.targets is not None
-        out.index_copy_(0, tile.targets, result if tile.kept is None else result[tile.kept])
-    return out
+        if tile.targets is None:  # one tile holds all queries in order
+            out.copy_(result)
+        else:
+            out.index_copy_(0, tile.targets, (result if tile.kept is None else result[tile.kept]).to(out.dtype))
 
 
 def _gather(cache: Tensor, plan: AttentionPlan, index: int) -> Tensor:
@@ -266,7 +310,7 @@ def _attend(
     rows = t * group
 
     queries = query if tile.rows is None else query.index_select(0, tile.rows)
-    queries = queries[: n * t].float().view(n, t, kv_heads, group, head_dim).transpose(1, 2)
+    queries = queries[: n * t].view(n, t, kv_heads, group, head_dim).transpose(1, 2)
     queries = queries.reshape(n * kv_heads, rows, head_dim)
     if rows % ROW_GRAIN:
         queries = functional.pad(queries, (0, 0, 0, -rows % ROW_GRAIN))

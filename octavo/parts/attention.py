@@ -1,9 +1,8 @@
 """Causal self-attention over a paged cache."""
 
-import torch
 from torch import Tensor, nn
 
-from octavo import ops
+from octavo.ops import Kernels
 from octavo.parts.batch import Batch
 from octavo.parts.linear import Linear
 from octavo.parts.rotary import Rotary
@@ -49,21 +48,28 @@ class Attention(nn.Module):
         self.state = PagedKV(kv_heads, head_dim, head_dim, window)
         self.state_index = -1
 
-    def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        heads = self.qkv(x).view(x.shape[0], -1, self.head_dim)
-        turned = self.heads + self.kv_heads
-        query_key, value = heads[:, :turned], heads[:, turned:]
-        if self.rotary is not None:
-            query_key = self.rotary(query_key, batch)
-        return self.o(self.attend(query_key, value, batch).to(x.dtype))  # type: ignore[no-any-return]
+    def prepare(self, kernels: Kernels) -> None:
+        self._kernels = kernels
 
-    def attend(self, query_key: Tensor, value: Tensor, batch: Batch) -> Tensor:
-        """[rows, heads * head_dim] float32 of queries and keys `[rows, heads + kv_heads, head_dim]` and values."""
-        view, rows = batch.paged(self.state_index), batch.num_tokens
-        query, key = query_key[:, : self.heads], query_key[:, self.heads :]
-        ops.write_kv(view.key_cache, key[:rows], view.plan)
-        ops.write_kv(view.value_cache, value[:rows], view.plan)
-        out = ops.paged_attention(
-            query[:rows], view.key_cache, view.value_cache, view.plan, self.scale, self.softcap
-        ).flatten(1)
-        return torch.nn.functional.pad(out, (0, 0, 0, query.shape[0] - rows)) if rows < query.shape[0] else out
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        return self.o(self.attend(self.qkv(x), batch))  # type: ignore[no-any-return]
+
+    def attend(self, qkv: Tensor, batch: Batch) -> Tensor:
+        """[rows, heads * head_dim] of queries, keys and values side by side, `[rows, width of all three]`."""
+        view, rows = batch.paged(self.state_index), qkv.shape[0]
+        angles = None if self.rotary is None else self.rotary.angles(batch)
+        interleaved = self.rotary is not None and self.rotary.interleaved
+        query = self._kernels.rotate_store(
+            qkv.view(rows, -1, self.head_dim), angles, interleaved, view.key_cache, view.value_cache, view.plan
+        )
+        out = qkv.new_zeros(rows, self.heads, self.head_dim)
+        self._kernels.paged_attention(
+            query,
+            view.key_cache,
+            view.value_cache,
+            view.plan,
+            out[: batch.num_tokens],
+            self.scale,
+            self.softcap,
+        )
+        return out.flatten(1)

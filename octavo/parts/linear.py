@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from octavo.ops import LinearKernel, linear_implementation, prepare_linear
+from octavo.ops import Kernels, LinearKernel
 
 
 class Linear(nn.Module):
@@ -36,12 +36,11 @@ class Linear(nn.Module):
             start += size
         raise KeyError(name)
 
-    def prepare(self, preference: str) -> None:
-        """Lay the filled weight out for computing, and drop the plain one. `preference` as in linear_implementation."""
+    def prepare(self, kernels: Kernels) -> None:
+        """Lay the filled weight out for computing, and drop the plain one."""
         assert self.weight is not None
         weight, self.weight = self.weight.data, None
-        implementation = linear_implementation(weight.dtype, weight.device, preference)
-        self._kernel = prepare_linear(weight, implementation)
+        self._kernel = kernels.linear(weight)
 
     def forward(self, x: Tensor) -> Tensor:
         assert self._kernel is not None, "prepare() comes before the first forward()"

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo import ops
+from octavo.ops import Kernels
 from octavo.ops.activation import softplus
 from octavo.parts.batch import Batch, RecurrentView
 from octavo.parts.linear import Linear
@@ -51,7 +52,7 @@ class MambaMixer(nn.Module):
         self.state_index = -1
         self._a: Tensor | None = None
 
-    def prepare(self, preference: str) -> None:
+    def prepare(self, kernels: Kernels) -> None:
         self._a = -torch.exp(self.a_log.data)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:

@@ -2,19 +2,19 @@
 
 from torch import Tensor, nn
 
-from octavo import ops
+from octavo.ops import ACTIVATIONS, Kernels
 from octavo.parts.batch import Batch
 from octavo.parts.linear import Linear
 
 
 class MLP(nn.Module):
-    """`down(activation(up(x)))`; `activation` is a name in ops.ACTIVATIONS."""
+    """`down(activation(up(x)))`; `activation` is a name in octavo.ops.ACTIVATIONS."""
 
     def __init__(self, width: int, hidden: int, activation: str, bias: bool = False) -> None:
         super().__init__()
         self.up = Linear(width, hidden, bias)
         self.down = Linear(hidden, width, bias)
-        self.activation = ops.ACTIVATIONS[activation]
+        self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         h = self.up(x)
@@ -28,7 +28,10 @@ class GatedMLP(nn.Module):
         super().__init__()
         self.gate_up = Linear(width, {"gate": hidden, "up": hidden}, bias)
         self.down = Linear(hidden, width, bias)
-        self.activation = ops.ACTIVATIONS[activation]
+        self.activation = activation
+
+    def prepare(self, kernels: Kernels) -> None:
+        self._gated = kernels.gated
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        return self.down(ops.gated(self.gate_up(x), self.activation))  # type: ignore[no-any-return]
+        return self.down(self._gated(self.gate_up(x), self.activation))  # type: ignore[no-any-return]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from octavo import ops
+from octavo.ops import Kernels, layer_norm
 
 
 class RMSNorm(nn.Module):
@@ -17,12 +17,13 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.offset = offset
 
-    def prepare(self, preference: str) -> None:
+    def prepare(self, kernels: Kernels) -> None:
+        self._norm = kernels.rms_norm
         if self.offset:
             self.weight.data = self.weight.data + self.offset
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.rms_norm(x, self.weight, self.eps)
+        return self._norm(x, self.weight, self.eps)
 
 
 class LayerNorm(nn.Module):
@@ -37,4 +38,4 @@ class LayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+        return layer_norm(x, self.weight, self.bias, self.eps)

@@ -5,7 +5,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from octavo import ops
 from octavo.parts.batch import Batch
 
 
@@ -66,12 +65,11 @@ class Rotary(nn.Module):
         self.scale = scale
         self.interleaved = interleaved
 
-    def _angles(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def angles(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """cos and sin of the batch's positions, [rows, pairs] float32 each; computed once a step."""
+        return batch.once(id(self), lambda: self._compute(batch))
+
+    def _compute(self, batch: Batch) -> tuple[Tensor, Tensor]:
         table = self.frequencies.to(batch.positions.device)
         angles = batch.positions.float().unsqueeze(1) * table
         return angles.cos().mul_(self.scale), angles.sin().mul_(self.scale)
-
-    def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        """`x` `[rows, heads, head_dim]`, turned."""
-        cos, sin = batch.once(id(self), lambda: self._angles(batch))
-        return ops.rotate(x, cos, sin, self.interleaved)

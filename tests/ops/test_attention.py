@@ -4,29 +4,37 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.ops import SequenceRun, paged_attention, plan_attention, write_kv
+from octavo.ops import Kernels, SequenceRun, plan_attention
+from octavo.ops.rotary import rotate
 
 
 class Cache:
     """Blocks dealt out at random to a few sequences, filled with their keys and values."""
 
     def __init__(
-        self, lengths: list[int], kv_heads: int, dim: int, block_size: int, generator: torch.Generator
+        self,
+        kernels: Kernels,
+        lengths: list[int],
+        kv_heads: int,
+        dim: int,
+        block_size: int,
+        generator: torch.Generator,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.lengths, self.block_size = lengths, block_size
+        self.kernels, self.lengths, self.block_size = kernels, lengths, block_size
         per_row = max(-(-n // block_size) for n in lengths)
         ids = torch.randperm(per_row * len(lengths), generator=generator) + 1
         self.table = ids.view(len(lengths), per_row)
         blocks = int(ids.max()) + 1
         # What no query sees may be anything finite.
-        self.keys = torch.full((blocks, kv_heads, block_size, dim), 77.0)
-        self.values = torch.full((blocks, kv_heads, block_size, dim), -55.0)
-        self.k = [torch.randn(n, kv_heads, dim, generator=generator) for n in lengths]
-        self.v = [torch.randn(n, kv_heads, dim, generator=generator) for n in lengths]
+        self.keys = torch.full((blocks, kv_heads, block_size, dim), 77.0, dtype=dtype)
+        self.values = torch.full((blocks, kv_heads, block_size, dim), -55.0, dtype=dtype)
+        self.k = [torch.randn(n, kv_heads, dim, generator=generator).to(dtype) for n in lengths]
+        self.v = [torch.randn(n, kv_heads, dim, generator=generator).to(dtype) for n in lengths]
         for row, length in enumerate(lengths):
             plan = plan_attention([SequenceRun(0, length, 0, row)], self.table, block_size, None, length)
-            write_kv(self.keys, self.k[row], plan)
-            write_kv(self.values, self.v[row], plan)
+            qkv = torch.cat([self.k[row], self.k[row], self.v[row]], 1)
+            kernels.rotate_store(qkv, None, False, self.keys, self.values, plan)
 
     def attend(
         self, queries: list[tuple[int, int, Tensor]], window: int | None = None, **options: object
@@ -37,7 +45,9 @@ class Cache:
             runs.append(SequenceRun(first, len(q), start, row))
             first += len(q)
         plan = plan_attention(runs, self.table, self.block_size, window, first)
-        out = paged_attention(torch.cat([q for *_, q in queries]), self.keys, self.values, plan, scale=0.25, **options)
+        query = torch.cat([q for *_, q in queries])
+        out = torch.empty(first, query.shape[1], self.values.shape[3])
+        self.kernels.paged_attention(query, self.keys, self.values, plan, out, 0.25, **options)
         return list(out.split([len(q) for *_, q in queries]))
 
     def reference(
@@ -67,15 +77,23 @@ OPTIONS = {"plain": {}, "window": {"window": 30}, "softcap": {"softcap": 2.0}, "
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 16), (9, 3, 64), (8, 1, 24), (5, 5, 80)])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 16), (9, 3, 64), (8, 1, 24), (5, 5, 80), (2, 1, 256)])
 @pytest.mark.parametrize("block_size", [1, 8, 32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_agrees_with_the_plain_formula(
-    heads: int, kv_heads: int, dim: int, block_size: int, options: dict[str, object], generator: torch.Generator
+    kernels: Kernels,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    block_size: int,
+    dtype: torch.dtype,
+    options: dict[str, object],
+    generator: torch.Generator,
 ) -> None:
     options = dict(options)
     if options.get("alibi_slopes"):
         options["alibi_slopes"] = torch.rand(heads, generator=generator)
-    cache = Cache([1, 37, 300, 128], kv_heads, dim, block_size, generator)
+    cache = Cache(kernels, [1, 37, 300, 128], kv_heads, dim, block_size, generator, dtype)
     # One in decode, one whole prompt, one chunk in the middle, one last token.
     parts = [(0, 0, 1), (1, 0, 37), (2, 140, 100), (3, 127, 1)]
     queries = [(row, start, torch.randn(n, heads, dim, generator=generator)) for row, start, n in parts]
@@ -86,12 +104,12 @@ def test_agrees_with_the_plain_formula(
 
 
 @pytest.mark.parametrize("window", [None, 50])
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 80), (16, 2, 24)])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 80), (16, 2, 24), (2, 2, 144)])
 def test_same_bits_alone_together_and_in_chunks(
-    heads: int, kv_heads: int, dim: int, window: int | None, generator: torch.Generator
+    kernels: Kernels, heads: int, kv_heads: int, dim: int, window: int | None, generator: torch.Generator
 ) -> None:
     lengths = [300, 45, 517, 1]
-    cache = Cache(lengths, kv_heads, dim, 16, generator)
+    cache = Cache(kernels, lengths, kv_heads, dim, 16, generator)
     whole = [(row, 0, torch.randn(n, heads, dim, generator=generator)) for row, n in enumerate(lengths)]
     together = cache.attend(whole, window)
     for row, (_, _, q) in enumerate(whole):
@@ -102,3 +120,27 @@ def test_same_bits_alone_together_and_in_chunks(
             assert torch.equal(torch.cat(cache.attend(chunks, window)), together[row])
             some = cache.attend([*chunks[-1:], *whole[:1]], window)[0]
             assert torch.equal(some, together[row][-len(some) :])
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("pairs", [0, 5, 12])
+def test_rotate_store(
+    kernels: Kernels, interleaved: bool, dtype: torch.dtype, pairs: int, generator: torch.Generator
+) -> None:
+    """Queries come back turned, keys are turned in the cache, values are in the cache as they were."""
+    tokens, heads, kv_heads, dim = 11, 4, 2, 24
+    qkv = torch.randn(tokens + 3, heads + 2 * kv_heads, dim, generator=generator).to(dtype)  # 3 rows of padding
+    angle = torch.randn(tokens + 3, pairs, generator=generator)
+    table = torch.tensor([[3, 1, 2]])
+    keys, values = torch.zeros(4, kv_heads, 4, dim, dtype=dtype), torch.zeros(4, kv_heads, 4, dim, dtype=dtype)
+    plan = plan_attention([SequenceRun(0, tokens, 0, 0)], table, 4, None, tokens)
+    angles = (angle.cos(), angle.sin()) if pairs else None
+    query = kernels.rotate_store(qkv, angles, interleaved, keys, values, plan)
+    turned = rotate(qkv, angle.cos(), angle.sin(), interleaved)[:tokens]
+    torch.testing.assert_close(query, turned[:, :heads])
+    held_keys = keys[table[0]].transpose(1, 2).reshape(12, kv_heads, dim)[:tokens]
+    held_values = values[table[0]].transpose(1, 2).reshape(12, kv_heads, dim)[:tokens]
+    torch.testing.assert_close(held_keys.float(), turned[:, heads : heads + kv_heads], rtol=1e-2, atol=1e-6)
+    assert torch.equal(held_values, qkv[:tokens, heads + kv_heads :])
+    assert not keys[0].any()

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from octavo import ops
-from octavo.ops.activation import gelu, gelu_tanh, quick_gelu, relu, relu_squared, silu, softplus
+from octavo.ops import Kernels, layer_norm
+from octavo.ops.activation import ACTIVATIONS, gelu, gelu_tanh, quick_gelu, relu, relu_squared, silu, softplus
+from octavo.ops.rotary import rotate
 
 REFERENCES: dict[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] = {
     silu: functional.silu,
@@ -39,29 +40,45 @@ def test_activation_does_not_depend_on_place(
             assert torch.equal(activation(x[piece].clone()), whole[piece])
 
 
-@pytest.mark.parametrize("width", [33, 64, 576])
+@pytest.mark.parametrize("width", [1, 33, 64, 576])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_norms(width: int, dtype: torch.dtype, generator: torch.Generator) -> None:
-    x = torch.randn(50, width, generator=generator).to(dtype)
+def test_norms(kernels: Kernels, width: int, dtype: torch.dtype, generator: torch.Generator) -> None:
+    x = torch.randn(300, width, generator=generator).to(dtype)
     weight, bias = torch.randn(width, generator=generator), torch.randn(width, generator=generator)
-    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2  # half a unit in bfloat16's last place
     x64 = x.double()
-    rms = x64 / (x64.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
-    torch.testing.assert_close(ops.rms_norm(x, weight, 1e-5).double(), rms, rtol=tolerance, atol=tolerance)
-    layer = functional.layer_norm(x64, (width,), weight.double(), bias.double(), 1e-5)
-    torch.testing.assert_close(ops.layer_norm(x, weight, bias, 1e-5).double(), layer, rtol=tolerance, atol=tolerance)
-    for rows in (1, 2, 7):
-        assert torch.equal(ops.rms_norm(x[3 : 3 + rows], weight, 1e-5), ops.rms_norm(x, weight, 1e-5)[3 : 3 + rows])
-        assert torch.equal(
-            ops.layer_norm(x[3 : 3 + rows], weight, bias, 1e-5), ops.layer_norm(x, weight, bias, 1e-5)[3 : 3 + rows]
-        )
+    want = x64 / (x64.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
+    got = kernels.rms_norm(x, weight, 1e-5)
+    torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=1e-6)
+    layer = layer_norm(x, weight, bias, 1e-5)
+    want = functional.layer_norm(x64, (width,), weight.double(), bias.double(), 1e-5)
+    torch.testing.assert_close(layer.double(), want, rtol=tolerance, atol=tolerance)
+    for rows in (1, 2, 7, 130):
+        part = slice(3, 3 + rows)
+        assert torch.equal(kernels.rms_norm(x[part], weight, 1e-5), got[part])
+        assert torch.equal(layer_norm(x[part], weight, bias, 1e-5), layer[part])
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_pytorch_tanh", "gelu", "relu"])
+@pytest.mark.parametrize("width", [7, 64, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gated(kernels: Kernels, activation: str, width: int, dtype: torch.dtype, generator: torch.Generator) -> None:
+    x = (torch.randn(120, 2 * width, generator=generator) * 6).to(dtype)
+    x[0, :6] = torch.tensor([0.0, -100.0, 100.0, 89.0, -89.0, -0.0])
+    gate, up = x.double().chunk(2, -1)
+    want = REFERENCES[ACTIVATIONS[activation]](gate) * up
+    got = kernels.gated(x, activation)
+    tolerance = 3e-6 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
+    for rows in (1, 3, 50):
+        assert torch.equal(kernels.gated(x[5 : 5 + rows], activation), got[5 : 5 + rows])
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_rotary_turns_pairs(interleaved: bool, generator: torch.Generator) -> None:
     x = torch.randn(3, 2, 12, generator=generator)
     angles = torch.randn(3, 4, generator=generator)  # 8 of 12 values turn
-    got = ops.rotate(x, angles.cos(), angles.sin(), interleaved)
+    got = rotate(x, angles.cos(), angles.sin(), interleaved)
     assert torch.equal(got[..., 8:], x[..., 8:])
     for pair in range(4):
         first, second = (2 * pair, 2 * pair + 1) if interleaved else (pair, pair + 4)
@@ -69,8 +86,3 @@ def test_rotary_turns_pairs(interleaved: bool, generator: torch.Generator) -> No
         after = torch.complex(got[..., first], got[..., second])
         turn = torch.polar(torch.ones(3), angles[:, pair]).unsqueeze(1)
         torch.testing.assert_close(after, before * turn)
-
-
-def test_gated(generator: torch.Generator) -> None:
-    x = torch.randn(5, 14, generator=generator)
-    torch.testing.assert_close(ops.gated(x, silu), functional.silu(x[:, :7]) * x[:, 7:])

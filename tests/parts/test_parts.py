@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from octavo.ops import choose_kernels
 from octavo.parts import Batch, Linear, MoE, Names, Pooler, softmax_then_choose, transposed
 from octavo.parts.names import parameter
 
@@ -68,7 +69,7 @@ def make_moe() -> tuple[MoE, list[Expert]]:
 def test_experts_are_weighted_by_the_router(generator: torch.Generator) -> None:
     moe, _ = make_moe()
     weight = moe.router.weight.data.clone()
-    moe.router.prepare("torch")
+    moe.router.prepare(choose_kernels(torch.float32, torch.device("cpu"), "torch"))
     x = torch.randn(20, 8, generator=generator)
     got = moe(x, None)
     top, chosen = (x @ weight.T).softmax(-1).topk(2)
@@ -80,7 +81,7 @@ def test_experts_are_weighted_by_the_router(generator: torch.Generator) -> None:
 
 def test_experts_that_nobody_chose_are_not_run(generator: torch.Generator) -> None:
     moe, experts = make_moe()
-    moe.router.prepare("torch")
+    moe.router.prepare(choose_kernels(torch.float32, torch.device("cpu"), "torch"))
     moe(torch.randn(1, 8, generator=generator), None)
     assert sorted(e.calls for e in experts) == [0, 0, 0, 1, 1]
 
