@@ -78,7 +78,8 @@ INLINE void store_some(T* p, vec v, int count) {
     std::memcpy(p, buffer, count * sizeof(T));
 }
 
-INLINE float sum(vec v) {
+// The sixteen lanes added by halves to four.
+INLINE vec4 halves(vec v) {
     vec8 a, b;
     std::memcpy(&a, &v, sizeof a);
     std::memcpy(&b, reinterpret_cast<const char*>(&v) + sizeof a, sizeof b);
@@ -86,7 +87,11 @@ INLINE float sum(vec v) {
     vec4 c, d;
     std::memcpy(&c, &a, sizeof c);
     std::memcpy(&d, reinterpret_cast<const char*>(&a) + sizeof c, sizeof d);
-    c += d;
+    return c + d;
+}
+
+INLINE float sum(vec v) {
+    const vec4 c = halves(v);
     return (c[0] + c[2]) + (c[1] + c[3]);
 }
 
@@ -189,8 +194,9 @@ enum Activation { SILU = 0, GELU_TANH = 1 };
 template <int activation>
 INLINE vec activate(vec x) {
     if (activation == SILU) return x / (exponential(-x) + 1.0f);
+    // (1 + tanh(y)) / 2 is 1 / (1 + exp(-2 y)), which loses nothing where tanh is near -1.
     const vec inner = (x * x * 0.044715f + 1.0f) * x * 0.7978845608028654f;
-    return x * 0.5f * (hyperbolic_tangent(inner) + 1.0f);
+    return x / (exponential(inner * -2.0f) + 1.0f);
 }
 
 template <int activation, typename T>
@@ -298,69 +304,76 @@ struct Tile {
     int tokens;
 };
 
+// A row of `dim` numbers as floats, zero up to `room`, a multiple of a vector.
 template <typename T>
-INLINE float dot(const float* q, const T* k, int dim) {
-    vec total = {};
+INLINE void widen(const T* from, float* to, int dim, int room) {
     int i = 0;
-    for (; i + LANES <= dim; i += LANES) total += load(q + i) * load(k + i);
-    if (i < dim) total += load_some(q + i, dim - i) * load_some(k + i, dim - i);
-    return sum(total);
+    for (; i + LANES <= dim; i += LANES) store(to + i, load(from + i));
+    if (i < dim) store(to + i, load_some(from + i, dim - i));
+    for (i = (dim + LANES - 1) / LANES * LANES; i < room; i += LANES) store(to + i, vec{});
 }
 
-// acc[r] += weight[r][j] * value[j] for keys j in order; ROWS rows at a time, STEPS vectors of a value.
-template <int ROWS, int STEPS, typename T>
-INLINE void mix(const float* weights, int64_t stride, const T* value, int64_t count, float* acc, int acc_stride) {
+typedef int32_t ivec4 __attribute__((vector_size(16)));
+#if defined(__clang__)
+#define SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+#define SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, ivec4{i, j, k, l})
+#endif
+
+constexpr int KEYS = 4;  // keys whose products with a query are summed side by side
+
+// Products of ROWS queries with KEYS keys, all `room` wide. Each is summed lane by lane, then by halves.
+template <int ROWS>
+INLINE void products(const float* q, const float* k, int room, float* scores, int64_t stride, float scale) {
+    vec total[ROWS][KEYS] = {};
+    for (int i = 0; i < room; i += LANES) {
+        vec key[KEYS];
+        for (int j = 0; j < KEYS; ++j) key[j] = load(k + j * room + i);
+        for (int r = 0; r < ROWS; ++r) {
+            const vec query = load(q + r * room + i);
+            for (int j = 0; j < KEYS; ++j) total[r][j] += query * key[j];
+        }
+    }
+    for (int r = 0; r < ROWS; ++r) {
+        const vec4 a = halves(total[r][0]), b = halves(total[r][1]), c = halves(total[r][2]), d = halves(total[r][3]);
+        const vec4 ab02 = SHUFFLE(a, b, 0, 4, 2, 6), ab13 = SHUFFLE(a, b, 1, 5, 3, 7);
+        const vec4 cd02 = SHUFFLE(c, d, 0, 4, 2, 6), cd13 = SHUFFLE(c, d, 1, 5, 3, 7);
+        const vec4 even = SHUFFLE(ab02, cd02, 0, 1, 4, 5) + SHUFFLE(ab02, cd02, 2, 3, 6, 7);
+        const vec4 odd = SHUFFLE(ab13, cd13, 0, 1, 4, 5) + SHUFFLE(ab13, cd13, 2, 3, 6, 7);
+        const vec4 sums = (even + odd) * scale;
+        std::memcpy(scores + r * stride, &sums, sizeof sums);
+    }
+}
+
+// acc[r] += weight[r][j] * value[j] for keys j in order; ROWS rows and STEPS vectors of a value at a time.
+template <int ROWS, int STEPS>
+INLINE void mix(const float* weights, int64_t stride, const float* value, int64_t count, float* acc, int room) {
     vec a[ROWS][STEPS];
     for (int r = 0; r < ROWS; ++r)
-        for (int s = 0; s < STEPS; ++s) a[r][s] = load(acc + r * acc_stride + s * LANES);
+        for (int s = 0; s < STEPS; ++s) a[r][s] = load(acc + r * room + s * LANES);
     for (int64_t j = 0; j < count; ++j) {
         vec v[STEPS];
-        for (int s = 0; s < STEPS; ++s) v[s] = load(value + j * STEPS * LANES + s * LANES);
+        for (int s = 0; s < STEPS; ++s) v[s] = load(value + j * room + s * LANES);
         for (int r = 0; r < ROWS; ++r) {
             const float w = weights[r * stride + j];
             for (int s = 0; s < STEPS; ++s) a[r][s] += v[s] * w;
         }
     }
     for (int r = 0; r < ROWS; ++r)
-        for (int s = 0; s < STEPS; ++s) store(acc + r * acc_stride + s * LANES, a[r][s]);
+        for (int s = 0; s < STEPS; ++s) store(acc + r * room + s * LANES, a[r][s]);
 }
 
-template <int STEPS, typename T>
-INLINE void mix_rows(const float* w, int64_t stride, const T* v, int64_t count, float* acc, int rows) {
-    constexpr int TOGETHER = STEPS <= 4 ? 4 : 2;
+template <int STEPS>
+INLINE void mix_rows(const float* w, int64_t stride, const float* v, int64_t count, float* acc, int rows, int room) {
     int r = 0;
-    for (; r + TOGETHER <= rows; r += TOGETHER)
-        mix<TOGETHER, STEPS>(w + r * stride, stride, v, count, acc + r * STEPS * LANES, STEPS * LANES);
-    for (; r < rows; ++r) mix<1, STEPS>(w + r * stride, stride, v, count, acc + r * STEPS * LANES, STEPS * LANES);
+    for (; r + 4 <= rows; r += 4) mix<4, STEPS>(w + r * stride, stride, v, count, acc + r * room, room);
+    for (; r < rows; ++r) mix<1, STEPS>(w + r * stride, stride, v, count, acc + r * room, room);
 }
 
-// For widths that are no multiple of a vector, or long ones: the same sums, a vector of the value at a time.
-template <typename T>
-INLINE void mix_any(const float* w, int64_t stride, const T* v, int64_t count, float* acc, int rows, int dim, int room) {
-    for (int r = 0; r < rows; ++r) {
-        for (int i = 0; i < dim; i += LANES) {
-            vec a = load(acc + r * room + i);
-            const int some = std::min(LANES, dim - i);
-            for (int64_t j = 0; j < count; ++j) {
-                const T* p = v + j * dim + i;
-                a += (some == LANES ? load(p) : load_some(p, some)) * w[r * stride + j];
-            }
-            store(acc + r * room + i, a);
-        }
-    }
-}
-
-template <typename T>
-INLINE void mix_block(const float* w, int64_t stride, const T* v, int64_t count, float* acc, int rows, int dim, int room) {
-    switch (dim) {
-        case 16: return mix_rows<1>(w, stride, v, count, acc, rows);
-        case 32: return mix_rows<2>(w, stride, v, count, acc, rows);
-        case 64: return mix_rows<4>(w, stride, v, count, acc, rows);
-        case 80: return mix_rows<5>(w, stride, v, count, acc, rows);
-        case 96: return mix_rows<6>(w, stride, v, count, acc, rows);
-        case 128: return mix_rows<8>(w, stride, v, count, acc, rows);
-        default: return mix_any(w, stride, v, count, acc, rows, dim, room);
-    }
+INLINE void mix_block(const float* w, int64_t stride, const float* v, int64_t count, float* acc, int rows, int room) {
+    int i = 0;
+    for (; i + 4 * LANES <= room; i += 4 * LANES) mix_rows<4>(w, stride, v + i, count, acc + i, rows, room);
+    for (; i < room; i += LANES) mix_rows<1>(w, stride, v + i, count, acc + i, rows, room);
 }
 
 // Scores of one row to weights; keys past `last` or before `first` weigh nothing. The sum of the weights.
@@ -390,6 +403,8 @@ INLINE void cap(float* scores, int64_t span, float softcap) {
     }
 }
 
+INLINE int64_t round_up(int64_t value, int64_t grain) { return (value + grain - 1) / grain * grain; }
+
 // One tile of queries under one head of keys.
 template <typename T, typename Out>
 INLINE void attend(const Attention& a, const Tile& tile, int kv_head, std::vector<float>& scratch) {
@@ -397,21 +412,31 @@ INLINE void attend(const Attention& a, const Tile& tile, int kv_head, std::vecto
     const int64_t end = tile.start + tile.tokens;
     // Spans begin and end where vectors do, so that a key's lane in the sums is that of its absolute position.
     const int64_t begin = a.window ? std::max<int64_t>(0, tile.start - a.window + 1) / LANES * LANES : 0;
-    const int64_t span = (end - begin + LANES - 1) / LANES * LANES;
-    const int room = (a.value_dim + LANES - 1) / LANES * LANES;
-    scratch.assign(rows * (span + room), 0.0f);
+    const int64_t span = round_up(end - begin, LANES);
+    const int key_room = static_cast<int>(round_up(a.key_dim, LANES));
+    const int value_room = static_cast<int>(round_up(a.value_dim, LANES));
+    const int64_t held = std::max<int64_t>(a.block_size * value_room, KEYS * key_room);
+    scratch.assign(rows * (span + value_room + key_room) + held, 0.0f);
     float *scores = scratch.data(), *acc = scores + rows * span;
+    float *queries = acc + rows * value_room, *wide = queries + rows * key_room;
     const int64_t* blocks = a.table + tile.table_row * a.table_width;
     const T *keys = static_cast<const T*>(a.keys), *values = static_cast<const T*>(a.values);
     auto query_row = [&](int r) { return (tile.first_row + r / group) * a.heads + kv_head * group + r % group; };
+    auto slot = [&](int64_t position) {
+        return (blocks[position / a.block_size] * a.kv_heads + kv_head) * a.block_size + position % a.block_size;
+    };
 
-    for (int64_t j = 0; j < end - begin; ++j) {
-        const int64_t position = begin + j;
-        const int64_t slot = (blocks[position / a.block_size] * a.kv_heads + kv_head) * a.block_size;
-        const T* key = keys + (slot + position % a.block_size) * a.key_dim;
-        for (int r = 0; r < rows; ++r) {
-            scores[r * span + j] = dot(a.query + query_row(r) * a.key_dim, key, a.key_dim) * a.scale;
+    for (int r = 0; r < rows; ++r) widen(a.query + query_row(r) * a.key_dim, queries + r * key_room, a.key_dim, key_room);
+    for (int64_t j = 0; j < end - begin; j += KEYS) {
+        for (int k = 0; k < KEYS; ++k) {
+            const int64_t position = std::min(begin + j + k, end - 1);  // those past the end are overwritten by softmax
+            widen(keys + slot(position) * a.key_dim, wide + k * key_room, a.key_dim, key_room);
         }
+        int r = 0;
+        for (; r + 4 <= rows; r += 4) {
+            products<4>(queries + r * key_room, wide, key_room, scores + r * span + j, span, a.scale);
+        }
+        for (; r < rows; ++r) products<1>(queries + r * key_room, wide, key_room, scores + r * span + j, span, a.scale);
     }
     float totals[QUERY_TILE * 256];
     for (int r = 0; r < rows; ++r) {
@@ -426,16 +451,17 @@ INLINE void attend(const Attention& a, const Tile& tile, int kv_head, std::vecto
         totals[r] = softmax(row, begin, span, first, position);
     }
     for (int64_t j = 0; j < end - begin;) {
-        const int64_t position = begin + j, offset = position % a.block_size;
-        const int64_t count = std::min(a.block_size - offset, end - position);
-        const T* v = values + ((blocks[position / a.block_size] * a.kv_heads + kv_head) * a.block_size + offset) * a.value_dim;
-        mix_block(scores + j, span, v, count, acc, rows, a.value_dim, room);
+        const int64_t position = begin + j;
+        const int64_t count = std::min(a.block_size - position % a.block_size, end - position);
+        const T* v = values + slot(position) * a.value_dim;
+        for (int64_t k = 0; k < count; ++k) widen(v + k * a.value_dim, wide + k * value_room, a.value_dim, value_room);
+        mix_block(scores + j, span, wide, count, acc, rows, value_room);
         j += count;
     }
     for (int r = 0; r < rows; ++r) {
         Out* out = static_cast<Out*>(a.out) + query_row(r) * a.value_dim;
         for (int i = 0; i < a.value_dim; i += LANES) {
-            const vec value = load(acc + r * room + i) / totals[r];
+            const vec value = load(acc + r * value_room + i) / totals[r];
             const int some = std::min(LANES, a.value_dim - i);
             if (some == LANES) {
                 store(out + i, value);
