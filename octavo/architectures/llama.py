@@ -109,6 +109,6 @@ def plain_llama(c: Config) -> CausalLM:
 @architecture("InternLMForCausalLM", about="InternLM", examples=("internlm/internlm-7b", "internlm/internlm-chat-7b"))
 def internlm(c: Config) -> CausalLM:
     bias = c.get("bias", True)
-    base = c.get("rotary", {}).get("base")  # as 7B's later configs spell it
-    c = c if base is None else c.replace(rope_theta=base)
+    if rotary_settings := c.get("rotary"):  # as 7B's later configs spell it
+        c = c.replace(rope_theta=rotary_settings["base"])
     return llama_body(c, qkv_bias=bias, out_bias=bias, mlp=gated_mlp(c))

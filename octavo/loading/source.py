@@ -131,31 +131,34 @@ def _from_huggingface(repo: str, args: EngineArgs, revision: str | None, quant: 
         RevisionNotFoundError,
     )
 
-    def download(chosen: list[str] | None, offline: bool) -> Path:
-        return Path(
-            hub.snapshot_download(
-                repo,
-                revision=revision,
-                token=args.hf_token,
-                cache_dir=args.download_dir,
-                allow_patterns=chosen,
-                local_files_only=offline,
-            )
+    def cached() -> Path:
+        """The folder that an earlier download made."""
+        config = hub.try_to_load_from_cache(repo, "config.json", cache_dir=args.download_dir, revision=revision)
+        if isinstance(config, str):
+            return Path(config).parent
+        patterns = [*TEXT_FILES, "*.gguf"]
+        folder = hub.snapshot_download(
+            repo, revision=revision, cache_dir=args.download_dir, allow_patterns=patterns, local_files_only=True
         )
+        return Path(folder)
 
     try:
         if args.offline or constants.HF_HUB_OFFLINE:
-            return download(None, offline=True)
+            return cached()
         try:
             info = hub.HfApi(token=args.hf_token).model_info(repo, revision=revision, timeout=HUB_TIMEOUT)
         except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
             raise
         except Exception:  # the hub does not answer: what was downloaded before serves
             with contextlib.suppress(Exception):
-                return download(None, offline=True)
+                return cached()
             raise
         files = [sibling.rfilename for sibling in info.siblings or []]
-        return download(_wanted_files(files, quant, args, weights), offline=False)
+        chosen = _wanted_files(files, quant, args, weights)
+        folder = hub.snapshot_download(
+            repo, revision=revision, token=args.hf_token, cache_dir=args.download_dir, allow_patterns=chosen
+        )
+        return Path(folder)
     except CheckpointError:
         raise
     except GatedRepoError as error:
