@@ -122,8 +122,6 @@ def _wanted_files(files: list[str], quant: str, args: EngineArgs, weights: bool)
 
 
 def _from_huggingface(repo: str, args: EngineArgs, revision: str | None, quant: str, weights: bool) -> Path:
-    import huggingface_hub as hub
-    from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -131,34 +129,9 @@ def _from_huggingface(repo: str, args: EngineArgs, revision: str | None, quant: 
         RevisionNotFoundError,
     )
 
-    def cached() -> Path:
-        """The folder that an earlier download made."""
-        config = hub.try_to_load_from_cache(repo, "config.json", cache_dir=args.download_dir, revision=revision)
-        if isinstance(config, str):
-            return Path(config).parent
-        patterns = [*TEXT_FILES, "*.gguf"]
-        folder = hub.snapshot_download(
-            repo, revision=revision, cache_dir=args.download_dir, allow_patterns=patterns, local_files_only=True
-        )
-        return Path(folder)
-
+    tried = f"tried the path {Path(repo).absolute()} and the Hugging Face hub"
     try:
-        if args.offline or constants.HF_HUB_OFFLINE:
-            return cached()
-        try:
-            info = hub.HfApi(token=args.hf_token).model_info(repo, revision=revision, timeout=HUB_TIMEOUT)
-        except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
-            raise
-        except Exception:  # the hub does not answer: what was downloaded before serves
-            with contextlib.suppress(Exception):
-                return cached()
-            raise
-        files = [sibling.rfilename for sibling in info.siblings or []]
-        chosen = _wanted_files(files, quant, args, weights)
-        folder = hub.snapshot_download(
-            repo, revision=revision, token=args.hf_token, cache_dir=args.download_dir, allow_patterns=chosen
-        )
-        return Path(folder)
+        return _hub_snapshot(repo, args, revision, quant, weights)
     except CheckpointError:
         raise
     except GatedRepoError as error:
@@ -169,8 +142,7 @@ def _from_huggingface(repo: str, args: EngineArgs, revision: str | None, quant: 
         raise ModelNotFoundError(f"model {repo!r} has no revision {revision!r}.") from error
     except RepositoryNotFoundError as error:
         raise ModelNotFoundError(
-            f"model {repo!r} was not found: tried the path {Path(repo).absolute()} and the Hugging Face hub. "
-            "Check the spelling; a private model needs hf_token."
+            f"model {repo!r} was not found: {tried}. Check the spelling; a private model needs hf_token."
         ) from error
     except HFValidationError as error:
         raise ModelNotFoundError(
@@ -179,10 +151,54 @@ def _from_huggingface(repo: str, args: EngineArgs, revision: str | None, quant: 
     except Exception as error:
         # What a missing network raises is up to the hub client's HTTP library; a cold cache has an error of its own.
         raise ModelNotFoundError(
-            f"model {repo!r} is not on this disk (tried {Path(repo).absolute()} and the hub's cache), and the Hugging "
-            f"Face hub did not answer ({type(error).__name__}). If this machine has no network, download the model "
-            "elsewhere and give its folder's path; offline=True uses only what is in the cache."
+            f"model {repo!r} is not on this disk ({tried}'s cache), and the hub did not answer "
+            f"({type(error).__name__}). If this machine has no network, download the model elsewhere and give its "
+            "folder's path; offline=True uses only what is in the cache."
         ) from error
+
+
+def _hub_snapshot(repo: str, args: EngineArgs, revision: str | None, quant: str, weights: bool) -> Path:
+    """The folder of a hub model, downloaded, or from the cache where the hub may not or does not answer."""
+    import huggingface_hub as hub
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if args.offline or constants.HF_HUB_OFFLINE:
+        return _hub_cached(repo, args, revision)
+    try:
+        info = hub.HfApi(token=args.hf_token).model_info(repo, revision=revision, timeout=HUB_TIMEOUT)
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
+        raise
+    except Exception:  # the hub does not answer: what was downloaded before serves
+        with contextlib.suppress(Exception):
+            return _hub_cached(repo, args, revision)
+        raise
+    files = [sibling.rfilename for sibling in info.siblings or []]
+    folder = hub.snapshot_download(
+        repo,
+        revision=revision,
+        token=args.hf_token,
+        cache_dir=args.download_dir,
+        allow_patterns=_wanted_files(files, quant, args, weights),
+    )
+    return Path(folder)
+
+
+def _hub_cached(repo: str, args: EngineArgs, revision: str | None) -> Path:
+    """The folder that an earlier download made. Raises the hub client's error where there is none."""
+    import huggingface_hub as hub
+
+    config = hub.try_to_load_from_cache(repo, "config.json", cache_dir=args.download_dir, revision=revision)
+    if isinstance(config, str):
+        return Path(config).parent
+    folder = hub.snapshot_download(
+        repo,
+        revision=revision,
+        cache_dir=args.download_dir,
+        allow_patterns=[*TEXT_FILES, "*.gguf"],
+        local_files_only=True,
+    )
+    return Path(folder)
 
 
 def _from_modelscope(repo: str, args: EngineArgs, revision: str | None, quant: str, weights: bool) -> Path:
