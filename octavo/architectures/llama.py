@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -31,39 +32,60 @@ NAMES = Names({**ATTENTION_NAMES, **MLP_NAMES}, IGNORED, prefix="model.")
 def llama_body(
     c: Config,
     *,
-    qkv_bias: bool = False,
-    out_bias: bool = False,
-    kv_heads: int | None = None,
-    window: Callable[[int], int | None] = lambda layer: None,
     mlp: Callable[[], nn.Module],
     names: Names = NAMES,
+    norm: Callable[[], nn.Module] | None = None,
+    layer: Callable[[Residual, Residual], nn.Module] = lambda attention, mlp: Block(attention=attention, mlp=mlp),
+    window: Callable[[int], int | None] = lambda layer: None,
+    kv_heads: int | None = None,
+    turning: float = 1.0,
+    adjust: Callable[[], nn.Module | None] = lambda: None,
+    embed_scale: float = 1.0,
+    residual_scale: float = 1.0,
+    logit_scale: float = 1.0,
+    tied: bool = False,
+    **attention: Any,
 ) -> CausalLM:
-    """The shared body. `window` gives each layer's sliding window, `mlp` makes a layer's feed-forward."""
+    """The shared body.
+
+    Args:
+        mlp: makes a layer's feed-forward.
+        names: where the published tensors go.
+        norm: makes a norm; an RMSNorm of rms_norm_eps if None.
+        layer: wires a layer's two residuals.
+        window: each layer's sliding window.
+        kv_heads: where the config has no num_key_value_heads; as many as heads if None.
+        turning: the share of a head that rotary turns.
+        adjust: makes what changes queries and keys before rotary.
+        embed_scale, residual_scale, logit_scale: multipliers.
+        tied: whether the head is tied where the config does not say.
+        attention: more of Attention's arguments (biases, scale).
+    """
     heads = c.num_attention_heads
     head_dim = c.get("head_dim", c.hidden_size // heads)
-    norm = partial(RMSNorm, c.hidden_size, eps=c.get("rms_norm_eps", 1e-6))
-    turn = rotary(c, head_dim)
-    attention = partial(
+    norm = norm or partial(RMSNorm, c.hidden_size, eps=c.get("rms_norm_eps", 1e-6))
+    attend = partial(
         Attention,
         c.hidden_size,
         heads,
         c.get("num_key_value_heads", kv_heads or heads),
         head_dim,
-        rotary=turn,
-        bias=qkv_bias,
-        out_bias=out_bias,
+        rotary=rotary(c, int(head_dim * turning)),
+        **attention,
     )
-    tied = c.get("tie_word_embeddings", False)
+
+    def make_layer(i: int) -> nn.Module:
+        attention = Residual(norm(), attend(window=window(i), adjust=adjust()), scale=residual_scale)
+        return layer(attention, Residual(norm(), mlp(), scale=residual_scale))
+
     return CausalLM(
-        embed=Embedding(c.vocab_size, c.hidden_size),
-        layer=lambda i: Block(
-            attention=Residual(norm(), attention(window=window(i))),
-            mlp=Residual(norm(), mlp()),
-        ),
+        embed=Embedding(c.vocab_size, c.hidden_size, embed_scale),
+        layer=make_layer,
         layers=c.num_hidden_layers,
         norm=norm(),
-        head=None if tied else Linear(c.hidden_size, c.vocab_size),
+        head=None if c.get("tie_word_embeddings", tied) else Linear(c.hidden_size, c.vocab_size),
         names=names,
+        logit_scale=logit_scale,
     )
 
 
@@ -97,7 +119,7 @@ UNPERMUTE = {
 )
 def llama(c: Config) -> CausalLM:
     bias = c.get("attention_bias", False)
-    return llama_body(c, qkv_bias=bias, out_bias=bias, mlp=gated_mlp(c, c.get("mlp_bias", False)))
+    return llama_body(c, bias=bias, out_bias=bias, mlp=gated_mlp(c, c.get("mlp_bias", False)))
 
 
 @architecture("AquilaForCausalLM", about="Aquila, Aquila2", examples=("BAAI/Aquila-7B", "BAAI/AquilaChat-7B"))
@@ -111,4 +133,4 @@ def internlm(c: Config) -> CausalLM:
     bias = c.get("bias", True)
     if rotary_settings := c.get("rotary"):  # as 7B's later configs spell it
         c = c.replace(rope_theta=rotary_settings["base"])
-    return llama_body(c, qkv_bias=bias, out_bias=bias, mlp=gated_mlp(c))
+    return llama_body(c, bias=bias, out_bias=bias, mlp=gated_mlp(c))

@@ -13,10 +13,10 @@ from octavo.parts import CausalLM
     gguf=GGUFFormat("qwen2"),
 )
 def qwen2(c: Config) -> CausalLM:
-    return llama_body(c, qkv_bias=True, kv_heads=32, window=_windows(c).__getitem__, mlp=gated_mlp(c))
+    return llama_body(c, bias=True, kv_heads=32, window=windows(c).__getitem__, mlp=gated_mlp(c))
 
 
-def _windows(c: Config) -> list[int | None]:
+def windows(c: Config) -> list[int | None]:
     """Each layer's window: none unless use_sliding_window, and then only from layer max_window_layers on."""
     layers = c.num_hidden_layers
     window = c.get("sliding_window", 4096) if c.get("use_sliding_window", False) else None

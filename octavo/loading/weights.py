@@ -4,17 +4,17 @@ import sys
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from octavo.errors import CheckpointError
-from octavo.loading.checkpoint import TensorSource
+from octavo.loading.checkpoint import PlainSource, TensorSource
 from octavo.ops import Kernels
 from octavo.parts import CausalLM, Linear
-from octavo.parts.names import Transform
+from octavo.parts.names import Into, Transform
 
 OPTIONAL_MODULES = ("head",)
 """Parts that a build may leave out though the checkpoint has their weights: a head for embeddings, a tied head."""
@@ -90,7 +90,16 @@ class WeightLoader:
         )
 
         def place(named: tuple[str, TensorSource]) -> None:
-            self._place(*named, problems)
+            name, source = named
+            if self.model.names.is_ignored(name):
+                return
+            into = self.model.names.locate(name)
+            if into is not None and into.stacked:
+                for e, part in enumerate(source.read()):
+                    one = replace(into, path=into.path.replace("{e}", str(e)), stacked=False)
+                    self._place(f"{name}[{e}]", PlainSource(part), one, problems)
+            else:
+                self._place(name, source, into, problems)
             bar.update(int(torch.Size(named[1].shape).numel()) * self.dtype.itemsize)
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -125,10 +134,10 @@ class WeightLoader:
             return slot, segment
         return None
 
-    def _place(self, name: str, source: TensorSource, problems: _Problems) -> None:
+    def _place(self, name: str, source: TensorSource, into: Into | None, problems: _Problems) -> None:
         """Put one tensor where it goes. Several threads do this at a time."""
         with self._lock:
-            found = self._locate(name, source, problems)
+            found = self._locate(name, source, into, problems)
         if found is None:
             return
         slot, segment, transform, target = found
@@ -140,13 +149,9 @@ class WeightLoader:
             self._filled(slot, segment)
 
     def _locate(
-        self, name: str, source: TensorSource, problems: _Problems
+        self, name: str, source: TensorSource, into: Into | None, problems: _Problems
     ) -> tuple[_Slot, str | None, Transform | None, Tensor] | None:
         """Where a tensor goes, with its place in memory; None, with the problem noted, where it goes nowhere."""
-        names = self.model.names
-        if names.is_ignored(name):
-            return None
-        into = names.locate(name)
         found = None if into is None else self._find(into.path)
         if into is None or found is None:
             if into is None or into.path.split(".")[0] not in OPTIONAL_MODULES:

@@ -55,6 +55,7 @@ class Kernels:
     """One implementation of each operation that has several."""
 
     name: str
+    device: torch.device
     linear_class: type[LinearKernel]
     rms_norm: RMSNormKernel
     gated: GatedKernel
@@ -84,10 +85,11 @@ def choose_kernels(dtype: torch.dtype, device: torch.device, preference: str = "
     native = load() if preference == "auto" and device.type == "cpu" and dtype in NATIVE_DTYPES else None
     if native is None:
         return Kernels(
-            "torch", linear, norm.rms_norm, _gated_by_name, attention.rotate_store, attention.paged_attention
+            "torch", device, linear, norm.rms_norm, _gated_by_name, attention.rotate_store, attention.paged_attention
         )
     return Kernels(
         f"native ({native.instructions})",
+        device,
         linear,
         native.rms_norm,
         _native_gated(native),

@@ -1,17 +1,17 @@
 """Torch modules of which models are composed. A part takes plain values, never a config.json."""
 
-from octavo.parts.attention import Attention
+from octavo.parts.attention import Attention, Clip, QKNorm, alibi_slopes
 from octavo.parts.batch import Batch, PagedView, RecurrentView
-from octavo.parts.embedding import Embedding, PositionedEmbedding
+from octavo.parts.embedding import Embedding, NormedEmbedding, PositionedEmbedding
 from octavo.parts.linear import Linear
 from octavo.parts.mamba import MambaMixer
 from octavo.parts.mlp import MLP, GatedMLP
 from octavo.parts.model import CausalLM
 from octavo.parts.moe import MoE, softmax_then_choose
-from octavo.parts.names import Into, Names, transposed
+from octavo.parts.names import Into, Names, grouped_qkv, stacked, transposed
 from octavo.parts.norm import LayerNorm, RMSNorm
 from octavo.parts.pooler import Pooler
-from octavo.parts.residual import Block, Residual
+from octavo.parts.residual import Block, Residual, SharedNorm, SideBySide
 from octavo.parts.rotary import Rotary
 from octavo.parts.state import PagedKV, Recurrent, StateSpec
 
@@ -21,6 +21,7 @@ __all__ = [
     "Batch",
     "Block",
     "CausalLM",
+    "Clip",
     "Embedding",
     "GatedMLP",
     "Into",
@@ -29,16 +30,23 @@ __all__ = [
     "MambaMixer",
     "MoE",
     "Names",
+    "NormedEmbedding",
     "PagedKV",
     "PagedView",
     "Pooler",
     "PositionedEmbedding",
+    "QKNorm",
     "RMSNorm",
     "Recurrent",
     "RecurrentView",
     "Residual",
     "Rotary",
+    "SharedNorm",
+    "SideBySide",
     "StateSpec",
+    "alibi_slopes",
+    "grouped_qkv",
     "softmax_then_choose",
+    "stacked",
     "transposed",
 ]

@@ -1,5 +1,6 @@
 """Causal self-attention over a paged cache."""
 
+import torch
 from torch import Tensor, nn
 
 from octavo.ops import Kernels
@@ -21,6 +22,9 @@ class Attention(nn.Module):
         scale: of the scores; head_dim ** -0.5 if None.
         window: how many of the last tokens a query sees; None for all.
         softcap: of the scores (Gemma 2).
+        alibi: [heads] slopes of a bias by distance (Press et al. 2022), in place of rotary.
+        adjust: changes queries, keys and values `[rows, heads + 2 * kv_heads, head_dim]` before their positions come in:
+            a QKNorm, a Clip.
     """
 
     def __init__(
@@ -36,12 +40,16 @@ class Attention(nn.Module):
         scale: float | None = None,
         window: int | None = None,
         softcap: float | None = None,
+        alibi: Tensor | None = None,
+        adjust: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.scale = head_dim**-0.5 if scale is None else scale
         self.softcap = softcap
         self.rotary = rotary
+        self.alibi = alibi
+        self.adjust = adjust
         sizes = {"q": heads * head_dim, "k": kv_heads * head_dim, "v": kv_heads * head_dim}
         self.qkv = Linear(width, sizes, bias)
         self.o = Linear(heads * head_dim, width, out_bias)
@@ -50,6 +58,8 @@ class Attention(nn.Module):
 
     def prepare(self, kernels: Kernels) -> None:
         self._kernels = kernels
+        if self.alibi is not None:
+            self.alibi = self.alibi.to(kernels.device)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         return self.o(self.attend(self.qkv(x), batch))  # type: ignore[no-any-return]
@@ -59,8 +69,11 @@ class Attention(nn.Module):
         view, rows = batch.paged(self.state_index), qkv.shape[0]
         angles = None if self.rotary is None else self.rotary.angles(batch)
         interleaved = self.rotary is not None and self.rotary.interleaved
+        heads = qkv.view(rows, -1, self.head_dim)
+        if self.adjust is not None:
+            heads = self.adjust(heads)
         query = self._kernels.rotate_store(
-            qkv.view(rows, -1, self.head_dim), angles, interleaved, view.key_cache, view.value_cache, view.plan
+            heads, angles, interleaved, view.key_cache, view.value_cache, view.plan
         )
         out = qkv.new_zeros(rows, self.heads, self.head_dim)
         self._kernels.paged_attention(
@@ -71,5 +84,54 @@ class Attention(nn.Module):
             out[: batch.num_tokens],
             self.scale,
             self.softcap,
+            self.alibi,
         )
         return out.flatten(1)
+
+
+class QKNorm(nn.Module):
+    """Norms of queries and keys, head by head or (`full_width`) over all heads at once.
+
+    Args:
+        heads, kv_heads: as the attention's.
+        q, k: norms over head_dim, or over all heads' width.
+        full_width: whether the norms see all heads side by side (OLMoE, MPT) or one at a time (Phi, StableLM 2).
+    """
+
+    def __init__(self, heads: int, kv_heads: int, q: nn.Module, k: nn.Module, full_width: bool = False) -> None:
+        super().__init__()
+        self.sizes = [heads, kv_heads, kv_heads]
+        self.q, self.k = q, k
+        self.full_width = full_width
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        q, k, v = qkv.split(self.sizes, dim=1)
+        if self.full_width:
+            q, k = self.q(q.flatten(1)).view(q.shape), self.k(k.flatten(1)).view(k.shape)
+        else:
+            q, k = self.q(q), self.k(k)
+        return torch.cat([q, k, v], dim=1)
+
+
+class Clip(nn.Module):
+    """Queries, keys and values between -limit and limit, then `after` (MPT, OLMo)."""
+
+    def __init__(self, limit: float, after: nn.Module | None = None) -> None:
+        super().__init__()
+        self.limit = limit
+        self.after = after
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        qkv = qkv.clamp(-self.limit, self.limit)
+        return qkv if self.after is None else self.after(qkv)  # type: ignore[no-any-return]
+
+
+def alibi_slopes(heads: int, bias_max: float = 8.0) -> Tensor:
+    """[heads] slopes: a geometric row for a power of two, and every second of the next power's for the rest."""
+    power = 1 << (heads.bit_length() - 1)
+    ratio = torch.arange(1, power + 1, dtype=torch.float32, device="cpu") * (bias_max / power)
+    slopes = 2.0**-ratio
+    if power < heads:
+        finer = torch.arange(1, 2 * power + 1, 2, dtype=torch.float32, device="cpu") * (bias_max / (2 * power))
+        slopes = torch.cat([slopes, 2.0 ** -finer[: heads - power]])
+    return slopes

@@ -38,3 +38,20 @@ class PositionedEmbedding(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         return self.tokens(batch) + self.positions.lookup(batch.positions)  # type: ignore[no-any-return]
+
+
+class NormedEmbedding(nn.Module):
+    """Token embeddings with a norm behind them (BLOOM)."""
+
+    def __init__(self, tokens: Embedding, norm: nn.Module) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.norm = norm
+
+    @property
+    def weight(self) -> Tensor:
+        """The token table, which a tied head shares."""
+        return self.tokens.weight
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.norm(self.tokens(batch))  # type: ignore[no-any-return]

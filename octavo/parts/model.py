@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.parts.batch import Batch
-from octavo.parts.embedding import Embedding, PositionedEmbedding
+from octavo.parts.embedding import Embedding, NormedEmbedding, PositionedEmbedding
 from octavo.parts.linear import Linear
 from octavo.parts.names import Names
 from octavo.parts.state import StateSpec
@@ -23,17 +23,19 @@ class CausalLM(nn.Module):
         norm: the last norm.
         head: to the vocabulary; None where the embedding's table serves (tied).
         names: published tensor names to the parts.
+        logit_scale: factor of the logits.
         softcap: logits become softcap * tanh(logits / softcap) (Gemma 2).
     """
 
     def __init__(
         self,
-        embed: Embedding | PositionedEmbedding,
+        embed: Embedding | PositionedEmbedding | NormedEmbedding,
         layer: Callable[[int], nn.Module],
         layers: int,
         norm: nn.Module,
         head: Linear | None,
         names: Names,
+        logit_scale: float = 1.0,
         softcap: float | None = None,
     ) -> None:
         super().__init__()
@@ -44,6 +46,7 @@ class CausalLM(nn.Module):
         self.vocab_size, self.width = embed.weight.shape
         self.head: Linear | None = head if head is not None else Linear(self.width, self.vocab_size)
         self.names = names
+        self.logit_scale = logit_scale
         self.softcap = softcap
         self.states: list[StateSpec] = []
         for module in self.modules():
@@ -66,4 +69,6 @@ class CausalLM(nn.Module):
         """`[rows, vocab]` in float32."""
         assert self.head is not None
         logits: Tensor = self.head(hidden).float()
+        if self.logit_scale != 1.0:
+            logits = logits * self.logit_scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap

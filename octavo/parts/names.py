@@ -11,8 +11,9 @@ component of a tensor's name (weight, bias) is carried over. A right side that n
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 Transform = Callable[[Tensor], Tensor]
@@ -26,9 +27,11 @@ class Into:
     transform: Transform | None = None
     whole: bool = False
     """The published name is a tensor's whole name and `path` a parameter's, without a suffix to carry over."""
+    stacked: bool = False
+    """The published tensor stacks one for each expert; `path` keeps its `{e}`, which the loader counts out."""
 
     def with_path(self, path: str) -> "Into":
-        return Into(path, self.transform, self.whole)
+        return replace(self, path=path)
 
 
 def _transpose(tensor: Tensor) -> Tensor:
@@ -43,6 +46,25 @@ def transposed(path: str) -> Into:
 def parameter(path: str, transform: Transform | None = None) -> Into:
     """For a tensor that is not a module's weight or bias, such as Mamba's A_log."""
     return Into(path, transform, whole=True)
+
+
+def stacked(path: str) -> Into:
+    """For a tensor that stacks one for each expert: `path` has `{e}` where their number goes."""
+    return Into(path, stacked=True)
+
+
+def grouped_qkv(path: str, kv_heads: int, group: int, head_dim: int) -> Into:
+    """For fused q, k, v published by key head: its `group` query heads, its key, its value, then the next.
+
+    `group` 1 is GPT-NeoX's and BLOOM's q, k, v for each head in turn; one key head is Falcon-7B's multi-query layout.
+    """
+
+    def regroup(weight: Tensor) -> Tensor:
+        parts = weight.reshape(kv_heads, group + 2, head_dim, *weight.shape[1:])
+        q, k, v = parts[:, :group], parts[:, group], parts[:, group + 1]
+        return torch.cat([x.reshape(-1, *weight.shape[1:]) for x in (q, k, v)])
+
+    return Into(path, regroup)
 
 
 _ALTERNATIVES = re.compile(r"\{([^{}]*\|[^{}]*)\}")
@@ -114,7 +136,7 @@ class Names:
             if match := entry.pattern.fullmatch(name):
                 numbers = match.groupdict()
                 suffix = numbers.pop("suffix", None)
-                path = _NUMBER.sub(lambda m: numbers[m[1]], entry.into.path)  # noqa: B023
+                path = _NUMBER.sub(lambda m: numbers.get(m[1], m[0]), entry.into.path)  # noqa: B023
                 return entry.into.with_path(path if suffix is None else f"{path}.{suffix}")
         return None
 
@@ -126,6 +148,6 @@ class Names:
             if match := re.fullmatch(target + ("" if entry.into.whole else r"\.(?P<suffix>[^.]+)"), path):
                 numbers = match.groupdict()
                 suffix = numbers.pop("suffix", None)
-                name = _NUMBER.sub(lambda m: numbers[m[1]], entry.published)  # noqa: B023
+                name = _NUMBER.sub(lambda m: numbers.get(m[1], m[0]), entry.published)  # noqa: B023
                 return name if suffix is None else f"{name}.{suffix}"
         return path

@@ -27,15 +27,20 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Mean and variance norm, with or without weight and bias."""
+    """Mean and variance norm, with or without weight and bias. `offset` is added to the weight (Nemotron's is 1)."""
 
     float32_parameters = True
 
-    def __init__(self, width: int, eps: float, weight: bool = True, bias: bool = True) -> None:
+    def __init__(self, width: int, eps: float, weight: bool = True, bias: bool = True, offset: float = 0.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width), requires_grad=False) if weight else None
         self.bias = nn.Parameter(torch.empty(width), requires_grad=False) if bias else None
         self.eps = eps
+        self.offset = offset
+
+    def prepare(self, kernels: Kernels) -> None:
+        if self.offset and self.weight is not None:
+            self.weight.data = self.weight.data + self.offset
 
     def forward(self, x: Tensor) -> Tensor:
         return layer_norm(x, self.weight, self.bias, self.eps)

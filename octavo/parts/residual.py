@@ -14,17 +14,58 @@ class Inner(Protocol):
 
 
 class Residual(nn.Module):
-    """`x + post_norm(inner(norm(x)))`: pre-norm, or with `post_norm` Gemma 2's sandwich."""
+    """`x + scale * post_norm(inner(norm(x)))`: pre-norm, or with `post_norm` Gemma 2's sandwich."""
 
-    def __init__(self, norm: nn.Module, inner: nn.Module, post_norm: nn.Module | None = None) -> None:
+    def __init__(
+        self, norm: nn.Module, inner: nn.Module, post_norm: nn.Module | None = None, scale: float = 1.0
+    ) -> None:
         super().__init__()
         self.norm = norm
         self.inner = inner
         self.post_norm = post_norm
+        self.scale = scale
+
+    def branch(self, x: Tensor, batch: Batch) -> Tensor:
+        """What is added to the stream."""
+        y = self.inner(self.norm(x), batch)
+        if self.post_norm is not None:
+            y = self.post_norm(y)
+        return y if self.scale == 1.0 else y * self.scale  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        y = self.inner(self.norm(x), batch)
-        return x + (y if self.post_norm is None else self.post_norm(y))  # type: ignore[no-any-return]
+        return x + self.branch(x, batch)
+
+
+class SideBySide(nn.Module):
+    """Residuals that all read the same stream: `x + a(x) + b(x)` (GPT-NeoX, with a norm each)."""
+
+    def __init__(self, **pieces: Residual) -> None:
+        super().__init__()
+        for name, piece in pieces.items():
+            self.add_module(name, piece)
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        total = x
+        for piece in self.children():
+            total = total + piece.branch(x, batch)  # type: ignore[operator]
+        return total
+
+
+class SharedNorm(nn.Module):
+    """`x + a(norm(x)) + b(norm(x))`: pieces side by side behind one norm (GPT-J, Phi, Command-R)."""
+
+    def __init__(self, norm: nn.Module, **pieces: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+        self.pieces = list(pieces)
+        for name, piece in pieces.items():
+            self.add_module(name, piece)
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        normed, total = self.norm(x), x
+        for name in self.pieces:
+            total = total + getattr(self, name)(normed, batch)
+        return total  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):

@@ -1,0 +1,65 @@
+"""Llama's body under other names: EXAONE 3 (LG AI Research 2024) and InternLM2 (Cai et al. 2024)."""
+
+from octavo.architectures.config import Config
+from octavo.architectures.llama import gated_mlp, llama_body
+from octavo.architectures.registry import architecture
+from octavo.parts import CausalLM, Names, grouped_qkv
+
+EXAONE_NAMES = Names(
+    {
+        "transformer.wte": "embed",
+        "transformer.h.{i}.ln_1": "layers.{i}.attention.norm",
+        "transformer.h.{i}.attn.attention.{q|k|v}_proj": "layers.{i}.attention.inner.qkv.{q|k|v}",
+        "transformer.h.{i}.attn.attention.out_proj": "layers.{i}.attention.inner.o",
+        "transformer.h.{i}.ln_2": "layers.{i}.mlp.norm",
+        "transformer.h.{i}.mlp.{c_fc_0|c_fc_1}": "layers.{i}.mlp.inner.gate_up.{gate|up}",
+        "transformer.h.{i}.mlp.c_proj": "layers.{i}.mlp.inner.down",
+        "transformer.ln_f": "norm",
+        "lm_head": "head",
+    },
+    ignored=("transformer.h.{i}.attn.attention.rotary.inv_freq", "transformer.rotary.inv_freq"),
+    prefix="transformer.",
+)
+
+
+@architecture("ExaoneForCausalLM", about="EXAONE-3", examples=("LGAI-EXAONE/EXAONE-3.0-7.8B-Instruct",))
+def exaone(c: Config) -> CausalLM:
+    renamed = c.replace(
+        num_hidden_layers=c.first("num_layers", "num_hidden_layers"),
+        rms_norm_eps=c.get("layer_norm_epsilon", 1e-5),
+        hidden_act=c.get("activation_function", "silu"),
+        intermediate_size=c.get("intermediate_size", 4 * c.hidden_size),
+    )
+    return llama_body(renamed, mlp=gated_mlp(renamed), names=EXAONE_NAMES)
+
+
+def internlm2_names(kv_heads: int, group: int, head_dim: int) -> Names:
+    return Names(
+        {
+            "model.tok_embeddings": "embed",
+            "model.layers.{i}.attention_norm": "layers.{i}.attention.norm",
+            "model.layers.{i}.attention.wqkv": grouped_qkv(
+                "layers.{i}.attention.inner.qkv", kv_heads, group, head_dim
+            ),
+            "model.layers.{i}.attention.wo": "layers.{i}.attention.inner.o",
+            "model.layers.{i}.ffn_norm": "layers.{i}.mlp.norm",
+            "model.layers.{i}.feed_forward.{w1|w3}": "layers.{i}.mlp.inner.gate_up.{gate|up}",
+            "model.layers.{i}.feed_forward.w2": "layers.{i}.mlp.inner.down",
+            "model.norm": "norm",
+            "output": "head",
+        },
+        prefix="model.",
+    )
+
+
+@architecture("InternLM2ForCausalLM", about="InternLM2", examples=("internlm/internlm2-7b", "internlm/internlm2-chat-7b"))
+def internlm2(c: Config) -> CausalLM:
+    heads, bias = c.num_attention_heads, c.get("bias", False)
+    kv_heads = c.get("num_key_value_heads", heads)
+    return llama_body(
+        c,
+        mlp=gated_mlp(c),
+        names=internlm2_names(kv_heads, heads // kv_heads, c.hidden_size // heads),
+        bias=bias,
+        out_bias=bias,
+    )

@@ -1,0 +1,104 @@
+"""Falcon (Almazrouei et al. 2023): multi-query 7B, grouped 40B and 11B, and the RW models with ALiBi."""
+
+from functools import partial
+
+from torch import nn
+
+from octavo.architectures.config import Config
+from octavo.architectures.registry import architecture
+from octavo.architectures.rope import rotary
+from octavo.parts import (
+    MLP,
+    Attention,
+    Block,
+    CausalLM,
+    Embedding,
+    LayerNorm,
+    Linear,
+    Names,
+    Residual,
+    SharedNorm,
+    SideBySide,
+    alibi_slopes,
+    grouped_qkv,
+)
+
+
+def names(kv_heads: int, group: int, head_dim: int, shared: bool, two_norms: bool) -> Names:
+    """`shared`: one norm for both pieces; `two_norms`: published as ln_attn and ln_mlp."""
+    attention, mlp = ("layers.{i}.attention", "layers.{i}.mlp") if shared else (
+        "layers.{i}.attention.inner",
+        "layers.{i}.mlp.inner",
+    )
+    first, second = ("ln_attn", "ln_mlp") if two_norms else ("input_layernorm", "post_attention_layernorm")
+    norms = (
+        {"transformer.h.{i}.input_layernorm": "layers.{i}.norm"}
+        if shared
+        else {
+            f"transformer.h.{{i}}.{first}": "layers.{i}.attention.norm",
+            f"transformer.h.{{i}}.{second}": "layers.{i}.mlp.norm",
+        }
+    )
+    return Names(
+        {
+            "transformer.word_embeddings": "embed",
+            **norms,
+            "transformer.h.{i}.self_attention.query_key_value": grouped_qkv(
+                f"{attention}.qkv", kv_heads, group, head_dim
+            ),
+            "transformer.h.{i}.self_attention.dense": f"{attention}.o",
+            "transformer.h.{i}.mlp.dense_h_to_4h": f"{mlp}.up",
+            "transformer.h.{i}.mlp.dense_4h_to_h": f"{mlp}.down",
+            "transformer.ln_f": "norm",
+            "lm_head": "head",
+        },
+        prefix="transformer.",
+    )
+
+
+@architecture(
+    "FalconForCausalLM",
+    "RWForCausalLM",
+    about="Falcon",
+    examples=("tiiuae/falcon-7b", "tiiuae/falcon-40b", "tiiuae/falcon-rw-7b"),
+)
+def falcon(c: Config) -> CausalLM:
+    width, heads = c.hidden_size, c.first("num_attention_heads", "n_head")
+    head_dim, bias = width // heads, c.get("bias", False)
+    # The first configs of 40B say RefinedWeb and always mean the new decoder.
+    new = c.get("new_decoder_architecture", c.get("model_type") == "RefinedWeb")
+    multi_query = c.get("multi_query", True)
+    kv_heads = c.first("num_kv_heads", "n_head_kv", default=heads) if new else 1 if multi_query else heads
+    parallel = new or c.get("parallel_attn", True)
+    shared = parallel and not (new and c.get("num_ln_in_parallel_attn", 2) == 2)
+    norm = partial(LayerNorm, width, c.get("layer_norm_epsilon", 1e-5))
+    alibi = c.get("alibi", False)
+    attention = partial(
+        Attention,
+        width,
+        heads,
+        kv_heads,
+        head_dim,
+        rotary=None if alibi else rotary(c, head_dim),
+        bias=bias,
+        out_bias=bias,
+        # Falcon adds the bias inside the scaling.
+        alibi=alibi_slopes(heads) * head_dim**-0.5 if alibi else None,
+    )
+    hidden = c.get("ffn_hidden_size", 4 * width)
+    mlp = partial(MLP, width, hidden, c.get("activation", "gelu"), bias=bias)
+
+    def layer(i: int) -> nn.Module:
+        if shared:
+            return SharedNorm(norm(), attention=attention(), mlp=mlp())
+        wire = SideBySide if parallel else Block
+        return wire(attention=Residual(norm(), attention()), mlp=Residual(norm(), mlp()))
+
+    return CausalLM(
+        embed=Embedding(c.vocab_size, width),
+        layer=layer,
+        layers=c.first("num_hidden_layers", "n_layer"),
+        norm=norm(),
+        head=None if c.get("tie_word_embeddings", True) else Linear(width, c.vocab_size),
+        names=names(kv_heads, heads // kv_heads, head_dim, shared, two_norms=new and not shared),
+    )

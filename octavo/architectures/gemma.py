@@ -1,0 +1,31 @@
+"""Gemma (Gemma Team 2024): Llama's body with norms around 1, scaled embeddings, wide heads and a tanh-gelu gate."""
+
+from functools import partial
+
+from octavo.architectures.config import Config
+from octavo.architectures.gemma2 import minus_one
+from octavo.architectures.llama import NAMES, llama_body
+from octavo.architectures.registry import GGUFFormat, architecture
+from octavo.parts import CausalLM, GatedMLP, RMSNorm
+
+
+@architecture(
+    "GemmaForCausalLM",
+    about="Gemma",
+    examples=("google/gemma-2b", "google/gemma-7b"),
+    gguf=GGUFFormat("gemma", undo={name: minus_one for name in NAMES.table if name.endswith("norm")}),
+)
+def gemma(c: Config) -> CausalLM:
+    c = c.replace(head_dim=c.get("head_dim", 256))
+    bias = c.get("attention_bias", False)
+    # The first release says hidden_act gelu and means its tanh approximation.
+    activation = c.first("hidden_activation", default="gelu_pytorch_tanh")
+    return llama_body(
+        c,
+        mlp=partial(GatedMLP, c.hidden_size, c.intermediate_size, activation),
+        norm=partial(RMSNorm, c.hidden_size, eps=c.get("rms_norm_eps", 1e-6), offset=1.0),
+        embed_scale=c.hidden_size**0.5,
+        tied=True,
+        bias=bias,
+        out_bias=bias,
+    )

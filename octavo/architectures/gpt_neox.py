@@ -1,0 +1,70 @@
+"""GPT-NeoX and Pythia (Black et al. 2022): two norms side by side, q, k and v fused head by head."""
+
+from functools import partial
+
+from octavo.architectures.config import Config
+from octavo.architectures.registry import architecture
+from octavo.architectures.rope import rotary
+from octavo.parts import (
+    MLP,
+    Attention,
+    Block,
+    CausalLM,
+    Embedding,
+    LayerNorm,
+    Linear,
+    Names,
+    Residual,
+    SideBySide,
+    grouped_qkv,
+)
+
+
+def names(heads: int, head_dim: int) -> Names:
+    return Names(
+        {
+            "gpt_neox.embed_in": "embed",
+            "gpt_neox.layers.{i}.input_layernorm": "layers.{i}.attention.norm",
+            "gpt_neox.layers.{i}.attention.query_key_value": grouped_qkv(
+                "layers.{i}.attention.inner.qkv", heads, 1, head_dim
+            ),
+            "gpt_neox.layers.{i}.attention.dense": "layers.{i}.attention.inner.o",
+            "gpt_neox.layers.{i}.post_attention_layernorm": "layers.{i}.mlp.norm",
+            "gpt_neox.layers.{i}.mlp.dense_h_to_4h": "layers.{i}.mlp.inner.up",
+            "gpt_neox.layers.{i}.mlp.dense_4h_to_h": "layers.{i}.mlp.inner.down",
+            "gpt_neox.final_layer_norm": "norm",
+            "embed_out": "head",
+        },
+        # Masks and rotary buffers, which old files carry.
+        ignored=(
+            "gpt_neox.layers.{i}.attention.bias",
+            "gpt_neox.layers.{i}.attention.masked_bias",
+            "gpt_neox.layers.{i}.attention.rotary_emb.inv_freq",
+        ),
+        prefix="gpt_neox.",
+    )
+
+
+@architecture(
+    "GPTNeoXForCausalLM",
+    about="GPT-NeoX, Pythia, OpenAssistant, Dolly V2, StableLM",
+    examples=("EleutherAI/gpt-neox-20b", "EleutherAI/pythia-12b", "databricks/dolly-v2-12b"),
+)
+def gpt_neox(c: Config) -> CausalLM:
+    width, heads = c.hidden_size, c.num_attention_heads
+    head_dim, bias = width // heads, c.get("attention_bias", True)
+    norm = partial(LayerNorm, width, c.get("layer_norm_eps", 1e-5))
+    share = c.first("rotary_pct", "partial_rotary_factor", default=0.25)
+    base = float(c.first("rotary_emb_base", "rope_theta", default=10000))
+    turn = rotary(c.replace(rope_theta=base), int(head_dim * share))
+    attention = partial(Attention, width, heads, heads, head_dim, rotary=turn, bias=bias, out_bias=bias)
+    mlp = partial(MLP, width, c.intermediate_size, c.get("hidden_act", "gelu"), bias=True)
+    wire = SideBySide if c.get("use_parallel_residual", True) else Block
+    return CausalLM(
+        embed=Embedding(c.vocab_size, width),
+        layer=lambda i: wire(attention=Residual(norm(), attention()), mlp=Residual(norm(), mlp())),
+        layers=c.num_hidden_layers,
+        norm=norm(),
+        head=None if c.get("tie_word_embeddings", False) else Linear(width, c.vocab_size),
+        names=names(heads, head_dim),
+    )

@@ -1,0 +1,68 @@
+"""Granite 3.0 (IBM 2024): Llama's body with four multipliers; Granite MoE with experts in stacked tensors."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.architectures.config import Config
+from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, gated_mlp, llama_body
+from octavo.architectures.registry import architecture
+from octavo.parts import CausalLM, GatedMLP, MoE, Names, stacked
+
+MOE_NAMES = Names(
+    {
+        **ATTENTION_NAMES,
+        "model.layers.{i}.block_sparse_moe.router.layer": "layers.{i}.mlp.inner.router",
+        "model.layers.{i}.block_sparse_moe.input_linear": stacked("layers.{i}.mlp.inner.experts.{e}.gate_up"),
+        "model.layers.{i}.block_sparse_moe.output_linear": stacked("layers.{i}.mlp.inner.experts.{e}.down"),
+    },
+    IGNORED,
+    prefix="model.",
+)
+
+
+def multipliers(c: Config) -> dict[str, Any]:
+    """The four, and the biases."""
+    bias = c.get("attention_bias", False)
+    return {
+        "embed_scale": c.get("embedding_multiplier", 1.0),
+        "residual_scale": c.get("residual_multiplier", 1.0),
+        "logit_scale": 1.0 / c.get("logits_scaling", 1.0),
+        "scale": c.get("attention_multiplier", 1.0),
+        "bias": bias,
+        "out_bias": bias,
+    }
+
+
+def choose_then_softmax(top_k: int, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The softmax of the chosen experts' logits alone."""
+    values, experts = logits.topk(top_k, dim=-1)
+    return torch.softmax(values, -1), experts
+
+
+@architecture(
+    "GraniteForCausalLM",
+    about="Granite 3.0, PowerLM",
+    examples=("ibm-granite/granite-3.0-2b-base", "ibm-granite/granite-3.0-8b-instruct", "ibm/PowerLM-3b"),
+)
+def granite(c: Config) -> CausalLM:
+    return llama_body(c, mlp=gated_mlp(c, c.get("mlp_bias", False)), **multipliers(c))
+
+
+@architecture(
+    "GraniteMoeForCausalLM",
+    about="Granite 3.0 MoE, PowerMoE",
+    examples=("ibm-granite/granite-3.0-1b-a400m-base", "ibm/PowerMoE-3b"),
+)
+def granite_moe(c: Config) -> CausalLM:
+    expert = partial(GatedMLP, c.hidden_size, c.intermediate_size, c.get("hidden_act", "silu"))
+    choose = partial(choose_then_softmax, c.get("num_experts_per_tok", 2))
+    count = c.get("num_local_experts", 8)
+    return llama_body(
+        c,
+        mlp=lambda: MoE(c.hidden_size, [expert() for _ in range(count)], choose),
+        names=MOE_NAMES,
+        **multipliers(c),
+    )

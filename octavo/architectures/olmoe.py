@@ -1,0 +1,57 @@
+"""OLMoE (Muennighoff et al. 2024): Llama's body with many small experts, and norms over the whole of q and of k."""
+
+from functools import partial
+
+from torch import Tensor
+
+from octavo.architectures.config import Config
+from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, llama_body
+from octavo.architectures.registry import architecture
+from octavo.parts import CausalLM, Clip, GatedMLP, MoE, Names, QKNorm, RMSNorm, softmax_then_choose
+
+NAMES = Names(
+    {
+        **ATTENTION_NAMES,
+        "model.layers.{i}.self_attn.{q|k}_norm": "layers.{i}.attention.inner.adjust.{q|k}",
+        "model.layers.{i}.mlp.gate": "layers.{i}.mlp.inner.router",
+        "model.layers.{i}.mlp.experts.{e}.{gate|up}_proj": "layers.{i}.mlp.inner.experts.{e}.gate_up.{gate|up}",
+        "model.layers.{i}.mlp.experts.{e}.down_proj": "layers.{i}.mlp.inner.experts.{e}.down",
+    },
+    IGNORED,
+    prefix="model.",
+)
+
+
+class NormThenClip(QKNorm):
+    """OLMoE's order: norms of q and k over their full width, then all three between limits."""
+
+    def __init__(self, heads: int, kv_heads: int, head_dim: int, eps: float, limit: float | None) -> None:
+        q, k = RMSNorm(heads * head_dim, eps), RMSNorm(kv_heads * head_dim, eps)
+        super().__init__(heads, kv_heads, q, k, full_width=True)
+        self.clip = None if limit is None else Clip(limit)
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        normed = super().forward(qkv)
+        return normed if self.clip is None else self.clip(normed)  # type: ignore[no-any-return]
+
+
+@architecture(
+    "OlmoeForCausalLM",
+    "OLMoEForCausalLM",
+    about="OLMoE",
+    examples=("allenai/OLMoE-1B-7B-0924", "allenai/OLMoE-1B-7B-0924-Instruct"),
+)
+def olmoe(c: Config) -> CausalLM:
+    heads, bias = c.num_attention_heads, c.get("attention_bias", False)
+    kv_heads, head_dim = c.get("num_key_value_heads", heads), c.hidden_size // heads
+    eps, count = c.get("rms_norm_eps", 1e-5), c.get("num_experts", 64)
+    expert = partial(GatedMLP, c.hidden_size, c.intermediate_size, c.get("hidden_act", "silu"))
+    choose = softmax_then_choose(c.get("num_experts_per_tok", 8), c.get("norm_topk_prob", False))
+    return llama_body(
+        c.replace(rms_norm_eps=eps),
+        mlp=lambda: MoE(c.hidden_size, [expert() for _ in range(count)], choose),
+        names=NAMES,
+        adjust=lambda: NormThenClip(heads, kv_heads, head_dim, eps, c.get("clip_qkv")),
+        bias=bias,
+        out_bias=bias,
+    )

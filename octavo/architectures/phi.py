@@ -1,0 +1,83 @@
+"""Phi 1.5 and 2 (Li et al. 2023), and GPT-J (Wang 2021): side by side behind one norm, biases also in the head."""
+
+from functools import partial
+
+from octavo.architectures.config import Config
+from octavo.architectures.registry import architecture
+from octavo.architectures.rope import rotary
+from octavo.parts import MLP, Attention, CausalLM, Embedding, LayerNorm, Linear, Names, QKNorm, Rotary, SharedNorm
+from octavo.parts.rotary import frequencies
+
+PHI_NAMES = Names(
+    {
+        "model.embed_tokens": "embed",
+        "model.layers.{i}.input_layernorm": "layers.{i}.norm",
+        "model.layers.{i}.self_attn.{q|k|v}_proj": "layers.{i}.attention.qkv.{q|k|v}",
+        "model.layers.{i}.self_attn.{q|k}_layernorm": "layers.{i}.attention.adjust.{q|k}",
+        "model.layers.{i}.self_attn.dense": "layers.{i}.attention.o",
+        "model.layers.{i}.mlp.fc1": "layers.{i}.mlp.up",
+        "model.layers.{i}.mlp.fc2": "layers.{i}.mlp.down",
+        "model.final_layernorm": "norm",
+        "lm_head": "head",
+    },
+    prefix="model.",
+)
+
+
+@architecture("PhiForCausalLM", about="Phi", examples=("microsoft/phi-1_5", "microsoft/phi-2"))
+def phi(c: Config) -> CausalLM:
+    width, heads, eps = c.hidden_size, c.num_attention_heads, c.get("layer_norm_eps", 1e-5)
+    kv_heads, head_dim = c.get("num_key_value_heads", heads), width // heads
+    norm = partial(LayerNorm, width, eps)
+    turn = rotary(c, int(head_dim * c.get("partial_rotary_factor", 0.5)))
+
+    def attention() -> Attention:
+        norms = LayerNorm(head_dim, eps), LayerNorm(head_dim, eps)
+        adjust = QKNorm(heads, kv_heads, *norms) if c.get("qk_layernorm", False) else None
+        return Attention(width, heads, kv_heads, head_dim, rotary=turn, bias=True, out_bias=True, adjust=adjust)
+
+    mlp = partial(MLP, width, c.intermediate_size, c.get("hidden_act", "gelu_new"), bias=True)
+    return CausalLM(
+        embed=Embedding(c.vocab_size, width),
+        layer=lambda i: SharedNorm(norm(), attention=attention(), mlp=mlp()),
+        layers=c.num_hidden_layers,
+        norm=norm(),
+        head=Linear(width, c.vocab_size, bias=True),
+        names=PHI_NAMES,
+    )
+
+
+GPTJ_NAMES = Names(
+    {
+        "transformer.wte": "embed",
+        "transformer.h.{i}.ln_1": "layers.{i}.norm",
+        "transformer.h.{i}.attn.{q|k|v}_proj": "layers.{i}.attention.qkv.{q|k|v}",
+        "transformer.h.{i}.attn.out_proj": "layers.{i}.attention.o",
+        "transformer.h.{i}.mlp.fc_in": "layers.{i}.mlp.up",
+        "transformer.h.{i}.mlp.fc_out": "layers.{i}.mlp.down",
+        "transformer.ln_f": "norm",
+        "lm_head": "head",
+    },
+    # The causal mask, which old files carry.
+    ignored=("transformer.h.{i}.attn.bias", "transformer.h.{i}.attn.masked_bias"),
+    prefix="transformer.",
+)
+
+
+@architecture("GPTJForCausalLM", about="GPT-J", examples=("EleutherAI/gpt-j-6b", "nomic-ai/gpt4all-j"))
+def gptj(c: Config) -> CausalLM:
+    width, heads = c.n_embd, c.n_head
+    head_dim = width // heads
+    norm = partial(LayerNorm, width, c.get("layer_norm_epsilon", 1e-5))
+    turn = Rotary(frequencies(c.get("rotary_dim", head_dim), 10000.0), interleaved=True)
+    attention = partial(Attention, width, heads, heads, head_dim, rotary=turn)
+    hidden = c.get("n_inner", 4 * width)
+    mlp = partial(MLP, width, hidden, c.get("activation_function", "gelu_new"), bias=True)
+    return CausalLM(
+        embed=Embedding(c.vocab_size, width),
+        layer=lambda i: SharedNorm(norm(), attention=attention(), mlp=mlp()),
+        layers=c.n_layer,
+        norm=norm(),
+        head=Linear(width, c.vocab_size, bias=True),
+        names=GPTJ_NAMES,
+    )

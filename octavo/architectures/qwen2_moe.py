@@ -1,0 +1,63 @@
+"""Qwen2-MoE (Qwen Team 2024): Qwen2's body with many experts, and one that every token shares behind a gate."""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from octavo.architectures.config import Config
+from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES, llama_body
+from octavo.architectures.qwen2 import windows
+from octavo.architectures.registry import architecture
+from octavo.parts import Batch, CausalLM, GatedMLP, Linear, MoE, Names, softmax_then_choose
+
+NAMES = Names(
+    {
+        **ATTENTION_NAMES,
+        **MLP_NAMES,
+        "model.layers.{i}.mlp.gate": "layers.{i}.mlp.inner.routed.router",
+        "model.layers.{i}.mlp.experts.{e}.{gate|up}_proj": "layers.{i}.mlp.inner.routed.experts.{e}.gate_up.{gate|up}",
+        "model.layers.{i}.mlp.experts.{e}.down_proj": "layers.{i}.mlp.inner.routed.experts.{e}.down",
+        "model.layers.{i}.mlp.shared_expert.{gate|up}_proj": "layers.{i}.mlp.inner.shared.gate_up.{gate|up}",
+        "model.layers.{i}.mlp.shared_expert.down_proj": "layers.{i}.mlp.inner.shared.down",
+        "model.layers.{i}.mlp.shared_expert_gate": "layers.{i}.mlp.inner.gate",
+    },
+    IGNORED,
+    prefix="model.",
+)
+
+
+class SharedExpertMoE(nn.Module):
+    """`routed(x) + sigmoid(gate(x)) * shared(x)`."""
+
+    def __init__(self, width: int, routed: MoE, shared: GatedMLP) -> None:
+        super().__init__()
+        self.routed, self.shared = routed, shared
+        self.gate = Linear(width, 1)
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        weight = 1.0 / (torch.exp(-self.gate(x).float()) + 1.0)
+        return self.routed(x, batch) + (self.shared(x, batch) * weight).to(x.dtype)  # type: ignore[no-any-return]
+
+
+@architecture(
+    "Qwen2MoeForCausalLM",
+    about="Qwen1.5-MoE, Qwen2-MoE",
+    examples=("Qwen/Qwen1.5-MoE-A2.7B", "Qwen/Qwen1.5-MoE-A2.7B-Chat"),
+)
+def qwen2_moe(c: Config) -> CausalLM:
+    width, activation = c.hidden_size, c.get("hidden_act", "silu")
+    dense = partial(GatedMLP, width, c.intermediate_size, activation)
+    expert = partial(GatedMLP, width, c.get("moe_intermediate_size", 1408), activation)
+    shared = partial(GatedMLP, width, c.get("shared_expert_intermediate_size", 5632), activation)
+    choose = softmax_then_choose(c.get("num_experts_per_tok", 4), c.get("norm_topk_prob", False))
+    count, every, plain = c.get("num_experts", 60), c.get("decoder_sparse_step", 1), c.get("mlp_only_layers", [])
+    layer = iter(range(c.num_hidden_layers))
+
+    def mlp() -> nn.Module:
+        i = next(layer)
+        if i in plain or count == 0 or (i + 1) % every:
+            return dense()
+        return SharedExpertMoE(width, MoE(width, [expert() for _ in range(count)], choose), shared())
+
+    return llama_body(c, mlp=mlp, names=NAMES, bias=c.get("qkv_bias", True), window=windows(c).__getitem__)
