@@ -47,7 +47,7 @@ def bloom_names(heads: int, head_dim: int) -> Names:
 
 
 class FromNormed(nn.Module):
-    """`y + inner(y)` with `y = norm(x)`: the stream goes on from the norm (apply_residual_connection_post_layernorm)."""
+    """`y + inner(y)` with `y = norm(x)`: the stream goes on from the norm."""
 
     def __init__(self, norm: nn.Module, inner: nn.Module) -> None:
         super().__init__()
@@ -135,18 +135,16 @@ def mpt(c: Config) -> CausalLM:
     tokens = Embedding(c.vocab_size, width)
     learned = c.get("learned_pos_emb", True) and not alibi
     embed = PositionedEmbedding(tokens, Embedding(c.max_seq_len, width)) if learned else tokens
-    scale = c.get("logit_scale", 1.0)
+    scale: float | str = c.get("logit_scale", 1.0)
     table = mpt_names(limit is not None).table
     if not learned:
         table = {**table, "transformer.wte": "embed"}
     return CausalLM(
         embed=embed,
-        layer=lambda i: Block(
-            attention=Residual(norm(), attention(adjust=adjust())), mlp=Residual(norm(), mlp())
-        ),
+        layer=lambda i: Block(attention=Residual(norm(), attention(adjust=adjust())), mlp=Residual(norm(), mlp())),
         layers=c.n_layers,
         norm=norm(),
         head=None if c.get("tie_word_embeddings", True) else Linear(width, c.vocab_size),
         names=Names(table, prefix="transformer."),
-        logit_scale=width**-0.5 if scale == "inv_sqrt_d_model" else scale,
+        logit_scale=width**-0.5 if scale == "inv_sqrt_d_model" else float(scale),
     )

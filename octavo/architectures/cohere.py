@@ -44,7 +44,8 @@ class HeadNorm(nn.Module):
         self.plain = LayerNorm(head_dim, eps, weight=False, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.plain(x.float()) * self.weight).to(x.dtype)
+        normed: Tensor = self.plain(x.float())
+        return (normed * self.weight).to(x.dtype)
 
 
 @architecture("CohereForCausalLM", about="Command-R", examples=("CohereForAI/c4ai-command-r-v01",))

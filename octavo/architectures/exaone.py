@@ -38,9 +38,7 @@ def internlm2_names(kv_heads: int, group: int, head_dim: int) -> Names:
         {
             "model.tok_embeddings": "embed",
             "model.layers.{i}.attention_norm": "layers.{i}.attention.norm",
-            "model.layers.{i}.attention.wqkv": grouped_qkv(
-                "layers.{i}.attention.inner.qkv", kv_heads, group, head_dim
-            ),
+            "model.layers.{i}.attention.wqkv": grouped_qkv("layers.{i}.attention.inner.qkv", kv_heads, group, head_dim),
             "model.layers.{i}.attention.wo": "layers.{i}.attention.inner.o",
             "model.layers.{i}.ffn_norm": "layers.{i}.mlp.norm",
             "model.layers.{i}.feed_forward.{w1|w3}": "layers.{i}.mlp.inner.gate_up.{gate|up}",
@@ -52,7 +50,9 @@ def internlm2_names(kv_heads: int, group: int, head_dim: int) -> Names:
     )
 
 
-@architecture("InternLM2ForCausalLM", about="InternLM2", examples=("internlm/internlm2-7b", "internlm/internlm2-chat-7b"))
+@architecture(
+    "InternLM2ForCausalLM", about="InternLM2", examples=("internlm/internlm2-7b", "internlm/internlm2-chat-7b")
+)
 def internlm2(c: Config) -> CausalLM:
     heads, bias = c.num_attention_heads, c.get("bias", False)
     kv_heads = c.get("num_key_value_heads", heads)

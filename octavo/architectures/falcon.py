@@ -26,9 +26,13 @@ from octavo.parts import (
 
 def names(kv_heads: int, group: int, head_dim: int, shared: bool, two_norms: bool) -> Names:
     """`shared`: one norm for both pieces; `two_norms`: published as ln_attn and ln_mlp."""
-    attention, mlp = ("layers.{i}.attention", "layers.{i}.mlp") if shared else (
-        "layers.{i}.attention.inner",
-        "layers.{i}.mlp.inner",
+    attention, mlp = (
+        ("layers.{i}.attention", "layers.{i}.mlp")
+        if shared
+        else (
+            "layers.{i}.attention.inner",
+            "layers.{i}.mlp.inner",
+        )
     )
     first, second = ("ln_attn", "ln_mlp") if two_norms else ("input_layernorm", "post_attention_layernorm")
     norms = (

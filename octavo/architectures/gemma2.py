@@ -51,6 +51,7 @@ def _gguf_config(shared: dict[str, Any], metadata: Any) -> dict[str, Any]:
         undo={name: minus_one for name in NAMES.table if name.endswith("norm")},
     ),
 )
+@architecture("Gemma2Model", about="Gemma2-based embedders", examples=("BAAI/bge-multilingual-gemma2",), headless=True)
 def gemma2(c: Config) -> CausalLM:
     heads, head_dim = c.num_attention_heads, c.get("head_dim", 256)
     norm = partial(RMSNorm, c.hidden_size, eps=c.get("rms_norm_eps", 1e-6), offset=1.0)

@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019): learned positions, weights published as [in, out]."""
+"""GPT-2 (Radford et al. 2019), weights published as [in, out], and StarCoder's GPT-BigCode (Li et al. 2023)."""
 
 from functools import partial
 from typing import Any
@@ -13,11 +13,13 @@ from octavo.parts import (
     Block,
     CausalLM,
     Embedding,
+    Into,
     LayerNorm,
     Linear,
     Names,
     PositionedEmbedding,
     Residual,
+    grouped_qkv,
     transposed,
 )
 
@@ -67,12 +69,48 @@ def _transpose(weight: Tensor, c: Config) -> Tensor:
     ),
 )
 def gpt2(c: Config) -> CausalLM:
+    return body(c, kv_heads=c.get("n_head", 12), names=NAMES)
+
+
+BIGCODE_NAMES = Names(
+    {name: into.path if isinstance(into, Into) else into for name, into in NAMES.table.items()},
+    ignored=NAMES.ignored,
+    prefix="transformer.",
+)
+
+
+@architecture(
+    "GPTBigCodeForCausalLM",
+    about="StarCoder, SantaCoder, WizardCoder",
+    examples=("bigcode/starcoder", "bigcode/gpt_bigcode-santacoder", "WizardLM/WizardCoder-15B-V1.0"),
+)
+def gpt_bigcode(c: Config) -> CausalLM:
+    """GPT-2 with one key and value head, and weights as [out, in]."""
+    activation = c.get("activation_function", "gelu_pytorch_tanh")
+    if not c.get("multi_query", True):
+        heads = c.n_head
+        names = Names(
+            {
+                **BIGCODE_NAMES.table,
+                "transformer.h.{i}.attn.c_attn": grouped_qkv(
+                    "layers.{i}.attention.inner.qkv", heads, 1, c.n_embd // heads
+                ),
+            },
+            ignored=NAMES.ignored,
+            prefix="transformer.",
+        )
+        return body(c.replace(activation_function=activation), kv_heads=heads, names=names)
+    return body(c.replace(activation_function=activation), kv_heads=1, names=BIGCODE_NAMES)
+
+
+def body(c: Config, *, kv_heads: int, names: Names) -> CausalLM:
+    """Learned positions, layer norms, attention and feed-forward with biases."""
     width, heads = c.get("n_embd", 768), c.get("n_head", 12)
     norm = partial(LayerNorm, width, eps=c.get("layer_norm_epsilon", 1e-5))
     head_dim = width // heads
     scale = head_dim**-0.5 if c.get("scale_attn_weights", True) else 1.0
     by_layer = c.get("scale_attn_by_inverse_layer_idx", False)
-    attention = partial(Attention, width, heads, heads, head_dim, bias=True, out_bias=True)
+    attention = partial(Attention, width, heads, kv_heads, head_dim, bias=True, out_bias=True)
     mlp = partial(MLP, width, c.get("n_inner", 4 * width), c.get("activation_function", "gelu_new"), bias=True)
     return CausalLM(
         embed=PositionedEmbedding(Embedding(c.vocab_size, width), Embedding(c.get("n_positions", 1024), width)),
@@ -83,5 +121,5 @@ def gpt2(c: Config) -> CausalLM:
         layers=c.get("n_layer", 12),
         norm=norm(),
         head=None if c.get("tie_word_embeddings", True) else Linear(width, c.vocab_size),
-        names=NAMES,
+        names=names,
     )

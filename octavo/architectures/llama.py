@@ -43,7 +43,7 @@ def llama_body(
     embed_scale: float = 1.0,
     residual_scale: float = 1.0,
     logit_scale: float = 1.0,
-    tied: bool = False,
+    tied: bool | None = False,
     **attention: Any,
 ) -> CausalLM:
     """The shared body.
@@ -55,10 +55,10 @@ def llama_body(
         layer: wires a layer's two residuals.
         window: each layer's sliding window.
         kv_heads: where the config has no num_key_value_heads; as many as heads if None.
-        turning: the share of a head that rotary turns.
+        turning: the share of a head that rotary turns; 0 for none.
         adjust: makes what changes queries and keys before rotary.
         embed_scale, residual_scale, logit_scale: multipliers.
-        tied: whether the head is tied where the config does not say.
+        tied: whether the head is tied where the config does not say; None: if the checkpoint stores no head.
         attention: more of Attention's arguments (biases, scale).
     """
     heads = c.num_attention_heads
@@ -70,7 +70,7 @@ def llama_body(
         heads,
         c.get("num_key_value_heads", kv_heads or heads),
         head_dim,
-        rotary=rotary(c, int(head_dim * turning)),
+        rotary=rotary(c, int(head_dim * turning)) if turning else None,
         **attention,
     )
 
@@ -85,6 +85,7 @@ def llama_body(
         norm=norm(),
         head=None if c.get("tie_word_embeddings", tied) else Linear(c.hidden_size, c.vocab_size),
         names=names,
+        tied_if_absent=tied is None and "tie_word_embeddings" not in c,
         logit_scale=logit_scale,
     )
 
@@ -117,6 +118,7 @@ UNPERMUTE = {
     examples=("meta-llama/Meta-Llama-3.1-8B-Instruct", "meta-llama/Llama-2-70b-hf", "01-ai/Yi-34B"),
     gguf=GGUFFormat("llama", undo=UNPERMUTE, when=lambda metadata: not metadata.get("llama.expert_count")),
 )
+@architecture("LlamaModel", about="Llama-based embedders", examples=("intfloat/e5-mistral-7b-instruct",), headless=True)
 def llama(c: Config) -> CausalLM:
     bias = c.get("attention_bias", False)
     return llama_body(c, bias=bias, out_bias=bias, mlp=gated_mlp(c, c.get("mlp_bias", False)))

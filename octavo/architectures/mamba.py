@@ -53,6 +53,20 @@ def _gguf_config(shared: dict[str, Any], metadata: Any) -> dict[str, Any]:
     gguf=GGUFFormat("mamba", config=_gguf_config, undo={f"{MIXER}.A_log": lambda a, c: torch.log(-a)}),
 )
 def mamba(c: Config) -> CausalLM:
+    return body(c, tied=True)
+
+
+@architecture(
+    "FalconMambaForCausalLM",
+    about="FalconMamba",
+    examples=("tiiuae/falcon-mamba-7b", "tiiuae/falcon-mamba-7b-instruct"),
+)
+def falcon_mamba(c: Config) -> CausalLM:
+    return body(c, tied=False, inner_eps=c.get("mixer_rms_eps", 1e-6))
+
+
+def body(c: Config, *, tied: bool, inner_eps: float | None = None) -> CausalLM:
+    """Mixers behind norms, nothing else."""
     width = c.hidden_size
     norm = partial(RMSNorm, width, eps=c.get("layer_norm_epsilon", 1e-5))
     channels = c.get("intermediate_size", int(c.get("expand", 2) * width))
@@ -67,12 +81,13 @@ def mamba(c: Config) -> CausalLM:
         c.get("hidden_act", "silu"),
         bias=c.get("use_bias", False),
         conv_bias=c.get("use_conv_bias", True),
+        inner_eps=inner_eps,
     )
     return CausalLM(
         embed=Embedding(c.vocab_size, width),
         layer=lambda i: Block(mixer=Residual(norm(), mixer())),
         layers=c.num_hidden_layers,
         norm=norm(),
-        head=None if c.get("tie_word_embeddings", True) else Linear(width, c.vocab_size),
+        head=None if c.get("tie_word_embeddings", tied) else Linear(width, c.vocab_size),
         names=NAMES,
     )

@@ -26,6 +26,9 @@ MIXTRAL_NAMES = Names(
     about="Mistral, Mistral-Instruct",
     examples=("mistralai/Mistral-7B-v0.1", "mistralai/Mistral-7B-Instruct-v0.1"),
 )
+@architecture(
+    "MistralModel", about="Mistral-based embedders", examples=("intfloat/e5-mistral-7b-instruct",), headless=True
+)
 def mistral(c: Config) -> CausalLM:
     window = c.values.get("sliding_window", 4096)  # null means none
     return llama_body(c, kv_heads=KV_HEADS, window=lambda layer: window, mlp=gated_mlp(c))

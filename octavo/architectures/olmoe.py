@@ -32,7 +32,7 @@ class NormThenClip(QKNorm):
 
     def forward(self, qkv: Tensor) -> Tensor:
         normed = super().forward(qkv)
-        return normed if self.clip is None else self.clip(normed)  # type: ignore[no-any-return]
+        return normed if self.clip is None else self.clip(normed)
 
 
 @architecture(

@@ -12,6 +12,9 @@ from octavo.parts import CausalLM
     examples=("Qwen/Qwen2-7B-Instruct", "Qwen/Qwen2-7B"),
     gguf=GGUFFormat("qwen2"),
 )
+@architecture(
+    "Qwen2Model", about="Qwen2-based embedders", examples=("Alibaba-NLP/gte-Qwen2-1.5B-instruct",), headless=True
+)
 def qwen2(c: Config) -> CausalLM:
     return llama_body(c, bias=True, kv_heads=32, window=windows(c).__getitem__, mlp=gated_mlp(c))
 

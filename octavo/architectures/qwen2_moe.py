@@ -51,7 +51,8 @@ def qwen2_moe(c: Config) -> CausalLM:
     expert = partial(GatedMLP, width, c.get("moe_intermediate_size", 1408), activation)
     shared = partial(GatedMLP, width, c.get("shared_expert_intermediate_size", 5632), activation)
     choose = softmax_then_choose(c.get("num_experts_per_tok", 4), c.get("norm_topk_prob", False))
-    count, every, plain = c.get("num_experts", 60), c.get("decoder_sparse_step", 1), c.get("mlp_only_layers", [])
+    count, every = c.get("num_experts", 60), c.get("decoder_sparse_step", 1)
+    plain: list[int] = c.get("mlp_only_layers", [])
     layer = iter(range(c.num_hidden_layers))
 
     def mlp() -> nn.Module:

@@ -44,21 +44,28 @@ class Architecture:
     gguf: GGUFFormat | None
     family: str
     """The module that holds it."""
+    headless: bool = False
+    """Published without a head: it gives embeddings, not text."""
 
 
 _ARCHITECTURES: dict[str, Architecture] = {}
 
 
 def architecture(
-    name: str, *aliases: str, about: str = "", examples: tuple[str, ...] = (), gguf: GGUFFormat | None = None
+    name: str,
+    *aliases: str,
+    about: str = "",
+    examples: tuple[str, ...] = (),
+    gguf: GGUFFormat | None = None,
+    headless: bool = False,
 ) -> Callable[[Build], Build]:
     """Register a function from config to model under `name`, and under aliases that published configs use."""
 
     def register(build: Build) -> Build:
         for each in (name, *aliases):
-            _ARCHITECTURES[each] = Architecture(
-                each, build, about, examples, gguf if each == name else None, build.__module__.rpartition(".")[2]
-            )
+            family = build.__module__.rpartition(".")[2]
+            served = gguf if each == name else None
+            _ARCHITECTURES[each] = Architecture(each, build, about, examples, served, family, headless)
         return build
 
     return register

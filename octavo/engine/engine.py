@@ -50,7 +50,7 @@ class Engine:
         self.generates = loaded.model.head is not None
         self.eos_token_ids = loaded.eos_token_ids
         self.generation_config = loaded.generation_config
-        self.model_config = loaded.config
+        self.pooling = loaded.pooling
         self.vocab_size: int = loaded.model.vocab_size
         self.runner = ModelRunner(loaded, args)
         self.cache = KVCacheManager(self.runner.shape, self._prefix_caching())
@@ -145,9 +145,10 @@ class Engine:
         return request
 
     def _pooling(self, request_id: str, checked: CheckedPrompt, params: PoolingParams, priority: int) -> PoolingRequest:
-        config = self.args.override_pooler_config or PoolerConfig()
-        normalize = params.normalize if params.normalize is not None else config.normalize
-        pooler = Pooler(config.pooling_type or "LAST", True if normalize is None else normalize, config.step_tag_id)
+        asked, own = self.args.override_pooler_config or PoolerConfig(), self.pooling
+        wishes = (params.normalize, asked.normalize, own.normalize, True)
+        normalize = next(w for w in wishes if w is not None)
+        pooler = Pooler(asked.pooling_type or own.pooling_type or "LAST", normalize, asked.step_tag_id)
         sequence = self._sequence(checked, priority, not pooler.needs_every_token)
         request = PoolingRequest(
             request_id, checked.token_ids, params, sequence, pooler, RequestMetrics(arrival_time=time.time())

@@ -10,11 +10,12 @@ import torch
 
 from octavo.architectures import Architecture, Config, all_architectures, find_architecture
 from octavo.architectures.rope import position_limit
-from octavo.config import EngineArgs
+from octavo.config import EngineArgs, PoolerConfig
 from octavo.errors import CheckpointError, ConfigError, UnsupportedModelError, did_you_mean
 from octavo.loading.checkpoint import PlainSource, TensorSource, checkpoint_tensors, read_json
 from octavo.loading.gguf import GGUFFile, shared_config, tensor_names
 from octavo.loading.gguf_tokenizer import gguf_tokenizer
+from octavo.loading.pooling import pooling_config
 from octavo.loading.source import ModelFiles, find_model, find_tokenizer
 from octavo.loading.tokenizer import Tokenizer, load_tokenizer
 from octavo.loading.weights import WeightLoader
@@ -47,6 +48,8 @@ class LoadedModel:
     max_model_len: int
     eos_token_ids: frozenset[int]
     generation_config: dict[str, Any] = field(default_factory=dict)
+    pooling: PoolerConfig = field(default_factory=PoolerConfig)
+    """How the model's own files want embeddings pooled."""
 
 
 @dataclass
@@ -75,7 +78,7 @@ def load_model(args: EngineArgs) -> LoadedModel:
     dtype = _dtype(args.dtype, config, device, checkpoint.gguf is not None)
     with torch.device("meta"):
         model = checkpoint.architecture.build(config)
-    if args.task not in ("auto", "generate"):
+    if args.task not in ("auto", "generate") or checkpoint.architecture.headless:
         model.drop_head()
     tokenizer = None if args.skip_tokenizer_init else _tokenizer(args, checkpoint)
     WeightLoader(model, dtype, device, choose_kernels(dtype, device, args.ops)).load(
@@ -92,6 +95,7 @@ def load_model(args: EngineArgs) -> LoadedModel:
         max_model_len=_max_model_len(args, config),
         eos_token_ids=_eos_tokens(config, generation, tokenizer),
         generation_config=generation,
+        pooling=PoolerConfig() if checkpoint.files.is_gguf else pooling_config(checkpoint.files.path),
     )
 
 

@@ -106,6 +106,10 @@ class WeightLoader:
             for _ in pool.map(place, tensors):
                 pass
         bar.close()
+        head = self.slots.get("head.weight")
+        if self.model.tied_if_absent and head is not None and head.missing:
+            self.model.tied = True
+            head.missing.clear()
         problems.raise_if_any(where, self._missing())
         if self.model.tied and self.model.head is not None:
             self.model.head.weight = nn.Parameter(self.model.embed.weight.data, requires_grad=False)

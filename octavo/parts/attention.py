@@ -23,8 +23,8 @@ class Attention(nn.Module):
         window: how many of the last tokens a query sees; None for all.
         softcap: of the scores (Gemma 2).
         alibi: [heads] slopes of a bias by distance (Press et al. 2022), in place of rotary.
-        adjust: changes queries, keys and values `[rows, heads + 2 * kv_heads, head_dim]` before their positions come in:
-            a QKNorm, a Clip.
+        adjust: changes `[rows, heads + 2 * kv_heads, head_dim]`, queries, keys and values, before positions come
+            in: a QKNorm, a Clip.
     """
 
     def __init__(
@@ -72,9 +72,7 @@ class Attention(nn.Module):
         heads = qkv.view(rows, -1, self.head_dim)
         if self.adjust is not None:
             heads = self.adjust(heads)
-        query = self._kernels.rotate_store(
-            heads, angles, interleaved, view.key_cache, view.value_cache, view.plan
-        )
+        query = self._kernels.rotate_store(heads, angles, interleaved, view.key_cache, view.value_cache, view.plan)
         out = qkv.new_zeros(rows, self.heads, self.head_dim)
         self._kernels.paged_attention(
             query,
@@ -105,7 +103,7 @@ class QKNorm(nn.Module):
         self.full_width = full_width
 
     def forward(self, qkv: Tensor) -> Tensor:
-        q, k, v = qkv.split(self.sizes, dim=1)
+        q, k, v = torch.split(qkv, self.sizes, dim=1)
         if self.full_width:
             q, k = self.q(q.flatten(1)).view(q.shape), self.k(k.flatten(1)).view(k.shape)
         else:
@@ -123,7 +121,7 @@ class Clip(nn.Module):
 
     def forward(self, qkv: Tensor) -> Tensor:
         qkv = qkv.clamp(-self.limit, self.limit)
-        return qkv if self.after is None else self.after(qkv)  # type: ignore[no-any-return]
+        return qkv if self.after is None else self.after(qkv)
 
 
 def alibi_slopes(heads: int, bias_max: float = 8.0) -> Tensor:

@@ -23,6 +23,7 @@ class CausalLM(nn.Module):
         norm: the last norm.
         head: to the vocabulary; None where the embedding's table serves (tied).
         names: published tensor names to the parts.
+        tied_if_absent: whether the table serves as the head where the checkpoint stores none.
         logit_scale: factor of the logits.
         softcap: logits become softcap * tanh(logits / softcap) (Gemma 2).
     """
@@ -35,6 +36,8 @@ class CausalLM(nn.Module):
         norm: nn.Module,
         head: Linear | None,
         names: Names,
+        *,
+        tied_if_absent: bool = False,
         logit_scale: float = 1.0,
         softcap: float | None = None,
     ) -> None:
@@ -45,6 +48,7 @@ class CausalLM(nn.Module):
         self.tied = head is None
         self.vocab_size, self.width = embed.weight.shape
         self.head: Linear | None = head if head is not None else Linear(self.width, self.vocab_size)
+        self.tied_if_absent = tied_if_absent
         self.names = names
         self.logit_scale = logit_scale
         self.softcap = softcap

@@ -1,6 +1,6 @@
 """How a layer's pieces are wired around the residual stream `x` `[rows, width]`."""
 
-from typing import Protocol
+from typing import Protocol, cast
 
 from torch import Tensor, nn
 
@@ -47,7 +47,7 @@ class SideBySide(nn.Module):
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         total = x
         for piece in self.children():
-            total = total + piece.branch(x, batch)  # type: ignore[operator]
+            total = total + cast(Residual, piece).branch(x, batch)
         return total
 
 
@@ -65,7 +65,7 @@ class SharedNorm(nn.Module):
         normed, total = self.norm(x), x
         for name in self.pieces:
             total = total + getattr(self, name)(normed, batch)
-        return total  # type: ignore[no-any-return]
+        return total
 
 
 class Block(nn.Module):

@@ -39,6 +39,7 @@ def write_model(case: dict[str, Any], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(case["config"]))
     for name, text in case["files"].items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text if isinstance(text, str) else json.dumps(text))
     save_file(tensors(case), folder / "model.safetensors", metadata={"format": "pt"})
     return folder

@@ -1,0 +1,45 @@
+"""Baichuan and Baichuan2 (Yang et al. 2023): Llama's body with fused q, k, v; the 13B models have ALiBi for rotary."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from octavo.architectures.config import Config
+from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES, gated_mlp, llama_body
+from octavo.architectures.registry import architecture
+from octavo.parts import CausalLM, Into, Names, alibi_slopes
+
+BAICHUAN2_VOCABULARY = 125696
+
+
+def unit_rows(weight: Tensor) -> Tensor:
+    """Baichuan2's head: rows of length one."""
+    return functional.normalize(weight.float(), dim=-1).to(weight.dtype)
+
+
+def names(normed_head: bool) -> Names:
+    return Names(
+        {
+            **ATTENTION_NAMES,
+            **MLP_NAMES,
+            "model.layers.{i}.self_attn.W_pack": "layers.{i}.attention.inner.qkv",
+            "lm_head": Into("head", unit_rows) if normed_head else "head",
+        },
+        IGNORED,
+        prefix="model.",
+    )
+
+
+@architecture(
+    "BaichuanForCausalLM",
+    about="Baichuan2, Baichuan-13B",
+    examples=("baichuan-inc/Baichuan2-13B-Chat", "baichuan-inc/Baichuan2-7B-Base"),
+)
+@architecture("BaiChuanForCausalLM", about="Baichuan-7B", examples=("baichuan-inc/Baichuan-7B",))
+def baichuan(c: Config) -> CausalLM:
+    """The kinds are told apart by config keys: 13B has no max_position_embeddings, Baichuan2 has its vocabulary."""
+    alibi = "max_position_embeddings" not in c and c.get("architectures", [""])[0] == "BaichuanForCausalLM"
+    second = "z_loss_weight" in c or c.vocab_size == BAICHUAN2_VOCABULARY
+    positions: dict[str, Any] = {"alibi": alibi_slopes(c.num_attention_heads)} if alibi else {}
+    return llama_body(c, mlp=gated_mlp(c), names=names(second), turning=0.0 if alibi else 1.0, **positions)

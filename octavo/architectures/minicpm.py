@@ -1,0 +1,64 @@
+"""MiniCPM (Hu et al. 2024): Llama's body with scaled embeddings, residuals and logits; also MoE and fatrelu."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from octavo.architectures.config import Config
+from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES, gated_mlp, llama_body
+from octavo.architectures.registry import architecture
+from octavo.parts import Batch, CausalLM, GatedMLP, Linear, MoE, Names, softmax_then_choose
+
+NAMES = Names(
+    {
+        **ATTENTION_NAMES,
+        **MLP_NAMES,
+        "model.layers.{i}.mlp.gate": "layers.{i}.mlp.inner.router",
+        "model.layers.{i}.mlp.experts.{e}.{w1|w3}": "layers.{i}.mlp.inner.experts.{e}.gate_up.{gate|up}",
+        "model.layers.{i}.mlp.experts.{e}.w2": "layers.{i}.mlp.inner.experts.{e}.down",
+    },
+    IGNORED,
+    prefix="model.",
+)
+
+
+class FatReluMLP(nn.Module):
+    """`down(gate(x) * up(x))` where the gate is above a threshold, and zero elsewhere (MiniCPM-S)."""
+
+    def __init__(self, width: int, hidden: int, threshold: float) -> None:
+        super().__init__()
+        self.gate_up = Linear(width, {"gate": hidden, "up": hidden})
+        self.down = Linear(hidden, width)
+        self.threshold = threshold
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(torch.where(gate > self.threshold, gate, 0.0) * up)  # type: ignore[no-any-return]
+
+
+@architecture(
+    "MiniCPMForCausalLM",
+    about="MiniCPM",
+    examples=("openbmb/MiniCPM-2B-sft-bf16", "openbmb/MiniCPM-2B-dpo-bf16", "openbmb/MiniCPM-S-1B-sft"),
+)
+def minicpm(c: Config) -> CausalLM:
+    width, hidden, count = c.hidden_size, c.intermediate_size, c.get("num_experts", 0)
+    mlp: Callable[[], nn.Module] = gated_mlp(c)
+    if c.get("hidden_act", "silu") == "fatrelu":
+        mlp = partial(FatReluMLP, width, hidden, c.get("hidden_act_param", 0.0))
+    expert = partial(GatedMLP, width, hidden, "silu")
+    choose = softmax_then_choose(c.get("num_experts_per_tok", 2))
+    bias = c.get("attention_bias", False)
+    return llama_body(
+        c,
+        mlp=(lambda: MoE(width, [expert() for _ in range(count)], choose)) if count else mlp,
+        names=NAMES,
+        embed_scale=c.get("scale_emb", 1),
+        residual_scale=c.get("scale_depth", 1) / c.num_hidden_layers**0.5,
+        logit_scale=c.get("dim_model_base", width) / width,
+        tied=None,
+        bias=bias,
+        out_bias=bias,
+    )

@@ -1,0 +1,52 @@
+"""Persimmon (Adept 2023): layer norms, also of each head's queries and keys, a squared relu, half a head turning."""
+
+from functools import partial
+
+from octavo.architectures.config import Config
+from octavo.architectures.llama import llama_body
+from octavo.architectures.registry import architecture
+from octavo.parts import MLP, CausalLM, LayerNorm, Names, QKNorm, grouped_qkv
+
+
+def names(heads: int, head_dim: int) -> Names:
+    return Names(
+        {
+            "model.embed_tokens": "embed",
+            "model.layers.{i}.input_layernorm": "layers.{i}.attention.norm",
+            "model.layers.{i}.self_attn.query_key_value": grouped_qkv(
+                "layers.{i}.attention.inner.qkv", heads, 1, head_dim
+            ),
+            "model.layers.{i}.self_attn.{q|k}_layernorm": "layers.{i}.attention.inner.adjust.{q|k}",
+            "model.layers.{i}.self_attn.dense": "layers.{i}.attention.inner.o",
+            "model.layers.{i}.post_attention_layernorm": "layers.{i}.mlp.norm",
+            "model.layers.{i}.mlp.dense_h_to_4h": "layers.{i}.mlp.inner.up",
+            "model.layers.{i}.mlp.dense_4h_to_h": "layers.{i}.mlp.inner.down",
+            "model.final_layernorm": "norm",
+            "lm_head": "head",
+        },
+        ignored=("model.layers.{i}.self_attn.rotary_emb.inv_freq",),
+        prefix="model.",
+    )
+
+
+@architecture(
+    "PersimmonForCausalLM", about="Persimmon", examples=("adept/persimmon-8b-base", "adept/persimmon-8b-chat")
+)
+def persimmon(c: Config) -> CausalLM:
+    width, heads, eps = c.hidden_size, c.num_attention_heads, c.get("layer_norm_eps", 1e-5)
+    head_dim = width // heads
+
+    def head_norms() -> QKNorm | None:
+        norms = LayerNorm(head_dim, eps), LayerNorm(head_dim, eps)
+        return QKNorm(heads, heads, *norms) if c.get("qk_layernorm", True) else None
+
+    return llama_body(
+        c.replace(rope_theta=c.get("rope_theta", 25000.0), num_key_value_heads=heads),
+        mlp=partial(MLP, width, c.intermediate_size, c.get("hidden_act", "relu2"), bias=True),
+        names=names(heads, head_dim),
+        norm=partial(LayerNorm, width, eps),
+        turning=c.get("partial_rotary_factor", 0.5),
+        adjust=head_norms,
+        bias=True,
+        out_bias=True,
+    )

@@ -1,0 +1,82 @@
+"""StableLM (Bellagente et al. 2024): Llama's body with layer norms, a quarter of each head turning."""
+
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from octavo.architectures.config import Config
+from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES, gated_mlp, llama_body
+from octavo.architectures.registry import architecture
+from octavo.ops import Kernels
+from octavo.parts import CausalLM, LayerNorm, Names, QKNorm, Residual, SharedNorm
+
+
+class NormEachHead(nn.Module):
+    """A layer norm for each head of `[rows, heads, head_dim]`, published one by one (StableLM 2 12B)."""
+
+    def __init__(self, heads: int, head_dim: int, eps: float) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(LayerNorm(head_dim, eps, bias=False) for _ in range(heads))
+        self.plain = LayerNorm(head_dim, eps, weight=False, bias=False)
+
+    def prepare(self, kernels: Kernels) -> None:
+        self._weights = torch.stack([cast(Tensor, norm.weight) for norm in self.norms])
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed: Tensor = self.plain(x.float())
+        return (normed * self._weights).to(x.dtype)
+
+
+STABLELM_NAMES = Names(
+    {
+        **ATTENTION_NAMES,
+        **MLP_NAMES,
+        "model.layers.{i}.self_attn.{q|k}_layernorm.norms.{h}": "layers.{i}.attention.inner.adjust.{q|k}.norms.{h}",
+    },
+    IGNORED,
+    prefix="model.",
+)
+PARALLEL_STABLELM_NAMES = Names(
+    {
+        published: path.replace("attention.norm", "norm").replace(".inner", "")
+        for published, path in STABLELM_NAMES.table.items()
+        if isinstance(path, str) and not published.endswith("post_attention_layernorm")
+    },
+    IGNORED,
+    prefix="model.",
+)
+
+
+@architecture(
+    "StableLmForCausalLM",
+    "StableLMEpochForCausalLM",
+    about="StableLM",
+    examples=("stabilityai/stablelm-3b-4e1t", "stabilityai/stablelm-2-12b"),
+)
+def stablelm(c: Config) -> CausalLM:
+    heads, eps = c.num_attention_heads, c.first("layer_norm_eps", "norm_eps", default=1e-5)
+    kv_heads, head_dim = c.get("num_key_value_heads", heads), c.hidden_size // heads
+
+    def head_norms() -> QKNorm | None:
+        if not c.get("qk_layernorm", False):
+            return None
+        return QKNorm(heads, kv_heads, NormEachHead(heads, head_dim, eps), NormEachHead(kv_heads, head_dim, eps))
+
+    parallel = c.get("use_parallel_residual", False)
+    wiring = {"layer": _behind_one_norm, "names": PARALLEL_STABLELM_NAMES} if parallel else {"names": STABLELM_NAMES}
+    return llama_body(
+        c,
+        mlp=gated_mlp(c),
+        norm=partial(LayerNorm, c.hidden_size, eps),
+        turning=c.first("partial_rotary_factor", "rope_pct", default=0.25),
+        adjust=head_norms,
+        bias=c.get("use_qkv_bias", False),
+        **wiring,
+    )
+
+
+def _behind_one_norm(attention: Residual, mlp: Residual) -> nn.Module:
+    """Both pieces side by side behind the attention's norm."""
+    return SharedNorm(attention.norm, attention=attention.inner, mlp=mlp.inner)
