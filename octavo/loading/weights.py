@@ -120,12 +120,14 @@ class WeightLoader:
                 prepare(self.kernels)
 
     def _missing(self) -> list[str]:
-        names = self.model.names
-        return [
-            names.published(path if segment is None else f"{path.rpartition('.')[0]}.{segment}.{slot.name}")
-            for path, slot in self.slots.items()
-            for segment in sorted(slot.missing, key=str)
-        ]
+        """Published names of what was not filled, each once: several segments may come from one published tensor."""
+        names, missing = self.model.names, []
+        for path, slot in self.slots.items():
+            for segment in sorted(slot.missing, key=str):
+                part = path if segment is None else f"{path.rpartition('.')[0]}.{segment}.{slot.name}"
+                published = names.published(part)
+                missing.append(names.published(path) if published == part else published)
+        return list(dict.fromkeys(missing))
 
     def _find(self, path: str) -> tuple[_Slot, str | None] | None:
         """The slot at `path`, and the segment of it that `path` names."""
