@@ -22,7 +22,7 @@ def gemma(c: Config) -> CausalLM:
     activation = c.first("hidden_activation", default="gelu_pytorch_tanh")
     return llama_body(
         c,
-        mlp=partial(GatedMLP, c.hidden_size, c.intermediate_size, activation),
+        mlp=lambda layer: GatedMLP(c.hidden_size, c.intermediate_size, activation),
         norm=partial(RMSNorm, c.hidden_size, eps=c.get("rms_norm_eps", 1e-6), offset=1.0),
         embed_scale=c.hidden_size**0.5,
         tied=True,

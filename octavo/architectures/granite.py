@@ -62,7 +62,7 @@ def granite_moe(c: Config) -> CausalLM:
     count = c.get("num_local_experts", 8)
     return llama_body(
         c,
-        mlp=lambda: MoE(c.hidden_size, [expert() for _ in range(count)], choose),
+        mlp=lambda layer: MoE(c.hidden_size, [expert() for _ in range(count)], choose),
         names=MOE_NAMES,
         **multipliers(c),
     )

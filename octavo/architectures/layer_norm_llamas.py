@@ -48,7 +48,7 @@ def starcoder2(c: Config) -> CausalLM:
     activation = c.get("hidden_act", "gelu_pytorch_tanh")
     return llama_body(
         c,
-        mlp=partial(MLP, c.hidden_size, c.intermediate_size, activation, bias),
+        mlp=lambda layer: MLP(c.hidden_size, c.intermediate_size, activation, bias),
         names=STARCODER2_NAMES,
         norm=partial(LayerNorm, c.hidden_size, c.get("norm_epsilon", 1e-5)),
         window=lambda layer: c.get("sliding_window"),
@@ -81,7 +81,7 @@ def nemotron(c: Config) -> CausalLM:
     activation = c.get("hidden_act", "relu2")
     return llama_body(
         c,
-        mlp=partial(MLP, c.hidden_size, c.intermediate_size, activation, c.get("mlp_bias", False)),
+        mlp=lambda layer: MLP(c.hidden_size, c.intermediate_size, activation, c.get("mlp_bias", False)),
         names=NEMOTRON_NAMES,
         norm=partial(LayerNorm, c.hidden_size, c.get("norm_eps", 1e-5), offset=1.0),
         turning=c.first("partial_rotary_factor", "rope_percent", default=0.5),

@@ -32,7 +32,7 @@ NAMES = Names({**ATTENTION_NAMES, **MLP_NAMES}, IGNORED, prefix="model.")
 def llama_body(
     c: Config,
     *,
-    mlp: Callable[[], nn.Module],
+    mlp: Callable[[int], nn.Module],
     names: Names = NAMES,
     norm: Callable[[], nn.Module] | None = None,
     layer: Callable[[Residual, Residual], nn.Module] = lambda attention, mlp: Block(attention=attention, mlp=mlp),
@@ -49,7 +49,7 @@ def llama_body(
     """The shared body.
 
     Args:
-        mlp: makes a layer's feed-forward.
+        mlp: makes the feed-forward of the layer of a given index.
         names: where the published tensors go.
         norm: makes a norm; an RMSNorm of rms_norm_eps if None.
         layer: wires a layer's two residuals.
@@ -76,7 +76,7 @@ def llama_body(
 
     def make_layer(i: int) -> nn.Module:
         attention = Residual(norm(), attend(window=window(i), adjust=adjust()), scale=residual_scale)
-        return layer(attention, Residual(norm(), mlp(), scale=residual_scale))
+        return layer(attention, Residual(norm(), mlp(i), scale=residual_scale))
 
     return CausalLM(
         embed=Embedding(c.vocab_size, c.hidden_size, embed_scale),
@@ -90,8 +90,8 @@ def llama_body(
     )
 
 
-def gated_mlp(c: Config, bias: bool = False) -> Callable[[], GatedMLP]:
-    return partial(GatedMLP, c.hidden_size, c.intermediate_size, c.get("hidden_act", "silu"), bias)
+def gated_mlp(c: Config, bias: bool = False) -> Callable[[int], GatedMLP]:
+    return lambda layer: GatedMLP(c.hidden_size, c.intermediate_size, c.get("hidden_act", "silu"), bias)
 
 
 def unpermute(heads_key: str) -> Callable[[Tensor, Config], Tensor]:

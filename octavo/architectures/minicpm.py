@@ -1,6 +1,5 @@
 """MiniCPM (Hu et al. 2024): Llama's body with scaled embeddings, residuals and logits; also MoE and fatrelu."""
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -45,15 +44,20 @@ class FatReluMLP(nn.Module):
 )
 def minicpm(c: Config) -> CausalLM:
     width, hidden, count = c.hidden_size, c.intermediate_size, c.get("num_experts", 0)
-    mlp: Callable[[], nn.Module] = gated_mlp(c)
-    if c.get("hidden_act", "silu") == "fatrelu":
-        mlp = partial(FatReluMLP, width, hidden, c.get("hidden_act_param", 0.0))
     expert = partial(GatedMLP, width, hidden, "silu")
     choose = softmax_then_choose(c.get("num_experts_per_tok", 2))
+
+    def mlp(layer: int) -> nn.Module:
+        if count:
+            return MoE(width, [expert() for _ in range(count)], choose)
+        if c.get("hidden_act", "silu") == "fatrelu":
+            return FatReluMLP(width, hidden, c.get("hidden_act_param", 0.0))
+        return gated_mlp(c)(layer)
+
     bias = c.get("attention_bias", False)
     return llama_body(
         c,
-        mlp=(lambda: MoE(width, [expert() for _ in range(count)], choose)) if count else mlp,
+        mlp=mlp,
         names=NAMES,
         embed_scale=c.get("scale_emb", 1),
         residual_scale=c.get("scale_depth", 1) / c.num_hidden_layers**0.5,

@@ -55,6 +55,6 @@ def mixtral(c: Config) -> CausalLM:
         c,
         kv_heads=KV_HEADS,
         window=lambda layer: c.get("sliding_window"),
-        mlp=lambda: MoE(c.hidden_size, [expert() for _ in range(count)], softmax_then_choose(top_k)),
+        mlp=lambda layer: MoE(c.hidden_size, [expert() for _ in range(count)], softmax_then_choose(top_k)),
         names=MIXTRAL_NAMES,
     )

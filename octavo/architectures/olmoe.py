@@ -49,7 +49,7 @@ def olmoe(c: Config) -> CausalLM:
     choose = softmax_then_choose(c.get("num_experts_per_tok", 8), c.get("norm_topk_prob", False))
     return llama_body(
         c.replace(rms_norm_eps=eps),
-        mlp=lambda: MoE(c.hidden_size, [expert() for _ in range(count)], choose),
+        mlp=lambda layer: MoE(c.hidden_size, [expert() for _ in range(count)], choose),
         names=NAMES,
         adjust=lambda: NormThenClip(heads, kv_heads, head_dim, eps, c.get("clip_qkv")),
         bias=bias,

@@ -42,7 +42,7 @@ def persimmon(c: Config) -> CausalLM:
 
     return llama_body(
         c.replace(rope_theta=c.get("rope_theta", 25000.0), num_key_value_heads=heads),
-        mlp=partial(MLP, width, c.intermediate_size, c.get("hidden_act", "relu2"), bias=True),
+        mlp=lambda layer: MLP(width, c.intermediate_size, c.get("hidden_act", "relu2"), bias=True),
         names=names(heads, head_dim),
         norm=partial(LayerNorm, width, eps),
         turning=c.get("partial_rotary_factor", 0.5),

@@ -53,11 +53,9 @@ def qwen2_moe(c: Config) -> CausalLM:
     choose = softmax_then_choose(c.get("num_experts_per_tok", 4), c.get("norm_topk_prob", False))
     count, every = c.get("num_experts", 60), c.get("decoder_sparse_step", 1)
     plain: list[int] = c.get("mlp_only_layers", [])
-    layer = iter(range(c.num_hidden_layers))
 
-    def mlp() -> nn.Module:
-        i = next(layer)
-        if i in plain or count == 0 or (i + 1) % every:
+    def mlp(layer: int) -> nn.Module:
+        if layer in plain or count == 0 or (layer + 1) % every:
             return dense()
         return SharedExpertMoE(width, MoE(width, [expert() for _ in range(count)], choose), shared())
 
