@@ -35,7 +35,9 @@ def llama_body(
     mlp: Callable[[int], nn.Module],
     names: Names = NAMES,
     norm: Callable[[], nn.Module] | None = None,
-    layer: Callable[[Residual, Residual], nn.Module] = lambda attention, mlp: Block(attention=attention, mlp=mlp),
+    layer: Callable[[int, Residual, Residual], nn.Module] = lambda i, attention, mlp: Block(
+        attention=attention, mlp=mlp
+    ),
     window: Callable[[int], int | None] = lambda layer: None,
     kv_heads: int | None = None,
     turning: float = 1.0,
@@ -52,7 +54,7 @@ def llama_body(
         mlp: makes the feed-forward of the layer of a given index.
         names: where the published tensors go.
         norm: makes a norm; an RMSNorm of rms_norm_eps if None.
-        layer: wires a layer's two residuals.
+        layer: wires the two residuals of the layer of a given index.
         window: each layer's sliding window.
         kv_heads: where the config has no num_key_value_heads; as many as heads if None.
         turning: the share of a head that rotary turns; 0 for none.
@@ -76,7 +78,7 @@ def llama_body(
 
     def make_layer(i: int) -> nn.Module:
         attention = Residual(norm(), attend(window=window(i), adjust=adjust()), scale=residual_scale)
-        return layer(attention, Residual(norm(), mlp(i), scale=residual_scale))
+        return layer(i, attention, Residual(norm(), mlp(i), scale=residual_scale))
 
     return CausalLM(
         embed=Embedding(c.vocab_size, c.hidden_size, embed_scale),

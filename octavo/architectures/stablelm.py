@@ -77,6 +77,6 @@ def stablelm(c: Config) -> CausalLM:
     )
 
 
-def _behind_one_norm(attention: Residual, mlp: Residual) -> nn.Module:
+def _behind_one_norm(i: int, attention: Residual, mlp: Residual) -> nn.Module:
     """Both pieces side by side behind the attention's norm."""
     return SharedNorm(attention.norm, attention=attention.inner, mlp=mlp.inner)

@@ -112,7 +112,7 @@ class WeightLoader:
             head.missing.clear()
         problems.raise_if_any(where, self._missing())
         if self.model.tied and self.model.head is not None:
-            self.model.head.weight = nn.Parameter(self.model.embed.weight.data, requires_grad=False)
+            self.model.head.weight = nn.Parameter(self.model.token_table.data, requires_grad=False)
             self.model.head.prepare(self.kernels)
         for module in self.model.modules():
             prepare = getattr(module, "prepare", None)

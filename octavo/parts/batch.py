@@ -70,6 +70,8 @@ class Batch:
     num_tokens: int
     states: list[StateView]
     """One for each part that declared a state, in the order of the model."""
+    kept: dict[Hashable, Tensor] = field(default_factory=dict)
+    """Hidden states that later layers of this step come back to (skip connections across layers)."""
     _memo: dict[Hashable, Any] = field(default_factory=dict)
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:

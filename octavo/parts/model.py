@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from octavo.parts.batch import Batch
-from octavo.parts.embedding import Embedding, NormedEmbedding, PositionedEmbedding
 from octavo.parts.linear import Linear
 from octavo.parts.names import Names
 from octavo.parts.state import StateSpec
@@ -17,7 +16,7 @@ class CausalLM(nn.Module):
     """A language model as a composition of parts.
 
     Args:
-        embed: tokens of a batch to `[rows, width]`.
+        embed: tokens of a batch to `[rows, width]`; its `weight` is the token table `[vocab, width]`.
         layer: makes the layer of a given index.
         layers: how many there are.
         norm: the last norm.
@@ -30,7 +29,7 @@ class CausalLM(nn.Module):
 
     def __init__(
         self,
-        embed: Embedding | PositionedEmbedding | NormedEmbedding,
+        embed: nn.Module,
         layer: Callable[[int], nn.Module],
         layers: int,
         norm: nn.Module,
@@ -46,7 +45,7 @@ class CausalLM(nn.Module):
         self.layers = nn.ModuleList([layer(i) for i in range(layers)])
         self.norm = norm
         self.tied = head is None
-        self.vocab_size, self.width = embed.weight.shape
+        self.vocab_size, self.width = self.token_table.shape
         self.head: Linear | None = head if head is not None else Linear(self.width, self.vocab_size)
         self.tied_if_absent = tied_if_absent
         self.names = names
@@ -57,6 +56,11 @@ class CausalLM(nn.Module):
             if hasattr(module, "state_index"):
                 module.state_index = len(self.states)  # type: ignore[assignment]
                 self.states.append(cast(StateSpec, module.state))
+
+    @property
+    def token_table(self) -> Tensor:
+        """[vocab, width], which a tied head shares."""
+        return cast(Tensor, self.embed.weight)
 
     def drop_head(self) -> None:
         """For embeddings and scores, which need no logits."""

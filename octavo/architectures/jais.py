@@ -1,0 +1,79 @@
+"""Jais (Sengupta et al. 2023): GPT-2's body with ALiBi, a gated feed-forward, and the scales of muP."""
+
+from functools import partial
+
+from octavo.architectures.config import Config
+from octavo.architectures.registry import architecture
+from octavo.parts import (
+    MLP,
+    Attention,
+    Block,
+    CausalLM,
+    Embedding,
+    GatedMLP,
+    LayerNorm,
+    Linear,
+    Names,
+    PositionedEmbedding,
+    Residual,
+    alibi_slopes,
+    transposed,
+)
+
+
+def names(alibi: bool, gated: bool) -> Names:
+    mlp = "layers.{i}.mlp.inner"
+    up = {"c_fc": f"{mlp}.gate_up.up", "c_fc2": f"{mlp}.gate_up.gate"} if gated else {"c_fc": f"{mlp}.up"}
+    return Names(
+        {
+            "transformer.wte": "embed" if alibi else "embed.tokens",
+            "transformer.wpe": "embed.positions",
+            "transformer.h.{i}.ln_1": "layers.{i}.attention.norm",
+            "transformer.h.{i}.attn.c_attn": transposed("layers.{i}.attention.inner.qkv"),
+            "transformer.h.{i}.attn.c_proj": transposed("layers.{i}.attention.inner.o"),
+            "transformer.h.{i}.ln_2": "layers.{i}.mlp.norm",
+            **{f"transformer.h.{{i}}.mlp.{name}": transposed(path) for name, path in up.items()},
+            "transformer.h.{i}.mlp.c_proj": transposed(f"{mlp}.down"),
+            "transformer.ln_f": "norm",
+            "lm_head": "head",
+        },
+        ignored=("transformer.h.{i}.attn.bias", "transformer.h.{i}.attn.masked_bias", "transformer.relative_pe.slopes"),
+        prefix="transformer.",
+    )
+
+
+@architecture(
+    "JAISLMHeadModel",
+    about="Jais",
+    examples=("inceptionai/jais-13b", "inceptionai/jais-13b-chat", "inceptionai/jais-30b-v3"),
+)
+def jais(c: Config) -> CausalLM:
+    width, heads = c.n_embd, c.n_head
+    head_dim, hidden = width // heads, c.get("n_inner", 4 * width)
+    norm = partial(LayerNorm, width, c.get("layer_norm_epsilon", 1e-5))
+    by_width = c.first("mup_scale_qk_dot_by_d", "scale_qk_dot_by_d", default=False)
+    alibi = c.get("position_embedding_type", "learned") == "alibi"
+    attention = partial(
+        Attention,
+        width,
+        heads,
+        heads,
+        head_dim,
+        bias=True,
+        out_bias=True,
+        scale=1.0 / head_dim if by_width else head_dim**-0.5,
+        alibi=alibi_slopes(heads) if alibi else None,
+    )
+    activation = c.get("activation_function", "gelu_new")
+    gated = activation == "swiglu"
+    mlp = partial(GatedMLP, width, hidden, "silu", True) if gated else partial(MLP, width, hidden, activation, True)
+    tokens = Embedding(c.vocab_size, width, c.first("mup_embeddings_scale", "embeddings_scale", default=1.0))
+    return CausalLM(
+        embed=tokens if alibi else PositionedEmbedding(tokens, Embedding(c.n_positions, width)),
+        layer=lambda i: Block(attention=Residual(norm(), attention()), mlp=Residual(norm(), mlp())),
+        layers=c.n_layer,
+        norm=norm(),
+        head=None if c.get("tie_word_embeddings", True) else Linear(width, c.vocab_size),
+        names=names(alibi, gated),
+        logit_scale=c.get("mup_output_alpha", 1.0) * c.first("mup_width_scale", "width_scale", default=1.0),
+    )

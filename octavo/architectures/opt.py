@@ -1,0 +1,99 @@
+"""OPT (Zhang et al. 2022): learned positions, norms before the pieces, or after them in 350M."""
+
+from functools import partial
+
+from torch import Tensor, nn
+
+from octavo.architectures.config import Config
+from octavo.architectures.registry import architecture
+from octavo.parts import MLP, Attention, Batch, Block, CausalLM, Embedding, Into, LayerNorm, Linear, Names, Residual
+
+POSITION_OFFSET = 2  # the first two rows of the published table stand for padding
+
+
+def _drop_padding(weight: Tensor) -> Tensor:
+    return weight[POSITION_OFFSET:]
+
+
+NAMES = Names(
+    {
+        "model.decoder.embed_tokens": "embed.tokens",
+        "model.decoder.embed_positions": Into("embed.positions", _drop_padding),
+        "model.decoder.project_in": "embed.project",
+        "model.decoder.layers.{i}.self_attn_layer_norm": "layers.{i}.attention.norm",
+        "model.decoder.layers.{i}.self_attn.{q|k|v}_proj": "layers.{i}.attention.inner.qkv.{q|k|v}",
+        "model.decoder.layers.{i}.self_attn.out_proj": "layers.{i}.attention.inner.o",
+        "model.decoder.layers.{i}.final_layer_norm": "layers.{i}.mlp.norm",
+        "model.decoder.layers.{i}.fc1": "layers.{i}.mlp.inner.up",
+        "model.decoder.layers.{i}.fc2": "layers.{i}.mlp.inner.down",
+        "model.decoder.final_layer_norm": "norm.norm",
+        "model.decoder.project_out": "norm.project",
+        "lm_head": "head",
+    },
+    prefix="model.",
+)
+
+
+class ProjectedEmbedding(nn.Module):
+    """Tokens, projected to the stream's width where they are narrower, plus positions."""
+
+    def __init__(self, tokens: Embedding, positions: Embedding, project: Linear | None) -> None:
+        super().__init__()
+        self.tokens, self.positions, self.project = tokens, positions, project
+
+    @property
+    def weight(self) -> Tensor:
+        """The token table, which a tied head shares."""
+        return self.tokens.weight
+
+    def forward(self, batch: Batch) -> Tensor:
+        x: Tensor = self.tokens(batch)
+        x = x if self.project is None else self.project(x)
+        return x + self.positions.lookup(batch.positions)
+
+
+class PostNorm(nn.Module):
+    """`norm(x + inner(x))`."""
+
+    def __init__(self, norm: nn.Module, inner: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.inner = norm, inner
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        return self.norm(x + self.inner(x, batch))  # type: ignore[no-any-return]
+
+
+class Ending(nn.Module):
+    """The last norm, and the projection back to the tokens' width; either may be missing."""
+
+    def __init__(self, norm: nn.Module | None, project: Linear | None) -> None:
+        super().__init__()
+        self.norm, self.project = norm, project
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.norm is None else self.norm(x)
+        return x if self.project is None else self.project(x)
+
+
+@architecture("OPTForCausalLM", about="OPT, OPT-IML", examples=("facebook/opt-66b", "facebook/opt-iml-max-30b"))
+def opt(c: Config) -> CausalLM:
+    width, heads, bias = c.hidden_size, c.num_attention_heads, c.get("enable_bias", True)
+    narrow = c.get("word_embed_proj_dim", width)
+    before = c.get("do_layer_norm_before", True)
+    affine = c.get("layer_norm_elementwise_affine", True)
+    norm = partial(LayerNorm, width, 1e-5, weight=affine, bias=affine)
+    attention = partial(Attention, width, heads, heads, width // heads, bias=bias, out_bias=bias)
+    mlp = partial(MLP, width, c.ffn_dim, c.get("activation_function", "relu"), bias=bias)
+    residual = Residual if before else PostNorm
+    last = norm() if before and not c.get("_remove_final_layer_norm", False) else None
+    into = Linear(narrow, width) if narrow != width else None
+    out = Linear(width, narrow) if narrow != width else None
+    positions = Embedding(c.max_position_embeddings, width)
+    return CausalLM(
+        embed=ProjectedEmbedding(Embedding(c.vocab_size, narrow), positions, into),
+        layer=lambda i: Block(attention=residual(norm(), attention()), mlp=residual(norm(), mlp())),
+        layers=c.num_hidden_layers,
+        norm=Ending(last, out),
+        head=None if c.get("tie_word_embeddings", True) else Linear(narrow, c.vocab_size),
+        names=NAMES,
+    )

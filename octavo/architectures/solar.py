@@ -1,0 +1,63 @@
+"""Solar Pro (Kim et al. 2024): Llama's body, with hidden states that later layers mix back in."""
+
+from torch import Tensor, nn
+
+from octavo.architectures.config import Config
+from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES, gated_mlp, llama_body
+from octavo.architectures.registry import architecture
+from octavo.parts import Batch, Block, CausalLM, Names, Residual
+
+
+class Keep(nn.Module):
+    """Remembers the stream under a name; a later one of the same name replaces it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        batch.kept[self.name] = x
+        return x
+
+
+class MixBack(nn.Module):
+    """`share * kept + (1 - share) * x`."""
+
+    def __init__(self, name: str, share: float) -> None:
+        super().__init__()
+        self.name, self.share = name, share
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        return batch.kept[self.name] * self.share + x * (1 - self.share)
+
+
+NAMES = Names({**ATTENTION_NAMES, **MLP_NAMES}, IGNORED, prefix="model.")
+
+
+@architecture("SolarForCausalLM", about="Solar Pro", examples=("upstage/solar-pro-preview-instruct",))
+def solar(c: Config) -> CausalLM:
+    share = c.bskcn_tv[1]  # the first is for training
+    bias = c.get("attention_bias", False)
+
+    def skips(layer: int) -> dict[str, nn.Module]:
+        """What happens to the stream before the layer."""
+        pieces: dict[str, nn.Module] = {}
+        for kept, saves, mixes in (("first", "bskcn_1", "bskcn_3"), ("second", "bskcn_2", "bskcn_4")):
+            if layer in c.get(saves, []):
+                pieces[f"keep_{kept}"] = Keep(kept)
+            if layer in c.get(mixes, []):
+                pieces[f"mix_{kept}"] = MixBack(kept, share)
+        return dict(sorted(pieces.items()))  # all that is kept is kept before anything is mixed
+
+    def wire(i: int, attention: Residual, mlp: Residual) -> nn.Module:
+        return Block(**skips(i), attention=attention, mlp=mlp)
+
+    return llama_body(
+        c,
+        mlp=gated_mlp(c, c.get("mlp_bias", False)),
+        names=NAMES,
+        layer=wire,
+        window=lambda layer: c.get("sliding_window"),
+        bias=bias,
+        out_bias=bias,
+    )
