@@ -114,7 +114,6 @@ class EngineArgs:
         choices=("fcfs", "priority"),
     )
     max_logprobs: int = option(20, "most log-probabilities a token that a request may ask for (-1: no limit)")
-    disable_log_stats: bool = option(True, "log no periodic statistics")
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -160,6 +159,7 @@ IGNORED_ARGUMENTS: dict[str, str] = {
     "compilation_config": "nothing is compiled",
     "enable_chunked_prefill": "long prompts are always computed in chunks of max_num_batched_tokens",
     "disable_log_requests": "requests are not logged",
+    "disable_log_stats": "no periodic statistics are logged",
     "use_v2_block_manager": "there is one block manager",
     "num_scheduler_steps": "each step is scheduled",
     "distributed_executor_backend": "the model runs in this process",

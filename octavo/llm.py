@@ -171,7 +171,7 @@ class LLM:
         use_tqdm: bool = True,
     ) -> list[EmbeddingRequestOutput]:
         """Embeddings of prompts. Start the engine with task="embedding"."""
-        if self.engine.generates or self.engine.args.task in ("reward", "classify"):
+        if self.engine.generates:
             raise InvalidRequestError(
                 f'embed() needs LLM(..., task="embedding"); this one has {self.engine.args.task!r}.'
             )

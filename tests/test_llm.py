@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from octavo import LLM, BeamSearchParams, RequestOutputKind, SamplingParams
-from octavo.errors import ConfigError, InvalidRequestError
+from octavo.errors import ConfigError, InvalidRequestError, UnsupportedModelError
 from octavo.outputs import RequestOutput
 
 PROMPT = {"prompt_token_ids": [5, 6, 7, 8]}
@@ -154,6 +154,27 @@ class TestSampling:
         assert len(given[0]) == 100
         assert all(prompt[i] in given[0][i] for i in range(1, 100))
 
+    def test_prompt_logprobs_after_preemption(self, tiny: LLM, tiny_folder: Any) -> None:
+        """Preempted in the middle of the prompt, and cut otherwise when it is computed anew."""
+        prompt = [(7 * i) % 320 for i in range(60)]
+        want = one(tiny, prompt, prompt_logprobs=1, max_tokens=2).prompt_logprobs
+        llm = LLM(
+            str(tiny_folder),
+            dtype="float32",
+            skip_tokenizer_init=True,
+            kv_cache_memory="8MiB",
+            max_num_batched_tokens=16,
+        )
+        params = SamplingParams(temperature=0, prompt_logprobs=1, max_tokens=2)
+        llm.engine.add_request("first", [9, 9, 9], SamplingParams(max_tokens=3, ignore_eos=True))
+        llm.engine.add_request("asked", prompt, params)
+        outputs = []
+        for step in range(40):
+            outputs += llm.engine.step()
+            if step in (1, 4):
+                llm.engine.preempt_all()
+        assert next(o for o in outputs if o.request_id == "asked" and o.finished).prompt_logprobs == want
+
     def test_failing_logits_processor_ends_its_request_alone(self, tiny: LLM) -> None:
         def broken(output: list[int], row: torch.Tensor) -> torch.Tensor:
             if len(output) == 3:
@@ -257,6 +278,11 @@ class TestEngine:
         assert len(said) == 2
         with pytest.raises(ConfigError, match="tensor_parallel_size=2"):
             LLM(str(tiny_folder), tensor_parallel_size=2)
+
+    @pytest.mark.parametrize("task", ["reward", "classify"])
+    def test_tasks_that_need_a_head_are_refused(self, tiny_folder: Any, task: str) -> None:
+        with pytest.raises(UnsupportedModelError, match="no architecture here has a head"):
+            LLM(str(tiny_folder), task=task)
 
     def test_cache_report_is_one_line(self, tiny_folder: Any, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level("INFO", "octavo"):

@@ -196,6 +196,7 @@ class Engine:
         touched: dict[str, Request] = {}
         for share, result in zip(shares, results, strict=True):
             request, completion = self._owner[share.sequence.arrival]
+            start = share.sequence.num_computed
             share.sequence.num_computed += share.num_tokens
             if request.metrics.first_scheduled_time is None:
                 request.metrics.first_scheduled_time = now
@@ -204,7 +205,7 @@ class Engine:
                 request.error, request.done = result.error, result.pooled is not None or result.error is not None
                 if request.done:
                     touched[request.request_id] = request
-            elif self._take(request, completion, result, now):
+            elif self._take(request, completion, result, start, now):
                 touched[request.request_id] = request
         pooled = {self._owner[s.sequence.arrival][0].request_id: r for s, r in zip(shares, results, strict=True)}
         return [o for r in touched.values() if (o := self._output(r, pooled[r.request_id])) is not None]
@@ -230,21 +231,20 @@ class Engine:
         assert completion is not None
         step.sampling = completion.state if done else None
         # Only the first sequence reports the prompt, and not again what it reported before a preemption.
-        if request.prompt_logprobs is not None and completion.index == 0:
-            known = len(request.prompt_logprobs)
-            if start + 1 >= known:
-                step.prompt_logprobs = request.params.prompt_logprobs
-                step.prompt_targets = request.prompt_token_ids[start + 1 : end + 1]
+        if request.prompt_logprobs is not None and completion.index == 0 and end >= len(request.prompt_logprobs):
+            step.prompt_logprobs = request.params.prompt_logprobs
+            step.prompt_targets = request.prompt_token_ids[start + 1 : end + 1]
         return step
 
-    def _take(self, request: Request, completion: Completion, result: SequenceResult, now: float) -> bool:
-        """Add a step's result to its completion; whether there is something new to tell."""
+    def _take(self, request: Request, completion: Completion, result: SequenceResult, start: int, now: float) -> bool:
+        """Add the result of a step that began at position `start`; whether there is something new to tell."""
         assert isinstance(request, GenerationRequest)
         if result.prompt_logprobs and request.prompt_logprobs is not None:
-            for entries in result.prompt_logprobs:
+            known = len(request.prompt_logprobs) - (start + 1)
+            for entries in result.prompt_logprobs[max(0, known) :]:
                 if self.tokenizer is not None and request.params.detokenize:
                     request.decode_logprobs(self.tokenizer, entries)
-            request.prompt_logprobs += result.prompt_logprobs
+                request.prompt_logprobs.append(entries)
         if result.error is not None:
             completion.finish_reason, completion.stop_reason = "error", result.error
         elif result.token_id is None:

@@ -73,6 +73,8 @@ def load_model(args: EngineArgs) -> LoadedModel:
 
     Raises the errors of octavo.errors for everything that can be wrong with its name, files or options.
     """
+    if args.task in ("reward", "classify"):
+        raise UnsupportedModelError(f"task={args.task!r}: no architecture here has a head for it yet.")
     checkpoint = open_checkpoint(args)
     config, device = checkpoint.config, _device(args)
     dtype = _dtype(args.dtype, config, device, checkpoint.gguf is not None)
