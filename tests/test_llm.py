@@ -322,6 +322,14 @@ class TestText:
         two = smollm.chat([messages, messages], SamplingParams(temperature=0, max_tokens=2), use_tqdm=False)
         assert len(two) == 2
 
+    def test_tokenizer_applies_the_template(self, smollm: LLM) -> None:
+        """As scripts do that prepare their prompts themselves."""
+        tokenizer = smollm.get_tokenizer()
+        messages = [{"role": "user", "content": "Hi"}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert text.endswith("<|im_start|>assistant\n")
+        assert tokenizer.apply_chat_template(messages) == tokenizer.encode(text.removesuffix("<|im_start|>assistant\n"))
+
     @pytest.mark.parametrize(
         "messages", [[], "hi", [{"content": "x"}], [{"role": "user"}], [{"role": "user", "content": 3}]]
     )

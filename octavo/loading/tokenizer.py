@@ -1,6 +1,6 @@
 """Tokens to text and back, whatever library knows the model's tokenizer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,8 +32,41 @@ class Tokenizer(Protocol):
         """The vocabulary's own spelling of a token."""
         ...
 
+    def apply_chat_template(self, conversation: Sequence[Mapping[str, Any]], **options: Any) -> str | list[int]:
+        """As transformers' tokenizers have it."""
+        ...
 
-class FastTokenizer:
+
+class _ChatTemplates:
+    """What scripts ask of `LLM.get_tokenizer()` beside encoding: transformers' apply_chat_template."""
+
+    def apply_chat_template(
+        self: Any,
+        conversation: Sequence[Mapping[str, Any]],
+        chat_template: str | None = None,
+        *,
+        tokenize: bool = True,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tools: list[dict[str, Any]] | None = None,
+        **variables: Any,
+    ) -> str | list[int]:
+        """The prompt of a conversation, as token ids or (`tokenize=False`) as text."""
+        from octavo.loading.chat import render_chat  # it needs this module's types
+
+        text = render_chat(
+            self,
+            conversation,
+            template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+            **variables,
+        )
+        return self.encode(text, add_special_tokens=False) if tokenize else text
+
+
+class FastTokenizer(_ChatTemplates):
     """A tokenizer of the `tokenizers` library."""
 
     def __init__(
@@ -69,7 +102,7 @@ class FastTokenizer:
         return found
 
 
-class TransformersTokenizer:
+class TransformersTokenizer(_ChatTemplates):
     """A tokenizer that only transformers can load: sentencepiece, tiktoken, or code of the model's own."""
 
     def __init__(self, inner: Any, chat_templates: ChatTemplates) -> None:
