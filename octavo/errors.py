@@ -1,7 +1,12 @@
 """The errors that Octavo raises at its boundary. Each message names the input and says what to do next."""
 
+import dataclasses
 import difflib
+import functools
 from collections.abc import Iterable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class OctavoError(Exception):
@@ -10,6 +15,10 @@ class OctavoError(Exception):
 
 class InvalidRequestError(OctavoError, ValueError):
     """A request (prompt, sampling value) that cannot be run. Nothing else is disturbed."""
+
+
+class UnknownKeywordError(InvalidRequestError, TypeError):
+    """A keyword that a class does not take."""
 
 
 class ConfigError(OctavoError, ValueError):
@@ -36,3 +45,20 @@ def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:
     """`" Did you mean a, b?"` for the closest known names, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
     return f" Did you mean {', '.join(close)}?" if close else ""
+
+
+def names_closest(cls: type[T]) -> type[T]:
+    """A dataclass that answers an unknown keyword with the closest known ones. Raises UnknownKeywordError."""
+    known = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
+    make: Any = cls.__init__
+
+    @functools.wraps(make)
+    def checked(self: T, *args: Any, **keywords: Any) -> None:
+        for name in keywords:
+            if name not in known:
+                hint = did_you_mean(name, known) or f" It takes {', '.join(known)}."
+                raise UnknownKeywordError(f"{cls.__name__} has no {name!r}.{hint}")
+        make(self, *args, **keywords)
+
+    cls.__init__ = checked  # type: ignore[assignment,method-assign]
+    return cls

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any
 
-from octavo.errors import InvalidRequestError, did_you_mean
+from octavo.errors import InvalidRequestError, names_closest
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy."""
@@ -38,6 +38,7 @@ def _check_range(name: str, value: float | int, low: float, high: float | None, 
         _reject(f"{name}={value!r} is out of range: it must be {bound}{upper}.")
 
 
+@names_closest
 @dataclass
 class SamplingParams:
     """How tokens are chosen and when a request ends.
@@ -84,7 +85,7 @@ class SamplingParams:
     allowed_token_ids: list[int] | None = None
     extra_args: dict[str, Any] | None = None
     skip_reading_prefix_cache: bool | None = None
-    _stop_list: list[str] = field(default_factory=list, repr=False)
+    _stop_list: list[str] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._stop_list = [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
@@ -155,10 +156,6 @@ class SamplingParams:
     @classmethod
     def from_optional(cls, **values: Any) -> "SamplingParams":
         """SamplingParams from keywords of which None means the default. Raises for unknown ones, naming the closest."""
-        known = {f.name for f in fields(cls) if not f.name.startswith("_")}
-        for name in values:
-            if name not in known:
-                _reject(f"unknown sampling value {name!r}.{did_you_mean(name, known)}")
         return cls(**{k: v for k, v in values.items() if v is not None})
 
     def clone(self) -> "SamplingParams":
@@ -171,6 +168,7 @@ class SamplingParams:
         return twin
 
 
+@names_closest
 @dataclass
 class BeamSearchParams:
     """Beam search: the `beam_width` sequences of the highest log-probability over length ** length_penalty."""
@@ -188,6 +186,7 @@ class BeamSearchParams:
         _check_range("temperature", self.temperature, 0, None)
 
 
+@names_closest
 @dataclass
 class PoolingParams:
     """What an embedding, score or reward request asks for."""

@@ -93,8 +93,11 @@ class TestSampling:
             SamplingParams(**values)
 
     def test_unknown_keyword_names_the_closest(self) -> None:
-        with pytest.raises(ValueError, match="temperature"):
-            SamplingParams.from_optional(temprature=1)
+        for make in (SamplingParams, SamplingParams.from_optional):
+            with pytest.raises(ValueError, match="Did you mean temperature"):
+                make(temprature=1)
+        with pytest.raises(TypeError, match="It takes beam_width"):
+            BeamSearchParams(zzz=1)
         with pytest.raises(ConfigError, match=r"max_model_len"):
             LLM("anything", max_modell_len=3)
 
