@@ -9,7 +9,6 @@ from typing import Any
 from octavo.architectures.config import Config
 from octavo.errors import UnsupportedModelError, did_you_mean
 from octavo.parts import CausalLM
-from octavo.parts.names import Transform
 
 Build = Callable[[Config], CausalLM]
 
@@ -42,8 +41,6 @@ class Architecture:
     about: str
     examples: tuple[str, ...]
     gguf: GGUFFormat | None
-    family: str
-    """The module that holds it."""
     headless: bool = False
     """Published without a head: it gives embeddings, not text."""
 
@@ -63,17 +60,11 @@ def architecture(
 
     def register(build: Build) -> Build:
         for each in (name, *aliases):
-            family = build.__module__.rpartition(".")[2]
             served = gguf if each == name else None
-            _ARCHITECTURES[each] = Architecture(each, build, about, examples, served, family, headless)
+            _ARCHITECTURES[each] = Architecture(each, build, about, examples, served, headless)
         return build
 
     return register
-
-
-def transform_of(undo: Callable[[Any, Config], Any], config: Config) -> Transform:
-    """`undo` as a transform of one tensor."""
-    return lambda tensor: undo(tensor, config)
 
 
 def all_architectures() -> dict[str, Architecture]:

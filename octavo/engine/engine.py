@@ -82,10 +82,6 @@ class Engine:
     def has_work(self) -> bool:
         return bool(self._requests)
 
-    @property
-    def num_running(self) -> int:
-        return len(self.scheduler.running)
-
     def add_request(
         self, request_id: str, prompt: Any, params: SamplingParams | PoolingParams, priority: int = 0
     ) -> None:

@@ -19,7 +19,6 @@ class Tokenizer(Protocol):
     chat_templates: ChatTemplates
     special_tokens: dict[str, str]
     """`bos_token`, `eos_token` and so on, as chat templates ask for them."""
-    special_ids: frozenset[int]
 
     @property
     def vocab_size(self) -> int: ...
@@ -75,8 +74,6 @@ class FastTokenizer(_ChatTemplates):
         self.inner = inner
         self.special_tokens = special_tokens
         self.chat_templates = chat_templates
-        added = inner.get_added_tokens_decoder()
-        self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self.bos_token_id = self._id("bos_token")
         self.eos_token_id = self._id("eos_token") if eos_token_id is None else eos_token_id
 
@@ -110,7 +107,6 @@ class TransformersTokenizer(_ChatTemplates):
         self.chat_templates = chat_templates
         self.eos_token_id: int | None = inner.eos_token_id
         self.bos_token_id: int | None = inner.bos_token_id
-        self.special_ids = frozenset(inner.all_special_ids)
         self.special_tokens = {k: str(v) for k, v in inner.special_tokens_map.items() if isinstance(v, str)}
 
     @property

@@ -1,16 +1,10 @@
 """How a layer's pieces are wired around the residual stream `x` `[rows, width]`."""
 
-from typing import Protocol, cast
+from typing import cast
 
 from torch import Tensor, nn
 
 from octavo.parts.batch import Batch
-
-
-class Inner(Protocol):
-    """An attention, a feed-forward, a mixer: called with the normed stream and the batch."""
-
-    def __call__(self, x: Tensor, batch: Batch) -> Tensor: ...
 
 
 class Residual(nn.Module):

@@ -7,7 +7,6 @@ package was installed) the PyTorch reference serves.
 import ctypes
 import functools
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -178,9 +177,6 @@ class NativeKernels:
             DTYPES[out.dtype],
             torch.get_num_threads(),
         )
-
-
-Loader = Callable[[], NativeKernels | None]
 
 
 @functools.cache
