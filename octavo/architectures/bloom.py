@@ -14,6 +14,7 @@ from octavo.parts import (
     CausalLM,
     Clip,
     Embedding,
+    FromNormed,
     LayerNorm,
     Linear,
     Names,
@@ -44,18 +45,6 @@ def bloom_names(heads: int, head_dim: int) -> Names:
         },
         prefix="transformer.",
     )
-
-
-class FromNormed(nn.Module):
-    """`y + inner(y)` with `y = norm(x)`: the stream goes on from the norm."""
-
-    def __init__(self, norm: nn.Module, inner: nn.Module) -> None:
-        super().__init__()
-        self.norm, self.inner = norm, inner
-
-    def forward(self, x: Any, batch: Any) -> Any:
-        y = self.norm(x)
-        return y + self.inner(y, batch)
 
 
 @architecture("BloomForCausalLM", about="BLOOM, BLOOMZ, BLOOMChat", examples=("bigscience/bloom", "bigscience/bloomz"))

@@ -9,19 +9,14 @@ from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES, gate
 from octavo.architectures.registry import architecture
 from octavo.parts import Batch, CausalLM, GatedMLP, MoE, Names, softmax_then_choose
 
-NAMES = Names(
-    {
-        **ATTENTION_NAMES,
-        **MLP_NAMES,
-        "model.layers.{i}.mlp.gate": "layers.{i}.mlp.inner.routed.router",
-        "model.layers.{i}.mlp.experts.{e}.{gate|up}_proj": "layers.{i}.mlp.inner.routed.experts.{e}.gate_up.{gate|up}",
-        "model.layers.{i}.mlp.experts.{e}.down_proj": "layers.{i}.mlp.inner.routed.experts.{e}.down",
-        "model.layers.{i}.mlp.shared_experts.{gate|up}_proj": "layers.{i}.mlp.inner.shared.gate_up.{gate|up}",
-        "model.layers.{i}.mlp.shared_experts.down_proj": "layers.{i}.mlp.inner.shared.down",
-    },
-    IGNORED,
-    prefix="model.",
-)
+MOE_NAMES = {
+    "model.layers.{i}.mlp.gate": "layers.{i}.mlp.inner.routed.router",
+    "model.layers.{i}.mlp.experts.{e}.{gate|up}_proj": "layers.{i}.mlp.inner.routed.experts.{e}.gate_up.{gate|up}",
+    "model.layers.{i}.mlp.experts.{e}.down_proj": "layers.{i}.mlp.inner.routed.experts.{e}.down",
+    "model.layers.{i}.mlp.shared_experts.{gate|up}_proj": "layers.{i}.mlp.inner.shared.gate_up.{gate|up}",
+    "model.layers.{i}.mlp.shared_experts.down_proj": "layers.{i}.mlp.inner.shared.down",
+}
+NAMES = Names({**ATTENTION_NAMES, **MLP_NAMES, **MOE_NAMES}, IGNORED, prefix="model.")
 
 
 class RoutedAndShared(nn.Module):

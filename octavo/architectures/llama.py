@@ -11,14 +11,17 @@ from octavo.architectures.registry import GGUFFormat, architecture
 from octavo.architectures.rope import rotary
 from octavo.parts import Attention, Block, CausalLM, Embedding, GatedMLP, Linear, Names, Residual, RMSNorm
 
-ATTENTION_NAMES = {
+FRAME_NAMES = {
     "model.embed_tokens": "embed",
     "model.layers.{i}.input_layernorm": "layers.{i}.attention.norm",
-    "model.layers.{i}.self_attn.{q|k|v}_proj": "layers.{i}.attention.inner.qkv.{q|k|v}",
     "model.layers.{i}.self_attn.o_proj": "layers.{i}.attention.inner.o",
     "model.layers.{i}.post_attention_layernorm": "layers.{i}.mlp.norm",
     "model.norm": "norm",
     "lm_head": "head",
+}
+ATTENTION_NAMES = {
+    **FRAME_NAMES,
+    "model.layers.{i}.self_attn.{q|k|v}_proj": "layers.{i}.attention.inner.qkv.{q|k|v}",
 }
 MLP_NAMES = {
     "model.layers.{i}.mlp.{gate|up}_proj": "layers.{i}.mlp.inner.gate_up.{gate|up}",
@@ -38,6 +41,7 @@ def llama_body(
     layer: Callable[[int, Residual, Residual], nn.Module] = lambda i, attention, mlp: Block(
         attention=attention, mlp=mlp
     ),
+    attend: Callable[[int], nn.Module] | None = None,
     window: Callable[[int], int | None] = lambda layer: None,
     kv_heads: int | None = None,
     turning: float = 1.0,
@@ -46,6 +50,7 @@ def llama_body(
     residual_scale: float = 1.0,
     logit_scale: float = 1.0,
     tied: bool | None = False,
+    head_bias: bool = False,
     **attention: Any,
 ) -> CausalLM:
     """The shared body.
@@ -55,18 +60,20 @@ def llama_body(
         names: where the published tensors go.
         norm: makes a norm; an RMSNorm of rms_norm_eps if None.
         layer: wires the two residuals of the layer of a given index.
+        attend: makes the attention of the layer of a given index, in place of the usual one.
         window: each layer's sliding window.
         kv_heads: where the config has no num_key_value_heads; as many as heads if None.
         turning: the share of a head that rotary turns; 0 for none.
         adjust: makes what changes queries and keys before rotary.
         embed_scale, residual_scale, logit_scale: multipliers.
         tied: whether the head is tied where the config does not say; None: if the checkpoint stores no head.
+        head_bias: whether the head has a bias.
         attention: more of Attention's arguments (biases, scale).
     """
     heads = c.num_attention_heads
     head_dim = c.get("head_dim", c.hidden_size // heads)
     norm = norm or partial(RMSNorm, c.hidden_size, eps=c.get("rms_norm_eps", 1e-6))
-    attend = partial(
+    usual = partial(
         Attention,
         c.hidden_size,
         heads,
@@ -77,7 +84,8 @@ def llama_body(
     )
 
     def make_layer(i: int) -> nn.Module:
-        attention = Residual(norm(), attend(window=window(i), adjust=adjust()), scale=residual_scale)
+        inner = attend(i) if attend else usual(window=window(i), adjust=adjust())
+        attention = Residual(norm(), inner, scale=residual_scale)
         return layer(i, attention, Residual(norm(), mlp(i), scale=residual_scale))
 
     return CausalLM(
@@ -85,7 +93,7 @@ def llama_body(
         layer=make_layer,
         layers=c.num_hidden_layers,
         norm=norm(),
-        head=None if c.get("tie_word_embeddings", tied) else Linear(c.hidden_size, c.vocab_size),
+        head=None if c.get("tie_word_embeddings", tied) else Linear(c.hidden_size, c.vocab_size, head_bias),
         names=names,
         tied_if_absent=tied is None and "tie_word_embeddings" not in c,
         logit_scale=logit_scale,

@@ -1,19 +1,21 @@
 """Mamba (Gu & Dao 2023): a state of fixed size in place of attention."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from octavo.architectures.config import Config
 from octavo.architectures.registry import GGUFFormat, architecture
+from octavo.ops.norm import rms_norm
 from octavo.parts import Block, CausalLM, Embedding, Into, Linear, MambaMixer, Names, Residual, RMSNorm
 from octavo.parts.names import parameter
 
 
-def _drop_middle(weight: Tensor) -> Tensor:
+def drop_middle(weight: Tensor) -> Tensor:
     """A depthwise convolution's [channels, 1, kernel] as [channels, kernel]."""
     return weight.squeeze(1) if weight.dim() == 3 else weight
 
@@ -24,7 +26,7 @@ NAMES = Names(
         "backbone.embeddings": "embed",
         "backbone.layers.{i}.norm": "layers.{i}.mixer.norm",
         f"{MIXER}.{{in|x|dt|out}}_proj": "layers.{i}.mixer.inner.{in|x|dt|out}_proj",
-        f"{MIXER}.conv1d.weight": parameter("layers.{i}.mixer.inner.conv_weight", _drop_middle),
+        f"{MIXER}.conv1d.weight": parameter("layers.{i}.mixer.inner.conv_weight", drop_middle),
         f"{MIXER}.conv1d.bias": parameter("layers.{i}.mixer.inner.conv_bias"),
         f"{MIXER}.A_log": parameter("layers.{i}.mixer.inner.a_log"),
         f"{MIXER}.D": parameter("layers.{i}.mixer.inner.d"),
@@ -56,16 +58,27 @@ def mamba(c: Config) -> CausalLM:
     return body(c, tied=True)
 
 
+class PlainRMSNorm(nn.Module):
+    """A root mean square norm without weights."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.ones, self.eps = torch.ones(width, device="cpu"), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.ones.to(x.device), self.eps)
+
+
 @architecture(
     "FalconMambaForCausalLM",
     about="FalconMamba",
     examples=("tiiuae/falcon-mamba-7b", "tiiuae/falcon-mamba-7b-instruct"),
 )
 def falcon_mamba(c: Config) -> CausalLM:
-    return body(c, tied=False, inner_eps=c.get("mixer_rms_eps", 1e-6))
+    return body(c, tied=False, inner_norm=partial(PlainRMSNorm, eps=c.get("mixer_rms_eps", 1e-6)))
 
 
-def body(c: Config, *, tied: bool, inner_eps: float | None = None) -> CausalLM:
+def body(c: Config, *, tied: bool, inner_norm: Callable[[int], nn.Module] | None = None) -> CausalLM:
     """Mixers behind norms, nothing else."""
     width = c.hidden_size
     norm = partial(RMSNorm, width, eps=c.get("layer_norm_epsilon", 1e-5))
@@ -81,7 +94,7 @@ def body(c: Config, *, tied: bool, inner_eps: float | None = None) -> CausalLM:
         c.get("hidden_act", "silu"),
         bias=c.get("use_bias", False),
         conv_bias=c.get("use_conv_bias", True),
-        inner_eps=inner_eps,
+        inner_norm=inner_norm,
     )
     return CausalLM(
         embed=Embedding(c.vocab_size, width),

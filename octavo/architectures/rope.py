@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from octavo.architectures.config import Config
-from octavo.errors import UnsupportedModelError
-from octavo.parts import Rotary
+from octavo.errors import CheckpointError, UnsupportedModelError
+from octavo.parts import LongRotary, Rotary
 from octavo.parts.rotary import frequencies, llama3_frequencies, yarn_frequencies
 
 
@@ -35,10 +35,12 @@ def rotary(c: Config, dim: int, *, default_base: float = 10000.0, interleaved: b
         return Rotary(table, interleaved=interleaved)
     if kind == "yarn":
         return _yarn(c, scaling, dim, base, interleaved)
+    if kind in ("longrope", "su"):
+        return _longrope(c, scaling, dim, base, interleaved)
     if kind == "factors":  # GGUF's rope_freqs tensor: what each pair's angle is divided by
         return Rotary(frequencies(dim, base) / torch.tensor(scaling["factors"], device="cpu"), interleaved=interleaved)
     raise UnsupportedModelError(
-        f"rope_scaling type {kind!r} is not known; Octavo has default, linear, dynamic, llama3 and yarn."
+        f"rope_scaling type {kind!r} is not known; Octavo has default, linear, dynamic, llama3, yarn and longrope."
     )
 
 
@@ -65,6 +67,24 @@ def _yarn(c: Config, scaling: dict[str, Any], dim: int, base: float, interleaved
         scaling.get("truncate", True),
     )
     return Rotary(table, scale=attention, interleaved=interleaved)
+
+
+def _longrope(c: Config, scaling: dict[str, Any], dim: int, base: float, interleaved: bool) -> Rotary:
+    original = c.get("original_max_position_embeddings") or scaling.get("original_max_position_embeddings")
+    if original is None:
+        raise CheckpointError("config.json: longrope needs original_max_position_embeddings. Is the file complete?")
+    factor = c.max_position_embeddings / original
+    common = scaling.get("attention_factor")
+    if common is None:
+        common = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    tables = []
+    for name in ("short_factor", "long_factor"):
+        factors = torch.tensor(scaling[name], device="cpu")
+        if len(factors) != dim // 2:
+            raise CheckpointError(f"config.json: {name} has {len(factors)} values, and a head turns {dim // 2} pairs.")
+        tables.append(frequencies(dim, base) / factors)
+    short, long = (float(scaling.get(name) or common) for name in ("short_mscale", "long_mscale"))
+    return LongRotary(tables[0], tables[1], short, long, original, interleaved)
 
 
 def position_limit(c: Config) -> int | None:

@@ -52,6 +52,7 @@ class Engine:
         self.generation_config = loaded.generation_config
         self.pooling = loaded.pooling
         self.vocab_size: int = loaded.model.vocab_size
+        self._switch_length = loaded.model.switch_length
         self.runner = ModelRunner(loaded, args)
         self.cache = KVCacheManager(self.runner.shape, self._prefix_caching())
         self.scheduler = Scheduler(self.cache, self.runner.shape.max_sequences, args.max_num_batched_tokens)
@@ -104,7 +105,11 @@ class Engine:
     def _sequence(self, checked: CheckedPrompt, priority: int, read_prefix_cache: bool) -> Sequence:
         self._arrivals += 1
         return Sequence(
-            self._arrivals, list(checked.token_ids), priority, read_prefix_cache, HashChain(checked.cache_salt)
+            self._arrivals,
+            list(checked.token_ids),
+            priority,
+            read_prefix_cache,
+            self._chain(checked.token_ids, checked.cache_salt),
         )
 
     def _generation(
@@ -216,6 +221,7 @@ class Engine:
             row=sequence.row,
             token_ids=sequence.tokens[start:end],
             start=start,
+            length=len(sequence.tokens),
             new_blocks=self.cache.unsent(sequence.blocks),
             restarts=share.restarts,
         )
@@ -251,9 +257,18 @@ class Engine:
             completion.append(result.token_id, result.logprobs, self.eos_token_ids)
         request.metrics.first_token_time = request.metrics.first_token_time or now
         request.metrics.last_token_time = now
+        sequence = completion.sequence
         if completion.finish_reason is not None:
-            self.scheduler.finish(completion.sequence)
+            self.scheduler.finish(sequence)
+        elif self._switch_length is not None and len(sequence.tokens) == self._switch_length + 1:
+            sequence.chain = self._chain(sequence.tokens, sequence.chain.salt)
+            self.scheduler.preempt(sequence)  # all of its keys turn anew
         return True
+
+    def _chain(self, tokens: list[int], salt: str) -> HashChain:
+        """Hashes for the prefix cache, which keeps apart what is computed differently for long sequences."""
+        is_long = self._switch_length is not None and len(tokens) > self._switch_length
+        return HashChain(f"{salt}\0long" if is_long else salt)
 
     def _output(self, request: Request, result: SequenceResult) -> Output | FailedRequest | None:
         if isinstance(request, GenerationRequest):

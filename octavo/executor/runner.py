@@ -139,10 +139,12 @@ class ModelRunner:
         counts = [r.num_tokens for r in runs]
         starts = np.array([r.start - r.first_row for r in runs], dtype=np.int64)
         positions = np.arange(count) + np.repeat(starts, counts)
+        lengths = np.repeat(np.array([s.length for s in steps], dtype=np.int64), counts)
         padding = max(0, MIN_ROWS - count)
         return Batch(
             tokens=torch.tensor(tokens + [0] * padding, device=self.device),
             positions=torch.from_numpy(np.pad(positions, (0, padding))).to(self.device),
+            lengths=torch.from_numpy(np.pad(lengths, (0, padding))).to(self.device),
             num_tokens=count,
             states=self._views(runs, count),
         )

@@ -19,6 +19,8 @@ class SequenceStep:
     """The tokens to compute."""
     start: int
     """Position of the first of them."""
+    length: int
+    """Tokens that the sequence has in all, computed or not."""
     new_blocks: list[tuple[int, list[int]]]
     """For each group of the cache: where in the row's block table to write, and the blocks."""
     restarts: bool

@@ -4,7 +4,7 @@ import sys
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -95,9 +95,7 @@ class WeightLoader:
                 return
             into = self.model.names.locate(name)
             if into is not None and into.stacked:
-                for e, part in enumerate(source.read()):
-                    one = replace(into, path=into.path.replace("{e}", str(e)), stacked=False)
-                    self._place(f"{name}[{e}]", PlainSource(part), one, problems)
+                self._place_stack(name, source, into, problems)
             else:
                 self._place(name, source, into, problems)
             bar.update(int(torch.Size(named[1].shape).numel()) * self.dtype.itemsize)
@@ -139,6 +137,23 @@ class WeightLoader:
         if slot is not None and isinstance(slot.module, Linear) and segment in slot.module.segments:
             return slot, segment
         return None
+
+    def _place_stack(self, name: str, source: TensorSource, into: Into, problems: _Problems) -> None:
+        """Put a tensor that stacks one for each expert where its parts go."""
+        stack = source.read()
+        if into.transform is not None:
+            try:
+                stack = into.transform(stack)
+            except RuntimeError:  # the transform's reshape does not fit
+                with self._lock:
+                    problems.misshapen.append(f"{name} {list(source.shape)}")
+                    for path, slot in self.slots.items():
+                        if self.model.names.published(path) == name:
+                            slot.missing.clear()
+                return
+        for e, part in enumerate(stack):
+            one = Into(into.path.replace("{e}", str(e)))
+            self._place(f"{name}[{e}]", PlainSource(part), one, problems)
 
     def _place(self, name: str, source: TensorSource, into: Into | None, problems: _Problems) -> None:
         """Put one tensor where it goes. Several threads do this at a time."""

@@ -5,23 +5,28 @@ rows around it. docs/design.md says how; tests/ops holds every operation to it.
 """
 
 from octavo.ops.activation import ACTIVATIONS
-from octavo.ops.attention import AttentionPlan, SequenceRun, plan_attention
+from octavo.ops.attention import AttentionPlan, BlockSparse, SequenceRun, plan_attention, write_kv
 from octavo.ops.kernels import Kernels, choose_kernels
-from octavo.ops.linear import LinearKernel
+from octavo.ops.linear import LinearKernel, head_product
 from octavo.ops.norm import layer_norm
+from octavo.ops.rotary import rotate
 from octavo.ops.scan import causal_conv, causal_conv_step, selective_scan, selective_scan_step
 
 __all__ = [
     "ACTIVATIONS",
     "AttentionPlan",
+    "BlockSparse",
     "Kernels",
     "LinearKernel",
     "SequenceRun",
     "causal_conv",
     "causal_conv_step",
     "choose_kernels",
+    "head_product",
     "layer_norm",
     "plan_attention",
+    "rotate",
     "selective_scan",
     "selective_scan_step",
+    "write_kv",
 ]

@@ -19,16 +19,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from octavo.ops.linear import ROW_GRAIN, TERMS, grouped_sum
 from octavo.ops.rotary import rotate
 
-KEY_GROUP = 128
-"""Keys whose weighted values are summed in one product. Library products sum up to so many terms in plain order."""
+KEY_GROUP = TERMS
+"""Keys whose weighted values are summed in one product."""
 KEY_GRAIN = 16
 """Spans are rounded up to it: a vector of the softmax, so that its sums have no ragged end."""
 QUERY_TILE = 128
 """Most queries of one sequence in a tile."""
-ROW_GRAIN = 8
-"""Rows of a product are padded to a multiple of it: below, libraries use kernels with another order of sums."""
 TILE_SCORES = 1 << 20
 """Most scores a head in one tile, which bounds the memory of a step."""
 
@@ -64,6 +63,30 @@ class _Tile:
     """[n, 1, t, 1, span] float32: 0 for keys that the query sees, -inf for the others."""
     distance: Tensor
     """[n, 1, t, 1, span] float32: key position minus query position."""
+    keys: Tensor
+    """[n, 1, 1, 1, span] int64: key positions."""
+
+
+@dataclass(frozen=True)
+class BlockSparse:
+    """Which keys the heads of a block-sparse layer see (Phi-3-small): the last blocks, and every `stride`-th one.
+
+    Which of the blocks count as every `stride`-th slides with the head, by `head_step`.
+    """
+
+    block_size: int
+    local_blocks: int
+    stride: int
+    head_step: int
+
+    def bias(self, tile: "_Tile", heads: int) -> Tensor:
+        """[n, heads, t, 1, span] float32: 0 where a head's query sees a key, else -inf. Causality is another's."""
+        key_block = tile.keys // self.block_size
+        query_block = torch.div(tile.keys - tile.distance, self.block_size, rounding_mode="floor")
+        of_head = torch.arange(heads, device=tile.keys.device).view(1, heads, 1, 1, 1)
+        strided = (key_block + of_head * self.head_step + 1) % self.stride == 0
+        seen = (query_block - key_block < self.local_blocks) | strided
+        return torch.where(seen, 0.0, -torch.inf)
 
 
 @dataclass
@@ -79,7 +102,7 @@ class AttentionPlan:
     slots: Tensor
     """[tokens] where each token's key and value go: block * block_size + offset."""
     _indices: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-    _biases: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
+    _biases: dict[tuple[int, int, int, BlockSparse | None], Tensor] = field(default_factory=dict)
 
     @functools.cached_property
     def run_table(self) -> Tensor:
@@ -92,12 +115,16 @@ class AttentionPlan:
         """The runs cut and grouped for the reference, which works on padded tensors."""
         return _make_tiles(self)
 
-    def bias(self, tile: int, kv_heads: int, group: int) -> Tensor:
+    def bias(self, tile: int, kv_heads: int, group: int, sparse: BlockSparse | None) -> Tensor:
         """[n * kv_heads, rows, span] float32: 0 for keys that a query sees, else -inf; rows as in the products."""
-        key = (tile, kv_heads, group)
+        key = (tile, kv_heads, group, sparse)
         if key not in self._biases:
             of = self.tiles[tile]
-            bias = of.bias.expand(of.n, kv_heads, of.t, group, -1).reshape(of.n * kv_heads, of.t * group, -1)
+            bias = of.bias.expand(of.n, kv_heads, of.t, group, -1)
+            if sparse is not None:
+                by_head = sparse.bias(of, kv_heads * group).view(of.n, kv_heads, group, of.t, -1)
+                bias = bias + by_head.transpose(2, 3)
+            bias = bias.reshape(of.n * kv_heads, of.t * group, -1)
             self._biases[key] = functional.pad(bias, (0, 0, 0, -bias.shape[1] % ROW_GRAIN))
         return self._biases[key]
 
@@ -220,6 +247,7 @@ def _make_tile(
         blocks=block_table[table_rows.unsqueeze(1), columns],
         bias=torch.from_numpy(bias).to(device).view(n, 1, t, 1, span),
         distance=torch.from_numpy(distance.astype(np.float32)).to(device).view(n, 1, t, 1, span),
+        keys=torch.from_numpy(key).to(device).view(n, 1, 1, 1, span),
     )
 
 
@@ -264,6 +292,7 @@ def paged_attention(
     scale: float,
     softcap: float | None = None,
     alibi_slopes: Tensor | None = None,
+    sparse: BlockSparse | None = None,
 ) -> None:
     """Causal attention of a step's queries over their sequences' cached keys and values.
 
@@ -276,9 +305,10 @@ def paged_attention(
         scale: factor of the scores.
         softcap: scores become softcap * tanh(scores / softcap) (Gemma 2).
         alibi_slopes: [heads], added times (key position - query position) (Press et al. 2022).
+        sparse: which of the keys before it a query sees; all if None.
     """
     for index, tile in enumerate(plan.tiles):
-        result = _attend(query, key_cache, value_cache, plan, index, scale, softcap, alibi_slopes)
+        result = _attend(query, key_cache, value_cache, plan, index, scale, softcap, alibi_slopes, sparse)
         if tile.targets is None:  # one tile holds all queries in order
             out.copy_(result)
         else:
@@ -301,6 +331,7 @@ def _attend(
     scale: float,
     softcap: float | None,
     alibi_slopes: Tensor | None,
+    sparse: BlockSparse | None,
 ) -> Tensor:
     """[n * t, heads, value_dim] of one tile."""
     tile = plan.tiles[index]
@@ -316,7 +347,7 @@ def _attend(
         queries = functional.pad(queries, (0, 0, 0, -rows % ROW_GRAIN))
 
     keys = _gather(key_cache, plan, index).transpose(1, 2)
-    bias = plan.bias(index, kv_heads, group)
+    bias = plan.bias(index, kv_heads, group, sparse)
     if alibi_slopes is not None:
         bias = bias + _alibi(tile, alibi_slopes, kv_heads, group)
     if softcap is None:
@@ -326,9 +357,7 @@ def _attend(
 
     weights = torch.softmax(scores, -1)
     values = _gather(value_cache, plan, index)
-    mixed = torch.bmm(weights[..., :KEY_GROUP], values[:, :KEY_GROUP])
-    for first in range(KEY_GROUP, values.shape[1], KEY_GROUP):
-        mixed += torch.bmm(weights[..., first : first + KEY_GROUP], values[:, first : first + KEY_GROUP])
+    mixed = grouped_sum(weights, values)
     return mixed[:, :rows].reshape(n, kv_heads, t, group, -1).transpose(1, 2).reshape(n * t, heads, -1)
 
 

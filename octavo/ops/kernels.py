@@ -9,7 +9,7 @@ from torch import Tensor
 from octavo.ops import attention, norm
 from octavo.ops.activation import ACTIVATIONS
 from octavo.ops.activation import gated as gated_reference
-from octavo.ops.attention import AttentionPlan
+from octavo.ops.attention import AttentionPlan, BlockSparse
 from octavo.ops.linear import LinearKernel, linear_implementation, prepare_linear
 from octavo.ops.native import ACTIVATIONS as NATIVE_ACTIVATIONS
 from octavo.ops.native import DTYPES as NATIVE_DTYPES
@@ -47,6 +47,7 @@ class AttentionKernel(Protocol):
         scale: float,
         softcap: float | None = None,
         alibi_slopes: Tensor | None = None,
+        sparse: BlockSparse | None = None,
     ) -> None: ...
 
 

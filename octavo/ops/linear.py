@@ -73,3 +73,27 @@ def linear_implementation(dtype: torch.dtype, device: torch.device, preference: 
 def prepare_linear(weight: Tensor, implementation: type[LinearKernel]) -> LinearKernel:
     """The weight `[out, in]` in the implementation's own layout. The caller may drop `weight` afterwards."""
     return implementation(weight)  # type: ignore[call-arg]
+
+
+TERMS = 128
+"""Library batched products sum up to so many terms in plain order, whatever the number of rows."""
+ROW_GRAIN = 8
+"""Rows of a batched product are padded to a multiple of it: below, libraries use another order of sums."""
+
+
+def head_product(x: Tensor, weight: Tensor) -> Tensor:
+    """Each head's own product: `x` `[rows, heads, in]` and `weight` `[heads, in, out]` to `[rows, heads, out]`."""
+    rows = x.shape[0]
+    by_head = functional.pad(x.transpose(0, 1), (0, 0, 0, -rows % ROW_GRAIN)).contiguous()
+    return grouped_sum(by_head, weight)[:, :rows].transpose(0, 1)
+
+
+def grouped_sum(x: Tensor, y: Tensor) -> Tensor:
+    """`x @ y` of `[batch, rows, in]` and `[batch, in, out]`, summed in groups of TERMS in ascending order.
+
+    The number of rows is a multiple of ROW_GRAIN. A row's result depends on that row alone.
+    """
+    total = torch.bmm(x[..., :TERMS], y[:, :TERMS])
+    for first in range(TERMS, y.shape[1], TERMS):
+        total += torch.bmm(x[..., first : first + TERMS], y[:, first : first + TERMS])
+    return total

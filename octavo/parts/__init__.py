@@ -3,6 +3,7 @@
 from octavo.parts.attention import Attention, Clip, QKNorm, alibi_slopes
 from octavo.parts.batch import Batch, PagedView, RecurrentView
 from octavo.parts.embedding import Embedding, NormedEmbedding, PositionedEmbedding
+from octavo.parts.latent import LatentAttention
 from octavo.parts.linear import Linear
 from octavo.parts.mamba import MambaMixer
 from octavo.parts.mlp import MLP, GatedMLP
@@ -11,8 +12,8 @@ from octavo.parts.moe import MoE, softmax_then_choose
 from octavo.parts.names import Into, Names, grouped_qkv, stacked, transposed
 from octavo.parts.norm import LayerNorm, RMSNorm
 from octavo.parts.pooler import Pooler
-from octavo.parts.residual import Block, Residual, SharedNorm, SideBySide
-from octavo.parts.rotary import Rotary
+from octavo.parts.residual import Block, FromNormed, Residual, SharedNorm, SideBySide
+from octavo.parts.rotary import LongRotary, Rotary
 from octavo.parts.state import PagedKV, Recurrent, StateSpec
 
 __all__ = [
@@ -23,10 +24,13 @@ __all__ = [
     "CausalLM",
     "Clip",
     "Embedding",
+    "FromNormed",
     "GatedMLP",
     "Into",
+    "LatentAttention",
     "LayerNorm",
     "Linear",
+    "LongRotary",
     "MambaMixer",
     "MoE",
     "Names",

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from octavo.ops import Kernels
+from octavo.ops import BlockSparse, Kernels
 from octavo.parts.batch import Batch
 from octavo.parts.linear import Linear
 from octavo.parts.rotary import Rotary
@@ -25,6 +25,7 @@ class Attention(nn.Module):
         alibi: [heads] slopes of a bias by distance (Press et al. 2022), in place of rotary.
         adjust: changes `[rows, heads + 2 * kv_heads, head_dim]`, queries, keys and values, before positions come
             in: a QKNorm, a Clip.
+        sparse: which blocks of keys the heads see (Phi-3-small).
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Attention(nn.Module):
         softcap: float | None = None,
         alibi: Tensor | None = None,
         adjust: nn.Module | None = None,
+        sparse: BlockSparse | None = None,
     ) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
@@ -50,6 +52,7 @@ class Attention(nn.Module):
         self.rotary = rotary
         self.alibi = alibi
         self.adjust = adjust
+        self.sparse = sparse
         sizes = {"q": heads * head_dim, "k": kv_heads * head_dim, "v": kv_heads * head_dim}
         self.qkv = Linear(width, sizes, bias)
         self.o = Linear(heads * head_dim, width, out_bias)
@@ -83,6 +86,7 @@ class Attention(nn.Module):
             self.scale,
             self.softcap,
             self.alibi,
+            self.sparse,
         )
         return out.flatten(1)
 

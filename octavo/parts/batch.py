@@ -67,6 +67,8 @@ class Batch:
     """[rows] int64"""
     positions: Tensor
     """[rows] int64"""
+    lengths: Tensor
+    """[rows] int64: tokens that each row's sequence has in all, computed or not."""
     num_tokens: int
     states: list[StateView]
     """One for each part that declared a state, in the order of the model."""

@@ -1,12 +1,13 @@
 """Mamba's mixer (Gu & Dao 2023): a causal convolution and a selective scan, with a state of fixed size."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from octavo import ops
 from octavo.ops import Kernels
 from octavo.ops.activation import softplus
-from octavo.ops.norm import rms_norm
 from octavo.parts.batch import Batch, RecurrentView
 from octavo.parts.linear import Linear
 from octavo.parts.state import Recurrent
@@ -23,7 +24,7 @@ class MambaMixer(nn.Module):
         time_step_rank: inner width of the time step's projection.
         activation: of the convolution's output and of the gate.
         bias, conv_bias: biases of the in and out projections, and of the convolution.
-        inner_eps: of root mean square norms without weights on the time step, B and C; None for none (FalconMamba).
+        inner_norm: makes a norm of a given width for each of the time step, B and C (FalconMamba, Jamba).
     """
 
     float32_parameters = True  # a_log, d and the convolution; the projections are Linears of their own
@@ -38,7 +39,7 @@ class MambaMixer(nn.Module):
         activation: str = "silu",
         bias: bool = False,
         conv_bias: bool = True,
-        inner_eps: float | None = None,
+        inner_norm: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.channels, self.state_size, self.rank = channels, state_size, time_step_rank
@@ -53,7 +54,8 @@ class MambaMixer(nn.Module):
         self.d = nn.Parameter(torch.empty(channels), requires_grad=False)
         self.state = Recurrent((("conv", (kernel - 1, channels)), ("ssm", (3, channels, state_size))))
         self.state_index = -1
-        self.inner_eps = inner_eps
+        widths = {"dt": time_step_rank, "b": state_size, "c": state_size}
+        self.inner_norms = nn.ModuleDict({n: inner_norm(w) for n, w in widths.items()} if inner_norm else {})
         self._a: Tensor | None = None
 
     def prepare(self, kernels: Kernels) -> None:
@@ -66,8 +68,8 @@ class MambaMixer(nn.Module):
         # The projections see the padded rows, as they are computed without a minimum of rows otherwise.
         padded = torch.nn.functional.pad(mixed, (0, 0, 0, x.shape[0] - batch.num_tokens))
         dt, b, c = self.x_proj(padded).split([self.rank, self.state_size, self.state_size], dim=-1)
-        if self.inner_eps is not None:
-            dt, b, c = (rms_norm(v, torch.ones(v.shape[-1], device=v.device), self.inner_eps) for v in (dt, b, c))
+        if self.inner_norms:
+            dt, b, c = self.inner_norms["dt"](dt), self.inner_norms["b"](b), self.inner_norms["c"](c)
         dt = softplus(self.dt_proj(dt).float())
         y = x.new_zeros(x.shape[0], self.channels, dtype=torch.float32)
         self._scan(y, padded.float(), dt, b.float(), c.float(), view)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from octavo.parts.batch import Batch
 from octavo.parts.linear import Linear
 from octavo.parts.names import Names
+from octavo.parts.rotary import LongRotary
 from octavo.parts.state import StateSpec
 
 
@@ -56,6 +57,12 @@ class CausalLM(nn.Module):
             if hasattr(module, "state_index"):
                 module.state_index = len(self.states)  # type: ignore[assignment]
                 self.states.append(cast(StateSpec, module.state))
+
+    @property
+    def switch_length(self) -> int | None:
+        """The length beyond which a sequence's keys turn by other angles (LongRotary); None where none do."""
+        switches = {m.switch_length for m in self.modules() if isinstance(m, LongRotary)}
+        return min(switches, default=None)
 
     @property
     def token_table(self) -> Tensor:

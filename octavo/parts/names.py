@@ -48,9 +48,12 @@ def parameter(path: str, transform: Transform | None = None) -> Into:
     return Into(path, transform, whole=True)
 
 
-def stacked(path: str) -> Into:
-    """For a tensor that stacks one for each expert: `path` has `{e}` where their number goes."""
-    return Into(path, stacked=True)
+def stacked(path: str, transform: Transform | None = None, whole: bool = False) -> Into:
+    """For a tensor that stacks one for each expert: `path` has `{e}` where their number goes.
+
+    `transform` makes the stack `[experts, ...]` of what is published; `whole` as in Into.
+    """
+    return Into(path, transform, whole, stacked=True)
 
 
 def grouped_qkv(path: str, kv_heads: int, group: int, head_dim: int) -> Into:

@@ -30,6 +30,18 @@ class Residual(nn.Module):
         return x + self.branch(x, batch)
 
 
+class FromNormed(nn.Module):
+    """`y + inner(y)` with `y = norm(x)`: the stream goes on from the norm (BLOOM and ChatGLM, where asked)."""
+
+    def __init__(self, norm: nn.Module, inner: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.inner = norm, inner
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        y = self.norm(x)
+        return y + self.inner(y, batch)  # type: ignore[no-any-return]
+
+
 class SideBySide(nn.Module):
     """Residuals that all read the same stream: `x + a(x) + b(x)` (GPT-NeoX, with a norm each)."""
 

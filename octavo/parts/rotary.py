@@ -73,3 +73,31 @@ class Rotary(nn.Module):
         table = self.frequencies.to(batch.positions.device)
         angles = batch.positions.float().unsqueeze(1) * table
         return angles.cos().mul_(self.scale), angles.sin().mul_(self.scale)
+
+
+class LongRotary(Rotary):
+    """LongRoPE (Ding et al. 2024): two tables, of which a sequence's whole length chooses one.
+
+    A sequence that grows past `switch_length` turns all of its keys anew: the engine computes it again from its start.
+
+    Args:
+        short, long: [pairs] angles per position up to and beyond the switch.
+        short_scale, long_scale: factors of cos and sin.
+        switch_length: the longest sequence that `short` serves.
+    """
+
+    def __init__(
+        self, short: Tensor, long: Tensor, short_scale: float, long_scale: float, switch_length: int, interleaved: bool
+    ) -> None:
+        super().__init__(short, short_scale, interleaved)
+        self.long, self.long_scale = long, long_scale
+        self.switch_length = switch_length
+
+    def _compute(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        is_long = (batch.lengths > self.switch_length).unsqueeze(1)
+        device = is_long.device
+        angles = batch.positions.float().unsqueeze(1) * torch.where(
+            is_long, self.long.to(device), self.frequencies.to(device)
+        )
+        scale = torch.where(is_long, self.long_scale, self.scale)
+        return angles.cos() * scale, angles.sin() * scale

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.ops.attention import AttentionPlan
+from octavo.ops.attention import AttentionPlan, BlockSparse
+from octavo.ops.attention import paged_attention as reference
 
 log = logging.getLogger("octavo")
 
@@ -154,7 +155,11 @@ class NativeKernels:
         scale: float,
         softcap: float | None = None,
         alibi_slopes: Tensor | None = None,
+        sparse: BlockSparse | None = None,
     ) -> None:
+        if sparse is not None:
+            reference(query, key_cache, value_cache, plan, out, scale, softcap, alibi_slopes, sparse)
+            return
         self._attention(
             query.data_ptr(),
             key_cache.data_ptr(),

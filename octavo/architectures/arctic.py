@@ -1,0 +1,72 @@
+"""Snowflake Arctic (2024): Llama's body where every other layer has experts beside a small dense feed-forward."""
+
+from functools import partial
+
+from torch import Tensor, nn
+
+from octavo.architectures.config import Config
+from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, llama_body
+from octavo.architectures.registry import architecture
+from octavo.parts import Batch, Block, CausalLM, GatedMLP, MoE, Names, Residual, RMSNorm, softmax_then_choose
+
+MOE = "model.layers.{i}.block_sparse_moe"
+NAMES = Names(
+    {
+        **ATTENTION_NAMES,
+        f"{MOE}.mlp.{{w1|w3}}": "layers.{i}.mlp.inner.gate_up.{gate|up}",
+        f"{MOE}.mlp.w2": "layers.{i}.mlp.inner.down",
+        f"{MOE}.gate": "layers.{i}.mlp.inner.router",
+        f"{MOE}.experts.{{e}}.{{w1|w3}}": "layers.{i}.mlp.inner.experts.{e}.gate_up.{gate|up}",
+        f"{MOE}.experts.{{e}}.w2": "layers.{i}.mlp.inner.experts.{e}.down",
+        "model.layers.{i}.residual_layernorm": "layers.{i}.dense.norm",
+        "model.layers.{i}.residual_mlp.{w1|w3}": "layers.{i}.dense.inner.gate_up.{gate|up}",
+        "model.layers.{i}.residual_mlp.w2": "layers.{i}.dense.inner.down",
+    },
+    IGNORED,
+    prefix="model.",
+)
+
+
+class DenseBesideExperts(nn.Module):
+    """Attention, then a dense feed-forward of its result beside experts of the layer's own input."""
+
+    def __init__(self, attention: Residual, dense: Residual, mlp: Residual) -> None:
+        super().__init__()
+        self.attention, self.dense, self.mlp = attention, dense, mlp
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        return self.dense(self.attention(x, batch), batch) + self.mlp.branch(x, batch)  # type: ignore[no-any-return]
+
+
+@architecture(
+    "ArcticForCausalLM",
+    about="Arctic",
+    examples=("Snowflake/snowflake-arctic-base", "Snowflake/snowflake-arctic-instruct"),
+)
+def arctic(c: Config) -> CausalLM:
+    width, eps = c.hidden_size, c.get("rms_norm_eps", 1e-5)
+    feed_forward = partial(GatedMLP, width, activation=c.get("hidden_act", "silu"))
+    count, top_k = c.get("num_local_experts", 8), c.get("num_experts_per_tok", 1)
+    every, parallel = c.get("moe_layer_frequency", 2), c.get("parallel_attn_mlp_res", False)
+
+    def has_experts(i: int) -> bool:
+        return (i + 1) % every == 0
+
+    def mlp(i: int) -> nn.Module:
+        if not has_experts(i):
+            return feed_forward(c.intermediate_size)
+        experts: list[nn.Module] = [feed_forward(c.intermediate_size) for _ in range(count)]
+        return MoE(width, experts, softmax_then_choose(top_k, renormalize=top_k > 1))
+
+    def layer(i: int, attention: Residual, mlp: Residual) -> nn.Module:
+        if parallel and has_experts(i):
+            return DenseBesideExperts(attention, Residual(RMSNorm(width, eps), feed_forward(width)), mlp)
+        return Block(attention=attention, mlp=mlp)
+
+    return llama_body(
+        c.replace(rms_norm_eps=eps),
+        mlp=mlp,
+        names=NAMES,
+        layer=layer,
+        window=lambda i: c.get("sliding_window"),
+    )

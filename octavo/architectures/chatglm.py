@@ -1,0 +1,71 @@
+"""ChatGLM2, ChatGLM3 and GLM-4 (GLM Team 2024): Llama's body under other names, half of each head turning."""
+
+from functools import partial
+
+from torch import nn
+
+from octavo.architectures.config import Config
+from octavo.architectures.registry import architecture
+from octavo.architectures.rope import rotary
+from octavo.parts import (
+    Attention,
+    Block,
+    CausalLM,
+    Embedding,
+    FromNormed,
+    GatedMLP,
+    LayerNorm,
+    Linear,
+    Names,
+    Residual,
+    RMSNorm,
+)
+
+NAMES = Names(
+    {
+        "transformer.embedding.word_embeddings": "embed",
+        "transformer.encoder.layers.{i}.input_layernorm": "layers.{i}.attention.norm",
+        "transformer.encoder.layers.{i}.self_attention.query_key_value": "layers.{i}.attention.inner.qkv",
+        "transformer.encoder.layers.{i}.self_attention.dense": "layers.{i}.attention.inner.o",
+        "transformer.encoder.layers.{i}.post_attention_layernorm": "layers.{i}.mlp.norm",
+        "transformer.encoder.layers.{i}.mlp.dense_h_to_4h": "layers.{i}.mlp.inner.gate_up",
+        "transformer.encoder.layers.{i}.mlp.dense_4h_to_h": "layers.{i}.mlp.inner.down",
+        "transformer.encoder.final_layernorm": "norm",
+        "transformer.output_layer": "head",
+    },
+    ignored=("transformer.rotary_pos_emb.inv_freq",),
+    prefix="transformer.",
+)
+
+
+@architecture(
+    "ChatGLMModel",
+    "ChatGLMForConditionalGeneration",
+    about="ChatGLM2, ChatGLM3, GLM-4",
+    examples=("THUDM/chatglm2-6b", "THUDM/chatglm3-6b", "THUDM/glm-4-9b-chat"),
+)
+def chatglm(c: Config) -> CausalLM:
+    width, heads, vocab = c.hidden_size, c.num_attention_heads, c.first("padded_vocab_size", "vocab_size")
+    head_dim, bias = c.get("kv_channels", width // heads), c.get("add_bias_linear", False)
+    turn = rotary(c.replace(rope_theta=10000.0 * c.get("rope_ratio", 1)), head_dim // 2, interleaved=True)
+    attention = partial(
+        Attention,
+        width,
+        heads,
+        c.get("multi_query_group_num", 1) if c.get("multi_query_attention", False) else heads,
+        head_dim,
+        rotary=turn,
+        bias=bias or c.get("add_qkv_bias", False),
+        out_bias=bias,
+    )
+    mlp = partial(GatedMLP, width, c.ffn_hidden_size, "silu", bias)
+    norm = partial(RMSNorm if c.get("rmsnorm", True) else LayerNorm, width, c.get("layernorm_epsilon", 1e-5))
+    residual = FromNormed if c.get("apply_residual_connection_post_layernorm", False) else Residual
+    return CausalLM(
+        embed=Embedding(vocab, width),
+        layer=lambda i: Block(attention=residual(norm(), attention()), mlp=residual(norm(), mlp())),
+        layers=c.first("num_layers", "num_hidden_layers"),
+        norm=norm() if c.get("post_layer_norm", True) else nn.Identity(),
+        head=None if c.get("tie_word_embeddings", False) else Linear(width, vocab),
+        names=NAMES,
+    )

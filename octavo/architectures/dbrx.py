@@ -1,0 +1,92 @@
+"""DBRX (Databricks 2024): clipped queries, keys and values, fine experts in fused tensors."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.architectures.config import Config
+from octavo.architectures.registry import architecture
+from octavo.architectures.rope import rotary
+from octavo.parts import (
+    Attention,
+    Block,
+    CausalLM,
+    Clip,
+    Embedding,
+    GatedMLP,
+    LayerNorm,
+    Linear,
+    MoE,
+    Names,
+    Residual,
+    stacked,
+)
+
+
+def names(experts: int) -> Names:
+    inner, published = "layers.{i}.mlp.inner", "transformer.blocks.{i}.ffn"
+
+    def unstack(weight: Tensor) -> Tensor:
+        return weight.reshape(experts, -1, weight.shape[-1])
+
+    def unstack_down(weight: Tensor) -> Tensor:
+        return unstack(weight).transpose(1, 2)
+
+    return Names(
+        {
+            "transformer.wte": "embed",
+            "transformer.blocks.{i}.norm_attn_norm.norm_1": "layers.{i}.attention.norm",
+            "transformer.blocks.{i}.norm_attn_norm.attn.Wqkv": "layers.{i}.attention.inner.qkv",
+            "transformer.blocks.{i}.norm_attn_norm.attn.out_proj": "layers.{i}.attention.inner.o",
+            "transformer.blocks.{i}.norm_attn_norm.norm_2": "layers.{i}.mlp.norm",
+            f"{published}.router.layer": f"{inner}.router",
+            f"{published}.experts.mlp.{{w1|v1}}": stacked(
+                inner + ".experts.{e}.gate_up.{gate|up}.weight", unstack, whole=True
+            ),
+            f"{published}.experts.mlp.w2": stacked(inner + ".experts.{e}.down.weight", unstack_down, whole=True),
+            "transformer.norm_f": "norm",
+            "lm_head": "head",
+        },
+        prefix="transformer.",
+    )
+
+
+def choose(top_k: int, norm: float | None, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The `top_k` largest probabilities, divided by their p-norm where `norm` says which."""
+    weights, experts = torch.softmax(logits, -1).topk(top_k, dim=-1)
+    return (weights if norm is None else weights / weights.norm(p=norm, dim=-1, keepdim=True)), experts
+
+
+@architecture("DbrxForCausalLM", about="DBRX", examples=("databricks/dbrx-base", "databricks/dbrx-instruct"))
+def dbrx(c: Config) -> CausalLM:
+    width, heads = c.d_model, c.n_heads
+    attention_settings: dict[str, Any] = c.get("attn_config", {})
+    experts: dict[str, Any] = c.get("ffn_config", {})
+    head_dim, limit = width // heads, attention_settings.get("clip_qkv")
+    attention = partial(
+        Attention,
+        width,
+        heads,
+        attention_settings.get("kv_n_heads", 1),
+        head_dim,
+        rotary=rotary(c.replace(rope_theta=attention_settings.get("rope_theta", 10000.0)), head_dim),
+        adjust=None if limit is None else Clip(limit),
+    )
+    count, top_k = experts.get("moe_num_experts", 4), experts.get("moe_top_k", 1)
+    activation = (experts.get("ffn_act_fn") or {}).get("name", "silu")
+    expert = partial(GatedMLP, width, experts.get("ffn_hidden_size", 3584), activation)
+    router = partial(choose, top_k, experts.get("moe_normalize_expert_weights", 1.0))
+    norm = partial(LayerNorm, width, 1e-5, bias=False)
+    return CausalLM(
+        embed=Embedding(c.vocab_size, width),
+        layer=lambda i: Block(
+            attention=Residual(norm(), attention()),
+            mlp=Residual(norm(), MoE(width, [expert() for _ in range(count)], router)),
+        ),
+        layers=c.n_layers,
+        norm=norm(),
+        head=None if c.get("tie_word_embeddings", False) else Linear(width, c.vocab_size),
+        names=names(count),
+    )

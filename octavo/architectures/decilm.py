@@ -1,0 +1,97 @@
+"""DeciLM (Deci 2023) and Llama-Nemotron (NVIDIA 2024): Llama's body where a search chose each layer's pieces."""
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from octavo.architectures.config import Config
+from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES
+from octavo.architectures.registry import architecture
+from octavo.architectures.rope import rotary
+from octavo.errors import UnsupportedModelError
+from octavo.parts import Attention, Batch, Block, CausalLM, Embedding, GatedMLP, Linear, Names, Residual, RMSNorm
+
+NAMES = Names(
+    {
+        **ATTENTION_NAMES,
+        **MLP_NAMES,
+        "model.layers.{i}.self_attn.linear_attn": "layers.{i}.attention.inner.linear",
+        "model.layers.{i}.mlp.linear_mlp": "layers.{i}.mlp.inner.linear",
+    },
+    IGNORED,
+    prefix="model.",
+)
+FFN_GRAIN = 256
+"""Feed-forward widths are rounded up to a multiple of it."""
+
+
+class LinearPiece(nn.Module):
+    """A square matrix in the place of an attention or a feed-forward."""
+
+    def __init__(self, width: int, bias: bool) -> None:
+        super().__init__()
+        self.linear = Linear(width, width, bias)
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        return self.linear(x)  # type: ignore[no-any-return]
+
+
+def block_configs(c: Config) -> list[dict[str, dict[str, Any]]]:
+    """What each layer has, in Nemotron's terms; DeciLM-7B's layers differ only in their key heads."""
+    if blocks := c.get("block_configs"):
+        return blocks  # type: ignore[no-any-return]
+    heads = c.num_attention_heads
+    per_layer = c.get("num_key_value_heads_per_layer") or [c.get("num_key_value_heads", heads)] * c.num_hidden_layers
+    return [{"attention": {"n_heads_in_group": heads // kv}, "ffn": {}} for kv in per_layer]
+
+
+def ffn_width(c: Config, ffn: dict[str, Any]) -> int:
+    """The config's own width, or two thirds of the layer's multiple of the stream's, rounded up."""
+    if ffn.get("ffn_mult") is None:
+        return int(c.intermediate_size)
+    return -(-int(2 * ffn["ffn_mult"] * c.hidden_size / 3) // FFN_GRAIN) * FFN_GRAIN
+
+
+@architecture(
+    "DeciLMForCausalLM",
+    about="DeciLM, Llama-Nemotron",
+    examples=("Deci/DeciLM-7B", "Deci/DeciLM-7B-instruct", "nvidia/Llama-3_1-Nemotron-51B-Instruct"),
+)
+def decilm(c: Config) -> CausalLM:
+    width, heads = c.hidden_size, c.num_attention_heads
+    head_dim = c.get("head_dim", width // heads)
+    bias, mlp_bias = c.get("attention_bias", False), c.get("mlp_bias", False)
+    norm = partial(RMSNorm, width, c.get("rms_norm_eps", 1e-6))
+    turn = rotary(c, head_dim)
+    blocks = block_configs(c)
+
+    def attention(a: dict[str, Any]) -> nn.Module:
+        if a.get("replace_with_linear"):
+            return LinearPiece(width, bias)
+        if refused := [key for key in ("num_sink_tokens", "sparsify") if a.get(key)]:
+            raise UnsupportedModelError(f"config.json: a layer's attention has {refused[0]}, which is not served.")
+        kv_heads, window = heads // a["n_heads_in_group"], a.get("window_length")
+        return Attention(width, heads, kv_heads, head_dim, rotary=turn, bias=bias, out_bias=bias, window=window)
+
+    def mlp(ffn: dict[str, Any]) -> nn.Module:
+        if ffn.get("replace_with_linear"):
+            return LinearPiece(width, mlp_bias)
+        return GatedMLP(width, ffn_width(c, ffn), c.get("hidden_act", "silu"), mlp_bias)
+
+    def layer(i: int) -> Block:
+        pieces = {}
+        if not blocks[i]["attention"].get("no_op"):
+            pieces["attention"] = Residual(norm(), attention(blocks[i]["attention"]))
+        if not blocks[i]["ffn"].get("no_op"):
+            pieces["mlp"] = Residual(norm(), mlp(blocks[i]["ffn"]))
+        return Block(**pieces)
+
+    return CausalLM(
+        embed=Embedding(c.vocab_size, width),
+        layer=layer,
+        layers=c.num_hidden_layers,
+        norm=norm(),
+        head=None if c.get("tie_word_embeddings", False) else Linear(width, c.vocab_size),
+        names=NAMES,
+    )

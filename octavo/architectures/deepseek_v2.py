@@ -1,0 +1,106 @@
+"""DeepSeek-V2 (DeepSeek-AI 2024) and MiniCPM3 (2024): latent attention; DeepSeek's with experts chosen by group."""
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo.architectures.config import Config
+from octavo.architectures.deepseek import MOE_NAMES, RoutedAndShared
+from octavo.architectures.llama import FRAME_NAMES, IGNORED, MLP_NAMES, gated_mlp, llama_body
+from octavo.architectures.registry import architecture
+from octavo.architectures.rope import rotary
+from octavo.parts import CausalLM, GatedMLP, Into, LatentAttention, MoE, Names
+from octavo.parts.names import parameter
+
+ATTENTION = "layers.{i}.attention.inner"
+LATENT_NAMES: dict[str, str | Into] = {
+    **FRAME_NAMES,
+    "model.layers.{i}.self_attn.q_proj": ATTENTION + ".q",
+    "model.layers.{i}.self_attn.q_a_proj": ATTENTION + ".q_a",
+    "model.layers.{i}.self_attn.q_a_layernorm": ATTENTION + ".q_norm",
+    "model.layers.{i}.self_attn.q_b_proj": ATTENTION + ".q_b",
+    "model.layers.{i}.self_attn.kv_a_proj_with_mqa": ATTENTION + ".kv_a",
+    "model.layers.{i}.self_attn.kv_a_layernorm": ATTENTION + ".kv_norm",
+    "model.layers.{i}.self_attn.kv_b_proj.weight": parameter(ATTENTION + ".kv_b"),
+    **MLP_NAMES,
+}
+DEEPSEEK_NAMES = Names({**LATENT_NAMES, **MOE_NAMES}, IGNORED, prefix="model.")
+MINICPM3_NAMES = Names(LATENT_NAMES, IGNORED, prefix="model.")
+
+
+def latent_attention(c: Config, interleaved: bool, eps: float, scale: float = 1.0) -> LatentAttention:
+    """The part that both configs describe; `scale` multiplies the usual one."""
+    nope_dim, rope_dim = c.qk_nope_head_dim, c.qk_rope_head_dim
+    return LatentAttention(
+        c.hidden_size,
+        c.num_attention_heads,
+        rank=c.kv_lora_rank,
+        nope_dim=nope_dim,
+        rope_dim=rope_dim,
+        value_dim=c.get("v_head_dim", c.hidden_size // c.num_attention_heads),
+        rotary=rotary(c, rope_dim, interleaved=interleaved),
+        q_rank=c.get("q_lora_rank"),
+        eps=eps,
+        bias=c.get("attention_bias", False),
+        scale=scale * (nope_dim + rope_dim) ** -0.5,
+    )
+
+
+def choose(c: Config, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The likeliest experts: of all, or of the groups that have the likeliest ones."""
+    scores, top_k = torch.softmax(logits, -1), c.num_experts_per_tok
+    if c.get("topk_method", "greedy") == "group_limited_greedy":
+        by_group = scores.view(scores.shape[0], c.n_group, -1)
+        groups = by_group.amax(-1).topk(c.topk_group, dim=-1).indices
+        kept = torch.zeros(by_group.shape[:-1], device=scores.device).scatter(-1, groups, 1.0)
+        scores = (by_group * kept.unsqueeze(-1)).flatten(-2)
+    weights, experts = scores.topk(top_k, dim=-1)
+    if top_k > 1 and c.get("norm_topk_prob", False):
+        return weights / (weights.sum(-1, keepdim=True) + 1e-20), experts
+    return weights * c.get("routed_scaling_factor", 1.0), experts
+
+
+@architecture(
+    "DeepseekV2ForCausalLM",
+    about="DeepSeek-V2, DeepSeek-V2.5, DeepSeek-Coder-V2",
+    examples=("deepseek-ai/DeepSeek-V2", "deepseek-ai/DeepSeek-V2-Chat", "deepseek-ai/DeepSeek-V2-Lite"),
+)
+def deepseek_v2(c: Config) -> CausalLM:
+    width, hidden, activation = c.hidden_size, c.get("moe_intermediate_size", 1407), c.get("hidden_act", "silu")
+    count, shared = c.get("n_routed_experts", 0), c.get("n_shared_experts", 0)
+    first, every = c.get("first_k_dense_replace", 0), c.get("moe_layer_freq", 1)
+    scaling: dict[str, Any] = {**c.get("rope_scaling", {}), **c.get("rope_parameters", {})}
+    # Under YaRN the scores are scaled by the square of its magnitude as well.
+    magnitude = 0.1 * (scaling.get("mscale_all_dim") or 0) * math.log(scaling.get("factor") or 1.0) + 1.0
+
+    def mlp(layer: int) -> nn.Module:
+        if not count or layer < first or layer % every:
+            return gated_mlp(c)(layer)
+        experts: list[nn.Module] = [GatedMLP(width, hidden, activation) for _ in range(count)]
+        wide = GatedMLP(width, shared * hidden, activation) if shared else None
+        return RoutedAndShared(MoE(width, experts, partial(choose, c)), wide)
+
+    return llama_body(
+        c,
+        mlp=mlp,
+        names=DEEPSEEK_NAMES,
+        attend=lambda layer: latent_attention(c, True, c.get("rms_norm_eps", 1e-6), magnitude**2),
+    )
+
+
+@architecture("MiniCPM3ForCausalLM", about="MiniCPM3", examples=("openbmb/MiniCPM3-4B",))
+def minicpm3(c: Config) -> CausalLM:
+    """The norms inside attention keep their own epsilon, whatever the config says of the others."""
+    return llama_body(
+        c,
+        mlp=gated_mlp(c),
+        names=MINICPM3_NAMES,
+        attend=lambda layer: latent_attention(c, False, 1e-6),
+        embed_scale=c.get("scale_emb", 1),
+        residual_scale=c.get("scale_depth", 1) / c.num_hidden_layers**0.5,
+        logit_scale=c.get("dim_model_base", c.hidden_size) / c.hidden_size,
+        tied=None,
+    )

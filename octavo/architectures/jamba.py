@@ -1,0 +1,92 @@
+"""Jamba (Lieber et al. 2024): Mamba layers, a few attention layers without positions, experts in every other layer."""
+
+import math
+from functools import partial
+
+from torch import nn
+
+from octavo.architectures.config import Config
+from octavo.architectures.mamba import drop_middle
+from octavo.architectures.registry import architecture
+from octavo.parts import (
+    Attention,
+    Block,
+    CausalLM,
+    Embedding,
+    GatedMLP,
+    Linear,
+    MambaMixer,
+    MoE,
+    Names,
+    Residual,
+    RMSNorm,
+    softmax_then_choose,
+)
+from octavo.parts.names import parameter
+
+MIXER, MLP = "layers.{i}.mixer.inner", "layers.{i}.mlp.inner"
+NAMES = Names(
+    {
+        "model.embed_tokens": "embed",
+        "model.layers.{i}.input_layernorm": "layers.{i}.mixer.norm",
+        "model.layers.{i}.mamba.{in|x|dt|out}_proj": MIXER + ".{in|x|dt|out}_proj",
+        "model.layers.{i}.mamba.{dt|b|c}_layernorm": MIXER + ".inner_norms.{dt|b|c}",
+        "model.layers.{i}.mamba.conv1d.weight": parameter(MIXER + ".conv_weight", drop_middle),
+        "model.layers.{i}.mamba.conv1d.bias": parameter(MIXER + ".conv_bias"),
+        "model.layers.{i}.mamba.A_log": parameter(MIXER + ".a_log"),
+        "model.layers.{i}.mamba.D": parameter(MIXER + ".d"),
+        "model.layers.{i}.self_attn.{q|k|v}_proj": MIXER + ".qkv.{q|k|v}",
+        "model.layers.{i}.self_attn.o_proj": MIXER + ".o",
+        "model.layers.{i}.pre_ff_layernorm": "layers.{i}.mlp.norm",
+        "model.layers.{i}.feed_forward.{gate|up}_proj": MLP + ".gate_up.{gate|up}",
+        "model.layers.{i}.feed_forward.down_proj": MLP + ".down",
+        "model.layers.{i}.feed_forward.router": MLP + ".router",
+        "model.layers.{i}.feed_forward.experts.{e}.{gate|up}_proj": MLP + ".experts.{e}.gate_up.{gate|up}",
+        "model.layers.{i}.feed_forward.experts.{e}.down_proj": MLP + ".experts.{e}.down",
+        "model.final_layernorm": "norm",
+        "lm_head": "head",
+    },
+    prefix="model.",
+)
+
+
+@architecture("JambaForCausalLM", about="Jamba", examples=("ai21labs/Jamba-v0.1", "ai21labs/AI21-Jamba-1.5-Large"))
+def jamba(c: Config) -> CausalLM:
+    width, heads, rank = c.hidden_size, c.num_attention_heads, c.get("mamba_dt_rank", "auto")
+    norm = partial(RMSNorm, width, c.get("rms_norm_eps", 1e-6))
+    activation = c.get("hidden_act", "silu")
+    mamba = partial(
+        MambaMixer,
+        width,
+        int(c.get("mamba_expand", 2) * width),
+        c.get("mamba_d_state", 16),
+        c.get("mamba_d_conv", 4),
+        rank if isinstance(rank, int) else math.ceil(width / 16),
+        activation,
+        bias=c.get("mamba_proj_bias", False),
+        conv_bias=c.get("mamba_conv_bias", True),
+        inner_norm=partial(RMSNorm, eps=c.get("rms_norm_eps", 1e-6)),
+    )
+    attention = partial(
+        Attention, width, heads, c.get("num_key_value_heads", 8), width // heads, window=c.get("sliding_window")
+    )
+    mlp = partial(GatedMLP, width, c.intermediate_size, activation)
+    count, choose = c.get("num_experts", 16), softmax_then_choose(c.get("num_experts_per_tok", 2), renormalize=False)
+
+    def comes(i: int, period: int, offset: int) -> bool:
+        return i % period == offset
+
+    def layer(i: int) -> Block:
+        attends = comes(i, c.get("attn_layer_period", 8), c.get("attn_layer_offset", 4))
+        sparse = count > 1 and comes(i, c.get("expert_layer_period", 2), c.get("expert_layer_offset", 1))
+        feed_forward: nn.Module = MoE(width, [mlp() for _ in range(count)], choose) if sparse else mlp()
+        return Block(mixer=Residual(norm(), attention() if attends else mamba()), mlp=Residual(norm(), feed_forward))
+
+    return CausalLM(
+        embed=Embedding(c.vocab_size, width),
+        layer=layer,
+        layers=c.num_hidden_layers,
+        norm=norm(),
+        head=None if c.get("tie_word_embeddings", False) else Linear(width, c.vocab_size),
+        names=NAMES,
+    )

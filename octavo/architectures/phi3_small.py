@@ -1,0 +1,122 @@
+"""Phi-3-small (Abdin et al. 2024): block-sparse layers between dense ones, a clamped gelu gate, muP's multipliers."""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from octavo.architectures.config import Config
+from octavo.architectures.registry import architecture
+from octavo.architectures.rope import rotary
+from octavo.ops import BlockSparse
+from octavo.ops.activation import quick_gelu
+from octavo.parts import (
+    Attention,
+    Batch,
+    Block,
+    CausalLM,
+    Embedding,
+    LayerNorm,
+    Linear,
+    Names,
+    Residual,
+    grouped_qkv,
+)
+
+
+def names(kv_heads: int, group: int, head_dim: int) -> Names:
+    return Names(
+        {
+            "model.embed_tokens": "embed",
+            "model.layers.{i}.input_layernorm": "layers.{i}.attention.norm",
+            "model.layers.{i}.self_attn.query_key_value": grouped_qkv(
+                "layers.{i}.attention.inner.qkv", kv_heads, group, head_dim
+            ),
+            "model.layers.{i}.self_attn.dense": "layers.{i}.attention.inner.o",
+            "model.layers.{i}.post_attention_layernorm": "layers.{i}.mlp.norm",
+            "model.layers.{i}.mlp.{up|down}_proj": "layers.{i}.mlp.inner.{up|down}",
+            "model.final_layernorm": "norm",
+            "lm_head": "head",
+        },
+        ignored=("model.layers.{i}.self_attn.rotary_emb.inv_freq",),
+        prefix="model.",
+    )
+
+
+class GegeluMLP(nn.Module):
+    """`down(quick_gelu(gate) * (up + 1))`, gate and up being neighbours in the projection, and clamped."""
+
+    def __init__(self, width: int, hidden: int, limit: float | None) -> None:
+        super().__init__()
+        self.up = Linear(width, 2 * hidden, bias=True)
+        self.down = Linear(hidden, width, bias=True)
+        self.limit = torch.inf if limit is None else limit
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        gate, up = self.up(x).float().unflatten(-1, (-1, 2)).unbind(-1)
+        up = up.clamp(-self.limit, self.limit)
+        return self.down((quick_gelu(gate.clamp(max=self.limit)) * (up + 1)).to(x.dtype))  # type: ignore[no-any-return]
+
+
+class WithoutDummies(CausalLM):
+    """Tokens that pad the vocabulary are never likely."""
+
+    dummies: list[int]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        logits = super().logits(hidden)
+        logits[:, self.dummies] = torch.finfo(torch.float32).min
+        return logits
+
+
+@architecture(
+    "Phi3SmallForCausalLM",
+    about="Phi-3-small",
+    examples=("microsoft/Phi-3-small-8k-instruct", "microsoft/Phi-3-small-128k-instruct"),
+)
+def phi3_small(c: Config) -> CausalLM:
+    width, heads, hidden = c.hidden_size, c.num_attention_heads, c.get("ff_intermediate_size", 14336)
+    kv_heads, head_dim = c.get("num_key_value_heads", heads), width // heads
+    multiplier = c.get("mup_attn_multiplier", 1.0)
+    stride, every = c.get("blocksparse_vert_stride", 8), c.get("dense_attention_every_n_layers", 2)
+    scaling = {
+        "short_mscale": 1.0,
+        **c.get("rope_scaling", {"type": "linear", "factor": c.get("rope_position_scale", 1.0)}),
+    }
+    attention = partial(
+        Attention,
+        width,
+        heads,
+        kv_heads,
+        head_dim,
+        rotary=rotary(c.replace(rope_theta=c.get("rope_embedding_base", 1e6), rope_scaling=scaling), head_dim),
+        bias=True,
+        out_bias=True,
+        scale=multiplier / head_dim if c.get("mup_use_scaling", True) else head_dim**-0.5,
+    )
+    sparse = BlockSparse(
+        c.get("blocksparse_block_size", 64),
+        c.get("blocksparse_num_local_blocks", 16),
+        stride,
+        head_step=0 if c.get("blocksparse_homo_head_pattern", False) else max(1, stride // heads),
+    )
+    norm = partial(LayerNorm, width, c.get("layer_norm_epsilon", 1e-5))
+    mlp = partial(GegeluMLP, width, hidden, c.get("gegelu_limit"))
+
+    def layer(i: int) -> Block:
+        dense = every and (i + 1) % every == 0
+        return Block(
+            attention=Residual(norm(), attention(sparse=None if dense else sparse)), mlp=Residual(norm(), mlp())
+        )
+
+    model = WithoutDummies(
+        embed=Embedding(c.vocab_size, width, c.get("mup_embedding_multiplier", 10.0)),
+        layer=layer,
+        layers=c.num_hidden_layers,
+        norm=norm(),
+        head=None if c.get("tie_word_embeddings", True) else Linear(width, c.vocab_size),
+        names=names(kv_heads, heads // kv_heads, head_dim),
+        logit_scale=1.0 / c.get("mup_width_multiplier", 8.0),
+    )
+    model.dummies = c.get("dummy_token_indices", [])
+    return model
