@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from octavo.outputs import (
         BeamSearchOutput,
         BeamSearchSequence,
+        ClassificationOutput,
+        ClassificationRequestOutput,
         CompletionOutput,
         EmbeddingOutput,
         EmbeddingRequestOutput,
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
         PoolingOutput,
         PoolingRequestOutput,
         RequestOutput,
+        ScoringOutput,
+        ScoringRequestOutput,
     )
     from octavo.params import BeamSearchParams, PoolingParams, RequestOutputKind, SamplingParams
     from octavo.prompts import TextPrompt, TokensPrompt
@@ -38,6 +42,10 @@ _HOME = {
     "TextPrompt": "octavo.prompts",
     "TokensPrompt": "octavo.prompts",
     "RequestOutput": "octavo.outputs",
+    "ClassificationOutput": "octavo.outputs",
+    "ClassificationRequestOutput": "octavo.outputs",
+    "ScoringOutput": "octavo.outputs",
+    "ScoringRequestOutput": "octavo.outputs",
     "CompletionOutput": "octavo.outputs",
     "Logprob": "octavo.outputs",
     "BeamSearchOutput": "octavo.outputs",
@@ -54,6 +62,8 @@ __all__ = [
     "BeamSearchOutput",
     "BeamSearchParams",
     "BeamSearchSequence",
+    "ClassificationOutput",
+    "ClassificationRequestOutput",
     "CompletionOutput",
     "EmbeddingOutput",
     "EmbeddingRequestOutput",
@@ -66,6 +76,8 @@ __all__ = [
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
+    "ScoringOutput",
+    "ScoringRequestOutput",
     "TextPrompt",
     "TokensPrompt",
     "__version__",

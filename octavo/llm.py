@@ -16,11 +16,15 @@ from octavo.loading.chat import Message, render_chat
 from octavo.loading.tokenizer import Tokenizer
 from octavo.outputs import (
     BeamSearchOutput,
+    ClassificationOutput,
+    ClassificationRequestOutput,
     EmbeddingOutput,
     EmbeddingRequestOutput,
     PoolingOutput,
     PoolingRequestOutput,
     RequestOutput,
+    ScoringOutput,
+    ScoringRequestOutput,
 )
 from octavo.params import BeamSearchParams, PoolingParams, RequestOutputKind, SamplingParams
 from octavo.prompts import Prompt
@@ -155,7 +159,7 @@ class LLM:
         *,
         use_tqdm: bool = True,
     ) -> list[PoolingRequestOutput[PoolingOutput]]:
-        """Pooled hidden states of prompts, as tensors."""
+        """Pooled hidden states, scores or rewards of prompts, as tensors."""
         batch = _prompt_list(prompts)
         params = pooling_params or PoolingParams()
         each = [params] * len(batch) if isinstance(params, PoolingParams) else list(params)
@@ -171,10 +175,7 @@ class LLM:
         use_tqdm: bool = True,
     ) -> list[EmbeddingRequestOutput]:
         """Embeddings of prompts. Start the engine with task="embedding"."""
-        if self.engine.generates:
-            raise InvalidRequestError(
-                f'embed() needs LLM(..., task="embedding"); this one has {self.engine.args.task!r}.'
-            )
+        self._need_task("embedding")
         return [
             EmbeddingRequestOutput(
                 o.request_id,
@@ -185,6 +186,76 @@ class LLM:
             )
             for o in self.encode(prompts, pooling_params, use_tqdm=use_tqdm)
         ]
+
+    def classify(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[ClassificationRequestOutput]:
+        """Probabilities of each class, for each prompt. Needs a model that classifies."""
+        self._need_task("classify")
+        return [
+            ClassificationRequestOutput(
+                o.request_id,
+                ClassificationOutput(o.outputs.data.tolist()),
+                o.prompt_token_ids,
+                o.finished,
+                o.num_cached_tokens,
+            )
+            for o in self.encode(prompts, pooling_params, use_tqdm=use_tqdm)
+        ]
+
+    def score(
+        self, text_1: Prompt | Sequence[Prompt], text_2: Prompt | Sequence[Prompt], *, use_tqdm: bool = True
+    ) -> list[ScoringRequestOutput]:
+        """How well texts go together: one with each of many, or each of many with its partner.
+
+        An embedding engine gives the cosine of their embeddings. A classifier of one or two classes reads both texts
+        as one input and gives the probability of its last class.
+        """
+        first, second = _prompt_list(text_1), _prompt_list(text_2)
+        if len(first) == 1:
+            first = first * len(second)
+        _same_length("text_1", first, second)
+        if self.engine.task == "classify":
+            return self._score_pairs(first, second, use_tqdm)
+        self._need_task("embedding")
+        outputs = self.encode([*first, *second], PoolingParams(normalize=True), use_tqdm=use_tqdm)
+        return [
+            ScoringRequestOutput(
+                f"{one.request_id}-{two.request_id}",
+                ScoringOutput(float(one.outputs.data @ two.outputs.data)),
+                one.prompt_token_ids + two.prompt_token_ids,
+                num_cached_tokens=one.num_cached_tokens + two.num_cached_tokens,
+            )
+            for one, two in zip(outputs[: len(first)], outputs[len(first) :], strict=True)
+        ]
+
+    def _score_pairs(self, first: list[Prompt], second: list[Prompt], use_tqdm: bool) -> list[ScoringRequestOutput]:
+        if self.engine.pooling.num_scores > 2:
+            raise InvalidRequestError(
+                f"score() is for classifiers of one or two classes; this one has {self.engine.pooling.num_scores}. "
+                "Use classify()."
+            )
+        tokenizer, prompts = self.get_tokenizer(), []
+        for one, two in zip(first, second, strict=True):
+            if not isinstance(one, str) or not isinstance(two, str):
+                raise InvalidRequestError("score() with a classifier reads pairs of texts, not of token ids.")
+            prompts.append(tokenizer.encode_pair(one, two))
+        return [
+            ScoringRequestOutput(
+                o.request_id, ScoringOutput(o.outputs.probs[-1]), o.prompt_token_ids, o.finished, o.num_cached_tokens
+            )
+            for o in self.classify(cast(list[Prompt], prompts), use_tqdm=use_tqdm)
+        ]
+
+    def _need_task(self, task: str) -> None:
+        if self.engine.task != task:
+            raise InvalidRequestError(
+                f'this needs LLM(..., task="{task}") and a model for it; this engine serves {self.engine.task!r}.'
+            )
 
     def _params_list(
         self, params: SamplingParams | Sequence[SamplingParams] | None, count: int

@@ -95,6 +95,11 @@ class ClassificationOutput:
         return len(self.probs)
 
 
+@dataclass
+class ScoringOutput:
+    score: float
+
+
 T = TypeVar("T")
 
 
@@ -115,6 +120,10 @@ class EmbeddingRequestOutput(PoolingRequestOutput[EmbeddingOutput]):
 
 class ClassificationRequestOutput(PoolingRequestOutput[ClassificationOutput]):
     """A classification request's answer."""
+
+
+class ScoringRequestOutput(PoolingRequestOutput[ScoringOutput]):
+    """The score of a pair of texts."""
 
 
 @dataclass

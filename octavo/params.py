@@ -194,6 +194,9 @@ class PoolingParams:
     dimensions: int | None = None
     """Keep only the first so many values of an embedding (Matryoshka models)."""
     normalize: bool | None = None
+    """Scale the embedding to length one; None: as the engine was told."""
+    softmax: bool | None = None
+    """Turn scores into probabilities; None: as the engine was told."""
     truncate_prompt_tokens: int | None = None
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from octavo.architectures.config import Config
 from octavo.architectures.llama import IGNORED, MLP_NAMES
-from octavo.architectures.registry import GGUFFormat, architecture
+from octavo.architectures.registry import EMBEDS, GGUFFormat, architecture
 from octavo.architectures.rope import rotary
 from octavo.parts import Attention, Block, CausalLM, Embedding, GatedMLP, Linear, Names, Residual, RMSNorm
 
@@ -51,7 +51,7 @@ def _gguf_config(shared: dict[str, Any], metadata: Any) -> dict[str, Any]:
         undo={name: minus_one for name in NAMES.table if name.endswith("norm")},
     ),
 )
-@architecture("Gemma2Model", about="Gemma2-based embedders", examples=("BAAI/bge-multilingual-gemma2",), headless=True)
+@architecture("Gemma2Model", about="Gemma2-based embedders", examples=("BAAI/bge-multilingual-gemma2",), tasks=EMBEDS)
 def gemma2(c: Config) -> CausalLM:
     heads, head_dim = c.num_attention_heads, c.get("head_dim", 256)
     norm = partial(RMSNorm, c.hidden_size, eps=c.get("rms_norm_eps", 1e-6), offset=1.0)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from octavo.architectures.config import Config
-from octavo.architectures.registry import GGUFFormat, architecture
+from octavo.architectures.registry import EMBEDS, GGUFFormat, architecture
 from octavo.architectures.rope import rotary
 from octavo.parts import Attention, Block, CausalLM, Embedding, GatedMLP, Linear, Names, Residual, RMSNorm
 
@@ -128,7 +128,7 @@ UNPERMUTE = {
     examples=("meta-llama/Meta-Llama-3.1-8B-Instruct", "meta-llama/Llama-2-70b-hf", "01-ai/Yi-34B"),
     gguf=GGUFFormat("llama", undo=UNPERMUTE, when=lambda metadata: not metadata.get("llama.expert_count")),
 )
-@architecture("LlamaModel", about="Llama-based embedders", examples=("intfloat/e5-mistral-7b-instruct",), headless=True)
+@architecture("LlamaModel", about="Llama-based embedders", examples=("intfloat/e5-mistral-7b-instruct",), tasks=EMBEDS)
 def llama(c: Config) -> CausalLM:
     bias = c.get("attention_bias", False)
     return llama_body(c, bias=bias, out_bias=bias, mlp=gated_mlp(c, c.get("mlp_bias", False)))

@@ -4,7 +4,7 @@ from functools import partial
 
 from octavo.architectures.config import Config
 from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, UNPERMUTE, gated_mlp, llama_body
-from octavo.architectures.registry import GGUFFormat, architecture
+from octavo.architectures.registry import EMBEDS, GGUFFormat, architecture
 from octavo.parts import CausalLM, GatedMLP, MoE, Names, softmax_then_choose
 
 KV_HEADS = 8  # of Mistral's first config, which leaves the key out
@@ -27,7 +27,7 @@ MIXTRAL_NAMES = Names(
     examples=("mistralai/Mistral-7B-v0.1", "mistralai/Mistral-7B-Instruct-v0.1"),
 )
 @architecture(
-    "MistralModel", about="Mistral-based embedders", examples=("intfloat/e5-mistral-7b-instruct",), headless=True
+    "MistralModel", about="Mistral-based embedders", examples=("intfloat/e5-mistral-7b-instruct",), tasks=EMBEDS
 )
 def mistral(c: Config) -> CausalLM:
     window = c.values.get("sliding_window", 4096)  # null means none

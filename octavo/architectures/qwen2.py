@@ -1,8 +1,9 @@
 """Qwen2 and Qwen2.5 (Yang et al. 2024): Llama's body with biases on q, k and v, and windows on late layers if asked."""
 
 from octavo.architectures.config import Config
+from octavo.architectures.heads import with_classes, with_reward
 from octavo.architectures.llama import gated_mlp, llama_body
-from octavo.architectures.registry import GGUFFormat, architecture
+from octavo.architectures.registry import CLASSIFIES, EMBEDS, GGUFFormat, architecture
 from octavo.parts import CausalLM
 
 
@@ -13,10 +14,30 @@ from octavo.parts import CausalLM
     gguf=GGUFFormat("qwen2"),
 )
 @architecture(
-    "Qwen2Model", about="Qwen2-based embedders", examples=("Alibaba-NLP/gte-Qwen2-1.5B-instruct",), headless=True
+    "Qwen2Model", about="Qwen2-based embedders", examples=("Alibaba-NLP/gte-Qwen2-1.5B-instruct",), tasks=EMBEDS
 )
 def qwen2(c: Config) -> CausalLM:
     return llama_body(c, bias=True, kv_heads=32, window=windows(c).__getitem__, mlp=gated_mlp(c))
+
+
+@architecture(
+    "Qwen2ForSequenceClassification",
+    about="Qwen2-based classifiers",
+    examples=("jason9693/Qwen2.5-1.5B-apeach",),
+    tasks=CLASSIFIES,
+)
+def qwen2_classifier(c: Config) -> CausalLM:
+    return with_classes(qwen2)(c)
+
+
+@architecture(
+    "Qwen2ForRewardModel",
+    about="Qwen2-based reward models",
+    examples=("Qwen/Qwen2.5-Math-RM-72B",),
+    tasks=("reward",),
+)
+def qwen2_reward(c: Config) -> CausalLM:
+    return with_reward(qwen2)(c)
 
 
 def windows(c: Config) -> list[int | None]:

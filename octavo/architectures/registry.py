@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from octavo.architectures.config import Config
+from octavo.architectures.heads import Build, with_classes
 from octavo.errors import UnsupportedModelError, did_you_mean
-from octavo.parts import CausalLM
 
-Build = Callable[[Config], CausalLM]
+GENERATES = ("generate", "embedding")
+"""Tasks of a language model. It also gives rewards, where told which tokens' logits they are."""
+EMBEDS = ("embedding",)
+"""Tasks of a model that is published without a head."""
+CLASSIFIES = ("classify",)
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,8 @@ class Architecture:
     about: str
     examples: tuple[str, ...]
     gguf: GGUFFormat | None
-    headless: bool = False
-    """Published without a head: it gives embeddings, not text."""
+    tasks: tuple[str, ...] = GENERATES
+    """What it serves: generate, embedding, classify or reward. The first is what it does unless told otherwise."""
 
 
 _ARCHITECTURES: dict[str, Architecture] = {}
@@ -54,14 +58,14 @@ def architecture(
     about: str = "",
     examples: tuple[str, ...] = (),
     gguf: GGUFFormat | None = None,
-    headless: bool = False,
+    tasks: tuple[str, ...] = GENERATES,
 ) -> Callable[[Build], Build]:
     """Register a function from config to model under `name`, and under aliases that published configs use."""
 
     def register(build: Build) -> Build:
         for each in (name, *aliases):
             served = gguf if each == name else None
-            _ARCHITECTURES[each] = Architecture(each, build, about, examples, served, headless)
+            _ARCHITECTURES[each] = Architecture(each, build, about, examples, served, tasks)
         return build
 
     return register
@@ -82,6 +86,9 @@ def find_architecture(names: list[str]) -> Architecture:
     for name in names:
         if name in known:
             return known[name]
+        base = known.get(name.removesuffix("ForSequenceClassification") + "ForCausalLM")
+        if name.endswith("ForSequenceClassification") and base is not None:
+            return Architecture(name, with_classes(base.build), base.about, (), None, CLASSIFIES)
     wanted = ", ".join(names) or "(none given)"
     hint = did_you_mean(names[0], known) if names else ""
     raise UnsupportedModelError(

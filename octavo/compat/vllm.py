@@ -28,6 +28,10 @@ _SUBMODULES: dict[str, dict[str, str]] = {
                 "PoolingRequestOutput",
                 "EmbeddingOutput",
                 "EmbeddingRequestOutput",
+                "ClassificationOutput",
+                "ClassificationRequestOutput",
+                "ScoringOutput",
+                "ScoringRequestOutput",
             )
         },
         "TextPrompt": "octavo.prompts:TextPrompt",

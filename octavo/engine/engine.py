@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from octavo.config import EngineArgs, PoolerConfig
+from octavo.config import EngineArgs
 from octavo.engine.detokenizer import IncrementalDetokenizer, StopChecker
 from octavo.engine.inputs import CheckedPrompt, InputChecker
 from octavo.engine.kv_cache import HashChain, KVCacheManager
+from octavo.engine.pooling import Pooling
 from octavo.engine.request import Completion, GenerationRequest, PoolingRequest, Request
 from octavo.engine.scheduler import Scheduler, Share
 from octavo.engine.sequence import Sequence, Status
@@ -21,7 +22,6 @@ from octavo.executor.step import SequenceResult, SequenceStep
 from octavo.loading.model import load_model
 from octavo.outputs import PoolingOutput, PoolingRequestOutput, RequestMetrics, RequestOutput
 from octavo.params import PoolingParams, SamplingParams
-from octavo.parts import Pooler
 
 log = logging.getLogger("octavo")
 
@@ -47,10 +47,11 @@ class Engine:
         self.args = args
         loaded = load_model(args)
         self.tokenizer = loaded.tokenizer
-        self.generates = loaded.model.head is not None
+        self.generates = loaded.task == "generate"
         self.eos_token_ids = loaded.eos_token_ids
         self.generation_config = loaded.generation_config
-        self.pooling = loaded.pooling
+        self.task = loaded.task
+        self.pooling = Pooling(loaded.task, loaded.model, args.override_pooler_config, loaded.pooling)
         self.vocab_size: int = loaded.model.vocab_size
         self._switch_length = loaded.model.switch_length
         self.runner = ModelRunner(loaded, args)
@@ -90,7 +91,7 @@ class Engine:
         if request_id in self._requests:
             raise InvalidRequestError(f"request id {request_id!r} is already in use.")
         if isinstance(params, SamplingParams) and not self.generates:
-            raise InvalidRequestError(f"this engine was started for task={self.args.task!r} and generates no text.")
+            raise InvalidRequestError(f"this engine was started for task={self.task!r} and generates no text.")
         checked = self.checker.prompt(prompt, params)
         priority = priority if self.args.scheduling_policy == "priority" else 0
         request = (
@@ -146,10 +147,7 @@ class Engine:
         return request
 
     def _pooling(self, request_id: str, checked: CheckedPrompt, params: PoolingParams, priority: int) -> PoolingRequest:
-        asked, own = self.args.override_pooler_config or PoolerConfig(), self.pooling
-        wishes = (params.normalize, asked.normalize, own.normalize, True)
-        normalize = next(w for w in wishes if w is not None)
-        pooler = Pooler(asked.pooling_type or own.pooling_type or "LAST", normalize, asked.step_tag_id)
+        pooler = self.pooling.pooler(params)
         sequence = self._sequence(checked, priority, not pooler.needs_every_token)
         request = PoolingRequest(
             request_id, checked.token_ids, params, sequence, pooler, RequestMetrics(arrival_time=time.time())
@@ -228,7 +226,7 @@ class Engine:
         if isinstance(request, PoolingRequest):
             if share.restarts and sequence.num_preemptions:
                 request.pooler.restart()
-            step.pooler, step.pool_finishes, step.dimensions = request.pooler, done, request.params.dimensions
+            step.pooler, step.pool_finishes = request.pooler, done
             return step
         assert completion is not None
         step.sampling = completion.state if done else None

@@ -67,7 +67,7 @@ class ModelRunner:
             if step.pooler is not None:
                 step.pooler.add(rows, batch.tokens[first : first + count])
                 if step.pool_finishes:
-                    results[i].pooled = step.pooler.result(step.dimensions).cpu()
+                    results[i].pooled = step.pooler.result().cpu()
             if step.sampling is not None:
                 sampled.append((i, first + count - 1))
             first += count

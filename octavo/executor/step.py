@@ -33,7 +33,6 @@ class SequenceStep:
     """The prompt's own next tokens, for the first rows of this share."""
     pooler: Pooler | None = None
     pool_finishes: bool = False
-    dimensions: int | None = None
 
 
 @dataclass(slots=True)

@@ -48,6 +48,8 @@ class LoadedModel:
     max_model_len: int
     eos_token_ids: frozenset[int]
     generation_config: dict[str, Any] = field(default_factory=dict)
+    task: str = "generate"
+    """generate, embedding, classify or reward."""
     pooling: PoolerConfig = field(default_factory=PoolerConfig)
     """How the model's own files want embeddings pooled."""
 
@@ -73,14 +75,13 @@ def load_model(args: EngineArgs) -> LoadedModel:
 
     Raises the errors of octavo.errors for everything that can be wrong with its name, files or options.
     """
-    if args.task in ("reward", "classify"):
-        raise UnsupportedModelError(f"task={args.task!r}: no architecture here has a head for it yet.")
     checkpoint = open_checkpoint(args)
+    task = _task(args, checkpoint.architecture)
     config, device = checkpoint.config, _device(args)
     dtype = _dtype(args.dtype, config, device, checkpoint.gguf is not None)
     with torch.device("meta"):
         model = checkpoint.architecture.build(config)
-    if args.task not in ("auto", "generate") or checkpoint.architecture.headless:
+    if task == "embedding":
         model.drop_head()
     tokenizer = None if args.skip_tokenizer_init else _tokenizer(args, checkpoint)
     WeightLoader(model, dtype, device, choose_kernels(dtype, device, args.ops)).load(
@@ -97,7 +98,24 @@ def load_model(args: EngineArgs) -> LoadedModel:
         max_model_len=_max_model_len(args, config),
         eos_token_ids=_eos_tokens(config, generation, tokenizer),
         generation_config=generation,
+        task=task,
         pooling=PoolerConfig() if checkpoint.files.is_gguf else pooling_config(checkpoint.files.path),
+    )
+
+
+def _task(args: EngineArgs, architecture: Architecture) -> str:
+    """What the engine does with the model. Raises UnsupportedModelError for what the model has no head for."""
+    wanted, tasks = "embedding" if args.task == "embed" else args.task, architecture.tasks
+    if wanted == "auto":
+        return tasks[0]
+    asked = args.override_pooler_config
+    of_tokens = wanted == "reward" and "generate" in tasks
+    if wanted in tasks or (of_tokens and asked is not None and asked.returned_token_ids):
+        return wanted
+    remedy = " Rewards of a language model are logits: name their tokens with PoolerConfig(returned_token_ids=[...])."
+    raise UnsupportedModelError(
+        f"task={wanted!r}: {architecture.name} has no head for it; it serves {', '.join(tasks)}."
+        + (remedy if of_tokens else "")
     )
 
 

@@ -25,6 +25,10 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
 
+    def encode_pair(self, first: str, second: str) -> list[int]:
+        """Two texts as one input, with whatever the model puts between them."""
+        ...
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True, spaces_between: bool = True) -> str: ...
 
     def token(self, token_id: int) -> str | None:
@@ -90,6 +94,10 @@ class FastTokenizer(_ChatTemplates):
         ids: list[int] = self.inner.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
+    def encode_pair(self, first: str, second: str) -> list[int]:
+        ids: list[int] = self.inner.encode(first, second).ids
+        return ids
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True, spaces_between: bool = True) -> str:
         text: str = self.inner.decode(ids, skip_special_tokens=skip_special_tokens)
         return text
@@ -115,6 +123,10 @@ class TransformersTokenizer(_ChatTemplates):
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         ids: list[int] = self.inner.encode(text, add_special_tokens=add_special_tokens)
+        return ids
+
+    def encode_pair(self, first: str, second: str) -> list[int]:
+        ids: list[int] = self.inner.encode(first, second)
         return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True, spaces_between: bool = True) -> str:

@@ -1,7 +1,7 @@
 """A decoder: embedding, layers, norm, head."""
 
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,7 @@ class CausalLM(nn.Module):
         self.tied = head is None
         self.vocab_size, self.width = self.token_table.shape
         self.head: Linear | None = head if head is not None else Linear(self.width, self.vocab_size)
+        self.score: nn.Module | None = None
         self.tied_if_absent = tied_if_absent
         self.names = names
         self.logit_scale = logit_scale
@@ -73,12 +74,31 @@ class CausalLM(nn.Module):
         """For embeddings and scores, which need no logits."""
         self.head = None
 
+    def score_with(self, score: nn.Module, names: Mapping[str, str]) -> Self:
+        """Have `score`, `[rows, width]` to `[rows, scores]`, for a head: rewards, classes. `names` are its tensors'."""
+        self.drop_head()
+        self.score = score
+        self.names = self.names.extended(names)
+        return self
+
+    @property
+    def num_scores(self) -> int:
+        """How many values `scores` gives a row: the outputs of `score`, or the vocabulary."""
+        if self.score is None:
+            return int(self.vocab_size)
+        return int([m for m in self.score.modules() if isinstance(m, Linear)][-1].outputs)
+
     def forward(self, batch: Batch) -> Tensor:
         """Hidden states after the last norm, `[rows, width]`."""
         x = self.embed(batch)
         for layer in self.layers:
             x = layer(x, batch)
         return self.norm(x)  # type: ignore[no-any-return]
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """`[rows, scores]` of rows of hidden states, in any dtype; logits where the model has no head for scores."""
+        hidden = hidden.to(self.token_table.dtype)
+        return self.logits(hidden) if self.score is None else self.score(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`[rows, vocab]` in float32."""

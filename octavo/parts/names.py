@@ -118,6 +118,10 @@ class Names:
             for name, path in _expand(key, into.path)
         ]
 
+    def extended(self, table: Mapping[str, str | Into]) -> "Names":
+        """This table with more entries."""
+        return Names({**self.table, **table}, self.ignored, self.prefix)
+
     def _pattern(self, published: str, suffix: str) -> re.Pattern[str]:
         body = re.escape(published)
         body = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", body)

@@ -1,8 +1,13 @@
 """From hidden states to one answer a request."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+SCORED_ROWS = 64
+"""Rows that are scored at a time, which bounds the memory where scores are logits of a whole vocabulary."""
 
 
 class Pooler:
@@ -10,13 +15,30 @@ class Pooler:
 
     Args:
         pooling_type: LAST, CLS (the first token), MEAN, ALL (every row) or STEP (rows of `step_tag_id`).
+        score: what makes scores of pooled rows, `[rows, width]` to `[rows, scores]`; None to give the rows themselves.
+        returned: which of the scores to keep; None for all.
         normalize: scale each result to length one.
+        softmax: scores become probabilities (of a single score, its sigmoid).
+        step_tag_id: the token whose rows STEP keeps.
+        dimensions: how many of the first values of each row to keep; None for all.
     """
 
-    def __init__(self, pooling_type: str, normalize: bool, step_tag_id: int | None = None) -> None:
+    def __init__(
+        self,
+        pooling_type: str,
+        *,
+        score: Callable[[Tensor], Tensor] | None = None,
+        returned: Sequence[int] | None = None,
+        normalize: bool = False,
+        softmax: bool = False,
+        step_tag_id: int | None = None,
+        dimensions: int | None = None,
+    ) -> None:
         self.pooling_type = pooling_type
-        self.normalize = normalize
+        self.score, self.returned = score, returned
+        self.normalize, self.softmax = normalize, softmax
         self.step_tag_id = step_tag_id
+        self.dimensions = dimensions
         self._kept: list[Tensor] = []
         self._sum: Tensor | None = None
         self._count = 0
@@ -39,23 +61,31 @@ class Pooler:
             self._sum = rows.cumsum(0)[-1]
         elif self.pooling_type == "CLS":
             if not self._count:
-                self._kept = [hidden[0].clone()]
+                self._kept = [hidden[:1].clone()]
         elif self.pooling_type == "LAST":
-            self._kept = [hidden[-1].clone()]
+            self._kept = [hidden[-1:].clone()]
         elif self.pooling_type == "STEP":
             self._kept.append(hidden[tokens == self.step_tag_id])
         else:
             self._kept.append(hidden.clone())
         self._count += hidden.shape[0]
 
-    def result(self, dimensions: int | None = None) -> Tensor:
-        """`[width]`, or `[tokens, width]` for ALL and STEP; the first `dimensions` of the width if given."""
-        if self._sum is not None:
-            pooled = (self._sum / self._count).float()
-        elif self.pooling_type in ("ALL", "STEP"):
-            pooled = torch.cat(self._kept)
-        else:
-            pooled = self._kept[0]
-        if dimensions is not None:
-            pooled = pooled[..., :dimensions]
-        return functional.normalize(pooled, dim=-1) if self.normalize else pooled
+    def result(self) -> Tensor:
+        """`[width]` or `[scores]`; for ALL and STEP one such row a token."""
+        pooled = torch.cat(self._kept) if self._sum is None else (self._sum / self._count).float().unsqueeze(0)
+        if self.score is not None:
+            pooled = torch.cat([self._scores(rows) for rows in torch.split(pooled, SCORED_ROWS)])
+        if self.dimensions is not None:
+            pooled = pooled[:, : self.dimensions]
+        if self.normalize:
+            pooled = functional.normalize(pooled, dim=-1)
+        return pooled if self.pooling_type in ("ALL", "STEP") else pooled[0]
+
+    def _scores(self, rows: Tensor) -> Tensor:
+        assert self.score is not None
+        scores = self.score(rows).float()
+        if self.returned is not None:
+            scores = scores[:, self.returned]
+        if not self.softmax:
+            return scores
+        return torch.softmax(scores, -1) if scores.shape[1] > 1 else 1.0 / (torch.exp(-scores) + 1.0)
