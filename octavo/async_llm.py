@@ -11,6 +11,7 @@ from typing import Any
 
 from octavo.config import EngineArgs, engine_args
 from octavo.engine.engine import Engine, FailedRequest
+from octavo.engine.inputs import CheckedPrompt
 from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError
 from octavo.llm import show_log
 from octavo.outputs import PoolingOutput, PoolingRequestOutput, RequestOutput
@@ -122,18 +123,13 @@ class AsyncLLM:
         self._check_alive()
         # Tokenized here, so that the engine's thread does nothing but compute.
         checked = await asyncio.to_thread(self.engine.checker.prompt, prompt, params)
-        ready: dict[str, Any] = {
-            "prompt": checked.text,
-            "prompt_token_ids": checked.token_ids,
-            "cache_salt": checked.cache_salt,
-        }
         name = request_id or f"request-{next(self._ids)}"
         if name in self._streams:
             raise InvalidRequestError(f"request id {name!r} is already in use.")
         stream = self._streams[name] = _Stream(asyncio.get_running_loop(), keeps_all)
         finished = False
         try:
-            self._post(lambda: self._add(name, ready, params, priority, stream))
+            self._post(lambda: self._add(name, checked, params, priority, stream))
             while not finished:
                 output = await stream.get()
                 finished = output.finished
@@ -169,7 +165,7 @@ class AsyncLLM:
             self._wake.notify()
 
     def _add(
-        self, name: str, prompt: Any, params: SamplingParams | PoolingParams, priority: int, stream: _Stream
+        self, name: str, prompt: CheckedPrompt, params: SamplingParams | PoolingParams, priority: int, stream: _Stream
     ) -> None:
         try:
             self.engine.add_request(name, prompt, params, priority)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from octavo.engine.inputs import CheckedPrompt
 from octavo.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
 from octavo.params import BeamSearchParams, SamplingParams
 from octavo.prompts import Prompt
@@ -20,13 +21,13 @@ def beam_search(llm: "LLM", prompts: list[Prompt], params: BeamSearchParams, use
         max_tokens=1, temperature=params.temperature, logprobs=2 * params.beam_width, detokenize=False
     )
     checked = [checker.prompt(p, step_params) for p in prompts]
-    searches = [_Search(c.token_ids, params, llm.engine.eos_token_ids) for c in checked]
+    searches = [_Search(c, params, llm.engine.eos_token_ids) for c in checked]
     limit = llm.engine.max_model_len
     for _ in tqdm(range(params.max_tokens), desc="Beam search", disable=not use_tqdm):
-        beams = [(s, b) for s in searches for b in s.live if len(b.tokens) < limit]
+        beams: list[Prompt] = [s.prompt(b) for s in searches for b in s.live if len(b.tokens) < limit]
         if not beams:
             break
-        outputs = llm.generate([b.tokens for _, b in beams], step_params, use_tqdm=False)
+        outputs = llm.generate(beams, step_params, use_tqdm=False)
         answers = iter(outputs)
         for search in searches:
             search.advance(answers, limit)
@@ -36,11 +37,17 @@ def beam_search(llm: "LLM", prompts: list[Prompt], params: BeamSearchParams, use
 class _Search:
     """The beams of one prompt."""
 
-    def __init__(self, prompt: list[int], params: BeamSearchParams, eos: frozenset[int]) -> None:
-        self.prompt_length = len(prompt)
+    def __init__(self, checked: CheckedPrompt, params: BeamSearchParams, eos: frozenset[int]) -> None:
+        self.encoder_token_ids = checked.encoder_token_ids
         self.params, self.eos = params, eos
-        self.live = [BeamSearchSequence(tokens=list(prompt))]
+        self.live = [BeamSearchSequence(tokens=list(checked.token_ids))]
         self.done: list[BeamSearchSequence] = []
+
+    def prompt(self, beam: BeamSearchSequence) -> Prompt:
+        """What is asked for the beam's next token."""
+        if not self.encoder_token_ids:
+            return beam.tokens
+        return {"encoder_prompt": self.encoder_token_ids, "decoder_prompt": beam.tokens}
 
     def advance(self, answers: Iterator[RequestOutput], limit: int) -> None:
         """Extend every live beam by its likeliest tokens, and keep the best."""

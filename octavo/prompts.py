@@ -18,4 +18,11 @@ class TokensPrompt(TypedDict):
     cache_salt: NotRequired[str]
 
 
-Prompt = str | list[int] | TextPrompt | TokensPrompt | dict[str, Any]
+class ExplicitEncoderDecoderPrompt(TypedDict):
+    """For models with an encoder: what it reads, and how the answer begins (the model's own way if None)."""
+
+    encoder_prompt: str | list[int] | TextPrompt | TokensPrompt
+    decoder_prompt: str | list[int] | TextPrompt | TokensPrompt | None
+
+
+Prompt = str | list[int] | TextPrompt | TokensPrompt | ExplicitEncoderDecoderPrompt | dict[str, Any]

@@ -20,13 +20,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def load(case: dict[str, Any], folder: Path, **options: Any) -> LLM:
-    pooling = "output_token_ids" not in case["cases"][0]
-    if pooling:
-        options["task"] = "embedding"
+    answer = case["cases"][0]
+    if "output_token_ids" not in answer:
+        options["task"] = "embedding" if "embedding" in answer else "classify" if "scores" in answer else "reward"
         if "override_pooler_config" in case:
             options["override_pooler_config"] = PoolerConfig(**case["override_pooler_config"])
     options = {"dtype": "float32", "skip_tokenizer_init": True, "kv_cache_memory": "32MiB", **options}
     return LLM(str(write_model(case, folder)), **options)
+
+
+def prompt_of(case: dict[str, Any]) -> dict[str, Any]:
+    prompt = {"prompt_token_ids": case["prompt_token_ids"]}
+    if "encoder_prompt_token_ids" not in case:
+        return prompt
+    return {"encoder_prompt": {"prompt_token_ids": case["encoder_prompt_token_ids"]}, "decoder_prompt": prompt}
 
 
 def answers(llm: LLM, case: dict[str, Any]) -> list[Any]:
@@ -36,8 +43,20 @@ def answers(llm: LLM, case: dict[str, Any]) -> list[Any]:
         )
         for c in case["cases"]
     ]
-    prompts = [{"prompt_token_ids": c["prompt_token_ids"]} for c in case["cases"]]
-    return llm.generate(prompts, params, use_tqdm=False)
+    return llm.generate([prompt_of(c) for c in case["cases"]], params, use_tqdm=False)
+
+
+def pooled(llm: LLM, case: dict[str, Any]) -> None:
+    """Compare embeddings, class probabilities or rewards, all requests in one batch."""
+    prompts = [prompt_of(c) for c in case["cases"]]
+    if "embedding" in case["cases"][0]:
+        got, key = [o.outputs.embedding for o in llm.embed(prompts, use_tqdm=False)], "embedding"
+    elif "scores" in case["cases"][0]:
+        got, key = [o.outputs.probs for o in llm.classify(prompts, use_tqdm=False)], "scores"
+    else:
+        got, key = [o.outputs.data.flatten() for o in llm.encode(prompts, use_tqdm=False)], "reward"
+    for output, want in zip(got, case["cases"], strict=True):
+        np.testing.assert_allclose(output, want[key], atol=1e-5)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -45,10 +64,8 @@ def answers(llm: LLM, case: dict[str, Any]) -> list[Any]:
 def test_reference_answers(path: Path, variant: str, tmp_path: Path) -> None:
     case = read_case(path)
     llm = load(case, tmp_path, **VARIANTS[variant])
-    if "embedding" in case["cases"][0]:
-        got = [llm.embed({"prompt_token_ids": c["prompt_token_ids"]}, use_tqdm=False)[0] for c in case["cases"]]
-        for output, want in zip(got, case["cases"], strict=True):
-            np.testing.assert_allclose(output.outputs.embedding, want["embedding"], atol=1e-5)
+    if "output_token_ids" not in case["cases"][0]:
+        pooled(llm, case)
         return
     for output, want in zip(answers(llm, case), case["cases"], strict=True):
         answer = output.outputs[0]

@@ -6,19 +6,32 @@ from torch import Tensor, nn
 
 from octavo.architectures.config import Config
 from octavo.architectures.registry import architecture
-from octavo.parts import MLP, Attention, Batch, Block, CausalLM, Embedding, Into, LayerNorm, Linear, Names, Residual
+from octavo.parts import (
+    MLP,
+    Attention,
+    Batch,
+    Block,
+    CausalLM,
+    Embedding,
+    Into,
+    LayerNorm,
+    Linear,
+    Names,
+    PostNorm,
+    Residual,
+)
 
 POSITION_OFFSET = 2  # the first two rows of the published table stand for padding
 
 
-def _drop_padding(weight: Tensor) -> Tensor:
+def drop_padding(weight: Tensor) -> Tensor:
     return weight[POSITION_OFFSET:]
 
 
 NAMES = Names(
     {
         "model.decoder.embed_tokens": "embed.tokens",
-        "model.decoder.embed_positions": Into("embed.positions", _drop_padding),
+        "model.decoder.embed_positions": Into("embed.positions", drop_padding),
         "model.decoder.project_in": "embed.project",
         "model.decoder.layers.{i}.self_attn_layer_norm": "layers.{i}.attention.norm",
         "model.decoder.layers.{i}.self_attn.{q|k|v}_proj": "layers.{i}.attention.inner.qkv.{q|k|v}",
@@ -50,17 +63,6 @@ class ProjectedEmbedding(nn.Module):
         x: Tensor = self.tokens(batch)
         x = x if self.project is None else self.project(x)
         return x + self.positions.lookup(batch.positions)
-
-
-class PostNorm(nn.Module):
-    """`norm(x + inner(x))`."""
-
-    def __init__(self, norm: nn.Module, inner: nn.Module) -> None:
-        super().__init__()
-        self.norm, self.inner = norm, inner
-
-    def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        return self.norm(x + self.inner(x, batch))  # type: ignore[no-any-return]
 
 
 class Ending(nn.Module):

@@ -1,15 +1,17 @@
 """The engine: requests in, outputs out, a step at a time."""
 
+import hashlib
 import logging
 import random
 import time
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from octavo.config import EngineArgs
 from octavo.engine.detokenizer import IncrementalDetokenizer, StopChecker
-from octavo.engine.inputs import CheckedPrompt, InputChecker
+from octavo.engine.inputs import CheckedPrompt, EncoderInput, InputChecker
 from octavo.engine.kv_cache import HashChain, KVCacheManager
 from octavo.engine.pooling import Pooling
 from octavo.engine.request import Completion, GenerationRequest, PoolingRequest, Request
@@ -19,7 +21,7 @@ from octavo.errors import ConfigError, InvalidRequestError
 from octavo.executor.runner import ModelRunner
 from octavo.executor.sampling_state import SamplingState, mix
 from octavo.executor.step import SequenceResult, SequenceStep
-from octavo.loading.model import load_model
+from octavo.loading.model import LoadedModel, load_model
 from octavo.outputs import PoolingOutput, PoolingRequestOutput, RequestMetrics, RequestOutput
 from octavo.params import PoolingParams, SamplingParams
 
@@ -64,11 +66,18 @@ class Engine:
                 self.max_model_len,
                 loaded.max_model_len,
             )
-        self.checker = InputChecker(self.tokenizer, self.vocab_size, self.max_model_len, args.max_logprobs)
+        self.checker = InputChecker(
+            self.tokenizer, self.vocab_size, self.max_model_len, args.max_logprobs, self._encoder_input(loaded)
+        )
         self._requests: dict[str, Request] = {}
         self._owner: dict[int, tuple[Request, Completion | None]] = {}
         self._arrivals = 0
         self._random = random.Random(args.seed)
+
+    def _encoder_input(self, loaded: LoadedModel) -> EncoderInput | None:
+        if loaded.model.encoder is None:
+            return None
+        return EncoderInput(self.max_model_len, loaded.decoder_start_token_id)
 
     def _prefix_caching(self) -> bool:
         wanted, shape = self.args.enable_prefix_caching, self.runner.shape
@@ -87,12 +96,14 @@ class Engine:
     def add_request(
         self, request_id: str, prompt: Any, params: SamplingParams | PoolingParams, priority: int = 0
     ) -> None:
-        """Queue a request. Raises InvalidRequestError, before anything runs, for one that cannot be served."""
+        """Queue a request, of a prompt or one that `checker.prompt` has checked.
+
+        Raises InvalidRequestError, before anything runs, for one that cannot be served."""
         if request_id in self._requests:
             raise InvalidRequestError(f"request id {request_id!r} is already in use.")
         if isinstance(params, SamplingParams) and not self.generates:
             raise InvalidRequestError(f"this engine was started for task={self.task!r} and generates no text.")
-        checked = self.checker.prompt(prompt, params)
+        checked = prompt if isinstance(prompt, CheckedPrompt) else self.checker.prompt(prompt, params)
         priority = priority if self.args.scheduling_policy == "priority" else 0
         request = (
             self._generation(request_id, checked, params, priority)
@@ -110,7 +121,8 @@ class Engine:
             list(checked.token_ids),
             priority,
             read_prefix_cache,
-            self._chain(checked.token_ids, checked.cache_salt),
+            checked.encoder_token_ids,
+            self._chain(checked.token_ids, _salt(checked)),
         )
 
     def _generation(
@@ -125,9 +137,7 @@ class Engine:
         room = self.max_model_len - len(checked.token_ids)
         read = params.prompt_logprobs is None and not params.skip_reading_prefix_cache
         seed = self._random.getrandbits(64) if params.seed is None else params.seed
-        request = GenerationRequest(
-            request_id, checked.text, checked.token_ids, params, [], RequestMetrics(arrival_time=time.time())
-        )
+        request = GenerationRequest(request_id, checked, params, [], RequestMetrics(arrival_time=time.time()))
         if params.prompt_logprobs is not None:
             request.prompt_logprobs = [None]
         for index in range(params.num_sequences):
@@ -222,6 +232,7 @@ class Engine:
             length=len(sequence.tokens),
             new_blocks=self.cache.unsent(sequence.blocks),
             restarts=share.restarts,
+            encoder_tokens=sequence.encoder_tokens,
         )
         if isinstance(request, PoolingRequest):
             if share.restarts and sequence.num_preemptions:
@@ -289,3 +300,11 @@ class Engine:
         for sequence in list(self.scheduler.running):
             if sequence.status is Status.RUNNING:
                 self.scheduler.preempt(sequence)
+
+
+def _salt(checked: CheckedPrompt) -> str:
+    """What must be equal for two requests to share a prefix, beside its tokens: with an encoder, all that it reads."""
+    if not checked.encoder_token_ids:
+        return checked.cache_salt
+    digest = hashlib.blake2b(array("q", checked.encoder_token_ids).tobytes(), digest_size=16).hexdigest()
+    return f"{checked.cache_salt}\0{digest}"

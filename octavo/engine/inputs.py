@@ -1,14 +1,14 @@
 """Prompts and sampling values, checked at the boundary: what passes here can run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from octavo.errors import InvalidRequestError
 from octavo.loading.tokenizer import Tokenizer
 from octavo.params import PoolingParams, SamplingParams
 
-ENCODER_KEYS = ("encoder_prompt", "decoder_prompt", "multi_modal_data")
+ENCODER_KEYS = ("encoder_prompt", "decoder_prompt")
 
 
 @dataclass
@@ -18,6 +18,22 @@ class CheckedPrompt:
     text: str | None
     token_ids: list[int]
     cache_salt: str = ""
+    encoder_text: str | None = None
+    encoder_token_ids: list[int] = field(default_factory=list)
+    """What the model's encoder reads; empty where it has none."""
+
+
+@dataclass(frozen=True)
+class EncoderInput:
+    """What a model with an encoder takes.
+
+    Args:
+        max_tokens: longest input of the encoder.
+        start_token_id: begins every answer, unless the decoder's prompt is given as token ids.
+    """
+
+    max_tokens: int
+    start_token_id: int | None
 
 
 class InputChecker:
@@ -28,20 +44,69 @@ class InputChecker:
         vocab_size: token ids are below it.
         max_model_len: longest prompt plus answer.
         max_logprobs: most log-probabilities a token (-1: no limit).
+        encoder: what the model's encoder takes; None for models without one.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None, vocab_size: int, max_model_len: int, max_logprobs: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        vocab_size: int,
+        max_model_len: int,
+        max_logprobs: int,
+        encoder: EncoderInput | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
         self.max_model_len = max_model_len
         self.max_logprobs = max_logprobs
+        self.encoder = encoder
 
     def prompt(self, prompt: Any, params: SamplingParams | PoolingParams) -> CheckedPrompt:
         """Token ids of a prompt: text, a list of ids, or a dict with `prompt` or `prompt_token_ids`.
 
+        A model with an encoder reads such a prompt with it, or a dict with `encoder_prompt` and `decoder_prompt`.
+
         Raises InvalidRequestError for an empty or too long prompt and for ids outside the vocabulary.
         """
-        text, ids, salt = self._read(prompt)
+        if self.encoder is not None:
+            return self._encoder_decoder(prompt, params, self.encoder)
+        return self._checked(*self._read(prompt), params)
+
+    def _encoder_decoder(
+        self, prompt: Any, params: SamplingParams | PoolingParams, encoder: EncoderInput
+    ) -> CheckedPrompt:
+        if isinstance(prompt, Mapping) and "encoder_prompt" in prompt:
+            source, target = prompt["encoder_prompt"], prompt.get("decoder_prompt")
+        else:
+            source, target = prompt, None
+        encoder_text, encoder_ids, salt = self._read(source)
+        if not encoder_ids:
+            raise InvalidRequestError("the encoder's prompt is empty; give at least one token.")
+        self._check_ids(encoder_ids, "encoder_prompt")
+        if len(encoder_ids) > encoder.max_tokens:
+            raise InvalidRequestError(
+                f"the encoder's prompt has {len(encoder_ids)} tokens, and this model reads {encoder.max_tokens}. "
+                "Shorten it."
+            )
+        text, ids = None, list[int]()
+        if isinstance(target, Mapping) and target.get("prompt_token_ids") is not None:
+            text, ids, _ = self._read(target)
+        elif isinstance(target, Sequence) and not isinstance(target, str):
+            ids = self._ids(target)
+        else:
+            if encoder.start_token_id is None:
+                raise InvalidRequestError(
+                    "this model's config has no decoder_start_token_id: give the decoder_prompt as token ids."
+                )
+            text = target.get("prompt") if isinstance(target, Mapping) else target
+            ids = [encoder.start_token_id, *(self._encode(text, add_special_tokens=False) if text else [])]
+        checked = self._checked(text, ids, salt, params)
+        checked.encoder_text, checked.encoder_token_ids = encoder_text, encoder_ids
+        return checked
+
+    def _checked(
+        self, text: str | None, ids: list[int], salt: str, params: SamplingParams | PoolingParams
+    ) -> CheckedPrompt:
         if params.truncate_prompt_tokens is not None:
             keep = params.truncate_prompt_tokens
             keep = self._room(params) if keep == -1 else keep
@@ -66,7 +131,9 @@ class InputChecker:
             return prompt, self._encode(prompt), ""
         if isinstance(prompt, Mapping):
             if refused := [k for k in ENCODER_KEYS if prompt.get(k)]:
-                raise InvalidRequestError(f"{refused[0]} is not taken: this model reads one text prompt.")
+                raise InvalidRequestError(f"{refused[0]} is not taken: this model has no encoder. Give one prompt.")
+            if prompt.get("multi_modal_data"):
+                raise InvalidRequestError("multi_modal_data is not taken: this model reads text.")
             text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
             salt = str(prompt.get("cache_salt") or "")
             if ids is not None:
@@ -78,13 +145,13 @@ class InputChecker:
             return None, self._ids(prompt), ""
         raise InvalidRequestError(f"a prompt is text, a list of token ids or a dict, not {type(prompt).__name__}.")
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         if self.tokenizer is None:
             raise InvalidRequestError(
                 "this engine was started with skip_tokenizer_init=True and takes token ids: "
                 '{"prompt_token_ids": [...]}.'
             )
-        return self.tokenizer.encode(text)
+        return self.tokenizer.encode(text, add_special_tokens)
 
     @staticmethod
     def _ids(ids: Any) -> list[int]:

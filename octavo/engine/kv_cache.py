@@ -18,6 +18,8 @@ class SequenceBlocks:
     """For each group the first index that was not given back."""
     sent: list[int]
     """For each group how many entries the executor knows."""
+    encoder_tokens: int = 0
+    """How many tokens the table of the encoder's group holds."""
     remembered: int = 0
     """How many full blocks are findable (or were tried)."""
 
@@ -49,6 +51,7 @@ class KVCacheManager:
     def __init__(self, shape: CacheShape, prefix_caching: bool) -> None:
         self.block_size = shape.block_size
         self.windows = shape.windows
+        self.encoder_group = shape.encoder_group
         self.prefix_caching = prefix_caching and bool(shape.windows)
         self.pool = BlockPool(shape.num_blocks)
 
@@ -66,32 +69,31 @@ class KVCacheManager:
             return max(0, (self.pool.num_blocks - fixed) // unbounded * self.block_size)
         return 1 << 62 if fixed <= self.pool.num_blocks else self.pool.num_blocks // len(self.windows) * self.block_size
 
-    def find_prefix(self, chain: HashChain, tokens: list[int]) -> tuple[SequenceBlocks, int]:
+    def find_prefix(self, chain: HashChain, tokens: list[int], encoder_tokens: int = 0) -> tuple[SequenceBlocks, int]:
         """Blocks of the longest beginning of `tokens` that is cached, held for the caller, and its length in tokens.
 
         At least one token is left to compute. Groups with a window need only the blocks that the next token can see.
+        The encoder's blocks are never found: what is equal for two requests is in their decoders' `chain`.
         """
-        blocks = self.empty()
+        blocks = self.empty(encoder_tokens)
         if not self.prefix_caching:
             return blocks, 0
         chain.extend(tokens, self.block_size)
         usable = min(len(chain.hashes), (len(tokens) - 1) // self.block_size)
-        needs = [None if w is None else -(-(w - 1) // self.block_size) for w in self.windows]
-        runs, length = [0] * len(needs), 0
+        needs = {g: None if w is None else -(-(w - 1) // self.block_size) for g, w in self._growing}
+        runs, length = dict.fromkeys(needs, 0), 0
         for i in range(usable):
-            for group, need in enumerate(needs):
+            for group, need in needs.items():
                 found = self.pool.find((group, chain.hashes[i])) is not None
                 runs[group] = runs[group] + 1 if found else 0
                 if need is None and not found:
                     break
             else:
-                if all(
-                    run >= (i + 1 if need is None else min(i + 1, need)) for run, need in zip(runs, needs, strict=True)
-                ):
+                if all(runs[group] >= (i + 1 if need is None else min(i + 1, need)) for group, need in needs.items()):
                     length = i + 1
                 continue
             break
-        for group, need in enumerate(needs):
+        for group, need in needs.items():
             first = 0 if need is None else max(0, length - need)
             for i in range(length):
                 block = self.pool.find((group, chain.hashes[i])) if i >= first else NULL_BLOCK
@@ -103,15 +105,22 @@ class KVCacheManager:
         blocks.remembered = length
         return blocks, length * self.block_size
 
-    def empty(self) -> SequenceBlocks:
+    @property
+    def _growing(self) -> list[tuple[int, int | None]]:
+        """Groups whose tables grow with a sequence, and their windows."""
+        return [(g, w) for g, w in enumerate(self.windows) if g != self.encoder_group]
+
+    def empty(self, encoder_tokens: int = 0) -> SequenceBlocks:
         count = len(self.windows)
-        return SequenceBlocks([[] for _ in range(count)], [0] * count, [0] * count)
+        return SequenceBlocks([[] for _ in range(count)], [0] * count, [0] * count, encoder_tokens)
 
     def extend(self, blocks: SequenceBlocks, num_computed: int, num_new: int) -> bool:
         """Blocks for `num_new` more tokens after `num_computed`; False, and nothing taken, where there are too few."""
         self._give_back_unseen(blocks, num_computed)
-        wanted = -(-(num_computed + num_new) // self.block_size)
-        missing = [max(0, wanted - len(table)) for table in blocks.tables]
+        missing = []
+        for group, table in enumerate(blocks.tables):
+            tokens = blocks.encoder_tokens if group == self.encoder_group else num_computed + num_new
+            missing.append(max(0, -(-tokens // self.block_size) - len(table)))
         if sum(missing) > self.pool.num_free:
             return False
         for table, count in zip(blocks.tables, missing, strict=True):
@@ -135,7 +144,8 @@ class KVCacheManager:
         if not self.prefix_caching or full <= blocks.remembered:
             return
         chain.extend(tokens, self.block_size)
-        for group, table in enumerate(blocks.tables):
+        for group, _ in self._growing:
+            table = blocks.tables[group]
             for i in range(max(blocks.remembered, blocks.first_held[group]), full):
                 self.pool.remember(table[i], (group, chain.hashes[i]))
         blocks.remembered = full

@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 from octavo.engine.detokenizer import IncrementalDetokenizer, StopChecker
+from octavo.engine.inputs import CheckedPrompt
 from octavo.engine.sequence import Sequence
 from octavo.executor.sampling_state import SamplingState
 from octavo.loading.tokenizer import Tokenizer
@@ -86,13 +87,16 @@ class GenerationRequest:
     """A prompt with SamplingParams."""
 
     request_id: str
-    prompt: str | None
-    prompt_token_ids: list[int]
+    checked: CheckedPrompt
     params: SamplingParams
     completions: list[Completion]
     metrics: RequestMetrics
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     sent: bool = False
+
+    @property
+    def prompt_token_ids(self) -> list[int]:
+        return self.checked.token_ids
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -116,8 +120,10 @@ class GenerationRequest:
         first, self.sent = not self.sent, True
         return RequestOutput(
             request_id=self.request_id,
-            prompt=self.prompt,
-            prompt_token_ids=self.prompt_token_ids,
+            prompt=self.checked.text,
+            prompt_token_ids=self.checked.token_ids,
+            encoder_prompt=self.checked.encoder_text,
+            encoder_prompt_token_ids=self.checked.encoder_token_ids or None,
             prompt_logprobs=self.prompt_logprobs if first or kind is not RequestOutputKind.DELTA else None,
             outputs=[c.output(kind) for c in shown],
             finished=finished,

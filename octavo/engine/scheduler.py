@@ -99,12 +99,18 @@ class Scheduler:
 
     def _admit(self, shares: dict[int, Share], budget: int) -> None:
         """Start waiting sequences while there is room for them."""
+        started = False
         while budget > 0 and self._free_rows and (sequence := self._peek()) is not None:
+            # An encoder's pass cannot be cut: one that is too long for the budget may still start first in a step.
+            encoder = len(sequence.encoder_tokens)
+            if started and encoder >= budget:
+                return
             blocks, cached = (
-                self.cache.find_prefix(sequence.chain, sequence.tokens)
+                self.cache.find_prefix(sequence.chain, sequence.tokens, encoder)
                 if sequence.read_prefix_cache
-                else (self.cache.empty(), 0)
+                else (self.cache.empty(encoder), 0)
             )
+            budget = max(1, budget - encoder)
             count = min(len(sequence.tokens) - cached, budget)
             sequence.blocks, sequence.num_computed = blocks, cached
             if not self._extend(sequence, count):
@@ -119,6 +125,7 @@ class Scheduler:
             self.running.append(sequence)
             share = shares[sequence.arrival] = Share(sequence, count, restarts=True)
             budget -= count
+            started = True
             # Blocks filled in this step serve others that start in it: keys are written before any are read.
             self._remember(share)
 

@@ -26,6 +26,8 @@ class Sequence:
     priority: int = 0
     """Smaller runs sooner."""
     read_prefix_cache: bool = True
+    encoder_tokens: list[int] = field(default_factory=list)
+    """What the model's encoder reads, whole and in one step, when the sequence starts."""
     chain: HashChain = field(default_factory=HashChain)
     status: Status = Status.WAITING
     num_computed: int = 0

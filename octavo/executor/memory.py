@@ -18,6 +18,8 @@ from octavo.sizes import format_size
 
 log = logging.getLogger("octavo")
 
+Group = tuple[int | None, bool]
+"""What parts must have in common to share block tables: PagedKV.group."""
 SHARE_OF_FREE = 0.6
 """Of a CPU's free memory, what the caches take by default at most. Pages are touched only as they fill."""
 
@@ -66,8 +68,8 @@ def allocate_caches(
     Raises ConfigError where the memory asked for is not there, or does not hold one block.
     """
     paged = [s for s in states if isinstance(s, PagedKV)]
-    windows = tuple(dict.fromkeys(s.window for s in paged))
-    slabs = _slabs(paged, windows)
+    groups = list(dict.fromkeys(s.group for s in paged))
+    slabs = _slabs(paged, groups)
     block_bytes = sum(s.values_per_token() for s in slabs) * args.block_size * dtype.itemsize
     slot_bytes = sum(s.bytes_per_request() for s in states if isinstance(s, Recurrent))
     free, asked = available_memory(device), args.kv_cache_bytes
@@ -76,22 +78,24 @@ def allocate_caches(
             f"kv_cache_memory={format_size(asked)} is more than the {format_size(free)} that are free; ask for less."
         )
     budget = asked if asked is not None else _default_budget(free, args, device)
-    blocks_a_request = -(-max_model_len // args.block_size) * len(windows)
+    blocks_a_request = -(-max_model_len // args.block_size) * len(groups)
     sequences, useful = _sequences(args, slot_bytes, budget), 0
     if paged:
         useful = blocks_a_request * args.max_num_seqs
         budget -= slot_bytes * sequences
         num_blocks = min(useful, budget // block_bytes)
-        if num_blocks < len(windows):
+        if num_blocks < len(groups):
             raise ConfigError(
                 f"the KV cache has {format_size(max(0, budget))}, which does not hold one block "
                 f"({format_size(block_bytes)}). Set kv_cache_memory to more, or free memory."
             )
     else:
         num_blocks = 0
-    shape = CacheShape(num_blocks, args.block_size, windows, slot_bytes > 0, sequences)
+    windows = tuple(window for window, _ in groups)
+    encoder = next((i for i, (_, of_encoder) in enumerate(groups) if of_encoder), None)
+    shape = CacheShape(num_blocks, args.block_size, windows, encoder, slot_bytes > 0, sequences)
     _report(shape, block_bytes, slot_bytes, max_model_len)
-    return _create(states, shape, slabs, dtype, device)
+    return _create(states, shape, slabs, groups, dtype, device)
 
 
 def _default_budget(free: int, args: EngineArgs, device: torch.device) -> int:
@@ -114,11 +118,11 @@ def _sequences(args: EngineArgs, slot_bytes: int, budget: int) -> int:
     return int(min(args.max_num_seqs, fit))
 
 
-def _slabs(paged: Sequence[PagedKV], windows: Sequence[int | None]) -> list[PagedKV]:
+def _slabs(paged: Sequence[PagedKV], groups: Sequence[Group]) -> list[PagedKV]:
     """The caches to create. Groups share them where the shapes agree: a block belongs to one group at a time."""
-    groups = [[s for s in paged if s.window == w] for w in windows]
+    members = [[s for s in paged if s.group == group] for group in groups]
     shapes = {(s.kv_heads, s.key_dim, s.value_dim) for s in paged}
-    return max(groups, key=len) if len(shapes) == 1 and groups else list(paged)
+    return max(members, key=len) if len(shapes) == 1 and members else list(paged)
 
 
 def _report(shape: CacheShape, block_bytes: int, slot_bytes: int, max_model_len: int) -> None:
@@ -137,7 +141,12 @@ def _report(shape: CacheShape, block_bytes: int, slot_bytes: int, max_model_len:
 
 
 def _create(
-    states: Sequence[StateSpec], shape: CacheShape, slabs: list[PagedKV], dtype: torch.dtype, device: torch.device
+    states: Sequence[StateSpec],
+    shape: CacheShape,
+    slabs: list[PagedKV],
+    groups: Sequence[Group],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Caches:
     blocks = shape.num_blocks + 1  # block 0 is nobody's: what tables hold for blocks given back
     tensors = [
@@ -150,7 +159,7 @@ def _create(
     paged_index = 0
     for spec in states:
         if isinstance(spec, PagedKV):
-            group = shape.windows.index(spec.window)
+            group = groups.index(spec.group)
             key, value = tensors[seen[group] if shared else paged_index]
             seen[group] += 1
             paged_index += 1

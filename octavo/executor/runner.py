@@ -12,9 +12,9 @@ from octavo.executor.sampler import describe, sample
 from octavo.executor.shape import CacheShape
 from octavo.executor.step import SequenceResult, SequenceStep
 from octavo.loading.model import LoadedModel
-from octavo.ops import SequenceRun, plan_attention
+from octavo.ops import AttentionPlan, SequenceRun, plan_attention
 from octavo.outputs import TokenLogprobs
-from octavo.parts import Batch, PagedView, RecurrentView
+from octavo.parts import Batch, EncoderBatch, PagedView, RecurrentView
 from octavo.parts.batch import RecurrentPlan, RecurrentRun, StateView
 
 MIN_ROWS = 8
@@ -50,6 +50,8 @@ class ModelRunner:
     def execute(self, steps: Sequence[SequenceStep]) -> list[SequenceResult]:
         """Compute one step. The results are in the order of `steps`."""
         batch = self._batch(steps)
+        if starting := [s for s in steps if s.restarts and s.encoder_tokens]:
+            self.model.encode(self._encoder_batch(starting))
         hidden = self.model(batch)
         results = [SequenceResult() for _ in steps]
         if not bool(torch.isfinite(hidden[: batch.num_tokens].sum())):
@@ -97,7 +99,19 @@ class ModelRunner:
                     block, offset = slots // self.shape.block_size, slots % self.shape.block_size
                     view.key_cache[block, :, offset] = 0
                     view.value_cache[block, :, offset] = 0
+            self._forget_encoder(step, batch)
             self._zero(step.row)
+
+    def _forget_encoder(self, step: SequenceStep, batch: Batch) -> None:
+        """Take what the encoder wrote for a sequence out of the caches."""
+        group = self.shape.encoder_group
+        if group is None:
+            return
+        blocks = self._tables[group][step.row, : -(-len(step.encoder_tokens) // self.shape.block_size)]
+        for view, of_group in zip(batch.states, self.caches.group_of, strict=True):
+            if of_group == group and isinstance(view, PagedView):
+                view.key_cache[blocks] = 0
+                view.value_cache[blocks] = 0
 
     def _sample(
         self,
@@ -146,7 +160,27 @@ class ModelRunner:
             positions=torch.from_numpy(np.pad(positions, (0, padding))).to(self.device),
             lengths=torch.from_numpy(np.pad(lengths, (0, padding))).to(self.device),
             num_tokens=count,
-            states=self._views(runs, count),
+            states=self._views(
+                self._attention_plans(steps, runs, count), self._recurrent_plan(runs) if self.shape.recurrent else None
+            ),
+        )
+
+    def _encoder_batch(self, steps: Sequence[SequenceStep]) -> EncoderBatch:
+        """The encoder's inputs of sequences that start."""
+        tokens, positions, runs = list[int](), list[int](), list[SequenceRun]()
+        for step in steps:
+            runs.append(SequenceRun(len(tokens), len(step.encoder_tokens), 0, step.row))
+            tokens += step.encoder_tokens
+            positions += range(len(step.encoder_tokens))
+        padding = [0] * max(0, MIN_ROWS - len(tokens))
+        group = self.shape.encoder_group
+        assert group is not None
+        plan = plan_attention(runs, self._tables[group], self.shape.block_size, None, len(tokens))
+        return EncoderBatch(
+            tokens=torch.tensor(tokens + padding, device=self.device),
+            positions=torch.tensor(positions + padding, device=self.device),
+            runs=[(r.first_row, r.num_tokens) for r in runs],
+            memory=self._views([plan] * len(self.shape.windows), None),
         )
 
     def _zero(self, row: int) -> None:
@@ -154,13 +188,17 @@ class ModelRunner:
             for tensor in (tensors or {}).values():
                 tensor[row].zero_()
 
-    def _views(self, runs: Sequence[SequenceRun], count: int) -> list[StateView]:
-        shape = self.caches.shape
-        plans = [
-            plan_attention(runs, table, shape.block_size, window, count)
-            for table, window in zip(self._tables, shape.windows, strict=True)
-        ]
-        recurrent = self._recurrent_plan(runs) if shape.recurrent else None
+    def _attention_plans(
+        self, steps: Sequence[SequenceStep], runs: Sequence[SequenceRun], count: int
+    ) -> list[AttentionPlan]:
+        """A plan for each group of block tables."""
+        plans = []
+        for group, (table, window) in enumerate(zip(self._tables, self.shape.windows, strict=True)):
+            seen = _each_sees_all(steps, runs) if group == self.shape.encoder_group else runs
+            plans.append(plan_attention(seen, table, self.shape.block_size, window, count))
+        return plans
+
+    def _views(self, plans: Sequence[AttentionPlan], recurrent: RecurrentPlan | None) -> list[StateView]:
         views: list[StateView] = []
         for cache, tensors, group in zip(self.caches.paged, self.caches.recurrent, self.caches.group_of, strict=True):
             if cache is not None:
@@ -177,3 +215,12 @@ class ModelRunner:
             step_positions=torch.tensor([r.start for r in single], dtype=torch.long, device=self.device),
             runs=[RecurrentRun(r.first_row, r.num_tokens, r.start, r.table_row) for r in runs if r.num_tokens > 1],
         )
+
+
+def _each_sees_all(steps: Sequence[SequenceStep], runs: Sequence[SequenceRun]) -> list[SequenceRun]:
+    """Each token as a run of its own that comes after the last of the encoder's: so it sees all of those."""
+    return [
+        SequenceRun(run.first_row + i, 1, len(step.encoder_tokens) - 1, run.table_row)
+        for step, run in zip(steps, runs, strict=True)
+        for i in range(run.num_tokens)
+    ]

@@ -11,6 +11,8 @@ class CacheShape:
     block_size: int
     windows: tuple[int | None, ...]
     """One for each group of layers that shares block tables; empty for models without a paged cache."""
+    encoder_group: int | None
+    """The group whose tables hold a request's encoder tokens, in models that have an encoder."""
     recurrent: bool
     """Whether some part has a state of fixed size, which a prefix cache cannot serve."""
     max_sequences: int

@@ -25,6 +25,8 @@ class SequenceStep:
     """For each group of the cache: where in the row's block table to write, and the blocks."""
     restarts: bool
     """The row begins a sequence, or begins one anew: its fixed-size states are zeroed."""
+    encoder_tokens: list[int] = field(default_factory=list)
+    """What the encoder has read, or reads now if the row restarts; empty in models without one."""
     sampling: SamplingState | None = None
     """Choose the next token after the last one; None while more of the prompt is to come, and for pooling."""
     prompt_logprobs: int | None = None

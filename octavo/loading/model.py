@@ -50,6 +50,8 @@ class LoadedModel:
     generation_config: dict[str, Any] = field(default_factory=dict)
     task: str = "generate"
     """generate, embedding, classify or reward."""
+    decoder_start_token_id: int | None = None
+    """What answers begin with, in models that have an encoder."""
     pooling: PoolerConfig = field(default_factory=PoolerConfig)
     """How the model's own files want embeddings pooled."""
 
@@ -99,6 +101,7 @@ def load_model(args: EngineArgs) -> LoadedModel:
         eos_token_ids=_eos_tokens(config, generation, tokenizer),
         generation_config=generation,
         task=task,
+        decoder_start_token_id=config.get("decoder_start_token_id"),
         pooling=PoolerConfig() if checkpoint.files.is_gguf else pooling_config(checkpoint.files.path),
     )
 

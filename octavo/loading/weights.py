@@ -104,6 +104,11 @@ class WeightLoader:
             for _ in pool.map(place, tensors):
                 pass
         bar.close()
+        for path in self.model.zero_if_absent:
+            slot = self.slots[path]
+            if slot.missing:
+                self._parameter(slot).zero_()
+                slot.missing.clear()
         head = self.slots.get("head.weight")
         if self.model.tied_if_absent and head is not None and head.missing:
             self.model.tied = True

@@ -5,7 +5,7 @@ rows around it. docs/design.md says how; tests/ops holds every operation to it.
 """
 
 from octavo.ops.activation import ACTIVATIONS
-from octavo.ops.attention import AttentionPlan, BlockSparse, SequenceRun, plan_attention, write_kv
+from octavo.ops.attention import AttentionPlan, BlockSparse, SequenceRun, full_attention, plan_attention, write_kv
 from octavo.ops.kernels import Kernels, choose_kernels
 from octavo.ops.linear import LinearKernel, head_product
 from octavo.ops.norm import layer_norm
@@ -22,6 +22,7 @@ __all__ = [
     "causal_conv",
     "causal_conv_step",
     "choose_kernels",
+    "full_attention",
     "head_product",
     "layer_norm",
     "plan_attention",

@@ -315,6 +315,25 @@ def paged_attention(
             out.index_copy_(0, tile.targets, (result if tile.kept is None else result[tile.kept]).to(out.dtype))
 
 
+def full_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Attention of one sequence in which all queries see all keys.
+
+    Args:
+        query, key, value: [tokens, heads, head_dim] float32.
+        scale: factor of the scores.
+
+    Returns: [tokens, heads, head_dim] float32.
+    """
+    keys, values = key.permute(1, 2, 0).contiguous(), value.transpose(0, 1).contiguous()
+    parts = []
+    for part in torch.split(query, QUERY_TILE):
+        short = -part.shape[0] % ROW_GRAIN
+        queries = functional.pad(part.transpose(0, 1), (0, 0, 0, short)).contiguous()
+        weights = torch.softmax(torch.bmm(queries, keys).mul_(scale), -1)
+        parts.append(grouped_sum(weights, values)[:, : part.shape[0]].transpose(0, 1))
+    return torch.cat(parts)
+
+
 def _gather(cache: Tensor, plan: AttentionPlan, index: int) -> Tensor:
     """The tile's keys or values, [n * heads, span, dim] in float32."""
     _, heads, block_size, dim = cache.shape

@@ -3,6 +3,7 @@
 from octavo.parts.attention import Attention, Clip, QKNorm, alibi_slopes
 from octavo.parts.batch import Batch, PagedView, RecurrentView
 from octavo.parts.embedding import Embedding, NormedEmbedding, PositionedEmbedding
+from octavo.parts.encoder import CrossAttention, EncoderAttention, EncoderBatch
 from octavo.parts.latent import LatentAttention
 from octavo.parts.linear import Linear
 from octavo.parts.mamba import MambaMixer
@@ -12,7 +13,7 @@ from octavo.parts.moe import MoE, softmax_then_choose
 from octavo.parts.names import Into, Names, grouped_qkv, stacked, transposed
 from octavo.parts.norm import LayerNorm, RMSNorm
 from octavo.parts.pooler import Pooler
-from octavo.parts.residual import Block, FromNormed, Residual, SharedNorm, SideBySide
+from octavo.parts.residual import Block, FromNormed, PostNorm, Residual, SharedNorm, SideBySide
 from octavo.parts.rotary import LongRotary, Rotary
 from octavo.parts.state import PagedKV, Recurrent, StateSpec
 
@@ -23,7 +24,10 @@ __all__ = [
     "Block",
     "CausalLM",
     "Clip",
+    "CrossAttention",
     "Embedding",
+    "EncoderAttention",
+    "EncoderBatch",
     "FromNormed",
     "GatedMLP",
     "Into",
@@ -39,6 +43,7 @@ __all__ = [
     "PagedView",
     "Pooler",
     "PositionedEmbedding",
+    "PostNorm",
     "QKNorm",
     "RMSNorm",
     "Recurrent",

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from octavo.parts.batch import Batch
+from octavo.parts.encoder import EncoderBatch
 
 
 class Embedding(nn.Module):
@@ -15,7 +16,7 @@ class Embedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(count, width), requires_grad=False)
         self.scale = scale
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch | EncoderBatch) -> Tensor:
         rows = self.lookup(batch.tokens)
         return rows if self.scale == 1.0 else rows * torch.tensor(self.scale, dtype=rows.dtype, device=rows.device)
 
@@ -36,14 +37,14 @@ class PositionedEmbedding(nn.Module):
         """The token table, which a tied head shares."""
         return self.tokens.weight
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch | EncoderBatch) -> Tensor:
         return self.tokens(batch) + self.positions.lookup(batch.positions)  # type: ignore[no-any-return]
 
 
 class NormedEmbedding(nn.Module):
-    """Token embeddings with a norm behind them (BLOOM)."""
+    """Token embeddings with a norm behind them (BLOOM, BART)."""
 
-    def __init__(self, tokens: Embedding, norm: nn.Module) -> None:
+    def __init__(self, tokens: Embedding | PositionedEmbedding, norm: nn.Module) -> None:
         super().__init__()
         self.tokens = tokens
         self.norm = norm
@@ -53,5 +54,5 @@ class NormedEmbedding(nn.Module):
         """The token table, which a tied head shares."""
         return self.tokens.weight
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch | EncoderBatch) -> Tensor:
         return self.norm(self.tokens(batch))  # type: ignore[no-any-return]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.parts.batch import Batch
+from octavo.parts.encoder import CrossAttention, EncoderBatch
 from octavo.parts.linear import Linear
 from octavo.parts.names import Names
 from octavo.parts.rotary import LongRotary
@@ -24,6 +25,8 @@ class CausalLM(nn.Module):
         head: to the vocabulary; None where the embedding's table serves (tied).
         names: published tensor names to the parts.
         tied_if_absent: whether the table serves as the head where the checkpoint stores none.
+        encoder: makes `[rows, width]` of an EncoderBatch, for the layers' cross-attention.
+        zero_if_absent: paths of parameters that are zero where the checkpoint stores none.
         logit_scale: factor of the logits.
         softcap: logits become softcap * tanh(logits / softcap) (Gemma 2).
     """
@@ -38,6 +41,8 @@ class CausalLM(nn.Module):
         names: Names,
         *,
         tied_if_absent: bool = False,
+        encoder: nn.Module | None = None,
+        zero_if_absent: tuple[str, ...] = (),
         logit_scale: float = 1.0,
         softcap: float | None = None,
     ) -> None:
@@ -48,6 +53,8 @@ class CausalLM(nn.Module):
         self.tied = head is None
         self.vocab_size, self.width = self.token_table.shape
         self.head: Linear | None = head if head is not None else Linear(self.width, self.vocab_size)
+        self.encoder = encoder
+        self.zero_if_absent = zero_if_absent
         self.score: nn.Module | None = None
         self.tied_if_absent = tied_if_absent
         self.names = names
@@ -58,6 +65,14 @@ class CausalLM(nn.Module):
             if hasattr(module, "state_index"):
                 module.state_index = len(self.states)  # type: ignore[assignment]
                 self.states.append(cast(StateSpec, module.state))
+
+    def encode(self, batch: EncoderBatch) -> None:
+        """Run the encoder, and have every cross-attention remember what it needs of the result."""
+        assert self.encoder is not None
+        encoded = self.encoder(batch)
+        for module in self.modules():
+            if isinstance(module, CrossAttention):
+                module.remember(encoded, batch)
 
     @property
     def switch_length(self) -> int | None:

@@ -1,6 +1,6 @@
 """How a layer's pieces are wired around the residual stream `x` `[rows, width]`."""
 
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -28,6 +28,17 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         return x + self.branch(x, batch)
+
+
+class PostNorm(nn.Module):
+    """`norm(x + inner(x))` (OPT-350M, BART)."""
+
+    def __init__(self, norm: nn.Module, inner: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.inner = norm, inner
+
+    def forward(self, x: Tensor, batch: Any) -> Tensor:
+        return self.norm(x + self.inner(x, batch))  # type: ignore[no-any-return]
 
 
 class FromNormed(nn.Module):
@@ -75,14 +86,17 @@ class SharedNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """Named pieces, one after the other: `Block(attention=Residual(...), mlp=Residual(...))`."""
+    """Named pieces, one after the other: `Block(attention=Residual(...), mlp=Residual(...))`.
+
+    `batch` is whatever the pieces take: a Batch, or an EncoderBatch in an encoder.
+    """
 
     def __init__(self, **pieces: nn.Module) -> None:
         super().__init__()
         for name, piece in pieces.items():
             self.add_module(name, piece)
 
-    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+    def forward(self, x: Tensor, batch: Any) -> Tensor:
         for piece in self.children():
             x = piece(x, batch)
         return x

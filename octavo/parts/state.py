@@ -12,6 +12,13 @@ class PagedKV:
     value_dim: int
     window: int | None = None
     """How many of the last tokens a query sees; None for all. Parts of one window share block tables."""
+    of_encoder: bool = False
+    """Keys and values of the encoder's tokens, all written when a request starts (cross-attention)."""
+
+    @property
+    def group(self) -> tuple[int | None, bool]:
+        """Parts of equal groups share block tables."""
+        return self.window, self.of_encoder
 
     def values_per_token(self) -> int:
         return self.kv_heads * (self.key_dim + self.value_dim)

@@ -28,6 +28,7 @@ class Machine:
     max_sequences: int = 4
     max_tokens: int = 16
     prefix_caching: bool = True
+    encoder_group: int | None = None
     tables: dict[tuple[int, int], list[int]] = field(default_factory=dict)
     memory: dict[tuple[int, int, int], tuple[int, int]] = field(default_factory=dict)
     wanted: dict[int, int] = field(default_factory=dict)
@@ -35,13 +36,16 @@ class Machine:
     arrivals: int = 0
 
     def __post_init__(self) -> None:
-        shape = CacheShape(self.num_blocks, self.block_size, self.windows, False, self.max_sequences)
+        shape = CacheShape(
+            self.num_blocks, self.block_size, self.windows, self.encoder_group, False, self.max_sequences
+        )
         self.cache = KVCacheManager(shape, self.prefix_caching)
         self.scheduler = Scheduler(self.cache, self.max_sequences, self.max_tokens)
 
-    def add(self, prompt: list[int], answer: int, priority: int = 0) -> Sequence:
+    def add(self, prompt: list[int], answer: int, priority: int = 0, encoder_tokens: tuple[int, ...] = ()) -> Sequence:
         self.arrivals += 1
-        sequence = Sequence(self.arrivals, list(prompt), priority, chain=HashChain())
+        chain = HashChain(str(encoder_tokens))
+        sequence = Sequence(self.arrivals, list(prompt), priority, True, list(encoder_tokens), chain)
         self.wanted[sequence.arrival] = len(prompt) + answer
         self.scheduler.add(sequence)
         return sequence
@@ -49,6 +53,8 @@ class Machine:
     def step(self) -> list[Share]:
         shares = self.scheduler.schedule()
         assert sum(s.num_tokens for s in shares) <= self.max_tokens
+        encoders = [len(s.sequence.encoder_tokens) for s in shares if s.restarts]
+        assert sum(encoders) <= max(self.max_tokens, *encoders, 0)  # one may be longer than the budget
         assert len({s.sequence.row for s in shares}) == len(shares)
         for share in shares:
             self._learn(share)
@@ -67,12 +73,26 @@ class Machine:
             table[at : at + len(blocks)] = blocks
 
     def _digest(self, sequence: Sequence, position: int) -> int:
-        return hash(tuple(sequence.tokens[: position + 1]))
+        return hash((tuple(sequence.encoder_tokens), tuple(sequence.tokens[: position + 1])))
+
+    def _encoder_cells(self, sequence: Sequence) -> list[tuple[tuple[int, int, int], tuple[int, int]]]:
+        """Where each of the encoder's tokens lies, and what must be there."""
+        group, whole = self.encoder_group, hash(tuple(sequence.encoder_tokens))
+        cells = []
+        for position in range(len(sequence.encoder_tokens)):
+            block = self.tables[sequence.row, group][position // self.block_size]
+            assert block != 0
+            cells.append(((group, block, position % self.block_size), (position, whole)))
+        return cells
 
     def _write(self, share: Share) -> None:
         s = share.sequence
+        if share.restarts:
+            self.memory.update(self._encoder_cells(s))
         for position in range(s.num_computed, s.num_computed + share.num_tokens):
             for group in range(len(self.windows)):
+                if group == self.encoder_group:
+                    continue
                 block = self.tables[s.row, group][position // self.block_size]
                 assert block != 0
                 self.memory[group, block, position % self.block_size] = (position, self._digest(s, position))
@@ -80,7 +100,11 @@ class Machine:
     def _read(self, share: Share) -> None:
         s = share.sequence
         for query in range(s.num_computed, s.num_computed + share.num_tokens):
+            for cell, stored in self._encoder_cells(s):
+                assert self.memory[cell] == stored
             for group, window in enumerate(self.windows):
+                if group == self.encoder_group:
+                    continue
                 first = 0 if window is None else max(0, query - window + 1)
                 for position in range(first, query + 1):
                     block = self.tables[s.row, group][position // self.block_size]
@@ -124,7 +148,16 @@ class Machine:
 def random_machine(seed: int) -> tuple[Machine, random.Random]:
     """A machine of random shape, small enough to run out of everything."""
     rng = random.Random(seed)
-    windows = rng.choice([(None,), (None,), (None, 5), (9,), (None, 3, 10)])
+    windows, encoder = rng.choice(
+        [
+            ((None,), None),
+            ((None, 5), None),
+            ((9,), None),
+            ((None, 3, 10), None),
+            ((None, None), 1),
+            ((None, 4, None), 0),
+        ]
+    )
     block_size = rng.choice([1, 2, 4, 8])
     # Enough for one sequence of 60 tokens in every group, and often for little more.
     needed = len(windows) * (-(-60 // block_size) + 1)
@@ -132,6 +165,7 @@ def random_machine(seed: int) -> tuple[Machine, random.Random]:
         num_blocks=needed + rng.randrange(0, 2 * needed),
         block_size=block_size,
         windows=windows,
+        encoder_group=encoder,
         max_sequences=rng.randint(1, 6),
         max_tokens=rng.choice([1, 3, 7, 16, 64]),
         prefix_caching=rng.random() < 0.7,

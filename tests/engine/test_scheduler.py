@@ -28,7 +28,9 @@ def test_random_schedules(seed: int) -> None:
     for _ in range(rng.randint(1, 12)):
         prompt = shared[: rng.randint(0, 30)] + [rng.randrange(5) for _ in range(rng.randint(1, 15))]
         answer = rng.randint(1, 12)
-        sequence = machine.add(prompt, answer, priority=rng.choice([0, 0, 1, -1]))
+        encoder = tuple(rng.randrange(3) for _ in range(rng.choice([1, 2, 9, 40])))
+        read = () if machine.encoder_group is None else encoder
+        sequence = machine.add(prompt, answer, rng.choice([0, 0, 1, -1]), read)
         sequences[sequence.arrival] = (sequence, prompt, answer)
         for _ in range(rng.randint(0, 3)):
             if machine.scheduler.has_work:

@@ -1,0 +1,126 @@
+"""BART (Lewis et al. 2019): an encoder, and a decoder with cross-attention; norms after the pieces."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo.architectures.config import Config
+from octavo.architectures.opt import drop_padding
+from octavo.architectures.registry import architecture
+from octavo.parts import (
+    MLP,
+    Attention,
+    Block,
+    CausalLM,
+    CrossAttention,
+    Embedding,
+    EncoderAttention,
+    EncoderBatch,
+    Into,
+    LayerNorm,
+    Names,
+    NormedEmbedding,
+    PositionedEmbedding,
+    PostNorm,
+)
+from octavo.parts.names import parameter
+
+
+def side(name: str, layers: str, embed: str) -> dict[str, str | Into]:
+    """The names that the encoder and the decoder have alike."""
+    return {
+        f"model.{name}.embed_positions": Into(f"{embed}.tokens.positions", drop_padding),
+        f"model.{name}.layernorm_embedding": f"{embed}.norm",
+        f"model.{name}.layers.{{i}}.self_attn.{{q|k|v}}_proj": f"{layers}.attention.inner.qkv.{{q|k|v}}",
+        f"model.{name}.layers.{{i}}.self_attn.out_proj": f"{layers}.attention.inner.o",
+        f"model.{name}.layers.{{i}}.self_attn_layer_norm": f"{layers}.attention.norm",
+        f"model.{name}.layers.{{i}}.fc1": f"{layers}.mlp.inner.up",
+        f"model.{name}.layers.{{i}}.fc2": f"{layers}.mlp.inner.down",
+        f"model.{name}.layers.{{i}}.final_layer_norm": f"{layers}.mlp.norm",
+    }
+
+
+NAMES = Names(
+    {
+        "model.{shared|encoder.embed_tokens|decoder.embed_tokens}": "embed.tokens.tokens",
+        **side("encoder", "encoder.layers.{i}", "encoder.embed"),
+        **side("decoder", "layers.{i}", "embed"),
+        "model.decoder.layers.{i}.encoder_attn.q_proj": "layers.{i}.cross.inner.q",
+        "model.decoder.layers.{i}.encoder_attn.{k|v}_proj": "layers.{i}.cross.inner.kv.{k|v}",
+        "model.decoder.layers.{i}.encoder_attn.out_proj": "layers.{i}.cross.inner.o",
+        "model.decoder.layers.{i}.encoder_attn_layer_norm": "layers.{i}.cross.norm",
+        "final_logits_bias": parameter("logits_bias"),
+        "lm_head": "head",
+    },
+    prefix="model.",
+)
+
+
+class Encoder(nn.Module):
+    """Embeddings and layers over a whole input."""
+
+    def __init__(self, embed: nn.Module, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.embed = embed
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, batch: EncoderBatch) -> Tensor:
+        x: Tensor = self.embed(batch)
+        for layer in self.layers:
+            x = layer(x, batch)
+        return x
+
+
+class Bart(CausalLM):
+    """The decoder, with a bias on the logits."""
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts, zero_if_absent=("logits_bias",))
+        self.logits_bias = nn.Parameter(torch.empty(1, self.vocab_size), requires_grad=False)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return super().logits(hidden) + self.logits_bias.float()
+
+
+@architecture(
+    "BartForConditionalGeneration",
+    "BartModel",
+    about="BART",
+    examples=("facebook/bart-base", "facebook/bart-large-cnn"),
+)
+def bart(c: Config) -> CausalLM:
+    width, activation = c.d_model, c.get("activation_function", "gelu")
+    norm = partial(LayerNorm, width, 1e-5)
+    scale = width**0.5 if c.get("scale_embedding", False) else 1.0
+    tokens = Embedding(c.vocab_size, width, scale)
+
+    def embed() -> NormedEmbedding:
+        return NormedEmbedding(PositionedEmbedding(tokens, Embedding(c.max_position_embeddings, width)), norm())
+
+    def mlp(hidden: int) -> PostNorm:
+        return PostNorm(norm(), MLP(width, hidden, activation, bias=True))
+
+    def encoder_layer() -> Block:
+        attention = EncoderAttention(width, c.encoder_attention_heads, bias=True)
+        return Block(attention=PostNorm(norm(), attention), mlp=mlp(c.encoder_ffn_dim))
+
+    def decoder_layer(i: int) -> Block:
+        heads = c.decoder_attention_heads
+        attention = Attention(width, heads, heads, width // heads, bias=True, out_bias=True)
+        return Block(
+            attention=PostNorm(norm(), attention),
+            cross=PostNorm(norm(), CrossAttention(width, heads, bias=True)),
+            mlp=mlp(c.decoder_ffn_dim),
+        )
+
+    return Bart(
+        embed=embed(),
+        layer=decoder_layer,
+        layers=c.decoder_layers,
+        norm=nn.Identity(),
+        head=None,
+        names=NAMES,
+        encoder=Encoder(embed(), [encoder_layer() for _ in range(c.encoder_layers)]),
+    )

@@ -1,0 +1,49 @@
+"""Heads for scores in place of the vocabulary's: a class of the whole text, or a reward."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from octavo.architectures.config import Config
+from octavo.parts import CausalLM, Linear
+
+Build = Callable[[Config], CausalLM]
+
+
+def num_labels(c: Config) -> int:
+    """As transformers reads a config: as many as have names, or two."""
+    return int(c.first("num_labels", default=len(c.get("id2label", {})) or 2))
+
+
+def with_classes(build: Build) -> Build:
+    """The model of `build` as transformers publishes it for sequence classification."""
+
+    def classifier(c: Config) -> CausalLM:
+        model = build(c)
+        return model.score_with(Linear(model.width, num_labels(c)), {"score": "score"})
+
+    return classifier
+
+
+def with_reward(build: Build) -> Build:
+    """The model of `build` under Qwen2.5-Math-RM's head: two layers and a relu, one value a token."""
+
+    def reward_model(c: Config) -> CausalLM:
+        model = build(c)
+        head = TwoLayers(model.width, c.get("num_labels", 1))
+        return model.score_with(head, {"score.{0|2}": "score.{first|second}"})
+
+    return reward_model
+
+
+class TwoLayers(nn.Module):
+    """`second(relu(first(x)))`."""
+
+    def __init__(self, width: int, scores: int) -> None:
+        super().__init__()
+        self.first = Linear(width, width, bias=True)
+        self.second = Linear(width, scores, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x)))  # type: ignore[no-any-return]

@@ -1,0 +1,80 @@
+"""Encoders: they read a request's whole input at once, and what they make of it is the decoder's memory."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from octavo.ops import Kernels, full_attention, write_kv
+from octavo.parts.batch import Batch, PagedView, StateView
+from octavo.parts.linear import Linear
+from octavo.parts.state import PagedKV
+
+
+@dataclass
+class EncoderBatch:
+    """The inputs of all requests that start in a step, one after the other.
+
+    Rows from the last run's end on are padding.
+    """
+
+    tokens: Tensor
+    """[rows] int64"""
+    positions: Tensor
+    """[rows] int64"""
+    runs: list[tuple[int, int]]
+    """First row and number of tokens of each request."""
+    memory: list[StateView]
+    """The caches of each part that declared a state, with where the encoder's tokens go in those of its group."""
+
+
+class EncoderAttention(nn.Module):
+    """Attention in which each token of an input sees all of its tokens."""
+
+    def __init__(self, width: int, heads: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.heads, self.head_dim = heads, width // heads
+        self.qkv = Linear(width, {"q": width, "k": width, "v": width}, bias)
+        self.o = Linear(width, width, bias)
+
+    def forward(self, x: Tensor, batch: EncoderBatch) -> Tensor:
+        heads = self.qkv(x).view(x.shape[0], 3, self.heads, self.head_dim)
+        out = x.new_zeros(x.shape)
+        for first, count in batch.runs:
+            rows = slice(first, first + count)
+            query, key, value = heads[rows].float().unbind(1)
+            out[rows] = full_attention(query, key, value, self.head_dim**-0.5).flatten(1).to(x.dtype)
+        return self.o(out)  # type: ignore[no-any-return]
+
+
+class CrossAttention(nn.Module):
+    """Attention of a decoder's tokens over the encoder's, whose keys and values are made once a request."""
+
+    def __init__(self, width: int, heads: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.heads, self.head_dim = heads, width // heads
+        self.q = Linear(width, width, bias)
+        self.kv = Linear(width, {"k": width, "v": width}, bias)
+        self.o = Linear(width, width, bias)
+        self.state = PagedKV(heads, self.head_dim, self.head_dim, of_encoder=True)
+        self.state_index = -1
+
+    def prepare(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+
+    def remember(self, encoded: Tensor, batch: EncoderBatch) -> None:
+        """Store the keys and values of `encoded` `[rows, width]`."""
+        view = batch.memory[self.state_index]
+        assert isinstance(view, PagedView)
+        tokens = view.plan.num_tokens
+        key, value = self.kv(encoded)[:tokens].view(tokens, 2, self.heads, -1).unbind(1)
+        write_kv(view.key_cache, key, view.plan)
+        write_kv(view.value_cache, value, view.plan)
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        view = batch.paged(self.state_index)
+        query = self.q(x)[: batch.num_tokens].float().view(batch.num_tokens, self.heads, self.head_dim)
+        out = x.new_zeros(x.shape[0], self.heads, self.head_dim)
+        self._kernels.paged_attention(
+            query, view.key_cache, view.value_cache, view.plan, out[: batch.num_tokens], self.head_dim**-0.5
+        )
+        return self.o(out.flatten(1))  # type: ignore[no-any-return]
