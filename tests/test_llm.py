@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from octavo import LLM, BeamSearchParams, RequestOutputKind, SamplingParams
-from octavo.errors import ConfigError, InvalidRequestError, UnsupportedModelError
+from octavo.errors import ConfigError, InvalidRequestError
 from octavo.outputs import RequestOutput
 
 PROMPT = {"prompt_token_ids": [5, 6, 7, 8]}
@@ -281,11 +281,6 @@ class TestEngine:
         assert len(said) == 2
         with pytest.raises(ConfigError, match="tensor_parallel_size=2"):
             LLM(str(tiny_folder), tensor_parallel_size=2)
-
-    @pytest.mark.parametrize("task", ["reward", "classify"])
-    def test_tasks_that_need_a_head_are_refused(self, tiny_folder: Any, task: str) -> None:
-        with pytest.raises(UnsupportedModelError, match="no architecture here has a head"):
-            LLM(str(tiny_folder), task=task)
 
     def test_cache_report_is_one_line(self, tiny_folder: Any, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level("INFO", "octavo"):

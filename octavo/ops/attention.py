@@ -335,10 +335,17 @@ def full_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> T
 
 
 def _gather(cache: Tensor, plan: AttentionPlan, index: int) -> Tensor:
-    """The tile's keys or values, [n * heads, span, dim] in float32."""
+    """The tile's keys or values, [n * heads, span, dim] in float32; dim is padded with zeros to a multiple of a grain.
+
+    Products of ragged widths are another matter of the library's choice.
+    """
     _, heads, block_size, dim = cache.shape
     rows = cache.view(-1, block_size * dim).index_select(0, plan.block_rows(index, heads))
-    return rows.view(plan.tiles[index].n * heads, -1, dim).float()
+    return _pad_width(rows.view(plan.tiles[index].n * heads, -1, dim).float())
+
+
+def _pad_width(x: Tensor) -> Tensor:
+    return functional.pad(x, (0, -x.shape[-1] % ROW_GRAIN)) if x.shape[-1] % ROW_GRAIN else x
 
 
 def _attend(
@@ -361,15 +368,17 @@ def _attend(
 
     queries = query if tile.rows is None else query.index_select(0, tile.rows)
     queries = queries[: n * t].view(n, t, kv_heads, group, head_dim).transpose(1, 2)
-    queries = queries.reshape(n * kv_heads, rows, head_dim)
+    queries = _pad_width(queries.reshape(n * kv_heads, rows, head_dim))
     if rows % ROW_GRAIN:
         queries = functional.pad(queries, (0, 0, 0, -rows % ROW_GRAIN))
 
     keys = _gather(key_cache, plan, index).transpose(1, 2)
     bias = plan.bias(index, kv_heads, group, sparse)
     if alibi_slopes is not None:
+        # Not in one product: where in its sum a bias other than zero comes in is the library's choice.
         bias = bias + _alibi(tile, alibi_slopes, kv_heads, group)
-    if softcap is None:
+        scores = torch.bmm(queries, keys).mul_(scale).add_(bias)
+    elif softcap is None:
         scores = torch.baddbmm(bias, queries, keys, alpha=scale)
     else:
         scores = torch.bmm(queries, keys).mul_(scale / softcap).tanh_().mul_(softcap).add_(bias)
@@ -377,7 +386,8 @@ def _attend(
     weights = torch.softmax(scores, -1)
     values = _gather(value_cache, plan, index)
     mixed = grouped_sum(weights, values)
-    return mixed[:, :rows].reshape(n, kv_heads, t, group, -1).transpose(1, 2).reshape(n * t, heads, -1)
+    mixed = mixed[:, :rows, : value_cache.shape[-1]]
+    return mixed.reshape(n, kv_heads, t, group, -1).transpose(1, 2).reshape(n * t, heads, -1)
 
 
 def _alibi(tile: _Tile, slopes: Tensor, kv_heads: int, group: int) -> Tensor:
