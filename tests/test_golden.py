@@ -82,16 +82,23 @@ def test_reference_answers(path: Path, variant: str, tmp_path: Path) -> None:
     "path", [p for p in CASES if "output_token_ids" in read_case(p)["cases"][0]], ids=lambda p: p.stem
 )
 def test_bfloat16_stays_close(path: Path, tmp_path: Path) -> None:
-    """Eight bits of mantissa through two layers of these deliberately loud models: a tenth or so, and never NaN.
+    """The chosen tokens' log-probabilities are a tenth or less away on average, and never NaN.
 
-    Compared on the prompt, where both see the same tokens; the median, as single tokens of tiny probability move more.
+    Eight bits of mantissa through these deliberately loud models: nine in ten of the cases stay below a tenth at every
+    token. In the others a router's choice between two nearly equal experts falls the other way at some token.
     """
     case = read_case(path)
     llm = load(case, tmp_path, dtype="bfloat16")
+    prompts = []
+    for of in case["cases"]:
+        forced = {**of, "prompt_token_ids": of["prompt_token_ids"] + of["output_token_ids"][:-1]}
+        prompts.append(prompt_of(forced))
+    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
     differences = []
-    for output, want in zip(answers(llm, case), case["cases"], strict=True):
-        ids = want["prompt_token_ids"]
-        given = [entry[token].logprob for entry, token in zip(output.prompt_logprobs[1:], ids[1:], strict=True)]
-        differences += list(np.abs(np.subtract(given, want["prompt_logprobs"])))
+    for output, of in zip(llm.generate(prompts, params, use_tqdm=False), case["cases"], strict=True):
+        given = output.prompt_logprobs[len(of["prompt_token_ids"]) :]
+        for entry, top in zip(given, of["top_logprobs"], strict=False):
+            token, logprob = top[0]
+            differences.append(abs(entry[token].logprob - logprob))
     assert np.isfinite(differences).all()
-    assert np.median(differences) < 0.1
+    assert np.mean(differences) < 0.1
