@@ -1,20 +1,55 @@
-"""Write the tables that are made from the code into the documents: `make docs`."""
+"""Write what is made from the code: the tables of models in the documents, and what the golden cases show of each row.
 
+`make docs` runs it; tests/test_docs.py fails when a file says something else.
+"""
+
+import json
 import re
+import sys
+from collections import Counter
 from pathlib import Path
 
-from octavo.cli.models import markdown
+import torch
 
 ROOT = Path(__file__).parents[1]
-PLACES = (ROOT / "README.md", ROOT / "docs" / "models.md")
-MARKED = re.compile(r"(<!-- models: made by `make docs` -->\n).*?(\n<!-- end of models -->)", re.DOTALL)
+sys.path.insert(0, str(ROOT))
+
+from octavo.architectures import Config, find_architecture  # noqa: E402
+from octavo.cli.models import markdown  # noqa: E402
+from octavo.parts import PagedKV  # noqa: E402
+from tests.golden import CASES, read_case  # noqa: E402
+
+PLACES = {
+    ROOT / "README.md": ("architecture", "models", "tasks", "golden cases", "GGUF"),
+    ROOT / "docs" / "models.md": (),
+}
+CONFORMANCE = ROOT / "octavo" / "architectures" / "conformance.json"
+MARKED = re.compile(r"(<!-- models: made by `make docs` -->\n).*?(<!-- end of models -->)", re.DOTALL)
 
 
-def with_table(text: str) -> str:
-    """A document with its marked place filled."""
-    return MARKED.sub(lambda m: m[1] + markdown() + m[2], text)
+def conformance() -> str:
+    """For each row how many golden cases there are (the tests hold it to all), and whether it can share prefixes."""
+    counts: Counter[str] = Counter()
+    caching = {}
+    for path in CASES:
+        config = read_case(path)["config"]
+        found = find_architecture(config["architectures"])
+        counts[found.name] += 1
+        with torch.device("meta"):
+            caching[found.name] = all(isinstance(s, PagedKV) for s in found.build(Config(config)).states)
+    rows = {name: {"golden_cases": n, "prefix_caching": caching[name]} for name, n in sorted(counts.items())}
+    return json.dumps(rows, indent=1) + "\n"
+
+
+def with_table(place: Path) -> str:
+    """A document with its marked place filled. Raises ValueError if it has none."""
+    filled, count = MARKED.subn(lambda m: f"{m[1]}{markdown(*PLACES[place])}\n{m[2]}", place.read_text())
+    if count != 1:
+        raise ValueError(f"{place} has no place for the table of models")
+    return filled
 
 
 if __name__ == "__main__":
+    CONFORMANCE.write_text(conformance())
     for place in PLACES:
-        place.write_text(with_table(place.read_text()))
+        place.write_text(with_table(place))

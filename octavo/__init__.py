@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from octavo.version import __version__
 
 if TYPE_CHECKING:
+    from octavo.architectures import register_architecture
     from octavo.async_llm import AsyncLLM
     from octavo.config import EngineArgs, PoolerConfig
     from octavo.llm import LLM
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from octavo.prompts import TextPrompt, TokensPrompt
 
 _HOME = {
+    "register_architecture": "octavo.architectures",
     "LLM": "octavo.llm",
     "AsyncLLM": "octavo.async_llm",
     "EngineArgs": "octavo.config",
@@ -81,6 +83,7 @@ __all__ = [
     "TextPrompt",
     "TokensPrompt",
     "__version__",
+    "register_architecture",
 ]
 
 

@@ -1,6 +1,21 @@
 """One file a family: from a published config to a composition of parts, and the published names of its tensors."""
 
 from octavo.architectures.config import Config
-from octavo.architectures.registry import Architecture, GGUFFormat, all_architectures, architecture, find_architecture
+from octavo.architectures.registry import (
+    Architecture,
+    GGUFFormat,
+    all_architectures,
+    architecture,
+    find_architecture,
+    register_architecture,
+)
 
-__all__ = ["Architecture", "Config", "GGUFFormat", "all_architectures", "architecture", "find_architecture"]
+__all__ = [
+    "Architecture",
+    "Config",
+    "GGUFFormat",
+    "all_architectures",
+    "architecture",
+    "find_architecture",
+    "register_architecture",
+]

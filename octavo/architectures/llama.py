@@ -124,6 +124,7 @@ UNPERMUTE = {
 @architecture(
     "LlamaForCausalLM",
     "LLaMAForCausalLM",
+    "YiForCausalLM",
     about="Llama 3.1, Llama 3, Llama 2, LLaMA, Yi, SmolLM",
     examples=("meta-llama/Meta-Llama-3.1-8B-Instruct", "meta-llama/Llama-2-70b-hf", "01-ai/Yi-34B"),
     gguf=GGUFFormat("llama", undo=UNPERMUTE, when=lambda metadata: not metadata.get("llama.expert_count")),
@@ -134,7 +135,9 @@ def llama(c: Config) -> CausalLM:
     return llama_body(c, bias=bias, out_bias=bias, mlp=gated_mlp(c, c.get("mlp_bias", False)))
 
 
-@architecture("AquilaForCausalLM", about="Aquila, Aquila2", examples=("BAAI/Aquila-7B", "BAAI/AquilaChat-7B"))
+@architecture(
+    "AquilaForCausalLM", "AquilaModel", about="Aquila, Aquila2", examples=("BAAI/Aquila-7B", "BAAI/AquilaChat-7B")
+)
 @architecture("XverseForCausalLM", about="XVERSE", examples=("xverse/XVERSE-7B-Chat", "xverse/XVERSE-65B-Chat"))
 def plain_llama(c: Config) -> CausalLM:
     return llama_body(c, mlp=gated_mlp(c))

@@ -36,6 +36,7 @@ def mistral(c: Config) -> CausalLM:
 
 @architecture(
     "MixtralForCausalLM",
+    "QuantMixtralForCausalLM",
     about="Mixtral-8x7B, Mixtral-8x22B",
     examples=("mistralai/Mixtral-8x7B-v0.1", "mistralai/Mixtral-8x7B-Instruct-v0.1"),
     gguf=GGUFFormat(

@@ -3,7 +3,7 @@
 from octavo.architectures.config import Config
 from octavo.architectures.heads import with_classes, with_reward
 from octavo.architectures.llama import gated_mlp, llama_body
-from octavo.architectures.registry import CLASSIFIES, EMBEDS, GGUFFormat, architecture
+from octavo.architectures.registry import CLASSIFIES, EMBEDS, REWARDS, GGUFFormat, architecture
 from octavo.parts import CausalLM
 
 
@@ -34,7 +34,7 @@ def qwen2_classifier(c: Config) -> CausalLM:
     "Qwen2ForRewardModel",
     about="Qwen2-based reward models",
     examples=("Qwen/Qwen2.5-Math-RM-72B",),
-    tasks=("reward",),
+    tasks=REWARDS,
 )
 def qwen2_reward(c: Config) -> CausalLM:
     return with_reward(qwen2)(c)

@@ -145,9 +145,13 @@ def test_models_table() -> None:
     text = octavo("models").stdout
     assert "LlamaForCausalLM" in text
     assert "MambaForCausalLM" in markdown()
-    assert {"architecture", "models", "examples", "GGUF"} == set(
-        json.loads(octavo("models", "--format", "json").stdout)[0]
-    )
+    rows = {r["architecture"]: r for r in json.loads(octavo("models", "--format", "json").stdout)}
+    assert rows["LlamaForCausalLM"]["tasks"] == "generate, embedding"
+    assert rows["LlamaForCausalLM"]["prefix caching"] == "yes"
+    assert rows["MambaForCausalLM"]["prefix caching"] == "no"
+    assert "RWForCausalLM" in rows["FalconForCausalLM"]["also called"]
+    assert "RWForCausalLM" not in rows
+    assert all(r["golden cases"] > 0 for r in rows.values())
 
 
 def test_env() -> None:
