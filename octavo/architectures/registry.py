@@ -82,26 +82,18 @@ def architecture(
     return register
 
 
-def register_architecture(
-    name: str,
-    *aliases: str,
-    about: str = "",
-    examples: tuple[str, ...] = (),
-    gguf: GGUFFormat | None = None,
-    tasks: tuple[str, ...] = GENERATES,
-) -> Callable[[Build], Build]:
+def register_architecture(name: str, *aliases: str, **description: Any) -> Callable[[Build], Build]:
     """Decorate a function from config to model with it, to add an architecture from outside of Octavo.
 
     Args:
         name, aliases: what config.json's `architectures` calls it.
-        about, examples: for `octavo models`: the models, and where they are published.
-        gguf: how llama.cpp stores it, if it does.
-        tasks: what it serves, the usual one first.
+        description: `about` and `examples`, for `octavo models`; `gguf`, how llama.cpp stores it; `tasks`, what it
+            serves, the usual one first.
 
     Raises ConfigError for a name that is taken.
     """
     _import_families()
-    return architecture(name, *aliases, about=about, examples=examples, gguf=gguf, tasks=tasks)
+    return architecture(name, *aliases, **description)
 
 
 def _import_families() -> None:
