@@ -1,9 +1,9 @@
 """One file a family: from a published config to a composition of parts, and the published names of its tensors."""
 
 from octavo.architectures.config import Config
+from octavo.architectures.gguf import GGUFFormat
 from octavo.architectures.registry import (
     Architecture,
-    GGUFFormat,
     all_architectures,
     architecture,
     find_architecture,

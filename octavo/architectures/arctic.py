@@ -5,6 +5,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from octavo.architectures.config import Config
+from octavo.architectures.gguf import UNPERMUTE, GGUFFormat
 from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, llama_body
 from octavo.architectures.registry import architecture
 from octavo.parts import Batch, Block, CausalLM, GatedMLP, MoE, Names, Residual, RMSNorm, softmax_then_choose
@@ -42,6 +43,11 @@ class DenseBesideExperts(nn.Module):
     "ArcticForCausalLM",
     about="Arctic",
     examples=("Snowflake/snowflake-arctic-base", "Snowflake/snowflake-arctic-instruct"),
+    gguf=GGUFFormat(
+        "arctic",
+        config=lambda shared, file: {"parallel_attn_mlp_res": True, "moe_layer_frequency": 1},
+        undo=UNPERMUTE,
+    ),
 )
 def arctic(c: Config) -> CausalLM:
     width, eps = c.hidden_size, c.get("rms_norm_eps", 1e-5)

@@ -6,11 +6,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from octavo.architectures.config import Config
+from octavo.architectures.gguf import UNPERMUTE, GGUFFormat
 from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES, gated_mlp, llama_body
 from octavo.architectures.registry import architecture
 from octavo.parts import CausalLM, Into, Names, alibi_slopes
 
 BAICHUAN2_VOCABULARY = 125696
+LAYERS_OF_13B = 40
 
 
 def unit_rows(weight: Tensor) -> Tensor:
@@ -35,11 +37,22 @@ def names(normed_head: bool) -> Names:
     "BaichuanForCausalLM",
     about="Baichuan2, Baichuan-13B",
     examples=("baichuan-inc/Baichuan2-13B-Chat", "baichuan-inc/Baichuan2-7B-Base"),
+    gguf=GGUFFormat(
+        "baichuan",
+        # 13B is told by its depth, as llama.cpp does.
+        config=lambda shared, file: (
+            {"max_position_embeddings": None, "model_max_length": shared["max_position_embeddings"]}
+            if shared["num_hidden_layers"] == LAYERS_OF_13B
+            else {}
+        ),
+        names={"model.layers.{i}.self_attn.{q|k|v}_proj": "layers.{i}.attention.inner.qkv.{q|k|v}"},
+        undo=UNPERMUTE,
+    ),
 )
 @architecture("BaiChuanForCausalLM", about="Baichuan-7B", examples=("baichuan-inc/Baichuan-7B",))
 def baichuan(c: Config) -> CausalLM:
     """The kinds are told apart by config keys: 13B has no max_position_embeddings, Baichuan2 has its vocabulary."""
-    alibi = "max_position_embeddings" not in c and c.get("architectures", [""])[0] == "BaichuanForCausalLM"
+    alibi = c.get("max_position_embeddings") is None and c.get("architectures", [""])[0] == "BaichuanForCausalLM"
     second = "z_loss_weight" in c or c.vocab_size == BAICHUAN2_VOCABULARY
     positions: dict[str, Any] = {"alibi": alibi_slopes(c.num_attention_heads)} if alibi else {}
     return llama_body(c, mlp=gated_mlp(c), names=names(second), turning=0.0 if alibi else 1.0, **positions)

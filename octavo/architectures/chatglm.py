@@ -1,10 +1,12 @@
 """ChatGLM2, ChatGLM3 and GLM-4 (GLM Team 2024): Llama's body under other names, half of each head turning."""
 
 from functools import partial
+from typing import Any
 
 from torch import nn
 
 from octavo.architectures.config import Config
+from octavo.architectures.gguf import GGUFFormat, GGUFHeader
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope import rotary
 from octavo.parts import (
@@ -38,11 +40,24 @@ NAMES = Names(
 )
 
 
+def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    return {
+        "padded_vocab_size": shared["vocab_size"],
+        "ffn_hidden_size": shared["intermediate_size"],
+        "multi_query_attention": True,
+        "multi_query_group_num": shared["num_key_value_heads"],
+        "layernorm_epsilon": shared["rms_norm_eps"],
+        "rope_ratio": shared["rope_theta"] / 10000.0,
+        "add_qkv_bias": "blk.0.attn_qkv.bias" in file.tensors,
+    }
+
+
 @architecture(
     "ChatGLMModel",
     "ChatGLMForConditionalGeneration",
     about="ChatGLM2, ChatGLM3, GLM-4",
     examples=("THUDM/chatglm2-6b", "THUDM/chatglm3-6b", "THUDM/glm-4-9b-chat"),
+    gguf=GGUFFormat("chatglm", config=_from_gguf),
 )
 def chatglm(c: Config) -> CausalLM:
     width, heads, vocab = c.hidden_size, c.num_attention_heads, c.first("padded_vocab_size", "vocab_size")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.architectures.config import Config
+from octavo.architectures.gguf import GGUFFormat
 from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope import rotary
@@ -48,7 +49,14 @@ class HeadNorm(nn.Module):
         return (normed * self.weight).to(x.dtype)
 
 
-@architecture("CohereForCausalLM", about="Command-R", examples=("CohereForAI/c4ai-command-r-v01",))
+@architecture(
+    "CohereForCausalLM",
+    about="Command-R",
+    examples=("CohereForAI/c4ai-command-r-v01",),
+    gguf=GGUFFormat(
+        "command-r", config=lambda shared, file: {"use_qk_norm": "blk.0.attn_q_norm.weight" in file.tensors}
+    ),
+)
 def cohere(c: Config) -> CausalLM:
     width, heads, eps = c.hidden_size, c.num_attention_heads, c.get("layer_norm_eps", 1e-5)
     kv_heads, head_dim = c.get("num_key_value_heads", heads), width // heads

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from octavo.architectures.config import Config
+from octavo.architectures.gguf import GGUFFormat, GGUFHeader
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope import rotary
 from octavo.parts import (
@@ -24,9 +25,11 @@ from octavo.parts import (
     stacked,
 )
 
+INNER = "layers.{i}.mlp.inner"
+
 
 def names(experts: int) -> Names:
-    inner, published = "layers.{i}.mlp.inner", "transformer.blocks.{i}.ffn"
+    published = "transformer.blocks.{i}.ffn"
 
     def unstack(weight: Tensor) -> Tensor:
         return weight.reshape(experts, -1, weight.shape[-1])
@@ -41,11 +44,11 @@ def names(experts: int) -> Names:
             "transformer.blocks.{i}.norm_attn_norm.attn.Wqkv": "layers.{i}.attention.inner.qkv",
             "transformer.blocks.{i}.norm_attn_norm.attn.out_proj": "layers.{i}.attention.inner.o",
             "transformer.blocks.{i}.norm_attn_norm.norm_2": "layers.{i}.mlp.norm",
-            f"{published}.router.layer": f"{inner}.router",
+            f"{published}.router.layer": f"{INNER}.router",
             f"{published}.experts.mlp.{{w1|v1}}": stacked(
-                inner + ".experts.{e}.gate_up.{gate|up}.weight", unstack, whole=True
+                INNER + ".experts.{e}.gate_up.{gate|up}.weight", unstack, whole=True
             ),
-            f"{published}.experts.mlp.w2": stacked(inner + ".experts.{e}.down.weight", unstack_down, whole=True),
+            f"{published}.experts.mlp.w2": stacked(INNER + ".experts.{e}.down.weight", unstack_down, whole=True),
             "transformer.norm_f": "norm",
             "lm_head": "head",
         },
@@ -59,7 +62,38 @@ def choose(top_k: int, norm: float | None, logits: Tensor) -> tuple[Tensor, Tens
     return (weights if norm is None else weights / weights.norm(p=norm, dim=-1, keepdim=True)), experts
 
 
-@architecture("DbrxForCausalLM", about="DBRX", examples=("databricks/dbrx-base", "databricks/dbrx-instruct"))
+def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    return {
+        "d_model": shared["hidden_size"],
+        "n_heads": shared["num_attention_heads"],
+        "n_layers": shared["num_hidden_layers"],
+        "max_seq_len": shared["max_position_embeddings"],
+        "attn_config": {
+            "kv_n_heads": shared["num_key_value_heads"],
+            "clip_qkv": shared.get("clip_qkv"),
+            "rope_theta": shared["rope_theta"],
+        },
+        "ffn_config": {
+            "ffn_hidden_size": shared["intermediate_size"],
+            "moe_num_experts": shared["num_experts"],
+            "moe_top_k": shared["num_experts_per_tok"],
+        },
+    }
+
+
+@architecture(
+    "DbrxForCausalLM",
+    about="DBRX",
+    examples=("databricks/dbrx-base", "databricks/dbrx-instruct"),
+    gguf=GGUFFormat(
+        "dbrx",
+        config=_from_gguf,
+        names={
+            "transformer.blocks.{i}.ffn.experts.{e}.mlp.{w1|v1}": INNER + ".experts.{e}.gate_up.{gate|up}",
+            "transformer.blocks.{i}.ffn.experts.{e}.mlp.w2": INNER + ".experts.{e}.down",
+        },
+    ),
+)
 def dbrx(c: Config) -> CausalLM:
     width, heads = c.d_model, c.n_heads
     attention_settings: dict[str, Any] = c.get("attn_config", {})

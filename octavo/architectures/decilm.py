@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from octavo.architectures.config import Config
+from octavo.architectures.gguf import UNPERMUTE, GGUFFormat, GGUFHeader
 from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope import rotary
@@ -16,8 +17,8 @@ NAMES = Names(
     {
         **ATTENTION_NAMES,
         **MLP_NAMES,
-        "model.layers.{i}.self_attn.linear_attn": "layers.{i}.attention.inner.linear",
-        "model.layers.{i}.mlp.linear_mlp": "layers.{i}.mlp.inner.linear",
+        "model.layers.{i}.self_attn.linear_attn": "layers.{i}.attention.inner.o",
+        "model.layers.{i}.mlp.linear_mlp": "layers.{i}.mlp.inner.o",
     },
     IGNORED,
     prefix="model.",
@@ -31,10 +32,10 @@ class LinearPiece(nn.Module):
 
     def __init__(self, width: int, bias: bool) -> None:
         super().__init__()
-        self.linear = Linear(width, width, bias)
+        self.o = Linear(width, width, bias)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        return self.linear(x)  # type: ignore[no-any-return]
+        return self.o(x)  # type: ignore[no-any-return]
 
 
 def block_configs(c: Config) -> list[dict[str, dict[str, Any]]]:
@@ -47,16 +48,38 @@ def block_configs(c: Config) -> list[dict[str, dict[str, Any]]]:
 
 
 def ffn_width(c: Config, ffn: dict[str, Any]) -> int:
-    """The config's own width, or two thirds of the layer's multiple of the stream's, rounded up."""
+    """The width that is given, or two thirds of the layer's multiple of the stream's, rounded up."""
     if ffn.get("ffn_mult") is None:
-        return int(c.intermediate_size)
+        return int(ffn.get("intermediate_size") or c.intermediate_size)
     return -(-int(2 * ffn["ffn_mult"] * c.hidden_size / 3) // FFN_GRAIN) * FFN_GRAIN
+
+
+def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    """The file counts heads, key heads and the feed-forward's width by layer, with 0 for what is not there."""
+    layers = range(shared["num_hidden_layers"])
+    heads, kv_heads, widths = (
+        value if isinstance(value, list) else [value for _ in layers]
+        for value in (shared[k] for k in ("num_attention_heads", "num_key_value_heads", "intermediate_size"))
+    )
+    blocks = [
+        {
+            "attention": {
+                "no_op": heads[i] == 0,
+                "replace_with_linear": heads[i] > 0 and kv_heads[i] == 0,
+                "n_heads_in_group": heads[i] // kv_heads[i] if kv_heads[i] else None,
+            },
+            "ffn": {"no_op": widths[i] == 0, "intermediate_size": widths[i]},
+        }
+        for i in layers
+    ]
+    return {"num_attention_heads": max(heads), "block_configs": blocks}
 
 
 @architecture(
     "DeciLMForCausalLM",
     about="DeciLM, Llama-Nemotron",
     examples=("Deci/DeciLM-7B", "Deci/DeciLM-7B-instruct", "nvidia/Llama-3_1-Nemotron-51B-Instruct"),
+    gguf=GGUFFormat("deci", config=_from_gguf, undo=UNPERMUTE),
 )
 def decilm(c: Config) -> CausalLM:
     width, heads = c.hidden_size, c.num_attention_heads

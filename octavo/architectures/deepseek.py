@@ -5,6 +5,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from octavo.architectures.config import Config
+from octavo.architectures.gguf import UNPERMUTE, GGUFFormat
 from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES, gated_mlp, llama_body
 from octavo.architectures.registry import architecture
 from octavo.parts import Batch, CausalLM, GatedMLP, MoE, Names, softmax_then_choose
@@ -35,6 +36,7 @@ class RoutedAndShared(nn.Module):
     "DeepseekForCausalLM",
     about="DeepSeek, DeepSeek-MoE",
     examples=("deepseek-ai/deepseek-llm-67b-base", "deepseek-ai/deepseek-moe-16b-base"),
+    gguf=GGUFFormat("deepseek", undo=UNPERMUTE),
 )
 def deepseek(c: Config) -> CausalLM:
     width, activation = c.hidden_size, c.get("hidden_act", "silu")

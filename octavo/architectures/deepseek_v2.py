@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from octavo.architectures.config import Config
 from octavo.architectures.deepseek import MOE_NAMES, RoutedAndShared
+from octavo.architectures.gguf import GGUFFormat, GGUFHeader
 from octavo.architectures.llama import FRAME_NAMES, IGNORED, MLP_NAMES, gated_mlp, llama_body
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope import rotary
@@ -29,6 +30,20 @@ LATENT_NAMES: dict[str, str | Into] = {
 }
 DEEPSEEK_NAMES = Names({**LATENT_NAMES, **MOE_NAMES}, IGNORED, prefix="model.")
 MINICPM3_NAMES = Names(LATENT_NAMES, IGNORED, prefix="model.")
+
+
+def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    turning, scaling = file.value("rope.dimension_count"), shared.get("rope_scaling")
+    if scaling and (multiplier := file.value("rope.scaling.yarn_log_multiplier")):
+        scaling = {**scaling, "mscale": multiplier * 10, "mscale_all_dim": multiplier * 10}
+    return {
+        "q_lora_rank": file.value("attention.q_lora_rank"),
+        "kv_lora_rank": file.value("attention.kv_lora_rank"),
+        "qk_rope_head_dim": turning,
+        "qk_nope_head_dim": file.value("attention.key_length") - turning,
+        "v_head_dim": file.value("attention.value_length"),
+        "rope_scaling": scaling,
+    }
 
 
 def latent_attention(c: Config, interleaved: bool, eps: float, scale: float = 1.0) -> LatentAttention:
@@ -67,6 +82,7 @@ def choose(c: Config, logits: Tensor) -> tuple[Tensor, Tensor]:
     "DeepseekV2ForCausalLM",
     about="DeepSeek-V2, DeepSeek-V2.5, DeepSeek-Coder-V2",
     examples=("deepseek-ai/DeepSeek-V2", "deepseek-ai/DeepSeek-V2-Chat", "deepseek-ai/DeepSeek-V2-Lite"),
+    gguf=GGUFFormat("deepseek2", config=_from_gguf),
 )
 def deepseek_v2(c: Config) -> CausalLM:
     width, hidden, activation = c.hidden_size, c.get("moe_intermediate_size", 1407), c.get("hidden_act", "silu")
@@ -91,7 +107,17 @@ def deepseek_v2(c: Config) -> CausalLM:
     )
 
 
-@architecture("MiniCPM3ForCausalLM", about="MiniCPM3", examples=("openbmb/MiniCPM3-4B",))
+def _minicpm3_from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    # The multipliers of the 4B model are not in the file.
+    return {**_from_gguf(shared, file), "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256, "v_head_dim": None}
+
+
+@architecture(
+    "MiniCPM3ForCausalLM",
+    about="MiniCPM3",
+    examples=("openbmb/MiniCPM3-4B",),
+    gguf=GGUFFormat("minicpm3", config=_minicpm3_from_gguf),
+)
 def minicpm3(c: Config) -> CausalLM:
     """The norms inside attention keep their own epsilon, whatever the config says of the others."""
     return llama_body(

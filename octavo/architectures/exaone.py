@@ -1,6 +1,7 @@
 """Llama's body under other names: EXAONE 3 (LG AI Research 2024) and InternLM2 (Cai et al. 2024)."""
 
 from octavo.architectures.config import Config
+from octavo.architectures.gguf import UNPERMUTE, GGUFFormat
 from octavo.architectures.llama import gated_mlp, llama_body
 from octavo.architectures.registry import architecture
 from octavo.parts import CausalLM, Names, grouped_qkv
@@ -22,7 +23,12 @@ EXAONE_NAMES = Names(
 )
 
 
-@architecture("ExaoneForCausalLM", about="EXAONE-3", examples=("LGAI-EXAONE/EXAONE-3.0-7.8B-Instruct",))
+@architecture(
+    "ExaoneForCausalLM",
+    about="EXAONE-3",
+    examples=("LGAI-EXAONE/EXAONE-3.0-7.8B-Instruct",),
+    gguf=GGUFFormat("exaone", config=lambda shared, file: {"layer_norm_epsilon": shared["rms_norm_eps"]}),
+)
 def exaone(c: Config) -> CausalLM:
     renamed = c.replace(
         num_hidden_layers=c.first("num_layers", "num_hidden_layers"),
@@ -51,7 +57,14 @@ def internlm2_names(kv_heads: int, group: int, head_dim: int) -> Names:
 
 
 @architecture(
-    "InternLM2ForCausalLM", about="InternLM2", examples=("internlm/internlm2-7b", "internlm/internlm2-chat-7b")
+    "InternLM2ForCausalLM",
+    about="InternLM2",
+    examples=("internlm/internlm2-7b", "internlm/internlm2-chat-7b"),
+    gguf=GGUFFormat(
+        "internlm2",
+        names={"model.layers.{i}.self_attn.{q|k|v}_proj": "layers.{i}.attention.inner.qkv.{q|k|v}"},
+        undo=UNPERMUTE,
+    ),
 )
 def internlm2(c: Config) -> CausalLM:
     heads, bias = c.num_attention_heads, c.get("bias", False)

@@ -1,10 +1,13 @@
 """Falcon (Almazrouei et al. 2023): multi-query 7B, grouped 40B and 11B, and the RW models with ALiBi."""
 
 from functools import partial
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from octavo.architectures.config import Config
+from octavo.architectures.gguf import GGUFFormat, GGUFHeader
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope import rotary
 from octavo.parts import (
@@ -22,6 +25,8 @@ from octavo.parts import (
     alibi_slopes,
     grouped_qkv,
 )
+
+QKV = "transformer.h.{i}.self_attention.query_key_value"
 
 
 def names(kv_heads: int, group: int, head_dim: int, shared: bool, two_norms: bool) -> Names:
@@ -47,9 +52,7 @@ def names(kv_heads: int, group: int, head_dim: int, shared: bool, two_norms: boo
         {
             "transformer.word_embeddings": "embed",
             **norms,
-            "transformer.h.{i}.self_attention.query_key_value": grouped_qkv(
-                f"{attention}.qkv", kv_heads, group, head_dim
-            ),
+            QKV: grouped_qkv(f"{attention}.qkv", kv_heads, group, head_dim),
             "transformer.h.{i}.self_attention.dense": f"{attention}.o",
             "transformer.h.{i}.mlp.dense_h_to_4h": f"{mlp}.up",
             "transformer.h.{i}.mlp.dense_4h_to_h": f"{mlp}.down",
@@ -60,11 +63,33 @@ def names(kv_heads: int, group: int, head_dim: int, shared: bool, two_norms: boo
     )
 
 
+def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    kv_heads, two_norms = shared.get("num_key_value_heads", 1), "blk.0.attn_norm_2.weight" in file.tensors
+    return {
+        "num_kv_heads": kv_heads,
+        "multi_query": kv_heads == 1,
+        "new_decoder_architecture": kv_heads > 1,
+        "num_ln_in_parallel_attn": 2 if two_norms else 1,
+        "bias": False,
+        "ffn_hidden_size": shared["intermediate_size"],
+    }
+
+
+def _by_key_head(weight: Tensor, c: Config) -> Tensor:
+    """llama.cpp stores all queries, keys, values; published is each key head with its own."""
+    heads, kv_heads = c.num_attention_heads, c.num_kv_heads
+    by_head = weight.view(heads + 2 * kv_heads, -1, *weight.shape[1:])
+    query, key, value = torch.split(by_head, [heads, kv_heads, kv_heads])
+    groups = query.view(kv_heads, heads // kv_heads, *query.shape[1:])
+    return torch.cat([groups, key.unsqueeze(1), value.unsqueeze(1)], dim=1).reshape(weight.shape)
+
+
 @architecture(
     "FalconForCausalLM",
     "RWForCausalLM",
     about="Falcon",
     examples=("tiiuae/falcon-7b", "tiiuae/falcon-40b", "tiiuae/falcon-rw-7b"),
+    gguf=GGUFFormat("falcon", config=_from_gguf, undo={QKV: _by_key_head}),
 )
 def falcon(c: Config) -> CausalLM:
     width, heads = c.hidden_size, c.first("num_attention_heads", "n_head")

@@ -3,9 +3,9 @@
 from functools import partial
 
 from octavo.architectures.config import Config
-from octavo.architectures.gemma2 import minus_one
+from octavo.architectures.gguf import GGUFFormat, minus_one
 from octavo.architectures.llama import NAMES, llama_body
-from octavo.architectures.registry import GGUFFormat, architecture
+from octavo.architectures.registry import architecture
 from octavo.parts import CausalLM, GatedMLP, RMSNorm
 
 

@@ -3,11 +3,10 @@
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from octavo.architectures.config import Config
+from octavo.architectures.gguf import GGUFFormat, GGUFHeader, minus_one
 from octavo.architectures.llama import IGNORED, MLP_NAMES
-from octavo.architectures.registry import EMBEDS, GGUFFormat, architecture
+from octavo.architectures.registry import EMBEDS, architecture
 from octavo.architectures.rope import rotary
 from octavo.parts import Attention, Block, CausalLM, Embedding, GatedMLP, Linear, Names, Residual, RMSNorm
 
@@ -29,12 +28,7 @@ NAMES = Names(
 )
 
 
-def minus_one(weight: Tensor, c: Config) -> Tensor:
-    """llama.cpp stores Gemma's norm weights with the offset already added."""
-    return weight - 1.0
-
-
-def _gguf_config(shared: dict[str, Any], metadata: Any) -> dict[str, Any]:
+def _gguf_config(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
     width, heads, layers = shared["hidden_size"], shared["num_attention_heads"], shared["num_hidden_layers"]
     # The scale of the scores is not in the file: it is the head's width, but for 27B the width over the heads.
     scalar = width // heads if layers == 46 else shared.get("head_dim", width // heads)

@@ -1,12 +1,10 @@
 """GPT-2 (Radford et al. 2019), weights published as [in, out], and StarCoder's GPT-BigCode (Li et al. 2023)."""
 
 from functools import partial
-from typing import Any
-
-from torch import Tensor
 
 from octavo.architectures.config import Config
-from octavo.architectures.registry import GGUFFormat, architecture
+from octavo.architectures.gguf import GGUFFormat, transposed_back
+from octavo.architectures.registry import architecture
 from octavo.parts import (
     MLP,
     Attention,
@@ -42,30 +40,13 @@ NAMES = Names(
 )
 
 
-def _gguf_config(shared: dict[str, Any], metadata: Any) -> dict[str, Any]:
-    return {
-        "n_embd": shared["hidden_size"],
-        "n_layer": shared["num_hidden_layers"],
-        "n_head": shared["num_attention_heads"],
-        "n_inner": shared["intermediate_size"],
-        "n_positions": shared["max_position_embeddings"],
-        "layer_norm_epsilon": shared["layer_norm_epsilon"],
-    }
-
-
-def _transpose(weight: Tensor, c: Config) -> Tensor:
-    """llama.cpp stores [out, in], which the name table is about to transpose."""
-    return weight.t() if weight.dim() == 2 else weight
-
-
 @architecture(
     "GPT2LMHeadModel",
     about="GPT-2",
     examples=("gpt2", "gpt2-xl"),
     gguf=GGUFFormat(
         "gpt2",
-        config=_gguf_config,
-        undo={name: _transpose for name in NAMES.table if name.endswith(("c_attn", "c_proj", "c_fc"))},
+        undo={name: transposed_back for name in NAMES.table if name.endswith(("c_attn", "c_proj", "c_fc"))},
     ),
 )
 def gpt2(c: Config) -> CausalLM:
@@ -83,6 +64,7 @@ BIGCODE_NAMES = Names(
     "GPTBigCodeForCausalLM",
     about="StarCoder, SantaCoder, WizardCoder",
     examples=("bigcode/starcoder", "bigcode/gpt_bigcode-santacoder", "WizardLM/WizardCoder-15B-V1.0"),
+    gguf=GGUFFormat("starcoder"),
 )
 def gpt_bigcode(c: Config) -> CausalLM:
     """GPT-2 with one key and value head, and weights as [out, in]."""

@@ -3,6 +3,7 @@
 from functools import partial
 
 from octavo.architectures.config import Config
+from octavo.architectures.gguf import GGUFFormat
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope import rotary
 from octavo.parts import (
@@ -49,6 +50,15 @@ def names(heads: int, head_dim: int) -> Names:
     "GPTNeoXForCausalLM",
     about="GPT-NeoX, Pythia, OpenAssistant, Dolly V2, StableLM",
     examples=("EleutherAI/gpt-neox-20b", "EleutherAI/pythia-12b", "databricks/dolly-v2-12b"),
+    gguf=GGUFFormat(
+        "gptneox",
+        config=lambda shared, file: {
+            "use_parallel_residual": file.value("use_parallel_residual", True),
+            "rotary_pct": shared.get("partial_rotary_factor", 1.0),
+            "attention_bias": "blk.0.attn_qkv.bias" in file.tensors,
+        },
+        names={"gpt_neox.layers.{i}.attention.query_key_value": "layers.{i}.attention.inner.qkv"},
+    ),
 )
 def gpt_neox(c: Config) -> CausalLM:
     width, heads = c.hidden_size, c.num_attention_heads

@@ -7,16 +7,18 @@ import torch
 from torch import Tensor
 
 from octavo.architectures.config import Config
+from octavo.architectures.gguf import UNPERMUTE, GGUFFormat, GGUFHeader
 from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, gated_mlp, llama_body
 from octavo.architectures.registry import architecture
 from octavo.parts import CausalLM, GatedMLP, MoE, Names, stacked
 
+EXPERT = "layers.{i}.mlp.inner.experts.{e}"
 MOE_NAMES = Names(
     {
         **ATTENTION_NAMES,
         "model.layers.{i}.block_sparse_moe.router.layer": "layers.{i}.mlp.inner.router",
-        "model.layers.{i}.block_sparse_moe.input_linear": stacked("layers.{i}.mlp.inner.experts.{e}.gate_up"),
-        "model.layers.{i}.block_sparse_moe.output_linear": stacked("layers.{i}.mlp.inner.experts.{e}.down"),
+        "model.layers.{i}.block_sparse_moe.input_linear": stacked(EXPERT + ".gate_up"),
+        "model.layers.{i}.block_sparse_moe.output_linear": stacked(EXPERT + ".down"),
     },
     IGNORED,
     prefix="model.",
@@ -42,10 +44,20 @@ def choose_then_softmax(top_k: int, logits: Tensor) -> tuple[Tensor, Tensor]:
     return torch.softmax(values, -1), experts
 
 
+def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    return {
+        "embedding_multiplier": file.value("embedding_scale"),
+        "residual_multiplier": file.value("residual_scale"),
+        "attention_multiplier": file.value("attention.scale"),
+        "logits_scaling": file.value("logit_scale"),
+    }
+
+
 @architecture(
     "GraniteForCausalLM",
     about="Granite 3.0, PowerLM",
     examples=("ibm-granite/granite-3.0-2b-base", "ibm-granite/granite-3.0-8b-instruct", "ibm/PowerLM-3b"),
+    gguf=GGUFFormat("granite", config=_from_gguf, undo=UNPERMUTE),
 )
 def granite(c: Config) -> CausalLM:
     return llama_body(c, mlp=gated_mlp(c, c.get("mlp_bias", False)), **multipliers(c))
@@ -55,6 +67,15 @@ def granite(c: Config) -> CausalLM:
     "GraniteMoeForCausalLM",
     about="Granite 3.0 MoE, PowerMoE",
     examples=("ibm-granite/granite-3.0-1b-a400m-base", "ibm/PowerMoE-3b"),
+    gguf=GGUFFormat(
+        "granitemoe",
+        config=_from_gguf,
+        names={
+            "model.layers.{i}.block_sparse_moe.experts.{e}.{w1|w3}": EXPERT + ".gate_up.{gate|up}",
+            "model.layers.{i}.block_sparse_moe.experts.{e}.w2": EXPERT + ".down",
+        },
+        undo=UNPERMUTE,
+    ),
 )
 def granite_moe(c: Config) -> CausalLM:
     expert = partial(GatedMLP, c.hidden_size, c.intermediate_size, c.get("hidden_act", "silu"))

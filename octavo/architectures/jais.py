@@ -3,6 +3,7 @@
 from functools import partial
 
 from octavo.architectures.config import Config
+from octavo.architectures.gguf import GGUFFormat, transposed_back
 from octavo.architectures.registry import architecture
 from octavo.parts import (
     MLP,
@@ -19,6 +20,8 @@ from octavo.parts import (
     alibi_slopes,
     transposed,
 )
+
+LINEARS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_fc2", "mlp.c_proj")
 
 
 def names(alibi: bool, gated: bool) -> Names:
@@ -46,6 +49,16 @@ def names(alibi: bool, gated: bool) -> Names:
     "JAISLMHeadModel",
     about="Jais",
     examples=("inceptionai/jais-13b", "inceptionai/jais-13b-chat", "inceptionai/jais-30b-v3"),
+    # The scales of embeddings and logits are in the file's weights; ALiBi, the gate and the scores' scale are fixed.
+    gguf=GGUFFormat(
+        "jais",
+        config=lambda shared, file: {
+            "position_embedding_type": "alibi",
+            "activation_function": "swiglu",
+            "scale_qk_dot_by_d": True,
+        },
+        undo={f"transformer.h.{{i}}.{name}": transposed_back for name in LINEARS},
+    ),
 )
 def jais(c: Config) -> CausalLM:
     width, heads = c.n_embd, c.n_head

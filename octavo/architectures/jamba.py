@@ -2,10 +2,13 @@
 
 import math
 from functools import partial
+from typing import Any
 
+import torch
 from torch import nn
 
 from octavo.architectures.config import Config
+from octavo.architectures.gguf import GGUFFormat, GGUFHeader
 from octavo.architectures.mamba import drop_middle
 from octavo.architectures.registry import architecture
 from octavo.parts import (
@@ -50,7 +53,29 @@ NAMES = Names(
 )
 
 
-@architecture("JambaForCausalLM", about="Jamba", examples=("ai21labs/Jamba-v0.1", "ai21labs/AI21-Jamba-1.5-Large"))
+def _every(layers: range, period: int, offset: int) -> list[int]:
+    return [i for i in layers if i % period == offset]
+
+
+def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    layers, kv_heads = range(shared["num_hidden_layers"]), shared["num_key_value_heads"]
+    return {
+        "attention_layers": [i for i in layers if kv_heads[i]],
+        "expert_layers": [i for i in layers if f"blk.{i}.ffn_gate_inp.weight" in file.tensors],
+        "num_key_value_heads": max(kv_heads),
+        "mamba_d_state": file.value("ssm.state_size"),
+        "mamba_d_conv": file.value("ssm.conv_kernel"),
+        "mamba_expand": file.value("ssm.inner_size") / shared["hidden_size"],
+        "mamba_dt_rank": file.value("ssm.time_step_rank"),
+    }
+
+
+@architecture(
+    "JambaForCausalLM",
+    about="Jamba",
+    examples=("ai21labs/Jamba-v0.1", "ai21labs/AI21-Jamba-1.5-Large"),
+    gguf=GGUFFormat("jamba", config=_from_gguf, undo={"model.layers.{i}.mamba.A_log": lambda a, c: torch.log(-a)}),
+)
 def jamba(c: Config) -> CausalLM:
     width, heads, rank = c.hidden_size, c.num_attention_heads, c.get("mamba_dt_rank", "auto")
     norm = partial(RMSNorm, width, c.get("rms_norm_eps", 1e-6))
@@ -73,12 +98,16 @@ def jamba(c: Config) -> CausalLM:
     mlp = partial(GatedMLP, width, c.intermediate_size, activation)
     count, choose = c.get("num_experts", 16), softmax_then_choose(c.get("num_experts_per_tok", 2), renormalize=False)
 
-    def comes(i: int, period: int, offset: int) -> bool:
-        return i % period == offset
+    layers = range(c.num_hidden_layers)
+    attention_at = c.get("attention_layers") or _every(
+        layers, c.get("attn_layer_period", 8), c.get("attn_layer_offset", 4)
+    )
+    experts_at = c.get("expert_layers") or _every(
+        layers, c.get("expert_layer_period", 2), c.get("expert_layer_offset", 1)
+    )
 
     def layer(i: int) -> Block:
-        attends = comes(i, c.get("attn_layer_period", 8), c.get("attn_layer_offset", 4))
-        sparse = count > 1 and comes(i, c.get("expert_layer_period", 2), c.get("expert_layer_offset", 1))
+        attends, sparse = i in attention_at, count > 1 and i in experts_at
         feed_forward: nn.Module = MoE(width, [mlp() for _ in range(count)], choose) if sparse else mlp()
         return Block(mixer=Residual(norm(), attention() if attends else mamba()), mlp=Residual(norm(), feed_forward))
 

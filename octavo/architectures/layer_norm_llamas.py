@@ -3,17 +3,29 @@
 from functools import partial
 
 from octavo.architectures.config import Config
+from octavo.architectures.gguf import UNPERMUTE, GGUFFormat, minus_one
 from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, gated_mlp, llama_body
 from octavo.architectures.registry import architecture
 from octavo.parts import MLP, CausalLM, Clip, LayerNorm, Names
 
 
-@architecture("OrionForCausalLM", about="Orion", examples=("OrionStarAI/Orion-14B-Base", "OrionStarAI/Orion-14B-Chat"))
+@architecture(
+    "OrionForCausalLM",
+    about="Orion",
+    examples=("OrionStarAI/Orion-14B-Base", "OrionStarAI/Orion-14B-Chat"),
+    gguf=GGUFFormat("orion", config=lambda shared, file: {"rms_norm_eps": shared["layer_norm_epsilon"]}),
+)
 def orion(c: Config) -> CausalLM:
     return llama_body(c, mlp=gated_mlp(c), norm=partial(LayerNorm, c.hidden_size, c.get("rms_norm_eps", 1e-5)))
 
 
-@architecture("OlmoForCausalLM", "OLMoForCausalLM", about="OLMo", examples=("allenai/OLMo-1B-hf", "allenai/OLMo-7B-hf"))
+@architecture(
+    "OlmoForCausalLM",
+    "OLMoForCausalLM",
+    about="OLMo",
+    examples=("allenai/OLMo-1B-hf", "allenai/OLMo-7B-hf"),
+    gguf=GGUFFormat("olmo", undo=UNPERMUTE),
+)
 def olmo(c: Config) -> CausalLM:
     """Norms without weights; queries, keys and values are clipped where the config says."""
     limit, bias = c.get("clip_qkv"), c.get("attention_bias", False)
@@ -42,6 +54,7 @@ STARCODER2_NAMES = Names(
     "Starcoder2ForCausalLM",
     about="Starcoder 2",
     examples=("bigcode/starcoder2-3b", "bigcode/starcoder2-7b", "bigcode/starcoder2-15b"),
+    gguf=GGUFFormat("starcoder2"),
 )
 def starcoder2(c: Config) -> CausalLM:
     bias = c.get("use_bias", True)
@@ -74,6 +87,9 @@ NEMOTRON_NAMES = Names(
     "NemotronForCausalLM",
     about="Nemotron-3, Nemotron-4, Minitron",
     examples=("nvidia/Minitron-8B-Base", "mgoin/Nemotron-4-340B-Base-hf-FP8"),
+    gguf=GGUFFormat(
+        "nemotron", undo={f"{name}.weight": minus_one for name in NEMOTRON_NAMES.table if name.endswith("norm")}
+    ),
 )
 def nemotron(c: Config) -> CausalLM:
     """Layer norms around 1, a squared relu, and rotary over half a head."""

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from octavo.architectures.config import Config
-from octavo.architectures.registry import EMBEDS, GGUFFormat, architecture
+from octavo.architectures.gguf import UNPERMUTE, GGUFFormat
+from octavo.architectures.registry import EMBEDS, architecture
 from octavo.architectures.rope import rotary
 from octavo.parts import Attention, Block, CausalLM, Embedding, GatedMLP, Linear, Names, Residual, RMSNorm
 
@@ -72,21 +73,24 @@ def llama_body(
     """
     heads = c.num_attention_heads
     head_dim = c.get("head_dim", c.hidden_size // heads)
+    turn = rotary(c, int(head_dim * turning)) if turning and not attend else None
     norm = norm or partial(RMSNorm, c.hidden_size, eps=c.get("rms_norm_eps", 1e-6))
-    usual = partial(
-        Attention,
-        c.hidden_size,
-        heads,
-        c.get("num_key_value_heads", kv_heads or heads),
-        head_dim,
-        rotary=rotary(c, int(head_dim * turning)) if turning else None,
-        **attention,
-    )
+
+    def usual(i: int) -> nn.Module:
+        return Attention(
+            c.hidden_size,
+            heads,
+            c.get("num_key_value_heads", kv_heads or heads),
+            head_dim,
+            rotary=turn,
+            window=window(i),
+            adjust=adjust(),
+            **attention,
+        )
 
     def make_layer(i: int) -> nn.Module:
-        inner = attend(i) if attend else usual(window=window(i), adjust=adjust())
-        attention = Residual(norm(), inner, scale=residual_scale)
-        return layer(i, attention, Residual(norm(), mlp(i), scale=residual_scale))
+        first = Residual(norm(), (attend or usual)(i), scale=residual_scale)
+        return layer(i, first, Residual(norm(), mlp(i), scale=residual_scale))
 
     return CausalLM(
         embed=Embedding(c.vocab_size, c.hidden_size, embed_scale),
@@ -104,30 +108,13 @@ def gated_mlp(c: Config, bias: bool = False) -> Callable[[int], GatedMLP]:
     return lambda layer: GatedMLP(c.hidden_size, c.intermediate_size, c.get("hidden_act", "silu"), bias)
 
 
-def unpermute(heads_key: str) -> Callable[[Tensor, Config], Tensor]:
-    """llama.cpp stores q and k with each head's pairs side by side; this puts them back in halves."""
-
-    def undo(weight: Tensor, c: Config) -> Tensor:
-        heads = c.get(heads_key, c.num_attention_heads)
-        rest = weight.shape[1:]
-        return weight.view(heads, -1, 2, *rest).transpose(1, 2).reshape(weight.shape)
-
-    return undo
-
-
-UNPERMUTE = {
-    "model.layers.{i}.self_attn.q_proj": unpermute("num_attention_heads"),
-    "model.layers.{i}.self_attn.k_proj": unpermute("num_key_value_heads"),
-}
-
-
 @architecture(
     "LlamaForCausalLM",
     "LLaMAForCausalLM",
     "YiForCausalLM",
     about="Llama 3.1, Llama 3, Llama 2, LLaMA, Yi, SmolLM",
     examples=("meta-llama/Meta-Llama-3.1-8B-Instruct", "meta-llama/Llama-2-70b-hf", "01-ai/Yi-34B"),
-    gguf=GGUFFormat("llama", undo=UNPERMUTE, when=lambda metadata: not metadata.get("llama.expert_count")),
+    gguf=GGUFFormat("llama", undo=UNPERMUTE, when=lambda file: not file.value("expert_count")),
 )
 @architecture("LlamaModel", about="Llama-based embedders", examples=("intfloat/e5-mistral-7b-instruct",), tasks=EMBEDS)
 def llama(c: Config) -> CausalLM:
@@ -138,7 +125,12 @@ def llama(c: Config) -> CausalLM:
 @architecture(
     "AquilaForCausalLM", "AquilaModel", about="Aquila, Aquila2", examples=("BAAI/Aquila-7B", "BAAI/AquilaChat-7B")
 )
-@architecture("XverseForCausalLM", about="XVERSE", examples=("xverse/XVERSE-7B-Chat", "xverse/XVERSE-65B-Chat"))
+@architecture(
+    "XverseForCausalLM",
+    about="XVERSE",
+    examples=("xverse/XVERSE-7B-Chat", "xverse/XVERSE-65B-Chat"),
+    gguf=GGUFFormat("xverse", undo=UNPERMUTE),
+)
 def plain_llama(c: Config) -> CausalLM:
     return llama_body(c, mlp=gated_mlp(c))
 

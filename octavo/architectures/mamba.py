@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from octavo.architectures.config import Config
-from octavo.architectures.registry import GGUFFormat, architecture
+from octavo.architectures.gguf import GGUFFormat, GGUFHeader
+from octavo.architectures.registry import architecture
 from octavo.ops.norm import rms_norm
 from octavo.parts import Block, CausalLM, Embedding, Into, Linear, MambaMixer, Names, Residual, RMSNorm
 from octavo.parts.names import parameter
@@ -37,22 +38,32 @@ NAMES = Names(
 )
 
 
-def _gguf_config(shared: dict[str, Any], metadata: Any) -> dict[str, Any]:
+def _gguf_config(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
     return {
-        "state_size": metadata["mamba.ssm.state_size"],
-        "conv_kernel": metadata["mamba.ssm.conv_kernel"],
-        "intermediate_size": metadata["mamba.ssm.inner_size"],
-        "time_step_rank": metadata["mamba.ssm.time_step_rank"],
+        "state_size": file.value("ssm.state_size"),
+        "conv_kernel": file.value("ssm.conv_kernel"),
+        "intermediate_size": file.value("ssm.inner_size"),
+        "time_step_rank": file.value("ssm.time_step_rank"),
         "layer_norm_epsilon": shared["rms_norm_eps"],
         "max_position_embeddings": None,
     }
+
+
+def _gguf(normed: bool) -> GGUFFormat:
+    """The two models share a name, and differ by norms inside the mixer."""
+    return GGUFFormat(
+        "mamba",
+        config=_gguf_config,
+        undo={f"{MIXER}.A_log": lambda a, c: torch.log(-a)},
+        when=lambda file: bool(file.value("ssm.dt_b_c_rms")) == normed,
+    )
 
 
 @architecture(
     "MambaForCausalLM",
     about="Mamba",
     examples=("state-spaces/mamba-130m-hf", "state-spaces/mamba-790m-hf", "state-spaces/mamba-2.8b-hf"),
-    gguf=GGUFFormat("mamba", config=_gguf_config, undo={f"{MIXER}.A_log": lambda a, c: torch.log(-a)}),
+    gguf=_gguf(normed=False),
 )
 def mamba(c: Config) -> CausalLM:
     return body(c, tied=True)
@@ -73,6 +84,7 @@ class PlainRMSNorm(nn.Module):
     "FalconMambaForCausalLM",
     about="FalconMamba",
     examples=("tiiuae/falcon-mamba-7b", "tiiuae/falcon-mamba-7b-instruct"),
+    gguf=_gguf(normed=True),
 )
 def falcon_mamba(c: Config) -> CausalLM:
     return body(c, tied=False, inner_norm=partial(PlainRMSNorm, eps=c.get("mixer_rms_eps", 1e-6)))

@@ -1,11 +1,13 @@
 """MiniCPM (Hu et al. 2024): Llama's body with scaled embeddings, residuals and logits; also MoE and fatrelu."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from octavo.architectures.config import Config
+from octavo.architectures.gguf import UNPERMUTE, GGUFFormat, GGUFHeader
 from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES, gated_mlp, llama_body
 from octavo.architectures.registry import architecture
 from octavo.parts import Batch, CausalLM, GatedMLP, Linear, MoE, Names, softmax_then_choose
@@ -37,10 +39,22 @@ class FatReluMLP(nn.Module):
         return self.down(torch.where(gate > self.threshold, gate, 0.0) * up)  # type: ignore[no-any-return]
 
 
+def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    # Older files leave the multipliers out, which are then those of the 2B model.
+    depth = shared["num_hidden_layers"] ** 0.5
+    logit_scale = file.value("logit_scale")
+    return {
+        "scale_emb": file.value("embedding_scale", 12.0),
+        "scale_depth": file.value("residual_scale", 1.4 / depth) * depth,
+        "dim_model_base": shared["hidden_size"] / logit_scale if logit_scale else 256,
+    }
+
+
 @architecture(
     "MiniCPMForCausalLM",
     about="MiniCPM",
     examples=("openbmb/MiniCPM-2B-sft-bf16", "openbmb/MiniCPM-2B-dpo-bf16", "openbmb/MiniCPM-S-1B-sft"),
+    gguf=GGUFFormat("minicpm", config=_from_gguf, undo=UNPERMUTE),
 )
 def minicpm(c: Config) -> CausalLM:
     width, hidden, count = c.hidden_size, c.intermediate_size, c.get("num_experts", 0)

@@ -3,8 +3,9 @@
 from functools import partial
 
 from octavo.architectures.config import Config
-from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, UNPERMUTE, gated_mlp, llama_body
-from octavo.architectures.registry import EMBEDS, GGUFFormat, architecture
+from octavo.architectures.gguf import UNPERMUTE, GGUFFormat
+from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, gated_mlp, llama_body
+from octavo.architectures.registry import EMBEDS, architecture
 from octavo.parts import CausalLM, GatedMLP, MoE, Names, softmax_then_choose
 
 KV_HEADS = 8  # of Mistral's first config, which leaves the key out
@@ -39,15 +40,7 @@ def mistral(c: Config) -> CausalLM:
     "QuantMixtralForCausalLM",
     about="Mixtral-8x7B, Mixtral-8x22B",
     examples=("mistralai/Mixtral-8x7B-v0.1", "mistralai/Mixtral-8x7B-Instruct-v0.1"),
-    gguf=GGUFFormat(
-        "llama",
-        config=lambda shared, metadata: {
-            "num_local_experts": metadata["llama.expert_count"],
-            "num_experts_per_tok": metadata["llama.expert_used_count"],
-        },
-        undo=UNPERMUTE,
-        when=lambda metadata: bool(metadata.get("llama.expert_count")),
-    ),
+    gguf=GGUFFormat("llama", undo=UNPERMUTE, when=lambda file: bool(file.value("expert_count"))),
 )
 def mixtral(c: Config) -> CausalLM:
     expert = partial(GatedMLP, c.hidden_size, c.intermediate_size, c.get("hidden_act", "silu"))

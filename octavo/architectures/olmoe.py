@@ -5,6 +5,7 @@ from functools import partial
 from torch import Tensor
 
 from octavo.architectures.config import Config
+from octavo.architectures.gguf import GGUFFormat
 from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, llama_body
 from octavo.architectures.registry import architecture
 from octavo.parts import CausalLM, Clip, GatedMLP, MoE, Names, QKNorm, RMSNorm, softmax_then_choose
@@ -40,6 +41,7 @@ class NormThenClip(QKNorm):
     "OLMoEForCausalLM",
     about="OLMoE",
     examples=("allenai/OLMoE-1B-7B-0924", "allenai/OLMoE-1B-7B-0924-Instruct"),
+    gguf=GGUFFormat("olmoe"),
 )
 def olmoe(c: Config) -> CausalLM:
     heads, bias = c.num_attention_heads, c.get("attention_bias", False)

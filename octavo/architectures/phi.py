@@ -3,6 +3,7 @@
 from functools import partial
 
 from octavo.architectures.config import Config
+from octavo.architectures.gguf import GGUFFormat
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope import rotary
 from octavo.parts import MLP, Attention, CausalLM, Embedding, LayerNorm, Linear, Names, QKNorm, Rotary, SharedNorm
@@ -24,7 +25,7 @@ PHI_NAMES = Names(
 )
 
 
-@architecture("PhiForCausalLM", about="Phi", examples=("microsoft/phi-1_5", "microsoft/phi-2"))
+@architecture("PhiForCausalLM", about="Phi", examples=("microsoft/phi-1_5", "microsoft/phi-2"), gguf=GGUFFormat("phi2"))
 def phi(c: Config) -> CausalLM:
     width, heads, eps = c.hidden_size, c.num_attention_heads, c.get("layer_norm_eps", 1e-5)
     kv_heads, head_dim = c.get("num_key_value_heads", heads), width // heads

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from octavo.architectures.config import Config
+from octavo.architectures.gguf import GGUFFormat
 from octavo.architectures.llama import FRAME_NAMES, IGNORED, gated_mlp, llama_body
 from octavo.architectures.mistral import MIXTRAL_NAMES
 from octavo.architectures.registry import architecture
@@ -31,6 +32,7 @@ NAMES = Names(
         "microsoft/Phi-3-mini-128k-instruct",
         "microsoft/Phi-3.5-mini-instruct",
     ),
+    gguf=GGUFFormat("phi3"),
 )
 def phi3(c: Config) -> CausalLM:
     return llama_body(
@@ -59,7 +61,11 @@ def sparse_mixer(noise: float, logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @architecture(
-    "PhiMoEForCausalLM", "PhimoeForCausalLM", about="Phi-3.5-MoE", examples=("microsoft/Phi-3.5-MoE-instruct",)
+    "PhiMoEForCausalLM",
+    "PhimoeForCausalLM",
+    about="Phi-3.5-MoE",
+    examples=("microsoft/Phi-3.5-MoE-instruct",),
+    gguf=GGUFFormat("phimoe", config=lambda shared, file: {"lm_head_bias": "output.bias" in file.tensors}),
 )
 def phimoe(c: Config) -> CausalLM:
     bias = c.get("attention_bias", False)

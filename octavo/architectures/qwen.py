@@ -1,6 +1,7 @@
 """Qwen (Bai et al. 2023): Llama's body under GPT-2's names, with fused q, k, v that have biases."""
 
 from octavo.architectures.config import Config
+from octavo.architectures.gguf import GGUFFormat
 from octavo.architectures.llama import gated_mlp, llama_body
 from octavo.architectures.registry import architecture
 from octavo.parts import CausalLM, Names
@@ -22,7 +23,19 @@ NAMES = Names(
 )
 
 
-@architecture("QWenLMHeadModel", about="Qwen", examples=("Qwen/Qwen-7B", "Qwen/Qwen-7B-Chat"))
+@architecture(
+    "QWenLMHeadModel",
+    about="Qwen",
+    examples=("Qwen/Qwen-7B", "Qwen/Qwen-7B-Chat"),
+    gguf=GGUFFormat(
+        "qwen",
+        config=lambda shared, file: {
+            "layer_norm_epsilon": shared["rms_norm_eps"],
+            "rotary_emb_base": shared["rope_theta"],
+            "seq_length": shared["max_position_embeddings"],
+        },
+    ),
+)
 def qwen(c: Config) -> CausalLM:
     """Dynamic NTK and logn attention act beyond seq_length, which is as far as a request may go."""
     renamed = c.replace(

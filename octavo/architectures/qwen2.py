@@ -1,9 +1,10 @@
 """Qwen2 and Qwen2.5 (Yang et al. 2024): Llama's body with biases on q, k and v, and windows on late layers if asked."""
 
 from octavo.architectures.config import Config
+from octavo.architectures.gguf import GGUFFormat
 from octavo.architectures.heads import with_classes, with_reward
 from octavo.architectures.llama import gated_mlp, llama_body
-from octavo.architectures.registry import CLASSIFIES, EMBEDS, REWARDS, GGUFFormat, architecture
+from octavo.architectures.registry import CLASSIFIES, EMBEDS, REWARDS, architecture
 from octavo.parts import CausalLM
 
 

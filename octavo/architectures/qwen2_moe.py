@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.architectures.config import Config
+from octavo.architectures.gguf import GGUFFormat
 from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES, llama_body
 from octavo.architectures.qwen2 import windows
 from octavo.architectures.registry import architecture
@@ -44,6 +45,7 @@ class SharedExpertMoE(nn.Module):
     "Qwen2MoeForCausalLM",
     about="Qwen1.5-MoE, Qwen2-MoE",
     examples=("Qwen/Qwen1.5-MoE-A2.7B", "Qwen/Qwen1.5-MoE-A2.7B-Chat"),
+    gguf=GGUFFormat("qwen2moe"),
 )
 def qwen2_moe(c: Config) -> CausalLM:
     width, activation = c.hidden_size, c.get("hidden_act", "silu")

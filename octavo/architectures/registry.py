@@ -3,12 +3,12 @@
 import importlib
 import logging
 import pkgutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
-from octavo.architectures.config import Config
+from octavo.architectures.gguf import GGUFFormat
 from octavo.architectures.heads import Build, with_classes
 from octavo.errors import ConfigError, UnsupportedModelError, did_you_mean
 
@@ -22,25 +22,6 @@ CLASSIFIES = ("classify",)
 REWARDS = ("reward",)
 PLUGINS = "octavo.architectures"
 """The group of entry points by which packages bring architectures of their own."""
-
-
-@dataclass(frozen=True)
-class GGUFFormat:
-    """How llama.cpp stores this architecture, where it differs from the published checkpoint.
-
-    Args:
-        arch: llama.cpp's `general.architecture`.
-        config: config.json keys from GGUF metadata; called with the keys that most models share, already translated,
-            and the whole metadata. Returns keys to add or change.
-        undo: published module name (as in the name table) to what turns llama.cpp's tensor into the published one.
-            Called with the tensor and the config.
-        when: which metadata this architecture serves, where several share `arch`.
-    """
-
-    arch: str
-    config: Callable[[dict[str, Any], Mapping[str, Any]], dict[str, Any]] = lambda shared, metadata: {}
-    undo: Mapping[str, Callable[[Any, Config], Any]] = field(default_factory=dict)
-    when: Callable[[Mapping[str, Any]], bool] = lambda metadata: True
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.architectures.config import Config
+from octavo.architectures.gguf import GGUFFormat
 from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES, gated_mlp, llama_body
 from octavo.architectures.registry import architecture
 from octavo.ops import Kernels
@@ -54,6 +55,15 @@ PARALLEL_STABLELM_NAMES = Names(
     "StableLMEpochForCausalLM",
     about="StableLM",
     examples=("stabilityai/stablelm-3b-4e1t", "stabilityai/stablelm-2-12b"),
+    gguf=GGUFFormat(
+        "stablelm",
+        config=lambda shared, file: {
+            "use_parallel_residual": "blk.0.ffn_norm.weight" not in file.tensors,
+            "use_qkv_bias": "blk.0.attn_q.bias" in file.tensors,
+            "qk_layernorm": "blk.0.attn_q_norm.weight" in file.tensors,
+        },
+        names={"model.layers.{i}.self_attn.{q|k}_layernorm.{e}": "layers.{i}.attention.adjust.{q|k}.norms.{e}"},
+    ),
 )
 def stablelm(c: Config) -> CausalLM:
     heads, eps = c.num_attention_heads, c.first("layer_norm_eps", "norm_eps", default=1e-5)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -237,25 +237,52 @@ def _dequantize(rows: np.ndarray[Any, Any], kind: int, width: int) -> np.ndarray
     return values.reshape(len(rows), width)
 
 
+_KEYS: dict[str, tuple[str, ...]] = {
+    "block_count": ("num_hidden_layers", "n_layer", "num_layers"),
+    "embedding_length": ("hidden_size", "n_embd"),
+    "feed_forward_length": ("intermediate_size", "n_inner"),
+    "context_length": ("max_position_embeddings", "n_positions"),
+    "attention.head_count": ("num_attention_heads", "n_head"),
+    "attention.head_count_kv": ("num_key_value_heads",),
+    "attention.key_length": ("head_dim",),
+    "attention.layer_norm_rms_epsilon": ("rms_norm_eps",),
+    "attention.layer_norm_epsilon": ("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon", "norm_eps"),
+    "attention.sliding_window": ("sliding_window",),
+    "attention.clamp_kqv": ("clip_qkv",),
+    "attn_logit_softcapping": ("attn_logit_softcapping",),
+    "final_logit_softcapping": ("final_logit_softcapping",),
+    "logit_scale": ("logit_scale",),
+    "expert_count": ("num_local_experts", "num_experts", "n_routed_experts"),
+    "expert_used_count": ("num_experts_per_tok",),
+    "expert_feed_forward_length": ("moe_intermediate_size",),
+    "expert_shared_feed_forward_length": ("shared_expert_intermediate_size",),
+    "expert_shared_count": ("n_shared_experts",),
+    "expert_weights_scale": ("routed_scaling_factor",),
+    "expert_weights_norm": ("norm_topk_prob",),
+    "leading_dense_block_count": ("first_k_dense_replace",),
+}
+"""Metadata of a file's architecture to the names that published configs have for it."""
+
+
+def _turning_share(file: GGUFFile) -> float | None:
+    """The share of a head that rotary turns, where it is not all of it."""
+    turning, heads = file.value("rope.dimension_count"), file.value("attention.head_count")
+    if not turning or not isinstance(heads, int) or not heads:
+        return None
+    width = file.value("attention.key_length") or file.value("embedding_length") // heads
+    return None if turning == width else float(turning / width)
+
+
 def shared_config(file: GGUFFile) -> dict[str, Any]:
     """The config.json keys that most architectures share, from the metadata."""
-    value = file.value
-    heads, kv_heads = value("attention.head_count"), value("attention.head_count_kv")
-    config: dict[str, Any] = {
-        "num_hidden_layers": value("block_count"),
-        "hidden_size": value("embedding_length"),
-        "intermediate_size": value("feed_forward_length"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "head_dim": value("attention.key_length"),
-        "max_position_embeddings": value("context_length"),
-        "rms_norm_eps": value("attention.layer_norm_rms_epsilon"),
-        "layer_norm_epsilon": value("attention.layer_norm_epsilon"),
+    value, config = file.value, dict[str, Any]()
+    for key, names in _KEYS.items():
+        config |= dict.fromkeys(names, value(key))
+    config |= {
+        "attention_bias": "blk.0.attn_output.bias" in file.tensors,
+        "partial_rotary_factor": _turning_share(file),
         "rope_theta": value("rope.freq_base", 10000.0),
         "rope_scaling": _rope_scaling(file),
-        "sliding_window": value("attention.sliding_window"),
-        "attn_logit_softcapping": value("attn_logit_softcapping"),
-        "final_logit_softcapping": value("final_logit_softcapping"),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "vocab_size": file.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in file.tensors else None,
         "bos_token_id": file.metadata.get("tokenizer.ggml.bos_token_id"),
@@ -267,6 +294,17 @@ def shared_config(file: GGUFFile) -> dict[str, Any]:
 def _rope_scaling(file: GGUFFile) -> dict[str, Any] | None:
     if "rope_freqs.weight" in file.tensors:
         return {"rope_type": "factors", "factors": file.source("rope_freqs.weight").read().tolist()}
+    if "rope_factors_long.weight" in file.tensors:
+        short, long = (file.source(f"rope_factors_{kind}.weight").read().tolist() for kind in ("short", "long"))
+        return {
+            "rope_type": "longrope",
+            "short_factor": short,
+            "long_factor": long,
+            "attention_factor": file.value("rope.scaling.attn_factor", 1.0),
+            "original_max_position_embeddings": file.value(
+                "rope.scaling.original_context_length", file.value("context_length")
+            ),
+        }
     kind = file.value("rope.scaling.type")
     if kind in (None, "none"):
         return None
@@ -277,23 +315,37 @@ def _rope_scaling(file: GGUFFile) -> dict[str, Any] | None:
     }
 
 
-def tensor_names(arch: str, layers: int, published: Iterator[str]) -> Mapping[str, str]:
-    """llama.cpp's name of a tensor's module to the published template (with `{i}` filled in and `{e}` kept).
+def name_map(arch: str, layers: int) -> Any:
+    """The gguf package's map of published names for an architecture.
 
-    `published` are the name table's left sides. Made with the gguf package's own map from published names.
+    Made from a copy of what its class knows: it writes one architecture's exceptions over the others' names.
     """
     import gguf
 
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
     if arch not in kinds:
         raise CheckpointError(f"GGUF architecture {arch!r} is not known to the gguf package that is installed.")
-    table = gguf.get_tensor_name_map(kinds[arch], layers)
-    found = {}
+
+    class Map(gguf.TensorNameMap):  # type: ignore[misc]
+        block_mappings_cfg: ClassVar[dict[Any, Any]] = dict(gguf.TensorNameMap.block_mappings_cfg)
+
+    return Map(kinds[arch], layers)
+
+
+def tensor_names(arch: str, layers: int, published: Iterator[str], prefix: str) -> Mapping[str, str]:
+    """llama.cpp's name of a tensor's module to the published template (with `{i}` filled in and `{e}` kept).
+
+    `published` are the name table's left sides, and `prefix` what some checkpoints leave out of them. Made with the
+    gguf package's own map from published names.
+    """
+    table, found = name_map(arch, layers), {}
     for template in published:
         for layer in range(layers) if "{i}" in template else (0,):
             name = template.replace("{i}", str(layer))
             # llama.cpp keeps a layer's experts in one tensor, named without their number.
-            key = table.get_name(name.replace(".{e}", ""), try_suffixes=(".weight", ".bias"))
-            if key is not None:
-                found[key] = name
+            known = name.replace(".{e}", "")
+            for spelled in (known, known.removeprefix(prefix)):
+                if (key := table.get_name(spelled, try_suffixes=(".weight", ".bias"))) is not None:
+                    found[key] = name
+                    break
     return found

@@ -130,7 +130,8 @@ def open_checkpoint(args: EngineArgs) -> Checkpoint:
         architecture = _gguf_architecture(gguf)
         assert architecture.gguf is not None
         shared = shared_config(gguf)
-        values = {**shared, **architecture.gguf.config(shared, gguf.metadata), "architectures": [architecture.name]}
+        own = {**architecture.gguf.config(shared, gguf), "architectures": [architecture.name]}
+        values = {k: v for k, v in {**shared, **own}.items() if v is not None or k not in own}
         return Checkpoint(Config({**values, **args.hf_overrides}), architecture, gguf, files, args.load_format)
     values = {**read_json(files.path / "config.json"), **args.hf_overrides}
     names = values.get("architectures")
@@ -145,7 +146,7 @@ def open_checkpoint(args: EngineArgs) -> Checkpoint:
 def _gguf_architecture(file: GGUFFile) -> Architecture:
     served = [a for a in all_architectures().values() if a.gguf is not None]
     for architecture in served:
-        if architecture.gguf and architecture.gguf.arch == file.arch and architecture.gguf.when(file.metadata):
+        if architecture.gguf and architecture.gguf.arch == file.arch and architecture.gguf.when(file):
             return architecture
     known = {a.gguf.arch for a in served if a.gguf}
     raise UnsupportedModelError(
@@ -159,11 +160,12 @@ def _gguf_tensors(
 ) -> Iterator[tuple[str, TensorSource]]:
     """The file's tensors under published names, undone where llama.cpp changes them."""
     assert architecture.gguf is not None
+    model.names = model.names.extended(architecture.gguf.names)
     templates = [name for name, _ in model.names.entries()]
-    names = tensor_names(file.arch, len(model.layers), iter(templates))
+    names = tensor_names(file.arch, len(model.layers), iter(templates), model.names.prefix)
     undo = {_filled(t, i): f for t, f in _undo(architecture, templates) for i in range(len(model.layers))}
     for stored in file.tensors:
-        if stored == "rope_freqs.weight":  # read with the config
+        if stored.startswith(("rope_freqs.", "rope_factors_")):  # read with the config
             continue
         module, _, suffix = stored.rpartition(".")
         name = names.get(stored) or (f"{names[module]}.{suffix}" if module in names else stored)

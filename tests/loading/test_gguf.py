@@ -9,28 +9,78 @@ import pytest
 import torch
 
 from octavo import LLM, SamplingParams
+from octavo.architectures import all_architectures
 from octavo.errors import CheckpointError, OctavoError, UnsupportedModelError
 from octavo.loading.gguf import GGUFFile
-from tests.golden import case_named, tensors
-from tests.loading.gguf_models import write_gguf
+from tests.golden import case_named, tensors, write_model
+from tests.loading.gguf_models import KINDS, write_gguf
 
 CASES = [
+    "BaiChuanForCausalLM--7b",
+    "BaichuanForCausalLM--baichuan-13b",
+    "BloomForCausalLM--bloom",
+    "ChatGLMModel--chatglm2-6b-keys",
+    "ChatGLMModel--glm-4-9b",
+    "CohereForCausalLM--command-r",
+    "CohereForCausalLM--command-r-plus",
+    "DbrxForCausalLM--dbrx",
+    "DeciLMForCausalLM--7b-keys",
+    "DeepseekForCausalLM--moe-16b",
+    "DeepseekV2ForCausalLM--lite-keys",
+    "DeepseekV2ForCausalLM--lite",
+    "ExaoneForCausalLM--3.0",
+    "FalconForCausalLM--11b-keys",
+    "FalconForCausalLM--40b",
+    "FalconForCausalLM--7b",
+    "FalconMambaForCausalLM--7b",
+    "GPT2LMHeadModel--with-masks",
+    "GPTBigCodeForCausalLM--starcoder",
+    "GPTNeoXForCausalLM--parallel",
+    "GPTNeoXForCausalLM--sequential",
+    "Gemma2ForCausalLM--9b",
+    "GemmaForCausalLM--2b",
+    "GraniteForCausalLM--3.0",
+    "GraniteMoeForCausalLM--1b-a400m",
+    "InternLM2ForCausalLM--7b",
+    "JAISLMHeadModel--30b-v3",
+    "JambaForCausalLM--mini",
     "LlamaForCausalLM--gqa-tied",
     "LlamaForCausalLM--llama1-keys",
-    "MixtralForCausalLM--8x7b",
-    "Qwen2ForCausalLM--7b",
-    "Gemma2ForCausalLM--9b",
-    "GPT2LMHeadModel--with-masks",
+    "MPTForCausalLM--7b",
+    "MPTForCausalLM--qk-ln",
+    "MPTForCausalLM--storywriter-clip",
     "MambaForCausalLM--130m",
+    "MiniCPM3ForCausalLM--4b",
+    "MiniCPMForCausalLM--2b",
+    "MixtralForCausalLM--8x7b",
+    "NemotronForCausalLM--minitron",
+    "OlmoForCausalLM--7b-clip",
+    "OlmoeForCausalLM--1b-7b",
+    "OrionForCausalLM--14b",
+    "Phi3ForCausalLM--mini-128k-longrope",
+    "Phi3ForCausalLM--mini-4k-window",
+    "PhiForCausalLM--1_5",
+    "PhiMoEForCausalLM--3.5-moe",
+    "QWenLMHeadModel--7b",
+    "Qwen2ForCausalLM--7b",
+    "Qwen2MoeForCausalLM--a2.7b",
+    "StableLmForCausalLM--2-12b",
+    "StableLmForCausalLM--3b-4e1t",
+    "Starcoder2ForCausalLM--3b",
+    "XverseForCausalLM--llama-body",
 ]
+NOT_IN_THE_FILE = ("query_pre_attn_scalar", "scale_emb", "scale_depth", "dim_model_base", "sliding_window")
+"""Config keys that llama.cpp's files of some architecture leave out, and its code has as constants."""
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_answers_as_the_published_checkpoint(name: str, tmp_path: Path) -> None:
     case = case_named(name)
     path = write_gguf(case, tmp_path / "model.gguf")
-    overrides = {"query_pre_attn_scalar": case["config"].get("query_pre_attn_scalar")}  # not in the file
-    overrides = {k: v for k, v in overrides.items() if v is not None}
+    config = case["config"]
+    overrides = {k: config[k] for k in NOT_IN_THE_FILE if config.get(k) is not None}
+    if case["row"] == "BaichuanForCausalLM":  # its 40 layers tell 13B
+        overrides |= {"max_position_embeddings": None}
     llm = LLM(str(path), dtype="float32", skip_tokenizer_init=True, kv_cache_memory="16MiB", hf_overrides=overrides)
     for want in case["cases"]:
         params = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True, logprobs=0)
@@ -38,6 +88,27 @@ def test_answers_as_the_published_checkpoint(name: str, tmp_path: Path) -> None:
         assert answer.token_ids == want["output_token_ids"]
         got = [step[token].logprob for step, token in zip(answer.logprobs, answer.token_ids, strict=True)]
         np.testing.assert_allclose(got, [top[0][1] for top in want["top_logprobs"]], atol=1e-4)
+
+
+def test_arctic_has_experts_in_every_layer(tmp_path: Path) -> None:
+    """llama.cpp knows no other Arctic: compared with the published form of such a model."""
+    case = case_named("ArcticForCausalLM--top1")
+    case["config"] |= {"moe_layer_frequency": 1, "num_hidden_layers": 1}
+    kept = {n: t for n, t in case["tensors"].items() if ".layers." not in n or ".layers.1." in n}
+    case["tensors"] = {n.replace(".layers.1.", ".layers.0."): t for n, t in kept.items()}
+    prompt = [{"prompt_token_ids": case["cases"][-1]["prompt_token_ids"]}]
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, logprobs=0)
+    answers = []
+    for path in (write_model(case, tmp_path / "folder"), write_gguf(case, tmp_path / "model.gguf")):
+        llm = LLM(str(path), dtype="float32", skip_tokenizer_init=True, kv_cache_memory="16MiB")
+        answers.append(llm.generate(prompt, params, use_tqdm=False)[0].outputs[0].logprobs)
+    assert answers[0] == answers[1]
+
+
+def test_every_architecture_that_claims_a_format_is_tried() -> None:
+    tried = {KINDS[name.partition("--")[0]].arch for name in CASES} | {"arctic"}
+    claimed = {a.gguf.arch for a in all_architectures().values() if a.gguf}
+    assert claimed == tried
 
 
 QUANTIZABLE = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "BF16", "F16", "F32"]

@@ -1,0 +1,63 @@
+"""How llama.cpp stores an architecture, where that differs from the published checkpoint."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from octavo.architectures.config import Config
+from octavo.parts import Into
+
+
+class GGUFHeader(Protocol):
+    """What a GGUF file says of itself."""
+
+    @property
+    def tensors(self) -> Mapping[str, Any]:
+        """By llama.cpp's names."""
+        ...
+
+    def value(self, key: str, default: Any = None) -> Any:
+        """Metadata of the file's own architecture: `value("block_count")` is `llama.block_count`."""
+        ...
+
+
+@dataclass(frozen=True)
+class GGUFFormat:
+    """How llama.cpp stores an architecture.
+
+    Args:
+        arch: llama.cpp's `general.architecture`.
+        config: config.json keys from the file's header, beside those that most models share (which it gets, already
+            translated); a key of None takes a shared one away.
+        names: entries of the name table that are other ones in a GGUF file: what it splits, or stores in another order.
+            Their left sides are names that the `gguf` package knows, with `{e}` where llama.cpp stacks experts.
+        undo: published names (of modules, or with `.weight`) to what turns llama.cpp's tensor into the published one.
+        when: which files this architecture serves, where several share `arch`.
+    """
+
+    arch: str
+    config: Callable[[dict[str, Any], GGUFHeader], dict[str, Any]] = lambda shared, file: {}
+    names: Mapping[str, str | Into] = field(default_factory=dict)
+    undo: Mapping[str, Callable[[Tensor, Config], Tensor]] = field(default_factory=dict)
+    when: Callable[[GGUFHeader], bool] = lambda file: True
+
+
+def unpermute(weight: Tensor, c: Config) -> Tensor:
+    """llama.cpp stores q and k with each head's pairs side by side; this puts them back in halves."""
+    pairs = c.get("head_dim", c.hidden_size // c.num_attention_heads) // 2
+    return weight.view(-1, pairs, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+
+
+UNPERMUTE = {"model.layers.{i}.self_attn.{q|k}_proj": unpermute}
+
+
+def minus_one(weight: Tensor, c: Config) -> Tensor:
+    """Norm weights that are published around 0 are stored with the 1 already added."""
+    return weight - 1.0
+
+
+def transposed_back(weight: Tensor, c: Config) -> Tensor:
+    """[out, in], which a name table for [in, out] is about to transpose, as it was published."""
+    return weight.t() if weight.dim() == 2 else weight

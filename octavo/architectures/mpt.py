@@ -1,0 +1,119 @@
+"""MPT (MosaicML 2023): positions by ALiBi or learned, queries, keys and values clipped and normed where asked."""
+
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from octavo.architectures.config import Config
+from octavo.architectures.gguf import GGUFFormat, GGUFHeader
+from octavo.architectures.registry import architecture
+from octavo.parts import (
+    MLP,
+    Attention,
+    Block,
+    CausalLM,
+    Clip,
+    Embedding,
+    LayerNorm,
+    Linear,
+    Names,
+    PositionedEmbedding,
+    QKNorm,
+    Residual,
+    alibi_slopes,
+)
+
+
+def names(clipped: bool) -> Names:
+    adjust = "layers.{i}.attention.inner.adjust" + (".after" if clipped else "")
+    return Names(
+        {
+            "transformer.wte": "embed.tokens",
+            "transformer.wpe": "embed.positions",
+            "transformer.blocks.{i}.norm_1": "layers.{i}.attention.norm",
+            "transformer.blocks.{i}.attn.Wqkv": "layers.{i}.attention.inner.qkv",
+            "transformer.blocks.{i}.attn.{q|k}_ln": adjust + ".{q|k}",
+            "transformer.blocks.{i}.attn.out_proj": "layers.{i}.attention.inner.o",
+            "transformer.blocks.{i}.norm_2": "layers.{i}.mlp.norm",
+            "transformer.blocks.{i}.ffn.up_proj": "layers.{i}.mlp.inner.up",
+            "transformer.blocks.{i}.ffn.down_proj": "layers.{i}.mlp.inner.down",
+            "transformer.norm_f": "norm",
+            "lm_head": "head",
+        },
+        prefix="transformer.",
+    )
+
+
+def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    bias_max = file.value("attention.max_alibi_bias", 0.0)
+    return {
+        "d_model": shared["hidden_size"],
+        "n_heads": shared["num_attention_heads"],
+        "n_layers": shared["num_hidden_layers"],
+        "max_seq_len": shared["max_position_embeddings"],
+        "expansion_ratio": shared["intermediate_size"] / shared["hidden_size"],
+        "no_bias": not shared["attention_bias"],
+        "logit_scale": None,
+        "attn_config": {
+            "alibi": bias_max > 0,
+            "alibi_bias_max": bias_max,
+            "clip_qkv": shared.get("clip_qkv"),
+            "kv_n_heads": shared.get("num_key_value_heads"),
+            "qk_ln": "blk.0.attn_q_norm.weight" in file.tensors,
+        },
+    }
+
+
+@architecture(
+    "MPTForCausalLM",
+    "MptForCausalLM",
+    about="MPT, MPT-Instruct, MPT-Chat, MPT-StoryWriter",
+    examples=("mosaicml/mpt-7b", "mosaicml/mpt-7b-storywriter", "mosaicml/mpt-30b"),
+    gguf=GGUFFormat("mpt", config=_from_gguf),
+)
+def mpt(c: Config) -> CausalLM:
+    width, heads, bias = c.d_model, c.n_heads, not c.get("no_bias", True)
+    settings: dict[str, Any] = c.get("attn_config", {})
+    head_dim, eps = width // heads, c.get("layer_norm_epsilon", 1e-5)
+    kv_heads = settings.get("kv_n_heads") or (1 if settings.get("attn_type") == "multiquery_attention" else heads)
+    limit = settings.get("clip_qkv")
+    norm = partial(LayerNorm, width, eps, bias=bias)
+
+    def adjust() -> nn.Module | None:
+        """Clipped first, then normed over the full width."""
+        norms = None
+        if settings.get("qk_ln", False):
+            q, k = LayerNorm(width, eps, bias=bias), LayerNorm(kv_heads * head_dim, eps, bias=bias)
+            norms = QKNorm(heads, kv_heads, q, k, full_width=True)
+        return norms if limit is None else Clip(limit, norms)
+
+    alibi = settings.get("alibi", False)
+    attention = partial(
+        Attention,
+        width,
+        heads,
+        kv_heads,
+        head_dim,
+        bias=bias,
+        out_bias=bias,
+        scale=settings.get("softmax_scale"),
+        alibi=alibi_slopes(heads, settings.get("alibi_bias_max", 8)) if alibi else None,
+    )
+    mlp = partial(MLP, width, int(c.get("expansion_ratio", 4) * width), "gelu", bias=bias)
+    tokens = Embedding(c.vocab_size, width)
+    learned = c.get("learned_pos_emb", True) and not alibi
+    embed = PositionedEmbedding(tokens, Embedding(c.max_seq_len, width)) if learned else tokens
+    scale: float | str = c.get("logit_scale", 1.0)
+    table = names(limit is not None).table
+    if not learned:
+        table = {**table, "transformer.wte": "embed"}
+    return CausalLM(
+        embed=embed,
+        layer=lambda i: Block(attention=Residual(norm(), attention(adjust=adjust())), mlp=Residual(norm(), mlp())),
+        layers=c.n_layers,
+        norm=norm(),
+        head=None if c.get("tie_word_embeddings", True) else Linear(width, c.vocab_size),
+        names=Names(table, prefix="transformer."),
+        logit_scale=width**-0.5 if scale == "inv_sqrt_d_model" else float(scale),
+    )
