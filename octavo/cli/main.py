@@ -11,10 +11,11 @@ from octavo.errors import OctavoError
 from octavo.version import __version__
 
 DESCRIPTION = """\
-Octavo runs language models: text from a prompt, a conversation, measurements.
+Octavo runs language models: text from a prompt, a conversation, embeddings, measurements.
 
   octavo generate "The capital of France is" --raw
   octavo chat
+  octavo embed "a text" "another"
   octavo models
 """
 
@@ -52,6 +53,28 @@ def build_parser() -> argparse.ArgumentParser:
     add_sampling_flags(chat)
     add_engine_flags(chat)
 
+    embed = commands.add_parser(
+        "embed",
+        help="embeddings of texts",
+        description="Embed texts: the arguments, or the lines of --file or standard input. Prints a JSON object each, "
+        "with the text and its embedding.",
+    )
+    embed.add_argument("texts", nargs="*", metavar="TEXT", help="texts to embed")
+    embed.add_argument("--file", metavar="PATH", help="read texts from a file, a line each (.jsonl: JSON lines)")
+    embed.add_argument(
+        "--jsonl",
+        action="store_true",
+        help="lines are JSON: a string, or an object with its text under 'text', whose other keys are kept",
+    )
+    embed.add_argument("--output", metavar="PATH", help="write to a .jsonl file, or an array to a .npy file")
+    embed.add_argument("--dimensions", type=int, help="keep only the first so many values (Matryoshka models)")
+    embed.add_argument(
+        "--normalize",
+        action=argparse.BooleanOptionalAction,
+        help="scale embeddings to length one (default: as the model's files say, or yes)",
+    )
+    add_engine_flags(embed)
+
     bench = commands.add_parser("bench", help="measure start-up, latency or throughput on this machine")
     kinds = bench.add_subparsers(dest="kind", metavar="KIND", required=True)
     startup = kinds.add_parser("startup", help="seconds from a new process to its first token")
@@ -81,6 +104,8 @@ def _command(name: str) -> Callable[[argparse.Namespace], int]:
         from octavo.cli.generate import run
     elif name == "chat":
         from octavo.cli.chat import run
+    elif name == "embed":
+        from octavo.cli.embed import run
     elif name == "bench":
         from octavo.cli.bench import run
     elif name == "models":

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from octavo.cli.main import build_parser, main
@@ -139,6 +140,43 @@ def test_bench(model: Sequence[str]) -> None:
     assert latency["seconds_per_token"]["median"] > 0
     throughput = json.loads(octavo("bench", "throughput", *small, *common).stdout)
     assert throughput["output_tokens_per_second"]["median"] > 0
+
+
+def test_embed(model: Sequence[str], tmp_path: Path) -> None:
+    """Arguments, lines and JSON lines give the same embeddings, as lines and as an array."""
+    small = ("--max-num-seqs", "2", "--dimensions", "8")
+    plain = [json.loads(line) for line in octavo("embed", "red", "blue", *model, *small).stdout.splitlines()]
+    assert [r["text"] for r in plain] == ["red", "blue"]
+    assert np.linalg.norm(plain[0]["embedding"]) == pytest.approx(1.0, abs=1e-5)
+
+    lines = tmp_path / "in.jsonl"
+    lines.write_text('{"id": 7, "input": "red"}\n\n"blue"\n')
+    out = tmp_path / "out.jsonl"
+    assert octavo("embed", "--file", str(lines), "--output", str(out), *model, *small).returncode == 0
+    kept = [json.loads(line) for line in out.read_text().splitlines()]
+    assert kept[0]["id"] == 7
+    assert [r["embedding"] for r in kept] == [r["embedding"] for r in plain]
+
+    array = tmp_path / "out.npy"
+    assert octavo("embed", "--output", str(array), *model, *small, stdin="red\nblue\n").returncode == 0
+    np.testing.assert_allclose(np.load(array), [r["embedding"] for r in plain], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "message"),
+    [
+        (["--jsonl"], '"fine"\n{oops', "line 2 is not JSON"),
+        (["--jsonl"], '{"id": 1}', "line 1 has no text"),
+        ([], "", "no text to embed"),
+        (["a", "--output", "x.txt"], None, "must end in"),
+        (["a", "--output", "/nosuch/x.npy"], None, "no folder"),
+        (["--file", "/nosuch"], None, "cannot be read"),
+    ],
+)
+def test_embed_refuses_before_it_loads(arguments: list[str], stdin: str | None, message: str) -> None:
+    done = octavo("embed", "--model", "/nosuch/model", *arguments, stdin=stdin)
+    assert done.returncode == 1
+    assert message in done.stderr
 
 
 def test_models_table() -> None:

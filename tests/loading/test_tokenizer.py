@@ -1,12 +1,14 @@
 """Tokenizers: GGUF's against the published way, settings that transformers obeys, and files that are missing."""
 
+import base64
+import io
 import json
 from pathlib import Path
 
 import pytest
 
 from octavo import LLM
-from octavo.errors import CheckpointError
+from octavo.errors import CheckpointError, UnsupportedModelError
 from octavo.loading.gguf import GGUFFile
 from octavo.loading.gguf_tokenizer import gguf_tokenizer
 from octavo.loading.tokenizer import load_tokenizer
@@ -74,6 +76,71 @@ def test_through_transformers(tmp_path: Path) -> None:
     assert ids[:2] == [257, 257]
     assert tokenizer.decode(ids) == "hehe!"
     assert tokenizer.eos_token_id == 256
+
+
+def test_sentencepiece_model_file(tmp_path: Path) -> None:
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["hello world", "the quick brown fox"] * 20),
+        model_writer=model,
+        vocab_size=60,
+        model_type="bpe",
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = load_tokenizer(tmp_path, False)
+    plain = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    assert tokenizer.encode("hello fox", add_special_tokens=False) == plain.encode("hello fox")
+    assert tokenizer.decode(plain.encode("hello fox")) == "hello fox"
+    assert tokenizer.eos_token_id == 2
+
+
+REMOTE = """
+import tiktoken
+from pathlib import Path
+from tiktoken.load import load_tiktoken_bpe
+from transformers import PreTrainedTokenizer
+
+class OwnTokenizer(PreTrainedTokenizer):
+    vocab_files_names = {"vocab_file": "own.tiktoken"}
+
+    def __init__(self, vocab_file, **options):
+        self.ranks = load_tiktoken_bpe(vocab_file)
+        self.inner = tiktoken.Encoding("own", pat_str=r"\\S+|\\s+", mergeable_ranks=self.ranks, special_tokens={})
+        super().__init__(**options)
+
+    vocab_size = property(lambda self: len(self.ranks))
+    get_vocab = lambda self: self.ranks
+    _tokenize = lambda self, text: [self.inner.decode_single_token_bytes(i) for i in self.inner.encode(text)]
+    _convert_token_to_id = lambda self, token: self.ranks[token]
+    _convert_id_to_token = lambda self, index: self.inner.decode_single_token_bytes(index)
+    convert_tokens_to_string = lambda self, tokens: b"".join(tokens).decode("utf-8", "replace")
+"""
+
+
+def test_code_of_the_models_own_over_a_tiktoken_file(tmp_path: Path) -> None:
+    """As the first Qwen has it: the code runs where it is trusted, and nowhere else."""
+    ranks = [bytes([i]) for i in range(256)] + [b"he", b"llo", b"hello"]
+    lines = [base64.b64encode(token) + b" " + str(rank).encode() for rank, token in enumerate(ranks)]
+    (tmp_path / "own.tiktoken").write_bytes(b"\n".join(lines))
+    (tmp_path / "tokenization_own.py").write_text(REMOTE)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    settings = {
+        "tokenizer_class": "OwnTokenizer",
+        "auto_map": {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]},
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UnsupportedModelError, match="trust_remote_code=True"):
+        load_tokenizer(tmp_path, False)
+    tokenizer = load_tokenizer(tmp_path, True)
+    ids = tokenizer.encode("he said")
+    assert ids[0] == 256
+    assert tokenizer.decode(ids) == "he said"
 
 
 def test_no_tokenizer(tiny_folder: Path) -> None:
