@@ -12,10 +12,10 @@ from octavo.executor.sampler import describe, sample
 from octavo.executor.shape import CacheShape
 from octavo.executor.step import SequenceResult, SequenceStep
 from octavo.loading.model import LoadedModel
-from octavo.ops import AttentionPlan, SequenceRun, plan_attention
+from octavo.ops import AttentionPlan, RecurrentPlan, RecurrentRun, SequenceRun, plan_attention
 from octavo.outputs import TokenLogprobs
 from octavo.parts import Batch, EncoderBatch, PagedView, RecurrentView
-from octavo.parts.batch import RecurrentPlan, RecurrentRun, StateView
+from octavo.parts.batch import StateView
 
 MIN_ROWS = 8
 """A batch is padded to so many rows: products of fewer are no faster, and would each be padded by themselves."""

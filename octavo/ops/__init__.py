@@ -10,7 +10,7 @@ from octavo.ops.kernels import Kernels, choose_kernels
 from octavo.ops.linear import LinearKernel, head_product
 from octavo.ops.norm import layer_norm
 from octavo.ops.rotary import rotate
-from octavo.ops.scan import causal_conv, causal_conv_step, selective_scan, selective_scan_step
+from octavo.ops.scan import RecurrentPlan, RecurrentRun, causal_conv, causal_conv_step
 
 __all__ = [
     "ACTIVATIONS",
@@ -18,6 +18,8 @@ __all__ = [
     "BlockSparse",
     "Kernels",
     "LinearKernel",
+    "RecurrentPlan",
+    "RecurrentRun",
     "SequenceRun",
     "causal_conv",
     "causal_conv_step",
@@ -27,7 +29,5 @@ __all__ = [
     "layer_norm",
     "plan_attention",
     "rotate",
-    "selective_scan",
-    "selective_scan_step",
     "write_kv",
 ]

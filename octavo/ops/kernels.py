@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from octavo.ops import attention, norm
+from octavo.ops import attention, norm, scan
 from octavo.ops.activation import ACTIVATIONS
 from octavo.ops.activation import gated as gated_reference
 from octavo.ops.attention import AttentionPlan, BlockSparse
@@ -14,6 +14,7 @@ from octavo.ops.linear import LinearKernel, linear_implementation, prepare_linea
 from octavo.ops.native import ACTIVATIONS as NATIVE_ACTIVATIONS
 from octavo.ops.native import DTYPES as NATIVE_DTYPES
 from octavo.ops.native import NativeKernels, load
+from octavo.ops.scan import RecurrentPlan
 
 
 class RMSNormKernel(Protocol):
@@ -51,6 +52,12 @@ class AttentionKernel(Protocol):
     ) -> None: ...
 
 
+class ScanKernel(Protocol):
+    def __call__(
+        self, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, state: Tensor, plan: RecurrentPlan
+    ) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Kernels:
     """One implementation of each operation that has several."""
@@ -62,6 +69,7 @@ class Kernels:
     gated: GatedKernel
     rotate_store: RotateStoreKernel
     paged_attention: AttentionKernel
+    scan_step: ScanKernel
 
     def linear(self, weight: Tensor) -> LinearKernel:
         """The weight `[out, in]`, laid out for computing; the caller may drop its own."""
@@ -86,7 +94,14 @@ def choose_kernels(dtype: torch.dtype, device: torch.device, preference: str = "
     native = load() if preference == "auto" and device.type == "cpu" and dtype in NATIVE_DTYPES else None
     if native is None:
         return Kernels(
-            "torch", device, linear, norm.rms_norm, _gated_by_name, attention.rotate_store, attention.paged_attention
+            "torch",
+            device,
+            linear,
+            norm.rms_norm,
+            _gated_by_name,
+            attention.rotate_store,
+            attention.paged_attention,
+            scan.scan_step,
         )
     return Kernels(
         f"native ({native.instructions})",
@@ -96,4 +111,5 @@ def choose_kernels(dtype: torch.dtype, device: torch.device, preference: str = "
         _native_gated(native),
         native.rotate_store,
         native.paged_attention,
+        native.scan_step,
     )

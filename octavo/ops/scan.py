@@ -7,6 +7,9 @@ step does exactly what one of those positions does. So prefill is parallel, and 
 whether it was computed in one run, in chunks that end anywhere, or one by one.
 """
 
+import functools
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -14,6 +17,35 @@ SCAN_GROUP = 32
 """Tokens in a group."""
 SEGMENT_VALUES = 1 << 23
 """Most values `[tokens, channels, state]` held at a time; longer prompts go in segments."""
+
+
+@dataclass(slots=True)
+class RecurrentRun:
+    """One request's tokens in a step, for a part with a state per request."""
+
+    first_row: int
+    num_tokens: int
+    start: int
+    slot: int
+
+
+@dataclass
+class RecurrentPlan:
+    """Which requests take one token in this step (computed together), and which take a run."""
+
+    step_rows: Tensor
+    """[steps] rows in the batch."""
+    step_slots: Tensor
+    """[steps] slots of the state."""
+    step_positions: Tensor
+    runs: list[RecurrentRun]
+
+    @functools.cached_property
+    def table(self) -> Tensor:
+        """[steps and runs, 3] int64: first row, tokens, slot."""
+        singles = torch.stack([self.step_rows, torch.ones_like(self.step_rows), self.step_slots], dim=1)
+        rows = [(r.first_row, r.num_tokens, r.slot) for r in self.runs]
+        return torch.cat([singles, torch.tensor(rows, dtype=torch.int64).view(-1, 3)]).contiguous()
 
 
 def causal_conv(x: Tensor, history: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -139,3 +171,27 @@ def _scan_segment(
             carry = decay[g] * carry + local[g]
     states = decays.mul_(carries.unsqueeze(1)).add_(locals_).flatten(0, 1)[skipped : skipped + tokens]
     return _read(states, c, x, d), torch.stack([carry, local[-1], decay[-1]])
+
+
+def scan_step(
+    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, state: Tensor, plan: RecurrentPlan
+) -> Tensor:
+    """A step's tokens of all sequences; states go on in place.
+
+    Args:
+        x, dt: [rows, channels] float32; rows past the plan's are padding.
+        a, b, c, d: as in `selective_scan_step`, with rows for sequences.
+        state: [slots, 3, channels, state]
+
+    Returns: [rows, channels] float32.
+    """
+    y = torch.zeros_like(x)
+    if len(plan.step_rows):
+        rows, slots = plan.step_rows, plan.step_slots
+        y[rows], state[slots] = selective_scan_step(
+            x[rows], dt[rows], a, b[rows], c[rows], d, state[slots], plan.step_positions
+        )
+    for run in plan.runs:
+        part = slice(run.first_row, run.first_row + run.num_tokens)
+        y[part], state[run.slot] = selective_scan(x[part], dt[part], a, b[part], c[part], d, state[run.slot], run.start)
+    return y

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from octavo.ops import AttentionPlan
+from octavo.ops import AttentionPlan, RecurrentPlan
 
 T = TypeVar("T")
 
@@ -20,28 +20,6 @@ class PagedView:
     value_cache: Tensor
     """[blocks, kv_heads, block_size, value_dim]"""
     plan: AttentionPlan
-
-
-@dataclass(slots=True)
-class RecurrentRun:
-    """One request's tokens in a step, for a part with a state per request."""
-
-    first_row: int
-    num_tokens: int
-    start: int
-    slot: int
-
-
-@dataclass(slots=True)
-class RecurrentPlan:
-    """Which requests take one token in this step (computed together), and which take a run."""
-
-    step_rows: Tensor
-    """[steps] rows in the batch."""
-    step_slots: Tensor
-    """[steps] slots of the state."""
-    step_positions: Tensor
-    runs: list[RecurrentRun]
 
 
 @dataclass(slots=True)

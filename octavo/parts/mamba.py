@@ -60,6 +60,7 @@ class MambaMixer(nn.Module):
 
     def prepare(self, kernels: Kernels) -> None:
         self._a = -torch.exp(self.a_log.data)
+        self._kernels = kernels
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         view = batch.recurrent(self.state_index)
@@ -71,8 +72,10 @@ class MambaMixer(nn.Module):
         if self.inner_norms:
             dt, b, c = self.inner_norms["dt"](dt), self.inner_norms["b"](b), self.inner_norms["c"](c)
         dt = softplus(self.dt_proj(dt).float())
-        y = x.new_zeros(x.shape[0], self.channels, dtype=torch.float32)
-        self._scan(y, padded.float(), dt, b.float(), c.float(), view)
+        assert self._a is not None
+        y = self._kernels.scan_step(
+            padded.float(), dt, self._a, b.float(), c.float(), self.d, view.tensors["ssm"], view.plan
+        )
         return self.out_proj((y * self.activation(gate.float())).to(x.dtype))  # type: ignore[no-any-return]
 
     def _convolve(self, x: Tensor, view: RecurrentView) -> Tensor:
@@ -87,17 +90,3 @@ class MambaMixer(nn.Module):
                 x[rows_of], history[run.slot], self.conv_weight, self.conv_bias
             )
         return out
-
-    def _scan(self, y: Tensor, x: Tensor, dt: Tensor, b: Tensor, c: Tensor, view: RecurrentView) -> None:
-        assert self._a is not None
-        plan, state = view.plan, view.tensors["ssm"]
-        if len(plan.step_rows):
-            rows, slots = plan.step_rows, plan.step_slots
-            y[rows], state[slots] = ops.selective_scan_step(
-                x[rows], dt[rows], self._a, b[rows], c[rows], self.d, state[slots], plan.step_positions
-            )
-        for run in plan.runs:
-            part = slice(run.first_row, run.first_row + run.num_tokens)
-            y[part], state[run.slot] = ops.selective_scan(
-                x[part], dt[part], self._a, b[part], c[part], self.d, state[run.slot], run.start
-            )

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from octavo.parts.batch import Batch
 from octavo.parts.linear import Linear
@@ -36,7 +37,7 @@ class MoE(nn.Module):
         self.choose = choose
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        weights, chosen = self.choose(self.router(x).float())
+        weights, chosen = self.choose(self.router(x)[: batch.num_tokens].float())  # padding chooses nobody
         rows, top_k = chosen.shape
         flat = chosen.flatten()
         order = torch.argsort(flat, stable=True)
@@ -52,4 +53,4 @@ class MoE(nn.Module):
         total = terms[:, 0]
         for k in range(1, top_k):
             total = total + terms[:, k]
-        return total.to(x.dtype)
+        return functional.pad(total.to(x.dtype), (0, 0, 0, x.shape[0] - rows))

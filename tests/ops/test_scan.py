@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.ops import causal_conv, causal_conv_step, selective_scan, selective_scan_step
+from octavo.ops import Kernels, RecurrentPlan, RecurrentRun, causal_conv, causal_conv_step
 from octavo.ops import scan as scan_module
+from octavo.ops.scan import selective_scan, selective_scan_step
 
 CHANNELS, STATE, TOKENS = 6, 5, 150
 
@@ -78,3 +79,38 @@ def test_convolution(generator: torch.Generator) -> None:
     for t in range(20):
         one, before = causal_conv_step(x[t : t + 1], before, weight, bias)
         assert torch.equal(one[0], out[t])
+
+
+def plan_of(runs: list[tuple[int, int, int, int]]) -> RecurrentPlan:
+    """Of (first row, tokens, start, slot)."""
+    singles = [r for r in runs if r[1] == 1]
+    columns = [torch.tensor([r[i] for r in singles], dtype=torch.long) for i in (0, 3, 2)]
+    return RecurrentPlan(*columns, [RecurrentRun(*r) for r in runs if r[1] > 1])
+
+
+@pytest.mark.parametrize(("channels", "width"), [(6, 5), (8, 16), (13, 8), (24, 17), (9, 64), (10, 128), (5, 90)])
+def test_every_implementation_scans_alike(
+    kernels: Kernels, channels: int, width: int, generator: torch.Generator
+) -> None:
+    """Against the recurrence in float64; and the same bits for a sequence cut anywhere, beside others."""
+
+    def rand(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    x, dt, a = rand(TOKENS, channels), rand(TOKENS, channels).abs() * 0.3, -rand(channels, width).abs()
+    b, c, d = rand(TOKENS, width), rand(TOKENS, width), rand(channels)
+    h, want = torch.zeros(channels, width, dtype=torch.float64), []
+    for t in range(TOKENS):
+        h = torch.exp(dt[t, :, None].double() * a) * h + (dt[t] * x[t]).double()[:, None] * b[t]
+        want.append((h * c[t]).sum(-1) + d * x[t])
+    whole = kernels.scan_step(x, dt, a, b, c, d, torch.zeros(2, 3, channels, width), plan_of([(0, TOKENS, 0, 1)]))
+    torch.testing.assert_close(whole.double(), torch.stack(want), rtol=1e-4, atol=1e-4)
+
+    state, parts = torch.zeros(4, 3, channels, width), []
+    for first, last in ((0, 1), (1, 40), (40, 41), (41, TOKENS)):
+        rows = [torch.cat([v[: last - first].flip(0), v[first:last]]) for v in (x, dt, b, c)]
+        runs = [(0, last - first, 0, 3), (last - first, last - first, first, 0)]
+        state[3] = 0
+        out = kernels.scan_step(rows[0], rows[1], a, rows[2], rows[3], d, state, plan_of(runs))
+        parts.append(out[last - first :])
+    assert torch.equal(torch.cat(parts), whole)

@@ -15,11 +15,15 @@ from torch import Tensor
 
 from octavo.ops.attention import AttentionPlan, BlockSparse
 from octavo.ops.attention import paged_attention as reference
+from octavo.ops.scan import RecurrentPlan
+from octavo.ops.scan import scan_step as scan_reference
 
 log = logging.getLogger("octavo")
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 ACTIVATIONS = {"silu": 0, "swish": 0, "gelu_new": 1, "gelu_fast": 1, "gelu_pytorch_tanh": 1}
+SCAN_WIDTHS = frozenset([*range(1, 65), *range(113, 129)])
+"""Values of state a channel that the scan is compiled for."""
 _BY_CAPABILITY = {"AVX512": ("avx512", "avx2", "base"), "AVX2": ("avx2", "base")}
 
 _P, _I64, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
@@ -28,6 +32,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "octavo_rms_norm": [_P, _P, _P, _I64, _I64, _FLOAT, _INT, _INT],
     "octavo_gated": [_P, _P, _I64, _I64, _INT, _INT, _INT],
     "octavo_rotate_store": [_P, _P, _P, _P, _P, _P, _P, _I64, _I64, _INT, _INT, _INT, _INT, _INT, _INT, _INT],
+    "octavo_selective_scan": [*[_P] * 9, *[_I64] * 2, *[_INT] * 3],
     "octavo_attention": [
         *[_P] * 5,
         _I64,
@@ -78,6 +83,7 @@ class NativeKernels:
         self._gated = library.octavo_gated
         self._rotate_store = library.octavo_rotate_store
         self._attention = library.octavo_attention
+        self._scan = library.octavo_selective_scan
         library.octavo_set_parallel(_openmp_parallel())
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -182,6 +188,25 @@ class NativeKernels:
             DTYPES[out.dtype],
             torch.get_num_threads(),
         )
+
+    def scan_step(
+        self, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, state: Tensor, plan: RecurrentPlan
+    ) -> Tensor:
+        """The plain recurrence, one token after the other: the first of the three parts of `state` is all of it."""
+        channels, width = a.shape
+        if width not in SCAN_WIDTHS:
+            return scan_reference(x, dt, a, b, c, d, state, plan)
+        x, dt, b, c = (v.contiguous() for v in (x, dt, b, c))
+        y = torch.zeros_like(x)
+        self._scan(
+            *(v.data_ptr() for v in (x, dt, a, b, c, d, y, state, plan.table)),
+            len(plan.table),
+            state.stride(0),
+            channels,
+            width,
+            torch.get_num_threads(),
+        )
+        return y
 
 
 @functools.cache

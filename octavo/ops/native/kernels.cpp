@@ -498,6 +498,74 @@ void attention(const Attention& a, int threads) {
     });
 }
 
+// ---- selective scan ------------------------------------------------------------------------------------------------
+
+constexpr int SCAN_CHANNELS = 8;  // channels of one sequence that go through time together
+
+struct Scan {
+    const float *x, *dt, *a, *b, *c, *d;
+    float *y, *state;
+    const int64_t* runs;  // [runs][3]: first row, tokens, slot
+    int64_t num_runs, slot_stride;
+    int channels, width;  // width: values of state a channel
+};
+
+// One sequence's run through `count` channels from `channel` on.
+template <int VECTORS>
+INLINE void scan_channels(const Scan& s, const int64_t* run, int channel, int count) {
+    const int rest = s.width - (VECTORS - 1) * LANES;
+    float* state = s.state + run[2] * s.slot_stride + static_cast<int64_t>(channel) * s.width;
+    const float* a = s.a + static_cast<int64_t>(channel) * s.width;
+    vec h[SCAN_CHANNELS][VECTORS], decay[SCAN_CHANNELS][VECTORS];
+    auto take = [&](const float* p, int v) {
+        return v + 1 < VECTORS || rest == LANES ? load(p + v * LANES) : load_some(p + v * LANES, rest);
+    };
+    for (int i = 0; i < count; ++i) {
+        for (int v = 0; v < VECTORS; ++v) {
+            h[i][v] = take(state + i * s.width, v);
+            decay[i][v] = take(a + i * s.width, v);
+        }
+    }
+    for (int64_t row = run[0]; row < run[0] + run[1]; ++row) {
+        const int64_t at = row * s.channels + channel;
+        vec in[VECTORS], out[VECTORS];
+        for (int v = 0; v < VECTORS; ++v) {
+            in[v] = take(s.b + row * s.width, v);
+            out[v] = take(s.c + row * s.width, v);
+        }
+        for (int i = 0; i < count; ++i) {
+            const float step = s.dt[at + i], x = s.x[at + i];
+            vec total = {};
+            for (int v = 0; v < VECTORS; ++v) {
+                h[i][v] = exponential(decay[i][v] * step) * h[i][v] + in[v] * (step * x);
+                total += h[i][v] * out[v];
+            }
+            s.y[at + i] = sum(total) + x * s.d[channel + i];
+        }
+    }
+    for (int i = 0; i < count; ++i) {
+        for (int v = 0; v < VECTORS; ++v) {
+            float* p = state + i * s.width + v * LANES;
+            if (v + 1 < VECTORS || rest == LANES) {
+                store(p, h[i][v]);
+            } else {
+                store_some(p, h[i][v], rest);
+            }
+        }
+    }
+}
+
+template <int VECTORS>
+void scan(const Scan& s, int threads) {
+    const int64_t blocks = (s.channels + SCAN_CHANNELS - 1) / SCAN_CHANNELS;
+    parallel(blocks * s.num_runs, 16, threads, [&](int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; ++i) {
+            const int channel = static_cast<int>(i % blocks) * SCAN_CHANNELS;
+            scan_channels<VECTORS>(s, s.runs + i / blocks * 3, channel, std::min(SCAN_CHANNELS, s.channels - channel));
+        }
+    });
+}
+
 }  // namespace
 
 // ---- what Python calls: dtype 0 is float32, 1 is bfloat16 ------------------------------------------------------------
@@ -544,5 +612,18 @@ API void octavo_attention(const float* query, const void* keys, const void* valu
         out_dtype == 0 ? attention<float, float>(a, threads) : attention<float, bf16>(a, threads);
     } else {
         out_dtype == 0 ? attention<bf16, float>(a, threads) : attention<bf16, bf16>(a, threads);
+    }
+}
+
+API void octavo_selective_scan(const float* x, const float* dt, const float* a, const float* b, const float* c,
+                               const float* d, float* y, float* state, const int64_t* runs, int64_t num_runs,
+                               int64_t slot_stride, int channels, int width, int threads) {
+    const Scan s{x, dt, a, b, c, d, y, state, runs, num_runs, slot_stride, channels, width};
+    switch ((width + LANES - 1) / LANES) {
+        case 1: return scan<1>(s, threads);
+        case 2: return scan<2>(s, threads);
+        case 3: return scan<3>(s, threads);
+        case 4: return scan<4>(s, threads);
+        case 8: return scan<8>(s, threads);
     }
 }
