@@ -28,7 +28,14 @@ if TYPE_CHECKING:
         ScoringOutput,
         ScoringRequestOutput,
     )
-    from octavo.params import BeamSearchParams, PoolingParams, RequestOutputKind, SamplingParams
+    from octavo.params import (
+        BeamSearchParams,
+        GuidedDecodingParams,
+        PoolingParams,
+        RequestOutputKind,
+        SamplingParams,
+        StructuredOutputsParams,
+    )
     from octavo.prompts import TextPrompt, TokensPrompt
 
 _HOME = {
@@ -38,6 +45,8 @@ _HOME = {
     "EngineArgs": "octavo.config",
     "PoolerConfig": "octavo.config",
     "SamplingParams": "octavo.params",
+    "StructuredOutputsParams": "octavo.params",
+    "GuidedDecodingParams": "octavo.params",
     "BeamSearchParams": "octavo.params",
     "PoolingParams": "octavo.params",
     "RequestOutputKind": "octavo.params",
@@ -70,6 +79,7 @@ __all__ = [
     "EmbeddingOutput",
     "EmbeddingRequestOutput",
     "EngineArgs",
+    "GuidedDecodingParams",
     "Logprob",
     "PoolerConfig",
     "PoolingOutput",
@@ -80,6 +90,7 @@ __all__ = [
     "SamplingParams",
     "ScoringOutput",
     "ScoringRequestOutput",
+    "StructuredOutputsParams",
     "TextPrompt",
     "TokensPrompt",
     "__version__",

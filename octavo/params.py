@@ -1,6 +1,7 @@
 """What a request asks for: the fields of vLLM's SamplingParams, with its names, defaults and meaning."""
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from enum import Enum
@@ -36,6 +37,48 @@ def _check_range(name: str, value: float | int, low: float, high: float | None, 
         bound = f"above {low:g}" if above else f"at least {low:g}"
         upper = f" and at most {high:g}" if high is not None else ""
         _reject(f"{name}={value!r} is out of range: it must be {bound}{upper}.")
+
+
+@names_closest
+@dataclass
+class StructuredOutputsParams:
+    """What an answer must follow: one of these. vLLM's GuidedDecodingParams is the same under its older name.
+
+    Raises InvalidRequestError at construction unless exactly one is given.
+    """
+
+    json: str | dict[str, Any] | None = None
+    """A JSON schema."""
+    regex: str | None = None
+    choice: list[str] | None = None
+    """The answer is one of these texts."""
+    grammar: str | None = None
+    """In Lark's or GBNF's notation."""
+    json_object: bool | None = None
+    """Any JSON object."""
+
+    def __post_init__(self) -> None:
+        given = [f.name for f in fields(self) if getattr(self, f.name)]
+        if len(given) != 1:
+            names = ", ".join(f.name for f in fields(self))
+            _reject(f"structured_outputs needs exactly one of {names}; it has {', '.join(given) or 'none'}.")
+        if self.choice is not None and any(not isinstance(c, str) or not c for c in self.choice):
+            _reject("structured_outputs: choice holds an empty text or something that is not a text.")
+
+    def as_grammar(self) -> tuple[str, str]:
+        """The kind of grammar and its text, in llguidance's terms."""
+        if self.json is not None or self.json_object:
+            schema = {"type": "object"} if self.json is None else self.json
+            try:
+                return "json_schema", schema if isinstance(schema, str) else json.dumps(schema)
+            except (TypeError, ValueError) as error:
+                raise InvalidRequestError(f"structured_outputs: the schema is not JSON: {error}") from error
+        if self.choice is not None:
+            return "choice", json.dumps(self.choice)
+        return ("regex", self.regex) if self.regex is not None else ("grammar", str(self.grammar))
+
+
+GuidedDecodingParams = StructuredOutputsParams
 
 
 @names_closest
@@ -83,6 +126,9 @@ class SamplingParams:
     logit_bias: dict[int, float] | None = None
     """Added to the logits of these tokens, between -100 and 100."""
     allowed_token_ids: list[int] | None = None
+    structured_outputs: StructuredOutputsParams | None = None
+    guided_decoding: StructuredOutputsParams | None = None
+    """The older name of structured_outputs."""
     extra_args: dict[str, Any] | None = None
     skip_reading_prefix_cache: bool | None = None
     _stop_list: list[str] = field(default_factory=list, init=False, repr=False)
@@ -99,6 +145,8 @@ class SamplingParams:
             self.logprobs = 1
         if self.prompt_logprobs is True:
             self.prompt_logprobs = 1
+        self.structured_outputs = self.structured_outputs or self.guided_decoding
+        self.guided_decoding = None
         self._check()
         if self.logit_bias is not None:
             self.logit_bias = {int(k): min(100.0, max(-100.0, float(v))) for k, v in self.logit_bias.items()}

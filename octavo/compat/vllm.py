@@ -39,7 +39,14 @@ _SUBMODULES: dict[str, dict[str, str]] = {
         "PromptType": "octavo.prompts:Prompt",
     },
     "sampling_params": {
-        name: f"octavo.params:{name}" for name in ("SamplingParams", "BeamSearchParams", "RequestOutputKind")
+        name: f"octavo.params:{name}"
+        for name in (
+            "SamplingParams",
+            "BeamSearchParams",
+            "RequestOutputKind",
+            "StructuredOutputsParams",
+            "GuidedDecodingParams",
+        )
     },
     "pooling_params": {"PoolingParams": "octavo.params:PoolingParams"},
     "outputs": {

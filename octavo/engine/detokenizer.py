@@ -74,3 +74,42 @@ class StopChecker:
             if any(stop.startswith(tail) for stop in self.stops if len(stop) > length):
                 return length
         return 0
+
+
+class TextStream:
+    """The text of one sequence as its tokens come: held where a stop string may begin, cut where one has come.
+
+    Args:
+        tokenizer: the model's.
+        prompt_ids: what the answer goes on from.
+        params: stop strings, special tokens, min_tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+        self._detokenizer = IncrementalDetokenizer(tokenizer, prompt_ids, params)
+        self._stops = StopChecker(params.stop or [], params.include_stop_str_in_output)
+        self._min_tokens = params.min_tokens
+        self._num_tokens = 0
+        self.text = ""
+        self.stop: str | None = None
+        """The stop string that has come, if one has."""
+        self._sent = 0
+
+    def add(self, token_id: int) -> None:
+        """The next token."""
+        self._num_tokens += 1
+        new = self._detokenizer.add(token_id)
+        self.text += new
+        if self._num_tokens > self._min_tokens and (found := self._stops.check(self.text, len(new))):
+            end, self.stop = found
+            self.text = self.text[:end]
+
+    def visible(self, finished: bool) -> str:
+        """All of the text that is certain: nothing more changes it once the sequence is finished."""
+        return self.text[: len(self.text) - (0 if finished else self._stops.withheld(self.text))]
+
+    def take(self, finished: bool) -> str:
+        """The text that became certain since the last call."""
+        text = self.visible(finished)
+        new, self._sent = text[self._sent :], max(self._sent, len(text))
+        return new

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo.config import EngineArgs
-from octavo.engine.detokenizer import IncrementalDetokenizer, StopChecker
+from octavo.engine.detokenizer import TextStream
 from octavo.engine.inputs import CheckedPrompt, EncoderInput, InputChecker
 from octavo.engine.kv_cache import HashChain, KVCacheManager
 from octavo.engine.pooling import Pooling
@@ -18,6 +18,7 @@ from octavo.engine.request import Completion, GenerationRequest, PoolingRequest,
 from octavo.engine.scheduler import Scheduler, Share
 from octavo.engine.sequence import Sequence, Status
 from octavo.errors import ConfigError, InvalidRequestError
+from octavo.executor.grammar import GrammarCompiler
 from octavo.executor.runner import ModelRunner
 from octavo.executor.sampling_state import SamplingState, mix
 from octavo.executor.step import SequenceResult, SequenceStep
@@ -52,7 +53,7 @@ class Engine:
         self.generates = loaded.task == "generate"
         self.eos_token_ids = loaded.eos_token_ids
         self.generation_config = loaded.generation_config
-        self.task = loaded.task
+        self.task, self.labels = loaded.task, loaded.labels
         self.pooling = Pooling(loaded.task, loaded.model, args.override_pooler_config, loaded.pooling)
         self.vocab_size: int = loaded.model.vocab_size
         self._switch_length = loaded.model.switch_length
@@ -69,6 +70,7 @@ class Engine:
         self.checker = InputChecker(
             self.tokenizer, self.vocab_size, self.max_model_len, args.max_logprobs, self._encoder_input(loaded)
         )
+        self.grammars = GrammarCompiler(self.tokenizer, self.vocab_size, self.eos_token_ids)
         self._requests: dict[str, Request] = {}
         self._owner: dict[int, tuple[Request, Completion | None]] = {}
         self._arrivals = 0
@@ -140,18 +142,23 @@ class Engine:
         request = GenerationRequest(request_id, checked, params, [], RequestMetrics(arrival_time=time.time()))
         if params.prompt_logprobs is not None:
             request.prompt_logprobs = [None]
+        structured = params.structured_outputs
         for index in range(params.num_sequences):
             sequence = self._sequence(checked, priority, read)
             state = SamplingState(
-                params, mix(seed, index), checked.token_ids, eos | set(params.stop_token_ids or []), bad_words
+                params,
+                mix(seed, index),
+                checked.token_ids,
+                eos | set(params.stop_token_ids or []),
+                None if structured is None else self.grammars.compile(structured),
+                bad_words,
             )
-            detokenizer = (
-                IncrementalDetokenizer(self.tokenizer, checked.token_ids, params)
+            stream = (
+                TextStream(self.tokenizer, checked.token_ids, params)
                 if params.detokenize and self.tokenizer is not None
                 else None
             )
-            stopper = StopChecker(params.stop or [], params.include_stop_str_in_output)
-            completion = Completion(index, sequence, state, stopper, min(params.max_tokens or room, room), detokenizer)
+            completion = Completion(index, sequence, state, min(params.max_tokens or room, room), stream)
             request.completions.append(completion)
             self._owner[sequence.arrival] = (request, completion)
         return request

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
-from octavo.engine.detokenizer import IncrementalDetokenizer, StopChecker
+from octavo.engine.detokenizer import TextStream
 from octavo.engine.inputs import CheckedPrompt
 from octavo.engine.sequence import Sequence
 from octavo.executor.sampling_state import SamplingState
@@ -20,16 +20,14 @@ class Completion:
     index: int
     sequence: Sequence
     state: SamplingState
-    stopper: StopChecker
     max_tokens: int
-    detokenizer: IncrementalDetokenizer | None
-    text: str = ""
+    stream: TextStream | None
+    """Its text; None where none is asked for."""
     logprobs: list[TokenLogprobs] | None = None
     cumulative_logprob: float = 0.0
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     sent_tokens: int = 0
-    sent_text: int = 0
 
     @property
     def token_ids(self) -> list[int]:
@@ -38,6 +36,8 @@ class Completion:
     def append(self, token_id: int, logprobs: TokenLogprobs | None, eos: frozenset[int]) -> None:
         """Take the next token, and see whether the sequence is done."""
         self.token_ids.append(token_id)
+        if self.state.grammar is not None:
+            self.state.grammar.accept(token_id)
         self.sequence.tokens.append(token_id)
         if logprobs is not None:
             if self.logprobs is None:
@@ -48,32 +48,27 @@ class Completion:
         stop_token = token_id in (params.stop_token_ids or [])
         ended = (token_id in eos and not params.ignore_eos) or stop_token
         ended = ended and len(self.token_ids) >= params.min_tokens
-        if self.detokenizer is not None and (not ended or params.include_stop_str_in_output):
-            self._add_text(self.detokenizer.add(token_id))
+        if self.stream is not None and (not ended or params.include_stop_str_in_output):
+            self.stream.add(token_id)
+            if self.stream.stop is not None:
+                self.finish_reason, self.stop_reason = "stop", self.stream.stop
         if self.finish_reason is None and ended:
             self.finish_reason, self.stop_reason = "stop", token_id if stop_token else None
         if self.finish_reason is None and len(self.token_ids) >= self.max_tokens:
             self.finish_reason = "length"
 
-    def _add_text(self, new: str) -> None:
-        self.text += new
-        if len(self.token_ids) <= self.state.params.min_tokens:
-            return
-        if found := self.stopper.check(self.text, len(new)):
-            end, stop = found
-            self.text = self.text[:end]
-            self.finish_reason, self.stop_reason = "stop", stop
-
     def output(self, kind: RequestOutputKind) -> CompletionOutput:
         """What a RequestOutput of this kind shows of the sequence."""
-        end = len(self.text) - (0 if self.finish_reason else self.stopper.withheld(self.text))
-        delta = kind is RequestOutputKind.DELTA
-        first_token, first_char = (self.sent_tokens, self.sent_text) if delta else (0, 0)
-        self.sent_tokens, self.sent_text = len(self.token_ids), max(end, self.sent_text)
+        delta, text = kind is RequestOutputKind.DELTA, ""
+        if self.stream is not None:
+            finished = self.finish_reason is not None
+            text = self.stream.take(finished) if delta else self.stream.visible(finished)
+        first_token = self.sent_tokens if delta else 0
+        self.sent_tokens = len(self.token_ids)
         wants_logprobs = self.state.params.logprobs is not None
         return CompletionOutput(
             index=self.index,
-            text=self.text[first_char:end],
+            text=text,
             token_ids=self.token_ids[first_token:],
             cumulative_logprob=self.cumulative_logprob if wants_logprobs else None,
             logprobs=(self.logprobs or [])[first_token:] if wants_logprobs else None,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octavo.executor.grammar import apply_grammars
 from octavo.executor.sampling_state import SamplingState
 from octavo.outputs import Logprob, TokenLogprobs
 
@@ -29,8 +30,9 @@ class Choice:
 def sample(logits: Tensor, states: Sequence[SamplingState]) -> list[Choice]:
     """Choose a token for each row of `logits` `[rows, vocab]` (float32, changed in place).
 
-    The order is vLLM's: allowed tokens, bad words, min_tokens, logit bias, the request's own processors, penalties,
-    temperature, min_p, top_k, top_p. Log-probabilities are of the model's own distribution, before all of these.
+    The order is vLLM's: structured outputs, allowed tokens, bad words, min_tokens, logit bias, the request's own
+    processors, penalties, temperature, min_p, top_k, top_p. Log-probabilities are of the model's own distribution,
+    before all of these.
     """
     choices = [Choice() for _ in states]
     sound = torch.isfinite(logits.amax(-1)).tolist()
@@ -40,6 +42,9 @@ def sample(logits: Tensor, states: Sequence[SamplingState]) -> list[Choice]:
     reported = [i for i, s in enumerate(states) if s.params.logprobs is not None]
     raw = torch.log_softmax(logits[reported], -1) if reported else None
 
+    structured = {i: s.grammar for i, s in enumerate(states) if s.grammar is not None}
+    if structured:
+        apply_grammars(logits, list(structured), list(structured.values()))
     _restrict(logits, states, choices)
     _penalize(logits, states)
     greedy = torch.tensor([s.params.greedy for s in states], device=logits.device)

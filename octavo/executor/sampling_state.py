@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from octavo.executor.grammar import Grammar
 from octavo.params import SamplingParams
 
 _MASK = (1 << 64) - 1
@@ -28,6 +29,8 @@ class SamplingState:
     prompt_token_ids: list[int]
     stop_ids: frozenset[int]
     """Tokens that may not come before `min_tokens`."""
+    grammar: Grammar | None = None
+    """What the answer must follow."""
     bad_words: list[list[int]] = field(default_factory=list)
     output_token_ids: list[int] = field(default_factory=list)
     _counts: Tensor | None = None

@@ -48,6 +48,8 @@ class LoadedModel:
     max_model_len: int
     eos_token_ids: frozenset[int]
     generation_config: dict[str, Any] = field(default_factory=dict)
+    labels: list[str] = field(default_factory=list)
+    """Names of a classifier's classes."""
     task: str = "generate"
     """generate, embedding, classify or reward."""
     decoder_start_token_id: int | None = None
@@ -101,6 +103,7 @@ def load_model(args: EngineArgs) -> LoadedModel:
         eos_token_ids=_eos_tokens(config, generation, tokenizer),
         generation_config=generation,
         task=task,
+        labels=[str(label) for _, label in sorted(config.get("id2label", {}).items(), key=lambda kv: int(kv[0]))],
         decoder_start_token_id=config.get("decoder_start_token_id"),
         pooling=PoolerConfig() if checkpoint.files.is_gguf else pooling_config(checkpoint.files.path),
     )

@@ -66,23 +66,32 @@ def make_moe() -> tuple[MoE, list[Expert]]:
     return moe, experts
 
 
+def rows_of(x: torch.Tensor) -> Batch:
+    """A batch of as many tokens as `x` has rows."""
+    index = torch.zeros(len(x), dtype=torch.long)
+    return Batch(index, index, index, len(x), [])
+
+
 def test_experts_are_weighted_by_the_router(generator: torch.Generator) -> None:
     moe, _ = make_moe()
     weight = moe.router.weight.data.clone()
     moe.router.prepare(choose_kernels(torch.float32, torch.device("cpu"), "torch"))
     x = torch.randn(20, 8, generator=generator)
-    got = moe(x, None)
+    got = moe(x, rows_of(x))
     top, chosen = (x @ weight.T).softmax(-1).topk(2)
     factor = (top / top.sum(-1, keepdim=True) * (chosen + 1)).sum(-1, keepdim=True)
     torch.testing.assert_close(got, x * factor)
     for rows in (1, 3, 11):
-        assert torch.equal(moe(x[:rows], None), got[:rows])
+        assert torch.equal(moe(x[:rows], rows_of(x[:rows])), got[:rows])
+    padded = moe(torch.cat([x, x]), rows_of(x))
+    assert torch.equal(padded, torch.cat([got, torch.zeros_like(got)]))  # padding chooses nobody
 
 
 def test_experts_that_nobody_chose_are_not_run(generator: torch.Generator) -> None:
     moe, experts = make_moe()
     moe.router.prepare(choose_kernels(torch.float32, torch.device("cpu"), "torch"))
-    moe(torch.randn(1, 8, generator=generator), None)
+    x = torch.randn(1, 8, generator=generator)
+    moe(x, rows_of(x))
     assert sorted(e.calls for e in experts) == [0, 0, 0, 1, 1]
 
 
@@ -97,7 +106,7 @@ def test_pooler_does_not_see_chunks(kind: str, cuts: list[int], generator: torch
         kind
     ]
     torch.testing.assert_close(pooler.result(), want)
-    whole = Pooler(kind, normalize=True, step_tag_id=7)
+    whole = Pooler(kind, normalize=True, step_tag_id=7, dimensions=2)
     whole.add(hidden, tokens)
-    assert whole.result(2).norm(dim=-1).allclose(torch.tensor(1.0))
-    assert whole.result(2).shape[-1] == 2
+    assert whole.result().norm(dim=-1).allclose(torch.tensor(1.0))
+    assert whole.result().shape[-1] == 2

@@ -1,0 +1,255 @@
+"""The HTTP process' side of the engine: it starts the engine's process, sends requests, hands out what comes back.
+
+If the engine dies, everybody who waits gets an error, and it is started again, a bounded number of times.
+"""
+
+import asyncio
+import collections
+import contextlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+
+import zmq
+import zmq.asyncio
+
+from octavo.config import EngineArgs
+from octavo.engine.inputs import CheckedPrompt
+from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError
+from octavo.params import PoolingParams, SamplingParams
+from octavo.server.engine_process import write_args
+from octavo.server.messages import (
+    Abort,
+    Add,
+    Command,
+    Failed,
+    LoadFailed,
+    Output,
+    Pooled,
+    Ready,
+    Stats,
+    Stop,
+    Tokens,
+    decode_report,
+    encode,
+    pack_params,
+)
+
+log = logging.getLogger("octavo")
+
+RESTARTS = 3
+"""How often the engine is started again within RESTART_WINDOW; after that the server stays up and says 503."""
+RESTART_WINDOW = 600.0
+"""Seconds."""
+CHECK_EVERY = 0.05
+"""Seconds after which a process that has died is noticed."""
+
+
+class Mailbox:
+    """What has come for one request and was not taken yet. Tokens that nobody took are kept together, not in a row."""
+
+    def __init__(self) -> None:
+        self._items: list[Output | OctavoError] = []
+        self._event = asyncio.Event()
+
+    def put(self, item: Output | OctavoError) -> None:
+        last = self._items[-1] if self._items else None
+        same = isinstance(item, Tokens) and isinstance(last, Tokens) and item.index == last.index
+        if same and last.finish_reason is None and item.prompt_logprobs is None:  # type: ignore[union-attr]
+            _append(last, item)  # type: ignore[arg-type]
+        else:
+            self._items.append(item)
+        self._event.set()
+
+    async def take(self) -> Output:
+        while not self._items:
+            self._event.clear()
+            await self._event.wait()
+        item = self._items.pop(0)
+        if isinstance(item, OctavoError):
+            raise item
+        return item
+
+
+def _append(last: Tokens, new: Tokens) -> None:
+    last.token_ids += new.token_ids
+    if new.logprobs is not None:
+        last.logprobs = (last.logprobs or []) + new.logprobs
+    last.finish_reason, last.stop_reason = new.finish_reason, new.stop_reason
+
+
+class EngineClient:
+    """Use `start()` before anything else, and `stop()` at the end.
+
+    Args:
+        args: the engine's options.
+        on_stats: called with every report of the engine's numbers.
+        environment: of the engine's process, beside this one's.
+    """
+
+    def __init__(
+        self, args: EngineArgs, on_stats: Callable[[Stats], None] = lambda stats: None, **environment: str
+    ) -> None:
+        self.args, self.on_stats, self.environment = args, on_stats, environment
+        self.ready: Ready | None = None
+        self.stats = Stats()
+        self.state = "starting"
+        """starting, running, restarting or dead."""
+        self.process: subprocess.Popen[str] | None = None
+        self._folder = Path(tempfile.mkdtemp(prefix="octavo-"))  # nobody else may connect: it is this user's alone
+        self._context = zmq.asyncio.Context()
+        self._socket: zmq.asyncio.Socket | None = None
+        self._mailboxes: dict[str, Mailbox] = {}
+        self._restarts: collections.deque[float] = collections.deque()
+        self._starts = 0
+        self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that have not ended."""
+        return len(self._mailboxes)
+
+    def launch(self) -> None:
+        """Start the process. Called before the event loop runs too, so that the model loads meanwhile."""
+        if self._socket is not None:
+            self._socket.close(0)
+        self._starts += 1
+        address = f"ipc://{self._folder}/engine-{self._starts}"
+        self._socket = self._context.socket(zmq.PAIR)
+        self._socket.set_hwm(0)
+        self._socket.bind(address)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "octavo.server.engine_process", address],
+            stdin=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **self.environment},
+        )
+        assert self.process.stdin is not None
+        self.process.stdin.write(write_args(self.args))
+        self.process.stdin.close()
+
+    async def start(self) -> Ready:
+        """Wait until the model is loaded. Raises OctavoError with the reason if it cannot be."""
+        if self.process is None:
+            self.launch()
+        self.ready = await self._await_ready()
+        self.state = "running"
+        self._keeper = asyncio.create_task(self._keep())
+        return self.ready
+
+    async def _await_ready(self) -> Ready:
+        report = await self._receive()
+        if isinstance(report, Ready):
+            return report
+        raise OctavoError(report.error if isinstance(report, LoadFailed) else "the engine ended while it was loading.")
+
+    async def _receive(self) -> object:
+        """The next report; None if the process has died."""
+        assert self._socket is not None
+        assert self.process is not None
+        while not await self._socket.poll(int(1000 * CHECK_EVERY)):
+            if self.process.poll() is not None and not await self._socket.poll(0):
+                return None
+        return decode_report(await self._socket.recv())
+
+    async def _keep(self) -> None:
+        """Hand out what comes; when the process dies, say so to all who wait, and start another."""
+        while True:
+            report = await self._receive()
+            if report is None:
+                assert self.process is not None
+                log.error("the engine's process has died (exit status %s)", self.process.returncode)
+                self._fail_all(EngineDeadError("the engine has died while it worked on this request. Try it again."))
+                if not await self._restart():
+                    return
+                continue
+            self.stats = report.stats  # type: ignore[attr-defined]
+            self.on_stats(self.stats)
+            for output in report.outputs:  # type: ignore[attr-defined]
+                if (mailbox := self._mailboxes.get(output.request_id)) is not None:
+                    mailbox.put(output)
+
+    async def _restart(self) -> bool:
+        now = time.monotonic()
+        while self._restarts and now - self._restarts[0] > RESTART_WINDOW:
+            self._restarts.popleft()
+        if len(self._restarts) >= RESTARTS:
+            self.state = "dead"
+            log.error("the engine has died %d times in %d s; it is not started again", RESTARTS + 1, RESTART_WINDOW)
+            return False
+        self._restarts.append(now)
+        self.state = "restarting"
+        self.launch()
+        try:
+            self.ready = await self._await_ready()
+        except OctavoError as error:
+            self.state = "dead"
+            log.error("the engine does not start again: %s", error)
+            return False
+        self.state = "running"
+        log.info("the engine runs again")
+        return True
+
+    def _fail_all(self, error: OctavoError) -> None:
+        for mailbox in self._mailboxes.values():
+            mailbox.put(error)
+
+    async def _send(self, command: Command) -> None:
+        assert self._socket is not None
+        await self._socket.send(encode(command))
+
+    async def generate(
+        self, request_id: str, prompt: CheckedPrompt, params: SamplingParams | PoolingParams, priority: int = 0
+    ) -> AsyncGenerator[Tokens | Pooled, None]:
+        """What comes for a request, until all of it is there. Closing the generator aborts the request.
+
+        Raises InvalidRequestError for what the engine refuses, EngineDeadError if it dies or does not run.
+        """
+        if self.state != "running":
+            raise EngineDeadError(f"the engine is {self.state}. Try again in a moment.")
+        if request_id in self._mailboxes:
+            raise InvalidRequestError(f"request id {request_id!r} is already in use.")
+        sampling = pack_params(params) if isinstance(params, SamplingParams) else None
+        pooling = pack_params(params) if isinstance(params, PoolingParams) else None
+        mailbox = self._mailboxes[request_id] = Mailbox()
+        left, sent_to = (params.n if isinstance(params, SamplingParams) else 1), self._starts
+        try:
+            await self._send(Add(request_id, prompt, sampling, pooling, priority))
+            while left:
+                output = await mailbox.take()
+                if isinstance(output, Failed):
+                    left = 0
+                    raise InvalidRequestError(output.error) if output.invalid else OctavoError(output.error)
+                if isinstance(output, Pooled) or output.finish_reason is not None:
+                    left -= 1
+                yield output
+        finally:
+            del self._mailboxes[request_id]
+            if left and self.state == "running" and sent_to == self._starts:
+                # Not awaited where the generator is closed by a task that is being cancelled.
+                await asyncio.shield(self._send(Abort([request_id])))
+
+    async def stop(self) -> None:
+        """End the engine's process, politely first."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+        self._fail_all(EngineDeadError("the server is shutting down."))
+        if self.process is not None and self.process.poll() is None:
+            with contextlib.suppress(zmq.ZMQError):
+                await self._send(Stop())
+            try:
+                await asyncio.to_thread(self.process.wait, 2)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self.state = "dead"
+        self._context.destroy(linger=0)
+        shutil.rmtree(self._folder, ignore_errors=True)

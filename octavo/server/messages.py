@@ -1,0 +1,151 @@
+"""What the HTTP process and the engine's process say to each other: msgspec structs over ZeroMQ."""
+
+import dataclasses
+from typing import Any
+
+import msgspec
+
+from octavo.engine.inputs import CheckedPrompt
+from octavo.errors import InvalidRequestError
+from octavo.outputs import Logprob, TokenLogprobs
+from octavo.params import PoolingParams, SamplingParams, StructuredOutputsParams
+
+PackedLogprobs = list[tuple[int, float, int]]
+"""Token, log-probability and rank of each entry: the chosen token's first."""
+
+
+class Message(msgspec.Struct, tag=True, array_like=True, omit_defaults=True):
+    """Any of the messages below."""
+
+
+class Add(Message):
+    """Run a request. `sampling` or `pooling` has the fields of its parameters that are not the defaults."""
+
+    request_id: str
+    prompt: CheckedPrompt
+    sampling: dict[str, Any] | None
+    pooling: dict[str, Any] | None
+    priority: int = 0
+
+
+class Abort(Message):
+    """End requests now; unknown ids are ignored."""
+
+    request_ids: list[str]
+
+
+class Stop(Message):
+    """End the process."""
+
+
+Command = Add | Abort | Stop
+
+
+class Ready(Message):
+    """The model is loaded: what the HTTP process must know of it."""
+
+    task: str
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: list[int]
+    generation_config: dict[str, Any]
+    decoder_start_token_id: int | None
+    has_encoder: bool
+    num_scores: int
+    labels: list[str]
+    num_blocks: int
+    block_size: int
+
+
+class LoadFailed(Message):
+    """The model could not be loaded; the process ends."""
+
+    error: str
+
+
+class Tokens(Message):
+    """New tokens of one of a request's sequences."""
+
+    request_id: str
+    index: int
+    token_ids: list[int]
+    logprobs: list[PackedLogprobs] | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    num_cached: int | None = None
+    prompt_logprobs: list[PackedLogprobs | None] | None = None
+
+
+class Pooled(Message):
+    """A pooling request's result: float32 values in rows."""
+
+    request_id: str
+    shape: tuple[int, ...]
+    data: bytes
+    num_cached: int
+
+
+class Failed(Message):
+    """A request that was refused (`invalid`) or could not be computed."""
+
+    request_id: str
+    error: str
+    invalid: bool
+
+
+Output = Tokens | Pooled | Failed
+
+
+class Stats(Message):
+    """The engine after a step. Counters go up only."""
+
+    running: int = 0
+    waiting: int = 0
+    used_blocks: int = 0
+    cached_blocks: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    preemptions: int = 0
+    steps: int = 0
+
+
+class Step(Message):
+    """What a step gave."""
+
+    outputs: list[Output]
+    stats: Stats
+
+
+Report = Ready | LoadFailed | Step
+
+encode = msgspec.msgpack.Encoder().encode
+decode_command = msgspec.msgpack.Decoder(Command).decode
+decode_report = msgspec.msgpack.Decoder(Report).decode
+
+
+def pack_params(params: SamplingParams | PoolingParams) -> dict[str, Any]:
+    """The fields that are not the defaults. Raises InvalidRequestError for what cannot leave this process."""
+    packed: dict[str, Any] = {}
+    for f in dataclasses.fields(params):
+        value = getattr(params, f.name)
+        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        if not f.init or value == default or value == [] or f.name == "output_kind":
+            continue
+        if f.name == "logits_processors":
+            raise InvalidRequestError("logits_processors are Python code and do not reach a server.")
+        packed[f.name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+    return packed
+
+
+def unpack_sampling(values: dict[str, Any]) -> SamplingParams:
+    if "structured_outputs" in values:
+        values = {**values, "structured_outputs": StructuredOutputsParams(**values["structured_outputs"])}
+    return SamplingParams(**values)
+
+
+def pack_logprobs(entries: TokenLogprobs) -> PackedLogprobs:
+    return [(token, entry.logprob, entry.rank or 0) for token, entry in entries.items()]
+
+
+def unpack_logprobs(packed: PackedLogprobs) -> TokenLogprobs:
+    return {token: Logprob(logprob, rank) for token, logprob, rank in packed}
