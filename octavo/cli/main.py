@@ -5,17 +5,19 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from octavo.cli.options import add_engine_flags, add_sampling_flags
+from octavo.cli.options import add_engine_flags, add_flags, add_sampling_flags
 from octavo.errors import OctavoError
 from octavo.version import __version__
 
 DESCRIPTION = """\
-Octavo runs language models: text from a prompt, a conversation, embeddings, measurements.
+Octavo runs language models: text from a prompt, a conversation, embeddings, a server, measurements.
 
   octavo generate "The capital of France is" --raw
   octavo chat
   octavo embed "a text" "another"
+  octavo serve --port 8000
   octavo models
 """
 
@@ -29,7 +31,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"octavo {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for add in (_generate, _chat, _serve, _embed, _bench, _models, _env):
+        add(commands)
+    return parser
 
+
+def _generate(commands: Any) -> None:
     generate = commands.add_parser(
         "generate",
         help="answer one prompt, as it comes",
@@ -44,6 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_sampling_flags(generate)
     add_engine_flags(generate)
 
+
+def _chat(commands: Any) -> None:
     chat = commands.add_parser(
         "chat",
         help="a conversation in the terminal",
@@ -53,6 +62,22 @@ def build_parser() -> argparse.ArgumentParser:
     add_sampling_flags(chat)
     add_engine_flags(chat)
 
+
+def _serve(commands: Any) -> None:
+    from octavo.server.options import ServerOptions
+
+    serve = commands.add_parser(
+        "serve",
+        help="an OpenAI-compatible server, with a page to chat",
+        description="Serve a model over HTTP: OpenAI's API with vLLM's extensions, a chat page at /, statistics at "
+        "/stats, numbers for Prometheus at /metrics. SIGTERM and Ctrl-C let running requests finish first.",
+    )
+    serve.add_argument("served", nargs="?", metavar="MODEL", help="the model, as --model takes it")
+    add_flags(serve, ServerOptions, "server")
+    add_engine_flags(serve)
+
+
+def _embed(commands: Any) -> None:
     embed = commands.add_parser(
         "embed",
         help="embeddings of texts",
@@ -75,6 +100,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_engine_flags(embed)
 
+
+def _bench(commands: Any) -> None:
     bench = commands.add_parser("bench", help="measure start-up, latency or throughput on this machine")
     kinds = bench.add_subparsers(dest="kind", metavar="KIND", required=True)
     startup = kinds.add_parser("startup", help="seconds from a new process to its first token")
@@ -90,12 +117,15 @@ def build_parser() -> argparse.ArgumentParser:
     for each in (startup, latency, throughput):
         add_engine_flags(each)
 
+
+def _models(commands: Any) -> None:
     models = commands.add_parser("models", help="the architectures that Octavo has")
     models.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="default: text")
 
+
+def _env(commands: Any) -> None:
     environment = commands.add_parser("env", help="this machine, the versions, and which operations run here")
     environment.add_argument("--json", action="store_true", help="print one JSON object")
-    return parser
 
 
 def _command(name: str) -> Callable[[argparse.Namespace], int]:
@@ -104,6 +134,8 @@ def _command(name: str) -> Callable[[argparse.Namespace], int]:
         from octavo.cli.generate import run
     elif name == "chat":
         from octavo.cli.chat import run
+    elif name == "serve":
+        from octavo.cli.serve import run
     elif name == "embed":
         from octavo.cli.embed import run
     elif name == "bench":

@@ -35,9 +35,14 @@ def _scalar_type(annotation: Any) -> Any:
 
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     """A flag for every option of EngineArgs."""
-    group = parser.add_argument_group("engine")
-    hints = typing.get_type_hints(EngineArgs)
-    for f in dataclasses.fields(EngineArgs):
+    add_flags(parser, EngineArgs, "engine")
+
+
+def add_flags(parser: argparse.ArgumentParser, options: type[Any], title: str) -> None:
+    """A flag for every field that `option()` made, with its help; a list's flag may repeat."""
+    group = parser.add_argument_group(title)
+    hints = typing.get_type_hints(options)
+    for f in dataclasses.fields(options):
         if not f.metadata["flag"]:
             continue
         default = None if f.default is dataclasses.MISSING else f.default
@@ -46,7 +51,9 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         )
         common: dict[str, Any] = {"dest": f.name, "help": f.metadata["help"] + shown, "default": argparse.SUPPRESS}
         flag, kind = "--" + f.name.replace("_", "-"), _scalar_type(hints[f.name])
-        if kind is bool:
+        if typing.get_origin(hints[f.name]) is list:
+            group.add_argument(flag, action="append", metavar=f.name.upper(), **common)
+        elif kind is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
         else:
             group.add_argument(

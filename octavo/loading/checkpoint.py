@@ -1,7 +1,6 @@
 """The tensors of a checkpoint folder: safetensors or PyTorch files, sharded or not."""
 
 import contextlib
-import json
 import pickle
 import threading
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import CheckpointError
+from octavo.loading.files import read_json
 
 REOPEN_AFTER = 32 << 20
 """Bytes read through one memory map before it is dropped, so that pages already used do not count as ours."""
@@ -46,19 +46,6 @@ class PlainSource:
 
 
 NamedSources = Iterator[tuple[str, TensorSource]]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises CheckpointError that names the file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist; the model's folder is incomplete.") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must hold a JSON object.")
-    return value
 
 
 def checkpoint_tensors(folder: Path, load_format: str = "auto") -> NamedSources:

@@ -12,12 +12,13 @@ from octavo.architectures import Architecture, Config, all_architectures, find_a
 from octavo.architectures.rope import position_limit
 from octavo.config import EngineArgs, PoolerConfig
 from octavo.errors import CheckpointError, ConfigError, UnsupportedModelError, did_you_mean
-from octavo.loading.checkpoint import PlainSource, TensorSource, checkpoint_tensors, read_json
+from octavo.loading.checkpoint import PlainSource, TensorSource, checkpoint_tensors
+from octavo.loading.files import read_json
 from octavo.loading.gguf import GGUFFile, shared_config, tensor_names
-from octavo.loading.gguf_tokenizer import gguf_tokenizer
+from octavo.loading.model_tokenizer import model_tokenizer
 from octavo.loading.pooling import pooling_config
-from octavo.loading.source import ModelFiles, find_model, find_tokenizer
-from octavo.loading.tokenizer import Tokenizer, load_tokenizer
+from octavo.loading.source import ModelFiles, find_model
+from octavo.loading.tokenizer import Tokenizer
 from octavo.loading.weights import WeightLoader
 from octavo.ops import choose_kernels
 from octavo.parts import CausalLM
@@ -87,7 +88,7 @@ def load_model(args: EngineArgs) -> LoadedModel:
         model = checkpoint.architecture.build(config)
     if task == "embedding":
         model.drop_head()
-    tokenizer = None if args.skip_tokenizer_init else _tokenizer(args, checkpoint)
+    tokenizer = model_tokenizer(args, checkpoint.files, checkpoint.gguf)
     WeightLoader(model, dtype, device, choose_kernels(dtype, device, args.ops)).load(
         checkpoint.tensors(model), str(checkpoint.files.path)
     )
@@ -103,10 +104,15 @@ def load_model(args: EngineArgs) -> LoadedModel:
         eos_token_ids=_eos_tokens(config, generation, tokenizer),
         generation_config=generation,
         task=task,
-        labels=[str(label) for _, label in sorted(config.get("id2label", {}).items(), key=lambda kv: int(kv[0]))],
+        labels=_labels(config),
         decoder_start_token_id=config.get("decoder_start_token_id"),
         pooling=PoolerConfig() if checkpoint.files.is_gguf else pooling_config(checkpoint.files.path),
     )
+
+
+def _labels(config: Config) -> list[str]:
+    named: dict[str, Any] = config.get("id2label", {})
+    return [str(named[number]) for number in sorted(named, key=int)]
 
 
 def _task(args: EngineArgs, architecture: Architecture) -> str:
@@ -268,12 +274,3 @@ def _eos_tokens(config: Config, generation: dict[str, Any], tokenizer: Tokenizer
     if tokenizer is not None and tokenizer.eos_token_id is not None:
         found.add(tokenizer.eos_token_id)
     return frozenset(found)
-
-
-def _tokenizer(args: EngineArgs, checkpoint: Checkpoint) -> Tokenizer:
-    own = find_tokenizer(args)
-    files = own or checkpoint.files
-    if files.is_gguf:
-        same = checkpoint.gguf is not None and files == checkpoint.files
-        return gguf_tokenizer(checkpoint.gguf if same and checkpoint.gguf else GGUFFile(files.path))
-    return load_tokenizer(files.path, args.trust_remote_code)

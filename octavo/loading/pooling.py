@@ -6,7 +6,7 @@ from typing import Any
 
 from octavo.config import PoolerConfig
 from octavo.errors import CheckpointError, UnsupportedModelError
-from octavo.loading.checkpoint import read_json
+from octavo.loading.files import read_json
 
 _TYPES = {
     "pooling_mode_lasttoken": "LAST",

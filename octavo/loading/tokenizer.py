@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from octavo.errors import CheckpointError, UnsupportedModelError
-from octavo.loading.checkpoint import read_json
+from octavo.loading.files import read_json
 
 ChatTemplates = dict[str, str]
 """Chat templates by name; the usual one is `default`."""

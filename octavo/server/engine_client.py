@@ -23,7 +23,6 @@ from octavo.config import EngineArgs
 from octavo.engine.inputs import CheckedPrompt
 from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError
 from octavo.params import PoolingParams, SamplingParams
-from octavo.server.engine_process import write_args
 from octavo.server.messages import (
     Abort,
     Add,
@@ -39,6 +38,7 @@ from octavo.server.messages import (
     decode_report,
     encode,
     pack_params,
+    write_args,
 )
 
 log = logging.getLogger("octavo")
@@ -103,7 +103,7 @@ class EngineClient:
         """starting, running, restarting or dead."""
         self.process: subprocess.Popen[str] | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="octavo-"))  # nobody else may connect: it is this user's alone
-        self._context = zmq.asyncio.Context()
+        self._context = zmq.Context()
         self._socket: zmq.asyncio.Socket | None = None
         self._mailboxes: dict[str, Mailbox] = {}
         self._restarts: collections.deque[float] = collections.deque()
@@ -121,9 +121,10 @@ class EngineClient:
             self._socket.close(0)
         self._starts += 1
         address = f"ipc://{self._folder}/engine-{self._starts}"
-        self._socket = self._context.socket(zmq.PAIR)
-        self._socket.set_hwm(0)
-        self._socket.bind(address)
+        plain = self._context.socket(zmq.PAIR)
+        plain.set_hwm(0)
+        plain.bind(address)
+        self._socket = zmq.asyncio.Socket.from_socket(plain)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "octavo.server.engine_process", address],
             stdin=subprocess.PIPE,

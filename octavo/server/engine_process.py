@@ -1,10 +1,8 @@
 """The engine's own process: commands in, steps out. It never waits for HTTP, JSON or text.
 
-Started by EngineClient as `python -m octavo.server.engine_process ADDRESS`, with the EngineArgs as JSON on standard input.
+EngineClient starts it: `python -m octavo.server.engine_process ADDRESS`, with EngineArgs as JSON on standard input.
 """
 
-import dataclasses
-import json
 import logging
 import os
 import signal
@@ -14,7 +12,6 @@ from typing import Any
 import numpy as np
 import zmq
 
-from octavo.config import EngineArgs
 from octavo.engine.engine import Engine, FailedRequest
 from octavo.errors import OctavoError
 from octavo.outputs import PoolingOutput, PoolingRequestOutput, RequestOutput
@@ -34,6 +31,7 @@ from octavo.server.messages import (
     decode_command,
     encode,
     pack_logprobs,
+    read_args,
     unpack_sampling,
 )
 
@@ -116,7 +114,9 @@ class EngineServer:
             data = output.outputs.data.numpy().astype(np.float32)
             self.stats.cached_tokens += output.num_cached_tokens
             return [Pooled(output.request_id, data.shape, data.tobytes(), output.num_cached_tokens)]
-        prompt_logprobs = output.prompt_logprobs and [p and pack_logprobs(p) for p in output.prompt_logprobs]
+        prompt_logprobs = None
+        if output.prompt_logprobs is not None:
+            prompt_logprobs = [None if p is None else pack_logprobs(p) for p in output.prompt_logprobs]
         if output.finished:
             self.stats.cached_tokens += output.num_cached_tokens or 0
         return [
@@ -140,20 +140,12 @@ class EngineServer:
         self.stats.cached_blocks, self.stats.preemptions = pool.num_cached, scheduler.num_preemptions
 
 
-def read_args(text: str) -> EngineArgs:
-    return EngineArgs(**json.loads(text))
-
-
-def write_args(args: EngineArgs) -> str:
-    return json.dumps(dataclasses.asdict(args))
-
-
 def main(address: str) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that serves; it says when to stop
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="octavo: %(message)s")
     args = read_args(sys.stdin.read())
     context = zmq.Context()
-    socket: "zmq.Socket[bytes]" = context.socket(zmq.PAIR)
+    socket: zmq.Socket[bytes] = context.socket(zmq.PAIR)
     socket.set_hwm(0)
     socket.connect(address)
     try:

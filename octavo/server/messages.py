@@ -1,10 +1,12 @@
 """What the HTTP process and the engine's process say to each other: msgspec structs over ZeroMQ."""
 
 import dataclasses
+import json
 from typing import Any
 
 import msgspec
 
+from octavo.config import EngineArgs
 from octavo.engine.inputs import CheckedPrompt
 from octavo.errors import InvalidRequestError
 from octavo.outputs import Logprob, TokenLogprobs
@@ -133,7 +135,7 @@ def pack_params(params: SamplingParams | PoolingParams) -> dict[str, Any]:
             continue
         if f.name == "logits_processors":
             raise InvalidRequestError("logits_processors are Python code and do not reach a server.")
-        packed[f.name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+        packed[f.name] = dataclasses.asdict(value) if isinstance(value, StructuredOutputsParams) else value
     return packed
 
 
@@ -149,3 +151,12 @@ def pack_logprobs(entries: TokenLogprobs) -> PackedLogprobs:
 
 def unpack_logprobs(packed: PackedLogprobs) -> TokenLogprobs:
     return {token: Logprob(logprob, rank) for token, logprob, rank in packed}
+
+
+def write_args(args: EngineArgs) -> str:
+    """The engine's options as the engine's process reads them."""
+    return json.dumps(dataclasses.asdict(args))
+
+
+def read_args(text: str) -> EngineArgs:
+    return EngineArgs(**json.loads(text))

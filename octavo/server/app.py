@@ -1,0 +1,121 @@
+"""The HTTP application: routes, the page, and what surrounds them."""
+
+from importlib.resources import files
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import HTMLResponse, Response
+from starlette.middleware.cors import CORSMiddleware
+
+from octavo.errors import InvalidRequestError
+from octavo.server import chat, completions, errors, pooling
+from octavo.server.gate import Gate
+from octavo.server.protocol import ChatRequest, DetokenizeRequest, TokenizeRequest
+from octavo.server.service import Service
+from octavo.server.streaming import json_response
+from octavo.version import __version__
+
+
+def create_app(service: Service) -> FastAPI:
+    """The application over a service that has started."""
+    app = FastAPI(title="Octavo", version=__version__, redoc_url=None)
+    for routes in (completions.router(service), chat.router(service), pooling.router(service), plain(service)):
+        app.include_router(routes)
+    if service.options.page:
+        app.include_router(pages())
+    errors.install(app)
+    if service.options.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=service.options.allowed_origins, allow_methods=["*"], allow_headers=["*"]
+        )
+    app.add_middleware(Gate, options=service.options)
+    return app
+
+
+def plain(service: Service) -> APIRouter:
+    """The small routes: models, tokens, health, numbers."""
+    routes = APIRouter()
+
+    @routes.get("/v1/models", summary="The model that is served")
+    async def models() -> Response:
+        ready = service.ready
+        card = {
+            "id": service.model_name,
+            "object": "model",
+            "created": service.created,
+            "owned_by": "octavo",
+            "root": service.args.model,
+            "max_model_len": ready.max_model_len,
+            "task": ready.task,
+        }
+        return json_response({"object": "list", "data": [card]})
+
+    @routes.get("/health", summary="200 while requests are served")
+    @routes.get("/ping", summary="200 while requests are served")
+    async def health() -> Response:
+        if service.healthy:
+            return Response(status_code=200)
+        return errors.error_response(503, f"the engine is {service.client.state}.")
+
+    @routes.get("/version", summary="Octavo's version")
+    async def version() -> Response:
+        return json_response({"version": __version__})
+
+    @routes.get("/metrics", summary="Numbers for Prometheus")
+    async def metrics() -> Response:
+        assert service.metrics is not None
+        service.metrics.up.set(service.healthy)
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @routes.post("/tokenize", summary="A text's token ids")
+    async def tokenize(body: TokenizeRequest) -> Response:
+        service.serves(body.model, service.ready.task)
+        tokenizer = service.tokenizer
+        if tokenizer is None:
+            raise InvalidRequestError("this server has no tokenizer (--skip-tokenizer-init).")
+        if body.messages is not None:
+            given = {"messages": body.messages, "add_generation_prompt": body.add_generation_prompt}
+            asked = ChatRequest.model_validate(given)
+            ids = chat.render(service, asked)
+        elif body.prompt is not None:
+            ids = tokenizer.encode(body.prompt, body.add_special_tokens is not False)
+        else:
+            raise InvalidRequestError("give a prompt or messages.")
+        strings = [tokenizer.token(i) for i in ids] if body.return_token_strs else None
+        answer = {"count": len(ids), "max_model_len": service.ready.max_model_len, "tokens": ids}
+        return json_response({**answer, "token_strs": strings})
+
+    @routes.post("/detokenize", summary="The text of token ids")
+    async def detokenize(body: DetokenizeRequest) -> Response:
+        service.serves(body.model, service.ready.task)
+        if service.tokenizer is None:
+            raise InvalidRequestError("this server has no tokenizer (--skip-tokenizer-init).")
+        wrong = next((t for t in body.tokens if not 0 <= t < service.ready.vocab_size), None)
+        if wrong is not None:
+            last = service.ready.vocab_size - 1
+            raise InvalidRequestError(f"tokens holds {wrong}, outside this model's vocabulary (0 to {last}).")
+        return json_response({"prompt": service.tokenizer.decode(body.tokens, skip_special_tokens=False)})
+
+    return routes
+
+
+def pages() -> APIRouter:
+    """The chat page and the statistics. They load nothing from anywhere else."""
+    routes = APIRouter(include_in_schema=False)
+    policy = (
+        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+    )
+    headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+
+    def page(name: str) -> HTMLResponse:
+        text = (files("octavo.server") / "static" / name).read_text(encoding="utf-8")
+        return HTMLResponse(text, headers=headers)
+
+    @routes.get("/")
+    async def index(request: Request) -> HTMLResponse:
+        return page("index.html")
+
+    @routes.get("/stats")
+    async def stats(request: Request) -> HTMLResponse:
+        return page("stats.html")
+
+    return routes

@@ -1,0 +1,210 @@
+"""/v1/chat/completions"""
+
+import contextlib
+import json
+import time
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from octavo.errors import InvalidRequestError
+from octavo.loading.chat import render_chat
+from octavo.outputs import TokenLogprobs
+from octavo.server.protocol import ChatRequest
+from octavo.server.service import Answer, Run, Service
+from octavo.server.streaming import event_response, json_response, while_connected
+from octavo.server.tools import ToolParser, call, choose_parser, forced, read_forced
+
+
+def template_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages as templates read them: the arguments of earlier tool calls are objects there, and text in the API.
+
+    Raises InvalidRequestError for arguments that are not JSON.
+    """
+    out = []
+    for i, message in enumerate(messages):
+        calls = message.get("tool_calls")
+        if not calls:
+            out.append(message)
+            continue
+        read = []
+        for one in calls if isinstance(calls, list) else []:
+            function = one.get("function") if isinstance(one, dict) else None
+            if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+                raise InvalidRequestError(f"message {i}: a tool call needs a function with a name.")
+            arguments = function.get("arguments") or "{}"
+            if isinstance(arguments, str):
+                try:
+                    arguments = json.loads(arguments)
+                except ValueError as error:
+                    raise InvalidRequestError(f"message {i}: the tool call's arguments are not JSON.") from error
+            read.append({**one, "function": {**function, "arguments": arguments}})
+        out.append({**message, "tool_calls": read})
+    return out
+
+
+def render(service: Service, request: ChatRequest) -> list[int]:
+    """Token ids of the conversation by the chat template, which writes the special tokens itself."""
+    tokenizer = service.tokenizer
+    if tokenizer is None:
+        raise InvalidRequestError("this server has no tokenizer (--skip-tokenizer-init); use /v1/completions.")
+    if request.chat_template is not None and not service.args.trust_remote_code:
+        raise InvalidRequestError("chat_template in a request needs a server with --trust-remote-code.")
+    tools = None if request.tool_choice == "none" else request.tools
+    variables = {k: v for k, v in (request.chat_template_kwargs or {}).items() if k not in ("messages", "tools")}
+    text = render_chat(
+        tokenizer,
+        template_messages(request.messages),
+        template=request.chat_template or service.chat_template,
+        add_generation_prompt=bool(request.add_generation_prompt) and not request.continue_final_message,
+        continue_final_message=bool(request.continue_final_message),
+        tools=[t.model_dump(exclude_none=True) for t in tools] if tools else None,
+        **{k: v for k, v in variables.items() if k not in ("template", "add_generation_prompt")},
+    )
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def describe_logprobs(token_ids: list[int], entries: list[TokenLogprobs], count: int) -> dict[str, Any]:
+    """OpenAI's log-probabilities for chats."""
+    content = []
+    for token, of_token in zip(token_ids, entries, strict=True):
+        best = sorted(of_token.values(), key=lambda e: e.rank or 0)[:count]
+        content.append(
+            {
+                **_entry(of_token[token].decoded_token, of_token[token].logprob),
+                "top_logprobs": [_entry(e.decoded_token, e.logprob) for e in best],
+            }
+        )
+    return {"content": content}
+
+
+def _entry(token: str | None, logprob: float) -> dict[str, Any]:
+    return {"token": token or "", "logprob": logprob, "bytes": list((token or "").encode())}
+
+
+class Chat:
+    """One request of /v1/chat/completions."""
+
+    def __init__(self, service: Service, request: ChatRequest) -> None:
+        self.service, self.request = service, request
+        self.id, self.created = service.new_id("chatcmpl"), int(time.time())
+        self.forced = forced(request)
+        self.parser: type[ToolParser] | None = None
+        if request.tools and request.tool_choice in (None, "auto"):
+            templates = list(service.tokenizer.chat_templates.values()) if service.tokenizer else []
+            self.parser = choose_parser(service.options.tool_parser, [service.chat_template or "", *templates])
+            if self.parser is None and request.tool_choice == "auto":
+                raise InvalidRequestError(
+                    'tool_choice="auto": nobody knows how this model writes tool calls. Start the server with '
+                    "--tool-parser, or use required or a tool's name."
+                )
+
+    async def prepare(self) -> None:
+        """Check everything before anything runs. Raises InvalidRequestError."""
+        request, service = self.request, self.service
+        top = request.top_logprobs or 0
+        asked = request.max_completion_tokens if request.max_tokens is None else request.max_tokens
+        params = request.sampling_params(service.defaults, asked, top if request.logprobs else None)
+        if self.forced is not None:
+            params.structured_outputs = self.forced
+        service.admit()
+        prompt: dict[str, Any] = {"prompt_token_ids": render(service, request)}
+        if request.cache_salt:
+            prompt["cache_salt"] = request.cache_salt
+        self.run = Run(self.id, await service.check(prompt, params), params)
+
+    def chunk(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.service.model_name,
+            "choices": choices,
+        }
+
+    def _logprobs(self, token_ids: list[int], entries: list[TokenLogprobs] | None) -> dict[str, Any] | None:
+        if not self.request.logprobs:
+            return None
+        return describe_logprobs(token_ids, entries or [], self.request.top_logprobs or 0)
+
+    async def whole(self) -> dict[str, Any]:
+        answers = await self.service.whole(self.run, self.request.priority or 0)
+        choices = [self._choice(i, a) for i, a in enumerate(answers)]
+        return {**self.chunk("chat.completion", choices), "usage": self.run.usage()}
+
+    def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        content: str | None = answer.text
+        calls: list[tuple[str, Any]] = []
+        if self.forced is not None:
+            calls = read_forced(self.request, answer.text) or []
+            content = None if calls else content
+        elif self.parser is not None:
+            content, calls = self.parser().feed(answer.text, finished=True)
+        message: dict[str, Any] = {"role": "assistant", "content": content}
+        finish = answer.finish_reason
+        if calls:
+            message["content"] = (content or "").strip() or None
+            message["tool_calls"] = [call(name, arguments) for name, arguments in calls]
+            finish = "tool_calls" if finish == "stop" else finish
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": self._logprobs(answer.token_ids, answer.logprobs),
+            "finish_reason": finish,
+            "stop_reason": answer.stop_reason,
+        }
+
+    async def events(self) -> AsyncGenerator[dict[str, Any], None]:
+        """The chunks of a stream."""
+        kind, options = "chat.completion.chunk", self.request.stream_options
+        parsers = [self.parser() if self.parser else None for _ in range(self.run.params.n)]
+        texts = [""] * self.run.params.n
+        started: set[int] = set()
+
+        def choice(index: int, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
+            one = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **more}
+            return self.chunk(kind, [one])
+
+        async with contextlib.aclosing(self.service.generate(self.run, self.request.priority or 0)) as pieces:
+            async for piece in pieces:
+                index, finished = piece.index, piece.finish_reason is not None
+                if index not in started:
+                    started.add(index)
+                    yield choice(index, {"role": "assistant", "content": ""})
+                content, calls, parser = piece.text, list[tuple[str, Any]](), parsers[index]
+                if self.forced is not None:
+                    texts[index] += content
+                    calls = (read_forced(self.request, texts[index]) or []) if finished else []
+                    content = texts[index] if finished and not calls else ""
+                elif parser is not None:
+                    content, calls = parser.feed(content, finished)
+                logprobs = self._logprobs(piece.token_ids, piece.logprobs)
+                if content or logprobs:
+                    yield choice(index, {"content": content}, logprobs=logprobs)
+                if calls:
+                    first = parser.num_calls - len(calls) if parser is not None else 0
+                    made = [call(name, arguments, first + i) for i, (name, arguments) in enumerate(calls)]
+                    yield choice(index, {"tool_calls": made})
+                if finished:
+                    called = bool(calls) or (parser is not None and parser.num_calls > 0)
+                    reason = "tool_calls" if called and piece.finish_reason == "stop" else piece.finish_reason
+                    yield choice(index, {}, finish_reason=reason, stop_reason=piece.stop_reason)
+        if options is not None and options.include_usage:
+            yield {**self.chunk(kind, []), "usage": self.run.usage()}
+
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.post("/v1/chat/completions", summary="Answer a conversation")
+    async def chat(body: ChatRequest, request: Request) -> Response:
+        service.serves(body.model, "generate")
+        work = Chat(service, body)
+        await work.prepare()
+        if body.stream:
+            return await event_response(work.events())
+        return json_response(await while_connected(request, work.whole()))
+
+    return routes

@@ -1,0 +1,91 @@
+"""Errors in OpenAI's shape, with the status that says whose fault it is."""
+
+import json
+import logging
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError
+from octavo.server.service import ModelUnknownError, OverloadedError, RequestTimeoutError
+
+log = logging.getLogger("octavo")
+
+KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+    500: "internal_server_error",
+    503: "service_unavailable",
+    504: "timeout_error",
+}
+
+
+def error_body(status: int, message: str, param: str | None = None) -> dict[str, Any]:
+    kind = KINDS.get(status, "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": status}}
+
+
+def error_response(status: int, message: str, param: str | None = None) -> Response:
+    headers = {"Retry-After": "1"} if status in (429, 503) else {}
+    body = msgspec.json.encode(error_body(status, message, param))
+    return Response(body, status, headers, media_type="application/json")
+
+
+def status_of(error: Exception) -> int:
+    if isinstance(error, InvalidRequestError):
+        return 400
+    if isinstance(error, OverloadedError):
+        return 429
+    if isinstance(error, ModelUnknownError):
+        return 404
+    if isinstance(error, EngineDeadError):
+        return 503
+    return 504 if isinstance(error, RequestTimeoutError) else 500
+
+
+def install(app: FastAPI) -> None:
+    """Have the app answer errors like this."""
+
+    @app.exception_handler(OctavoError)
+    async def octavo_error(request: Request, error: OctavoError) -> Response:
+        return error_response(status_of(error), str(error))
+
+    @app.exception_handler(ExceptionGroup)
+    async def several(request: Request, group: ExceptionGroup[Any]) -> Response:
+        first = group.exceptions[0]
+        if isinstance(first, OctavoError):
+            return error_response(status_of(first), str(first))
+        raise group
+
+    @app.exception_handler(RequestValidationError)
+    async def not_valid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][1:])
+        if first["type"] == "json_invalid":
+            return error_response(400, f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")
+        return error_response(400, f"{place or 'the body'}: {first['msg']}", place or None)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        response = error_response(error.status_code, str(error.detail))
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        log.exception("an error that nobody foresaw")
+        return error_response(500, "the server made an error; its log tells more.")
+
+
+def as_event(error: Exception) -> str:
+    """For the middle of a stream, whose status is sent already."""
+    status = status_of(error) if isinstance(error, OctavoError) else 500
+    return json.dumps(error_body(status, str(error)))

@@ -1,0 +1,108 @@
+"""What /metrics tells, with vLLM's names where the meaning is the same, under `octavo:`."""
+
+import time
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from octavo.server.messages import Stats
+
+FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
+PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
+WHOLE = (0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480)
+
+
+class Metrics:
+    """Counts of one server.
+
+    Args:
+        model: the name that clients know.
+        num_blocks: of the KV cache.
+    """
+
+    def __init__(self, model: str, num_blocks: int) -> None:
+        self.registry = CollectorRegistry()
+        self._num_blocks = max(1, num_blocks)
+        self._last = Stats()
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"octavo:{name}", text, ["model_name"], registry=self.registry).labels(model)
+
+        def counter(name: str, text: str) -> Counter:
+            return Counter(f"octavo:{name}", text, ["model_name"], registry=self.registry).labels(model)
+
+        def seconds(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            made = Histogram(f"octavo:{name}", text, ["model_name"], buckets=buckets, registry=self.registry)
+            return made.labels(model)
+
+        self.running = gauge("num_requests_running", "Sequences that are being computed")
+        self.waiting = gauge("num_requests_waiting", "Sequences that wait for room")
+        self.usage = gauge("kv_cache_usage_perc", "Share of the KV cache's blocks that sequences hold, from 0 to 1")
+        self.up = gauge("engine_up", "1 while the engine runs")
+        self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts")
+        self.generation_tokens = counter("generation_tokens", "Tokens generated")
+        self.prefix_queries = counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache")
+        self.prefix_hits = counter("prefix_cache_hits", "Prompt tokens that the prefix cache had")
+        self.preemptions = counter("num_preemptions", "Sequences that gave their blocks back and were computed anew")
+        self.restarts = counter("engine_restarts", "Times that the engine died and was started again")
+        self.finished = Counter(
+            "octavo:request_success", "Requests that ended", ["model_name", "finished_reason"], registry=self.registry
+        )
+        self.first_token = seconds(
+            "time_to_first_token_seconds", "From a request's arrival to its first token", FIRST_TOKEN
+        )
+        self.per_token = seconds("time_per_output_token_seconds", "Between two tokens of a request", PER_TOKEN)
+        self.whole = seconds("e2e_request_latency_seconds", "From a request's arrival to its end", WHOLE)
+        self._model = model
+
+    def take(self, stats: Stats) -> None:
+        """A report of the engine."""
+        last = self._last
+        if stats.steps < last.steps:  # another process, whose counts begin anew
+            last = Stats()
+            self.restarts.inc()
+        self.running.set(stats.running)
+        self.waiting.set(stats.waiting)
+        self.usage.set(stats.used_blocks / self._num_blocks)
+        self.prompt_tokens.inc(stats.prompt_tokens - last.prompt_tokens)
+        self.prefix_queries.inc(stats.prompt_tokens - last.prompt_tokens)
+        self.prefix_hits.inc(stats.cached_tokens - last.cached_tokens)
+        self.preemptions.inc(stats.preemptions - last.preemptions)
+        # The message is written over by the next one; keep the numbers.
+        self._last = Stats(steps=stats.steps, prompt_tokens=stats.prompt_tokens, cached_tokens=stats.cached_tokens)
+        self._last.preemptions = stats.preemptions
+
+    def end(self, reason: str, seconds: float) -> None:
+        self.finished.labels(self._model, reason).inc()
+        self.whole.observe(seconds)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+@dataclass
+class RequestClock:
+    """Times of one request, written into the metrics as its tokens come."""
+
+    metrics: Metrics
+    arrival: float = field(default_factory=time.monotonic)
+    first: float | None = None
+    last: float = 0.0
+    tokens: int = 0
+
+    def came(self, count: int) -> None:
+        """So many tokens came now."""
+        now = time.monotonic()
+        if not count:
+            return
+        if self.first is None:
+            self.first = now
+            self.metrics.first_token.observe(now - self.arrival)
+        else:
+            self.metrics.per_token.observe((now - self.last) / count)
+        self.last = now
+        self.tokens += count
+        self.metrics.generation_tokens.inc(count)
+
+    def end(self, reason: str) -> None:
+        self.metrics.end(reason, time.monotonic() - self.arrival)

@@ -1,0 +1,61 @@
+"""The server's own options, beside the engine's."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from octavo.config import option
+from octavo.errors import ConfigError, names_closest
+from octavo.sizes import parse_size
+
+TOOL_PARSERS = ("auto", "hermes", "llama3_json", "mistral", "none")
+
+
+@names_closest
+@dataclass
+class ServerOptions:
+    """Every option of `octavo serve` that is not the engine's."""
+
+    host: str = option("127.0.0.1", "address to listen at; 0.0.0.0 for every network")
+    port: int = option(8000, "port to listen at; 0 for any that is free, which is then printed")
+    served_model_name: str | None = option(None, "the model's name for clients (default: as --model says)")
+    api_key: list[str] = option([], "a key that clients must send as a bearer token (may repeat; also OCTAVO_API_KEY)")
+    ssl_certfile: str | None = option(None, "certificate for TLS")
+    ssl_keyfile: str | None = option(None, "its private key")
+    root_path: str = option("", "path that a proxy before the server takes away")
+    allowed_origins: list[str] = option([], "origins whose pages may call the server (CORS; may repeat, * for all)")
+    chat_template: str | None = option(None, "a file with a chat template, instead of the model's")
+    tool_parser: str = option(
+        "auto", "how the model writes tool calls (auto: by its chat template)", choices=TOOL_PARSERS
+    )
+    max_body_size: int | str = option("4MiB", "largest request")
+    max_queued_requests: int = option(4096, "requests that may be running or waiting; more are answered with 429")
+    request_timeout: float = option(3600.0, "seconds after which a request is ended")
+    shutdown_timeout: float = option(30.0, "seconds that running requests have to finish when the server is stopped")
+    log_prompts: bool = option(False, "write prompts into the log")
+    page: bool = option(True, "serve the chat page at / and the statistics at /stats")
+
+    def __post_init__(self) -> None:
+        self.max_body_size = parse_size(self.max_body_size, "max_body_size")
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port={self.port} must be from 0 to 65535.")
+        for name in ("max_queued_requests", "request_timeout", "shutdown_timeout"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be above 0.")
+        if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
+            raise ConfigError("ssl_certfile and ssl_keyfile belong together; give both or neither.")
+        if self.tool_parser not in TOOL_PARSERS:
+            raise ConfigError(f"tool_parser={self.tool_parser!r} is unknown; choose one of {', '.join(TOOL_PARSERS)}.")
+
+    @property
+    def body_bytes(self) -> int:
+        return int(self.max_body_size)
+
+    def uvicorn(self) -> dict[str, Any]:
+        """What uvicorn takes of them."""
+        return {
+            "host": self.host,
+            "port": self.port,
+            "ssl_certfile": self.ssl_certfile,
+            "ssl_keyfile": self.ssl_keyfile,
+            "root_path": self.root_path,
+        }

@@ -1,0 +1,136 @@
+"""/v1/embeddings, /pooling, /classify, /score, /rerank"""
+
+import base64
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from octavo.errors import InvalidRequestError
+from octavo.params import PoolingParams
+from octavo.server.completions import prompts_of
+from octavo.server.protocol import ClassifyRequest, EmbeddingRequest, PoolingRequest, RerankRequest, ScoreRequest
+from octavo.server.service import Service
+from octavo.server.streaming import json_response, while_connected
+
+Array = np.ndarray[Any, Any]
+
+
+def _values(array: Array, encoding: str | None) -> Any:
+    if encoding == "base64":
+        return base64.b64encode(np.ascontiguousarray(array, dtype="<f4").tobytes()).decode()
+    return array.tolist()
+
+
+def listed(service: Service, kind: str, data: list[dict[str, Any]], tokens: int) -> dict[str, Any]:
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return {
+        "id": service.new_id(kind),
+        "object": "list",
+        "created": service.created,
+        "model": service.model_name,
+        "data": data,
+        "usage": usage,
+    }
+
+
+async def pooled(service: Service, body: EmbeddingRequest | PoolingRequest, kind: str) -> dict[str, Any]:
+    params = PoolingParams(
+        dimensions=body.dimensions,
+        normalize=body.normalize,
+        truncate_prompt_tokens=body.truncate_prompt_tokens,
+        softmax=body.softmax if isinstance(body, PoolingRequest) else None,
+    )
+    results, tokens = await service.pool_all(prompts_of(body.input), params)
+    key = "embedding" if kind == "embd" else "data"
+    named = "embedding" if kind == "embd" else "pooling"
+    data = [{"index": i, "object": named, key: _values(r, body.encoding_format)} for i, r in enumerate(results)]
+    return listed(service, kind, data, tokens)
+
+
+async def classified(service: Service, body: ClassifyRequest) -> dict[str, Any]:
+    params = PoolingParams(truncate_prompt_tokens=body.truncate_prompt_tokens)
+    results, tokens = await service.pool_all(prompts_of(body.input), params)
+    labels, data = service.ready.labels, []
+    for i, probs in enumerate(results):
+        best = int(probs.argmax())
+        label = labels[best] if best < len(labels) else str(best)
+        data.append({"index": i, "label": label, "probs": probs.tolist(), "num_classes": len(probs)})
+    return listed(service, "classify", data, tokens)
+
+
+async def scores(
+    service: Service, first: list[str], second: list[str], truncate: int | None
+) -> tuple[list[float], int]:
+    """How well texts go together: the classifier's score of a pair, or the cosine of two embeddings."""
+    if not first or not second:
+        raise InvalidRequestError("there is no text to compare.")
+    if len(first) == 1:
+        first = first * len(second)
+    if len(first) != len(second):
+        raise InvalidRequestError(
+            f"there are {len(first)} texts and {len(second)} partners; give one each, or one text."
+        )
+    if service.ready.task == "classify":
+        if service.ready.num_scores > 2 or service.tokenizer is None:
+            raise InvalidRequestError("scores need a tokenizer and a classifier of one or two classes; use /classify.")
+        pairs = [{"prompt_token_ids": service.tokenizer.encode_pair(a, b)} for a, b in zip(first, second, strict=True)]
+        results, tokens = await service.pool_all(pairs, PoolingParams(truncate_prompt_tokens=truncate))
+        return [float(r[-1]) for r in results], tokens
+    params = PoolingParams(normalize=True, truncate_prompt_tokens=truncate)
+    texts = list(dict.fromkeys([*first, *second]))
+    results, tokens = await service.pool_all(texts, params)
+    found = dict(zip(texts, results, strict=True))
+    return [float(found[a] @ found[b]) for a, b in zip(first, second, strict=True)], tokens
+
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.post("/v1/embeddings", summary="Embed texts")
+    async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
+        service.serves(body.model, "embedding")
+        return json_response(await while_connected(request, pooled(service, body, "embd")))
+
+    @routes.post("/pooling", summary="Pooled hidden states, rewards or scores")
+    async def pooling(body: PoolingRequest, request: Request) -> Response:
+        service.serves(body.model, "embedding", "reward", "classify")
+        return json_response(await while_connected(request, pooled(service, body, "pool")))
+
+    @routes.post("/classify", summary="Classes of texts")
+    async def classify(body: ClassifyRequest, request: Request) -> Response:
+        service.serves(body.model, "classify")
+        return json_response(await while_connected(request, classified(service, body)))
+
+    @routes.post("/score", summary="How well texts go together")
+    @routes.post("/v1/score", summary="How well texts go together")
+    async def score(body: ScoreRequest, request: Request) -> Response:
+        service.serves(body.model, "embedding", "classify")
+        first = [body.text_1] if isinstance(body.text_1, str) else body.text_1
+        second = [body.text_2] if isinstance(body.text_2, str) else body.text_2
+        work = scores(service, first, second, body.truncate_prompt_tokens)
+        found, tokens = await while_connected(request, work)
+        data = [{"index": i, "object": "score", "score": s} for i, s in enumerate(found)]
+        return json_response(listed(service, "score", data, tokens))
+
+    @routes.post("/rerank", summary="Documents by how well they answer a query")
+    @routes.post("/v1/rerank", summary="Documents by how well they answer a query")
+    async def rerank(body: RerankRequest, request: Request) -> Response:
+        service.serves(body.model, "embedding", "classify")
+        work = scores(service, [body.query], body.documents, body.truncate_prompt_tokens)
+        found, tokens = await while_connected(request, work)
+        order = sorted(range(len(found)), key=lambda i: -found[i])[: body.top_n]
+        results = [
+            {
+                "index": i,
+                "relevance_score": found[i],
+                **({"document": {"text": body.documents[i]}} if body.return_documents else {}),
+            }
+            for i in order
+        ]
+        usage = {"total_tokens": tokens}
+        named = {"id": service.new_id("rerank"), "model": service.model_name}
+        return json_response({**named, "results": results, "usage": usage})
+
+    return routes

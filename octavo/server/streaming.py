@@ -1,0 +1,67 @@
+"""Answers that end with their client: as one body, or as server-sent events."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from typing import Any, TypeVar
+
+import msgspec
+from fastapi import Request
+from fastapi.responses import Response, StreamingResponse
+
+from octavo.errors import OctavoError
+from octavo.server.errors import as_event
+
+T = TypeVar("T")
+
+to_json = msgspec.json.Encoder().encode
+
+
+class ClientGoneError(Exception):
+    """The client has closed the connection; nobody reads an answer."""
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The work's result. If the client goes, the work is cancelled. Raises ClientGoneError then."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGoneError
+    finally:
+        for each in (task, watch):
+            each.cancel()
+            with contextlib.suppress(BaseException):
+                await each
+
+
+def json_response(value: Any) -> Response:
+    return Response(to_json(value), media_type="application/json")
+
+
+async def event_response(events: AsyncGenerator[Any, None]) -> Response:
+    """Server-sent events, one for each value. What fails before the first one is an error with a status of its own."""
+    try:
+        first = await anext(events)
+    except StopAsyncIteration:
+        first = None
+
+    async def lines() -> AsyncIterator[bytes]:
+        async with contextlib.aclosing(events):
+            try:
+                if first is not None:
+                    yield b"data: " + to_json(first) + b"\n\n"
+                async for event in events:
+                    yield b"data: " + to_json(event) + b"\n\n"
+            except OctavoError as error:
+                yield b"data: " + as_event(error).encode() + b"\n\n"
+            yield b"data: [DONE]\n\n"
+
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
