@@ -138,7 +138,7 @@ class Chat:
         content: str | None = answer.text
         calls: list[tuple[str, Any]] = []
         if self.forced is not None:
-            calls = read_forced(self.request, answer.text) or []
+            calls = read_forced(self.request, answer.text)
             content = None if calls else content
         elif self.parser is not None:
             content, calls = self.parser().feed(answer.text, finished=True)
@@ -176,7 +176,7 @@ class Chat:
                 content, calls, parser = piece.text, list[tuple[str, Any]](), parsers[index]
                 if self.forced is not None:
                     texts[index] += content
-                    calls = (read_forced(self.request, texts[index]) or []) if finished else []
+                    calls = read_forced(self.request, texts[index]) if finished else []
                     content = texts[index] if finished and not calls else ""
                 elif parser is not None:
                     content, calls = parser.feed(content, finished)

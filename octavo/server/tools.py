@@ -178,8 +178,16 @@ def _parameters(tool: Tool) -> dict[str, Any]:
     return tool.function.parameters or {"type": "object", "properties": {}}
 
 
-def read_forced(request: ChatRequest, text: str) -> list[tuple[str, Any]] | None:
-    """The calls that a forced answer makes; None where it was cut short."""
+def read_forced(request: ChatRequest, text: str) -> list[tuple[str, Any]]:
+    """The calls that a forced answer makes: of an answer that was cut short, those that are complete."""
     if isinstance(request.tool_choice, NamedTool):
         return [(request.tool_choice.function.name, text)]
-    return _read(text)
+    found, rest, decoder = list[tuple[str, Any]](), text.lstrip().removeprefix("["), json.JSONDecoder()
+    while rest := rest.lstrip(" \t\r\n,"):
+        try:
+            item, end = decoder.raw_decode(rest)
+        except ValueError:
+            break
+        found.append((item["name"], item["parameters"]))
+        rest = rest[end:]
+    return found
