@@ -103,7 +103,7 @@ class EngineClient:
         """starting, running, restarting or dead."""
         self.process: subprocess.Popen[str] | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="octavo-"))  # nobody else may connect: it is this user's alone
-        self._context = zmq.Context()
+        self._context = zmq.asyncio.Context()
         self._socket: zmq.asyncio.Socket | None = None
         self._mailboxes: dict[str, Mailbox] = {}
         self._restarts: collections.deque[float] = collections.deque()
@@ -121,10 +121,9 @@ class EngineClient:
             self._socket.close(0)
         self._starts += 1
         address = f"ipc://{self._folder}/engine-{self._starts}"
-        plain = self._context.socket(zmq.PAIR)
-        plain.set_hwm(0)
-        plain.bind(address)
-        self._socket = zmq.asyncio.Socket.from_socket(plain)
+        self._socket = self._context.socket(zmq.PAIR)
+        self._socket.set_hwm(0)
+        self._socket.bind(address)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "octavo.server.engine_process", address],
             stdin=subprocess.PIPE,
@@ -202,8 +201,12 @@ class EngineClient:
             mailbox.put(error)
 
     async def _send(self, command: Command) -> None:
+        """Raises EngineDeadError where nobody is at the other end, rather than wait for somebody."""
         assert self._socket is not None
-        await self._socket.send(encode(command))
+        try:
+            await self._socket.send(encode(command), zmq.DONTWAIT)
+        except zmq.ZMQError as error:
+            raise EngineDeadError("the engine does not run. Try again in a moment.") from error
 
     async def generate(
         self, request_id: str, prompt: CheckedPrompt, params: SamplingParams | PoolingParams, priority: int = 0
@@ -234,7 +237,8 @@ class EngineClient:
             del self._mailboxes[request_id]
             if left and self.state == "running" and sent_to == self._starts:
                 # Not awaited where the generator is closed by a task that is being cancelled.
-                await asyncio.shield(self._send(Abort([request_id])))
+                with contextlib.suppress(EngineDeadError):
+                    await asyncio.shield(self._send(Abort([request_id])))
 
     async def stop(self) -> None:
         """End the engine's process, politely first."""
@@ -244,7 +248,7 @@ class EngineClient:
                 await self._keeper
         self._fail_all(EngineDeadError("the server is shutting down."))
         if self.process is not None and self.process.poll() is None:
-            with contextlib.suppress(zmq.ZMQError):
+            with contextlib.suppress(EngineDeadError):
                 await self._send(Stop())
             try:
                 await asyncio.to_thread(self.process.wait, 2)

@@ -70,18 +70,20 @@ class EngineServer:
         """Serve until told to stop, or until the other process is gone."""
         while True:
             refused: list[Output] = []
-            while self.socket.poll(0 if self.engine.has_work or refused else LOOK_UP_EVERY):
+            aborted = False
+            while self.socket.poll(0 if self.engine.has_work or refused or aborted else LOOK_UP_EVERY):
                 command = decode_command(self.socket.recv())
                 if isinstance(command, Stop):
                     return
                 if isinstance(command, Abort):
                     self.engine.abort(command.request_ids)
+                    aborted = True
                 else:
                     refused += self._add(command)
             if os.getppid() != self.parent:
                 return
             outputs = refused + self._step()
-            if outputs:
+            if outputs or aborted:  # an abort changes the numbers without giving anything
                 self._count()
                 self.socket.send(encode(Step(outputs, self.stats)))
 

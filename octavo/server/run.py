@@ -1,14 +1,20 @@
 """Run a server until it is told to stop."""
 
 import asyncio
+import contextlib
 import logging
+import signal
 import socket
 import sys
+from typing import TYPE_CHECKING
 
 from octavo.config import EngineArgs
 from octavo.errors import ConfigError
 from octavo.server.options import ServerOptions
 from octavo.server.service import Service
+
+if TYPE_CHECKING:
+    import uvicorn
 
 log = logging.getLogger("octavo")
 
@@ -42,6 +48,17 @@ def _listen(options: ServerOptions) -> socket.socket:
     return listener
 
 
+def _server(config: "uvicorn.Config") -> "uvicorn.Server":
+    """A uvicorn server that leaves signals to us: its own way ends this process before the engine is stopped."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
+            return contextlib.nullcontext()
+
+    return Server(config)
+
+
 async def _serve(service: Service, options: ServerOptions, listener: socket.socket) -> None:
     import uvicorn
 
@@ -60,9 +77,11 @@ async def _serve(service: Service, options: ServerOptions, listener: socket.sock
             root_path=options.root_path,
             timeout_graceful_shutdown=int(options.shutdown_timeout),
         )
-        server = uvicorn.Server(config)
+        server = _server(config)
         scheme, port = "https" if options.ssl_certfile else "http", listener.getsockname()[1]
         log.info("serving %s at %s://%s:%d", service.model_name, scheme, options.host, port)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)
         await server.serve(sockets=[listener])
     finally:
         await service.stop()

@@ -116,7 +116,14 @@ class Service:
 
     async def start(self) -> None:
         """Load the tokenizer here while the model loads there. Raises OctavoError with the reason for what fails."""
-        ready, self.tokenizer = await asyncio.gather(self.client.start(), asyncio.to_thread(model_tokenizer, self.args))
+        loading = asyncio.create_task(self.client.start())
+        try:
+            self.tokenizer = await asyncio.to_thread(model_tokenizer, self.args)
+        except BaseException:
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
+            raise
+        ready = await loading
         if self.options.chat_template is not None:
             try:
                 with open(self.options.chat_template, encoding="utf-8") as file:

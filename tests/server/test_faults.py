@@ -87,7 +87,8 @@ def test_client_that_goes_frees_its_blocks(tiny_server: Running) -> None:
     wait_idle(tiny_server)
     before = tiny_server.metric("kv_cache_usage_perc")
     with httpx.stream("POST", tiny_server.url + "/v1/completions", json={**LONG, "n": 4}, timeout=30) as stream:
-        next(stream.iter_lines())
+        lines = stream.iter_lines()
+        next(lines)
         tiny_server.until(lambda: tiny_server.metric("num_requests_running") == 4)
     wait_idle(tiny_server)
     assert tiny_server.metric("kv_cache_usage_perc") == before
