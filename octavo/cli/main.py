@@ -102,7 +102,7 @@ def _embed(commands: Any) -> None:
 
 
 def _bench(commands: Any) -> None:
-    bench = commands.add_parser("bench", help="measure start-up, latency or throughput on this machine")
+    bench = commands.add_parser("bench", help="measure start-up, latency, throughput, or a server under load")
     kinds = bench.add_subparsers(dest="kind", metavar="KIND", required=True)
     startup = kinds.add_parser("startup", help="seconds from a new process to its first token")
     latency = kinds.add_parser("latency", help="seconds for one batch, and the time of a token")
@@ -117,6 +117,22 @@ def _bench(commands: Any) -> None:
     for each in (startup, latency, throughput):
         add_engine_flags(each)
 
+    serve = kinds.add_parser("serve", help="load on a running server, this one or another, by OpenAI's API")
+    serve.add_argument("--url", default="http://127.0.0.1:8000", help="where it is (default: %(default)s)")
+    serve.add_argument("--model", help="the model's name there (default: the first that it lists)")
+    serve.add_argument("--api-key", help="sent as a bearer token")
+    serve.add_argument("--num-prompts", type=int, default=200, help="requests (default: %(default)s)")
+    serve.add_argument("--request-rate", type=float, help="requests a second, Poisson arrivals (default: all at once)")
+    serve.add_argument("--max-concurrency", type=int, default=64, help="most at a time (default: %(default)s)")
+    serve.add_argument("--input-len", type=int, default=128, help="mean tokens of a prompt (default: %(default)s)")
+    serve.add_argument(
+        "--input-distribution", choices=("fixed", "uniform", "exponential"), default="fixed", help="of prompts' lengths"
+    )
+    serve.add_argument("--output-len", type=int, default=64, help="tokens of an answer (default: %(default)s)")
+    serve.add_argument("--seed", type=int, default=0, help="of prompts and arrivals (default: %(default)s)")
+    serve.add_argument("--save", metavar="FOLDER", help="write results.json and a plot, times.svg, there")
+    serve.add_argument("--json", action="store_true", help="print one JSON object")
+
 
 def _models(commands: Any) -> None:
     models = commands.add_parser("models", help="the architectures that Octavo has")
@@ -128,7 +144,7 @@ def _env(commands: Any) -> None:
     environment.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def _command(name: str) -> Callable[[argparse.Namespace], int]:
+def _command(name: str, kind: str | None = None) -> Callable[[argparse.Namespace], int]:
     """The function behind a command, imported only now: each needs other libraries."""
     if name == "generate":
         from octavo.cli.generate import run
@@ -138,6 +154,8 @@ def _command(name: str) -> Callable[[argparse.Namespace], int]:
         from octavo.cli.serve import run
     elif name == "embed":
         from octavo.cli.embed import run
+    elif name == "bench" and kind == "serve":
+        from octavo.cli.bench_serve import run
     elif name == "bench":
         from octavo.cli.bench import run
     elif name == "models":
@@ -154,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     handler.setFormatter(logging.Formatter("octavo: %(message)s"))
     logging.getLogger("octavo").handlers = [handler]
     try:
-        return _command(namespace.command)(namespace)
+        return _command(namespace.command, getattr(namespace, "kind", None))(namespace)
     except OctavoError as error:
         print(f"octavo: {error}", file=sys.stderr)
         return 1

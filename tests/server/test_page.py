@@ -1,0 +1,140 @@
+"""The chat page and the statistics, driven in a browser. .ci/run installs Chromium; without one these are skipped."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.server.running import Running
+
+PICTURES = Path(__file__).parents[2] / ".artifacts" / "screenshots"
+"""Kept by CI, ignored by git."""
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="there is no Chromium with its driver here")
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Any]:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--user-data-dir={tmp_path}"):
+        options.add_argument(argument)
+    options.add_argument("--window-size=1000,800")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
+    yield driver
+    driver.quit()
+
+
+def picture(browser: Any, name: str) -> None:
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    browser.save_screenshot(str(PICTURES / f"{name}.png"))
+
+
+def until(test: Any, seconds: float = 20.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := test()):
+        assert time.monotonic() < deadline, "it did not come to hold"
+        time.sleep(0.02)
+    return found
+
+
+def answers(browser: Any) -> list[str]:
+    """The texts of the answers, in one look: the page replaces their elements as they grow."""
+    return browser.execute_script("return [...document.querySelectorAll('.assistant')].map((e) => e.innerText)")
+
+
+def button(browser: Any, name: str) -> Any:
+    return browser.find_element("id", name)
+
+
+def check_quiet(browser: Any, url: str) -> None:
+    """Nothing on the console, and nothing asked of another host."""
+    import json
+
+    errors = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert errors == []
+    asked = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [m["params"]["request"]["url"] for m in asked if m["method"] == "Network.requestWillBeSent"]
+    assert urls
+    assert [u for u in urls if not u.startswith((url, "data:", "chrome:"))] == []
+
+
+def test_a_conversation(browser: Any, smollm_server: Running) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    browser.get(smollm_server.url + "/")
+    question = browser.find_element("id", "question")
+    assert browser.switch_to.active_element == question  # one may type at once
+    question.send_keys("Tell me a long story about a lighthouse." + Keys.ENTER)
+    until(lambda: answers(browser) and len(answers(browser)[0]) > 20)
+    picture(browser, "streaming")
+    lengths = [len(answers(browser)[0])]
+    until(lambda: len(answers(browser)[0]) > lengths[0])  # it streams
+
+    button(browser, "stop").click()
+    until(lambda: "stopped" in answers(browser)[0])
+    smollm_server.until(lambda: smollm_server.metric("num_requests_running") == 0)
+
+    question.send_keys("What is the capital of France?" + Keys.ENTER)
+    until(lambda: len(answers(browser)) == 2 and "tokens/s" in answers(browser)[1], 60)
+    button(browser, "again").click()
+    until(lambda: len(answers(browser)) == 2 and "tokens/s" in answers(browser)[1], 60)
+    picture(browser, "answered")
+
+    browser.refresh()
+    until(lambda: len(answers(browser)) == 2)
+    assert browser.find_elements("css selector", ".message.user")[0].text.startswith("Tell me a long story")
+    check_quiet(browser, smollm_server.url)
+
+    button(browser, "new").click()
+    assert answers(browser) == []
+
+
+def test_markdown_is_shown_and_markup_is_not_run(browser: Any, smollm_server: Running) -> None:
+    browser.get(smollm_server.url + "/")
+    source = "# Title\n\nSome **bold** `code` and <img src=x onerror=alert(1)>\n\n- one\n- two\n\n```py\nx = '<b>'\n```"
+    html = browser.execute_script("return markdown(arguments[0])", source)
+    assert "<h2>Title</h2>" in html
+    assert "<strong>bold</strong>" in html
+    assert "<li>one</li><li>two</li></ul>" in html
+    assert "<img" not in html
+    assert "<b>" not in html
+    assert "javascript:" not in browser.execute_script("return markdown('[x](javascript:alert(1))')").split("(")[0]
+    assert "<a" not in browser.execute_script("return markdown('[x](javascript:alert(1))')")
+
+
+def test_settings_theme_and_phone(browser: Any, smollm_server: Running) -> None:
+    browser.get(smollm_server.url + "/")
+    button(browser, "settings-button").click()
+    field = button(browser, "max_tokens")
+    field.clear()
+    field.send_keys("7")
+    browser.find_element("css selector", "dialog button").click()
+    before = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    button(browser, "theme").click()
+    assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") != before
+    button(browser, "question").send_keys("Hello\n")
+    until(lambda: answers(browser) and "7 tokens" in answers(browser)[0], 30)
+    browser.set_window_size(390, 780)
+    picture(browser, "phone")
+    assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_statistics(browser: Any, smollm_server: Running) -> None:
+    browser.get(smollm_server.url + "/stats")
+    until(lambda: browser.find_element("id", "state").text == "the engine runs")
+    smollm_server.post(
+        "/v1/completions", {"prompt": "One, two,", "max_tokens": 60, "ignore_eos": True, "temperature": 0}
+    )
+    outputs = browser.find_elements("css selector", ".tile output")
+    until(lambda: all(o.text for o in outputs))
+    picture(browser, "stats")
+    check_quiet(browser, smollm_server.url)
