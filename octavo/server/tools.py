@@ -44,16 +44,23 @@ class ToolParser:
 
     opening: tuple[str, ...] = ()
     """What calls begin with."""
+    between = " \t\r\n"
+    """Characters that may stand between calls."""
 
     def __init__(self) -> None:
         self._held = ""
+        self._after_call = False
         self.num_calls = 0
 
     def feed(self, text: str, finished: bool) -> tuple[str, list[tuple[str, Any]]]:
         """Content that is certain, and calls that are complete."""
         self._held += text
-        content, calls = "", []
+        content, calls = "", list[tuple[str, Any]]()
         while self._held:
+            if self._after_call:  # what stands between calls is no content
+                self._held = self._held.lstrip(self.between)
+                self._after_call = not self._held
+                continue
             at = min((i for o in self.opening if (i := self._held.find(o)) >= 0), default=-1)
             if at < 0:
                 keep = 0 if finished else self._may_begin()
@@ -70,7 +77,7 @@ class ToolParser:
             found, length = taken
             content += self._held[:at]
             calls += found
-            self._held = self._held[at + length :]
+            self._held, self._after_call = self._held[at + length :], True
         self.num_calls += len(calls)
         return content, calls
 
@@ -92,7 +99,7 @@ class HermesParser(ToolParser):
     opening = ("<tool_call>",)
 
     def take(self, text: str, finished: bool) -> tuple[list[tuple[str, Any]], int] | None:
-        match = re.match(r"<tool_call>(.*?)</tool_call>\s*", text, re.DOTALL)
+        match = re.match(r"<tool_call>(.*?)</tool_call>", text, re.DOTALL)
         if match is None:
             whole = _read(text.removeprefix("<tool_call>").strip()) if finished else None
             return None if whole is None else (whole, len(text))
@@ -114,6 +121,7 @@ class LlamaParser(ToolParser):
     """`{"name": ..., "parameters": ...}`, alone or after `<|python_tag|>`, `;` between several: Llama 3."""
 
     opening = ("<|python_tag|>", "{")
+    between = " \t\r\n;"
 
     def take(self, text: str, finished: bool) -> tuple[list[tuple[str, Any]], int] | None:
         body = text.removeprefix("<|python_tag|>")
@@ -125,9 +133,7 @@ class LlamaParser(ToolParser):
         found = _read(body[start : start + length])
         if found is None:
             return None
-        end = len(text) - len(body) + start + length
-        rest = re.match(r"\s*;?\s*", text[end:])
-        return found, end + (rest.end() if rest else 0)
+        return found, len(text) - len(body) + start + length
 
 
 PARSERS: dict[str, type[ToolParser]] = {"hermes": HermesParser, "mistral": MistralParser, "llama3_json": LlamaParser}

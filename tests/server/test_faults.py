@@ -2,8 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -229,3 +232,37 @@ def test_log_lines_have_no_prompts_unless_asked(tiny_model: Path, tiny_server: R
     with server(str(tiny_model), "--kv-cache-memory", "16MiB", "--log-prompts") as running:
         running.post("/v1/completions", {"prompt": "my secret", "max_tokens": 2})
         running.until(lambda: any("my secret" in line for line in running.log))
+
+
+def test_pages_of_allowed_origins_may_call_and_others_not(tiny_model: Path) -> None:
+    with server(str(tiny_model), "--kv-cache-memory", "16MiB", "--allowed-origins", "https://a.example") as running:
+        for origin, allowed in (("https://a.example", "https://a.example"), ("https://b.example", None)):
+            headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+            answer = httpx.options(running.url + "/v1/completions", headers=headers)
+            assert answer.headers.get("access-control-allow-origin") == allowed
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl to make a certificate with")
+def test_https(tiny_model: Path, tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-keyout",
+        key,
+        "-out",
+        certificate,
+        *subject,
+    ]
+    subprocess.run([str(c) for c in command], check=True, capture_output=True)
+    files = ("--ssl-keyfile", str(key), "--ssl-certfile", str(certificate))
+    with server(str(tiny_model), "--kv-cache-memory", "16MiB", *files) as running:
+        assert running.url.startswith("https://")
+        body = {"prompt": "x", "max_tokens": 2}
+        trusting = ssl.create_default_context(cafile=str(certificate))
+        assert httpx.post(running.url + "/v1/completions", json=body, verify=trusting).status_code == 200
