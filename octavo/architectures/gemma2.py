@@ -28,7 +28,7 @@ NAMES = Names(
 )
 
 
-def _gguf_config(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
     width, heads, layers = shared["hidden_size"], shared["num_attention_heads"], shared["num_hidden_layers"]
     # The scale of the scores is not in the file: it is the head's width, but for 27B the width over the heads.
     scalar = width // heads if layers == 46 else shared.get("head_dim", width // heads)
@@ -41,7 +41,7 @@ def _gguf_config(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
     examples=("google/gemma-2-9b", "google/gemma-2-27b"),
     gguf=GGUFFormat(
         "gemma2",
-        config=_gguf_config,
+        config=_from_gguf,
         undo={name: minus_one for name in NAMES.table if name.endswith("norm")},
     ),
 )

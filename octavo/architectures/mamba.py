@@ -38,7 +38,7 @@ NAMES = Names(
 )
 
 
-def _gguf_config(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
     return {
         "state_size": file.value("ssm.state_size"),
         "conv_kernel": file.value("ssm.conv_kernel"),
@@ -53,7 +53,7 @@ def _gguf(normed: bool) -> GGUFFormat:
     """The two models share a name, and differ by norms inside the mixer."""
     return GGUFFormat(
         "mamba",
-        config=_gguf_config,
+        config=_from_gguf,
         undo={f"{MIXER}.A_log": lambda a, c: torch.log(-a)},
         when=lambda file: bool(file.value("ssm.dt_b_c_rms")) == normed,
     )
