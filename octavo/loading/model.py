@@ -112,7 +112,7 @@ def load_model(args: EngineArgs) -> LoadedModel:
 
 def _labels(config: Config) -> list[str]:
     named: dict[str, Any] = config.get("id2label", {})
-    return [str(named[number]) for number in sorted(named, key=int)]
+    return [str(named[str(i)]) for i in range(len(named)) if str(i) in named]
 
 
 def _task(args: EngineArgs, architecture: Architecture) -> str:

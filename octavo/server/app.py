@@ -17,7 +17,7 @@ from octavo.version import __version__
 
 def create_app(service: Service) -> FastAPI:
     """The application over a service that has started."""
-    app = FastAPI(title="Octavo", version=__version__, redoc_url=None)
+    app = FastAPI(title="Octavo", version=__version__, docs_url=None, redoc_url=None)
     for routes in (completions.router(service), chat.router(service), pooling.router(service), plain(service)):
         app.include_router(routes)
     if service.options.page:

@@ -16,7 +16,7 @@ from octavo.server.service import take_notes
 
 log = logging.getLogger("octavo.requests")
 
-OPEN = frozenset(["/health", "/ping", "/version", "/metrics", "/", "/stats", "/docs", "/openapi.json"])
+OPEN = frozenset(["/health", "/ping", "/version", "/metrics", "/", "/stats", "/openapi.json"])
 """Paths that need no key: nothing of them runs the model or tells of its prompts."""
 QUIET = frozenset(["/health", "/ping", "/metrics"])
 """Paths that are asked all the time, and get no line in the log."""
