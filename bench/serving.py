@@ -3,8 +3,8 @@
 1. Start: from the process' start to the first answer, with SmolLM2.
 2. Overhead at concurrency 1: time to first token and time of a token over HTTP, beside the engine in this process.
 3. Throughput at concurrency 64, beside the engine in this process, on a random Llama of width 512.
-4. A thousand streams at once, each with an id in its prompt that must come back (echo); memory after each round. It grows
-   until the libraries have seen every number of rows once (about six rounds), and then stays.
+4. A thousand streams at once, each with an id in its prompt that must come back (echo); memory after each round, which
+   grows until the libraries have seen every number of rows once (about six rounds), and then stays.
 5. Ten thousand requests one after another: blocks, file descriptors and memory before and after.
 """
 
