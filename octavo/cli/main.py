@@ -74,6 +74,9 @@ def _serve(commands: Any) -> None:
     )
     serve.add_argument("served", nargs="?", metavar="MODEL", help="the model, as --model takes it")
     add_flags(serve, ServerOptions, "server")
+    # vLLM's spellings, for scripts that start a server with them.
+    serve.add_argument("--tool-call-parser", dest="tool_parser", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    serve.add_argument("--enable-auto-tool-choice", action="store_true", help=argparse.SUPPRESS)
     add_engine_flags(serve)
 
 

@@ -60,9 +60,11 @@ class Mailbox:
 
     def put(self, item: Output | OctavoError) -> None:
         last = self._items[-1] if self._items else None
-        same = isinstance(item, Tokens) and isinstance(last, Tokens) and item.index == last.index
-        if same and last.finish_reason is None and item.prompt_logprobs is None:  # type: ignore[union-attr]
-            _append(last, item)  # type: ignore[arg-type]
+        if isinstance(item, Tokens) and isinstance(last, Tokens) and _goes_on(last, item):
+            last.token_ids += item.token_ids
+            if item.logprobs is not None:
+                last.logprobs = (last.logprobs or []) + item.logprobs
+            last.finish_reason, last.stop_reason = item.finish_reason, item.stop_reason
         else:
             self._items.append(item)
         self._event.set()
@@ -77,11 +79,9 @@ class Mailbox:
         return item
 
 
-def _append(last: Tokens, new: Tokens) -> None:
-    last.token_ids += new.token_ids
-    if new.logprobs is not None:
-        last.logprobs = (last.logprobs or []) + new.logprobs
-    last.finish_reason, last.stop_reason = new.finish_reason, new.stop_reason
+def _goes_on(last: Tokens, new: Tokens) -> bool:
+    """Whether `new` is more of what `last` is the latest of."""
+    return last.index == new.index and last.finish_reason is None and new.prompt_logprobs is None
 
 
 class EngineClient:

@@ -142,6 +142,13 @@ def test_bench(model: Sequence[str]) -> None:
     assert throughput["output_tokens_per_second"]["median"] > 0
 
 
+def test_serve_takes_vllms_spellings() -> None:
+    arguments = ["serve", "some/model", "--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--port", "9"]
+    parsed = build_parser().parse_args(arguments)
+    assert (parsed.served, parsed.tool_parser, parsed.port) == ("some/model", "hermes", 9)
+    assert "--tool-call-parser" not in octavo("serve", "--help").stdout
+
+
 def test_embed(model: Sequence[str], tmp_path: Path) -> None:
     """Arguments, lines and JSON lines give the same embeddings, as lines and as an array."""
     small = ("--max-num-seqs", "2", "--dimensions", "8")
