@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from octavo.architectures import Config, find_architecture
+from octavo.loading.precision import Precision
 from octavo.loading.weights import WeightLoader
 from octavo.ops import choose_kernels
 
@@ -16,7 +17,7 @@ def write_random_model(config: dict[str, Any], folder: Path, dtype: torch.dtype 
     """A folder with `config` and random tensors for all that its architecture wants."""
     with torch.device("meta"):
         model = find_architecture(config["architectures"]).build(Config(config))
-    loader = WeightLoader(model, dtype, torch.device("cpu"), choose_kernels(dtype, torch.device("cpu"), "torch"))
+    loader = WeightLoader(model, Precision(dtype, dtype, dtype), choose_kernels(torch.device("cpu"), "torch"))
     generator = torch.Generator().manual_seed(0)
     tensors = {}
     for path, slot in loader.slots.items():

@@ -90,11 +90,22 @@ class EngineArgs:
     )
     dtype: str = option(
         "auto",
-        "number type of weights and activations: auto, float32, bfloat16 or float16",
+        "number type of weights: auto (the checkpoint's; GGUF weights as they are), float32, bfloat16 or float16",
         choices=("auto", "float32", "float", "bfloat16", "float16", "half"),
     )
+    quantization: str | None = option(
+        None,
+        "int8 or q4: round a checkpoint's weights to so many bits while loading; gguf: use a GGUF file's weights as "
+        "they are (what dtype auto does) and dtype for the rest",
+        choices=("int8", "q4", "gguf"),
+    )
+    kv_cache_dtype: str = option(
+        "auto",
+        "number type of cached keys and values: auto (the checkpoint's), float32, bfloat16, float16 or int8",
+        choices=("auto", "float32", "bfloat16", "float16", "int8"),
+    )
     device: str = option("auto", "where the model runs: auto, cpu or cuda")
-    threads: int | None = option(None, "threads for computing (default: the processors this process may use)")
+    threads: int | None = option(None, "threads for computing (default: the processor cores this process may use)")
     ops: str = option(
         "auto", "implementation of the operations: auto, or torch for the reference", choices=("auto", "torch")
     )
@@ -176,8 +187,6 @@ IGNORED_ARGUMENTS: dict[str, str] = {
     "tensor_parallel_size": "the model runs in one process",
     "pipeline_parallel_size": "the model runs in one process",
     "data_parallel_size": "the model runs in one process",
-    "quantization": "GGUF weights are dequantized when loaded",
-    "kv_cache_dtype": "keys and values are kept in the model's dtype",
     "mm_processor_kwargs": "only text models are served",
     "limit_mm_per_prompt": "only text models are served",
     "allowed_local_media_path": "only text models are served",
@@ -190,8 +199,6 @@ _MUST_BE_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tensor_parallel_size": (1,),
     "pipeline_parallel_size": (1,),
     "data_parallel_size": (1,),
-    "quantization": (None, "gguf"),
-    "kv_cache_dtype": ("auto",),
     "enable_lora": (False, None),
     "runner": ("auto", "generate", None),
     "convert": ("auto", "none", None),

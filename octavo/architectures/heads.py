@@ -21,7 +21,7 @@ def with_classes(build: Build) -> Build:
 
     def classifier(c: Config) -> CausalLM:
         model = build(c)
-        return model.score_with(Linear(model.width, num_labels(c)), {"score": "score"})
+        return model.score_with(Linear(model.width, num_labels(c), exact=True), {"score": "score"})
 
     return classifier
 
@@ -42,8 +42,8 @@ class TwoLayers(nn.Module):
 
     def __init__(self, width: int, scores: int) -> None:
         super().__init__()
-        self.first = Linear(width, width, bias=True)
-        self.second = Linear(width, scores, bias=True)
+        self.first = Linear(width, width, bias=True, exact=True)
+        self.second = Linear(width, scores, bias=True, exact=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(torch.relu(self.first(x)))  # type: ignore[no-any-return]

@@ -54,11 +54,6 @@ class ProjectedEmbedding(nn.Module):
         super().__init__()
         self.tokens, self.positions, self.project = tokens, positions, project
 
-    @property
-    def weight(self) -> Tensor:
-        """The token table, which a tied head shares."""
-        return self.tokens.weight
-
     def forward(self, batch: Batch) -> Tensor:
         x: Tensor = self.tokens(batch)
         x = x if self.project is None else self.project(x)

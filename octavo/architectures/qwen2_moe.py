@@ -34,7 +34,7 @@ class SharedExpertMoE(nn.Module):
     def __init__(self, width: int, routed: MoE, shared: GatedMLP) -> None:
         super().__init__()
         self.routed, self.shared = routed, shared
-        self.gate = Linear(width, 1)
+        self.gate = Linear(width, 1, exact=True)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         weight = 1.0 / (torch.exp(-self.gate(x).float()) + 1.0)

@@ -42,7 +42,7 @@ def _versions() -> dict[str, str]:
 def linear_is_batch_invariant(dtype: torch.dtype) -> bool:
     """Whether rows of a product come out the same alone and among others, tried on this machine."""
     generator = torch.Generator().manual_seed(0)
-    kernels = choose_kernels(dtype, torch.device("cpu"))
+    kernels = choose_kernels(torch.device("cpu"))
     for width, outputs in ((576, 960), (1536, 576), (2048, 2048)):
         kernel = kernels.linear(torch.randn(outputs, width, generator=generator).to(dtype))
         x = torch.randn(96, width, generator=generator).to(dtype)
@@ -55,20 +55,18 @@ def linear_is_batch_invariant(dtype: torch.dtype) -> bool:
 def describe() -> dict[str, Any]:
     """The facts, by name."""
     cpu = torch.device("cpu")
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    kernels, dtypes = choose_kernels(cpu), {"float32": torch.float32, "bfloat16": torch.bfloat16}
     return {
         "octavo": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": _processor(),
         "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": kernels.threads,
+        "operations": kernels.name,
         "memory free": format_size(available_memory(cpu)),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         **_versions(),
-        **{f"operations {n}": choose_kernels(d, cpu).name for n, d in dtypes.items()},
-        **{f"linear {n}": choose_kernels(d, cpu).linear_class.__name__ for n, d in dtypes.items()},
         **{f"linear {n} batch-invariant": linear_is_batch_invariant(d) for n, d in dtypes.items()},
     }
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from octavo.config import EngineArgs
 from octavo.errors import ConfigError
 from octavo.executor.shape import CacheShape
+from octavo.ops import cache_row
 from octavo.parts import PagedKV, Recurrent, StateSpec
 from octavo.sizes import format_size
 
@@ -70,7 +71,8 @@ def allocate_caches(
     paged = [s for s in states if isinstance(s, PagedKV)]
     groups = list(dict.fromkeys(s.group for s in paged))
     slabs = _slabs(paged, groups)
-    block_bytes = sum(s.values_per_token() for s in slabs) * args.block_size * dtype.itemsize
+    row = {s: cache_row(s.key_dim, dtype) + cache_row(s.value_dim, dtype) for s in slabs}
+    block_bytes = sum(s.kv_heads * row[s] for s in slabs) * args.block_size * dtype.itemsize
     slot_bytes = sum(s.bytes_per_request() for s in states if isinstance(s, Recurrent))
     free, asked = available_memory(device), args.kv_cache_bytes
     if asked is not None and asked > free:
@@ -150,7 +152,10 @@ def _create(
 ) -> Caches:
     blocks = shape.num_blocks + 1  # block 0 is nobody's: what tables hold for blocks given back
     tensors = [
-        tuple(_zeros((blocks, s.kv_heads, shape.block_size, dim), dtype, device) for dim in (s.key_dim, s.value_dim))
+        tuple(
+            _zeros((blocks, s.kv_heads, shape.block_size, cache_row(dim, dtype)), dtype, device)
+            for dim in (s.key_dim, s.value_dim)
+        )
         for s in slabs
     ]
     shared = len(tensors) < sum(isinstance(s, PagedKV) for s in states)

@@ -17,8 +17,6 @@ from octavo.outputs import TokenLogprobs
 from octavo.parts import Batch, EncoderBatch, PagedView, RecurrentView
 from octavo.parts.batch import StateView
 
-MIN_ROWS = 8
-"""A batch is padded to so many rows: products of fewer are no faster, and would each be padded by themselves."""
 LOGITS_ROWS = 64
 """Rows of logits held at a time for log-probabilities of a prompt."""
 
@@ -32,9 +30,10 @@ class ModelRunner:
     """
 
     def __init__(self, loaded: LoadedModel, args: EngineArgs) -> None:
-        self.model, self.device = loaded.model, loaded.device
+        self.model, self.kernels = loaded.model, loaded.kernels
+        self.device = loaded.kernels.device
         self.caches: Caches = allocate_caches(
-            loaded.model.states, args, loaded.dtype, loaded.device, loaded.max_model_len
+            loaded.model.states, args, loaded.precision.cache, self.device, loaded.max_model_len
         )
         shape = self.caches.shape
         width = -(-loaded.max_model_len // shape.block_size) + 1
@@ -46,9 +45,12 @@ class ModelRunner:
     def shape(self) -> CacheShape:
         return self.caches.shape
 
-    @torch.inference_mode()
     def execute(self, steps: Sequence[SequenceStep]) -> list[SequenceResult]:
         """Compute one step. The results are in the order of `steps`."""
+        with torch.inference_mode(), self.kernels.computing():
+            return self._execute(steps)
+
+    def _execute(self, steps: Sequence[SequenceStep]) -> list[SequenceResult]:
         batch = self._batch(steps)
         if starting := [s for s in steps if s.restarts and s.encoder_tokens]:
             self.model.encode(self._encoder_batch(starting))
@@ -154,7 +156,7 @@ class ModelRunner:
         starts = np.array([r.start - r.first_row for r in runs], dtype=np.int64)
         positions = np.arange(count) + np.repeat(starts, counts)
         lengths = np.repeat(np.array([s.length for s in steps], dtype=np.int64), counts)
-        padding = max(0, MIN_ROWS - count)
+        padding = max(0, self.kernels.min_rows - count)
         return Batch(
             tokens=torch.tensor(tokens + [0] * padding, device=self.device),
             positions=torch.from_numpy(np.pad(positions, (0, padding))).to(self.device),
@@ -172,7 +174,7 @@ class ModelRunner:
             runs.append(SequenceRun(len(tokens), len(step.encoder_tokens), 0, step.row))
             tokens += step.encoder_tokens
             positions += range(len(step.encoder_tokens))
-        padding = [0] * max(0, MIN_ROWS - len(tokens))
+        padding = [0] * max(0, self.kernels.min_rows - len(tokens))
         group = self.shape.encoder_group
         assert group is not None
         plan = plan_attention(runs, self._tables[group], self.shape.block_size, None, len(tokens))

@@ -3,7 +3,7 @@
 import contextlib
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from octavo.errors import CheckpointError
 from octavo.loading.files import read_json
+from octavo.ops import StoredRows
 
 REOPEN_AFTER = 32 << 20
 """Bytes read through one memory map before it is dropped, so that pages already used do not count as ours."""
@@ -43,6 +44,52 @@ class PlainSource:
 
     def copy_to(self, target: Tensor) -> None:
         target.copy_(self.tensor)
+
+
+class ChangedSource:
+    """A tensor that is changed as it is read."""
+
+    def __init__(self, source: TensorSource, change: Callable[[Tensor], Tensor]) -> None:
+        self.source, self.change = source, change
+        self.shape = tuple(change(torch.empty(source.shape, device="meta")).shape)
+
+    def read(self) -> Tensor:
+        return self.change(self.source.read())
+
+    def copy_to(self, target: Tensor) -> None:
+        target.copy_(self.read())
+
+    def stored(self) -> StoredRows | None:
+        rows = stored_rows(self.source)
+        order = None if rows is None else row_order(self.change, self.source.shape)
+        if rows is None or order is None:
+            return None
+        return StoredRows(rows.kind, rows.width, rows.data[order])
+
+
+def stored_rows(source: TensorSource) -> StoredRows | None:
+    """A weight's rows as its file has them, where they are of a kind that is computed with as it is."""
+    stored = getattr(source, "stored", None)
+    return None if stored is None else stored()
+
+
+def row_order(change: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Tensor | None:
+    """Which row each row of a changed `[rows, width]` tensor was, where the change does no more than move rows."""
+    if len(shape) != 2:
+        return None
+    rows = shape[0]
+    tagged = torch.stack([torch.arange(rows), torch.arange(rows) + rows], dim=1)  # two columns that tell their rows
+    try:
+        moved = change(tagged)
+    except (RuntimeError, TypeError):
+        return None
+    if (
+        moved.shape != (moved.shape[0], 2)
+        or moved.dtype != tagged.dtype
+        or not bool((moved[:, 1] - moved[:, 0] == rows).all())
+    ):
+        return None
+    return moved[:, 0] if bool(((moved[:, 0] >= 0) & (moved[:, 0] < rows)).all()) else None
 
 
 NamedSources = Iterator[tuple[str, TensorSource]]

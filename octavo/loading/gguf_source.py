@@ -1,6 +1,7 @@
 """Tensors of a GGUF file, dequantized by the `gguf` package as they are read."""
 
 import mmap
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,6 +11,10 @@ from torch import Tensor
 
 from octavo.errors import CheckpointError
 from octavo.loading.gguf import GGUFTensor
+from octavo.ops import StoredRows
+from octavo.ops.weights import FLOATS, KINDS
+
+FLOAT_TYPES = {kind: dtype for dtype, kind in FLOATS.items()}
 
 _PIECE_BYTES = 1 << 17
 """Stored bytes dequantized at a time: what a core's cache holds with the values and temporaries."""
@@ -57,6 +62,17 @@ class GGUFSource:
             with ThreadPoolExecutor(min(len(firsts), torch.get_num_threads())) as pool:
                 list(pool.map(piece, firsts))
         self._drop_pages()
+
+    def stored(self) -> StoredRows | None:
+        """The rows as the file has them, where they are computed with so; they stay in the file's memory map."""
+        if len(self.shape) != 2 or self._tensor.kind not in KINDS:
+            return None
+        stored, width = self._rows()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the map cannot be written to, and is not
+            data = torch.from_numpy(stored)
+        dtype = FLOAT_TYPES.get(self._tensor.kind)
+        return StoredRows(self._tensor.kind, width, data if dtype is None else data.view(dtype))
 
     def _drop_pages(self) -> None:
         """Tell the system that the tensor's pages of the file were used, so that they do not count as ours."""

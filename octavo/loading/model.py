@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +13,20 @@ from octavo.architectures import Architecture, Config, all_architectures, find_a
 from octavo.architectures.rope import position_limit
 from octavo.config import EngineArgs, PoolerConfig
 from octavo.errors import CheckpointError, ConfigError, UnsupportedModelError, did_you_mean
-from octavo.loading.checkpoint import PlainSource, TensorSource, checkpoint_tensors
+from octavo.loading.checkpoint import ChangedSource, TensorSource, checkpoint_tensors
 from octavo.loading.files import read_json
 from octavo.loading.gguf import GGUFFile, shared_config, tensor_names
 from octavo.loading.model_tokenizer import model_tokenizer
 from octavo.loading.pooling import pooling_config
+from octavo.loading.precision import Precision, choose_precision
 from octavo.loading.source import ModelFiles, find_model
 from octavo.loading.tokenizer import Tokenizer
 from octavo.loading.weights import WeightLoader
-from octavo.ops import choose_kernels
+from octavo.ops import Kernels, choose_kernels
 from octavo.parts import CausalLM
 
 log = logging.getLogger("octavo")
 
-DTYPES = {
-    "float32": torch.float32,
-    "float": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "half": torch.float16,
-}
 DEFAULT_LENGTH = 8192
 """The longest request of a model whose config sets no bound."""
 
@@ -44,8 +39,8 @@ class LoadedModel:
     config: Config
     architecture: Architecture
     tokenizer: Tokenizer | None
-    dtype: torch.dtype
-    device: torch.device
+    precision: Precision
+    kernels: Kernels
     max_model_len: int
     eos_token_ids: frozenset[int]
     generation_config: dict[str, Any] = field(default_factory=dict)
@@ -82,24 +77,24 @@ def load_model(args: EngineArgs) -> LoadedModel:
     """
     checkpoint = open_checkpoint(args)
     task = _task(args, checkpoint.architecture)
-    config, device = checkpoint.config, _device(args)
-    dtype = _dtype(args.dtype, config, device, checkpoint.gguf is not None)
+    config, kernels = checkpoint.config, choose_kernels(_device(args), args.ops)
+    if args.threads is not None:
+        kernels.set_threads(args.threads)
+    precision = choose_precision(args, config, kernels, checkpoint.gguf is not None)
     with torch.device("meta"):
         model = checkpoint.architecture.build(config)
     if task == "embedding":
         model.drop_head()
     tokenizer = model_tokenizer(args, checkpoint.files, checkpoint.gguf)
-    WeightLoader(model, dtype, device, choose_kernels(dtype, device, args.ops)).load(
-        checkpoint.tensors(model), str(checkpoint.files.path)
-    )
+    WeightLoader(model, precision, kernels).load(checkpoint.tensors(model), str(checkpoint.files.path))
     generation = _generation_config(args, checkpoint.files)
     return LoadedModel(
         model=model.eval(),
         config=config,
         architecture=checkpoint.architecture,
         tokenizer=tokenizer,
-        dtype=dtype,
-        device=device,
+        precision=precision,
+        kernels=kernels,
         max_model_len=_max_model_len(args, config),
         eos_token_ids=_eos_tokens(config, generation, tokenizer),
         generation_config=generation,
@@ -184,7 +179,7 @@ def _gguf_tensors(
             for e in range(source.shape[0]):
                 yield name.replace("{e}", str(e)), source.item(e)
         elif change is not None:
-            yield name, PlainSource(change(source.read(), config))
+            yield name, ChangedSource(source, partial(change, c=config))
         else:
             yield name, source
 
@@ -204,8 +199,6 @@ def _filled(template: str, layer: int) -> str:
 
 
 def _device(args: EngineArgs) -> torch.device:
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
     if args.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -215,33 +208,6 @@ def _device(args: EngineArgs) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device={args.device!r}: PyTorch sees no GPU here. Use device='cpu'.")
     return device
-
-
-def _dtype(wanted: str, config: Config, device: torch.device, quantized: bool) -> torch.dtype:
-    """`auto` is the checkpoint's own; a CPU computes float16 and dequantized weights in bfloat16 if it can at speed."""
-    if wanted != "auto":
-        return DTYPES[wanted]
-    stored = str(config.first("dtype", "torch_dtype", default="bfloat16" if quantized else "float32"))
-    dtype = DTYPES.get(stored.removeprefix("torch."), torch.float32)
-    if device.type == "cpu" and dtype != torch.float32:
-        dtype = torch.bfloat16 if _fast_bfloat16() else torch.float32
-        if stored != "bfloat16" or dtype == torch.float32:
-            log.info("dtype auto: %s weights are computed in %s on this CPU", stored, str(dtype).removeprefix("torch."))
-    return dtype
-
-
-def _fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 natively (AVX-512 BF16, AMX, or Arm's BF16)."""
-    bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    if bf16 is None or amx is None:
-        return False
-    if bf16() or amx():
-        return True
-    try:
-        return "bf16" in Path("/proc/cpuinfo").read_text().split("Features", 1)[1].split("\n", 1)[0]
-    except (OSError, IndexError):
-        return False
 
 
 def _max_model_len(args: EngineArgs, config: Config) -> int:

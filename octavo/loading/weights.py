@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from octavo.errors import CheckpointError
-from octavo.loading.checkpoint import PlainSource, TensorSource
+from octavo.loading.checkpoint import ChangedSource, PlainSource, TensorSource, stored_rows
+from octavo.loading.precision import Precision
 from octavo.ops import Kernels
-from octavo.parts import CausalLM, Linear
+from octavo.ops.weights import StoredRows, of_floats
+from octavo.parts import CausalLM, Embedding, Linear
 from octavo.parts.names import Into, Transform
 
 OPTIONAL_MODULES = ("head",)
@@ -62,14 +64,16 @@ class WeightLoader:
 
     Args:
         model: its parameters are created here, one by one, so that nothing is held twice.
-        dtype, device: of the weights.
-        kernels: the implementations that the model will run with.
+        precision: the number types that it is held in.
+        kernels: what computes.
     """
 
-    def __init__(self, model: CausalLM, dtype: torch.dtype, device: torch.device, kernels: Kernels) -> None:
-        self.model, self.dtype, self.device, self.kernels = model, dtype, device, kernels
+    def __init__(self, model: CausalLM, precision: Precision, kernels: Kernels) -> None:
+        self.model, self.precision, self.kernels = model, precision, kernels
+        model.dtype = precision.activations
         self._lock = threading.Lock()
         self.slots: dict[str, _Slot] = {}
+        self.tables: dict[nn.Module, StoredRows] = {}
         for prefix, module in model.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
                 segments = module.segments if isinstance(module, Linear) else {}
@@ -80,7 +84,8 @@ class WeightLoader:
     def load(self, tensors: Iterable[tuple[str, TensorSource]], where: str) -> None:
         """Fill and prepare the whole model. Raises CheckpointError that names every tensor at fault."""
         problems = _Problems()
-        total = sum(p.numel() for p in self.model.parameters()) * self.dtype.itemsize
+        itemsize = self.precision.weights.itemsize
+        total = sum(p.numel() for p in self.model.parameters()) * itemsize
         bar = tqdm(
             total=total,
             unit="B",
@@ -98,7 +103,7 @@ class WeightLoader:
                 self._place_stack(name, source, into, problems)
             else:
                 self._place(name, source, into, problems)
-            bar.update(int(torch.Size(named[1].shape).numel()) * self.dtype.itemsize)
+            bar.update(int(torch.Size(named[1].shape).numel()) * itemsize)
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             for _ in pool.map(place, tensors):
@@ -114,13 +119,26 @@ class WeightLoader:
             self.model.tied = True
             head.missing.clear()
         problems.raise_if_any(where, self._missing())
-        if self.model.tied and self.model.head is not None:
-            self.model.head.weight = nn.Parameter(self.model.token_table.data, requires_grad=False)
-            self.model.head.prepare(self.kernels)
+        self._share_table()
         for module in self.model.modules():
             prepare = getattr(module, "prepare", None)
             if prepare is not None and not isinstance(module, Linear):
                 prepare(self.kernels)
+
+    def _share_table(self) -> None:
+        """Lay the token table out where products are made with it, so that it is held once."""
+        tokens, head = self.model.tokens, self.model.head
+        stored = self.tables.pop(tokens, None)
+        if self.model.tied and head is not None:
+            if stored is not None:
+                head.stored[None] = stored
+            else:
+                head.weight = tokens.weight
+            head.prepare(self.kernels, self.precision.round_head_to)
+            assert head.kernel is not None
+            tokens.read_from(head.kernel, self.precision.activations)
+        elif stored is not None:
+            tokens.read_from(self.kernels.stored_linear([stored]), self.precision.activations)
 
     def _missing(self) -> list[str]:
         """Published names of what was not filled, each once: several segments may come from one published tensor."""
@@ -166,7 +184,10 @@ class WeightLoader:
             found = self._locate(name, source, into, problems)
         if found is None:
             return
-        slot, segment, transform, target = found
+        slot, segment, transform, rows = found
+        if self._keep(source, slot, segment, transform):
+            return
+        target = self._parameter(slot)[rows]
         if transform is None:
             source.copy_to(target)
         else:
@@ -176,8 +197,8 @@ class WeightLoader:
 
     def _locate(
         self, name: str, source: TensorSource, into: Into | None, problems: _Problems
-    ) -> tuple[_Slot, str | None, Transform | None, Tensor] | None:
-        """Where a tensor goes, with its place in memory; None, with the problem noted, where it goes nowhere."""
+    ) -> tuple[_Slot, str | None, Transform | None, slice] | None:
+        """Where a tensor goes, and to which rows; None, with the problem noted, where it goes nowhere."""
         found = None if into is None else self._find(into.path)
         if into is None or found is None:
             if into is None or into.path.split(".")[0] not in OPTIONAL_MODULES:
@@ -194,7 +215,30 @@ class WeightLoader:
             problems.misshapen.append(f"{name} {list(source.shape)} (wanted {expected})")
             slot.missing.discard(segment)
             return None
-        return slot, segment, into.transform, self._parameter(slot)[rows]
+        return slot, segment, into.transform, rows
+
+    def _keep(self, source: TensorSource, slot: _Slot, segment: str | None, transform: Transform | None) -> bool:
+        """Take a weight as its file stores it, where it is computed with so. Whether that was done."""
+        is_table = isinstance(slot.module, Embedding)
+        if not self.precision.as_stored or slot.name != "weight" or not (is_table or isinstance(slot.module, Linear)):
+            return False
+        stored = stored_rows(source if transform is None else ChangedSource(source, transform))
+        if stored is None:
+            if is_table or not isinstance(slot.module, Linear):
+                return False
+            plain = torch.empty(source.shape)
+            source.copy_to(plain)
+            stored = of_floats((plain if transform is None else transform(plain)).half())
+        with self._lock:
+            if isinstance(slot.module, Linear):
+                slot.module.stored[segment] = stored
+            elif slot.module is self.model.tokens:
+                self.tables[slot.module] = stored
+                slot.module.weight = None
+            else:
+                return False
+            self._filled(slot, segment)
+        return True
 
     @staticmethod
     def _published_shape(source: TensorSource, shape: tuple[int, ...], wanted: tuple[int, ...]) -> list[int]:
@@ -204,13 +248,25 @@ class WeightLoader:
     def _parameter(self, slot: _Slot) -> Tensor:
         parameter: nn.Parameter = getattr(slot.module, slot.name)
         if parameter.is_meta:
-            dtype = torch.float32 if getattr(slot.module, "float32_parameters", False) else self.dtype
-            parameter = nn.Parameter(torch.empty(slot.shape, dtype=dtype, device=self.device), requires_grad=False)
+            exact = getattr(slot.module, "float32_parameters", False) or slot.name == "bias"
+            dtype = torch.float32 if exact else self._dtype(slot.module)
+            empty = torch.empty(slot.shape, dtype=dtype, device=self.kernels.device)
+            parameter = nn.Parameter(empty, requires_grad=False)
             setattr(slot.module, slot.name, parameter)
         return parameter.data
+
+    def _dtype(self, module: nn.Module) -> torch.dtype:
+        """A plain token table is read into the activations; a tied one is also the head, as other weights are."""
+        plain = isinstance(module, Embedding) and not (module is self.model.tokens and self.model.tied)
+        return (
+            self.precision.activations
+            if plain or not isinstance(module, (Embedding, Linear))
+            else self.precision.weights
+        )
 
     def _filled(self, slot: _Slot, segment: str | None) -> None:
         slot.missing.clear() if segment is None else slot.missing.discard(segment)
         module = slot.module
         if isinstance(module, Linear) and not slot.missing and slot.name == "weight":
-            module.prepare(self.kernels)
+            of_head = module is self.model.head
+            module.prepare(self.kernels, self.precision.round_head_to if of_head else self.precision.round_to)

@@ -5,12 +5,12 @@ rows around it. docs/design.md says how; tests/ops holds every operation to it.
 """
 
 from octavo.ops.activation import ACTIVATIONS
-from octavo.ops.attention import AttentionPlan, BlockSparse, SequenceRun, full_attention, plan_attention, write_kv
+from octavo.ops.attention import AttentionPlan, BlockSparse, SequenceRun, cache_row, full_attention, plan_attention
 from octavo.ops.kernels import Kernels, choose_kernels
 from octavo.ops.linear import LinearKernel, head_product
-from octavo.ops.norm import layer_norm
 from octavo.ops.rotary import rotate
 from octavo.ops.scan import RecurrentPlan, RecurrentRun, causal_conv, causal_conv_step
+from octavo.ops.weights import StoredRows
 
 __all__ = [
     "ACTIVATIONS",
@@ -21,13 +21,13 @@ __all__ = [
     "RecurrentPlan",
     "RecurrentRun",
     "SequenceRun",
+    "StoredRows",
+    "cache_row",
     "causal_conv",
     "causal_conv_step",
     "choose_kernels",
     "full_attention",
     "head_product",
-    "layer_norm",
     "plan_attention",
     "rotate",
-    "write_kv",
 ]

@@ -251,10 +251,43 @@ def _make_tile(
     )
 
 
+SCALE_BYTES = 4
+"""A row of an int8 cache ends with the float32 that its codes are multiplied with."""
+
+
+def cache_dim(cache: Tensor) -> int:
+    """How many numbers a row of a cache holds."""
+    return cache.shape[-1] - SCALE_BYTES if cache.dtype == torch.int8 else cache.shape[-1]
+
+
+def cache_row(dim: int, dtype: torch.dtype) -> int:
+    """Elements of a cache's row that holds `dim` numbers."""
+    return dim + SCALE_BYTES if dtype == torch.int8 else dim
+
+
+def _to_cache(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows of numbers as a cache holds them."""
+    if dtype != torch.int8:
+        return values.to(dtype)
+    values = values.float()
+    peak = values.abs().amax(-1, keepdim=True)
+    codes = torch.round(values * torch.where(peak > 0, 127.0 / peak, 0.0)).to(torch.int8)
+    return torch.cat([codes, (peak / 127.0).view(torch.int8)], dim=-1)
+
+
+def _from_cache(rows: Tensor) -> Tensor:
+    """A cache's rows as float32."""
+    if rows.dtype != torch.int8:
+        return rows.float()
+    scale = rows[..., -SCALE_BYTES:].contiguous().view(torch.float32)
+    return rows[..., :-SCALE_BYTES].float() * scale
+
+
 def write_kv(cache: Tensor, values: Tensor, plan: AttentionPlan) -> None:
-    """Store `values` `[tokens, heads, dim]` in `cache` `[blocks, heads, block_size, dim]` at the plan's slots."""
+    """Store `values` `[tokens, heads, dim]` in `cache` `[blocks, heads, block_size, row]` at the plan's slots."""
     heads, dim = values.shape[1:]
-    cache.view(-1, dim).index_copy_(0, plan.slot_rows(heads), values.reshape(-1, dim).to(cache.dtype))
+    rows = _to_cache(values.reshape(-1, dim), cache.dtype)
+    cache.view(-1, cache.shape[-1]).index_copy_(0, plan.slot_rows(heads), rows)
 
 
 def rotate_store(
@@ -298,8 +331,8 @@ def paged_attention(
 
     Args:
         query: [tokens, heads, head_dim] float32; `heads` is a multiple of the cache's heads (grouped queries).
-        key_cache: [blocks, kv_heads, block_size, head_dim]
-        value_cache: [blocks, kv_heads, block_size, value_dim]
+        key_cache: [blocks, kv_heads, block_size, row], a row being head_dim numbers, or for int8 also their scale.
+        value_cache: [blocks, kv_heads, block_size, row] of value_dim numbers.
         plan: where each sequence's queries and blocks are.
         out: [tokens, heads, value_dim], filled. Computed in float32, rounded once.
         scale: factor of the scores.
@@ -339,9 +372,9 @@ def _gather(cache: Tensor, plan: AttentionPlan, index: int) -> Tensor:
 
     Products of ragged widths are another matter of the library's choice.
     """
-    _, heads, block_size, dim = cache.shape
-    rows = cache.view(-1, block_size * dim).index_select(0, plan.block_rows(index, heads))
-    return _pad_width(rows.view(plan.tiles[index].n * heads, -1, dim).float())
+    _, heads, block_size, row = cache.shape
+    rows = cache.view(-1, block_size * row).index_select(0, plan.block_rows(index, heads))
+    return _pad_width(_from_cache(rows.view(plan.tiles[index].n * heads, -1, row)))
 
 
 def _pad_width(x: Tensor) -> Tensor:
@@ -386,7 +419,7 @@ def _attend(
     weights = torch.softmax(scores, -1)
     values = _gather(value_cache, plan, index)
     mixed = grouped_sum(weights, values)
-    mixed = mixed[:, :rows, : value_cache.shape[-1]]
+    mixed = mixed[:, :rows, : cache_dim(value_cache)]
     return mixed.reshape(n, kv_heads, t, group, -1).transpose(1, 2).reshape(n * t, heads, -1)
 
 

@@ -1,32 +1,90 @@
-"""Which implementation of each operation a model runs with. Chosen once, when it is loaded, and handed to its parts."""
+"""The operations that a model runs with: this reference in PyTorch, or the compiled core's.
 
-from dataclasses import dataclass
-from typing import Protocol
+Chosen once, when a model is loaded, and handed to its parts. The reference runs on any device, and says what each
+operation means; octavo.ops.native.kernels has the same operations compiled for CPUs.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from octavo.ops import attention, norm, scan
 from octavo.ops.activation import ACTIVATIONS
-from octavo.ops.activation import gated as gated_reference
 from octavo.ops.attention import AttentionPlan, BlockSparse
-from octavo.ops.linear import LinearKernel, linear_implementation, prepare_linear
-from octavo.ops.native import ACTIVATIONS as NATIVE_ACTIVATIONS
-from octavo.ops.native import DTYPES as NATIVE_DTYPES
-from octavo.ops.native import NativeKernels, load
+from octavo.ops.linear import LinearKernel, TorchLinear
 from octavo.ops.scan import RecurrentPlan
+from octavo.ops.weights import StoredRows
 
 
-class RMSNormKernel(Protocol):
-    def __call__(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
+class Kernels:
+    """The reference.
 
+    Args:
+        device: where tensors are.
+    """
 
-class GatedKernel(Protocol):
-    def __call__(self, gate_up: Tensor, activation: str) -> Tensor: ...
+    name = "torch"
+    min_rows = 8
+    """A batch is padded to so many rows: products of fewer would each be padded by themselves."""
+    kinds: frozenset[int] = frozenset()
+    """Kinds of octavo.ops.weights that `stored_linear` takes; of others, the loader makes floats."""
 
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
 
-class RotateStoreKernel(Protocol):
-    def __call__(
+    def set_threads(self, count: int) -> None:
+        """Compute with so many threads."""
+        torch.set_num_threads(count)
+
+    def computing(self) -> AbstractContextManager[None]:
+        """What a step is computed within."""
+        return nullcontext()
+
+    @property
+    def threads(self) -> int:
+        return torch.get_num_threads()
+
+    def linear(self, weight: Tensor) -> LinearKernel:
+        """The weight `[out, in]`, laid out for computing; the caller may drop its own."""
+        return TorchLinear(weight)
+
+    def stored_linear(self, parts: Sequence[StoredRows]) -> LinearKernel:
+        """One weight from parts as they are stored, whose outputs lie one after the other."""
+        raise NotImplementedError("the reference computes with floats")
+
+    def quantize(self, weight: Tensor, kind: int) -> StoredRows:
+        """A weight `[out, in]` rounded to the nearest values of one of `kinds`."""
+        raise NotImplementedError("the reference computes with floats")
+
+    def table_rows(self, table: Tensor, ids: Tensor) -> Tensor:
+        """Rows `ids` `[count]` of `table` `[rows, width]`."""
+        return functional.embedding(ids, table)
+
+    def add(self, x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
+        """`x + scale * y`."""
+        return x + (y if scale == 1.0 else y * scale)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See octavo.ops.norm."""
+        return norm.rms_norm(x, weight, eps)
+
+    def layer_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        """See octavo.ops.norm."""
+        return norm.layer_norm(x, weight, bias, eps)
+
+    def activate(self, x: Tensor, activation: str) -> Tensor:
+        """`activation(x)`, by its name in ACTIVATIONS, computed in float32."""
+        return ACTIVATIONS[activation](x.float()).to(x.dtype)
+
+    def gated(self, gate_up: Tensor, activation: str) -> Tensor:
+        """`activation(gate) * up` of `gate_up` `[rows, 2 * width]`, whose first half is the gate (Shazeer 2020)."""
+        gate, up = gate_up.float().chunk(2, dim=-1)
+        return ACTIVATIONS[activation](gate).mul_(up).to(gate_up.dtype)
+
+    def rotate_store(
         self,
         qkv: Tensor,
         angles: tuple[Tensor, Tensor] | None,
@@ -34,82 +92,47 @@ class RotateStoreKernel(Protocol):
         key_cache: Tensor,
         value_cache: Tensor,
         plan: AttentionPlan,
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """See octavo.ops.attention."""
+        return attention.rotate_store(qkv, angles, interleaved, key_cache, value_cache, plan)
 
+    def write_kv(self, cache: Tensor, values: Tensor, plan: AttentionPlan) -> None:
+        """See octavo.ops.attention."""
+        attention.write_kv(cache, values, plan)
 
-class AttentionKernel(Protocol):
-    def __call__(
+    def paged_attention(
         self,
         query: Tensor,
         key_cache: Tensor,
         value_cache: Tensor,
         plan: AttentionPlan,
-        out: Tensor,
+        rows: int,
+        dtype: torch.dtype,
         scale: float,
         softcap: float | None = None,
         alibi_slopes: Tensor | None = None,
         sparse: BlockSparse | None = None,
-    ) -> None: ...
+    ) -> Tensor:
+        """`[rows, heads, value_dim]` in `dtype`; rows past the plan's tokens are zero. See octavo.ops.attention."""
+        width = attention.cache_dim(value_cache)
+        out = torch.zeros(rows, query.shape[1], width, dtype=dtype, device=query.device)
+        of_tokens = out[: plan.num_tokens]
+        attention.paged_attention(query, key_cache, value_cache, plan, of_tokens, scale, softcap, alibi_slopes, sparse)
+        return out
 
-
-class ScanKernel(Protocol):
-    def __call__(
+    def scan_step(
         self, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, state: Tensor, plan: RecurrentPlan
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """See octavo.ops.scan."""
+        return scan.scan_step(x, dt, a, b, c, d, state, plan)
 
 
-@dataclass(frozen=True)
-class Kernels:
-    """One implementation of each operation that has several."""
+def choose_kernels(device: torch.device, preference: str = "auto") -> Kernels:
+    """The fastest implementation for `device`; `preference="torch"` forces the reference."""
+    if preference == "auto" and device.type == "cpu":
+        from octavo.ops.native import load
+        from octavo.ops.native.kernels import NativeKernels
 
-    name: str
-    device: torch.device
-    linear_class: type[LinearKernel]
-    rms_norm: RMSNormKernel
-    gated: GatedKernel
-    rotate_store: RotateStoreKernel
-    paged_attention: AttentionKernel
-    scan_step: ScanKernel
-
-    def linear(self, weight: Tensor) -> LinearKernel:
-        """The weight `[out, in]`, laid out for computing; the caller may drop its own."""
-        return prepare_linear(weight, self.linear_class)
-
-
-def _gated_by_name(gate_up: Tensor, activation: str) -> Tensor:
-    return gated_reference(gate_up, ACTIVATIONS[activation])
-
-
-def _native_gated(native: NativeKernels) -> GatedKernel:
-    def gated(gate_up: Tensor, activation: str) -> Tensor:
-        serve = native.gated if activation in NATIVE_ACTIVATIONS else _gated_by_name
-        return serve(gate_up, activation)
-
-    return gated
-
-
-def choose_kernels(dtype: torch.dtype, device: torch.device, preference: str = "auto") -> Kernels:
-    """The fastest implementations for tensors of `dtype` on `device`; `preference="torch"` forces the reference."""
-    linear = linear_implementation(dtype, device, preference)
-    native = load() if preference == "auto" and device.type == "cpu" and dtype in NATIVE_DTYPES else None
-    if native is None:
-        return Kernels(
-            "torch",
-            device,
-            linear,
-            norm.rms_norm,
-            _gated_by_name,
-            attention.rotate_store,
-            attention.paged_attention,
-            scan.scan_step,
-        )
-    return Kernels(
-        f"native ({native.instructions})",
-        device,
-        linear,
-        native.rms_norm,
-        _native_gated(native),
-        native.rotate_store,
-        native.paged_attention,
-        native.scan_step,
-    )
+        if (library := load()) is not None:
+            return NativeKernels(library)
+    return Kernels(device)

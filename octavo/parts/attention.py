@@ -76,13 +76,13 @@ class Attention(nn.Module):
         if self.adjust is not None:
             heads = self.adjust(heads)
         query = self._kernels.rotate_store(heads, angles, interleaved, view.key_cache, view.value_cache, view.plan)
-        out = qkv.new_zeros(rows, self.heads, self.head_dim)
-        self._kernels.paged_attention(
+        out = self._kernels.paged_attention(
             query,
             view.key_cache,
             view.value_cache,
             view.plan,
-            out[: batch.num_tokens],
+            rows,
+            qkv.dtype,
             self.scale,
             self.softcap,
             self.alibi,

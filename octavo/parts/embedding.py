@@ -2,26 +2,43 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from octavo.ops import Kernels, LinearKernel
 from octavo.parts.batch import Batch
 from octavo.parts.encoder import EncoderBatch
 
 
 class Embedding(nn.Module):
-    """A row of `weight` `[count, width]` for each token, times `scale` (in the weight's dtype, as Gemma does)."""
+    """A row of `weight` `[count, width]` for each token, times `scale` (in the activations' dtype, as Gemma does).
+
+    The table is plain, or a weight laid out for products, which a tied head then shares with it (`read_from`).
+    """
 
     def __init__(self, count: int, width: int, scale: float = 1.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(count, width), requires_grad=False)
+        self.count, self.width = count, width
+        self.weight: nn.Parameter | None = nn.Parameter(torch.empty(count, width), requires_grad=False)
         self.scale = scale
+        self._table: LinearKernel | None = None
+        self._dtype = torch.float32
+
+    def prepare(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+
+    def read_from(self, table: LinearKernel, dtype: torch.dtype) -> None:
+        """Take rows from `table` from now on, in `dtype`, and drop the plain one."""
+        self._table, self._dtype, self.weight = table, dtype, None
+        self.scale = float(torch.tensor(self.scale, dtype=dtype))
 
     def forward(self, batch: Batch | EncoderBatch) -> Tensor:
+        if self._table is not None:
+            return self._table.rows(batch.tokens, self._dtype, self.scale)
         rows = self.lookup(batch.tokens)
         return rows if self.scale == 1.0 else rows * torch.tensor(self.scale, dtype=rows.dtype, device=rows.device)
 
     def lookup(self, index: Tensor) -> Tensor:
-        return functional.embedding(index, self.weight)
+        assert self.weight is not None
+        return self._kernels.table_rows(self.weight.data, index)
 
 
 class PositionedEmbedding(nn.Module):
@@ -32,13 +49,11 @@ class PositionedEmbedding(nn.Module):
         self.tokens = tokens
         self.positions = positions
 
-    @property
-    def weight(self) -> Tensor:
-        """The token table, which a tied head shares."""
-        return self.tokens.weight
+    def prepare(self, kernels: Kernels) -> None:
+        self._add = kernels.add
 
     def forward(self, batch: Batch | EncoderBatch) -> Tensor:
-        return self.tokens(batch) + self.positions.lookup(batch.positions)  # type: ignore[no-any-return]
+        return self._add(self.tokens(batch), self.positions.lookup(batch.positions))
 
 
 class NormedEmbedding(nn.Module):
@@ -48,11 +63,6 @@ class NormedEmbedding(nn.Module):
         super().__init__()
         self.tokens = tokens
         self.norm = norm
-
-    @property
-    def weight(self) -> Tensor:
-        """The token table, which a tied head shares."""
-        return self.tokens.weight
 
     def forward(self, batch: Batch | EncoderBatch) -> Tensor:
         return self.norm(self.tokens(batch))  # type: ignore[no-any-return]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from octavo.ops import Kernels, full_attention, write_kv
+from octavo.ops import Kernels, full_attention
 from octavo.parts.batch import Batch, PagedView, StateView
 from octavo.parts.linear import Linear
 from octavo.parts.state import PagedKV
@@ -67,14 +67,13 @@ class CrossAttention(nn.Module):
         assert isinstance(view, PagedView)
         tokens = view.plan.num_tokens
         key, value = self.kv(encoded)[:tokens].view(tokens, 2, self.heads, -1).unbind(1)
-        write_kv(view.key_cache, key, view.plan)
-        write_kv(view.value_cache, value, view.plan)
+        self._kernels.write_kv(view.key_cache, key, view.plan)
+        self._kernels.write_kv(view.value_cache, value, view.plan)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         view = batch.paged(self.state_index)
         query = self.q(x)[: batch.num_tokens].float().view(batch.num_tokens, self.heads, self.head_dim)
-        out = x.new_zeros(x.shape[0], self.heads, self.head_dim)
-        self._kernels.paged_attention(
-            query, view.key_cache, view.value_cache, view.plan, out[: batch.num_tokens], self.head_dim**-0.5
+        out = self._kernels.paged_attention(
+            query, view.key_cache, view.value_cache, view.plan, x.shape[0], x.dtype, self.head_dim**-0.5
         )
         return self.o(out.flatten(1))  # type: ignore[no-any-return]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from octavo.ops import Kernels, head_product, rotate, write_kv
+from octavo.ops import Kernels, head_product, rotate
 from octavo.parts.batch import Batch
 from octavo.parts.linear import Linear
 from octavo.parts.norm import RMSNorm
@@ -79,13 +79,14 @@ class LatentAttention(nn.Module):
         key = torch.cat(
             [self.kv_norm(latent).float().unsqueeze(1), rotate(key_turn.unsqueeze(1), cos, sin, interleaved)], dim=-1
         )
-        write_kv(view.key_cache, key, view.plan)
+        self._kernels.write_kv(view.key_cache, key, view.plan)
 
         query, query_turn = torch.split(self._query(x)[:tokens], [self.nope_dim, self.rope_dim], dim=-1)
         absorbed = head_product(query.float(), self._to_key)
         query = torch.cat([absorbed, rotate(query_turn, cos, sin, interleaved)], dim=-1)
-        mixed = query.new_empty(query.shape)
-        self._kernels.paged_attention(query, view.key_cache, view.key_cache, view.plan, mixed, self.scale)
+        mixed = self._kernels.paged_attention(
+            query, view.key_cache, view.key_cache, view.plan, tokens, torch.float32, self.scale
+        )
         out = x.new_zeros(x.shape[0], self.heads * self.value_dim)
         out[:tokens] = head_product(mixed[..., : self.rank], self._to_value).flatten(1).to(x.dtype)
         return self.o(out)  # type: ignore[no-any-return]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from octavo.ops import Kernels, LinearKernel
+from octavo.ops import Kernels, LinearKernel, StoredRows
 
 
 class Linear(nn.Module):
@@ -15,17 +15,23 @@ class Linear(nn.Module):
         inputs: width of a row.
         outputs: width of a result, or named segments of it: `{"q": 64, "k": 32, "v": 32}` merges three published
             layers into one product, and each segment is filled by its own name.
-        bias: whether there is one.
+        bias: whether there is one. It is held in float32.
+        exact: the weight stays as it is stored where others are rounded to fewer bits (routers, heads of scores).
     """
 
-    def __init__(self, inputs: int, outputs: int | Mapping[str, int], bias: bool = False) -> None:
+    def __init__(
+        self, inputs: int, outputs: int | Mapping[str, int], bias: bool = False, *, exact: bool = False
+    ) -> None:
         super().__init__()
         self.segments = dict(outputs) if isinstance(outputs, Mapping) else {}
         self.inputs = inputs
         self.outputs = sum(self.segments.values()) if isinstance(outputs, Mapping) else outputs
+        self.exact = exact
         self.weight: nn.Parameter | None = nn.Parameter(torch.empty(self.outputs, inputs), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(self.outputs), requires_grad=False) if bias else None
-        self._kernel: LinearKernel | None = None
+        self.stored: dict[str | None, StoredRows] = {}
+        """Segments (None: the whole) that are computed with as their file has them, until they are laid out."""
+        self.kernel: LinearKernel | None = None
 
     def segment(self, name: str) -> slice:
         """Rows of the weight that the segment `name` fills."""
@@ -36,12 +42,26 @@ class Linear(nn.Module):
             start += size
         raise KeyError(name)
 
-    def prepare(self, kernels: Kernels) -> None:
-        """Lay the filled weight out for computing, and drop the plain one."""
-        assert self.weight is not None
-        weight, self.weight = self.weight.data, None
-        self._kernel = kernels.linear(weight)
+    def prepare(self, kernels: Kernels, round_to: int | None = None) -> None:
+        """Lay the filled weight out for computing, and drop the plain one.
+
+        Args:
+            kernels: what computes.
+            round_to: a kind of octavo.ops.weights that the weight is rounded to.
+        """
+        if self.stored:
+            parts = [self.stored[name] for name in (self.segments or [None])]
+            self.stored = {}
+            self.kernel = kernels.stored_linear(parts)
+        else:
+            assert self.weight is not None
+            weight = self.weight.data
+            if round_to is None or self.exact:
+                self.kernel = kernels.linear(weight)
+            else:
+                self.kernel = kernels.stored_linear([kernels.quantize(weight, round_to)])
+        self.weight = None
 
     def forward(self, x: Tensor) -> Tensor:
-        assert self._kernel is not None, "prepare() comes before the first forward()"
-        return self._kernel(x, self.bias)
+        assert self.kernel is not None, "prepare() comes before the first forward()"
+        return self.kernel(x, self.bias)

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from octavo.ops import ACTIVATIONS, Kernels
+from octavo.ops import Kernels
 from octavo.parts.batch import Batch
 from octavo.parts.linear import Linear
 
@@ -14,11 +14,13 @@ class MLP(nn.Module):
         super().__init__()
         self.up = Linear(width, hidden, bias)
         self.down = Linear(hidden, width, bias)
-        self.activation = ACTIVATIONS[activation]
+        self.activation = activation
+
+    def prepare(self, kernels: Kernels) -> None:
+        self._activate = kernels.activate
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        h = self.up(x)
-        return self.down(self.activation(h.float()).to(h.dtype))  # type: ignore[no-any-return]
+        return self.down(self._activate(self.up(x), self.activation))  # type: ignore[no-any-return]
 
 
 class GatedMLP(nn.Module):

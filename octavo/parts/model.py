@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.parts.batch import Batch
+from octavo.parts.embedding import Embedding
 from octavo.parts.encoder import CrossAttention, EncoderBatch
 from octavo.parts.linear import Linear
 from octavo.parts.names import Names
@@ -18,7 +19,7 @@ class CausalLM(nn.Module):
     """A language model as a composition of parts.
 
     Args:
-        embed: tokens of a batch to `[rows, width]`; its `weight` is the token table `[vocab, width]`.
+        embed: tokens of a batch to `[rows, width]`; the first Embedding in it has the token table.
         layer: makes the layer of a given index.
         layers: how many there are.
         norm: the last norm.
@@ -51,7 +52,7 @@ class CausalLM(nn.Module):
         self.layers = nn.ModuleList([layer(i) for i in range(layers)])
         self.norm = norm
         self.tied = head is None
-        self.vocab_size, self.width = self.token_table.shape
+        self.vocab_size, self.width = self.tokens.count, self.tokens.width
         self.head: Linear | None = head if head is not None else Linear(self.width, self.vocab_size)
         self.encoder = encoder
         self.zero_if_absent = zero_if_absent
@@ -60,6 +61,8 @@ class CausalLM(nn.Module):
         self.names = names
         self.logit_scale = logit_scale
         self.softcap = softcap
+        self.dtype = torch.float32
+        """Of activations; the loader sets it."""
         self.states: list[StateSpec] = []
         for module in self.modules():
             if hasattr(module, "state_index"):
@@ -81,9 +84,9 @@ class CausalLM(nn.Module):
         return min(switches, default=None)
 
     @property
-    def token_table(self) -> Tensor:
-        """[vocab, width], which a tied head shares."""
-        return cast(Tensor, self.embed.weight)
+    def tokens(self) -> Embedding:
+        """The token table, which a tied head shares."""
+        return next(m for m in self.embed.modules() if isinstance(m, Embedding))
 
     def drop_head(self) -> None:
         """For embeddings and scores, which need no logits."""
@@ -112,7 +115,7 @@ class CausalLM(nn.Module):
 
     def scores(self, hidden: Tensor) -> Tensor:
         """`[rows, scores]` of rows of hidden states, in any dtype; logits where the model has no head for scores."""
-        hidden = hidden.to(self.token_table.dtype)
+        hidden = hidden.to(self.dtype)
         return self.logits(hidden) if self.score is None else self.score(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:

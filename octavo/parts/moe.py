@@ -32,7 +32,7 @@ class MoE(nn.Module):
 
     def __init__(self, width: int, experts: list[nn.Module], choose: Choose) -> None:
         super().__init__()
-        self.router = Linear(width, len(experts))
+        self.router = Linear(width, len(experts), exact=True)
         self.experts = nn.ModuleList(experts)
         self.choose = choose
 

@@ -4,10 +4,18 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from octavo.ops import Kernels
 from octavo.parts.batch import Batch
 
 
-class Residual(nn.Module):
+class _Adding(nn.Module):
+    """A wiring that adds to the stream."""
+
+    def prepare(self, kernels: Kernels) -> None:
+        self._add = kernels.add
+
+
+class Residual(_Adding):
     """`x + scale * post_norm(inner(norm(x)))`: pre-norm, or with `post_norm` Gemma 2's sandwich."""
 
     def __init__(
@@ -20,17 +28,15 @@ class Residual(nn.Module):
         self.scale = scale
 
     def branch(self, x: Tensor, batch: Batch) -> Tensor:
-        """What is added to the stream."""
-        y = self.inner(self.norm(x), batch)
-        if self.post_norm is not None:
-            y = self.post_norm(y)
-        return y if self.scale == 1.0 else y * self.scale  # type: ignore[no-any-return]
+        """What is added to the stream, `scale` times."""
+        y: Tensor = self.inner(self.norm(x), batch)
+        return y if self.post_norm is None else self.post_norm(y)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        return x + self.branch(x, batch)
+        return self._add(x, self.branch(x, batch), self.scale)
 
 
-class PostNorm(nn.Module):
+class PostNorm(_Adding):
     """`norm(x + inner(x))` (OPT-350M, BART)."""
 
     def __init__(self, norm: nn.Module, inner: nn.Module) -> None:
@@ -38,10 +44,10 @@ class PostNorm(nn.Module):
         self.norm, self.inner = norm, inner
 
     def forward(self, x: Tensor, batch: Any) -> Tensor:
-        return self.norm(x + self.inner(x, batch))  # type: ignore[no-any-return]
+        return self.norm(self._add(x, self.inner(x, batch)))  # type: ignore[no-any-return]
 
 
-class FromNormed(nn.Module):
+class FromNormed(_Adding):
     """`y + inner(y)` with `y = norm(x)`: the stream goes on from the norm (BLOOM and ChatGLM, where asked)."""
 
     def __init__(self, norm: nn.Module, inner: nn.Module) -> None:
@@ -50,10 +56,10 @@ class FromNormed(nn.Module):
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         y = self.norm(x)
-        return y + self.inner(y, batch)  # type: ignore[no-any-return]
+        return self._add(y, self.inner(y, batch))
 
 
-class SideBySide(nn.Module):
+class SideBySide(_Adding):
     """Residuals that all read the same stream: `x + a(x) + b(x)` (GPT-NeoX, with a norm each)."""
 
     def __init__(self, **pieces: Residual) -> None:
@@ -64,11 +70,12 @@ class SideBySide(nn.Module):
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         total = x
         for piece in self.children():
-            total = total + cast(Residual, piece).branch(x, batch)
+            residual = cast(Residual, piece)
+            total = self._add(total, residual.branch(x, batch), residual.scale)
         return total
 
 
-class SharedNorm(nn.Module):
+class SharedNorm(_Adding):
     """`x + a(norm(x)) + b(norm(x))`: pieces side by side behind one norm (GPT-J, Phi, Command-R)."""
 
     def __init__(self, norm: nn.Module, **pieces: nn.Module) -> None:
@@ -81,7 +88,7 @@ class SharedNorm(nn.Module):
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         normed, total = self.norm(x), x
         for name in self.pieces:
-            total = total + getattr(self, name)(normed, batch)
+            total = self._add(total, getattr(self, name)(normed, batch))
         return total
 
 

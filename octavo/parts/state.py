@@ -20,9 +20,6 @@ class PagedKV:
         """Parts of equal groups share block tables."""
         return self.window, self.of_encoder
 
-    def values_per_token(self) -> int:
-        return self.kv_heads * (self.key_dim + self.value_dim)
-
 
 @dataclass(frozen=True)
 class Recurrent:

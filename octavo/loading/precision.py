@@ -1,0 +1,114 @@
+"""In which number types a model is held and computed."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from octavo.architectures import Config
+from octavo.config import EngineArgs
+from octavo.errors import ConfigError
+from octavo.ops import Kernels, weights
+
+log = logging.getLogger("octavo")
+
+DTYPES = {
+    "float32": torch.float32,
+    "float": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "half": torch.float16,
+}
+CACHE_DTYPES = {**DTYPES, "int8": torch.int8}
+ROUNDED = {"int8": weights.INT8, "q4": weights.Q4_1}
+"""Quantizations of float checkpoints, by the kind that weights are rounded to."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Number types of a loaded model."""
+
+    weights: torch.dtype
+    """Of weights that are not kept as their file stores them, nor rounded."""
+    activations: torch.dtype
+    cache: torch.dtype
+    """Of keys and values."""
+    as_stored: bool = False
+    """Weights of a GGUF file stay in their file's own kinds."""
+    round_to: int | None = None
+    """The kind that weights are rounded to."""
+    round_head_to: int | None = None
+    """The same for the head and a tied token table, which lose more by it."""
+
+
+def choose_precision(args: EngineArgs, config: Config, kernels: Kernels, gguf: bool) -> Precision:
+    """What `args` ask for; `auto` is what the checkpoint is stored in.
+
+    Raises ConfigError for a quantization that this checkpoint or machine cannot have.
+    """
+    rounded = args.quantization if args.quantization in ROUNDED else None
+    if rounded and gguf:
+        raise ConfigError(
+            f"quantization={rounded!r}: {args.model} is a GGUF file, whose weights are used as they are. "
+            "Leave quantization out, or give a safetensors checkpoint."
+        )
+    if args.quantization == "gguf" and not gguf:
+        raise ConfigError(f"quantization='gguf': {args.model} is not a GGUF file. Leave quantization out.")
+    if rounded and not kernels.kinds:
+        raise ConfigError(
+            f"quantization={rounded!r} needs the compiled core on a CPU; this runs on {kernels.name}. "
+            "Leave quantization out (and see `octavo env`)."
+        )
+    as_stored = gguf and bool(kernels.kinds) and (args.dtype == "auto" or args.quantization == "gguf")
+    held = _held(args.dtype, config, kernels, gguf)
+    computed = held
+    if kernels.kinds and (as_stored or rounded or held == torch.float16 or not _pairs(kernels)):
+        # The core's own products take float32 rows whatever the weights are.
+        computed = torch.float32
+    if as_stored and args.dtype != "auto":
+        computed = held
+    cache = held if args.kv_cache_dtype == "auto" else CACHE_DTYPES[args.kv_cache_dtype]
+    return Precision(
+        weights=held,
+        activations=computed,
+        cache=cache,
+        as_stored=as_stored,
+        round_to=ROUNDED[rounded] if rounded else None,
+        round_head_to=weights.INT8 if rounded else None,
+    )
+
+
+def _held(wanted: str, config: Config, kernels: Kernels, gguf: bool) -> torch.dtype:
+    """The dtype that was asked for, or the checkpoint's own."""
+    if wanted != "auto":
+        dtype = DTYPES[wanted]
+        if dtype == torch.float16 and kernels.device.type == "cpu" and not kernels.kinds:
+            raise ConfigError("dtype='float16' needs the compiled core on a CPU. Use dtype='auto', or bfloat16.")
+        return dtype
+    stored = str(config.first("dtype", "torch_dtype", default="bfloat16" if gguf else "float32"))
+    dtype = DTYPES.get(stored.removeprefix("torch."), torch.float32)
+    if kernels.device.type == "cpu" and dtype != torch.float32 and not kernels.kinds:
+        dtype = torch.bfloat16 if _fast_bfloat16() else torch.float32
+        if stored != "bfloat16" or dtype == torch.float32:
+            log.info("dtype auto: %s weights are computed in %s on this CPU", stored, str(dtype).removeprefix("torch."))
+    return dtype
+
+
+def _pairs(kernels: Kernels) -> bool:
+    """Whether products of bfloat16 rows are the processor's own."""
+    return kernels.name.endswith("(avx512_bf16)")
+
+
+def _fast_bfloat16() -> bool:
+    """Whether PyTorch multiplies bfloat16 natively on this CPU (AVX-512 BF16, AMX, or Arm's BF16)."""
+    bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    if bf16 is None or amx is None:
+        return False
+    if bf16() or amx():
+        return True
+    try:
+        return "bf16" in Path("/proc/cpuinfo").read_text().split("Features", 1)[1].split("\n", 1)[0]
+    except (OSError, IndexError):
+        return False

@@ -1,0 +1,300 @@
+"""The compiled core's operations over tensors. Shapes and meaning are those of the reference in octavo.ops.kernels."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from octavo.ops.attention import AttentionPlan, BlockSparse, cache_dim
+from octavo.ops.kernels import Kernels
+from octavo.ops.native.library import Library
+from octavo.ops.native.weights import TYPES, PackedWeight, pack, quantize
+from octavo.ops.scan import RecurrentPlan
+from octavo.ops.weights import KINDS, StoredRows, of_floats
+
+ACTIVATIONS = {
+    "silu": 0,
+    "swish": 0,
+    "gelu_new": 1,
+    "gelu_fast": 1,
+    "gelu_pytorch_tanh": 1,
+    "gelu": 2,
+    "quick_gelu": 3,
+    "relu": 4,
+    "relu2": 5,
+}
+CACHE_TYPES = TYPES | {torch.int8: 3}
+SCAN_WIDTHS = frozenset([*range(1, 65), *range(113, 129)])
+"""Values of state a channel that the scan is compiled for."""
+MAX_HEAD_DIM = 1024
+
+
+class NativeLinear:
+    """A weight in packed parts, whose outputs lie one after the other."""
+
+    def __init__(self, parts: Sequence[PackedWeight]) -> None:
+        self.parts = parts
+        self.outputs = sum(p.outputs for p in parts)
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        out = torch.empty(x.shape[0], self.outputs, dtype=x.dtype)
+        first = 0
+        for part in self.parts:
+            part.multiply(x, out, first, bias)
+            first += part.outputs
+        return out
+
+    def rows(self, ids: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+        (table,) = self.parts  # a token table has no segments
+        return table.rows(ids, dtype, scale)
+
+
+class NativeKernels(Kernels):
+    """The operations of one of the compiled libraries."""
+
+    min_rows = 1
+    kinds = frozenset(KINDS)
+
+    def __init__(self, library: Library) -> None:
+        super().__init__(torch.device("cpu"))
+        self.library = library
+        self.name = f"native ({library.name})"
+        self._run = library.run
+
+    def set_threads(self, count: int) -> None:
+        self.library.set_threads(count)
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """PyTorch's few remaining operations run in the caller's thread.
+
+        Its threads go on spinning for milliseconds after each, on the processors that the core's own threads need.
+        """
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    @property
+    def threads(self) -> int:
+        return self.library.threads
+
+    def linear(self, weight: Tensor) -> NativeLinear:
+        return self.stored_linear([of_floats(weight)])
+
+    def stored_linear(self, parts: Sequence[StoredRows]) -> NativeLinear:
+        merged = []
+        for kind, alike in groupby(parts, key=lambda part: part.kind):
+            together = list(alike)
+            data = together[0].data if len(together) == 1 else torch.cat([part.data for part in together])
+            merged.append(pack(self.library, StoredRows(kind, together[0].width, data)))
+        return NativeLinear(merged)
+
+    def quantize(self, weight: Tensor, kind: int) -> StoredRows:
+        return quantize(self.library, weight, kind)
+
+    def table_rows(self, table: Tensor, ids: Tensor) -> Tensor:
+        out = torch.empty(len(ids), table.shape[1], dtype=table.dtype)
+        ids = ids.contiguous()
+        self._run(
+            "table_rows",
+            len(ids),
+            ids.data_ptr(),
+            table.data_ptr(),
+            table.shape[1] * table.element_size(),
+            out.data_ptr(),
+        )
+        return out
+
+    def add(self, x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
+        out = torch.empty_like(x)
+        width = x.shape[-1]
+        self._run("add", x.numel() // width, x.data_ptr(), y.data_ptr(), out.data_ptr(), width, scale, TYPES[x.dtype])
+        return out
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        width = x.shape[-1]
+        self._run(
+            "rms_norm",
+            x.numel() // width,
+            x.data_ptr(),
+            weight.data_ptr(),
+            out.data_ptr(),
+            width,
+            eps,
+            TYPES[x.dtype],
+        )
+        return out
+
+    def layer_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        width = x.shape[-1]
+        self._run(
+            "layer_norm",
+            x.numel() // width,
+            x.data_ptr(),
+            None if weight is None else weight.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            out.data_ptr(),
+            width,
+            eps,
+            TYPES[x.dtype],
+        )
+        return out
+
+    def activate(self, x: Tensor, activation: str) -> Tensor:
+        if activation not in ACTIVATIONS:
+            return super().activate(x, activation)
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        width = x.shape[-1]
+        self._run(
+            "activate",
+            x.numel() // width,
+            x.data_ptr(),
+            out.data_ptr(),
+            width,
+            ACTIVATIONS[activation],
+            False,
+            TYPES[x.dtype],
+        )
+        return out
+
+    def gated(self, gate_up: Tensor, activation: str) -> Tensor:
+        if activation not in ACTIVATIONS:
+            return super().gated(gate_up, activation)
+        gate_up = gate_up.contiguous()
+        rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+        out = torch.empty(rows, width, dtype=gate_up.dtype)
+        self._run(
+            "activate",
+            rows,
+            gate_up.data_ptr(),
+            out.data_ptr(),
+            width,
+            ACTIVATIONS[activation],
+            True,
+            TYPES[gate_up.dtype],
+        )
+        return out
+
+    def rotate_store(
+        self,
+        qkv: Tensor,
+        angles: tuple[Tensor, Tensor] | None,
+        interleaved: bool,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        plan: AttentionPlan,
+    ) -> Tensor:
+        tokens, all_heads, dim = plan.num_tokens, qkv.shape[1], qkv.shape[2]
+        kv_heads, block_size = key_cache.shape[1], key_cache.shape[2]
+        heads = all_heads - 2 * kv_heads
+        qkv = qkv.contiguous()
+        query = torch.empty(tokens, heads, dim)
+        self._run(
+            "rotate_store",
+            tokens,
+            qkv.data_ptr(),
+            angles[0].data_ptr() if angles else None,
+            angles[1].data_ptr() if angles else None,
+            query.data_ptr(),
+            key_cache.data_ptr(),
+            value_cache.data_ptr(),
+            plan.slots.data_ptr(),
+            block_size,
+            heads,
+            kv_heads,
+            dim,
+            angles[0].shape[1] if angles else 0,
+            interleaved,
+            TYPES[qkv.dtype],
+            CACHE_TYPES[key_cache.dtype],
+        )
+        return query
+
+    def write_kv(self, cache: Tensor, values: Tensor, plan: AttentionPlan) -> None:
+        values = values.float().contiguous()
+        tokens, heads, dim = values.shape
+        self._run(
+            "store_rows",
+            tokens,
+            values.data_ptr(),
+            cache.data_ptr(),
+            plan.slots.data_ptr(),
+            cache.shape[2],
+            heads,
+            dim,
+            CACHE_TYPES[cache.dtype],
+        )
+
+    def paged_attention(
+        self,
+        query: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        plan: AttentionPlan,
+        rows: int,
+        dtype: torch.dtype,
+        scale: float,
+        softcap: float | None = None,
+        alibi_slopes: Tensor | None = None,
+        sparse: BlockSparse | None = None,
+    ) -> Tensor:
+        key_dim, value_dim = cache_dim(key_cache), cache_dim(value_cache)
+        if sparse is not None or max(key_dim, value_dim) > MAX_HEAD_DIM:
+            return super().paged_attention(
+                query, key_cache, value_cache, plan, rows, dtype, scale, softcap, alibi_slopes, sparse
+            )
+        query = query.contiguous()
+        make = torch.empty if rows == plan.num_tokens else torch.zeros
+        out = make(rows, query.shape[1], value_dim, dtype=dtype)
+        self._run(
+            "attention",
+            plan.run_table.shape[0],
+            query.data_ptr(),
+            key_cache.data_ptr(),
+            value_cache.data_ptr(),
+            out.data_ptr(),
+            plan.run_table.data_ptr(),
+            plan.block_table.data_ptr(),
+            plan.block_table.shape[1],
+            plan.block_size,
+            query.shape[1],
+            key_cache.shape[1],
+            key_dim,
+            value_dim,
+            scale,
+            softcap or 0.0,
+            None if alibi_slopes is None else alibi_slopes.data_ptr(),
+            plan.window or 0,
+            CACHE_TYPES[key_cache.dtype],
+            TYPES[dtype],
+        )
+        return out
+
+    def scan_step(
+        self, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, state: Tensor, plan: RecurrentPlan
+    ) -> Tensor:
+        """The plain recurrence, one token after the other: the first of the three parts of `state` is all of it."""
+        channels, width = a.shape
+        if width not in SCAN_WIDTHS:
+            return super().scan_step(x, dt, a, b, c, d, state, plan)
+        x, dt, b, c = (v.contiguous() for v in (x, dt, b, c))
+        y = torch.zeros_like(x)
+        self._run(
+            "selective_scan",
+            len(plan.table),
+            *(v.data_ptr() for v in (x, dt, a, b, c, d, y, state, plan.table)),
+            state.stride(0),
+            channels,
+            width,
+        )
+        return y

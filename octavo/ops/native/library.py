@@ -1,0 +1,116 @@
+"""The compiled core: which of its libraries this processor runs, and its functions, called through ctypes.
+
+Every operation takes one array of 8-byte arguments, of which the first is the number of rows. So a step's operations
+can be recorded, and run again as one call with another number of rows (octavo.ops.native.recording).
+"""
+
+import ctypes
+import functools
+import logging
+from pathlib import Path
+from struct import Struct
+from typing import TYPE_CHECKING
+
+from octavo.ops.native.threads import default_threads
+
+if TYPE_CHECKING:
+    from octavo.ops.native.recording import Recording
+
+log = logging.getLogger("octavo")
+
+INSTRUCTIONS = ("base", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
+"""The libraries, by the instruction set that they need, each including those before it."""
+
+_ARGUMENTS = {
+    "activate": "7q",
+    "add": "5qdq",
+    "add_norm": "7qdq",
+    "attention": "13qdd4q",
+    "layer_norm": "6qdq",
+    "linear": "12q",
+    "pack": "5q",
+    "quantize": "6q",
+    "rms_norm": "5qdq",
+    "rotate_store": "16q",
+    "selective_scan": "13q",
+    "store_rows": "8q",
+    "table_rows": "5q",
+    "weight_rows": "7qd",
+}
+"""Arguments of each operation, as struct spells them: whole numbers and pointers (q), floats (d)."""
+_FUNCTIONS = ("set_threads", "packed_bytes", "row_bytes", "instructions", "run")
+
+
+def _path(name: str) -> Path | None:
+    return next(iter(sorted(Path(__file__).parent.glob(f"_core_{name}.*"))), None)
+
+
+@functools.cache
+def runnable() -> tuple[str, ...]:
+    """The libraries that are there and that this processor runs, the best first."""
+    plain = _path("base")
+    if plain is None:
+        return ()
+    best = int(ctypes.CDLL(str(plain)).octavo_instructions())
+    return tuple(name for name in reversed(INSTRUCTIONS[: best + 1]) if _path(name) is not None)
+
+
+class Library:
+    """One of the compiled libraries. Operations are called by `run`, which a Recording may take in instead."""
+
+    def __init__(self, name: str) -> None:
+        path = _path(name)
+        if path is None:
+            raise OSError(f"octavo was installed without its library for {name}")
+        self.name = name
+        library = ctypes.CDLL(str(path))
+        self._operations = {}
+        for operation, arguments in _ARGUMENTS.items():
+            function = getattr(library, f"octavo_{operation}")
+            function.argtypes, function.restype = [ctypes.c_char_p], None
+            address = ctypes.cast(function, ctypes.c_void_p).value
+            self._operations[operation] = (Struct(f"<{arguments}").pack, function, address)
+        for name in _FUNCTIONS:
+            getattr(library, f"octavo_{name}").restype = ctypes.c_int64
+        library.octavo_run.argtypes = [ctypes.c_char_p, *[ctypes.c_int64] * 3]
+        self._library = library
+        self.recording: Recording | None = None
+        self.threads = self.set_threads(default_threads())
+
+    def run(self, operation: str, *arguments: float | None) -> None:
+        """Compute. None is a null pointer."""
+        pack, function, address = self._operations[operation]
+        packed = pack(*[0 if a is None else a for a in arguments])
+        if self.recording is not None:
+            self.recording.add(operation, address, packed)
+        else:
+            function(packed)
+
+    def run_program(self, program: bytes, operations: int, recorded_rows: int, rows: int) -> None:
+        """Run recorded operations again, for `rows` rows."""
+        self._library.octavo_run(program, operations, recorded_rows, rows)
+
+    def set_threads(self, count: int) -> int:
+        """Compute with so many threads from now on. Returns how many the system gave."""
+        self.threads = int(self._library.octavo_set_threads(ctypes.c_int64(count)))
+        return self.threads
+
+    def packed_bytes(self, kind: int, rows: int, width: int) -> int:
+        """Memory of a packed weight."""
+        return int(self._library.octavo_packed_bytes(*map(ctypes.c_int64, (kind, rows, width))))
+
+    def row_bytes(self, kind: int, width: int) -> int:
+        """Bytes of a row of a weight before it is packed."""
+        return int(self._library.octavo_row_bytes(*map(ctypes.c_int64, (kind, width))))
+
+
+@functools.cache
+def load() -> Library | None:
+    """The best library for this processor, or None, with one line that says why."""
+    for name in runnable():
+        try:
+            return Library(name)
+        except OSError as error:
+            log.warning("the compiled core for %s does not load (%s)", name, error)
+    log.info("no compiled core (was there a C++ compiler at installation?); the PyTorch reference computes")
+    return None

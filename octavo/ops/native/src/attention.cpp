@@ -1,0 +1,411 @@
+// Causal attention over a paged cache, in one pass over the keys (online softmax: Milakov & Gimelshein 2018, Dao et al.
+// 2022).
+//
+// Keys are taken 64 at a time, cut at absolute positions, in ascending order. What a row of the result adds up depends
+// on its own position alone: tiles that a row does not see change no bit of it, and are left out where that is cheap.
+// With a bfloat16 cache, on processors that multiply pairs of it, queries and weights are rounded to bfloat16 too.
+#include <vector>
+
+#include "cache.h"
+#include "call.h"
+#include "numbers.h"
+#include "pool.h"
+
+namespace octavo {
+namespace {
+
+constexpr int KEYS = 64;           // in a tile
+constexpr int KEY_VECTORS = KEYS / LANES;
+constexpr int ROWS = 4;            // queries that share each vector of keys or values that is loaded
+constexpr int MOST_ROWS = 128;     // queries, of all heads of a group, in one piece of work
+constexpr double ALONE_BELOW = 2e5;  // multiplications that are done before other threads have woken up
+
+struct Attention {
+    const float* query;
+    const void *keys, *values;
+    void* out;
+    const int64_t* runs;  // [runs][4]: first row, tokens, start, table row
+    const int64_t* table;
+    int64_t table_width, block_size, num_runs;
+    int heads, kv_heads, key_dim, value_dim;
+    float scale, softcap;
+    const float* alibi;
+    int64_t window;
+};
+
+// Rows `first` to `first + rows` of a run's [tokens * group] queries under one head of keys.
+struct Piece {
+    const int64_t* run;
+    int kv_head, rows;
+    int64_t first;
+};
+
+#if defined(__AVX512BF16__)
+template <typename C>
+constexpr bool PAIRED = std::is_same_v<C, bf16>;
+#else
+template <typename C>
+constexpr bool PAIRED = false;
+#endif
+
+INLINE vec pair_product(vec total, const float* vector, float pair) {
+#if defined(__AVX512BF16__)
+    const __m512bh v = load_as<__m512bh>(vector);
+    return (vec)_mm512_dpbf16_ps((__m512)total, v, (__m512bh)_mm512_set1_ps(pair));
+#else
+    return total + load(vector) * pair;  // never called: PAIRED is false
+#endif
+}
+
+// total[r][v] += x[r] * vectors[v], step by step: a step is one number, or two in a pair.
+template <bool PAIRS, int R, int V>
+INLINE void accumulate(const float* x, const float* vectors, int64_t step_floats, int64_t steps, vec (&total)[R][V]) {
+#pragma GCC unroll 2
+    for (int64_t i = 0; i < steps; ++i) {
+        const float* from = vectors + i * step_floats;
+        for (int r = 0; r < R; ++r) {
+            const float by = x[i * ROWS + r];
+            for (int v = 0; v < V; ++v) {
+                total[r][v] = PAIRS ? pair_product(total[r][v], from + v * LANES, by)
+                                    : fmadd(load(from + v * LANES), broadcast(by), total[r][v]);
+            }
+        }
+    }
+}
+
+// 16 rows of 16 four-byte values, `stride` bytes apart, to columns.
+INLINE void transpose(const float* const* rows, float* out) {
+#if defined(__AVX512F__)
+    __m512i a[16], b[16];
+    for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(rows[i]);
+    for (int i = 0; i < 16; i += 2) {
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+        a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+        a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        b[i] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88);
+        b[i + 4] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
+        b[i + 8] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88);
+        b[i + 12] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 4; ++i) {
+        _mm512_storeu_si512(out + i * 16, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
+        _mm512_storeu_si512(out + (i + 8) * 16, _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
+        _mm512_storeu_si512(out + (i + 4) * 16, _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0x88));
+        _mm512_storeu_si512(out + (i + 12) * 16, _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0xdd));
+    }
+#else
+    for (int c = 0; c < 16; ++c)
+        for (int r = 0; r < 16; ++r) std::memcpy(out + c * 16 + r, rows[r] + c, 4);
+#endif
+}
+
+// Two rows of `dim` bfloat16 to pairs.
+INLINE void interleave(const uint16_t* a, const uint16_t* b, uint16_t* out, int dim) {
+    int i = 0;
+#if defined(__AVX512BW__)
+    alignas(64) static constexpr uint16_t LOW[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                                     8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+    const __m512i low = _mm512_load_si512(LOW), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+    for (; i + 32 <= dim; i += 32) {
+        const __m512i x = _mm512_loadu_si512(a + i), y = _mm512_loadu_si512(b + i);
+        _mm512_storeu_si512(out + 2 * i, _mm512_permutex2var_epi16(x, low, y));
+        _mm512_storeu_si512(out + 2 * i + 32, _mm512_permutex2var_epi16(x, high, y));
+    }
+#endif
+    for (; i < dim; ++i) {
+        out[2 * i] = a[i];
+        out[2 * i + 1] = b[i];
+    }
+}
+
+// Memory of one thread for its piece of work.
+template <typename C>
+class Worker {
+public:
+    explicit Worker(const Attention& a) : a_(a) {
+        key_room_ = static_cast<int>(round_up(a.key_dim, 2 * LANES));
+        value_room_ = static_cast<int>(round_up(a.value_dim, LANES));
+        steps_ = PAIRS ? key_room_ / 2 : key_room_;
+        queries_.resize(MOST_ROWS * steps_);
+        keys_.resize(KEYS * steps_);
+        values_.resize(static_cast<size_t>(KEYS / (PAIRS ? 2 : 1)) * value_room_);
+        sums_.resize(static_cast<size_t>(MOST_ROWS) * value_room_);
+        wide_.resize(static_cast<size_t>(LANES) * std::max(key_room_, value_room_));
+    }
+
+    void run(const Piece& piece) {
+        const int group = a_.heads / a_.kv_heads, padded = static_cast<int>(round_up(piece.rows, ROWS));
+        start_ = piece.run[2];
+        blocks_ = a_.table + piece.run[3] * a_.table_width;
+        for (int r = 0; r < padded; ++r) {
+            const int64_t row = std::min<int64_t>(piece.first + r, piece.first + piece.rows - 1);
+            position_[r] = start_ + row / group;
+            head_[r] = piece.kv_head * group + static_cast<int>(row % group);
+            batch_row_[r] = piece.run[0] + row / group;
+            peak_[r] = LOWEST;
+            total_[r] = 0.0f;
+            lay_query(r);
+        }
+        std::fill(sums_.begin(), sums_.begin() + static_cast<int64_t>(padded) * value_room_, 0.0f);
+        const int64_t end = position_[padded - 1] + 1;
+        int64_t begin = a_.window ? std::max<int64_t>(0, position_[0] - a_.window + 1) : 0;
+        for (begin = begin / KEYS * KEYS; begin < end; begin += KEYS) tile(piece, padded, begin, end);
+        for (int r = 0; r < piece.rows; ++r) finish(r);
+    }
+
+    template <typename Out>
+    void put(int r, const float* sums) {
+        Out* out = static_cast<Out*>(a_.out) + (batch_row_[r] * a_.heads + head_[r]) * a_.value_dim;
+        for (int i = 0; i < a_.value_dim; i += LANES) {
+            const int some = std::min(LANES, a_.value_dim - i);
+            const vec value = load(sums + i) / total_[r];
+            some == LANES ? store(out + i, value) : store_some(out + i, value, some);
+        }
+    }
+
+    int out_type = F32;
+
+private:
+    static constexpr bool PAIRS = PAIRED<C>;
+    static constexpr float LOWEST = -1e30f;  // below every score, and finite: its difference to itself is zero
+
+    const char* cached(const void* cache, int64_t position, int kv_head, int dim) const {
+        const int64_t at = (blocks_[position / a_.block_size] * a_.kv_heads + kv_head) * a_.block_size;
+        return static_cast<const char*>(cache) + (at + position % a_.block_size) * row_bytes<C>(dim);
+    }
+
+    // Into [rows / ROWS][steps][ROWS].
+    void lay_query(int r) {
+        float* to = queries_.data() + r / ROWS * ROWS * steps_ + r % ROWS;
+        const float* from = a_.query + (batch_row_[r] * a_.heads + head_[r]) * a_.key_dim;
+        float* wide = wide_.data();
+        widen_row<float>(reinterpret_cast<const char*>(from), wide, a_.key_dim, key_room_);
+        if (PAIRS) {
+            auto* halves = reinterpret_cast<bf16*>(wide);
+            for (int i = 0; i < key_room_; i += LANES) store(halves + i, load(wide + i));
+        }
+        for (int i = 0; i < steps_; ++i) std::memcpy(to + i * ROWS, wide + i, 4);
+    }
+
+    // The tile's keys, into [vectors][steps][16 keys].
+    void lay_keys(int kv_head, int64_t begin, int64_t end) {
+        for (int v = 0; v < KEY_VECTORS; ++v) {
+            if (begin + v * LANES >= end) break;
+            const float* rows[LANES];
+            for (int k = 0; k < LANES; ++k) {
+                // Past the end the last key stands in; its scores are masked.
+                const int64_t position = std::min(begin + v * LANES + k, end - 1);
+                const char* from = cached(a_.keys, position, kv_head, a_.key_dim);
+                if (a_.key_dim == key_room_ && (PAIRS || std::is_same_v<C, float>)) {
+                    rows[k] = reinterpret_cast<const float*>(from);
+                } else {
+                    float* wide = wide_.data() + k * key_room_;
+                    if (PAIRS) {
+                        std::memset(wide, 0, key_room_ * sizeof(bf16));
+                        std::memcpy(wide, from, a_.key_dim * sizeof(bf16));
+                    } else {
+                        widen_row<C>(from, wide, a_.key_dim, key_room_);
+                    }
+                    rows[k] = wide;
+                }
+            }
+            float* to = keys_.data() + v * LANES * steps_;
+            for (int i = 0; i < steps_; i += LANES) {
+                transpose(rows, to + i * LANES);
+                for (auto& row : rows) row += LANES;
+            }
+        }
+    }
+
+    // The tile's values, into [keys][value_room], or in pairs of keys.
+    void lay_values(int kv_head, int64_t begin, int64_t end) {
+        const auto row = [&](int64_t position) { return cached(a_.values, position, kv_head, a_.value_dim); };
+        if (PAIRS) {
+            static const std::vector<uint16_t> zeros(MAX_DIM, 0);
+            for (int k = 0; k < KEYS && begin + k < end; k += 2) {
+                const auto* a = reinterpret_cast<const uint16_t*>(row(begin + k));
+                const auto* b = begin + k + 1 < end ? reinterpret_cast<const uint16_t*>(row(begin + k + 1)) : zeros.data();
+                auto* to = reinterpret_cast<uint16_t*>(values_.data() + static_cast<int64_t>(k / 2) * value_room_);
+                interleave(a, b, to, a_.value_dim);
+                std::fill(to + 2 * a_.value_dim, to + 2 * value_room_, uint16_t{0});
+            }
+        } else {
+            for (int k = 0; k < KEYS && begin + k < end; ++k) {
+                widen_row<C>(row(begin + k), values_.data() + static_cast<int64_t>(k) * value_room_, a_.value_dim,
+                             value_room_);
+            }
+        }
+    }
+
+    void tile(const Piece& piece, int padded, int64_t begin, int64_t end) {
+        const int count = static_cast<int>(std::min<int64_t>(KEYS, end - begin));
+        const int vectors = static_cast<int>(round_up(count, LANES) / LANES);
+        lay_keys(piece.kv_head, begin, end);
+        lay_values(piece.kv_head, begin, end);
+        int first = 0;  // rows before it come before the tile's first key
+        while (first + ROWS <= padded && position_[first + ROWS - 1] < begin) first += ROWS;
+        for (int r = first; r < padded; r += ROWS) {
+            score(r, vectors);
+            for (int i = r; i < r + ROWS; ++i) weigh(i, begin, vectors);
+            mix(r, count);
+        }
+    }
+
+    void score(int r, int vectors) {
+        const float* queries = queries_.data() + static_cast<int64_t>(r) * steps_;
+        for (int v = 0; v < vectors; ++v) {
+            // Two vectors of keys would share the queries' broadcasts; loads are not what limits this.
+            vec total[ROWS][1] = {};
+            accumulate<PAIRS, ROWS, 1>(queries, keys_.data() + v * LANES * steps_, LANES, steps_, total);
+            for (int i = 0; i < ROWS; ++i) store(scores_ + i * KEYS + v * LANES, total[i][0] * a_.scale);
+        }
+    }
+
+    // A row's scores to weights; what the row has summed so far is scaled to the new peak.
+    void weigh(int r, int64_t begin, int vectors) {
+        float* scores = scores_ + r % ROWS * KEYS;
+        const int64_t position = position_[r], seen = position - begin;  // the last key that it sees
+        const int64_t from = a_.window ? position - a_.window + 1 - begin : -1;
+        ivec lanes;
+        for (int i = 0; i < LANES; ++i) lanes[i] = i;
+        vec peaks = broadcast(peak_[r]);
+        for (int v = 0; v < vectors; ++v) {
+            vec s = load(scores + v * LANES);
+            if (a_.softcap > 0) s = hyperbolic_tangent(s / a_.softcap) * a_.softcap;
+            const ivec key = lanes + v * LANES;
+            if (a_.alibi != nullptr) {
+                s = fmadd(to_float(key - static_cast<int32_t>(seen)), broadcast(a_.alibi[head_[r]]), s);
+            }
+            const vec masked = broadcast(-std::numeric_limits<float>::infinity());
+            if (seen < (v + 1) * LANES - 1) s = key <= static_cast<int32_t>(seen) ? s : masked;
+            if (from > v * LANES) s = key >= static_cast<int32_t>(std::min<int64_t>(from, KEYS)) ? s : masked;
+            store(scores + v * LANES, s);
+            peaks = larger(peaks, s);
+        }
+        const float peak = highest(peaks);
+        vec sums = {};
+        for (int v = 0; v < vectors; ++v) {
+            const vec weight = exponential(load(scores + v * LANES) - peak);
+            store(scores + v * LANES, weight);
+            sums += weight;
+        }
+        if (peak != peak_[r]) {
+            const float shrink = exponential(broadcast(peak_[r] - peak))[0];
+            total_[r] *= shrink;
+            float* row = sums_.data() + static_cast<int64_t>(r) * value_room_;
+            for (int i = 0; i < value_room_; i += LANES) store(row + i, load(row + i) * shrink);
+            peak_[r] = peak;
+        }
+        total_[r] += sum(sums);
+    }
+
+    void mix(int r, int count) {
+        const int steps = PAIRS ? (count + 1) / 2 : count;
+        float weights[KEYS * ROWS];
+        for (int i = 0; i < ROWS; ++i) {
+            float* scores = scores_ + i * KEYS;
+            if (PAIRS) {
+                for (int v = 0; v < KEY_VECTORS; ++v) {
+                    store(reinterpret_cast<bf16*>(scores) + v * LANES, load(scores + v * LANES));
+                }
+            }
+            for (int k = 0; k < steps; ++k) std::memcpy(weights + k * ROWS + i, scores + k, 4);
+        }
+        float* sums = sums_.data() + static_cast<int64_t>(r) * value_room_;
+        int i = 0;
+        for (; i + 4 * LANES <= value_room_; i += 4 * LANES) mix_some<4>(weights, i, steps, sums);
+        for (; i < value_room_; i += LANES) mix_some<1>(weights, i, steps, sums);
+    }
+
+    template <int V>
+    void mix_some(const float* weights, int at, int steps, float* sums) {
+        vec total[ROWS][V];
+        for (int r = 0; r < ROWS; ++r)
+            for (int v = 0; v < V; ++v) total[r][v] = load(sums + r * value_room_ + at + v * LANES);
+        accumulate<PAIRS, ROWS, V>(weights, values_.data() + at, value_room_, steps, total);
+        for (int r = 0; r < ROWS; ++r)
+            for (int v = 0; v < V; ++v) store(sums + r * value_room_ + at + v * LANES, total[r][v]);
+    }
+
+    void finish(int r) {
+        const float* sums = sums_.data() + static_cast<int64_t>(r) * value_room_;
+        WITH_TYPE(out_type, Out, put<Out>(r, sums))
+    }
+
+    const Attention& a_;
+    int key_room_, value_room_, steps_;
+    int64_t start_ = 0;
+    const int64_t* blocks_ = nullptr;
+    std::vector<float> queries_, keys_, values_, sums_, wide_;
+    alignas(64) float scores_[ROWS * KEYS] = {};
+    int64_t position_[MOST_ROWS + ROWS], batch_row_[MOST_ROWS + ROWS];
+    int head_[MOST_ROWS + ROWS];
+    float peak_[MOST_ROWS + ROWS], total_[MOST_ROWS + ROWS];
+};
+
+template <typename C>
+void attention(const Attention& a, int out_type) {
+    const int group = a.heads / a.kv_heads;
+    double products = 0;  // multiplications in all
+    int64_t rows_in_all = 0;
+    for (int64_t i = 0; i < a.num_runs; ++i) {
+        const int64_t* run = a.runs + 4 * i;
+        const int64_t seen = run[2] + run[1] / 2 + 1;
+        products += static_cast<double>(run[1]) * a.heads * (a.key_dim + a.value_dim) *
+                    static_cast<double>(a.window ? std::min<int64_t>(seen, a.window) : seen);
+        rows_in_all += run[1] * group;
+    }
+    // Enough pieces for all threads, also where one head of keys serves many of queries.
+    const int64_t threads = thread_count(), fair = round_up(rows_in_all * a.kv_heads / (2 * threads) + 1, ROWS);
+    const int64_t most = std::min<int64_t>(MOST_ROWS, std::max<int64_t>(fair, 4 * ROWS));
+    std::vector<Piece> pieces;
+    for (int64_t i = 0; i < a.num_runs; ++i) {
+        const int64_t *run = a.runs + 4 * i, rows = run[1] * group;
+        // Last queries first: they have the most keys, and short work at the end keeps threads even.
+        for (int64_t first = (rows - 1) / most * most; first >= 0; first -= most) {
+            for (int h = 0; h < a.kv_heads; ++h) {
+                pieces.push_back({run, h, static_cast<int>(std::min(most, rows - first)), first});
+            }
+        }
+    }
+    const auto count = static_cast<int64_t>(pieces.size());
+    parallel(count, products < ALONE_BELOW ? count : 1, [&](int64_t first, int64_t last) {
+        Worker<C> worker(a);
+        worker.out_type = out_type;
+        for (int64_t i = first; i < last; ++i) worker.run(pieces[i]);
+    });
+}
+
+}  // namespace
+
+// runs, query, keys, values, out, run table, block table, table width, block size, heads, kv heads, key dim, value dim,
+// scale, softcap, alibi or null, window, cache type, out type
+OPERATION(attention) {
+    const Attention attend{at<float>(a[1]),
+                           a[2].p,
+                           a[3].p,
+                           a[4].p,
+                           at<int64_t>(a[5]),
+                           at<int64_t>(a[6]),
+                           a[7].i,
+                           a[8].i,
+                           a[0].i,
+                           static_cast<int>(a[9].i),
+                           static_cast<int>(a[10].i),
+                           static_cast<int>(a[11].i),
+                           static_cast<int>(a[12].i),
+                           static_cast<float>(a[13].f),
+                           static_cast<float>(a[14].f),
+                           at<float>(a[15]),
+                           a[16].i};
+    WITH_CACHE(a[17].i, C, attention<C>(attend, static_cast<int>(a[18].i));)
+}
+
+}  // namespace octavo

@@ -1,0 +1,253 @@
+// Norms, activations, sums with the residual, and rotary positions with the cache's write.
+#include "cache.h"
+#include "call.h"
+#include "numbers.h"
+#include "pool.h"
+
+namespace octavo {
+namespace {
+
+constexpr int64_t SMALL = 16384;  // values that one thread is through with before another has woken up
+
+template <typename Step>
+INLINE void for_vectors(int64_t width, const Step& step) {
+    const int64_t whole = width / LANES * LANES;
+    for (int64_t i = 0; i < whole; i += LANES) step(i, LANES);
+    if (whole < width) step(whole, static_cast<int>(width - whole));
+}
+
+template <typename T>
+INLINE vec take(const T* p, int count) {
+    return count == LANES ? load(p) : load_some(p, count);
+}
+
+template <typename T>
+INLINE void put(T* p, vec v, int count) {
+    count == LANES ? store(p, v) : store_some(p, v, count);
+}
+
+template <typename Body>
+void over_rows(int64_t rows, int64_t width, const Body& body) {
+    parallel(rows, std::max<int64_t>(1, SMALL / std::max<int64_t>(1, width)), [&](int64_t first, int64_t last) {
+        for (int64_t r = first; r < last; ++r) body(r);
+    });
+}
+
+// ---- norms ---------------------------------------------------------------------------------------------------------
+
+template <typename T>
+INLINE void rms_norm_row(const T* x, const float* weight, T* out, int64_t width, float eps) {
+    vec squares = {};
+    for_vectors(width, [&](int64_t i, int n) {
+        const vec v = take(x + i, n);
+        squares = fmadd(v, v, squares);
+    });
+    const float scale = 1.0f / std::sqrt(sum(squares) / static_cast<float>(width) + eps);
+    for_vectors(width, [&](int64_t i, int n) { put(out + i, take(x + i, n) * scale * take(weight + i, n), n); });
+}
+
+template <typename T>
+INLINE void layer_norm_row(const T* x, const float* weight, const float* bias, T* out, int64_t width, float eps) {
+    vec total = {};
+    for_vectors(width, [&](int64_t i, int n) { total += take(x + i, n); });
+    const float mean = sum(total) / static_cast<float>(width);
+    vec squares = {};
+    for_vectors(width, [&](int64_t i, int n) {
+        vec v = take(x + i, n) - mean;
+        for (int j = n; j < LANES; ++j) v[j] = 0.0f;
+        squares = fmadd(v, v, squares);
+    });
+    const float scale = 1.0f / std::sqrt(sum(squares) / static_cast<float>(width) + eps);
+    for_vectors(width, [&](int64_t i, int n) {
+        vec v = (take(x + i, n) - mean) * scale;
+        if (weight != nullptr) v = v * take(weight + i, n);
+        if (bias != nullptr) v = v + take(bias + i, n);
+        put(out + i, v, n);
+    });
+}
+
+// ---- activations ---------------------------------------------------------------------------------------------------
+
+enum Activation { SILU, GELU_TANH, GELU, QUICK_GELU, RELU, RELU_SQUARED };
+
+// exp(x * x) * erfc(x) by Chebyshev's fit of Numerical Recipes: a relative error below 1.2e-7 for x >= 0.
+INLINE vec complementary_error(vec x) {
+    const vec t = 2.0f / (x + 2.0f);
+    const float terms[] = {0.17087277f,  -0.82215223f, 1.48851587f, -1.13520398f, 0.27886807f,
+                           -0.18628806f, 0.09678418f,  0.37409196f, 1.00002368f,  -1.26551223f};
+    vec p = broadcast(terms[0]);
+    for (int i = 1; i < 10; ++i) p = fmadd(p, t, broadcast(terms[i]));
+    return t * exponential(p - x * x);
+}
+
+template <int activation>
+INLINE vec activate(vec x) {
+    switch (activation) {
+        case SILU: return x / (exponential(-x) + 1.0f);
+        case QUICK_GELU: return x / (exponential(x * -1.702f) + 1.0f);
+        case RELU: return larger(x, vec{});
+        case RELU_SQUARED: return larger(x, vec{}) * larger(x, vec{});
+        case GELU: {
+            const vec z = x * 0.70710678118654752f;
+            const vec half = complementary_error(z < 0.0f ? -z : z) * 0.5f;
+            return x * (x < 0.0f ? half : 1.0f - half);
+        }
+        default: {
+            // (1 + tanh(y)) / 2 is 1 / (1 + exp(-2 y)), which loses nothing where tanh is near -1.
+            const vec inner = fmadd(x * x, broadcast(0.044715f), broadcast(1.0f)) * x * 0.7978845608028654f;
+            return x / (exponential(inner * -2.0f) + 1.0f);
+        }
+    }
+}
+
+// out = activation(x), or activation(x) * up where there is an `up`.
+template <int activation, typename T>
+INLINE void activate_row(const T* x, const T* up, T* out, int64_t width) {
+    for_vectors(width, [&](int64_t i, int n) {
+        const vec v = activate<activation>(take(x + i, n));
+        put(out + i, up == nullptr ? v : v * take(up + i, n), n);
+    });
+}
+
+template <typename T>
+void activate_rows(const T* x, T* out, int64_t rows, int64_t width, int activation, bool gated) {
+    over_rows(rows, width, [=](int64_t r) {
+        const T* from = x + r * width * (gated ? 2 : 1);
+        const T* up = gated ? from + width : nullptr;
+        switch (activation) {
+            case SILU: return activate_row<SILU>(from, up, out + r * width, width);
+            case GELU_TANH: return activate_row<GELU_TANH>(from, up, out + r * width, width);
+            case GELU: return activate_row<GELU>(from, up, out + r * width, width);
+            case QUICK_GELU: return activate_row<QUICK_GELU>(from, up, out + r * width, width);
+            case RELU: return activate_row<RELU>(from, up, out + r * width, width);
+            case RELU_SQUARED: return activate_row<RELU_SQUARED>(from, up, out + r * width, width);
+        }
+    });
+}
+
+// ---- rotary and the cache ------------------------------------------------------------------------------------------
+
+// One head turned by its position.
+template <typename T>
+INLINE void turn_head(const T* x, float* out, const float* cos, const float* sin, int dim, int pairs, bool interleaved) {
+    if (interleaved) {
+        for (int i = 0; i < pairs; ++i) {
+            const float first = as_float(x[2 * i]), second = as_float(x[2 * i + 1]);
+            out[2 * i] = first * cos[i] - second * sin[i];
+            out[2 * i + 1] = second * cos[i] + first * sin[i];
+        }
+    } else {
+        for_vectors(pairs, [&](int64_t i, int n) {
+            const vec first = take(x + i, n), second = take(x + pairs + i, n), c = take(cos + i, n), s = take(sin + i, n);
+            const vec fc = first * c, ss = second * s, sc = second * c, fs = first * s;
+            put(out + i, fc - ss, n);
+            put(out + pairs + i, sc + fs, n);
+        });
+    }
+    for_vectors(dim - 2 * pairs, [&](int64_t i, int n) { put(out + 2 * pairs + i, take(x + 2 * pairs + i, n), n); });
+}
+
+struct Turn {
+    const float *cos, *sin;
+    int heads, kv_heads, dim, pairs;
+    bool interleaved;
+};
+
+template <typename T, typename Cached>
+void rotate_store(const T* qkv, const Turn& turn, float* query, const CacheWriter<Cached>& keys,
+                  const CacheWriter<Cached>& values, const int64_t* slots, int64_t tokens) {
+    const int dim = turn.dim;
+    const int64_t width = static_cast<int64_t>(turn.heads + 2 * turn.kv_heads) * dim;
+    over_rows(tokens, width, [&](int64_t t) {
+        const T* row = qkv + t * width;
+        const float *c = turn.cos + t * turn.pairs, *s = turn.sin + t * turn.pairs;
+        for (int h = 0; h < turn.heads; ++h) {
+            turn_head(row + h * dim, query + (t * turn.heads + h) * dim, c, s, dim, turn.pairs, turn.interleaved);
+        }
+        float head[MAX_DIM];
+        for (int h = 0; h < turn.kv_heads; ++h) {
+            turn_head(row + (turn.heads + h) * dim, head, c, s, dim, turn.pairs, turn.interleaved);
+            keys.write(slots[t], h, head);
+            const T* value = row + (turn.heads + turn.kv_heads + h) * dim;
+            for_vectors(dim, [&](int64_t i, int n) { put(head + i, take(value + i, n), n); });
+            values.write(slots[t], h, head);
+        }
+    });
+}
+
+}  // namespace
+
+// rows, x, weight, out, width, eps, type
+OPERATION(rms_norm) {
+    const int64_t width = a[4].i;
+    const float eps = static_cast<float>(a[5].f);
+    WITH_TYPE(a[6].i, T, over_rows(a[0].i, width, [&](int64_t r) {
+        rms_norm_row(at<T>(a[1]) + r * width, at<float>(a[2]), at<T>(a[3]) + r * width, width, eps);
+    }))
+}
+
+// rows, x, weight or null, bias or null, out, width, eps, type
+OPERATION(layer_norm) {
+    const int64_t width = a[5].i;
+    const float eps = static_cast<float>(a[6].f);
+    WITH_TYPE(a[7].i, T, over_rows(a[0].i, width, [&](int64_t r) {
+        layer_norm_row(at<T>(a[1]) + r * width, at<float>(a[2]), at<float>(a[3]), at<T>(a[4]) + r * width, width, eps);
+    }))
+}
+
+// rows, x, y, out, width, scale, type: out = x + scale * y
+OPERATION(add) {
+    const int64_t width = a[4].i;
+    const vec scale = broadcast(static_cast<float>(a[5].f));
+    const bool plain = a[5].f == 1.0;
+    WITH_TYPE(a[6].i, T, over_rows(a[0].i, width, [&](int64_t r) {
+        const T *x = at<T>(a[1]) + r * width, *y = at<T>(a[2]) + r * width;
+        T* out = at<T>(a[3]) + r * width;
+        for_vectors(width, [&](int64_t i, int n) {
+            const vec v = take(y + i, n);
+            put(out + i, take(x + i, n) + (plain ? v : v * scale), n);
+        });
+    }))
+}
+
+// rows, x, y, sum, weight, normed, width, eps, type: sum = x + y, normed = its root mean square norm
+OPERATION(add_norm) {
+    const int64_t width = a[6].i;
+    const float eps = static_cast<float>(a[7].f);
+    WITH_TYPE(a[8].i, T, over_rows(a[0].i, width, [&](int64_t r) {
+        const T *x = at<T>(a[1]) + r * width, *y = at<T>(a[2]) + r * width;
+        T* total = at<T>(a[3]) + r * width;
+        for_vectors(width, [&](int64_t i, int n) { put(total + i, take(x + i, n) + take(y + i, n), n); });
+        rms_norm_row(total, at<float>(a[4]), at<T>(a[5]) + r * width, width, eps);
+    }))
+}
+
+// rows, x, out, width, activation, gated, type
+OPERATION(activate) {
+    WITH_TYPE(a[6].i, T,
+              activate_rows(at<T>(a[1]), at<T>(a[2]), a[0].i, a[3].i, static_cast<int>(a[4].i), a[5].i != 0))
+}
+
+// tokens, qkv, cos, sin, query, keys, values, slots, block size, heads, kv heads, dim, pairs, interleaved, type,
+// cache type
+OPERATION(rotate_store) {
+    const Turn turn{at<float>(a[2]), at<float>(a[3]), static_cast<int>(a[9].i), static_cast<int>(a[10].i),
+                    static_cast<int>(a[11].i), static_cast<int>(a[12].i), a[13].i != 0};
+    WITH_CACHE(a[15].i, C, {
+        const CacheWriter<C> keys{a[5].p, a[8].i, turn.kv_heads, turn.dim}, values{a[6].p, a[8].i, turn.kv_heads, turn.dim};
+        WITH_TYPE(a[14].i, T, rotate_store(at<T>(a[1]), turn, at<float>(a[4]), keys, values, at<int64_t>(a[7]), a[0].i))
+    })
+}
+
+// tokens, rows of float32, cache, slots, block size, heads, dim, cache type
+OPERATION(store_rows) {
+    const int heads = static_cast<int>(a[5].i), dim = static_cast<int>(a[6].i);
+    WITH_CACHE(a[7].i, C, {
+        const CacheWriter<C> cache{a[2].p, a[4].i, heads, dim};
+        over_rows(a[0].i, static_cast<int64_t>(heads) * dim, [&](int64_t t) {
+            for (int h = 0; h < heads; ++h) cache.write(at<int64_t>(a[3])[t], h, at<float>(a[1]) + (t * heads + h) * dim);
+        });
+    })
+}
+
+}  // namespace octavo

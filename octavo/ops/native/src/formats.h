@@ -1,0 +1,284 @@
+// Quantized weights: how each format lies in its file, and how it lies packed for computing.
+//
+// A packed weight is a row of panels, each of 16 outputs over the whole width. A panel is a row of units; a unit has
+// the scales of its outputs, then for every 4 columns a vector of 64 codes, output by output, so that one instruction
+// multiplies 4 columns of 16 outputs. Codes are without sign: a weight is `scale * code + low`, where `low` is a number
+// of its own or `-zero * scale`. Nothing is expanded: 4-bit codes stay two in a byte, scales stay as the file has them.
+#pragma once
+
+#include "numbers.h"
+
+namespace octavo {
+
+constexpr int PANEL = 16;  // outputs
+constexpr int CHUNK = 32;  // columns that every format can be cut into
+constexpr int CHUNK_STEPS = CHUNK / 4;
+
+// Numbers of ggml's types where there is one.
+enum Kind {
+    KIND_F32 = 0, KIND_F16 = 1, KIND_Q4_0 = 2, KIND_Q4_1 = 3, KIND_Q5_0 = 6, KIND_Q5_1 = 7, KIND_Q8_0 = 8,
+    KIND_Q4_K = 12, KIND_Q5_K = 13, KIND_Q6_K = 14, KIND_IQ4_NL = 20, KIND_BF16 = 30, KIND_INT8 = 100,
+};
+
+INLINE float half_at(const uint8_t* p) {
+    f16 h;
+    std::memcpy(&h, p, sizeof h);
+    return as_float(h);
+}
+INLINE vec halves_at(const uint8_t* p) { return load(reinterpret_cast<const f16*>(p)); }
+INLINE bytes64 byte_vector(int value) { return bytes64{} + static_cast<uint8_t>(value); }
+INLINE bytes64 shifted(bytes64 v, int by) { return bit_cast<bytes64>(bit_cast<uvec>(v) >> by); }
+INLINE bytes64 lifted(bytes64 v, int by) { return bit_cast<bytes64>(bit_cast<uvec>(v) << by); }
+
+INLINE vec unsigned_bytes(const uint8_t* p) {
+    typedef uint8_t b16 __attribute__((vector_size(16)));
+    return to_float(__builtin_convertvector(load_as<b16>(p), ivec));
+}
+INLINE vec signed_bytes(const uint8_t* p) {
+    typedef int8_t b16 __attribute__((vector_size(16)));
+    return to_float(__builtin_convertvector(load_as<b16>(p), ivec));
+}
+
+// Codes of 4 to 8 bits. BITS 4: a vector holds two steps. The fifth and sixth bits lie in vectors of their own.
+template <int BITS>
+struct Codes {
+    static constexpr int BYTES = CHUNK * PANEL * BITS / 8;  // of a chunk
+
+    static INLINE bytes64 step(const uint8_t* p, int s) {
+        if (BITS == 8) return load_as<bytes64>(p + 64 * s);
+        const bytes64 pair = load_as<bytes64>(p + 64 * (s / 2));
+        bytes64 code = (s % 2 ? shifted(pair, 4) : pair) & byte_vector(15);
+        if (BITS == 5) {
+            const bytes64 high = load_as<bytes64>(p + 256);
+            code |= (s < 4 ? lifted(high, 4 - s) : shifted(high, s - 4)) & byte_vector(16);
+        }
+        if (BITS == 6) {
+            const bytes64 high = load_as<bytes64>(p + 256 + 64 * (s / 4));
+            const int at = 2 * (s % 4);
+            code |= (at <= 4 ? lifted(high, 4 - at) : shifted(high, at - 4)) & byte_vector(48);
+        }
+        return code;
+    }
+
+    // Puts one code of a chunk, whose bytes began as zero.
+    static void put(uint8_t* p, int output, int column, int code) {
+        const int s = column / 4, lane = 4 * output + column % 4;
+        if (BITS == 8) {
+            p[64 * s + lane] = static_cast<uint8_t>(code);
+            return;
+        }
+        p[64 * (s / 2) + lane] |= static_cast<uint8_t>((code & 15) << (4 * (s % 2)));
+        if (BITS == 5) p[256 + lane] |= static_cast<uint8_t>((code >> 4) << s);
+        if (BITS == 6) p[256 + 64 * (s / 4) + lane] |= static_cast<uint8_t>((code >> 4) << (2 * (s % 4)));
+    }
+};
+
+// What a format tells about one row's unit as the file stores it.
+struct Stored {
+    uint8_t codes[256];
+    uint8_t scale[16], low[16];  // by block, as stored
+    const uint8_t *d, *m;        // float16
+};
+
+// Formats of 32 columns with a float16 scale, and a float16 low where LOW.
+template <int BITS, bool LOW, int ZERO_>
+struct Simple {
+    using Bits = Codes<BITS>;
+    static constexpr int UNIT = 32, BLOCK = 32, ZERO = ZERO_;
+    static constexpr bool HAS_LOW = LOW, BY_CHANNEL = false, WIDE = BITS == 8;
+    static constexpr int HEADER = (LOW ? 2 : 1) * PANEL * 2;
+    static constexpr int UNIT_BYTES = HEADER + Bits::BYTES;
+    static constexpr int FILE_HEADER = LOW ? 4 : 2;
+    static constexpr int FILE_BYTES = FILE_HEADER + UNIT * BITS / 8;
+
+    static INLINE vec scale(const uint8_t* unit, int) { return halves_at(unit); }
+    static INLINE vec low(const uint8_t* unit, int) { return halves_at(unit + 2 * PANEL); }
+    static INLINE const uint8_t* chunk(const uint8_t* unit, int) { return unit + HEADER; }
+    static INLINE bytes64 step(const uint8_t* chunk, int s) { return Bits::step(chunk, s); }
+
+    static void read(const uint8_t* row, Stored& out) {
+        out.d = row;
+        out.m = row + 2;
+        const uint8_t* q = row + FILE_HEADER;
+        if (BITS == 8) {
+            for (int i = 0; i < 32; ++i) out.codes[i] = static_cast<uint8_t>(q[i] ^ 0x80);
+            return;
+        }
+        uint32_t high = 0;
+        if (BITS == 5) {
+            std::memcpy(&high, q, 4);
+            q += 4;
+        }
+        for (int i = 0; i < 16; ++i) {
+            out.codes[i] = static_cast<uint8_t>((q[i] & 15) | ((high >> i & 1) << 4));
+            out.codes[i + 16] = static_cast<uint8_t>((q[i] >> 4) | ((high >> (i + 16) & 1) << 4));
+        }
+    }
+    static void header(uint8_t* unit, int output, const Stored& s) {
+        std::memcpy(unit + 2 * output, s.d, 2);
+        if (LOW) std::memcpy(unit + 2 * (PANEL + output), s.m, 2);
+    }
+};
+
+using Q4_0 = Simple<4, false, 8>;
+using Q4_1 = Simple<4, true, 0>;
+using Q5_0 = Simple<5, false, 16>;
+using Q5_1 = Simple<5, true, 0>;
+using Q8_0 = Simple<8, false, 128>;
+
+// 4-bit codes into a table of 16 values.
+struct IQ4_NL : Simple<4, false, 128> {
+    static constexpr bool WIDE = true;
+
+    static INLINE bytes64 step(const uint8_t* chunk, int s) {
+        static constexpr uint8_t VALUES[16] = {1,   24,  45,  63,  79,  93,  106, 118,
+                                               129, 141, 153, 166, 181, 197, 217, 241};  // 128 added
+        const bytes64 index = Bits::step(chunk, s);
+#if defined(__AVX512BW__)
+        const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(VALUES)));
+        return (bytes64)_mm512_shuffle_epi8(table, (__m512i)index);
+#elif defined(__AVX2__)
+        const __m256i table =
+            _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(VALUES)));
+        __m256i v[2];
+        std::memcpy(v, &index, sizeof v);
+        v[0] = _mm256_shuffle_epi8(table, v[0]);
+        v[1] = _mm256_shuffle_epi8(table, v[1]);
+        return load_as<bytes64>(v);
+#else
+        bytes64 out;
+        for (int i = 0; i < 64; ++i) out[i] = VALUES[index[i]];
+        return out;
+#endif
+    }
+};
+
+// Formats of 256 columns with a 6-bit scale and low for each 32, and float16 factors of both.
+template <int BITS>
+struct SuperBlock {
+    using Bits = Codes<BITS>;
+    static constexpr int UNIT = 256, BLOCK = 32, ZERO = 0;
+    static constexpr bool HAS_LOW = true, BY_CHANNEL = false, WIDE = false;
+    static constexpr int SCALES = 4 * PANEL, LOWS = SCALES + 8 * PANEL, HEADER = LOWS + 8 * PANEL;
+    static constexpr int UNIT_BYTES = HEADER + 8 * Bits::BYTES;
+    static constexpr int FILE_BYTES = 16 + 128 + (BITS == 5 ? 32 : 0);
+
+    static INLINE vec scale(const uint8_t* unit, int block) {
+        return halves_at(unit) * unsigned_bytes(unit + SCALES + PANEL * block);
+    }
+    static INLINE vec low(const uint8_t* unit, int block) {
+        return -halves_at(unit + 2 * PANEL) * unsigned_bytes(unit + LOWS + PANEL * block);
+    }
+    static INLINE const uint8_t* chunk(const uint8_t* unit, int c) { return unit + HEADER + c * Bits::BYTES; }
+    static INLINE bytes64 step(const uint8_t* chunk, int s) { return Bits::step(chunk, s); }
+
+    static void read(const uint8_t* row, Stored& out) {
+        out.d = row;
+        out.m = row + 2;
+        const uint8_t* packed = row + 4;
+        for (int j = 0; j < 8; ++j) {
+            if (j < 4) {
+                out.scale[j] = packed[j] & 63;
+                out.low[j] = packed[j + 4] & 63;
+            } else {
+                out.scale[j] = static_cast<uint8_t>((packed[j + 4] & 15) | (packed[j - 4] >> 6) << 4);
+                out.low[j] = static_cast<uint8_t>((packed[j + 4] >> 4) | (packed[j] >> 6) << 4);
+            }
+        }
+        const uint8_t *high = row + 16, *q = row + 16 + (BITS == 5 ? 32 : 0);
+        for (int i = 0; i < 256; ++i) {
+            const int block = i / 32, l = i % 32, byte = q[block / 2 * 32 + l];
+            const int fifth = BITS == 5 ? (high[l] >> block & 1) << 4 : 0;
+            out.codes[i] = static_cast<uint8_t>((block % 2 ? byte >> 4 : byte & 15) | fifth);
+        }
+    }
+    static void header(uint8_t* unit, int output, const Stored& s) {
+        std::memcpy(unit + 2 * output, s.d, 2);
+        std::memcpy(unit + 2 * (PANEL + output), s.m, 2);
+        for (int j = 0; j < 8; ++j) {
+            unit[SCALES + PANEL * j + output] = s.scale[j];
+            unit[LOWS + PANEL * j + output] = s.low[j];
+        }
+    }
+};
+
+using Q4_K = SuperBlock<4>;
+using Q5_K = SuperBlock<5>;
+
+// 256 columns with an 8-bit scale for each 16, and a float16 factor.
+struct Q6_K {
+    using Bits = Codes<6>;
+    static constexpr int UNIT = 256, BLOCK = 16, ZERO = 32;
+    static constexpr bool HAS_LOW = false, BY_CHANNEL = false, WIDE = false;
+    static constexpr int HEADER = 2 * PANEL + 16 * PANEL, UNIT_BYTES = HEADER + 8 * Bits::BYTES, FILE_BYTES = 210;
+
+    static INLINE vec scale(const uint8_t* unit, int block) {
+        return halves_at(unit) * signed_bytes(unit + 2 * PANEL + PANEL * block);
+    }
+    static INLINE vec low(const uint8_t*, int) { return vec{}; }
+    static INLINE const uint8_t* chunk(const uint8_t* unit, int c) { return unit + HEADER + c * Bits::BYTES; }
+    static INLINE bytes64 step(const uint8_t* chunk, int s) { return Bits::step(chunk, s); }
+
+    static void read(const uint8_t* row, Stored& out) {
+        out.d = row + 208;
+        out.m = row + 208;
+        std::memcpy(out.scale, row + 192, 16);
+        for (int i = 0; i < 256; ++i) {
+            const int half = i / 128, quarter = i % 128 / 32, l = i % 32;
+            const int low = row[64 * half + 32 * (quarter % 2) + l], high = row[128 + 32 * half + l];
+            out.codes[i] = static_cast<uint8_t>((quarter < 2 ? low & 15 : low >> 4) | (high >> 2 * quarter & 3) << 4);
+        }
+    }
+    static void header(uint8_t* unit, int output, const Stored& s) {
+        std::memcpy(unit + 2 * output, s.d, 2);
+        for (int j = 0; j < 16; ++j) unit[2 * PANEL + PANEL * j + output] = s.scale[j];
+    }
+};
+
+// int8 with one float32 scale an output: in the file (which is ours alone) before the codes of its row, and packed at
+// the panel's beginning.
+struct Int8 {
+    using Bits = Codes<8>;
+    static constexpr int UNIT = 32, BLOCK = 32, ZERO = 128;
+    static constexpr bool HAS_LOW = false, BY_CHANNEL = true, WIDE = true;
+    static constexpr int HEADER = 0, UNIT_BYTES = Bits::BYTES, FILE_BYTES = 32;
+
+    static INLINE vec scale(const uint8_t*, int) { return broadcast(1.0f); }
+    static INLINE vec low(const uint8_t*, int) { return vec{}; }
+    static INLINE const uint8_t* chunk(const uint8_t* unit, int) { return unit; }
+    static INLINE bytes64 step(const uint8_t* chunk, int s) { return Bits::step(chunk, s); }
+
+    static void read(const uint8_t* row, Stored& out) {
+        for (int i = 0; i < 32; ++i) out.codes[i] = static_cast<uint8_t>(row[i] ^ 0x80);
+    }
+    static void header(uint8_t*, int, const Stored&) {}
+};
+
+template <typename F>
+constexpr int64_t panel_start() {
+    return F::BY_CHANNEL ? PANEL * sizeof(float) : 0;
+}
+template <typename F>
+constexpr int64_t panel_bytes(int64_t width) {
+    return panel_start<F>() + width / F::UNIT * F::UNIT_BYTES;
+}
+template <typename F>
+constexpr int64_t file_row_bytes(int64_t width) {
+    return (F::BY_CHANNEL ? static_cast<int64_t>(sizeof(float)) : 0) + width / F::UNIT * F::FILE_BYTES;
+}
+
+#define WITH_FORMAT(kind, F, ...)                                       \
+    switch (kind) {                                                      \
+        case octavo::KIND_Q4_0: { using F = octavo::Q4_0; __VA_ARGS__; break; }     \
+        case octavo::KIND_Q4_1: { using F = octavo::Q4_1; __VA_ARGS__; break; }     \
+        case octavo::KIND_Q5_0: { using F = octavo::Q5_0; __VA_ARGS__; break; }     \
+        case octavo::KIND_Q5_1: { using F = octavo::Q5_1; __VA_ARGS__; break; }     \
+        case octavo::KIND_Q8_0: { using F = octavo::Q8_0; __VA_ARGS__; break; }     \
+        case octavo::KIND_Q4_K: { using F = octavo::Q4_K; __VA_ARGS__; break; }     \
+        case octavo::KIND_Q5_K: { using F = octavo::Q5_K; __VA_ARGS__; break; }     \
+        case octavo::KIND_Q6_K: { using F = octavo::Q6_K; __VA_ARGS__; break; }     \
+        case octavo::KIND_IQ4_NL: { using F = octavo::IQ4_NL; __VA_ARGS__; break; } \
+        case octavo::KIND_INT8: { using F = octavo::Int8; __VA_ARGS__; break; }     \
+    }
+
+}  // namespace octavo

@@ -1,0 +1,104 @@
+// What the products with float and with quantized weights share: rows in tiles, panels of outputs, how results leave.
+//
+// Each output of a row is a sum in a fixed order: 128 columns at a time in ascending order, then the groups in order.
+// It is the same whatever tile the row falls into, so that a row's result does not depend on its neighbours.
+#pragma once
+
+#include <memory>
+
+#include "call.h"
+#include "formats.h"
+#include "numbers.h"
+#include "pool.h"
+
+namespace octavo {
+
+constexpr int TILE = 8;       // rows that share each vector of weights that is loaded
+constexpr int GROUP = 128;    // columns that are summed before the sum joins the others
+constexpr int AHEAD = 4096;   // bytes of weights asked for before they are needed
+
+struct Product {
+    int64_t rows;
+    const void* x;
+    int x_type;
+    int64_t x_stride;  // numbers between rows
+    int64_t width;     // columns of x
+    const uint8_t* weights;
+    int64_t outputs;
+    const float* bias;  // or null
+    void* out;
+    int out_type;
+    int64_t out_stride;
+};
+
+// Rows in tiles of 8, the last one of 1, 4 or 8.
+struct Tiles {
+    int64_t rows, whole;
+    int last;
+
+    explicit Tiles(int64_t rows) : rows(rows), whole(rows / TILE) {
+        const int rest = static_cast<int>(rows % TILE);
+        last = rest <= 1 ? rest : rest <= 4 ? 4 : 8;
+    }
+    int64_t count() const { return whole + (last != 0); }
+    int64_t padded_rows() const { return whole * TILE + last; }
+    int size(int64_t tile) const { return tile < whole ? TILE : last; }
+};
+
+// f(std::integral_constant) with the tile's size as a constant.
+template <typename Body>
+INLINE void with_size(int size, const Body& body) {
+    switch (size) {
+        case 1: return body(std::integral_constant<int, 1>());
+        case 4: return body(std::integral_constant<int, 4>());
+        default: return body(std::integral_constant<int, 8>());
+    }
+}
+
+// Memory of a thread's own that only grows, aligned to vectors.
+class Scratch {
+public:
+    uint8_t* get(int64_t bytes) {
+        if (bytes > size_) {
+            memory_.reset(new uint8_t[bytes + 64]);
+            size_ = bytes;
+        }
+        const auto address = reinterpret_cast<uintptr_t>(memory_.get());
+        return reinterpret_cast<uint8_t*>((address + 63) / 64 * 64);
+    }
+
+private:
+    std::unique_ptr<uint8_t[]> memory_;
+    int64_t size_ = 0;
+};
+
+// 16 outputs of row `row` from `first` on.
+INLINE void emit(const Product& p, int64_t row, int64_t first, vec value) {
+    const int count = static_cast<int>(std::min<int64_t>(PANEL, p.outputs - first));
+    if (p.bias != nullptr) value += count == PANEL ? load(p.bias + first) : load_some(p.bias + first, count);
+    WITH_TYPE(p.out_type, T, {
+        T* out = static_cast<T*>(p.out) + row * p.out_stride + first;
+        count == PANEL ? store(out, value) : store_some(out, value, count);
+    })
+}
+
+// Row `row` of x as floats; zero up to `room`.
+INLINE void read_row(const Product& p, int64_t row, float* to, int64_t room) {
+    WITH_TYPE(p.x_type, T, {
+        const T* x = static_cast<const T*>(p.x) + row * p.x_stride;
+        int64_t i = 0;
+        for (; i + LANES <= p.width; i += LANES) store(to + i, load(x + i));
+        if (i < p.width) {
+            const int rest = static_cast<int>(p.width - i);
+            store_some(to + i, load_some(x + i, rest), rest);
+        }
+        for (i = p.width; i < room; ++i) to[i] = 0.0f;
+    })
+}
+
+void multiply_float(const Product& p, int kind);
+void multiply_quantized(const Product& p, int kind);
+
+inline bool is_float(int kind) { return kind == KIND_F32 || kind == KIND_F16 || kind == KIND_BF16; }
+
+}  // namespace octavo

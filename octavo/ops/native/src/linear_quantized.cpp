@@ -1,0 +1,287 @@
+// Products with quantized weights. Activations become int8, with a scale for each 128 of a row's values; products of
+// codes are summed exactly, in integers, within a block of weights, and blocks in float32.
+#include "linear.h"
+
+namespace octavo {
+namespace {
+
+// Without wide vectors an operation is many instructions, and unrolling only makes the code long.
+#if defined(__AVX2__)
+#define UNROLL _Pragma("GCC unroll 8")
+#else
+#define UNROLL _Pragma("GCC unroll 1")
+#endif
+
+// What formats differ in once their codes are unpacked: the products of many rows are compiled for these alone.
+template <int BLOCK_, bool LOW, bool CHANNEL, bool WIDE_>
+struct Shape {
+    static constexpr int BLOCK = BLOCK_;
+    static constexpr bool HAS_LOW = LOW, BY_CHANNEL = CHANNEL, WIDE = WIDE_;
+    // Columns whose activations are summed for the weights' zero.
+    static constexpr int SUMMED = CHANNEL ? GROUP : BLOCK_;
+};
+template <typename F>
+using ShapeOf = Shape<F::BLOCK, F::HAS_LOW, F::BY_CHANNEL, F::WIDE>;
+
+// acc + the products of 4 columns of 16 outputs' codes with 4 activations. WIDE codes take all 8 bits.
+template <bool WIDE>
+INLINE ivec dot4(ivec acc, bytes64 codes, const int8_t* x) {
+    int32_t four;
+    std::memcpy(&four, x, sizeof four);
+#if defined(__AVX512VNNI__)
+    return (ivec)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)codes, _mm512_set1_epi32(four));
+#elif defined(__AVX512BW__)
+    const __m512i w = (__m512i)codes, b = _mm512_set1_epi32(four);
+    if (!WIDE) {
+        const __m512i pairs = _mm512_maddubs_epi16(w, b);
+        return (ivec)_mm512_add_epi32((__m512i)acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+    }
+    const __m512i even = _mm512_madd_epi16(_mm512_and_si512(w, _mm512_set1_epi16(255)),
+                                           _mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8));
+    const __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(w, 8), _mm512_srai_epi16(b, 8));
+    return (ivec)_mm512_add_epi32((__m512i)acc, _mm512_add_epi32(even, odd));
+#elif defined(__AVX2__)
+    __m256i w[2], a[2];
+    std::memcpy(w, &codes, sizeof w);
+    std::memcpy(a, &acc, sizeof a);
+    const __m256i b = _mm256_set1_epi32(four);
+    for (int i = 0; i < 2; ++i) {
+        if (!WIDE) {
+            const __m256i pairs = _mm256_maddubs_epi16(w[i], b);
+            a[i] = _mm256_add_epi32(a[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+        } else {
+            const __m256i even = _mm256_madd_epi16(_mm256_and_si256(w[i], _mm256_set1_epi16(255)),
+                                                   _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8));
+            const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(w[i], 8), _mm256_srai_epi16(b, 8));
+            a[i] = _mm256_add_epi32(a[i], _mm256_add_epi32(even, odd));
+        }
+    }
+    return load_as<ivec>(a);
+#else
+    const uvec w = bit_cast<uvec>(codes);
+    for (int i = 0; i < 4; ++i) acc += bit_cast<ivec>((w >> (8 * i)) & 255) * static_cast<int32_t>(x[i]);
+    return acc;
+#endif
+}
+
+// A tile's activations: codes [columns / 4][rows][4], then sums [columns / SUMMED][rows], then scales [groups][rows].
+// Sums are what the weights' zero takes off, in integers, or what their low is multiplied with, as floats.
+template <typename S>
+struct Activations {
+    int64_t columns;  // a multiple of CHUNK
+    int zero;         // of the weights' codes
+
+    int64_t sums() const { return (columns + S::SUMMED - 1) / S::SUMMED; }
+    int64_t groups() const { return (columns + GROUP - 1) / GROUP; }
+    int64_t row_bytes() const { return columns + 4 * sums() + 4 * groups(); }
+
+    const int8_t* codes(const uint8_t* tile) const { return reinterpret_cast<const int8_t*>(tile); }
+    const int32_t* sums_at(const uint8_t* tile, int size) const {
+        return reinterpret_cast<const int32_t*>(tile + columns * size);
+    }
+    const float* scales_at(const uint8_t* tile, int size) const {
+        return reinterpret_cast<const float*>(tile + (columns + 4 * sums()) * size);
+    }
+
+    // Row `r` of a tile of `size`, from `x`, `columns` floats.
+    void quantize(const float* x, uint8_t* tile, int r, int size, uint8_t* room) const {
+        int8_t* codes = reinterpret_cast<int8_t*>(room);
+        auto* sums_out = reinterpret_cast<int32_t*>(tile + columns * size);
+        auto* scales_out = reinterpret_cast<float*>(tile + (columns + 4 * sums()) * size);
+        const vec magic = broadcast(12582912.0f);
+        for (int64_t first = 0; first < columns; first += GROUP) {
+            const int64_t last = std::min<int64_t>(first + GROUP, columns);
+            vec peaks = {}, poison = {};
+            for (int64_t i = first; i < last; i += LANES) {
+                const vec v = load(x + i);
+                peaks = larger(peaks, v < 0.0f ? -v : v);
+                poison = fmadd(v, vec{}, poison);  // not a number where a value is not finite
+            }
+            const float peak = highest(peaks), inverse = peak > 0.0f ? 127.0f / peak : 0.0f;
+            scales_out[first / GROUP * size + r] = peak / 127.0f + sum(poison);
+            for (int64_t at = first; at < last; at += S::SUMMED) {
+                ivec total = {};
+                for (int64_t i = at; i < std::min<int64_t>(at + S::SUMMED, last); i += LANES) {
+                    const ivec q = bit_cast<ivec>(fmadd(load(x + i), broadcast(inverse), magic)) - bit_cast<ivec>(magic);
+                    total += q;
+                    typedef int8_t b16 __attribute__((vector_size(16)));
+                    const b16 narrow = __builtin_convertvector(q, b16);
+                    std::memcpy(codes + i, &narrow, sizeof narrow);
+                }
+                const float all = sum(to_float(total));
+                sums_out[at / S::SUMMED * size + r] =
+                    S::HAS_LOW ? bit_cast<int32_t>(all) : -zero * static_cast<int32_t>(all);
+            }
+        }
+        for (int64_t i = 0; i < columns; i += 4) std::memcpy(tile + i * size + 4 * r, codes + i, 4);
+    }
+};
+
+// Weights of a panel as they are packed.
+template <typename F>
+struct Packed {
+    const uint8_t* units;
+
+    INLINE const uint8_t* unit(int64_t chunk) const { return units + chunk / (F::UNIT / CHUNK) * F::UNIT_BYTES; }
+    static INLINE int part(int64_t chunk) { return static_cast<int>(chunk % (F::UNIT / CHUNK)); }
+    INLINE const uint8_t* chunk(int64_t c) const { return F::chunk(unit(c), part(c)); }
+    static INLINE bytes64 step(const uint8_t* chunk, int s) { return F::step(chunk, s); }
+    INLINE vec scale(int64_t c, int b) const { return F::scale(unit(c), part(c) * (CHUNK / F::BLOCK) + b); }
+    INLINE vec low(int64_t c, int b) const { return F::low(unit(c), part(c) * (CHUNK / F::BLOCK) + b); }
+    INLINE void prefetch(int64_t c) const {
+        const uint8_t* p = chunk(c) + AHEAD;
+        for (int i = 0; i < F::Bits::BYTES; i += 64) __builtin_prefetch(p + i);
+    }
+};
+
+// Weights of a panel unpacked once for many rows: a byte a code, float32 scales and lows.
+template <typename S>
+struct Unpacked {
+    static constexpr int BLOCKS = CHUNK / S::BLOCK;
+    const uint8_t* codes;
+    const float *scales, *lows;
+
+    static int64_t bytes(int64_t columns) { return columns * PANEL + 2 * columns / S::BLOCK * PANEL * 4; }
+
+    template <typename F>
+    Unpacked(const Packed<F>& packed, int64_t columns, uint8_t* room)
+        : codes(room),
+          scales(reinterpret_cast<float*>(room + columns * PANEL)),
+          lows(scales + columns / S::BLOCK * PANEL) {
+        auto* scale = const_cast<float*>(scales);
+        auto* low = const_cast<float*>(lows);
+        for (int64_t c = 0; c < columns / CHUNK; ++c) {
+            packed.prefetch(c);
+            const uint8_t* chunk = packed.chunk(c);
+            UNROLL
+            for (int s = 0; s < CHUNK_STEPS; ++s) {
+                const bytes64 step = F::step(chunk, s);
+                std::memcpy(room + (c * CHUNK_STEPS + s) * 64, &step, sizeof step);
+            }
+            for (int b = 0; b < BLOCKS; ++b) {
+                store(scale + (c * BLOCKS + b) * PANEL, packed.scale(c, b));
+                if (S::HAS_LOW) store(low + (c * BLOCKS + b) * PANEL, packed.low(c, b));
+            }
+        }
+    }
+
+    INLINE const uint8_t* chunk(int64_t c) const { return codes + c * CHUNK * PANEL; }
+    static INLINE bytes64 step(const uint8_t* chunk, int s) { return load_as<bytes64>(chunk + 64 * s); }
+    INLINE vec scale(int64_t c, int b) const { return load(scales + (c * BLOCKS + b) * PANEL); }
+    INLINE vec low(int64_t c, int b) const { return load(lows + (c * BLOCKS + b) * PANEL); }
+    INLINE void prefetch(int64_t) const {}
+};
+
+// R rows with one panel.
+template <typename S, typename Weights, int R>
+__attribute__((noinline)) void multiply(const Weights& w, const Activations<S>& of, const uint8_t* tile, vec* out) {
+    constexpr int BLOCKS = CHUNK / S::BLOCK, STEPS = S::BLOCK / 4;
+    const int8_t* x = of.codes(tile);
+    const int32_t* sums = of.sums_at(tile, R);
+    const float* scales = of.scales_at(tile, R);
+    const int64_t chunks = of.columns / CHUNK;
+    vec acc[R] = {};
+    for (int64_t first = 0, group = 0; first < chunks; first += GROUP / CHUNK, ++group) {
+        const int64_t last = std::min<int64_t>(first + GROUP / CHUNK, chunks);
+        vec total[R] = {};
+        ivec dots[R];
+        if (S::BY_CHANNEL) {
+            for (int r = 0; r < R; ++r) dots[r] = broadcast(sums[group * R + r]);
+        }
+        for (int64_t c = first; c < last; ++c) {
+            const uint8_t* chunk = w.chunk(c);
+            w.prefetch(c);
+            UNROLL
+            for (int b = 0; b < BLOCKS; ++b) {
+                const int64_t block = c * BLOCKS + b;
+                if (!S::BY_CHANNEL) {
+                    for (int r = 0; r < R; ++r) dots[r] = S::HAS_LOW ? ivec{} : broadcast(sums[block * R + r]);
+                }
+            UNROLL
+                for (int s = 0; s < STEPS; ++s) {
+                    const bytes64 codes = Weights::step(chunk, b * STEPS + s);
+                    const int8_t* four = x + ((c * CHUNK_STEPS + b * STEPS + s) * R) * 4;
+            UNROLL
+                    for (int r = 0; r < R; ++r) dots[r] = dot4<S::WIDE>(dots[r], codes, four + 4 * r);
+                }
+                if (!S::BY_CHANNEL) {
+                    const vec scale = w.scale(c, b);
+                    for (int r = 0; r < R; ++r) total[r] = fmadd(to_float(dots[r]), scale, total[r]);
+                    if (S::HAS_LOW) {
+                        const vec low = w.low(c, b);
+                        for (int r = 0; r < R; ++r) {
+                            total[r] = fmadd(low, broadcast(bit_cast<float>(sums[block * R + r])), total[r]);
+                        }
+                    }
+                }
+            }
+        }
+        for (int r = 0; r < R; ++r) {
+            const vec of_group = S::BY_CHANNEL ? to_float(dots[r]) : total[r];
+            acc[r] = fmadd(of_group, broadcast(scales[group * R + r]), acc[r]);
+        }
+    }
+    for (int r = 0; r < R; ++r) out[r] = acc[r];
+}
+
+template <typename S>
+void quantize_rows(const Product& p, const Activations<S>& of, const Tiles& tiles, uint8_t* activations) {
+    parallel(tiles.padded_rows(), std::max<int64_t>(1, 8192 / of.columns), [&](int64_t first, int64_t last) {
+        static thread_local Scratch scratch;
+        uint8_t* room = scratch.get(of.columns * 5);
+        auto* x = reinterpret_cast<float*>(room);
+        for (int64_t row = first; row < last; ++row) {
+            if (row < p.rows) {
+                read_row(p, row, x, of.columns);
+            } else {
+                std::memset(x, 0, of.columns * sizeof(float));
+            }
+            const int64_t tile = row / TILE;
+            of.quantize(x, activations + tile * TILE * of.row_bytes(), static_cast<int>(row % TILE), tiles.size(tile),
+                        room + of.columns * 4);
+        }
+    });
+}
+
+template <typename F>
+void product(const Product& p) {
+    using S = ShapeOf<F>;
+    static thread_local Scratch scratch;
+    const Activations<S> of{round_up(p.width, F::UNIT), F::ZERO};
+    const Tiles tiles(p.rows);
+    uint8_t* activations = scratch.get(tiles.padded_rows() * of.row_bytes());
+    quantize_rows(p, of, tiles, activations);
+
+    const int64_t panels = (p.outputs + PANEL - 1) / PANEL, bytes = panel_bytes<F>(of.columns);
+    parallel(panels, even_grain(panels), [&](int64_t first, int64_t last) {
+        static thread_local Scratch unpacking;
+        for (int64_t panel = first; panel < last; ++panel) {
+            const uint8_t* start = p.weights + panel * bytes;
+            const Packed<F> packed{start + panel_start<F>()};
+            const vec by_channel = F::BY_CHANNEL ? load(reinterpret_cast<const float*>(start)) : vec{};
+            const auto run = [&](const auto& weights, int64_t tile) {
+                with_size(tiles.size(tile), [&](auto size) {
+                    constexpr int R = decltype(size)::value;
+                    vec out[R];
+                    multiply<S, std::decay_t<decltype(weights)>, R>(
+                        weights, of, activations + tile * TILE * of.row_bytes(), out);
+                    for (int r = 0; r < R && tile * TILE + r < p.rows; ++r) {
+                        emit(p, tile * TILE + r, panel * PANEL, F::BY_CHANNEL ? out[r] * by_channel : out[r]);
+                    }
+                });
+            };
+            if (tiles.count() == 1) {
+                run(packed, 0);
+            } else {
+                const Unpacked<S> unpacked(packed, of.columns, unpacking.get(Unpacked<S>::bytes(of.columns)));
+                for (int64_t tile = 0; tile < tiles.count(); ++tile) run(unpacked, tile);
+            }
+        }
+    });
+}
+
+}  // namespace
+
+void multiply_quantized(const Product& p, int kind) { WITH_FORMAT(kind, F, product<F>(p)) }
+
+}  // namespace octavo

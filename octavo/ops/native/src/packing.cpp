@@ -1,0 +1,222 @@
+// Laying weights out in panels, taking rows out of them again, and rounding weights to fewer bits.
+#include <vector>
+
+#include "linear.h"
+
+namespace octavo {
+namespace {
+
+// Rows [rows][width] of floats into panels. `first` is the panel row that the rows begin at.
+template <typename T>
+void pack_float(const T* source, int64_t rows, int64_t width, uint8_t* packed) {
+    constexpr bool PAIRS = std::is_same_v<T, bf16>;
+    const int64_t columns = PAIRS ? round_up(width, 2) : width, panels = (rows + PANEL - 1) / PANEL;
+    parallel(panels, even_grain(panels), [&](int64_t first, int64_t last) {
+        for (int64_t panel = first; panel < last; ++panel) {
+            T* to = reinterpret_cast<T*>(packed) + panel * columns * PANEL;
+            const int64_t outputs = std::min<int64_t>(PANEL, rows - panel * PANEL);
+            if (outputs < PANEL || columns != width) std::memset(to, 0, columns * PANEL * sizeof(T));
+            for (int64_t o = 0; o < outputs; ++o) {
+                const T* row = source + (panel * PANEL + o) * width;
+                if (PAIRS) {
+                    for (int64_t k = 0; k < width; ++k) to[(k / 2 * PANEL + o) * 2 + k % 2] = row[k];
+                } else {
+                    for (int64_t k = 0; k < width; ++k) to[k * PANEL + o] = row[k];
+                }
+            }
+        }
+    });
+}
+
+// Rows as a GGUF file stores them (or int8 rows after their scale) into panels.
+template <typename F>
+void pack_quantized(const uint8_t* source, int64_t rows, int64_t width, uint8_t* packed) {
+    const int64_t units = width / F::UNIT, bytes = panel_bytes<F>(width), panels = (rows + PANEL - 1) / PANEL;
+    parallel(panels, even_grain(panels), [&](int64_t first, int64_t last) {
+        Stored stored;
+        for (int64_t panel = first; panel < last; ++panel) {
+            uint8_t* to = packed + panel * bytes;
+            std::memset(to, 0, bytes);
+            const int64_t outputs = std::min<int64_t>(PANEL, rows - panel * PANEL);
+            for (int64_t o = 0; o < outputs; ++o) {
+                const uint8_t* row = source + (panel * PANEL + o) * file_row_bytes<F>(width);
+                if (F::BY_CHANNEL) {
+                    std::memcpy(to + o * sizeof(float), row, sizeof(float));
+                    row += sizeof(float);
+                }
+                for (int64_t u = 0; u < units; ++u) {
+                    F::read(row + u * F::FILE_BYTES, stored);
+                    uint8_t* unit = to + panel_start<F>() + u * F::UNIT_BYTES;
+                    F::header(unit, static_cast<int>(o), stored);
+                    for (int c = 0; c < F::UNIT / CHUNK; ++c) {
+                        auto* chunk = const_cast<uint8_t*>(F::chunk(unit, c));
+                        for (int i = 0; i < CHUNK; ++i) {
+                            F::Bits::put(chunk, static_cast<int>(o), i, stored.codes[c * CHUNK + i]);
+                        }
+                    }
+                }
+            }
+        }
+    });
+}
+
+// One row of a packed weight as floats, `columns` of them.
+template <typename F>
+void unpack_row(const uint8_t* packed, int64_t row, int64_t columns, float* out) {
+    const uint8_t* panel = packed + row / PANEL * panel_bytes<F>(columns);
+    const int lane = static_cast<int>(row % PANEL);
+    const float by_channel = F::BY_CHANNEL ? reinterpret_cast<const float*>(panel)[lane] : 1.0f;
+    constexpr int CHUNKS = F::UNIT / CHUNK, BLOCKS = CHUNK / F::BLOCK;
+    for (int64_t c = 0; c < columns / CHUNK; ++c) {
+        const uint8_t* unit = panel + panel_start<F>() + c / CHUNKS * F::UNIT_BYTES;
+        const int part = static_cast<int>(c % CHUNKS);
+        for (int s = 0; s < CHUNK_STEPS; ++s) {
+            const bytes64 codes = F::step(F::chunk(unit, part), s);
+            const int block = part * BLOCKS + 4 * s / F::BLOCK;
+            const float scale = F::scale(unit, block)[lane] * by_channel, low = F::low(unit, block)[lane];
+            for (int i = 0; i < 4; ++i) {
+                out[c * CHUNK + 4 * s + i] =
+                    F::HAS_LOW ? scale * codes[4 * lane + i] + low : scale * (codes[4 * lane + i] - F::ZERO);
+            }
+        }
+    }
+}
+
+template <typename T>
+void unpack_float_row(const uint8_t* packed, int64_t row, int64_t width, float* out) {
+    constexpr bool PAIRS = std::is_same_v<T, bf16>;
+    const int64_t columns = PAIRS ? round_up(width, 2) : width, lane = row % PANEL;
+    const T* panel = reinterpret_cast<const T*>(packed) + row / PANEL * columns * PANEL;
+    for (int64_t k = 0; k < width; ++k) {
+        out[k] = as_float(PAIRS ? panel[(k / 2 * PANEL + lane) * 2 + k % 2] : panel[k * PANEL + lane]);
+    }
+}
+
+void unpack_any(int kind, const uint8_t* packed, int64_t row, int64_t width, std::vector<float>& out) {
+    switch (kind) {
+        case KIND_F32: return unpack_float_row<float>(packed, row, width, out.data());
+        case KIND_F16: return unpack_float_row<f16>(packed, row, width, out.data());
+        case KIND_BF16: return unpack_float_row<bf16>(packed, row, width, out.data());
+    }
+    WITH_FORMAT(kind, F, unpack_row<F>(packed, row, round_up(width, F::UNIT), out.data()))
+}
+
+// A row of floats to a float32 scale and int8 codes, rounded to nearest; zeros up to `columns`.
+void round_int8(const float* x, int64_t width, int64_t columns, uint8_t* out) {
+    float peak = 0.0f;
+    for (int64_t i = 0; i < width; ++i) peak = std::fmax(peak, std::fabs(x[i]));
+    const float scale = peak / 127.0f, inverse = peak > 0.0f ? 127.0f / peak : 0.0f;
+    std::memcpy(out, &scale, sizeof scale);
+    for (int64_t i = 0; i < columns; ++i) {
+        const float q = i < width ? std::nearbyintf(x[i] * inverse) : 0.0f;
+        out[sizeof scale + i] = static_cast<uint8_t>(static_cast<int8_t>(q));
+    }
+}
+
+// A row of floats to Q4_1: 16 steps from a block's least value to its largest.
+void round_q4(const float* x, int64_t width, int64_t columns, uint8_t* out) {
+    for (int64_t first = 0; first < columns; first += 32, out += 20) {
+        float block[32] = {};
+        for (int64_t i = 0; i < 32 && first + i < width; ++i) block[i] = x[first + i];
+        const float low = *std::min_element(block, block + 32), high = *std::max_element(block, block + 32);
+        f16 stored[2];
+        set(stored, (high - low) / 15.0f);
+        set(stored + 1, low);
+        const float step = as_float(stored[0]), inverse = step > 0.0f ? 1.0f / step : 0.0f, base = as_float(stored[1]);
+        std::memcpy(out, stored, 4);
+        auto code = [&](int i) {
+            return static_cast<uint8_t>(std::fmin(15.0f, std::fmax(0.0f, std::nearbyintf((block[i] - base) * inverse))));
+        };
+        for (int i = 0; i < 16; ++i) out[4 + i] = static_cast<uint8_t>(code(i) | code(i + 16) << 4);
+    }
+}
+
+int64_t columns_of(int kind, int64_t width) {
+    WITH_FORMAT(kind, F, return round_up(width, F::UNIT))
+    return kind == KIND_BF16 ? round_up(width, 2) : width;
+}
+
+}  // namespace
+
+// rows, x, x type, x stride, width, kind, weights, outputs, bias or null, out, out type, out stride
+OPERATION(linear) {
+    const Product p{a[0].i,          a[1].p,  static_cast<int>(a[2].i),  a[3].i, a[4].i, at<uint8_t>(a[6]), a[7].i,
+                    at<float>(a[8]), a[9].p, static_cast<int>(a[10].i), a[11].i};
+    const int kind = static_cast<int>(a[5].i);
+    if (p.rows > 0) is_float(kind) ? multiply_float(p, kind) : multiply_quantized(p, kind);
+}
+
+// rows, ids, kind, weights, width, out, out type, scale: rows of a packed weight, which a token table is
+OPERATION(weight_rows) {
+    const int64_t width = a[4].i;
+    const int kind = static_cast<int>(a[2].i);
+    const float scale = static_cast<float>(a[7].f);
+    parallel(a[0].i, std::max<int64_t>(1, 2048 / width), [&](int64_t first, int64_t last) {
+        std::vector<float> row(round_up(columns_of(kind, width), LANES));
+        for (int64_t r = first; r < last; ++r) {
+            unpack_any(kind, at<uint8_t>(a[3]), at<int64_t>(a[1])[r], width, row);
+            WITH_TYPE(a[6].i, T, {
+                T* out = at<T>(a[5]) + r * width;
+                int64_t i = 0;
+                for (; i + LANES <= width; i += LANES) store(out + i, load(row.data() + i) * scale);
+                if (i < width) store_some(out + i, load(row.data() + i) * scale, static_cast<int>(width - i));
+            })
+        }
+    });
+}
+
+// rows, ids, table, bytes of a row, out: rows of a plain table
+OPERATION(table_rows) {
+    for (int64_t r = 0; r < a[0].i; ++r) {
+        std::memcpy(at<char>(a[4]) + r * a[3].i, at<char>(a[2]) + at<int64_t>(a[1])[r] * a[3].i, a[3].i);
+    }
+}
+
+}  // namespace octavo
+
+// Bytes of `rows` rows of `width` packed.
+API int64_t octavo_packed_bytes(int64_t kind, int64_t rows, int64_t width) {
+    using namespace octavo;
+    const int64_t panels = (rows + PANEL - 1) / PANEL, columns = columns_of(static_cast<int>(kind), width);
+    WITH_FORMAT(kind, F, return panels * panel_bytes<F>(columns))
+    return panels * columns * PANEL * (kind == KIND_F32 ? 4 : 2);
+}
+
+// Bytes of a row as pack() takes it.
+API int64_t octavo_row_bytes(int64_t kind, int64_t width) {
+    using namespace octavo;
+    WITH_FORMAT(kind, F, return file_row_bytes<F>(round_up(width, F::UNIT)))
+    return width * (kind == KIND_F32 ? 4 : 2);
+}
+
+// rows, source, width, kind, packed
+OPERATION(pack) {
+    const int kind = static_cast<int>(a[3].i);
+    const int64_t rows = a[0].i, width = a[2].i;
+    switch (kind) {
+        case octavo::KIND_F32: return octavo::pack_float(octavo::at<float>(a[1]), rows, width, octavo::at<uint8_t>(a[4]));
+        case octavo::KIND_F16:
+            return octavo::pack_float(octavo::at<octavo::f16>(a[1]), rows, width, octavo::at<uint8_t>(a[4]));
+        case octavo::KIND_BF16:
+            return octavo::pack_float(octavo::at<octavo::bf16>(a[1]), rows, width, octavo::at<uint8_t>(a[4]));
+    }
+    WITH_FORMAT(kind, F,
+                octavo::pack_quantized<F>(octavo::at<uint8_t>(a[1]), rows, octavo::columns_of(kind, width),
+                                          octavo::at<uint8_t>(a[4])))
+}
+
+// rows, source, source type, width, kind (int8 or Q4_1), out: rows as pack() takes them
+OPERATION(quantize) {
+    using namespace octavo;
+    const int64_t width = a[3].i;
+    const int kind = static_cast<int>(a[4].i);
+    const int64_t columns = columns_of(kind, width), bytes = octavo_row_bytes(kind, width);
+    parallel(a[0].i, std::max<int64_t>(1, 65536 / width), [&](int64_t first, int64_t last) {
+        std::vector<float> row(round_up(width, LANES));
+        for (int64_t r = first; r < last; ++r) {
+            const Product p{a[0].i, a[1].p, static_cast<int>(a[2].i), width, width, nullptr, 0, nullptr, nullptr, 0, 0};
+            read_row(p, r, row.data(), width);
+            (kind == KIND_INT8 ? round_int8 : round_q4)(row.data(), width, columns, at<uint8_t>(a[5]) + r * bytes);
+        }
+    });
+}

@@ -1,0 +1,33 @@
+"""How many threads the core computes with: one a processor core that this process may use."""
+
+import math
+import os
+from pathlib import Path
+
+_CPUS = Path("/sys/devices/system/cpu")
+
+
+def default_threads() -> int:
+    """Cores of the affinity mask (two hyperthreads of one are one), and no more than the control group's share of time."""
+    try:
+        allowed = os.sched_getaffinity(0)
+    except AttributeError:  # not on this system
+        return os.cpu_count() or 1
+    cores = {_siblings(cpu) for cpu in allowed}
+    return max(1, min(len(cores), _quota()))
+
+
+def _siblings(cpu: int) -> str:
+    try:
+        return (_CPUS / f"cpu{cpu}/topology/thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(cpu)
+
+
+def _quota() -> int:
+    """Processors' worth of time that the control group grants; many where it sets no limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):  # no such control group, or no limit ("max")
+        return 1 << 16

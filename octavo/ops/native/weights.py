@@ -1,0 +1,78 @@
+"""Packed weights: what the core's products read."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from octavo.ops.native.library import Library
+from octavo.ops.weights import StoredRows
+
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""The core's numbers of what memory holds."""
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """A weight `[outputs, width]` laid out in panels."""
+
+    library: Library
+    kind: int
+    outputs: int
+    width: int
+    data: Tensor
+    """[bytes] uint8"""
+
+    def multiply(self, x: Tensor, out: Tensor, first: int, bias: Tensor | None) -> None:
+        """Fill columns `first` on of `out` with `x @ weight.T + bias`; rows of `x` may lie apart."""
+        if x.stride(1) != 1:
+            x = x.contiguous()
+        self.library.run(
+            "linear",
+            x.shape[0],
+            x.data_ptr(),
+            TYPES[x.dtype],
+            x.stride(0),
+            self.width,
+            self.kind,
+            self.data.data_ptr(),
+            self.outputs,
+            None if bias is None else bias.data_ptr() + 4 * first,
+            out.data_ptr() + first * out.element_size(),
+            TYPES[out.dtype],
+            out.stride(0),
+        )
+
+    def rows(self, ids: Tensor, dtype: torch.dtype, scale: float) -> Tensor:
+        """Rows `ids` `[count]` of the weight, times `scale`: `[count, width]`."""
+        ids = ids.contiguous()
+        out = torch.empty(len(ids), self.width, dtype=dtype)
+        self.library.run(
+            "weight_rows",
+            len(ids),
+            ids.data_ptr(),
+            self.kind,
+            self.data.data_ptr(),
+            self.width,
+            out.data_ptr(),
+            TYPES[dtype],
+            scale,
+        )
+        return out
+
+
+def pack(library: Library, stored: StoredRows) -> PackedWeight:
+    """Lay rows out for computing. Their own memory may be given up afterwards."""
+    rows, data = len(stored.data), stored.data.contiguous()
+    packed = torch.empty(library.packed_bytes(stored.kind, rows, stored.width), dtype=torch.uint8)
+    library.run("pack", rows, data.data_ptr(), stored.width, stored.kind, packed.data_ptr())
+    return PackedWeight(library, stored.kind, rows, stored.width, packed)
+
+
+def quantize(library: Library, weight: Tensor, kind: int) -> StoredRows:
+    """Round a weight `[outputs, width]` to the nearest values of a `kind`: int8 or Q4_1."""
+    weight = weight.contiguous()
+    rows, width = weight.shape
+    out = torch.empty(rows, library.row_bytes(kind, width), dtype=torch.uint8)
+    library.run("quantize", rows, weight.data_ptr(), TYPES[weight.dtype], width, kind, out.data_ptr())
+    return StoredRows(kind, width, out)
