@@ -83,13 +83,11 @@ def row_order(change: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Ten
         moved = change(tagged)
     except (RuntimeError, TypeError):
         return None
-    if (
-        moved.shape != (moved.shape[0], 2)
-        or moved.dtype != tagged.dtype
-        or not bool((moved[:, 1] - moved[:, 0] == rows).all())
-    ):
+    if moved.dim() != 2 or moved.shape[1] != 2 or moved.dtype != tagged.dtype:
         return None
-    return moved[:, 0] if bool(((moved[:, 0] >= 0) & (moved[:, 0] < rows)).all()) else None
+    order = moved[:, 0]
+    sound = (moved[:, 1] - order == rows) & (order >= 0) & (order < rows)
+    return order if bool(sound.all()) else None
 
 
 NamedSources = Iterator[tuple[str, TensorSource]]

@@ -187,7 +187,8 @@ class WeightLoader:
         slot, segment, transform, rows = found
         if self._keep(source, slot, segment, transform):
             return
-        target = self._parameter(slot)[rows]
+        with self._lock:
+            target = self._parameter(slot)[rows]
         if transform is None:
             source.copy_to(target)
         else:
@@ -257,12 +258,8 @@ class WeightLoader:
 
     def _dtype(self, module: nn.Module) -> torch.dtype:
         """A plain token table is read into the activations; a tied one is also the head, as other weights are."""
-        plain = isinstance(module, Embedding) and not (module is self.model.tokens and self.model.tied)
-        return (
-            self.precision.activations
-            if plain or not isinstance(module, (Embedding, Linear))
-            else self.precision.weights
-        )
+        is_head = module is self.model.tokens and self.model.tied
+        return self.precision.weights if is_head or isinstance(module, Linear) else self.precision.activations
 
     def _filled(self, slot: _Slot, segment: str | None) -> None:
         slot.missing.clear() if segment is None else slot.missing.discard(segment)

@@ -1,4 +1,4 @@
-"""The compiled CPU core. `src/` has its C++; `library` finds and calls it; `kernels` are its operations over tensors."""
+"""The compiled CPU core: `src/` has its C++, `library` finds it, `kernels` are its operations over tensors."""
 
 from octavo.ops.native.library import Library, load, runnable
 

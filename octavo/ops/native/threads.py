@@ -8,7 +8,7 @@ _CPUS = Path("/sys/devices/system/cpu")
 
 
 def default_threads() -> int:
-    """Cores of the affinity mask (two hyperthreads of one are one), and no more than the control group's share of time."""
+    """Cores of the affinity mask, hyperthreads not counted, and no more than the control group's share of time."""
     try:
         allowed = os.sched_getaffinity(0)
     except AttributeError:  # not on this system
