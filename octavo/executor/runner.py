@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from octavo.config import EngineArgs
+from octavo.executor.decoding import RecordedSteps
 from octavo.executor.memory import Caches, allocate_caches
 from octavo.executor.sampler import describe, sample
 from octavo.executor.shape import CacheShape
@@ -41,6 +42,10 @@ class ModelRunner:
             torch.zeros(shape.max_sequences, width, dtype=torch.int64, device=self.device) for _ in shape.windows
         ]
 
+        self._recorded = (
+            RecordedSteps(self.model, self.kernels, shape, self._tables, self._views) if self.kernels.records else None
+        )
+
     @property
     def shape(self) -> CacheShape:
         return self.caches.shape
@@ -51,13 +56,17 @@ class ModelRunner:
             return self._execute(steps)
 
     def _execute(self, steps: Sequence[SequenceStep]) -> list[SequenceResult]:
-        batch = self._batch(steps)
-        if starting := [s for s in steps if s.restarts and s.encoder_tokens]:
-            self.model.encode(self._encoder_batch(starting))
-        hidden = self.model(batch)
+        self._take_blocks(steps)
+        hidden = self._recorded.hidden(steps) if self._recorded is not None else None
+        if hidden is None:
+            batch = self._batch(steps)
+            if starting := [s for s in steps if s.restarts and s.encoder_tokens]:
+                self.model.encode(self._encoder_batch(starting))
+            hidden = self.model(batch)
         results = [SequenceResult() for _ in steps]
-        if not bool(torch.isfinite(hidden[: batch.num_tokens].sum())):
-            self._scrub(hidden[: batch.num_tokens], batch, steps, results)
+        count = sum(len(s.token_ids) for s in steps)
+        if not bool(torch.isfinite(hidden[:count].sum())):
+            self._scrub(hidden[:count], self._batch(steps), steps, results)
         first = 0
         sampled: list[tuple[int, int]] = []
         for i, step in enumerate(steps):
@@ -69,7 +78,7 @@ class ModelRunner:
             if step.prompt_logprobs is not None and step.prompt_targets:
                 results[i].prompt_logprobs = self._prompt_logprobs(rows, step.prompt_targets, step.prompt_logprobs)
             if step.pooler is not None:
-                step.pooler.add(rows, batch.tokens[first : first + count])
+                step.pooler.add(rows, torch.tensor(step.token_ids, device=self.device))
                 if step.pool_finishes:
                     results[i].pooled = step.pooler.result().cpu()
             if step.sampling is not None:
@@ -140,17 +149,21 @@ class ModelRunner:
             out += describe(torch.log_softmax(logits, -1), chosen, [count] * len(part))
         return out
 
+    def _take_blocks(self, steps: Sequence[SequenceStep]) -> None:
+        """Enter new blocks in the tables, and clear the fixed-size states of what begins."""
+        for step in steps:
+            for table, (at, blocks) in zip(self._tables, step.new_blocks, strict=True):
+                if blocks:
+                    table[step.row, at : at + len(blocks)] = torch.tensor(blocks, device=self.device)
+            if step.restarts:
+                self._zero(step.row)
+
     def _batch(self, steps: Sequence[SequenceStep]) -> Batch:
         tokens: list[int] = []
         runs = []
         for step in steps:
             runs.append(SequenceRun(len(tokens), len(step.token_ids), step.start, step.row))
             tokens += step.token_ids
-            for table, (at, blocks) in zip(self._tables, step.new_blocks, strict=True):
-                if blocks:
-                    table[step.row, at : at + len(blocks)] = torch.tensor(blocks, device=self.device)
-            if step.restarts:
-                self._zero(step.row)
         count = len(tokens)
         counts = [r.num_tokens for r in runs]
         starts = np.array([r.start - r.first_row for r in runs], dtype=np.int64)
@@ -211,11 +224,18 @@ class ModelRunner:
 
     def _recurrent_plan(self, runs: Sequence[SequenceRun]) -> RecurrentPlan:
         single = [r for r in runs if r.num_tokens == 1]
+        longer = [r for r in runs if r.num_tokens > 1]
+        table = [(r.first_row, r.num_tokens, r.table_row) for r in (*single, *longer)]
+
+        def tensor(values: list[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.long, device=self.device)
+
         return RecurrentPlan(
-            step_rows=torch.tensor([r.first_row for r in single], dtype=torch.long, device=self.device),
-            step_slots=torch.tensor([r.table_row for r in single], dtype=torch.long, device=self.device),
-            step_positions=torch.tensor([r.start for r in single], dtype=torch.long, device=self.device),
-            runs=[RecurrentRun(r.first_row, r.num_tokens, r.start, r.table_row) for r in runs if r.num_tokens > 1],
+            step_rows=tensor([r.first_row for r in single]),
+            step_slots=tensor([r.table_row for r in single]),
+            step_positions=tensor([r.start for r in single]),
+            runs=[RecurrentRun(r.first_row, r.num_tokens, r.start, r.table_row) for r in longer],
+            table=torch.tensor(table, dtype=torch.int64).view(-1, 3),
         )
 
 

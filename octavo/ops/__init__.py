@@ -6,7 +6,7 @@ rows around it. docs/design.md says how; tests/ops holds every operation to it.
 
 from octavo.ops.activation import ACTIVATIONS
 from octavo.ops.attention import AttentionPlan, BlockSparse, SequenceRun, cache_row, full_attention, plan_attention
-from octavo.ops.kernels import Kernels, choose_kernels
+from octavo.ops.kernels import Kernels, Program, choose_kernels
 from octavo.ops.linear import LinearKernel, head_product
 from octavo.ops.rotary import rotate
 from octavo.ops.scan import RecurrentPlan, RecurrentRun, causal_conv, causal_conv_step
@@ -18,6 +18,7 @@ __all__ = [
     "BlockSparse",
     "Kernels",
     "LinearKernel",
+    "Program",
     "RecurrentPlan",
     "RecurrentRun",
     "SequenceRun",

@@ -101,14 +101,10 @@ class AttentionPlan:
     num_tokens: int
     slots: Tensor
     """[tokens] where each token's key and value go: block * block_size + offset."""
+    run_table: Tensor
+    """[runs, 4] int64: first row, tokens, start, table row."""
     _indices: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     _biases: dict[tuple[int, int, int, BlockSparse | None], Tensor] = field(default_factory=dict)
-
-    @functools.cached_property
-    def run_table(self) -> Tensor:
-        """[runs, 4] int64: first row, tokens, start, table row."""
-        rows = [(r.first_row, r.num_tokens, r.start, r.table_row) for r in self.runs]
-        return torch.tensor(rows, dtype=torch.int64).view(-1, 4)
 
     @functools.cached_property
     def tiles(self) -> list[_Tile]:
@@ -180,7 +176,9 @@ def plan_attention(
         num_tokens: tokens in the step.
     """
     slots = _slots(runs, block_table, block_size)
-    return AttentionPlan(runs, block_table, block_size, window, num_tokens, slots)
+    table = [(r.first_row, r.num_tokens, r.start, r.table_row) for r in runs]
+    run_table = torch.tensor(table, dtype=torch.int64).view(-1, 4)
+    return AttentionPlan(runs, block_table, block_size, window, num_tokens, slots, run_table)
 
 
 def _make_tiles(plan: AttentionPlan) -> list[_Tile]:

@@ -4,8 +4,9 @@ Chosen once, when a model is loaded, and handed to its parts. The reference runs
 operation means; octavo.ops.native.kernels has the same operations compiled for CPUs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +20,14 @@ from octavo.ops.scan import RecurrentPlan
 from octavo.ops.weights import StoredRows
 
 
+class Program(Protocol):
+    """A recorded step."""
+
+    def run(self, rows: int) -> Tensor:
+        """Compute the first `rows` rows. The result is overwritten by the next run."""
+        ...
+
+
 class Kernels:
     """The reference.
 
@@ -29,6 +38,8 @@ class Kernels:
     name = "torch"
     min_rows = 8
     """A batch is padded to so many rows: products of fewer would each be padded by themselves."""
+    records = False
+    """Whether operations can be recorded, and run again without a Python call for each."""
     kinds: frozenset[int] = frozenset()
     """Kinds of octavo.ops.weights that `stored_linear` takes; of others, the loader makes floats."""
 
@@ -41,6 +52,17 @@ class Kernels:
 
     def computing(self) -> AbstractContextManager[None]:
         """What a step is computed within."""
+        return nullcontext()
+
+    def record(self, function: Callable[[], Tensor], rows: int) -> Program | None:
+        """The operations of `function`, which works on buffers of `rows` rows, to be run again for fewer or as many.
+
+        None where they cannot be recorded.
+        """
+        return None
+
+    def outside_recording(self) -> AbstractContextManager[None]:
+        """Compute in the midst of a recording."""
         return nullcontext()
 
     @property

@@ -7,7 +7,6 @@ step does exactly what one of those positions does. So prefill is parallel, and 
 whether it was computed in one run, in chunks that end anywhere, or one by one.
 """
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -39,13 +38,8 @@ class RecurrentPlan:
     """[steps] slots of the state."""
     step_positions: Tensor
     runs: list[RecurrentRun]
-
-    @functools.cached_property
-    def table(self) -> Tensor:
-        """[steps and runs, 3] int64: first row, tokens, slot."""
-        singles = torch.stack([self.step_rows, torch.ones_like(self.step_rows), self.step_slots], dim=1)
-        rows = [(r.first_row, r.num_tokens, r.slot) for r in self.runs]
-        return torch.cat([singles, torch.tensor(rows, dtype=torch.int64).view(-1, 3)]).contiguous()
+    table: Tensor
+    """[steps and runs, 3] int64: first row, tokens, slot."""
 
 
 def causal_conv(x: Tensor, history: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ class Residual(_Adding):
     def branch(self, x: Tensor, batch: Batch) -> Tensor:
         """What is added to the stream, `scale` times."""
         y: Tensor = self.inner(self.norm(x), batch)
-        return y if self.post_norm is None else self.post_norm(y)  # type: ignore[no-any-return]
+        return y if self.post_norm is None else self.post_norm(y)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         return self._add(x, self.branch(x, batch), self.scale)

@@ -1,7 +1,8 @@
 """The compiled core's operations over tensors. Shapes and meaning are those of the reference in octavo.ops.kernels."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from itertools import groupby
 
 import torch
@@ -9,10 +10,13 @@ from torch import Tensor
 
 from octavo.ops.attention import AttentionPlan, BlockSparse, cache_dim
 from octavo.ops.kernels import Kernels
+from octavo.ops.native import recording
 from octavo.ops.native.library import Library
 from octavo.ops.native.weights import TYPES, PackedWeight, pack, quantize
 from octavo.ops.scan import RecurrentPlan
 from octavo.ops.weights import KINDS, StoredRows, of_floats
+
+log = logging.getLogger("octavo")
 
 ACTIVATIONS = {
     "silu": 0,
@@ -55,6 +59,7 @@ class NativeKernels(Kernels):
     """The operations of one of the compiled libraries."""
 
     min_rows = 1
+    records = True
     kinds = frozenset(KINDS)
 
     def __init__(self, library: Library) -> None:
@@ -78,6 +83,16 @@ class NativeKernels(Kernels):
             yield
         finally:
             torch.set_num_threads(before)
+
+    def record(self, function: Callable[[], Tensor], rows: int) -> recording.Program | None:
+        try:
+            return recording.record(self.library, function, rows)
+        except recording.NotRecordableError as error:
+            log.info("decode steps are run operation by operation: %s", error)
+            return None
+
+    def outside_recording(self) -> AbstractContextManager[None]:
+        return recording.outside(self.library)
 
     @property
     def threads(self) -> int:

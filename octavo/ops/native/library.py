@@ -68,7 +68,7 @@ class Library:
         for operation, arguments in _ARGUMENTS.items():
             function = getattr(library, f"octavo_{operation}")
             function.argtypes, function.restype = [ctypes.c_char_p], None
-            address = ctypes.cast(function, ctypes.c_void_p).value
+            address = ctypes.cast(function, ctypes.c_void_p).value or 0
             self._operations[operation] = (Struct(f"<{arguments}").pack, function, address)
         for name in _FUNCTIONS:
             getattr(library, f"octavo_{name}").restype = ctypes.c_int64
@@ -82,7 +82,7 @@ class Library:
         pack, function, address = self._operations[operation]
         packed = pack(*[0 if a is None else a for a in arguments])
         if self.recording is not None:
-            self.recording.add(operation, address, packed)
+            self.recording.add(address, packed)
         else:
             function(packed)
 
