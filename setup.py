@@ -3,13 +3,15 @@
 Where there is no compiler the package installs without them, and the PyTorch reference serves.
 """
 
+import copy
 import platform
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 SOURCE = Path("octavo/ops/native/src")
-COMMON = ["-std=c++20", "-O3", "-fno-math-errno", "-Wno-psabi", "-pthread"]
+COMMON = ["-std=c++20", "-O3", "-g0", "-fno-math-errno", "-Wno-psabi", "-pthread"]
 INSTRUCTIONS = {"base": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     AVX2 = ["-mavx2", "-mfma", "-mf16c"]
@@ -17,7 +19,18 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     VNNI = [*AVX512, "-mavx512vnni"]
     INSTRUCTIONS |= {"avx2": AVX2, "avx512": AVX512, "avx512_vnni": VNNI, "avx512_bf16": [*VNNI, "-mavx512bf16"]}
 
+
+class BuildLibraries(build_ext):
+    """Compiles the libraries side by side, and each in a folder of its own: they are made from the same sources."""
+
+    def build_extension(self, ext: Extension) -> None:
+        builder = copy.copy(self)
+        builder.build_temp = str(Path(self.build_temp, ext.name.rpartition(".")[2]))
+        build_ext.build_extension(builder, ext)
+
+
 setup(
+    cmdclass={"build_ext": BuildLibraries},
     ext_modules=[
         Extension(
             f"octavo.ops.native._core_{name}",
@@ -29,5 +42,5 @@ setup(
             optional=True,
         )
         for name, flags in INSTRUCTIONS.items()
-    ]
+    ],
 )

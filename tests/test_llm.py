@@ -1,5 +1,6 @@
 """The Python interface, on a tiny model of token ids and on SmolLM2."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from octavo import LLM, BeamSearchParams, RequestOutputKind, SamplingParams
 from octavo.errors import ConfigError, InvalidRequestError
 from octavo.outputs import RequestOutput
+from tests.golden import case_named, write_model
 
 PROMPT = {"prompt_token_ids": [5, 6, 7, 8]}
 
@@ -230,9 +232,10 @@ class TestEngine:
         assert not engine.has_work
         assert engine.cache.pool.num_free == free
 
-    def test_overflow_fails_its_request_alone(self, tiny_folder: Any) -> None:
+    def test_overflow_fails_its_request_alone(self, tmp_path: Path) -> None:
         """A token whose embedding is infinite poisons its own request, and nothing that comes after."""
-        llm = LLM(str(tiny_folder), dtype="float32", skip_tokenizer_init=True, kv_cache_memory="64KiB")
+        folder = write_model(case_named("LlamaForCausalLM--llama1-keys"), tmp_path / "untied")
+        llm = LLM(str(folder), dtype="float32", skip_tokenizer_init=True, kv_cache_memory="64KiB")
         sound = one(llm, [1, 2, 3], max_tokens=8)
         llm.engine.runner.model.embed.weight[300] = torch.inf
         bad, good = llm.generate([[300] * 20, [1, 2, 3]], SamplingParams(temperature=0, max_tokens=8), use_tqdm=False)

@@ -4,8 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.ops import Kernels, SequenceRun, plan_attention
+from octavo.ops import Kernels, SequenceRun, cache_row, plan_attention
 from octavo.ops.rotary import rotate
+
+
+def as_cached(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a cache keeps of values `[..., dim]`: int8 codes come with a scale for each row."""
+    if dtype != torch.int8:
+        return values.to(dtype)
+    peak = values.abs().amax(-1, keepdim=True)
+    return torch.round(values * (127 / peak)) * (peak / 127)
 
 
 class Cache:
@@ -27,10 +35,12 @@ class Cache:
         self.table = ids.view(len(lengths), per_row)
         blocks = int(ids.max()) + 1
         # What no query sees may be anything finite.
-        self.keys = torch.full((blocks, kv_heads, block_size, dim), 77.0, dtype=dtype)
-        self.values = torch.full((blocks, kv_heads, block_size, dim), -55.0, dtype=dtype)
-        self.k = [torch.randn(n, kv_heads, dim, generator=generator).to(dtype) for n in lengths]
-        self.v = [torch.randn(n, kv_heads, dim, generator=generator).to(dtype) for n in lengths]
+        row = cache_row(dim, dtype)
+        finite = (77.0, -55.0) if dtype != torch.int8 else (7, 5)
+        self.keys = torch.full((blocks, kv_heads, block_size, row), finite[0], dtype=dtype)
+        self.values = torch.full((blocks, kv_heads, block_size, row), finite[1], dtype=dtype)
+        self.k = [as_cached(torch.randn(n, kv_heads, dim, generator=generator), dtype) for n in lengths]
+        self.v = [as_cached(torch.randn(n, kv_heads, dim, generator=generator), dtype) for n in lengths]
         for row, length in enumerate(lengths):
             plan = plan_attention([SequenceRun(0, length, 0, row)], self.table, block_size, None, length)
             qkv = torch.cat([self.k[row], self.k[row], self.v[row]], 1)
@@ -46,8 +56,7 @@ class Cache:
             first += len(q)
         plan = plan_attention(runs, self.table, self.block_size, window, first)
         query = torch.cat([q for *_, q in queries])
-        out = torch.empty(first, query.shape[1], self.values.shape[3])
-        self.kernels.paged_attention(query, self.keys, self.values, plan, out, 0.25, **options)
+        out = self.kernels.paged_attention(query, self.keys, self.values, plan, first, torch.float32, 0.25, **options)
         return list(out.split([len(q) for *_, q in queries]))
 
     def reference(
@@ -77,9 +86,11 @@ OPTIONS = {"plain": {}, "window": {"window": 30}, "softcap": {"softcap": 2.0}, "
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 16), (9, 3, 64), (8, 1, 24), (5, 5, 80), (2, 1, 256)])
-@pytest.mark.parametrize("block_size", [1, 8, 32])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "block_size"),
+    [(4, 4, 16, 1), (9, 3, 64, 8), (8, 1, 24, 32), (5, 5, 80, 8), (2, 1, 256, 32)],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
 def test_agrees_with_the_plain_formula(
     kernels: Kernels,
     heads: int,
@@ -100,16 +111,28 @@ def test_agrees_with_the_plain_formula(
     for (row, start, q), got in zip(queries, cache.attend(queries, **options), strict=True):
         # A chunk may not look at keys after its end, though they are there.
         want = cache.reference(row, start, q, **options)
-        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
+        if dtype == torch.bfloat16 and kernels.name == "native (avx512_bf16)":
+            # The processor's product of bfloat16 pairs: queries and weights are rounded too, to 8 bits. A score of
+            # 10, which widths of 256 reach here, is off by 10 / 512, so that a weight is by 2%.
+            torch.testing.assert_close(got.double(), want, rtol=4e-2, atol=4e-2)
+        else:
+            torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("window", [None, 50])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 80), (16, 2, 24), (2, 2, 144)])
 def test_same_bits_alone_together_and_in_chunks(
-    kernels: Kernels, heads: int, kv_heads: int, dim: int, window: int | None, generator: torch.Generator
+    kernels: Kernels,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    window: int | None,
+    dtype: torch.dtype,
+    generator: torch.Generator,
 ) -> None:
     lengths = [300, 45, 517, 1]
-    cache = Cache(kernels, lengths, kv_heads, dim, 16, generator)
+    cache = Cache(kernels, lengths, kv_heads, dim, 16, generator, dtype)
     whole = [(row, 0, torch.randn(n, heads, dim, generator=generator)) for row, n in enumerate(lengths)]
     together = cache.attend(whole, window)
     for row, (_, _, q) in enumerate(whole):

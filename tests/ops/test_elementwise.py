@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from octavo.ops import Kernels, layer_norm
+from octavo.ops import Kernels
 from octavo.ops.activation import ACTIVATIONS, gelu, gelu_tanh, quick_gelu, relu, relu_squared, silu, softplus
 from octavo.ops.rotary import rotate
 
@@ -50,13 +50,13 @@ def test_norms(kernels: Kernels, width: int, dtype: torch.dtype, generator: torc
     want = x64 / (x64.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
     got = kernels.rms_norm(x, weight, 1e-5)
     torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=1e-6)
-    layer = layer_norm(x, weight, bias, 1e-5)
+    layer = kernels.layer_norm(x, weight, bias, 1e-5)
     want = functional.layer_norm(x64, (width,), weight.double(), bias.double(), 1e-5)
     torch.testing.assert_close(layer.double(), want, rtol=tolerance, atol=tolerance)
     for rows in (1, 2, 7, 130):
         part = slice(3, 3 + rows)
         assert torch.equal(kernels.rms_norm(x[part], weight, 1e-5), got[part])
-        assert torch.equal(layer_norm(x[part], weight, bias, 1e-5), layer[part])
+        assert torch.equal(kernels.layer_norm(x[part], weight, bias, 1e-5), layer[part])
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu_pytorch_tanh", "gelu", "relu"])
@@ -72,6 +72,29 @@ def test_gated(kernels: Kernels, activation: str, width: int, dtype: torch.dtype
     torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
     for rows in (1, 3, 50):
         assert torch.equal(kernels.gated(x[5 : 5 + rows], activation), got[5 : 5 + rows])
+    one = kernels.activate(x, activation)
+    want = REFERENCES[ACTIVATIONS[activation]](x.double())
+    torch.testing.assert_close(one.double(), want, rtol=tolerance, atol=tolerance)
+    assert torch.equal(kernels.activate(x[7:9], activation), one[7:9])
+
+
+@pytest.mark.parametrize("width", [1, 33, 576])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_add(kernels: Kernels, width: int, dtype: torch.dtype, generator: torch.Generator) -> None:
+    x, y = (torch.randn(90, width, generator=generator).to(dtype) for _ in range(2))
+    got = kernels.add(x, y, 0.22)
+    want = x.double() + 0.22 * y.double()
+    tolerance = {torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
+    torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
+    assert torch.equal(kernels.add(x[3:5], y[3:5], 0.22), got[3:5])
+    assert torch.equal(kernels.add(x, y), x + y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_table_rows(kernels: Kernels, dtype: torch.dtype, generator: torch.Generator) -> None:
+    table = torch.randn(30, 17, generator=generator).to(dtype)
+    ids = torch.tensor([3, 29, 0, 3])
+    assert torch.equal(kernels.table_rows(table, ids), table[ids])
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

@@ -1,25 +1,26 @@
-"""Linear: right, and the same bits for a row whatever the rows around it."""
+"""Products with every kind of weight: right, and the same bits for a row whatever the rows around it."""
 
 import pytest
 import torch
+from torch import Tensor
 
-from octavo.ops.linear import OneDNNLinear, TorchLinear, linear_implementation, prepare_linear
+from octavo.ops import Kernels
+from octavo.ops.native.kernels import NativeKernels
+from octavo.ops.weights import F32, INT8, KINDS, Q4_1
+from tests.ops.stored import BLOCKS, QUANTIZED, random_rows, width_for
 
 SHAPES = [(64, 96), (100, 37), (576, 960), (1536, 576), (2048, 512)]
-CPU = torch.device("cpu")
+GROUP = 128
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("preference", ["auto", "torch"])
 def test_rows_do_not_see_each_other(
-    shape: tuple[int, int], dtype: torch.dtype, preference: str, generator: torch.Generator
+    kernels: Kernels, shape: tuple[int, int], dtype: torch.dtype, generator: torch.Generator
 ) -> None:
     width, outputs = shape
-    kernel = prepare_linear(
-        torch.randn(outputs, width, generator=generator).to(dtype), linear_implementation(dtype, CPU, preference)
-    )
-    bias = torch.randn(outputs, generator=generator).to(dtype)
+    kernel = kernels.linear(torch.randn(outputs, width, generator=generator).to(dtype))
+    bias = torch.randn(outputs, generator=generator)
     x = torch.randn(300, width, generator=generator).to(dtype)
     together = kernel(x, bias)
     for rows in [*range(1, 34), 64, 100, 255]:
@@ -28,13 +29,157 @@ def test_rows_do_not_see_each_other(
         assert torch.equal(kernel(x[first : first + 9], bias), together[first : first + 9])
 
 
-@pytest.mark.parametrize("implementation", [TorchLinear, OneDNNLinear])
+@pytest.mark.parametrize("kind", QUANTIZED, ids=KINDS.get)
+@pytest.mark.parametrize("shape", [(256, 16), (512, 77), (1024, 200)], ids=str)
+def test_rows_do_not_see_each_other_quantized(
+    native: NativeKernels, kind: int, shape: tuple[int, int], generator: torch.Generator
+) -> None:
+    width, outputs = shape
+    kernel = native.stored_linear([random_rows(kind, outputs, width, generator)[0]])
+    x = torch.randn(100, width, generator=generator)
+    together = kernel(x)
+    for rows in [*range(1, 18), 64, 65]:
+        assert torch.equal(kernel(x[:rows]), together[:rows]), rows
+    assert torch.equal(kernel(x[7:16]), together[7:16])
+
+
+def as_int8(x: Tensor, library: str) -> Tensor:
+    """Rows as a library's products take them: int8, with a scale for each 128 columns."""
+    out = torch.empty_like(x, dtype=torch.float64)
+    for first in range(0, x.shape[1], GROUP):
+        part = x[:, first : first + GROUP]
+        peak = part.abs().amax(1, keepdim=True)
+        inverse = torch.where(peak > 0, 127.0 / peak, torch.zeros(()))
+        # Multiplying and rounding are one step where there is a fused instruction.
+        exact = part * inverse if library == "base" else part.double() * inverse.double()
+        out[:, first : first + GROUP] = torch.round(exact).double() * (peak / 127.0).double()
+    return out
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=KINDS.get)
+@pytest.mark.parametrize("width", [32, 100, 256, 800])
+@pytest.mark.parametrize("outputs", [1, 16, 37])
+@pytest.mark.parametrize("rows", [1, 3, 8, 21])
+def test_agrees_with_float64(
+    native: NativeKernels, kind: int, width: int, outputs: int, rows: int, generator: torch.Generator
+) -> None:
+    """What remains is float32's own rounding, for the reference rounds activations as the core does."""
+    width = width_for(kind, width)
+    stored, weight = random_rows(kind, outputs, width, generator)
+    x = torch.randn(rows, width, generator=generator)
+    x[0, 0] = 0.0
+    bias = torch.randn(outputs, generator=generator)
+    seen = as_int8(x, native.library.name) if kind in QUANTIZED else x.double()
+    want = seen @ weight.T + bias.double()
+    got = native.stored_linear([stored])(x, bias)
+    size = float((seen.abs() @ weight.abs().T).amax()) + 1e-6
+    assert float((got.double() - want).abs().amax()) < 2e-6 * size
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=KINDS.get)
+def test_rows_are_the_stored_numbers(native: NativeKernels, kind: int, generator: torch.Generator) -> None:
+    width = width_for(kind, 96)
+    stored, weight = random_rows(kind, 53, width, generator)
+    ids = torch.tensor([0, 52, 17, 17, 31])
+    got = native.stored_linear([stored]).rows(ids, torch.float32, 2.0)
+    torch.testing.assert_close(got.double(), 2 * weight[ids], rtol=1e-6, atol=1e-7)
+
+
+def test_parts_of_different_kinds(native: NativeKernels, generator: torch.Generator) -> None:
+    """As where a file stores a layer's keys in 4 bits and its values in 6."""
+    parts = [random_rows(kind, outputs, 256, generator) for kind, outputs in [(12, 48), (12, 20), (14, 20), (F32, 3)]]
+    x, bias = torch.randn(5, 256, generator=generator), torch.randn(91, generator=generator)
+    got = native.stored_linear([stored for stored, _ in parts])(x, bias)
+    want = (
+        torch.cat([as_int8(x, native.library.name) @ w.T for _, w in parts[:3]] + [x.double() @ parts[3][1].T], 1)
+        + bias.double()
+    )
+    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
+
+
+def test_outputs_and_inputs_in_halves(native: NativeKernels, generator: torch.Generator) -> None:
+    stored, weight = random_rows(Q4_1, 40, 64, generator)
+    kernel = native.stored_linear([stored])
+    for dtype, tolerance in ((torch.bfloat16, 1e-2), (torch.float16, 2e-3)):
+        x = torch.randn(9, 64, generator=generator).to(dtype)
+        got = kernel(x)
+        assert got.dtype == dtype
+        torch.testing.assert_close(
+            got.double(), as_int8(x.float(), native.library.name) @ weight.T, rtol=tolerance, atol=tolerance
+        )
+
+
+def test_rows_may_lie_apart(kernels: Kernels, generator: torch.Generator) -> None:
+    wide = torch.randn(12, 100, generator=generator)
+    kernel = kernels.linear(torch.randn(20, 40, generator=generator))
+    assert torch.equal(kernel(wide[:, 30:70]), kernel(wide[:, 30:70].clone()))
+
+
+@pytest.mark.parametrize("kind", QUANTIZED, ids=KINDS.get)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_visible(
+    native: NativeKernels, kind: int, bad: float, generator: torch.Generator
+) -> None:
+    """Rounding to int8 must not turn an overflow into a plausible number; other rows are not touched."""
+    kernel = native.stored_linear([random_rows(kind, 20, 256, generator)[0]])
+    x = torch.randn(6, 256, generator=generator)
+    sound = kernel(x)
+    x[2, 130] = bad
+    got = kernel(x)
+    assert not got[2].isfinite().any()
+    rest = [0, 1, 3, 4, 5]
+    assert torch.equal(got[rest], sound[rest])
+
+
+@pytest.mark.parametrize(("kind", "error"), [(INT8, 1 / 254), (Q4_1, 1 / 30)])
+@pytest.mark.parametrize("shape", [(1, 32), (37, 100), (64, 576)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_quantizing_rounds_to_the_nearest(
+    native: NativeKernels,
+    kind: int,
+    error: float,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    generator: torch.Generator,
+) -> None:
+    """int8 is half a step of the row's largest value away at most; Q4_1 half a step of a block's range."""
+    outputs, width = shape
+    weight = torch.randn(outputs, width, generator=generator).to(dtype)
+    weight[0] = 0.0
+    rows = native.stored_linear([native.quantize(weight, kind)]).rows(torch.arange(outputs), torch.float32)
+    weight = weight.float()
+    if kind == INT8:
+        allowed = weight.abs().amax(1, keepdim=True).expand_as(weight) * error
+    else:
+        blocks = torch.nn.functional.pad(weight, (0, -width % 32)).view(outputs, -1, 32)
+        # Half a step; and the block's low and step are float16 themselves.
+        of_block = (blocks.amax(-1) - blocks.amin(-1)) * error + blocks.abs().amax(-1) * 2e-3
+        allowed = of_block.repeat_interleave(32, 1)[:, :width]
+    assert bool(((rows - weight).abs() <= allowed * 1.001 + 1e-7).all())
+    assert not rows[0].any()
+
+
+@pytest.mark.parametrize("kind", BLOCKS, ids=KINDS.get)
+def test_every_instruction_set_reads_the_same_numbers(
+    native: NativeKernels, kind: int, generator: torch.Generator
+) -> None:
+    """Codes are summed in integers, so that instruction sets differ by a few roundings, never by a code."""
+    stored, weight = random_rows(kind, 33, 512, generator)
+    one_hot = torch.eye(512)
+    got = native.stored_linear([stored])(one_hot)
+    torch.testing.assert_close(got.double(), weight.T, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [1, 33, 576])
 @pytest.mark.parametrize("rows", [1, 5, 40])
-def test_agrees_with_float64(implementation: type, rows: int, generator: torch.Generator) -> None:
-    weight, x = torch.randn(96, 130, generator=generator), torch.randn(rows, 130, generator=generator)
-    want = x.double() @ weight.double().T
-    torch.testing.assert_close(prepare_linear(weight, implementation)(x).double(), want, rtol=1e-5, atol=1e-4)
-
-
-def test_torch_can_be_forced() -> None:
-    assert linear_implementation(torch.float32, CPU, "torch") is TorchLinear
+def test_halves_by_halves(
+    kernels: Kernels, dtype: torch.dtype, width: int, rows: int, generator: torch.Generator
+) -> None:
+    """Summed in float32, rounded once."""
+    weight = torch.randn(50, width, generator=generator).to(dtype)
+    x = torch.randn(rows, width, generator=generator).to(dtype)
+    got = kernels.linear(weight)(x)
+    assert got.dtype == dtype
+    tolerance = {torch.float32: 4e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
+    torch.testing.assert_close(got.double(), x.double() @ weight.double().T, rtol=tolerance, atol=tolerance)

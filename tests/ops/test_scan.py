@@ -85,7 +85,8 @@ def plan_of(runs: list[tuple[int, int, int, int]]) -> RecurrentPlan:
     """Of (first row, tokens, start, slot)."""
     singles = [r for r in runs if r[1] == 1]
     columns = [torch.tensor([r[i] for r in singles], dtype=torch.long) for i in (0, 3, 2)]
-    return RecurrentPlan(*columns, [RecurrentRun(*r) for r in runs if r[1] > 1])
+    table = torch.tensor([(first, tokens, slot) for first, tokens, _, slot in runs])
+    return RecurrentPlan(*columns, [RecurrentRun(*r) for r in runs if r[1] > 1], table=table)
 
 
 @pytest.mark.parametrize(("channels", "width"), [(6, 5), (8, 16), (13, 8), (24, 17), (9, 64), (10, 128), (5, 90)])

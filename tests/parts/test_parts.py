@@ -75,7 +75,7 @@ def rows_of(x: torch.Tensor) -> Batch:
 def test_experts_are_weighted_by_the_router(generator: torch.Generator) -> None:
     moe, _ = make_moe()
     weight = moe.router.weight.data.clone()
-    moe.router.prepare(choose_kernels(torch.float32, torch.device("cpu"), "torch"))
+    moe.router.prepare(choose_kernels(torch.device("cpu"), "torch"))
     x = torch.randn(20, 8, generator=generator)
     got = moe(x, rows_of(x))
     top, chosen = (x @ weight.T).softmax(-1).topk(2)
@@ -89,7 +89,7 @@ def test_experts_are_weighted_by_the_router(generator: torch.Generator) -> None:
 
 def test_experts_that_nobody_chose_are_not_run(generator: torch.Generator) -> None:
     moe, experts = make_moe()
-    moe.router.prepare(choose_kernels(torch.float32, torch.device("cpu"), "torch"))
+    moe.router.prepare(choose_kernels(torch.device("cpu"), "torch"))
     x = torch.randn(1, 8, generator=generator)
     moe(x, rows_of(x))
     assert sorted(e.calls for e in experts) == [0, 0, 0, 1, 1]
