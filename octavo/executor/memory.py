@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import psutil
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch import Tensor
 from octavo.config import EngineArgs
 from octavo.errors import ConfigError
 from octavo.executor.shape import CacheShape
-from octavo.ops import cache_row
+from octavo.ops import cache_row, memory
 from octavo.parts import PagedKV, Recurrent, StateSpec
 from octavo.sizes import format_size
 
@@ -54,11 +53,9 @@ class Caches:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros whose pages the system provides when they are first written."""
-    if device.type != "cpu" or 0 in shape:
+    if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    return torch.from_numpy(np.zeros(count, dtype=np.uint8)).view(dtype).view(shape)
+    return memory.zeros(shape, dtype)
 
 
 def allocate_caches(

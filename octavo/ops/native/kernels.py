@@ -10,6 +10,7 @@ from torch import Tensor
 
 from octavo.ops.attention import AttentionPlan, BlockSparse, cache_dim
 from octavo.ops.kernels import Kernels
+from octavo.ops.memory import Arena
 from octavo.ops.native import recording
 from octavo.ops.native.library import Library
 from octavo.ops.native.weights import TYPES, PackedWeight, pack, quantize
@@ -67,6 +68,7 @@ class NativeKernels(Kernels):
         self.library = library
         self.name = f"native ({library.name})"
         self._run = library.run
+        self._memory = Arena()
 
     def set_threads(self, count: int) -> None:
         self.library.set_threads(count)
@@ -106,7 +108,7 @@ class NativeKernels(Kernels):
         for kind, alike in groupby(parts, key=lambda part: part.kind):
             together = list(alike)
             data = together[0].data if len(together) == 1 else torch.cat([part.data for part in together])
-            merged.append(pack(self.library, StoredRows(kind, together[0].width, data)))
+            merged.append(pack(self.library, StoredRows(kind, together[0].width, data), self._memory))
         return NativeLinear(merged)
 
     def quantize(self, weight: Tensor, kind: int) -> StoredRows:

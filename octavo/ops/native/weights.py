@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from octavo.ops.memory import Arena
 from octavo.ops.native.library import Library
 from octavo.ops.weights import StoredRows
 
@@ -61,10 +62,10 @@ class PackedWeight:
         return out
 
 
-def pack(library: Library, stored: StoredRows) -> PackedWeight:
-    """Lay rows out for computing. Their own memory may be given up afterwards."""
+def pack(library: Library, stored: StoredRows, arena: Arena) -> PackedWeight:
+    """Lay rows out for computing, in memory of `arena`. Their own may be given up afterwards."""
     rows, data = len(stored.data), stored.data.contiguous()
-    packed = torch.empty(library.packed_bytes(stored.kind, rows, stored.width), dtype=torch.uint8)
+    packed = arena.bytes(library.packed_bytes(stored.kind, rows, stored.width))
     library.run("pack", rows, data.data_ptr(), stored.width, stored.kind, packed.data_ptr())
     return PackedWeight(library, stored.kind, rows, stored.width, packed)
 

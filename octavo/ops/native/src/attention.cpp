@@ -10,6 +10,7 @@
 #include "call.h"
 #include "numbers.h"
 #include "pool.h"
+#include "scratch.h"
 
 namespace octavo {
 namespace {
@@ -57,17 +58,19 @@ INLINE vec pair_product(vec total, const float* vector, float pair) {
 #endif
 }
 
-// total[r][v] += x[r] * vectors[v], step by step: a step is one number, or two in a pair.
-template <bool PAIRS, int R, int V>
-INLINE void accumulate(const float* x, const float* vectors, int64_t step_floats, int64_t steps, vec (&total)[R][V]) {
+// total[r][v] += x[r] * vectors[v], step by step: a step is one number, or two in a pair. Rows of x lie `x_stride`
+// apart, vectors of a step `apart`, and steps `step_floats`.
+template <bool PAIRS, int V>
+INLINE void accumulate(const float* x, int64_t x_stride, const float* vectors, int64_t apart, int64_t step_floats,
+                       int64_t steps, vec (&total)[ROWS][V]) {
 #pragma GCC unroll 2
     for (int64_t i = 0; i < steps; ++i) {
         const float* from = vectors + i * step_floats;
-        for (int r = 0; r < R; ++r) {
-            const float by = x[i * ROWS + r];
+        for (int r = 0; r < ROWS; ++r) {
+            const float by = x[r * x_stride + i];
             for (int v = 0; v < V; ++v) {
-                total[r][v] = PAIRS ? pair_product(total[r][v], from + v * LANES, by)
-                                    : fmadd(load(from + v * LANES), broadcast(by), total[r][v]);
+                total[r][v] = PAIRS ? pair_product(total[r][v], from + v * apart, by)
+                                    : fmadd(load(from + v * apart), broadcast(by), total[r][v]);
             }
         }
     }
@@ -125,19 +128,25 @@ INLINE void interleave(const uint16_t* a, const uint16_t* b, uint16_t* out, int 
     }
 }
 
-// Memory of one thread for its piece of work.
+// What one thread does, and its room for it.
 template <typename C>
 class Worker {
 public:
-    explicit Worker(const Attention& a) : a_(a) {
-        key_room_ = static_cast<int>(round_up(a.key_dim, 2 * LANES));
-        value_room_ = static_cast<int>(round_up(a.value_dim, LANES));
-        steps_ = PAIRS ? key_room_ / 2 : key_room_;
-        queries_.resize(MOST_ROWS * steps_);
-        keys_.resize(KEYS * steps_);
-        values_.resize(static_cast<size_t>(KEYS / (PAIRS ? 2 : 1)) * value_room_);
-        sums_.resize(static_cast<size_t>(MOST_ROWS) * value_room_);
-        wide_.resize(static_cast<size_t>(LANES) * std::max(key_room_, value_room_));
+    Worker(const Attention& a, int out_type)
+        : a_(a),
+          out_type_(out_type),
+          key_room_(static_cast<int>(round_up(a.key_dim, 2 * LANES))),
+          value_room_(static_cast<int>(round_up(a.value_dim, LANES))),
+          steps_(PAIRS ? key_room_ / 2 : key_room_) {
+        static thread_local Scratch scratch;
+        const int64_t keys = KEYS * steps_, values = KEYS / (PAIRS ? 2 : 1) * value_room_;
+        const int64_t queries = MOST_ROWS * steps_, sums = MOST_ROWS * value_room_;
+        const int64_t wide = LANES * std::max(key_room_, value_room_);
+        keys_ = reinterpret_cast<float*>(scratch.get((keys + values + queries + sums + wide) * 4));
+        values_ = keys_ + keys;
+        queries_ = values_ + values;
+        sums_ = queries_ + queries;
+        wide_ = sums_ + sums;
     }
 
     void run(const Piece& piece) {
@@ -153,7 +162,7 @@ public:
             total_[r] = 0.0f;
             lay_query(r);
         }
-        std::fill(sums_.begin(), sums_.begin() + static_cast<int64_t>(padded) * value_room_, 0.0f);
+        std::fill(sums_, sums_ + static_cast<int64_t>(padded) * value_room_, 0.0f);
         const int64_t end = position_[padded - 1] + 1;
         int64_t begin = a_.window ? std::max<int64_t>(0, position_[0] - a_.window + 1) : 0;
         for (begin = begin / KEYS * KEYS; begin < end; begin += KEYS) tile(piece, padded, begin, end);
@@ -170,8 +179,6 @@ public:
         }
     }
 
-    int out_type = F32;
-
 private:
     static constexpr bool PAIRS = PAIRED<C>;
     static constexpr float LOWEST = -1e30f;  // below every score, and finite: its difference to itself is zero
@@ -181,17 +188,14 @@ private:
         return static_cast<const char*>(cache) + (at + position % a_.block_size) * row_bytes<C>(dim);
     }
 
-    // Into [rows / ROWS][steps][ROWS].
     void lay_query(int r) {
-        float* to = queries_.data() + r / ROWS * ROWS * steps_ + r % ROWS;
         const float* from = a_.query + (batch_row_[r] * a_.heads + head_[r]) * a_.key_dim;
-        float* wide = wide_.data();
+        float* to = queries_ + static_cast<int64_t>(r) * steps_;
+        float* wide = PAIRS ? wide_ : to;
         widen_row<float>(reinterpret_cast<const char*>(from), wide, a_.key_dim, key_room_);
         if (PAIRS) {
-            auto* halves = reinterpret_cast<bf16*>(wide);
-            for (int i = 0; i < key_room_; i += LANES) store(halves + i, load(wide + i));
+            for (int i = 0; i < key_room_; i += LANES) store(reinterpret_cast<bf16*>(to) + i, load(wide + i));
         }
-        for (int i = 0; i < steps_; ++i) std::memcpy(to + i * ROWS, wide + i, 4);
     }
 
     // The tile's keys, into [vectors][steps][16 keys].
@@ -206,7 +210,7 @@ private:
                 if (a_.key_dim == key_room_ && (PAIRS || std::is_same_v<C, float>)) {
                     rows[k] = reinterpret_cast<const float*>(from);
                 } else {
-                    float* wide = wide_.data() + k * key_room_;
+                    float* wide = wide_ + k * key_room_;
                     if (PAIRS) {
                         std::memset(wide, 0, key_room_ * sizeof(bf16));
                         std::memcpy(wide, from, a_.key_dim * sizeof(bf16));
@@ -216,7 +220,7 @@ private:
                     rows[k] = wide;
                 }
             }
-            float* to = keys_.data() + v * LANES * steps_;
+            float* to = keys_ + v * LANES * steps_;
             for (int i = 0; i < steps_; i += LANES) {
                 transpose(rows, to + i * LANES);
                 for (auto& row : rows) row += LANES;
@@ -232,14 +236,13 @@ private:
             for (int k = 0; k < KEYS && begin + k < end; k += 2) {
                 const auto* a = reinterpret_cast<const uint16_t*>(row(begin + k));
                 const auto* b = begin + k + 1 < end ? reinterpret_cast<const uint16_t*>(row(begin + k + 1)) : zeros.data();
-                auto* to = reinterpret_cast<uint16_t*>(values_.data() + static_cast<int64_t>(k / 2) * value_room_);
+                auto* to = reinterpret_cast<uint16_t*>(values_ + static_cast<int64_t>(k / 2) * value_room_);
                 interleave(a, b, to, a_.value_dim);
                 std::fill(to + 2 * a_.value_dim, to + 2 * value_room_, uint16_t{0});
             }
         } else {
             for (int k = 0; k < KEYS && begin + k < end; ++k) {
-                widen_row<C>(row(begin + k), values_.data() + static_cast<int64_t>(k) * value_room_, a_.value_dim,
-                             value_room_);
+                widen_row<C>(row(begin + k), values_ + static_cast<int64_t>(k) * value_room_, a_.value_dim, value_room_);
             }
         }
     }
@@ -259,13 +262,18 @@ private:
     }
 
     void score(int r, int vectors) {
-        const float* queries = queries_.data() + static_cast<int64_t>(r) * steps_;
-        for (int v = 0; v < vectors; ++v) {
-            // Two vectors of keys would share the queries' broadcasts; loads are not what limits this.
-            vec total[ROWS][1] = {};
-            accumulate<PAIRS, ROWS, 1>(queries, keys_.data() + v * LANES * steps_, LANES, steps_, total);
-            for (int i = 0; i < ROWS; ++i) store(scores_ + i * KEYS + v * LANES, total[i][0] * a_.scale);
-        }
+        int v = 0;
+        for (; v + 4 <= vectors; v += 4) score_some<4>(r, v);
+        for (; v < vectors; ++v) score_some<1>(r, v);
+    }
+
+    template <int V>
+    void score_some(int r, int at) {
+        vec total[ROWS][V] = {};
+        accumulate<PAIRS, V>(queries_ + static_cast<int64_t>(r) * steps_, steps_, keys_ + at * LANES * steps_,
+                             LANES * steps_, LANES, steps_, total);
+        for (int i = 0; i < ROWS; ++i)
+            for (int v = 0; v < V; ++v) store(scores_ + i * KEYS + (at + v) * LANES, total[i][v] * a_.scale);
     }
 
     // A row's scores to weights; what the row has summed so far is scaled to the new peak.
@@ -299,7 +307,7 @@ private:
         if (peak != peak_[r]) {
             const float shrink = exponential(broadcast(peak_[r] - peak))[0];
             total_[r] *= shrink;
-            float* row = sums_.data() + static_cast<int64_t>(r) * value_room_;
+            float* row = sums_ + static_cast<int64_t>(r) * value_room_;
             for (int i = 0; i < value_room_; i += LANES) store(row + i, load(row + i) * shrink);
             peak_[r] = peak;
         }
@@ -308,42 +316,39 @@ private:
 
     void mix(int r, int count) {
         const int steps = PAIRS ? (count + 1) / 2 : count;
-        float weights[KEYS * ROWS];
-        for (int i = 0; i < ROWS; ++i) {
-            float* scores = scores_ + i * KEYS;
-            if (PAIRS) {
-                for (int v = 0; v < KEY_VECTORS; ++v) {
-                    store(reinterpret_cast<bf16*>(scores) + v * LANES, load(scores + v * LANES));
+        if (PAIRS) {
+            for (int i = 0; i < ROWS * KEYS; i += KEYS) {
+                for (int v = 0; v < KEYS; v += LANES) {
+                    store(reinterpret_cast<bf16*>(scores_ + i) + v, load(scores_ + i + v));
                 }
             }
-            for (int k = 0; k < steps; ++k) std::memcpy(weights + k * ROWS + i, scores + k, 4);
         }
-        float* sums = sums_.data() + static_cast<int64_t>(r) * value_room_;
+        float* sums = sums_ + static_cast<int64_t>(r) * value_room_;
         int i = 0;
-        for (; i + 4 * LANES <= value_room_; i += 4 * LANES) mix_some<4>(weights, i, steps, sums);
-        for (; i < value_room_; i += LANES) mix_some<1>(weights, i, steps, sums);
+        for (; i + 4 * LANES <= value_room_; i += 4 * LANES) mix_some<4>(i, steps, sums);
+        for (; i < value_room_; i += LANES) mix_some<1>(i, steps, sums);
     }
 
     template <int V>
-    void mix_some(const float* weights, int at, int steps, float* sums) {
+    void mix_some(int at, int steps, float* sums) {
         vec total[ROWS][V];
         for (int r = 0; r < ROWS; ++r)
             for (int v = 0; v < V; ++v) total[r][v] = load(sums + r * value_room_ + at + v * LANES);
-        accumulate<PAIRS, ROWS, V>(weights, values_.data() + at, value_room_, steps, total);
+        accumulate<PAIRS, V>(scores_, KEYS, values_ + at, LANES, value_room_, steps, total);
         for (int r = 0; r < ROWS; ++r)
             for (int v = 0; v < V; ++v) store(sums + r * value_room_ + at + v * LANES, total[r][v]);
     }
 
     void finish(int r) {
-        const float* sums = sums_.data() + static_cast<int64_t>(r) * value_room_;
-        WITH_TYPE(out_type, Out, put<Out>(r, sums))
+        const float* sums = sums_ + static_cast<int64_t>(r) * value_room_;
+        WITH_TYPE(out_type_, Out, put<Out>(r, sums))
     }
 
     const Attention& a_;
-    int key_room_, value_room_, steps_;
+    const int out_type_, key_room_, value_room_, steps_;
     int64_t start_ = 0;
     const int64_t* blocks_ = nullptr;
-    std::vector<float> queries_, keys_, values_, sums_, wide_;
+    float *keys_, *values_, *queries_, *sums_, *wide_;  // the tile's keys and values, the piece's queries and results
     alignas(64) float scores_[ROWS * KEYS] = {};
     int64_t position_[MOST_ROWS + ROWS], batch_row_[MOST_ROWS + ROWS];
     int head_[MOST_ROWS + ROWS];
@@ -377,8 +382,7 @@ void attention(const Attention& a, int out_type) {
     }
     const auto count = static_cast<int64_t>(pieces.size());
     parallel(count, products < ALONE_BELOW ? count : 1, [&](int64_t first, int64_t last) {
-        Worker<C> worker(a);
-        worker.out_type = out_type;
+        Worker<C> worker(a, out_type);
         for (int64_t i = first; i < last; ++i) worker.run(pieces[i]);
     });
 }

@@ -4,12 +4,11 @@
 // It is the same whatever tile the row falls into, so that a row's result does not depend on its neighbours.
 #pragma once
 
-#include <memory>
-
 #include "call.h"
 #include "formats.h"
 #include "numbers.h"
 #include "pool.h"
+#include "scratch.h"
 
 namespace octavo {
 
@@ -54,23 +53,6 @@ INLINE void with_size(int size, const Body& body) {
         default: return body(std::integral_constant<int, 8>());
     }
 }
-
-// Memory of a thread's own that only grows, aligned to vectors.
-class Scratch {
-public:
-    uint8_t* get(int64_t bytes) {
-        if (bytes > size_) {
-            memory_.reset(new uint8_t[bytes + 64]);
-            size_ = bytes;
-        }
-        const auto address = reinterpret_cast<uintptr_t>(memory_.get());
-        return reinterpret_cast<uint8_t*>((address + 63) / 64 * 64);
-    }
-
-private:
-    std::unique_ptr<uint8_t[]> memory_;
-    int64_t size_ = 0;
-};
 
 // 16 outputs of row `row` from `first` on.
 INLINE void emit(const Product& p, int64_t row, int64_t first, vec value) {

@@ -83,9 +83,8 @@ struct Activations {
         return reinterpret_cast<const float*>(tile + (columns + 4 * sums()) * size);
     }
 
-    // Row `r` of a tile of `size`, from `x`, `columns` floats.
-    void quantize(const float* x, uint8_t* tile, int r, int size, uint8_t* room) const {
-        int8_t* codes = reinterpret_cast<int8_t*>(room);
+    // Row `r` of a tile of `size`, from `x`, `columns` floats: sums and scales go to the tile, codes to `codes`.
+    void quantize(const float* x, uint8_t* tile, int r, int size, int8_t* codes) const {
         auto* sums_out = reinterpret_cast<int32_t*>(tile + columns * size);
         auto* scales_out = reinterpret_cast<float*>(tile + (columns + 4 * sums()) * size);
         const vec magic = broadcast(12582912.0f);
@@ -94,7 +93,7 @@ struct Activations {
             vec peaks = {}, poison = {};
             for (int64_t i = first; i < last; i += LANES) {
                 const vec v = load(x + i);
-                peaks = larger(peaks, v < 0.0f ? -v : v);
+                peaks = larger(peaks, absolute(v));
                 poison = fmadd(v, vec{}, poison);  // not a number where a value is not finite
             }
             const float peak = highest(peaks), inverse = peak > 0.0f ? 127.0f / peak : 0.0f;
@@ -104,16 +103,20 @@ struct Activations {
                 for (int64_t i = at; i < std::min<int64_t>(at + S::SUMMED, last); i += LANES) {
                     const ivec q = bit_cast<ivec>(fmadd(load(x + i), broadcast(inverse), magic)) - bit_cast<ivec>(magic);
                     total += q;
-                    typedef int8_t b16 __attribute__((vector_size(16)));
-                    const b16 narrow = __builtin_convertvector(q, b16);
-                    std::memcpy(codes + i, &narrow, sizeof narrow);
+                    store_bytes(codes + i, q);
                 }
                 const float all = sum(to_float(total));
                 sums_out[at / S::SUMMED * size + r] =
                     S::HAS_LOW ? bit_cast<int32_t>(all) : -zero * static_cast<int32_t>(all);
             }
         }
-        for (int64_t i = 0; i < columns; i += 4) std::memcpy(tile + i * size + 4 * r, codes + i, 4);
+    }
+
+    // The codes of a tile's rows, one after the other, into their places.
+    void interleave(const int8_t* codes, uint8_t* tile, int size) const {
+        for (int64_t i = 0; i < columns; i += 4) {
+            for (int r = 0; r < size; ++r) std::memcpy(tile + i * size + 4 * r, codes + r * columns + i, 4);
+        }
     }
 };
 
@@ -226,19 +229,20 @@ __attribute__((noinline)) void multiply(const Weights& w, const Activations<S>& 
 
 template <typename S>
 void quantize_rows(const Product& p, const Activations<S>& of, const Tiles& tiles, uint8_t* activations) {
-    parallel(tiles.padded_rows(), std::max<int64_t>(1, 8192 / of.columns), [&](int64_t first, int64_t last) {
+    parallel(tiles.count(), std::max<int64_t>(1, 8192 / (of.columns * TILE)), [&](int64_t first, int64_t last) {
         static thread_local Scratch scratch;
-        uint8_t* room = scratch.get(of.columns * 5);
+        uint8_t* room = scratch.get(of.columns * (sizeof(float) + TILE));
         auto* x = reinterpret_cast<float*>(room);
-        for (int64_t row = first; row < last; ++row) {
-            if (row < p.rows) {
-                read_row(p, row, x, of.columns);
-            } else {
-                std::memset(x, 0, of.columns * sizeof(float));
+        auto* codes = reinterpret_cast<int8_t*>(room + of.columns * sizeof(float));
+        for (int64_t t = first; t < last; ++t) {
+            uint8_t* tile = activations + t * TILE * of.row_bytes();
+            const int size = tiles.size(t);
+            for (int r = 0; r < size; ++r) {
+                // Rows past the last are the last once more, and nobody reads their results.
+                read_row(p, std::min(t * TILE + r, p.rows - 1), x, of.columns);
+                of.quantize(x, tile, r, size, codes + r * of.columns);
             }
-            const int64_t tile = row / TILE;
-            of.quantize(x, activations + tile * TILE * of.row_bytes(), static_cast<int>(row % TILE), tiles.size(tile),
-                        room + of.columns * 4);
+            of.interleave(codes, tile, size);
         }
     });
 }

@@ -53,7 +53,8 @@ INLINE V load_as(const void* p) {
     return v;
 }
 
-INLINE vec broadcast(float x) { return vec{} + x; }
+// Spelled out, since adding to zero is an addition: -0.0 would change.
+INLINE vec broadcast(float x) { return vec{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 INLINE ivec broadcast(int32_t x) { return ivec{} + x; }
 INLINE vec to_float(ivec v) { return __builtin_convertvector(v, vec); }
 
@@ -106,10 +107,14 @@ INLINE vec widen(const hvec h, const f16*) {
 
 // Round to nearest, ties to even, as PyTorch does. NaN stays NaN: its quiet bit is set.
 INLINE hvec narrow(vec v, const bf16*) {
+#if defined(__AVX512BF16__)
+    return (hvec)_mm512_cvtneps_pbh((__m512)v);  // numbers below 1e-38 become 0
+#else
     const uvec u = bit_cast<uvec>(v);
     const uvec rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
     const uvec quiet = (u >> 16) | 0x40;
     return __builtin_convertvector(v != v ? quiet : rounded, hvec);
+#endif
 }
 
 INLINE hvec narrow(vec v, const f16*) {
@@ -182,20 +187,48 @@ INLINE float sum(vec v) {
     return (c[0] + c[2]) + (c[1] + c[3]);
 }
 
-INLINE vec larger(vec a, vec b) { return a > b ? a : b; }
+INLINE vec absolute(vec v) { return bit_cast<vec>(bit_cast<uvec>(v) & 0x7fffffffu); }
+
+INLINE vec larger(vec a, vec b) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return a > b ? a : b;
+#endif
+}
 
 INLINE float highest(vec v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)v);
+#else
     float peak = v[0];
     for (int i = 1; i < LANES; ++i) peak = v[i] > peak ? v[i] : peak;
     return peak;
+#endif
+}
+
+// Sixteen whole numbers that fit, as bytes.
+INLINE void store_bytes(int8_t* p, ivec v) {
+    typedef int8_t b16 __attribute__((vector_size(16)));
+#if defined(__AVX512F__)
+    const b16 narrow = (b16)_mm512_cvtepi32_epi8((__m512i)v);
+#else
+    const b16 narrow = __builtin_convertvector(v, b16);
+#endif
+    std::memcpy(p, &narrow, sizeof narrow);
 }
 
 // ---- functions -----------------------------------------------------------------------------------------------------
 
-// exp by 2^n times a polynomial on [-ln2/2, ln2/2]; relative error below 2e-7. Below -87 it is 0, above 88 infinity.
+// exp by 2^n times a polynomial on [-ln2/2, ln2/2]; relative error below 2e-7. Far below zero it is exactly 0.
 INLINE vec exponential(vec x) {
-    const vec magic = broadcast(12582912.0f);  // adding 1.5 * 2^23 rounds to an integer
+#if defined(__AVX512F__)
+    // The processor's own 2^n reaches the smallest numbers too: below -104 the result is exactly 0. NaN passes through.
+    const vec clamped = (vec)_mm512_min_ps(_mm512_set1_ps(100.0f), _mm512_max_ps(_mm512_set1_ps(-110.0f), (__m512)x));
+#else
     const vec clamped = x < -87.0f ? broadcast(-87.0f) : (x > 88.0f ? broadcast(88.0f) : x);
+#endif
+    const vec magic = broadcast(12582912.0f);  // adding 1.5 * 2^23 rounds to an integer
     const vec n = fmadd(clamped, broadcast(1.44269504f), magic) - magic;
     const vec r = fmadd(n, broadcast(2.12194440e-4f), fmadd(n, broadcast(-0.693359375f), clamped));
     vec p = broadcast(1.9875691500e-4f);
@@ -205,10 +238,14 @@ INLINE vec exponential(vec x) {
     p = fmadd(p, r, broadcast(1.6666665459e-1f));
     p = fmadd(p, r, broadcast(5.0000001201e-1f));
     p = fmadd(p * r, r, r + 1.0f);
+#if defined(__AVX512F__)
+    return (vec)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
     const vec scale = bit_cast<vec>((__builtin_convertvector(n, ivec) + 127) << 23);
     const vec infinity = broadcast(std::numeric_limits<float>::infinity());
     const vec bounded = x < -87.0f ? vec{} : (x > 88.0f ? infinity : p * scale);
     return x != x ? x : bounded;
+#endif
 }
 
 INLINE vec hyperbolic_tangent(vec x) {

@@ -1,0 +1,54 @@
+"""Memory on a CPU for what stays: weights and caches. The system is asked for large pages.
+
+Address translations of 4 KiB pages cost more than the reading where a step goes through all weights once. Pages are
+taken when they are first written, and are zero before.
+"""
+
+import contextlib
+import mmap
+import sys
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ALIGNMENT = 64
+CHUNK = 64 << 20
+"""Bytes that small buffers share a mapping of."""
+LARGE_PAGE = 2 << 20
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros in a mapping of their own."""
+    count = int(np.prod(shape, dtype=np.int64))
+    if count == 0:
+        return torch.zeros(shape, dtype=dtype)
+    return torch.frombuffer(_mapping(count * dtype.itemsize), dtype=dtype, count=count).view(shape)
+
+
+class Arena:
+    """Buffers one after the other in shared mappings, each of which stays as long as any of its buffers."""
+
+    def __init__(self) -> None:
+        self._memory: mmap.mmap | None = None
+        self._start = 0
+
+    def bytes(self, size: int) -> Tensor:
+        """[size] uint8"""
+        if self._memory is None or self._start + size > len(self._memory):
+            self._memory, self._start = _mapping(max(size, CHUNK)), 0
+        buffer = torch.frombuffer(self._memory, dtype=torch.uint8, count=size, offset=self._start)
+        self._start += -(-size // ALIGNMENT) * ALIGNMENT
+        return buffer
+
+
+def _mapping(size: int) -> mmap.mmap:
+    size = -(-size // LARGE_PAGE) * LARGE_PAGE
+    if sys.platform == "win32":
+        return mmap.mmap(-1, size)
+    # Private to this process: memory that could be shared is not given large pages.
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # from a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
