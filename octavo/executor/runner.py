@@ -136,7 +136,7 @@ class ModelRunner:
             logits = self.model.logits(hidden)
         else:
             logits = self.model.logits(hidden[torch.tensor([row for _, row in sampled], device=self.device)])
-        for (i, _), choice in zip(sampled, sample(logits, states), strict=True):
+        for (i, _), choice in zip(sampled, sample(logits, states, self.kernels), strict=True):
             results[i].token_id, results[i].logprobs = choice.token_id, choice.logprobs
             results[i].error = choice.error
 

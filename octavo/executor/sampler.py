@@ -10,12 +10,10 @@ from torch import Tensor
 
 from octavo.executor.grammar import apply_grammars
 from octavo.executor.sampling_state import SamplingState
+from octavo.ops import NOT_FINITE, Kernels
 from octavo.outputs import Logprob, TokenLogprobs
 
-CANDIDATES = 1024
-"""A nucleus is looked for among so many of the likeliest tokens before the whole vocabulary is sorted."""
-SPAN = 256
-"""Tokens in a partial sum when a draw is looked up in the vocabulary's distribution."""
+NOT_FINITE_MESSAGE = "the model computed values that are not finite; is the checkpoint sound?"
 
 
 @dataclass(slots=True)
@@ -27,7 +25,7 @@ class Choice:
     error: str | None = None
 
 
-def sample(logits: Tensor, states: Sequence[SamplingState]) -> list[Choice]:
+def sample(logits: Tensor, states: Sequence[SamplingState], kernels: Kernels) -> list[Choice]:
     """Choose a token for each row of `logits` `[rows, vocab]` (float32, changed in place).
 
     The order is vLLM's: structured outputs, allowed tokens, bad words, min_tokens, logit bias, the request's own
@@ -35,10 +33,6 @@ def sample(logits: Tensor, states: Sequence[SamplingState]) -> list[Choice]:
     before all of these.
     """
     choices = [Choice() for _ in states]
-    sound = torch.isfinite(logits.amax(-1)).tolist()
-    for choice, ok in zip(choices, sound, strict=True):
-        if not ok:
-            choice.error = "the model computed values that are not finite; is the checkpoint sound?"
     reported = [i for i, s in enumerate(states) if s.params.logprobs is not None]
     raw = torch.log_softmax(logits[reported], -1) if reported else None
 
@@ -47,17 +41,15 @@ def sample(logits: Tensor, states: Sequence[SamplingState]) -> list[Choice]:
         apply_grammars(logits, list(structured), list(structured.values()))
     _restrict(logits, states, choices)
     _penalize(logits, states)
-    greedy = torch.tensor([s.params.greedy for s in states], device=logits.device)
-    if bool(greedy.all()):
-        tokens = logits.argmax(-1)
-    else:
-        drawn = _draw(logits, states)
-        tokens = torch.where(greedy, logits.argmax(-1), drawn) if bool(greedy.any()) else drawn
+    tokens = kernels.choose(logits, [s.draw_by() for s in states])
     for choice, token in zip(choices, tokens.tolist(), strict=True):
-        choice.token_id = None if choice.error else token
+        if token == NOT_FINITE:
+            choice.error = choice.error or NOT_FINITE_MESSAGE
+        else:
+            choice.token_id = None if choice.error else token
     if raw is not None:
         wanted = [states[i].params.logprobs or 0 for i in reported]
-        described = describe(raw, tokens[torch.tensor(reported, device=tokens.device)], wanted)
+        described = describe(raw, tokens.clamp(min=0)[torch.tensor(reported, device=tokens.device)], wanted)
         for i, logprobs in zip(reported, described, strict=True):
             choices[i].logprobs = logprobs
     return choices
@@ -150,82 +142,3 @@ def _penalize(logits: Tensor, states: Sequence[SamplingState]) -> None:
     part -= column("frequency_penalty") * counts
     part -= column("presence_penalty") * generated
     logits[rows] = part
-
-
-def _draw(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
-    """[rows] tokens drawn by temperature, min_p, top_k and top_p. Greedy rows get some token."""
-    device, vocab = logits.device, logits.shape[1]
-    temperature = torch.tensor([s.params.temperature if not s.params.greedy else 1.0 for s in states], device=device)
-    scaled = logits / temperature.unsqueeze(1)
-    min_p = [s.params.min_p for s in states]
-    if any(min_p):
-        floor = scaled.amax(-1, keepdim=True) + torch.tensor(min_p, device=device).log().unsqueeze(1)
-        scaled.masked_fill_(scaled < floor, -torch.inf)
-    draws = torch.tensor([s.draw() for s in states], dtype=torch.float64, device=device)
-    filtered = [i for i, s in enumerate(states) if 0 < s.params.top_k < vocab or s.params.top_p < 1]
-    if not filtered:
-        return _draw_from_all(scaled, draws)
-    tokens = torch.empty(len(states), dtype=torch.long, device=device)
-    if free := sorted(set(range(len(states))) - set(filtered)):
-        tokens[free] = _draw_from_all(scaled[free], draws[free])
-    tokens[filtered] = _draw_from_top(scaled[filtered], [states[i] for i in filtered], draws[filtered])
-    return tokens
-
-
-def _draw_from_all(logits: Tensor, draws: Tensor) -> Tensor:
-    """Where each draw falls in the cumulated distribution, found by partial sums, then inside one of them."""
-    weights = torch.exp(logits - logits.amax(-1, keepdim=True)).double()
-    short = -weights.shape[1] % SPAN
-    spans = torch.nn.functional.pad(weights, (0, short)).view(len(weights), -1, SPAN)
-    ends = spans.sum(-1).cumsum(-1)
-    target = (draws * ends[:, -1]).unsqueeze(1)
-    span = torch.searchsorted(ends, target, right=True).clamp_(max=ends.shape[1] - 1)
-    before = torch.where(span > 0, ends.gather(1, (span - 1).clamp(min=0)), 0.0)
-    inside = spans.gather(1, span.unsqueeze(-1).expand(-1, -1, SPAN)).squeeze(1).cumsum(-1)
-    place = torch.searchsorted(inside, target - before, right=True)
-    # Rounding may leave a draw at the very end of its span: take the span's last token that has weight.
-    last = (inside < inside[:, -1:]).sum(-1, keepdim=True)
-    return (span * SPAN + torch.minimum(place, last)).squeeze(1)
-
-
-def _draw_from_top(logits: Tensor, states: Sequence[SamplingState], draws: Tensor) -> Tensor:
-    """Draws from each row's top_k and top_p tokens.
-
-    Whether a row is sorted whole or in its first CANDIDATES is a matter of that row alone.
-    """
-    vocab = logits.shape[1]
-    values, ids = logits.topk(min(CANDIDATES, vocab), dim=-1)
-    top_k = [s.params.top_k if 0 < s.params.top_k < vocab else vocab for s in states]
-    top_p = torch.tensor([s.params.top_p for s in states], dtype=torch.float64, device=logits.device)
-    peak = values[:, :1]
-    total = torch.exp(logits - peak).sum(-1, dtype=torch.float64)
-    found = torch.exp(values - peak).sum(-1, dtype=torch.float64)
-    enough = (found >= top_p * total).tolist()
-    tokens = torch.empty(len(states), dtype=torch.long, device=logits.device)
-    short = [i for i in range(len(states)) if top_k[i] <= values.shape[1] or enough[i]]
-    if short:
-        tokens[short] = _pick(
-            values[short], ids[short], total[short], [top_k[i] for i in short], top_p[short], draws[short]
-        )
-    if rest := sorted(set(range(len(states))) - set(short)):
-        all_values, all_ids = logits[rest].sort(dim=-1, descending=True, stable=True)
-        tokens[rest] = _pick(all_values, all_ids, total[rest], [top_k[i] for i in rest], top_p[rest], draws[rest])
-    return tokens
-
-
-def _pick(values: Tensor, ids: Tensor, total: Tensor, top_k: list[int], top_p: Tensor, draws: Tensor) -> Tensor:
-    """One token a row from candidates in descending order."""
-    width = values.shape[1]
-    weights = torch.exp(values - values[:, :1]).double()
-    limit = torch.tensor(top_k, device=values.device).unsqueeze(1)
-    weights.masked_fill_(torch.arange(width, device=values.device) >= limit, 0.0)
-    ends = weights.cumsum(-1)
-    # top_p is a share of what top_k left.
-    whole = torch.where(limit.squeeze(1) <= width, ends[:, -1], total)
-    outside = ends - weights >= (top_p * whole).unsqueeze(1)
-    outside[:, 0] = False
-    weights.masked_fill_(outside, 0.0)
-    ends = weights.cumsum(-1)
-    place = torch.searchsorted(ends, (draws * ends[:, -1]).unsqueeze(1), right=True)
-    last = (ends < ends[:, -1:]).sum(-1, keepdim=True)
-    return ids.gather(1, torch.minimum(place, last)).squeeze(1)

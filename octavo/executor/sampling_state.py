@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from octavo.executor.grammar import Grammar
+from octavo.ops import DrawBy
 from octavo.params import SamplingParams
 
 _MASK = (1 << 64) - 1
@@ -37,9 +38,13 @@ class SamplingState:
     _in_prompt: Tensor | None = None
     _counted: int = 0
 
-    def draw(self) -> float:
-        """A number in [0, 1) for the next token."""
-        return (mix(self.seed, len(self.output_token_ids)) >> 11) / (1 << 53)
+    def draw_by(self) -> DrawBy:
+        """How the next token is chosen."""
+        p = self.params
+        if p.greedy:
+            return DrawBy()
+        draw = (mix(self.seed, len(self.output_token_ids)) >> 11) / (1 << 53)
+        return DrawBy(p.temperature, p.min_p, max(0, p.top_k), p.top_p, draw)
 
     @property
     def has_penalties(self) -> bool:

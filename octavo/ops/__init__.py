@@ -9,13 +9,16 @@ from octavo.ops.attention import AttentionPlan, BlockSparse, SequenceRun, cache_
 from octavo.ops.kernels import Kernels, Program, choose_kernels
 from octavo.ops.linear import LinearKernel, head_product
 from octavo.ops.rotary import rotate
+from octavo.ops.sampling import NOT_FINITE, DrawBy
 from octavo.ops.scan import RecurrentPlan, RecurrentRun, causal_conv, causal_conv_step
 from octavo.ops.weights import StoredRows
 
 __all__ = [
     "ACTIVATIONS",
+    "NOT_FINITE",
     "AttentionPlan",
     "BlockSparse",
+    "DrawBy",
     "Kernels",
     "LinearKernel",
     "Program",

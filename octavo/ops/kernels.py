@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from octavo.ops import attention, norm, scan
+from octavo.ops import attention, norm, sampling, scan
 from octavo.ops.activation import ACTIVATIONS
 from octavo.ops.attention import AttentionPlan, BlockSparse
 from octavo.ops.linear import LinearKernel, TorchLinear
+from octavo.ops.sampling import DrawBy
 from octavo.ops.scan import RecurrentPlan
 from octavo.ops.weights import StoredRows
 
@@ -147,6 +148,10 @@ class Kernels:
     ) -> Tensor:
         """See octavo.ops.scan."""
         return scan.scan_step(x, dt, a, b, c, d, state, plan)
+
+    def choose(self, logits: Tensor, by: Sequence[DrawBy]) -> Tensor:
+        """See octavo.ops.sampling."""
+        return sampling.choose(logits, by)
 
 
 def choose_kernels(device: torch.device, preference: str = "auto") -> Kernels:

@@ -7,11 +7,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.executor.sampler import sample
+from octavo.executor.sampler import Choice
+from octavo.executor.sampler import sample as sample_with
 from octavo.executor.sampling_state import SamplingState, mix
+from octavo.ops import Kernels, choose_kernels
 from octavo.params import SamplingParams
 
 VOCAB = 3000
+KERNELS: list[Kernels] = []
+
+
+@pytest.fixture(autouse=True, params=["torch", "auto"])
+def kernels(request: pytest.FixtureRequest) -> None:
+    """The reference's choice, and the compiled core's where there is one."""
+    KERNELS[:] = [choose_kernels(torch.device("cpu"), request.param)]
+
+
+def sample(logits: Tensor, states: list[SamplingState]) -> list[Choice]:
+    return sample_with(logits, states, KERNELS[0])
 
 
 def state(

@@ -14,6 +14,7 @@ from octavo.ops.memory import Arena
 from octavo.ops.native import recording
 from octavo.ops.native.library import Library
 from octavo.ops.native.weights import TYPES, PackedWeight, pack, quantize
+from octavo.ops.sampling import DrawBy, as_array
 from octavo.ops.scan import RecurrentPlan
 from octavo.ops.weights import KINDS, StoredRows, of_floats
 
@@ -315,3 +316,10 @@ class NativeKernels(Kernels):
             width,
         )
         return y
+
+    def choose(self, logits: Tensor, by: Sequence[DrawBy]) -> Tensor:
+        logits = logits.contiguous()
+        rows, vocab = logits.shape
+        how, tokens = as_array(by), torch.empty(rows, dtype=torch.int64)
+        self._run("choose", rows, logits.data_ptr(), vocab, vocab, how.ctypes.data, tokens.data_ptr())
+        return tokens

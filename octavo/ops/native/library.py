@@ -26,6 +26,7 @@ _ARGUMENTS = {
     "add": "5qdq",
     "add_norm": "7qdq",
     "attention": "13qdd4q",
+    "choose": "6q",
     "layer_norm": "6qdq",
     "linear": "12q",
     "pack": "5q",

@@ -1,0 +1,106 @@
+"""Choosing tokens from logits: the likeliest, or one drawn by temperature, min_p, top_k and top_p.
+
+A draw is looked up in the distribution of what is left, in the vocabulary's order. So the choice depends on the row and
+its number alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CANDIDATES = 1024
+"""A nucleus is looked for among so many of the likeliest tokens before the whole vocabulary is sorted."""
+SPAN = 256
+"""Tokens in a partial sum when a draw is looked up."""
+NOT_FINITE = -1
+"""The choice of a row that has a value that is not a number, or infinite."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrawBy:
+    """How a row's token is chosen."""
+
+    temperature: float = 0.0
+    """0 for the likeliest."""
+    min_p: float = 0.0
+    """Tokens less likely than so many times the likeliest are left out."""
+    top_k: int = 0
+    """How many of the likeliest stay; 0 for all."""
+    top_p: float = 1.0
+    """Of these, the likeliest that make up this share stay."""
+    draw: float = 0.0
+    """In [0, 1): where in the distribution the token is."""
+
+
+def as_array(rows: Sequence[DrawBy]) -> "np.ndarray[tuple[int, int], np.dtype[np.float64]]":
+    """[rows, 5], in the order of DrawBy."""
+    return np.array([(r.temperature, r.min_p, r.top_k, r.top_p, r.draw) for r in rows], dtype=np.float64)
+
+
+def choose(logits: Tensor, by: Sequence[DrawBy]) -> Tensor:
+    """[rows] int64: a token for each row of `logits` `[rows, vocab]` float32, or NOT_FINITE. Of equals, the first."""
+    peak = logits.amax(-1)
+    greedy = torch.tensor([b.temperature == 0 for b in by], device=logits.device)
+    tokens = logits.argmax(-1)
+    if drawn := [i for i, b in enumerate(by) if b.temperature != 0]:
+        tokens[drawn] = _draw(logits[drawn], [by[i] for i in drawn])
+    strange = peak.isnan() | (peak == torch.inf)
+    # A row in which nothing is possible has no distribution: its first token stands for it.
+    tokens = torch.where((peak == -torch.inf) & ~greedy, 0, tokens)
+    return torch.where(strange, NOT_FINITE, tokens)
+
+
+def _draw(logits: Tensor, by: Sequence[DrawBy]) -> Tensor:
+    device, vocab = logits.device, logits.shape[1]
+    scaled = logits / torch.tensor([b.temperature for b in by], device=device).unsqueeze(1)
+    scaled -= scaled.amax(-1, keepdim=True)
+    if any(b.min_p for b in by):
+        floor = torch.tensor([b.min_p for b in by], device=device).log().unsqueeze(1)
+        scaled.masked_fill_(scaled < floor, -torch.inf)
+    weights = torch.exp(scaled)
+    for row, b in enumerate(by):
+        if 0 < b.top_k < vocab or b.top_p < 1:
+            _keep(weights[row], b)
+    return _look_up(weights.double(), torch.tensor([b.draw for b in by], dtype=torch.float64, device=device))
+
+
+def _keep(weights: Tensor, by: DrawBy) -> None:
+    """Take the weight of what top_k and top_p leave out."""
+    vocab = len(weights)
+    limit = by.top_k if 0 < by.top_k < vocab else vocab
+    whole = weights.sum(dtype=torch.float64)
+    if not whole > 0:  # a row that is not a distribution: `choose` says so
+        return
+    found = torch.topk(weights, min(CANDIDATES, vocab)).values.sum(dtype=torch.float64)
+    if limit <= CANDIDATES or bool(found >= by.top_p * whole):
+        # Of equal ones at the border, topk takes any: they are put in order among all that reach it.
+        least = torch.topk(weights, min(CANDIDATES, limit)).values[-1]
+        ids = (weights >= least).nonzero().squeeze(1)
+    else:
+        ids = torch.arange(vocab, device=weights.device)
+    values, order = weights[ids].sort(descending=True, stable=True)
+    ids = ids[order]
+    ends = values[:limit].double().cumsum(-1)
+    target = by.top_p * (ends[-1] if limit < vocab else whole)
+    kept = int((ends - values[: len(ends)] < target).sum()) if by.top_p < 1 else len(ends)
+    left_out = torch.ones(vocab, dtype=torch.bool, device=weights.device)
+    left_out[ids[: max(1, kept)]] = False
+    weights.masked_fill_(left_out, 0.0)
+
+
+def _look_up(weights: Tensor, draws: Tensor) -> Tensor:
+    """Where each draw falls in the cumulated distribution, found by partial sums, then inside one of them."""
+    short = -weights.shape[1] % SPAN
+    spans = torch.nn.functional.pad(weights, (0, short)).view(len(weights), -1, SPAN)
+    ends = spans.sum(-1).cumsum(-1)
+    target = (draws * ends[:, -1]).unsqueeze(1)
+    span = torch.searchsorted(ends, target, right=True).clamp_(max=ends.shape[1] - 1)
+    before = torch.where(span > 0, ends.gather(1, (span - 1).clamp(min=0)), 0.0)
+    inside = spans.gather(1, span.unsqueeze(-1).expand(-1, -1, SPAN)).squeeze(1).cumsum(-1)
+    place = torch.searchsorted(inside, target - before, right=True)
+    # Rounding may leave a draw at the very end of its span: take the span's last token that has weight.
+    last = (inside < inside[:, -1:]).sum(-1, keepdim=True)
+    return (span * SPAN + torch.minimum(place, last)).squeeze(1)
