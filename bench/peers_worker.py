@@ -1,16 +1,20 @@
-"""One engine's figures, in a process of its own: `python bench/peers_worker.py ENGINE MODEL MODE`, JSON on stdout.
+"""One engine's figures, in a process of its own: `peers_worker.py ENGINE MODEL MODE OPTIONS`, JSON on stdout.
 
-MODE is `steady` (decode and prefill, after a warm-up) or `cold` (seconds of this process to its first token).
-It imports nothing of Octavo's unless ENGINE is octavo, so that peers run in environments of their own.
+MODE is `steady` (decode and prefill, after a warm-up; then memory) or `cold` (seconds of this process to its first
+token). OPTIONS are Octavo's, as `name=value`. It imports nothing of Octavo's unless ENGINE is octavo, so that peers run
+in environments of their own.
 """
 
 import json
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 START = time.perf_counter()
 TOKENS, PROMPT, PREFILL = 64, 32, 1024
+KV = 64 << 20
+"""Bytes of cache that Octavo is given: so few that all of them are used."""
 Generate = Callable[[list[list[int]], int], None]
 """Answer these prompts, all at once, with exactly so many greedy tokens each."""
 
@@ -20,13 +24,14 @@ def prompts(count: int, length: int, salt: int) -> list[list[int]]:
     return [[(i * 37 + j * 11 + salt * 7919) % 40000 + 100 for j in range(length)] for i in range(count)]
 
 
-def octavo(model: str) -> Generate:
+def octavo(model: str, options: str) -> Generate:
     import logging
 
     logging.getLogger("octavo").addHandler(logging.NullHandler())
     from octavo import LLM, SamplingParams
 
-    llm = LLM(model, dtype="bfloat16", max_num_batched_tokens=PREFILL, kv_cache_memory="1GiB")
+    given = dict(option.split("=") for option in options.split())
+    llm = LLM(model, max_model_len=2048, kv_cache_memory=KV, skip_tokenizer_init=True, **given)
 
     def generate(batch: list[list[int]], tokens: int) -> None:
         llm.generate(list(batch), SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True), use_tqdm=False)
@@ -34,7 +39,7 @@ def octavo(model: str) -> Generate:
     return generate
 
 
-def transformers(model: str) -> Generate:
+def transformers(model: str, options: str) -> Generate:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -51,7 +56,7 @@ def transformers(model: str) -> Generate:
     return generate
 
 
-def llama_cpp(model: str) -> Generate:
+def llama_cpp(model: str, options: str) -> Generate:
     import os
 
     from llama_cpp import Llama
@@ -71,7 +76,7 @@ def llama_cpp(model: str) -> Generate:
     return generate
 
 
-def vllm(model: str) -> Generate:
+def vllm(model: str, options: str) -> Generate:
     from vllm import LLM, SamplingParams
 
     llm = LLM(model, dtype="bfloat16", max_model_len=2048, enforce_eager=True, enable_prefix_caching=False)
@@ -104,11 +109,23 @@ def steady(generate: Generate) -> dict[str, float | None]:
     return figures
 
 
+def memory_beside(model: str, options: str) -> float:
+    """MB of this process's memory that are neither the weights' nor the cache's."""
+    files = [Path(model)] if model.endswith(".gguf") else list(Path(model).glob("*.safetensors"))
+    weights = sum(f.stat().st_size for f in files) / (2 if "int8" in options else 1)
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return (int(status["VmRSS"].split()[0]) * 1024 - weights - KV) / 1e6
+
+
 if __name__ == "__main__":
-    engine, model, mode = sys.argv[1:]
-    ready = {"octavo": octavo, "transformers": transformers, "llama-cpp-python": llama_cpp, "vllm": vllm}[engine](model)
+    engine, model, mode, options = sys.argv[1:]
+    engines = {"octavo": octavo, "transformers": transformers, "llama-cpp-python": llama_cpp, "vllm": vllm}
+    ready = engines[engine](model, options)
     if mode == "cold":
         ready(prompts(1, 8, 0), 1)
-        print(json.dumps({"cold start to first token (s)": time.perf_counter() - START}))
+        figures: dict[str, float | None] = {"start to first token (s)": time.perf_counter() - START}
     else:
-        print(json.dumps(steady(ready)))
+        figures = steady(ready)
+        if engine == "octavo":
+            figures["memory beside weights and KV (MB)"] = memory_beside(model, options)
+    print(json.dumps(figures))

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from octavo.errors import CheckpointError
 from octavo.loading.checkpoint import ChangedSource, PlainSource, TensorSource, stored_rows
 from octavo.loading.precision import Precision
-from octavo.ops import Kernels
+from octavo.ops import Kernels, memory
 from octavo.ops.weights import StoredRows, of_floats
 from octavo.parts import CausalLM, Embedding, Linear
 from octavo.parts.names import Into, Transform
@@ -120,6 +120,7 @@ class WeightLoader:
             head.missing.clear()
         problems.raise_if_any(where, self._missing())
         self._share_table()
+        memory.give_back()
         for module in self.model.modules():
             prepare = getattr(module, "prepare", None)
             if prepare is not None and not isinstance(module, Linear):
@@ -139,6 +140,8 @@ class WeightLoader:
             tokens.read_from(head.kernel, self.precision.activations)
         elif stored is not None:
             tokens.read_from(self.kernels.stored_linear([stored]), self.precision.activations)
+        elif tokens.weight is not None and tokens.weight.dtype != self.precision.activations:
+            tokens.read_from(self.kernels.linear(tokens.weight.data), self.precision.activations)
 
     def _missing(self) -> list[str]:
         """Published names of what was not filled, each once: several segments may come from one published tensor."""
@@ -257,9 +260,9 @@ class WeightLoader:
         return parameter.data
 
     def _dtype(self, module: nn.Module) -> torch.dtype:
-        """A plain token table is read into the activations; a tied one is also the head, as other weights are."""
-        is_head = module is self.model.tokens and self.model.tied
-        return self.precision.weights if is_head or isinstance(module, Linear) else self.precision.activations
+        """Weights have their own dtype, and so has the token table; whatever is read plainly has the activations'."""
+        is_weight = module is self.model.tokens or isinstance(module, Linear)
+        return self.precision.weights if is_weight else self.precision.activations
 
     def _filled(self, slot: _Slot, segment: str | None) -> None:
         slot.missing.clear() if segment is None else slot.missing.discard(segment)

@@ -5,6 +5,7 @@ taken when they are first written, and are zero before.
 """
 
 import contextlib
+import ctypes
 import mmap
 import sys
 
@@ -40,6 +41,12 @@ class Arena:
         buffer = torch.frombuffer(self._memory, dtype=torch.uint8, count=size, offset=self._start)
         self._start += -(-size // ALIGNMENT) * ALIGNMENT
         return buffer
+
+
+def give_back() -> None:
+    """Let the system have what was freed: the C library keeps it for later otherwise."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _mapping(size: int) -> mmap.mmap:
