@@ -1,5 +1,6 @@
 """Runs a model's steps in this process: the engine's integers to tensors, the model, the sampler."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -65,7 +66,7 @@ class ModelRunner:
             hidden = self.model(batch)
         results = [SequenceResult() for _ in steps]
         count = sum(len(s.token_ids) for s in steps)
-        if not bool(torch.isfinite(hidden[:count].sum())):
+        if not math.isfinite(hidden[:count].sum().item()):
             self._scrub(hidden[:count], self._batch(steps), steps, results)
         first = 0
         sampled: list[tuple[int, int]] = []

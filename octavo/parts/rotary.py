@@ -72,7 +72,8 @@ class Rotary(nn.Module):
     def _compute(self, batch: Batch) -> tuple[Tensor, Tensor]:
         table = self.frequencies.to(batch.positions.device)
         angles = batch.positions.float().unsqueeze(1) * table
-        return angles.cos().mul_(self.scale), angles.sin().mul_(self.scale)
+        cos, sin = angles.cos(), angles.sin()
+        return (cos, sin) if self.scale == 1.0 else (cos.mul_(self.scale), sin.mul_(self.scale))
 
 
 class LongRotary(Rotary):
