@@ -19,6 +19,7 @@ constexpr int KEYS = 64;           // in a tile
 constexpr int KEY_VECTORS = KEYS / LANES;
 constexpr int ROWS = 4;            // queries that share each vector of keys or values that is loaded
 constexpr int MOST_ROWS = 128;     // queries, of all heads of a group, in one piece of work
+constexpr float LOG2_E = 1.44269504f;
 constexpr double ALONE_BELOW = 2e5;  // multiplications that are done before other threads have woken up
 
 struct Attention {
@@ -159,7 +160,7 @@ public:
             head_[r] = piece.kv_head * group + static_cast<int>(row % group);
             batch_row_[r] = piece.run[0] + row / group;
             peak_[r] = LOWEST;
-            total_[r] = 0.0f;
+            store(total_ + r * LANES, vec{});
             lay_query(r);
         }
         std::fill(sums_, sums_ + static_cast<int64_t>(padded) * value_room_, 0.0f);
@@ -172,9 +173,10 @@ public:
     template <typename Out>
     void put(int r, const float* sums) {
         Out* out = static_cast<Out*>(a_.out) + (batch_row_[r] * a_.heads + head_[r]) * a_.value_dim;
+        const float total = sum(load(total_ + r * LANES));
         for (int i = 0; i < a_.value_dim; i += LANES) {
             const int some = std::min(LANES, a_.value_dim - i);
-            const vec value = load(sums + i) / total_[r];
+            const vec value = load(sums + i) / total;
             some == LANES ? store(out + i, value) : store_some(out + i, value, some);
         }
     }
@@ -273,46 +275,61 @@ private:
         accumulate<PAIRS, V>(queries_ + static_cast<int64_t>(r) * steps_, steps_, keys_ + at * LANES * steps_,
                              LANES * steps_, LANES, steps_, total);
         for (int i = 0; i < ROWS; ++i)
-            for (int v = 0; v < V; ++v) store(scores_ + i * KEYS + (at + v) * LANES, total[i][v] * a_.scale);
+            for (int v = 0; v < V; ++v) store(scores_ + i * KEYS + (at + v) * LANES, total[i][v] * (a_.scale * LOG2_E));
     }
 
-    // A row's scores to weights; what the row has summed so far is scaled to the new peak.
+    // A row's scores to weights; what the row has summed so far is scaled to the new peak. Scores are in units in which
+    // a weight is a power of 2.
     void weigh(int r, int64_t begin, int vectors) {
         float* scores = scores_ + r % ROWS * KEYS;
         const int64_t position = position_[r], seen = position - begin;  // the last key that it sees
-        const int64_t from = a_.window ? position - a_.window + 1 - begin : -1;
-        ivec lanes;
-        for (int i = 0; i < LANES; ++i) lanes[i] = i;
+        if (a_.softcap > 0 || a_.alibi != nullptr) adjust(r, seen, scores, vectors);
+        if (seen < KEYS - 1 || a_.window) mask(seen, scores, vectors);
         vec peaks = broadcast(peak_[r]);
-        for (int v = 0; v < vectors; ++v) {
-            vec s = load(scores + v * LANES);
-            if (a_.softcap > 0) s = hyperbolic_tangent(s / a_.softcap) * a_.softcap;
-            const ivec key = lanes + v * LANES;
-            if (a_.alibi != nullptr) {
-                s = fmadd(to_float(key - static_cast<int32_t>(seen)), broadcast(a_.alibi[head_[r]]), s);
-            }
-            const vec masked = broadcast(-std::numeric_limits<float>::infinity());
-            if (seen < (v + 1) * LANES - 1) s = key <= static_cast<int32_t>(seen) ? s : masked;
-            if (from > v * LANES) s = key >= static_cast<int32_t>(std::min<int64_t>(from, KEYS)) ? s : masked;
-            store(scores + v * LANES, s);
-            peaks = larger(peaks, s);
-        }
+        for (int v = 0; v < vectors; ++v) peaks = larger(peaks, load(scores + v * LANES));
         const float peak = highest(peaks);
         vec sums = {};
         for (int v = 0; v < vectors; ++v) {
-            const vec weight = exponential(load(scores + v * LANES) - peak);
+            const vec weight = power_of_2(load(scores + v * LANES) - peak);
             store(scores + v * LANES, weight);
             sums += weight;
         }
+        float* total = total_ + r * LANES;
         if (peak != peak_[r]) {
-            const float shrink = exponential(broadcast(peak_[r] - peak))[0];
-            total_[r] *= shrink;
+            const float shrink = power_of_2(broadcast(peak_[r] - peak))[0];
             float* row = sums_ + static_cast<int64_t>(r) * value_room_;
             for (int i = 0; i < value_room_; i += LANES) store(row + i, load(row + i) * shrink);
             peak_[r] = peak;
+            store(total, fmadd(load(total), broadcast(shrink), sums));
+        } else {
+            store(total, load(total) + sums);
         }
-        total_[r] += sum(sums);
     }
+
+    void adjust(int r, int64_t seen, float* scores, int vectors) {
+        for (int v = 0; v < vectors; ++v) {
+            vec s = load(scores + v * LANES) * (1.0f / LOG2_E);
+            if (a_.softcap > 0) s = hyperbolic_tangent(s / a_.softcap) * a_.softcap;
+            if (a_.alibi != nullptr) {
+                const ivec distance = lanes() + (v * LANES - static_cast<int32_t>(seen));
+                s = fmadd(to_float(distance), broadcast(a_.alibi[head_[r]]), s);
+            }
+            store(scores + v * LANES, s * LOG2_E);
+        }
+    }
+
+    void mask(int64_t seen, float* scores, int vectors) {
+        const auto last = static_cast<int32_t>(std::min<int64_t>(seen, KEYS));
+        const auto first = a_.window ? static_cast<int32_t>(std::clamp<int64_t>(seen - a_.window + 1, 0, KEYS)) : 0;
+        const vec hidden = broadcast(-std::numeric_limits<float>::infinity());
+        for (int v = 0; v < vectors; ++v) {
+            const ivec key = lanes() + v * LANES;
+            const vec s = load(scores + v * LANES);
+            store(scores + v * LANES, key > last ? hidden : key < first ? hidden : s);
+        }
+    }
+
+    static ivec lanes() { return ivec{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
 
     void mix(int r, int count) {
         const int steps = PAIRS ? (count + 1) / 2 : count;
@@ -352,7 +369,8 @@ private:
     alignas(64) float scores_[ROWS * KEYS] = {};
     int64_t position_[MOST_ROWS + ROWS], batch_row_[MOST_ROWS + ROWS];
     int head_[MOST_ROWS + ROWS];
-    float peak_[MOST_ROWS + ROWS], total_[MOST_ROWS + ROWS];
+    float peak_[MOST_ROWS + ROWS];
+    alignas(64) float total_[(MOST_ROWS + ROWS) * LANES];  // of the weights, lane by lane
 };
 
 template <typename C>

@@ -248,6 +248,32 @@ INLINE vec exponential(vec x) {
 #endif
 }
 
+// 2^x for x up to 0: by 2^n times a polynomial on [-1/2, 1/2]; relative error below 3e-7. Far below zero it is exactly 0.
+INLINE vec power_of_2(vec x) {
+#if defined(__AVX512F__)
+    const vec clamped = (vec)_mm512_max_ps(_mm512_set1_ps(-160.0f), (__m512)x);
+    const vec n = (vec)_mm512_roundscale_ps((__m512)clamped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+    const vec magic = broadcast(12582912.0f);
+    const vec clamped = x < -126.0f ? broadcast(-126.0f) : x;
+    const vec n = (clamped + magic) - magic;
+#endif
+    const vec r = clamped - n;
+    vec p = broadcast(1.5403530e-4f);
+    p = fmadd(p, r, broadcast(1.3333558e-3f));
+    p = fmadd(p, r, broadcast(9.6181291e-3f));
+    p = fmadd(p, r, broadcast(5.5504109e-2f));
+    p = fmadd(p, r, broadcast(2.4022651e-1f));
+    p = fmadd(p, r, broadcast(6.9314718e-1f));
+    p = fmadd(p, r, broadcast(1.0f));
+#if defined(__AVX512F__)
+    return (vec)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+    const vec scaled = p * bit_cast<vec>((__builtin_convertvector(n, ivec) + 127) << 23);
+    return x < -126.0f ? vec{} : (x != x ? x : scaled);
+#endif
+}
+
 INLINE vec hyperbolic_tangent(vec x) {
     // Beyond 10 it is 1 to the last bit, and the exponential would overflow further out.
     const vec bounded = x < -10.0f ? broadcast(-10.0f) : (x > 10.0f ? broadcast(10.0f) : x);
