@@ -247,6 +247,11 @@ void quantize_rows(const Product& p, const Activations<S>& of, const Tiles& tile
     });
 }
 
+// Formats whose codes and scales take many instructions to unpack, so that many rows had better share it.
+template <typename F>
+constexpr bool UNPACKS = F::UNIT > CHUNK;
+constexpr int64_t MANY_TILES = 5;
+
 template <typename F>
 void product(const Product& p) {
     using S = ShapeOf<F>;
@@ -274,9 +279,9 @@ void product(const Product& p) {
                     }
                 });
             };
-            if (tiles.count() == 1) {
-                run(packed, 0);
-            } else {
+            if (!UNPACKS<F> || tiles.count() < MANY_TILES) {
+                for (int64_t tile = 0; tile < tiles.count(); ++tile) run(packed, tile);
+            } else if constexpr (UNPACKS<F>) {
                 const Unpacked<S> unpacked(packed, of.columns, unpacking.get(Unpacked<S>::bytes(of.columns)));
                 for (int64_t tile = 0; tile < tiles.count(); ++tile) run(unpacked, tile);
             }
