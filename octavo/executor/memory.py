@@ -52,12 +52,6 @@ class Caches:
     """Which group of block tables each paged state uses; -1 for recurrent ones."""
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    return memory.zeros(shape, dtype)
-
-
 def allocate_caches(
     states: Sequence[StateSpec], args: EngineArgs, dtype: torch.dtype, device: torch.device, max_model_len: int
 ) -> Caches:
@@ -147,10 +141,15 @@ def _create(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Caches:
+    arena = memory.Arena()
+
+    def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return arena.zeros(shape, dtype) if device.type == "cpu" else torch.zeros(shape, dtype=dtype, device=device)
+
     blocks = shape.num_blocks + 1  # block 0 is nobody's: what tables hold for blocks given back
     tensors = [
         tuple(
-            _zeros((blocks, s.kv_heads, shape.block_size, cache_row(dim, dtype)), dtype, device)
+            zeros((blocks, s.kv_heads, shape.block_size, cache_row(dim, dtype)), dtype)
             for dim in (s.key_dim, s.value_dim)
         )
         for s in slabs
@@ -169,7 +168,7 @@ def _create(
             caches.recurrent.append(None)
             caches.group_of.append(group)
         else:
-            named = {n: _zeros((shape.max_sequences, *s), torch.float32, device) for n, s in spec.tensors}
+            named = {n: zeros((shape.max_sequences, *s), torch.float32) for n, s in spec.tensors}
             caches.paged.append(None)
             caches.recurrent.append(named)
             caches.group_of.append(-1)

@@ -19,14 +19,6 @@ CHUNK = 64 << 20
 LARGE_PAGE = 2 << 20
 
 
-def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros in a mapping of their own."""
-    count = int(np.prod(shape, dtype=np.int64))
-    if count == 0:
-        return torch.zeros(shape, dtype=dtype)
-    return torch.frombuffer(_mapping(count * dtype.itemsize), dtype=dtype, count=count).view(shape)
-
-
 class Arena:
     """Buffers one after the other in shared mappings, each of which stays as long as any of its buffers."""
 
@@ -34,8 +26,13 @@ class Arena:
         self._memory: mmap.mmap | None = None
         self._start = 0
 
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Zeros whose pages the system provides when they are first written."""
+        count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        return self.bytes(count).view(dtype).view(shape) if count else torch.zeros(shape, dtype=dtype)
+
     def bytes(self, size: int) -> Tensor:
-        """[size] uint8"""
+        """[size] uint8, zero."""
         if self._memory is None or self._start + size > len(self._memory):
             self._memory, self._start = _mapping(max(size, CHUNK)), 0
         buffer = torch.frombuffer(self._memory, dtype=torch.uint8, count=size, offset=self._start)

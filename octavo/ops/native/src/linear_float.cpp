@@ -105,7 +105,7 @@ void product(const Product& p) {
     lay_out<PAIRS>(p, tiles, columns, tiled);
 
     const int64_t panels = (p.outputs + PANEL - 1) / PANEL, bytes = columns * PANEL * sizeof(T);
-    parallel(panels, even_grain(panels), [&](int64_t first, int64_t last) {
+    parallel(panels, even_grain(panels, tiles.count() == 1 ? 4 : 32), [&](int64_t first, int64_t last) {
         for (int64_t panel = first; panel < last; ++panel) {
             for (int64_t tile = 0; tile < tiles.count(); ++tile) {
                 with_size(tiles.size(tile), [&](auto size) {

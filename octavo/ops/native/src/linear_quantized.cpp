@@ -262,7 +262,7 @@ void product(const Product& p) {
     quantize_rows(p, of, tiles, activations);
 
     const int64_t panels = (p.outputs + PANEL - 1) / PANEL, bytes = panel_bytes<F>(of.columns);
-    parallel(panels, even_grain(panels), [&](int64_t first, int64_t last) {
+    parallel(panels, even_grain(panels, tiles.count() == 1 ? 4 : 32), [&](int64_t first, int64_t last) {
         static thread_local Scratch unpacking;
         for (int64_t panel = first; panel < last; ++panel) {
             const uint8_t* start = p.weights + panel * bytes;

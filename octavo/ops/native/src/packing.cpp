@@ -11,7 +11,7 @@ template <typename T>
 void pack_float(const T* source, int64_t rows, int64_t width, uint8_t* packed) {
     constexpr bool PAIRS = std::is_same_v<T, bf16>;
     const int64_t columns = PAIRS ? round_up(width, 2) : width, panels = (rows + PANEL - 1) / PANEL;
-    parallel(panels, even_grain(panels), [&](int64_t first, int64_t last) {
+    parallel(panels, even_grain(panels, 4), [&](int64_t first, int64_t last) {
         for (int64_t panel = first; panel < last; ++panel) {
             T* to = reinterpret_cast<T*>(packed) + panel * columns * PANEL;
             const int64_t outputs = std::min<int64_t>(PANEL, rows - panel * PANEL);
@@ -32,7 +32,7 @@ void pack_float(const T* source, int64_t rows, int64_t width, uint8_t* packed) {
 template <typename F>
 void pack_quantized(const uint8_t* source, int64_t rows, int64_t width, uint8_t* packed) {
     const int64_t units = width / F::UNIT, bytes = panel_bytes<F>(width), panels = (rows + PANEL - 1) / PANEL;
-    parallel(panels, even_grain(panels), [&](int64_t first, int64_t last) {
+    parallel(panels, even_grain(panels, 4), [&](int64_t first, int64_t last) {
         Stored stored;
         for (int64_t panel = first; panel < last; ++panel) {
             uint8_t* to = packed + panel * bytes;

@@ -24,7 +24,9 @@ void parallel(int64_t count, int64_t grain, const Body& body) {
           &body);
 }
 
-// The grain that leaves each thread about four pieces: enough to even out, few enough to stay contiguous.
-inline int64_t even_grain(int64_t count) { return std::max<int64_t>(1, count / (4 * thread_count())); }
+// The grain that leaves each thread so many pieces: enough to even out, few enough to stay contiguous in memory.
+inline int64_t even_grain(int64_t count, int64_t pieces) {
+    return std::max<int64_t>(1, count / (pieces * thread_count()));
+}
 
 }  // namespace octavo
