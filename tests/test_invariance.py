@@ -26,7 +26,17 @@ def run(llm: LLM, prompts: list[Any]) -> list[Any]:
     return [bits(o) for o in llm.generate(prompts, PARAMS, use_tqdm=False)]
 
 
-@pytest.mark.parametrize("options", [{}, {"ops": "torch"}, {"dtype": "bfloat16"}], ids=["native", "torch", "bfloat16"])
+WAYS = {
+    "native": {},
+    "torch": {"ops": "torch"},
+    "bfloat16": {"dtype": "bfloat16"},
+    "float16": {"dtype": "float16", "kv_cache_dtype": "float16"},
+    "int8": {"quantization": "int8", "kv_cache_dtype": "int8"},
+    "q4": {"quantization": "q4"},
+}
+
+
+@pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("row", ROWS)
 def test_batch_chunks_and_preemption_leave_no_trace(row: str, options: dict[str, Any], tmp_path: Path) -> None:
     case = read_case(ROWS[row])

@@ -31,7 +31,7 @@ PROMPTS = [
     "🙂 emoji test",
     "A",
 ]
-TOKENS = {"float32": 64, "bfloat16": 24}
+TOKENS = {"float32": 64, "bfloat16": 24, "auto": 24}
 
 Result = tuple[list[int], list[list[tuple[int, float]]]]
 
@@ -50,7 +50,7 @@ def run(llm: LLM, prompts: list[str]) -> list[Result]:
     return [result(o) for o in llm.generate(prompts, params(llm.engine.args.dtype), use_tqdm=False)]
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "auto"])
 def models(request: pytest.FixtureRequest, smollm_file: Path) -> tuple[dict[str, Any], list[Result]]:
     """Engine options, and each prompt's result when it is computed alone, nothing cached."""
     options = {"model": str(smollm_file), "dtype": request.param, "kv_cache_memory": "512MiB", "max_model_len": 1024}

@@ -33,6 +33,8 @@ class _Slot:
     name: str
     shape: tuple[int, ...]
     missing: set[str | None]
+    unusable: bool = False
+    """A tensor that goes here has another shape: the load will fail when all such are known."""
 
 
 @dataclass
@@ -218,6 +220,7 @@ class WeightLoader:
             expected = self._published_shape(source, shape, wanted)
             problems.misshapen.append(f"{name} {list(source.shape)} (wanted {expected})")
             slot.missing.discard(segment)
+            slot.unusable = True
             return None
         return slot, segment, into.transform, rows
 
@@ -267,6 +270,6 @@ class WeightLoader:
     def _filled(self, slot: _Slot, segment: str | None) -> None:
         slot.missing.clear() if segment is None else slot.missing.discard(segment)
         module = slot.module
-        if isinstance(module, Linear) and not slot.missing and slot.name == "weight":
+        if isinstance(module, Linear) and slot.name == "weight" and not slot.missing and not slot.unusable:
             of_head = module is self.model.head
             module.prepare(self.kernels, self.precision.round_head_to if of_head else self.precision.round_to)

@@ -7,6 +7,7 @@ can be recorded, and run again as one call with another number of rows (octavo.o
 import ctypes
 import functools
 import logging
+import os
 from pathlib import Path
 from struct import Struct
 from typing import TYPE_CHECKING
@@ -43,7 +44,8 @@ _FUNCTIONS = ("set_threads", "packed_bytes", "row_bytes", "instructions", "run")
 
 
 def _path(name: str) -> Path | None:
-    return next(iter(sorted(Path(__file__).parent.glob(f"_core_{name}.*"))), None)
+    folder = Path(os.environ.get("OCTAVO_CORE") or Path(__file__).parent)  # another build of it, for its developers
+    return next(iter(sorted(folder.glob(f"_core_{name}.*"))), None)
 
 
 @functools.cache
