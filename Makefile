@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format docs bench clean
+.PHONY: demo test sanitize lint format docs bench clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Octavo needs Python 3.11 or newer; this is %d.%d. Say which: make PYTHON=python3.12" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
@@ -18,6 +18,18 @@ demo: $(READY)  ## fetch a small real model, and let it write
 
 test: $(READY)  ## all tests; ARGS="-k name" for some
 	$(BIN)/python -m pytest $(ARGS)
+
+SANITIZED := build/sanitized
+CHECKS := -fsanitize=address,undefined -fno-sanitize-recover=all
+# The core's own tests with a build that stops at a wrong address or undefined behaviour: the machine's best
+# instruction set, and the one that every machine has.
+sanitize: $(READY)  ## the compiled core's tests under the address and undefined-behaviour sanitizers
+	CXXFLAGS="$(CHECKS)" LDFLAGS="$(CHECKS)" \
+	OCTAVO_INSTRUCTIONS=$$($(BIN)/python -c 'from octavo.ops.native import runnable; print(",".join({runnable()[0], "base"}))') \
+	$(BIN)/python setup.py -q build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 OCTAVO_CORE=$(SANITIZED)/octavo/ops/native \
+	$(BIN)/python -m pytest tests/ops tests/loading/test_fuzz.py -k "not torch" -p no:cacheprovider $(ARGS)
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from octavo.architectures import Architecture, Config, all_architectures, find_architecture
 from octavo.architectures.rope import position_limit
 from octavo.config import EngineArgs, PoolerConfig
-from octavo.errors import CheckpointError, ConfigError, UnsupportedModelError, did_you_mean
+from octavo.errors import CheckpointError, ConfigError, OctavoError, UnsupportedModelError, did_you_mean
 from octavo.loading.checkpoint import ChangedSource, TensorSource, checkpoint_tensors
 from octavo.loading.files import read_json
 from octavo.loading.gguf import GGUFFile, shared_config, tensor_names
@@ -81,12 +82,13 @@ def load_model(args: EngineArgs) -> LoadedModel:
     if args.threads is not None:
         kernels.set_threads(args.threads)
     precision = choose_precision(args, config, kernels, checkpoint.gguf is not None)
-    with torch.device("meta"):
+    with _sound_config(checkpoint.files.path), torch.device("meta"):
         model = checkpoint.architecture.build(config)
     if task == "embedding":
         model.drop_head()
     tokenizer = model_tokenizer(args, checkpoint.files, checkpoint.gguf)
-    WeightLoader(model, precision, kernels).load(checkpoint.tensors(model), str(checkpoint.files.path))
+    with _sound_config(checkpoint.files.path):
+        WeightLoader(model, precision, kernels).load(checkpoint.tensors(model), str(checkpoint.files.path))
     generation = _generation_config(args, checkpoint.files)
     return LoadedModel(
         model=model.eval(),
@@ -103,6 +105,19 @@ def load_model(args: EngineArgs) -> LoadedModel:
         decoder_start_token_id=config.get("decoder_start_token_id"),
         pooling=PoolerConfig() if checkpoint.files.is_gguf else pooling_config(checkpoint.files.path),
     )
+
+
+@contextmanager
+def _sound_config(path: Path) -> Iterator[None]:
+    """A damaged config fails in as many ways as there are values in it: all are the checkpoint's error."""
+    try:
+        yield
+    except OctavoError:
+        raise
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: the values of its config make no model ({type(error).__name__}: {error}). Is the file damaged?"
+        ) from error
 
 
 def _labels(config: Config) -> list[str]:

@@ -14,6 +14,9 @@ from octavo.parts.names import Names
 from octavo.parts.rotary import LongRotary
 from octavo.parts.state import StateSpec
 
+MOST_LAYERS = 4096
+"""A damaged config may ask for a billion."""
+
 
 class CausalLM(nn.Module):
     """A language model as a composition of parts.
@@ -48,6 +51,8 @@ class CausalLM(nn.Module):
         softcap: float | None = None,
     ) -> None:
         super().__init__()
+        if layers > MOST_LAYERS:
+            raise ValueError(f"{layers} layers are more than any model has (at most {MOST_LAYERS})")
         self.embed = embed
         self.layers = nn.ModuleList([layer(i) for i in range(layers)])
         self.norm = norm

@@ -105,7 +105,8 @@ struct Activations {
                     total += q;
                     store_bytes(codes + i, q);
                 }
-                const float all = sum(to_float(total));
+                float all = sum(to_float(total));
+                if (!(std::fabs(all) < 1e6f)) all = 0.0f;  // of values that are not finite, whose scale says so
                 sums_out[at / S::SUMMED * size + r] =
                     S::HAS_LOW ? bit_cast<int32_t>(all) : -zero * static_cast<int32_t>(all);
             }

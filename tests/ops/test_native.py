@@ -1,0 +1,168 @@
+"""The compiled core beside its arithmetic: threads, recordings, memory, and what happens without it."""
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from torch import Tensor
+
+import octavo.ops.native.library as library_module
+from octavo.ops import Kernels, choose_kernels, memory
+from octavo.ops.native import Library, load, runnable, threads
+from octavo.ops.native.kernels import NativeKernels
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def core() -> NativeKernels:
+    return NativeKernels(Library(runnable()[0]))
+
+
+class TestThreads:
+    def test_their_number_changes_no_bit(self, core: NativeKernels, generator: torch.Generator) -> None:
+        linear = core.linear(torch.randn(300, 200, generator=generator))
+        x = torch.randn(50, 200, generator=generator)
+        found = []
+        for count in (1, 2, 5, 2):
+            core.set_threads(count)
+            assert core.threads == count
+            found.append(linear(x))
+        assert all(torch.equal(found[0], other) for other in found)
+
+    def test_callers_at_the_same_time(self, core: NativeKernels, generator: torch.Generator) -> None:
+        """One has the pool, the others compute alone: all with the same bits, and nobody waits for ever."""
+        core.set_threads(2)
+        linear = core.linear(torch.randn(500, 300, generator=generator))
+        x = torch.randn(40, 300, generator=generator)
+        want, wrong = linear(x), []
+
+        def call() -> None:
+            for _ in range(100):
+                if not torch.equal(linear(x), want):
+                    wrong.append(threading.get_ident())
+
+        callers = [threading.Thread(target=call) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join(60)
+        assert not any(c.is_alive() for c in callers)
+        assert not wrong
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+    def test_a_forked_child_computes(self, core: NativeKernels, generator: torch.Generator) -> None:
+        """The pool's threads are not there in the child, which must not wait for them."""
+        core.set_threads(2)
+        linear = core.linear(torch.randn(200, 100, generator=generator))
+        x = torch.randn(30, 100, generator=generator)
+        want = linear(x)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if torch.equal(linear(x), want) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+
+    def test_no_more_than_the_control_group_grants(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(threads, "_siblings", str)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+        monkeypatch.setattr(threads, "_quota", lambda: 3)
+        assert threads.default_threads() == 3
+        monkeypatch.setattr(threads, "_quota", lambda: 100)
+        assert threads.default_threads() == 8
+        monkeypatch.setattr(threads, "_siblings", lambda cpu: str(cpu // 2))  # two hyperthreads a core
+        assert threads.default_threads() == 4
+
+
+class TestRecording:
+    def test_runs_again_for_fewer_rows(self, core: NativeKernels, generator: torch.Generator) -> None:
+        linear = core.linear(torch.randn(64, 48, generator=generator))
+        weight, x = torch.rand(48, generator=generator), torch.zeros(8, 48)
+
+        def step() -> Tensor:
+            normed = core.rms_norm(x, weight, 1e-5)
+            return core.gated(linear(core.add(normed, x)), "silu")
+
+        program = core.record(step, 8)
+        assert program is not None
+        for rows in (8, 1, 5):
+            x.copy_(torch.randn(8, 48, generator=generator))
+            want = step()[:rows].clone()
+            assert torch.equal(program.run(rows), want)
+
+    def test_what_pytorch_computes_cannot_be_recorded(
+        self, core: NativeKernels, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        x = torch.zeros(4, 16)
+        with caplog.at_level(logging.INFO, "octavo"):
+            assert core.record(lambda: core.add(x, x).sin(), 4) is None
+        assert "sin" in caplog.text
+        assert torch.equal(core.add(x, x), x)  # and recording is over
+
+    def test_outside_of_it_values_are_computed(self, core: NativeKernels) -> None:
+        x, kept = torch.ones(4, 16), []
+
+        def step() -> Tensor:
+            with core.outside_recording():
+                kept.append(torch.full((4, 16), 2.0) + x)
+            return core.add(x, kept[0])
+
+        program = core.record(step, 4)
+        assert program is not None
+        assert torch.equal(kept[0], torch.full((4, 16), 3.0))
+        assert torch.equal(program.run(4), torch.full((4, 16), 4.0))
+
+
+class TestMemory:
+    def test_buffers_are_apart_and_zero(self) -> None:
+        arena = memory.Arena()
+        parts = [arena.zeros((3, 5), torch.float32), arena.zeros((7,), torch.bfloat16), arena.bytes(1)]
+        for i, part in enumerate(parts):
+            assert not part.any()
+            part.fill_(i + 1)
+        assert [float(p.float().mean()) for p in parts] == [1.0, 2.0, 3.0]
+        assert all(p.data_ptr() % memory.ALIGNMENT == 0 for p in parts)
+
+    def test_larger_than_a_chunk(self) -> None:
+        arena = memory.Arena()
+        small, large = arena.bytes(10), arena.bytes(memory.CHUNK + 1)
+        large[-1] = 7
+        assert (len(large), int(large[-1]), int(small.sum())) == (memory.CHUNK + 1, 7, 0)
+
+    def test_nothing(self) -> None:
+        assert memory.Arena().zeros((4, 0), torch.float32).shape == (4, 0)
+
+
+def test_without_the_core_the_reference_serves(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(library_module, "_path", lambda name: None)
+    load.cache_clear()
+    library_module.runnable.cache_clear()
+    try:
+        with caplog.at_level(logging.INFO, "octavo"):
+            kernels = choose_kernels(CPU)
+        assert type(kernels) is Kernels
+        assert len(caplog.records) == 1
+        assert "compiler" in caplog.text
+    finally:
+        monkeypatch.undo()
+        load.cache_clear()
+        library_module.runnable.cache_clear()
+
+
+@pytest.mark.skipif("OCTAVO_CORE" not in os.environ, reason="only `make sanitize` builds with sanitizers")
+def test_the_sanitizers_are_on() -> None:
+    """A row that is not in the table: where nothing was checked, the other tests of this run would prove nothing."""
+    overrun = """
+import torch
+from octavo.ops.native import Library, runnable
+table, ids, out = torch.zeros(4, 16), torch.tensor([0, 1, 2, 4]), torch.empty(4, 16)
+Library(runnable()[0]).run("table_rows", 4, ids.data_ptr(), table.data_ptr(), 64, out.data_ptr())
+"""
+    done = subprocess.run([sys.executable, "-c", overrun], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "AddressSanitizer" in done.stderr
