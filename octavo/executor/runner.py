@@ -107,10 +107,10 @@ class ModelRunner:
             result.error = "the model computed values that are not finite; try dtype='float32', or check the checkpoint"
             for view in batch.states:
                 if isinstance(view, PagedView):
-                    slots = view.plan.slots[rows]
-                    block, offset = slots // self.shape.block_size, slots % self.shape.block_size
-                    view.key_cache[block, :, offset] = 0
-                    view.value_cache[block, :, offset] = 0
+                    # Whole blocks, however a block is laid out: none that is still to be filled is shared.
+                    blocks = view.plan.slots[rows] // self.shape.block_size
+                    view.key_cache[blocks] = 0
+                    view.value_cache[blocks] = 0
             self._forget_encoder(step, batch)
             self._zero(step.row)
 

@@ -63,7 +63,7 @@ def choose_precision(args: EngineArgs, config: Config, kernels: Kernels, gguf: b
     as_stored = gguf and bool(kernels.kinds) and (args.dtype == "auto" or args.quantization == "gguf")
     held = _held(args.dtype, config, kernels, gguf)
     computed = held
-    if kernels.kinds and (as_stored or rounded or held == torch.float16 or not _pairs(kernels)):
+    if kernels.kinds and (as_stored or rounded or held == torch.float16 or not kernels.bfloat16_pairs):
         # The core's own products take float32 rows whatever the weights are.
         computed = torch.float32
     if as_stored and args.dtype != "auto":
@@ -93,11 +93,6 @@ def _held(wanted: str, config: Config, kernels: Kernels, gguf: bool) -> torch.dt
         if stored != "bfloat16" or dtype == torch.float32:
             log.info("dtype auto: %s weights are computed in %s on this CPU", stored, str(dtype).removeprefix("torch."))
     return dtype
-
-
-def _pairs(kernels: Kernels) -> bool:
-    """Whether products of bfloat16 rows are the processor's own."""
-    return kernels.name.endswith("(avx512_bf16)")
 
 
 def _fast_bfloat16() -> bool:

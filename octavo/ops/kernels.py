@@ -41,6 +41,8 @@ class Kernels:
     """A batch is padded to so many rows: products of fewer would each be padded by themselves."""
     records = False
     """Whether operations can be recorded, and run again without a Python call for each."""
+    bfloat16_pairs = False
+    """Whether the processor multiplies pairs of bfloat16 faster than float32, and the operations make use of it."""
     kinds: frozenset[int] = frozenset()
     """Kinds of octavo.ops.weights that `stored_linear` takes; of others, the loader makes floats."""
 
@@ -115,9 +117,17 @@ class Kernels:
         key_cache: Tensor,
         value_cache: Tensor,
         plan: AttentionPlan,
+        paired: bool = False,
     ) -> Tensor:
-        """See octavo.ops.attention."""
+        """See octavo.ops.attention. `paired`: the caches are laid out as `pairs` allows."""
         return attention.rotate_store(qkv, angles, interleaved, key_cache, value_cache, plan)
+
+    def pairs(self, key_cache: Tensor, value_cache: Tensor) -> bool:
+        """Whether a block of these caches may hold its tokens in an order of the kernels' own.
+
+        Such caches are written by `rotate_store` and read by `paged_attention` alone, both with `paired` set.
+        """
+        return False
 
     def write_kv(self, cache: Tensor, values: Tensor, plan: AttentionPlan) -> None:
         """See octavo.ops.attention."""
@@ -135,6 +145,7 @@ class Kernels:
         softcap: float | None = None,
         alibi_slopes: Tensor | None = None,
         sparse: BlockSparse | None = None,
+        paired: bool = False,
     ) -> Tensor:
         """`[rows, heads, value_dim]` in `dtype`; rows past the plan's tokens are zero. See octavo.ops.attention."""
         width = attention.cache_dim(value_cache)

@@ -75,7 +75,10 @@ class Attention(nn.Module):
         heads = qkv.view(rows, -1, self.head_dim)
         if self.adjust is not None:
             heads = self.adjust(heads)
-        query = self._kernels.rotate_store(heads, angles, interleaved, view.key_cache, view.value_cache, view.plan)
+        paired = self.sparse is None and self._kernels.pairs(view.key_cache, view.value_cache)
+        query = self._kernels.rotate_store(
+            heads, angles, interleaved, view.key_cache, view.value_cache, view.plan, paired
+        )
         out = self._kernels.paged_attention(
             query,
             view.key_cache,
@@ -87,6 +90,7 @@ class Attention(nn.Module):
             self.softcap,
             self.alibi,
             self.sparse,
+            paired,
         )
         return out.flatten(1)
 

@@ -41,10 +41,11 @@ class Cache:
         self.values = torch.full((blocks, kv_heads, block_size, row), finite[1], dtype=dtype)
         self.k = [as_cached(torch.randn(n, kv_heads, dim, generator=generator), dtype) for n in lengths]
         self.v = [as_cached(torch.randn(n, kv_heads, dim, generator=generator), dtype) for n in lengths]
+        self.paired = kernels.pairs(self.keys, self.values)
         for row, length in enumerate(lengths):
             plan = plan_attention([SequenceRun(0, length, 0, row)], self.table, block_size, None, length)
             qkv = torch.cat([self.k[row], self.k[row], self.v[row]], 1)
-            kernels.rotate_store(qkv, None, False, self.keys, self.values, plan)
+            kernels.rotate_store(qkv, None, False, self.keys, self.values, plan, self.paired)
 
     def attend(
         self, queries: list[tuple[int, int, Tensor]], window: int | None = None, **options: object
@@ -56,7 +57,9 @@ class Cache:
             first += len(q)
         plan = plan_attention(runs, self.table, self.block_size, window, first)
         query = torch.cat([q for *_, q in queries])
-        out = self.kernels.paged_attention(query, self.keys, self.values, plan, first, torch.float32, 0.25, **options)
+        out = self.kernels.paged_attention(
+            query, self.keys, self.values, plan, first, torch.float32, 0.25, paired=self.paired, **options
+        )
         return list(out.split([len(q) for *_, q in queries]))
 
     def reference(
@@ -88,7 +91,7 @@ OPTIONS = {"plain": {}, "window": {"window": 30}, "softcap": {"softcap": 2.0}, "
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim", "block_size"),
-    [(4, 4, 16, 1), (9, 3, 64, 8), (8, 1, 24, 32), (5, 5, 80, 8), (2, 1, 256, 32)],
+    [(4, 4, 16, 1), (9, 3, 64, 8), (9, 3, 64, 16), (8, 1, 24, 32), (5, 5, 80, 8), (2, 1, 256, 32)],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
 def test_agrees_with_the_plain_formula(

@@ -35,6 +35,8 @@ CACHE_TYPES = TYPES | {torch.int8: 3}
 SCAN_WIDTHS = frozenset([*range(1, 65), *range(113, 129)])
 """Values of state a channel that the scan is compiled for."""
 MAX_HEAD_DIM = 1024
+PAIRED_TOKENS = 16
+"""Tokens that lie together in a paired cache; heads are of a multiple of as many values."""
 
 
 class NativeLinear:
@@ -68,6 +70,7 @@ class NativeKernels(Kernels):
         super().__init__(torch.device("cpu"))
         self.library = library
         self.name = f"native ({library.name})"
+        self.bfloat16_pairs = library.name == "avx512_bf16"
         self._run = library.run
         self._memory = Arena()
 
@@ -211,6 +214,7 @@ class NativeKernels(Kernels):
         key_cache: Tensor,
         value_cache: Tensor,
         plan: AttentionPlan,
+        paired: bool = False,
     ) -> Tensor:
         tokens, all_heads, dim = plan.num_tokens, qkv.shape[1], qkv.shape[2]
         kv_heads, block_size = key_cache.shape[1], key_cache.shape[2]
@@ -235,8 +239,15 @@ class NativeKernels(Kernels):
             interleaved,
             TYPES[qkv.dtype],
             CACHE_TYPES[key_cache.dtype],
+            paired,
         )
         return query
+
+    def pairs(self, key_cache: Tensor, value_cache: Tensor) -> bool:
+        if not self.bfloat16_pairs or key_cache.dtype != torch.bfloat16 or key_cache.shape[2] % PAIRED_TOKENS:
+            return False
+        dims = key_cache.shape[3], value_cache.shape[3]
+        return max(dims) <= MAX_HEAD_DIM and not any(dim % PAIRED_TOKENS for dim in dims)
 
     def write_kv(self, cache: Tensor, values: Tensor, plan: AttentionPlan) -> None:
         values = values.float().contiguous()
@@ -265,6 +276,7 @@ class NativeKernels(Kernels):
         softcap: float | None = None,
         alibi_slopes: Tensor | None = None,
         sparse: BlockSparse | None = None,
+        paired: bool = False,
     ) -> Tensor:
         key_dim, value_dim = cache_dim(key_cache), cache_dim(value_cache)
         if sparse is not None or max(key_dim, value_dim) > MAX_HEAD_DIM:
@@ -295,6 +307,7 @@ class NativeKernels(Kernels):
             plan.window or 0,
             CACHE_TYPES[key_cache.dtype],
             TYPES[dtype],
+            paired,
         )
         return out
 

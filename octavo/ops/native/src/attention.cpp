@@ -33,6 +33,7 @@ struct Attention {
     float scale, softcap;
     const float* alibi;
     int64_t window;
+    bool paired;  // the cache's layout
 };
 
 // Rows `first` to `first + rows` of a run's [tokens * group] queries under one head of keys.
@@ -60,18 +61,18 @@ INLINE vec pair_product(vec total, const float* vector, float pair) {
 }
 
 // total[r][v] += x[r] * vectors[v], step by step: a step is one number, or two in a pair. Rows of x lie `x_stride`
-// apart, vectors of a step `apart`, and steps `step_floats`.
+// apart, steps of a vector `step_floats`.
 template <bool PAIRS, int V>
-INLINE void accumulate(const float* x, int64_t x_stride, const float* vectors, int64_t apart, int64_t step_floats,
-                       int64_t steps, vec (&total)[ROWS][V]) {
+INLINE void accumulate(const float* x, int64_t x_stride, const float* const* vectors, int64_t step_floats, int64_t steps,
+                       vec (&total)[ROWS][V]) {
 #pragma GCC unroll 2
     for (int64_t i = 0; i < steps; ++i) {
-        const float* from = vectors + i * step_floats;
         for (int r = 0; r < ROWS; ++r) {
             const float by = x[r * x_stride + i];
             for (int v = 0; v < V; ++v) {
-                total[r][v] = PAIRS ? pair_product(total[r][v], from + v * apart, by)
-                                    : fmadd(load(from + v * apart), broadcast(by), total[r][v]);
+                const float* from = vectors[v] + i * step_floats;
+                total[r][v] =
+                    PAIRS ? pair_product(total[r][v], from, by) : fmadd(load(from), broadcast(by), total[r][v]);
             }
         }
     }
@@ -138,16 +139,21 @@ public:
           out_type_(out_type),
           key_room_(static_cast<int>(round_up(a.key_dim, 2 * LANES))),
           value_room_(static_cast<int>(round_up(a.value_dim, LANES))),
-          steps_(PAIRS ? key_room_ / 2 : key_room_) {
+          query_floats_(PAIRS ? key_room_ / 2 : key_room_),
+          steps_(a.paired ? a.key_dim / 2 : query_floats_) {
         static thread_local Scratch scratch;
-        const int64_t keys = KEYS * steps_, values = KEYS / (PAIRS ? 2 : 1) * value_room_;
-        const int64_t queries = MOST_ROWS * steps_, sums = MOST_ROWS * value_room_;
+        const int64_t keys = KEYS * query_floats_, values = KEYS / STEP_KEYS * value_room_;
+        const int64_t queries = MOST_ROWS * query_floats_, sums = MOST_ROWS * value_room_;
         const int64_t wide = LANES * std::max(key_room_, value_room_);
         keys_ = reinterpret_cast<float*>(scratch.get((keys + values + queries + sums + wide) * 4));
         values_ = keys_ + keys;
         queries_ = values_ + values;
         sums_ = queries_ + queries;
         wide_ = sums_ + sums;
+        for (int v = 0; v < KEY_VECTORS; ++v) {
+            key_vectors_[v] = keys_ + v * LANES * query_floats_;
+            value_parts_[v] = values_ + v * LANES / STEP_KEYS * value_room_;
+        }
     }
 
     void run(const Piece& piece) {
@@ -183,6 +189,7 @@ public:
 
 private:
     static constexpr bool PAIRS = PAIRED<C>;
+    static constexpr int STEP_KEYS = PAIRS ? 2 : 1;  // keys whose values are added in one step
     static constexpr float LOWEST = -1e30f;  // below every score, and finite: its difference to itself is zero
 
     const char* cached(const void* cache, int64_t position, int kv_head, int dim) const {
@@ -192,11 +199,20 @@ private:
 
     void lay_query(int r) {
         const float* from = a_.query + (batch_row_[r] * a_.heads + head_[r]) * a_.key_dim;
-        float* to = queries_ + static_cast<int64_t>(r) * steps_;
+        float* to = queries_ + static_cast<int64_t>(r) * query_floats_;
         float* wide = PAIRS ? wide_ : to;
         widen_row<float>(reinterpret_cast<const char*>(from), wide, a_.key_dim, key_room_);
         if (PAIRS) {
             for (int i = 0; i < key_room_; i += LANES) store(reinterpret_cast<bf16*>(to) + i, load(wide + i));
+        }
+    }
+
+    // A paired cache is read where it is. What lies past the end is finite, and is masked.
+    void point(int kv_head, int64_t begin, int vectors) {
+        for (int v = 0; v < vectors; ++v) {
+            const int64_t position = begin + v * LANES;
+            key_vectors_[v] = reinterpret_cast<const float*>(cached(a_.keys, position, kv_head, a_.key_dim));
+            value_parts_[v] = reinterpret_cast<const float*>(cached(a_.values, position, kv_head, a_.value_dim));
         }
     }
 
@@ -252,8 +268,12 @@ private:
     void tile(const Piece& piece, int padded, int64_t begin, int64_t end) {
         const int count = static_cast<int>(std::min<int64_t>(KEYS, end - begin));
         const int vectors = static_cast<int>(round_up(count, LANES) / LANES);
-        lay_keys(piece.kv_head, begin, end);
-        lay_values(piece.kv_head, begin, end);
+        if (PAIRS && a_.paired) {
+            point(piece.kv_head, begin, vectors);
+        } else {
+            lay_keys(piece.kv_head, begin, end);
+            lay_values(piece.kv_head, begin, end);
+        }
         int first = 0;  // rows before it come before the tile's first key
         while (first + ROWS <= padded && position_[first + ROWS - 1] < begin) first += ROWS;
         for (int r = first; r < padded; r += ROWS) {
@@ -272,8 +292,8 @@ private:
     template <int V>
     void score_some(int r, int at) {
         vec total[ROWS][V] = {};
-        accumulate<PAIRS, V>(queries_ + static_cast<int64_t>(r) * steps_, steps_, keys_ + at * LANES * steps_,
-                             LANES * steps_, LANES, steps_, total);
+        accumulate<PAIRS, V>(queries_ + static_cast<int64_t>(r) * query_floats_, query_floats_, key_vectors_ + at, LANES,
+                             steps_, total);
         for (int i = 0; i < ROWS; ++i)
             for (int v = 0; v < V; ++v) store(scores_ + i * KEYS + (at + v) * LANES, total[i][v] * (a_.scale * LOG2_E));
     }
@@ -332,7 +352,7 @@ private:
     static ivec lanes() { return ivec{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
 
     void mix(int r, int count) {
-        const int steps = PAIRS ? (count + 1) / 2 : count;
+        const int steps = (count + STEP_KEYS - 1) / STEP_KEYS;
         if (PAIRS) {
             for (int i = 0; i < ROWS * KEYS; i += KEYS) {
                 for (int v = 0; v < KEYS; v += LANES) {
@@ -351,7 +371,12 @@ private:
         vec total[ROWS][V];
         for (int r = 0; r < ROWS; ++r)
             for (int v = 0; v < V; ++v) total[r][v] = load(sums + r * value_room_ + at + v * LANES);
-        accumulate<PAIRS, V>(scores_, KEYS, values_ + at, LANES, value_room_, steps, total);
+        constexpr int PART = LANES / STEP_KEYS;  // steps of 16 keys
+        for (int first = 0; first < steps; first += PART) {
+            const float* vectors[V];
+            for (int v = 0; v < V; ++v) vectors[v] = value_parts_[first / PART] + at + v * LANES;
+            accumulate<PAIRS, V>(scores_ + first, KEYS, vectors, value_room_, std::min(PART, steps - first), total);
+        }
         for (int r = 0; r < ROWS; ++r)
             for (int v = 0; v < V; ++v) store(sums + r * value_room_ + at + v * LANES, total[r][v]);
     }
@@ -362,10 +387,11 @@ private:
     }
 
     const Attention& a_;
-    const int out_type_, key_room_, value_room_, steps_;
+    const int out_type_, key_room_, value_room_, query_floats_, steps_;
     int64_t start_ = 0;
     const int64_t* blocks_ = nullptr;
     float *keys_, *values_, *queries_, *sums_, *wide_;  // the tile's keys and values, the piece's queries and results
+    const float *key_vectors_[KEY_VECTORS], *value_parts_[KEY_VECTORS];  // of 16 keys each, laid out or in the cache
     alignas(64) float scores_[ROWS * KEYS] = {};
     int64_t position_[MOST_ROWS + ROWS], batch_row_[MOST_ROWS + ROWS];
     int head_[MOST_ROWS + ROWS];
@@ -408,7 +434,7 @@ void attention(const Attention& a, int out_type) {
 }  // namespace
 
 // runs, query, keys, values, out, run table, block table, table width, block size, heads, kv heads, key dim, value dim,
-// scale, softcap, alibi or null, window, cache type, out type
+// scale, softcap, alibi or null, window, cache type, out type, whether the cache is paired
 OPERATION(attention) {
     const Attention attend{at<float>(a[1]),
                            a[2].p,
@@ -426,7 +452,8 @@ OPERATION(attention) {
                            static_cast<float>(a[13].f),
                            static_cast<float>(a[14].f),
                            at<float>(a[15]),
-                           a[16].i};
+                           a[16].i,
+                           a[19].i != 0};
     WITH_CACHE(a[17].i, C, attention<C>(attend, static_cast<int>(a[18].i));)
 }
 

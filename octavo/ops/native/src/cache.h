@@ -32,11 +32,17 @@ INLINE float store_int8(int8_t* out, const float* x, int64_t count) {
     return peak / 127.0f;
 }
 
+// How the tokens of a block lie under one head. Paired, a bfloat16 cache is as the processor's product of pairs reads
+// it, with nothing to rearrange: keys 16 tokens at a time as `[dim / 2][16 tokens][2]`, values as `[tokens / 2][dim][2]`.
+// Blocks are then of a multiple of 16 tokens, and so is dim.
+enum class Layout { ROWS, PAIRED_KEYS, PAIRED_VALUES };
+
 template <typename C>
 struct CacheWriter {
     void* cache;
     int64_t block_size;
     int heads, dim;
+    Layout layout = Layout::ROWS;
 
     char* row(int64_t slot, int head) const {
         const int64_t at = (slot / block_size * heads + head) * block_size + slot % block_size;
@@ -44,6 +50,18 @@ struct CacheWriter {
     }
 
     void write(int64_t slot, int head, const float* x) const {
+        if (std::is_same_v<C, bf16> && layout != Layout::ROWS) {
+            bf16 halves[MAX_DIM];
+            for (int i = 0; i < dim; i += LANES) store(halves + i, load(x + i));
+            const int64_t token = slot % block_size, first = token % (layout == Layout::PAIRED_KEYS ? LANES : 2);
+            auto* group = reinterpret_cast<bf16*>(row(slot - first, head));  // the tokens that lie together
+            if (layout == Layout::PAIRED_KEYS) {
+                for (int i = 0; i < dim; i += 2) std::memcpy(group + i * LANES + 2 * first, halves + i, 4);
+            } else {
+                for (int i = 0; i < dim; ++i) group[2 * i + first] = halves[i];
+            }
+            return;
+        }
         if constexpr (std::is_same_v<C, int8_row>) {
             char* to = row(slot, head);
             const float scale = store_int8(reinterpret_cast<int8_t*>(to), x, dim);

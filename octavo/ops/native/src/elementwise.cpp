@@ -229,12 +229,15 @@ OPERATION(activate) {
 }
 
 // tokens, qkv, cos, sin, query, keys, values, slots, block size, heads, kv heads, dim, pairs, interleaved, type,
-// cache type
+// cache type, whether the cache is paired
 OPERATION(rotate_store) {
     const Turn turn{at<float>(a[2]), at<float>(a[3]), static_cast<int>(a[9].i), static_cast<int>(a[10].i),
                     static_cast<int>(a[11].i), static_cast<int>(a[12].i), a[13].i != 0};
     WITH_CACHE(a[15].i, C, {
-        const CacheWriter<C> keys{a[5].p, a[8].i, turn.kv_heads, turn.dim}, values{a[6].p, a[8].i, turn.kv_heads, turn.dim};
+        const bool paired = a[16].i != 0;
+        const CacheWriter<C> keys{a[5].p, a[8].i, turn.kv_heads, turn.dim, paired ? Layout::PAIRED_KEYS : Layout::ROWS};
+        const CacheWriter<C> values{a[6].p, a[8].i, turn.kv_heads, turn.dim,
+                                    paired ? Layout::PAIRED_VALUES : Layout::ROWS};
         WITH_TYPE(a[14].i, T, rotate_store(at<T>(a[1]), turn, at<float>(a[4]), keys, values, at<int64_t>(a[7]), a[0].i))
     })
 }
