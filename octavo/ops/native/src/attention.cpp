@@ -172,7 +172,10 @@ public:
         std::fill(sums_, sums_ + static_cast<int64_t>(padded) * value_room_, 0.0f);
         const int64_t end = position_[padded - 1] + 1;
         int64_t begin = a_.window ? std::max<int64_t>(0, position_[0] - a_.window + 1) : 0;
-        for (begin = begin / KEYS * KEYS; begin < end; begin += KEYS) tile(piece, padded, begin, end);
+        for (begin = begin / KEYS * KEYS; begin < end; begin += KEYS) {
+            ask_for(piece.kv_head, begin + KEYS, end);
+            tile(piece, padded, begin, end);
+        }
         for (int r = 0; r < piece.rows; ++r) finish(r);
     }
 
@@ -204,6 +207,18 @@ private:
         widen_row<float>(reinterpret_cast<const char*>(from), wide, a_.key_dim, key_room_);
         if (PAIRS) {
             for (int i = 0; i < key_room_; i += LANES) store(reinterpret_cast<bf16*>(to) + i, load(wide + i));
+        }
+    }
+
+    // Brings a tile into the cache while the one before it is computed: no processor foresees the order of blocks.
+    void ask_for(int kv_head, int64_t begin, int64_t end) const {
+        const int64_t key_bytes = row_bytes<C>(a_.key_dim), value_bytes = row_bytes<C>(a_.value_dim);
+        const int64_t last = std::min(end, begin + KEYS), together = std::min<int64_t>(a_.block_size, LANES);
+        for (int64_t at = begin; at < last; at += together) {
+            const char* keys = cached(a_.keys, at, kv_head, a_.key_dim);
+            const char* values = cached(a_.values, at, kv_head, a_.value_dim);
+            for (int64_t b = 0; b < together * key_bytes; b += 64) __builtin_prefetch(keys + b, 0, 2);
+            for (int64_t b = 0; b < together * value_bytes; b += 64) __builtin_prefetch(values + b, 0, 2);
         }
     }
 
