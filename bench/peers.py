@@ -8,6 +8,7 @@ measured arithmetic (prefill) or reading (decode at batch 1) that is, and memory
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -16,6 +17,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from machine import measure, table
@@ -74,8 +76,29 @@ class Model:
     name: str
     gguf: Path
     folder: Path
-    multiplied: int
-    """Weights that every token is multiplied with in prefill: all but the token table and the head."""
+    config: dict[str, Any]
+
+    @property
+    def multiplied(self) -> int:
+        """Weights that every token is multiplied with in prefill: all but the token table and the head."""
+        c = self.config
+        width, heads = c["hidden_size"], c["num_attention_heads"]
+        kv = width // heads * c["num_key_value_heads"]
+        return int(c["num_hidden_layers"] * width * (2 * width + 2 * kv + 3 * c["intermediate_size"]))
+
+    @property
+    def read_share(self) -> float:
+        """What share of the weights a token reads: of a token table that is not the head too, next to nothing."""
+        table = self.config["vocab_size"] * self.config["hidden_size"]
+        return 1.0 if self.config["tie_word_embeddings"] else 1 - table / (self.multiplied + 2 * table)
+
+    @functools.cached_property
+    def sizes(self) -> dict[Path, int]:
+        """Bytes of each form's weights."""
+        return {
+            self.gguf: self.gguf.stat().st_size,
+            self.folder: (self.folder / "model.safetensors").stat().st_size,
+        }
 
 
 def small(folder: Path) -> Model:
@@ -88,7 +111,7 @@ def small(folder: Path) -> Model:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     config = {**checkpoint.config.values, "model_type": "llama", "torch_dtype": "bfloat16", "hidden_act": "silu"}
     (folder / "config.json").write_text(json.dumps(config))
-    return Model("SmolLM2-135M", gguf, folder, _multiplied(config))
+    return Model("SmolLM2-135M", gguf, folder, config)
 
 
 def large(folder: Path) -> Model:
@@ -99,14 +122,8 @@ def large(folder: Path) -> Model:
         "random Llama, 1.1B",
         write_random_gguf(folder, folder / "model.gguf", tokenizer_of),
         folder,
-        _multiplied(LLAMA_1B),
+        LLAMA_1B,
     )
-
-
-def _multiplied(c: dict[str, int]) -> int:
-    width, heads = c["hidden_size"], c["num_attention_heads"]
-    kv = width // heads * c["num_key_value_heads"]
-    return int(c["num_hidden_layers"] * width * (2 * width + 2 * kv + 3 * c["intermediate_size"]))
 
 
 def contenders(model: Model, options: argparse.Namespace) -> list[Contender]:
@@ -168,9 +185,8 @@ def _share(contender: Contender, model: Model, metric: str, value: float, machin
     if metric == PREFILL and contender.arithmetic in machine:
         return 2 * model.multiplied * value / machine[contender.arithmetic] / 1e9
     if metric == ONE:
-        # Every weight is read once a token: as many bytes as the file has, or half of it in int8.
-        read = contender.file if contender.file == model.gguf else contender.file / "model.safetensors"
-        size = read.stat().st_size / (2 if contender.options else 1)
+        # Every weight but a separate token table's is read once a token: the file's bytes, or half of them in int8.
+        size = model.read_share * model.sizes[contender.file] / (2 if contender.options else 1)
         return size * value / machine["read 1 GB"] / 1e9
     return None
 

@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import mmap
 import sys
+import threading
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ class Arena:
     def __init__(self) -> None:
         self._memory: mmap.mmap | None = None
         self._start = 0
+        self._lock = threading.Lock()
 
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Zeros whose pages the system provides when they are first written."""
@@ -33,10 +35,11 @@ class Arena:
 
     def bytes(self, size: int) -> Tensor:
         """[size] uint8, zero."""
-        if self._memory is None or self._start + size > len(self._memory):
-            self._memory, self._start = _mapping(max(size, CHUNK)), 0
-        buffer = torch.frombuffer(self._memory, dtype=torch.uint8, count=size, offset=self._start)
-        self._start += -(-size // ALIGNMENT) * ALIGNMENT
+        with self._lock:
+            if self._memory is None or self._start + size > len(self._memory):
+                self._memory, self._start = _mapping(max(size, CHUNK)), 0
+            buffer = torch.frombuffer(self._memory, dtype=torch.uint8, count=size, offset=self._start)
+            self._start += -(-size // ALIGNMENT) * ALIGNMENT
         return buffer
 
 

@@ -14,6 +14,7 @@ import octavo.ops.native.library as library_module
 from octavo.ops import Kernels, choose_kernels, memory
 from octavo.ops.native import Library, load, runnable, threads
 from octavo.ops.native.kernels import NativeKernels
+from octavo.ops.native.recording import Recording
 
 CPU = torch.device("cpu")
 
@@ -79,12 +80,14 @@ class TestThreads:
 
 class TestRecording:
     def test_runs_again_for_fewer_rows(self, core: NativeKernels, generator: torch.Generator) -> None:
-        linear = core.linear(torch.randn(64, 48, generator=generator))
+        up = core.linear(torch.randn(64, 48, generator=generator))
+        down = core.linear(torch.randn(48, 32, generator=generator))
         weight, x = torch.rand(48, generator=generator), torch.zeros(8, 48)
 
         def step() -> Tensor:
-            normed = core.rms_norm(x, weight, 1e-5)
-            return core.gated(linear(core.add(normed, x)), "silu")
+            total = core.add(core.rms_norm(x, weight, 1e-5), x)
+            mixed = core.gated(up(core.rms_norm(total, weight, 1e-6)), "silu")
+            return core.add(total, down(mixed))
 
         program = core.record(step, 8)
         assert program is not None
@@ -92,6 +95,19 @@ class TestRecording:
             x.copy_(torch.randn(8, 48, generator=generator))
             want = step()[:rows].clone()
             assert torch.equal(program.run(rows), want)
+
+    def test_a_sum_and_its_norm_become_one(self) -> None:
+        recording = Recording()
+        recording.add("add", (8, 100, 200, 300, 48, 1.0, 0))
+        recording.add("rms_norm", (8, 300, 400, 500, 48, 1e-5, 0))
+        recording.add("rms_norm", (8, 300, 400, 600, 48, 1e-5, 0))
+        assert recording.operations == [
+            ("add_norm", (8, 100, 200, 300, 400, 500, 48, 1e-5, 0)),
+            ("rms_norm", (8, 300, 400, 600, 48, 1e-5, 0)),
+        ]
+        recording.add("add", (8, 100, 200, 300, 48, 0.5, 0))  # its scale is not 1
+        recording.add("rms_norm", (8, 300, 400, 500, 48, 1e-5, 0))
+        assert [name for name, _ in recording.operations[2:]] == ["add", "rms_norm"]
 
     def test_what_pytorch_computes_cannot_be_recorded(
         self, core: NativeKernels, caplog: pytest.LogCaptureFixture

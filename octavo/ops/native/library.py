@@ -8,6 +8,7 @@ import ctypes
 import functools
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from struct import Struct
 from typing import TYPE_CHECKING
@@ -40,6 +41,7 @@ _ARGUMENTS = {
     "weight_rows": "7qd",
 }
 """Arguments of each operation, as struct spells them: whole numbers and pointers (q), floats (d)."""
+pack_header = Struct("<qq").pack
 _FUNCTIONS = ("set_threads", "packed_bytes", "row_bytes", "instructions", "run")
 
 
@@ -82,12 +84,19 @@ class Library:
 
     def run(self, operation: str, *arguments: float | None) -> None:
         """Compute. None is a null pointer."""
-        pack, function, address = self._operations[operation]
-        packed = pack(*[0 if a is None else a for a in arguments])
         if self.recording is not None:
-            self.recording.add(address, packed)
-        else:
-            function(packed)
+            self.recording.add(operation, [0 if a is None else a for a in arguments])
+            return
+        pack, function, _ = self._operations[operation]
+        function(pack(*[0 if a is None else a for a in arguments]))
+
+    def program(self, operations: Sequence[tuple[str, Sequence[float]]]) -> bytes:
+        """Recorded operations as `run_program` takes them: of each its function, how many arguments, and these."""
+        program = bytearray()
+        for operation, arguments in operations:
+            pack, _, address = self._operations[operation]
+            program += pack_header(address, len(arguments)) + pack(*arguments)
+        return bytes(program)
 
     def run_program(self, program: bytes, operations: int, recorded_rows: int, rows: int) -> None:
         """Run recorded operations again, for `rows` rows."""

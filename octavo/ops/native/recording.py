@@ -6,7 +6,6 @@ the attempt. Views and allocations are all that PyTorch does in a model that can
 """
 
 import ctypes
-import struct
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -94,13 +93,17 @@ class Recording:
     """What Library.run writes to while a step is recorded."""
 
     def __init__(self) -> None:
-        self.program = bytearray()
-        self.count = 0
+        self.operations: list[tuple[str, Sequence[float]]] = []
 
-    def add(self, address: int, arguments: bytes) -> None:
-        """One more operation: its function, and its packed arguments."""
-        self.program += struct.pack("<qq", address, len(arguments) // 8) + arguments
-        self.count += 1
+    def add(self, operation: str, arguments: Sequence[float]) -> None:
+        """One more operation. A sum and the norm of it become one."""
+        if operation == "rms_norm" and self.operations and self.operations[-1][0] == "add":
+            rows, x, y, total, width, scale, kind = self.operations[-1][1]
+            if [*arguments[:2], arguments[4], arguments[6], scale] == [rows, total, width, kind, 1.0]:
+                weight, normed, eps = arguments[2], arguments[3], arguments[5]
+                self.operations[-1] = ("add_norm", (rows, x, y, total, weight, normed, width, eps, kind))
+                return
+        self.operations.append((operation, arguments))
 
 
 class Program:
@@ -108,7 +111,7 @@ class Program:
 
     def __init__(self, library: Library, recording: Recording, rows: int, result: Tensor, arena: _Arena) -> None:
         self._library, self._rows, self._result, self._arena = library, rows, result, arena
-        self._program, self._count = bytes(recording.program), recording.count
+        self._program, self._count = library.program(recording.operations), len(recording.operations)
 
     def run(self, rows: int) -> Tensor:
         """Compute the first `rows` rows. The result is overwritten by the next run."""
