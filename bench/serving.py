@@ -186,7 +186,7 @@ def ten_thousand(model: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("parts", nargs="*", type=int, choices=range(1, 6), help="which of the five (default: all)")
+    parser.add_argument("parts", nargs="*", type=int, metavar="PART", help="which of the five, 1 to 5 (default: all)")
     logging.getLogger("octavo").setLevel(logging.ERROR)
     wanted = parser.parse_args().parts or [1, 2, 3, 4, 5]
     with tempfile.TemporaryDirectory() as folder:
