@@ -88,6 +88,8 @@ def test_add(kernels: Kernels, width: int, dtype: torch.dtype, generator: torch.
     torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
     assert torch.equal(kernels.add(x[3:5], y[3:5], 0.22), got[3:5])
     assert torch.equal(kernels.add(x, y), x + y)
+    wide = torch.cat([y, x], 1)  # rows that lie apart
+    assert torch.equal(kernels.add(wide[:, :width], wide[:, width:]), x + y)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

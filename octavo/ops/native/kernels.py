@@ -131,62 +131,29 @@ class NativeKernels(Kernels):
         )
         return out
 
-    def add(self, x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
-        out = torch.empty_like(x)
-        width = x.shape[-1]
-        self._run("add", x.numel() // width, x.data_ptr(), y.data_ptr(), out.data_ptr(), width, scale, TYPES[x.dtype])
+    def _by_rows(self, operation: str, operands: Sequence[Tensor | None], *settings: float) -> Tensor:
+        """An operation that makes a row of each row of the first operand, by its last dimension."""
+        held = [None if t is None else t.contiguous() for t in operands]
+        x = held[0]
+        assert x is not None
+        out, width = torch.empty_like(x), x.shape[-1]
+        addresses = (None if t is None else t.data_ptr() for t in (*held, out))
+        self._run(operation, x.numel() // width, *addresses, width, *settings, TYPES[x.dtype])
         return out
+
+    def add(self, x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
+        return self._by_rows("add", (x, y), scale)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        x = x.contiguous()
-        out = torch.empty_like(x)
-        width = x.shape[-1]
-        self._run(
-            "rms_norm",
-            x.numel() // width,
-            x.data_ptr(),
-            weight.data_ptr(),
-            out.data_ptr(),
-            width,
-            eps,
-            TYPES[x.dtype],
-        )
-        return out
+        return self._by_rows("rms_norm", (x, weight), eps)
 
     def layer_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-        x = x.contiguous()
-        out = torch.empty_like(x)
-        width = x.shape[-1]
-        self._run(
-            "layer_norm",
-            x.numel() // width,
-            x.data_ptr(),
-            None if weight is None else weight.data_ptr(),
-            None if bias is None else bias.data_ptr(),
-            out.data_ptr(),
-            width,
-            eps,
-            TYPES[x.dtype],
-        )
-        return out
+        return self._by_rows("layer_norm", (x, weight, bias), eps)
 
     def activate(self, x: Tensor, activation: str) -> Tensor:
         if activation not in ACTIVATIONS:
             return super().activate(x, activation)
-        x = x.contiguous()
-        out = torch.empty_like(x)
-        width = x.shape[-1]
-        self._run(
-            "activate",
-            x.numel() // width,
-            x.data_ptr(),
-            out.data_ptr(),
-            width,
-            ACTIVATIONS[activation],
-            False,
-            TYPES[x.dtype],
-        )
-        return out
+        return self._by_rows("activate", (x,), ACTIVATIONS[activation], False)
 
     def gated(self, gate_up: Tensor, activation: str) -> Tensor:
         if activation not in ACTIVATIONS:
