@@ -61,7 +61,7 @@ def arctic(c: Config) -> CausalLM:
     def mlp(i: int) -> nn.Module:
         if not has_experts(i):
             return feed_forward(c.intermediate_size)
-        experts: list[nn.Module] = [feed_forward(c.intermediate_size) for _ in range(count)]
+        experts = [feed_forward(c.intermediate_size) for _ in range(count)]
         return MoE(width, experts, softmax_then_choose(top_k, renormalize=top_k > 1))
 
     def layer(i: int, attention: Residual, mlp: Residual) -> nn.Module:

@@ -95,7 +95,7 @@ def deepseek_v2(c: Config) -> CausalLM:
     def mlp(layer: int) -> nn.Module:
         if not count or layer < first or layer % every:
             return gated_mlp(c)(layer)
-        experts: list[nn.Module] = [GatedMLP(width, hidden, activation) for _ in range(count)]
+        experts = [GatedMLP(width, hidden, activation) for _ in range(count)]
         wide = GatedMLP(width, shared * hidden, activation) if shared else None
         return RoutedAndShared(MoE(width, experts, partial(choose, c)), wide)
 

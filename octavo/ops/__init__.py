@@ -6,11 +6,12 @@ rows around it. docs/design.md says how; tests/ops holds every operation to it.
 
 from octavo.ops.activation import ACTIVATIONS
 from octavo.ops.attention import AttentionPlan, BlockSparse, SequenceRun, cache_row, full_attention, plan_attention
+from octavo.ops.experts import ExpertKernel
 from octavo.ops.kernels import Kernels, Program, choose_kernels
 from octavo.ops.linear import LinearKernel, head_product
 from octavo.ops.rotary import rotate
 from octavo.ops.sampling import NOT_FINITE, DrawBy
-from octavo.ops.scan import RecurrentPlan, RecurrentRun, causal_conv, causal_conv_step
+from octavo.ops.scan import RecurrentPlan, RecurrentRun
 from octavo.ops.weights import StoredRows
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "AttentionPlan",
     "BlockSparse",
     "DrawBy",
+    "ExpertKernel",
     "Kernels",
     "LinearKernel",
     "Program",
@@ -27,8 +29,6 @@ __all__ = [
     "SequenceRun",
     "StoredRows",
     "cache_row",
-    "causal_conv",
-    "causal_conv_step",
     "choose_kernels",
     "full_attention",
     "head_product",

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from octavo.ops import attention, norm, sampling, scan
+from octavo.ops import attention, experts, norm, sampling, scan
 from octavo.ops.activation import ACTIVATIONS
 from octavo.ops.attention import AttentionPlan, BlockSparse
+from octavo.ops.experts import ExpertKernel
 from octavo.ops.linear import LinearKernel, TorchLinear
 from octavo.ops.sampling import DrawBy
 from octavo.ops.scan import RecurrentPlan
@@ -154,11 +155,41 @@ class Kernels:
         attention.paged_attention(query, key_cache, value_cache, plan, of_tokens, scale, softcap, alibi_slopes, sparse)
         return out
 
-    def scan_step(
-        self, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, state: Tensor, plan: RecurrentPlan
+    def experts(self, weights: Sequence[LinearKernel]) -> ExpertKernel:
+        """Weights of experts, made by `linear` or `stored_linear` and alike in shape. See octavo.ops.experts."""
+        return experts.EachExpert(weights)
+
+    def weighted_sum(self, y: Tensor, weights: Tensor) -> Tensor:
+        """See octavo.ops.experts."""
+        return experts.weighted_sum(y, weights)
+
+    def convolve(
+        self,
+        x: Tensor,
+        history: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: str,
+        plan: RecurrentPlan,
     ) -> Tensor:
         """See octavo.ops.scan."""
-        return scan.scan_step(x, dt, a, b, c, d, state, plan)
+        return scan.convolve(x, history, weight, bias, activation, plan)
+
+    def scan(
+        self,
+        x: Tensor,
+        dt: Tensor,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor,
+        d: Tensor,
+        gate: Tensor,
+        activation: str,
+        state: Tensor,
+        plan: RecurrentPlan,
+    ) -> Tensor:
+        """See octavo.ops.scan."""
+        return scan.scan(x, dt, a, b, c, d, gate, activation, state, plan)
 
     def choose(self, logits: Tensor, by: Sequence[DrawBy]) -> Tensor:
         """See octavo.ops.sampling."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from octavo.ops.activation import ACTIVATIONS, softplus
+
 SCAN_GROUP = 32
 """Tokens in a group."""
 SEGMENT_VALUES = 1 << 23
@@ -167,18 +169,59 @@ def _scan_segment(
     return _read(states, c, x, d), torch.stack([carry, local[-1], decay[-1]])
 
 
-def scan_step(
-    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, state: Tensor, plan: RecurrentPlan
+def convolve(
+    x: Tensor, history: Tensor, weight: Tensor, bias: Tensor | None, activation: str, plan: RecurrentPlan
 ) -> Tensor:
-    """A step's tokens of all sequences; states go on in place.
+    """The convolution of a step's tokens of all sequences, activated; histories go on in place.
 
     Args:
-        x, dt: [rows, channels] float32; rows past the plan's are padding.
-        a, b, c, d: as in `selective_scan_step`, with rows for sequences.
-        state: [slots, 3, channels, state]
+        x: [rows, channels]; rows past the plan's are padding.
+        history: [slots, kernel - 1, channels] float32
+        weight: [channels, kernel] float32
+        bias: [channels] float32, or None
+        activation: of the result, by its name in ACTIVATIONS.
+        plan: which rows go on from which slots.
 
-    Returns: [rows, channels] float32.
+    Returns: [rows, channels] in the dtype of `x`.
     """
+    given, out = x.float(), torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    if len(plan.step_rows):
+        rows, slots = plan.step_rows, plan.step_slots
+        out[rows], history[slots] = causal_conv_step(given[rows], history[slots], weight, bias)
+    for run in plan.runs:
+        part = slice(run.first_row, run.first_row + run.num_tokens)
+        out[part], history[run.slot] = causal_conv(given[part], history[run.slot], weight, bias)
+    return ACTIVATIONS[activation](out).to(x.dtype)
+
+
+def scan(
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor,
+    gate: Tensor,
+    activation: str,
+    state: Tensor,
+    plan: RecurrentPlan,
+) -> Tensor:
+    """The scan of a step's tokens of all sequences, times the activated gate; states go on in place.
+
+    Args:
+        x: [rows, channels]; rows past the plan's are padding.
+        dt: [rows, channels], to be made positive by softplus.
+        a: [channels, state] float32, negative.
+        b, c: [rows, state]
+        d: [channels] float32
+        gate: [rows, channels]
+        activation: of the gate, by its name in ACTIVATIONS.
+        state: [slots, 3, channels, state] float32
+        plan: which rows go on from which slots.
+
+    Returns: [rows, channels] in the dtype of `x`.
+    """
+    x, dt, b, c, dtype = x.float(), softplus(dt.float()), b.float(), c.float(), x.dtype
     y = torch.zeros_like(x)
     if len(plan.step_rows):
         rows, slots = plan.step_rows, plan.step_slots
@@ -188,4 +231,4 @@ def scan_step(
     for run in plan.runs:
         part = slice(run.first_row, run.first_row + run.num_tokens)
         y[part], state[run.slot] = selective_scan(x[part], dt[part], a, b[part], c[part], d, state[run.slot], run.start)
-    return y
+    return (y * ACTIVATIONS[activation](gate.float())).to(dtype)

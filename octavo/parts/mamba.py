@@ -5,10 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from octavo import ops
 from octavo.ops import Kernels
-from octavo.ops.activation import softplus
-from octavo.parts.batch import Batch, RecurrentView
+from octavo.parts.batch import Batch
 from octavo.parts.linear import Linear
 from octavo.parts.state import Recurrent
 
@@ -43,7 +41,7 @@ class MambaMixer(nn.Module):
     ) -> None:
         super().__init__()
         self.channels, self.state_size, self.rank = channels, state_size, time_step_rank
-        self.activation = ops.ACTIVATIONS[activation]
+        self.activation = activation
         self.in_proj = Linear(width, {"x": channels, "gate": channels}, bias)
         self.x_proj = Linear(channels, {"dt": time_step_rank, "b": state_size, "c": state_size})
         self.dt_proj = Linear(time_step_rank, channels, bias=True)
@@ -63,30 +61,16 @@ class MambaMixer(nn.Module):
         self._kernels = kernels
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        view = batch.recurrent(self.state_index)
+        view, kernels = batch.recurrent(self.state_index), self._kernels
         inner, gate = self.in_proj(x).chunk(2, dim=-1)
-        mixed = self.activation(self._convolve(inner[: batch.num_tokens].float(), view)).to(x.dtype)
-        # The projections see the padded rows, as they are computed without a minimum of rows otherwise.
-        padded = torch.nn.functional.pad(mixed, (0, 0, 0, x.shape[0] - batch.num_tokens))
-        dt, b, c = self.x_proj(padded).split([self.rank, self.state_size, self.state_size], dim=-1)
+        mixed = kernels.convolve(
+            inner, view.tensors["conv"], self.conv_weight, self.conv_bias, self.activation, view.plan
+        )
+        dt, b, c = self.x_proj(mixed).split([self.rank, self.state_size, self.state_size], dim=-1)
         if self.inner_norms:
             dt, b, c = self.inner_norms["dt"](dt), self.inner_norms["b"](b), self.inner_norms["c"](c)
-        dt = softplus(self.dt_proj(dt).float())
         assert self._a is not None
-        y = self._kernels.scan_step(
-            padded.float(), dt, self._a, b.float(), c.float(), self.d, view.tensors["ssm"], view.plan
+        y = kernels.scan(
+            mixed, self.dt_proj(dt), self._a, b, c, self.d, gate, self.activation, view.tensors["ssm"], view.plan
         )
-        return self.out_proj((y * self.activation(gate.float())).to(x.dtype))  # type: ignore[no-any-return]
-
-    def _convolve(self, x: Tensor, view: RecurrentView) -> Tensor:
-        plan, history = view.plan, view.tensors["conv"]
-        out = torch.empty_like(x)
-        if len(plan.step_rows):
-            rows, slots = plan.step_rows, plan.step_slots
-            out[rows], history[slots] = ops.causal_conv_step(x[rows], history[slots], self.conv_weight, self.conv_bias)
-        for run in plan.runs:
-            rows_of = slice(run.first_row, run.first_row + run.num_tokens)
-            out[rows_of], history[run.slot] = ops.causal_conv(
-                x[rows_of], history[run.slot], self.conv_weight, self.conv_bias
-            )
-        return out
+        return self.out_proj(y)  # type: ignore[no-any-return]

@@ -1,13 +1,15 @@
 """Mixture of experts: a router chooses a few feed-forwards for each token."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from octavo.ops import Kernels, LinearKernel
 from octavo.parts.batch import Batch
 from octavo.parts.linear import Linear
+from octavo.parts.mlp import GatedMLP
 
 Choose = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Router logits [rows, experts] in float32 to the chosen experts' weights and numbers, [rows, top_k] each."""
@@ -24,33 +26,29 @@ def softmax_then_choose(top_k: int, renormalize: bool = True) -> Choose:
 
 
 class MoE(nn.Module):
-    """The weighted sum of the chosen experts.
+    """The weighted sum of the chosen experts, gated feed-forwards that are all alike but for their weights."""
 
-    Tokens are grouped by expert, and an expert that nobody chose costs nothing. Each token's sum goes over its choices
-    in the router's order, so that it does not depend on the other tokens.
-    """
-
-    def __init__(self, width: int, experts: list[nn.Module], choose: Choose) -> None:
+    def __init__(self, width: int, experts: Sequence[GatedMLP], choose: Choose) -> None:
         super().__init__()
         self.router = Linear(width, len(experts), exact=True)
         self.experts = nn.ModuleList(experts)
         self.choose = choose
+        self.activation = experts[0].activation
+
+    def prepare(self, kernels: Kernels) -> None:
+        self._gated, self._weighted_sum = kernels.gated, kernels.weighted_sum
+        self._gate_up = kernels.experts([_kernel_of(e.gate_up) for e in self.experts])  # type: ignore[arg-type]
+        self._down = kernels.experts([_kernel_of(e.down) for e in self.experts])  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        weights, chosen = self.choose(self.router(x)[: batch.num_tokens].float())  # padding chooses nobody
-        rows, top_k = chosen.shape
-        flat = chosen.flatten()
-        order = torch.argsort(flat, stable=True)
-        counts = torch.bincount(flat, minlength=len(self.experts)).tolist()
-        outputs = x.new_empty(rows * top_k, x.shape[1])
-        first = 0
-        for expert, count in enumerate(counts):
-            if count:
-                places = order[first : first + count]
-                outputs[places] = self.experts[expert](x[places // top_k], batch)
-                first += count
-        terms = outputs.view(rows, top_k, -1).float() * weights.unsqueeze(-1)
-        total = terms[:, 0]
-        for k in range(1, top_k):
-            total = total + terms[:, k]
-        return functional.pad(total.to(x.dtype), (0, 0, 0, x.shape[0] - rows))
+        rows = batch.num_tokens  # padding chooses nobody
+        weights, chosen = self.choose(self.router(x)[:rows].float())
+        inner = self._gated(self._gate_up(x[:rows], chosen), self.activation)
+        total = self._weighted_sum(self._down(inner, chosen), weights)
+        return total if rows == x.shape[0] else functional.pad(total, (0, 0, 0, x.shape[0] - rows))
+
+
+def _kernel_of(linear: Linear) -> LinearKernel:
+    assert linear.kernel is not None, "weights are laid out before what is made of them"
+    assert linear.bias is None, "experts have no biases"
+    return linear.kernel

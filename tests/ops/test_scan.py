@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.ops import Kernels, RecurrentPlan, RecurrentRun, causal_conv, causal_conv_step
+from octavo.ops import Kernels, RecurrentPlan, RecurrentRun
 from octavo.ops import scan as scan_module
-from octavo.ops.scan import selective_scan, selective_scan_step
+from octavo.ops.activation import ACTIVATIONS
+from octavo.ops.scan import causal_conv, causal_conv_step, selective_scan, selective_scan_step
 
 CHANNELS, STATE, TOKENS = 6, 5, 150
 
@@ -89,29 +90,82 @@ def plan_of(runs: list[tuple[int, int, int, int]]) -> RecurrentPlan:
     return RecurrentPlan(*columns, [RecurrentRun(*r) for r in runs if r[1] > 1], table=table)
 
 
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 4e-3}
+"""Of results about 1 to 10 in size, rounded once."""
+
+
+@DTYPES
 @pytest.mark.parametrize(("channels", "width"), [(6, 5), (8, 16), (13, 8), (24, 17), (9, 64), (10, 128), (5, 90)])
 def test_every_implementation_scans_alike(
-    kernels: Kernels, channels: int, width: int, generator: torch.Generator
+    kernels: Kernels, channels: int, width: int, dtype: torch.dtype, generator: torch.Generator
 ) -> None:
     """Against the recurrence in float64; and the same bits for a sequence cut anywhere, beside others."""
 
     def rand(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    x, dt, a = rand(TOKENS, channels), rand(TOKENS, channels).abs() * 0.3, -rand(channels, width).abs()
-    b, c, d = rand(TOKENS, width), rand(TOKENS, width), rand(channels)
+    x, raw, a = (
+        rand(TOKENS, channels).to(dtype),
+        (rand(TOKENS, channels) * 3 - 2).to(dtype),
+        -rand(channels, width).abs(),
+    )
+    # As in the mixer: b, c and the gate are parts of wider rows.
+    wide, gates = rand(TOKENS, 3 + 2 * width).to(dtype), rand(TOKENS, 2 * channels).to(dtype)
+    a, d = -rand(channels, width).abs(), rand(channels)
     h, want = torch.zeros(channels, width, dtype=torch.float64), []
+    dt, gate = torch.nn.functional.softplus(raw.double()), torch.nn.functional.silu(gates[:, channels:].double())
+    b, c = wide.double()[:, 3:].split(width, dim=1)
     for t in range(TOKENS):
-        h = torch.exp(dt[t, :, None].double() * a) * h + (dt[t] * x[t]).double()[:, None] * b[t]
-        want.append((h * c[t]).sum(-1) + d * x[t])
-    whole = kernels.scan_step(x, dt, a, b, c, d, torch.zeros(2, 3, channels, width), plan_of([(0, TOKENS, 0, 1)]))
-    torch.testing.assert_close(whole.double(), torch.stack(want), rtol=1e-4, atol=1e-4)
+        h = torch.exp(dt[t, :, None] * a) * h + (dt[t] * x[t])[:, None] * b[t]
+        want.append(((h * c[t]).sum(-1) + d * x[t]) * gate[t])
+
+    def run(rows: list[Tensor], state: Tensor, runs: list[tuple[int, int, int, int]]) -> Tensor:
+        x, raw, wide, gates = rows
+        b, c = wide[:, 3:].split(width, dim=1)
+        return kernels.scan(x, raw, a, b, c, d, gates[:, channels:], "silu", state, plan_of(runs))
+
+    whole = run([x, raw, wide, gates], torch.zeros(2, 3, channels, width), [(0, TOKENS, 0, 1)])
+    assert whole.dtype == dtype
+    tolerance = TOLERANCES[dtype]
+    torch.testing.assert_close(whole.double(), torch.stack(want), rtol=tolerance, atol=tolerance)
 
     state, parts = torch.zeros(4, 3, channels, width), []
     for first, last in ((0, 1), (1, 40), (40, 41), (41, TOKENS)):
-        rows = [torch.cat([v[: last - first].flip(0), v[first:last]]) for v in (x, dt, b, c)]
-        runs = [(0, last - first, 0, 3), (last - first, last - first, first, 0)]
+        rows = [torch.cat([v[: last - first].flip(0), v[first:last]]) for v in (x, raw, wide, gates)]
         state[3] = 0
-        out = kernels.scan_step(rows[0], rows[1], a, rows[2], rows[3], d, state, plan_of(runs))
+        out = run(rows, state, [(0, last - first, 0, 3), (last - first, last - first, first, 0)])
         parts.append(out[last - first :])
     assert torch.equal(torch.cat(parts), whole)
+
+
+@DTYPES
+@pytest.mark.parametrize("activation", sorted(set(ACTIVATIONS) - {"softplus"}))
+@pytest.mark.parametrize(("channels", "taps"), [(5, 4), (16, 4), (37, 2), (64, 3), (20, 6)])
+def test_every_implementation_convolves_alike(
+    kernels: Kernels, channels: int, taps: int, activation: str, dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    """Against PyTorch's convolution in float64; and the same bits for a sequence cut anywhere, beside others."""
+    wide = torch.randn(TOKENS, 2 * channels, generator=generator).to(dtype)
+    weight, bias = torch.randn(channels, taps, generator=generator), torch.randn(channels, generator=generator)
+
+    def run(rows: Tensor, history: Tensor, runs: list[tuple[int, int, int, int]]) -> Tensor:
+        return kernels.convolve(rows[:, :channels], history, weight, bias, activation, plan_of(runs))
+
+    whole = run(wide, torch.zeros(2, taps - 1, channels), [(0, TOKENS, 0, 1)])
+    x = wide[:, :channels].double().T[None]
+    want = torch.nn.functional.conv1d(x, weight[:, None].double(), bias.double(), padding=taps - 1, groups=channels)
+    want = ACTIVATIONS[activation](want[0, :, :TOKENS].T)
+    assert whole.dtype == dtype
+    torch.testing.assert_close(whole.double(), want, rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype])
+
+    history, parts = torch.zeros(4, taps - 1, channels), []
+    for first, last in ((0, 1), (1, 3), (3, 40), (40, 41), (41, TOKENS)):
+        count = last - first
+        history[3] = 0
+        out = run(
+            torch.cat([wide[:count].flip(0), wide[first:last]]), history, [(0, count, 0, 3), (count, count, first, 0)]
+        )
+        parts.append(out[count:])
+    assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(history[0], wide[-taps + 1 :, :channels].float())

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from octavo.ops.attention import AttentionPlan, BlockSparse, cache_dim
+from octavo.ops.experts import ExpertKernel
 from octavo.ops.kernels import Kernels
+from octavo.ops.linear import LinearKernel
 from octavo.ops.memory import Arena
 from octavo.ops.native import recording
 from octavo.ops.native.library import Library
@@ -34,6 +36,7 @@ ACTIVATIONS = {
 CACHE_TYPES = TYPES | {torch.int8: 3}
 SCAN_WIDTHS = frozenset([*range(1, 65), *range(113, 129)])
 """Values of state a channel that the scan is compiled for."""
+CONVOLUTION_TAPS = frozenset([2, 3, 4])
 MAX_HEAD_DIM = 1024
 PAIRED_TOKENS = 16
 """Tokens that lie together in a paired cache; heads are of a multiple of as many values."""
@@ -57,6 +60,44 @@ class NativeLinear:
     def rows(self, ids: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
         (table,) = self.parts  # a token table has no segments
         return table.rows(ids, dtype, scale)
+
+
+class NativeExperts:
+    """Packed weights of experts that are alike in everything but their numbers."""
+
+    def __init__(self, library: Library, experts: Sequence[NativeLinear]) -> None:
+        self.library, self.experts = library, experts
+        self.outputs = experts[0].outputs
+        by_part = zip(*(e.parts for e in experts), strict=True)
+        self._tables = [torch.tensor([p.data.data_ptr() for p in parts]) for parts in by_part]
+
+    def __call__(self, x: Tensor, chosen: Tensor) -> Tensor:
+        if x.stride(1) != 1:
+            x = x.contiguous()
+        chosen = chosen.contiguous()
+        choices = chosen.numel()
+        out = torch.empty(choices, self.outputs, dtype=x.dtype)
+        first = 0
+        for part, table in zip(self.experts[0].parts, self._tables, strict=True):
+            self.library.run(
+                "expert_linear",
+                choices,
+                x.data_ptr(),
+                TYPES[x.dtype],
+                x.stride(0),
+                part.width,
+                part.kind,
+                choices // max(1, x.shape[0]),
+                chosen.data_ptr(),
+                len(self.experts),
+                table.data_ptr(),
+                part.outputs,
+                out.data_ptr() + first * out.element_size(),
+                TYPES[out.dtype],
+                out.stride(0),
+            )
+            first += part.outputs
+        return out
 
 
 class NativeKernels(Kernels):
@@ -131,9 +172,20 @@ class NativeKernels(Kernels):
         )
         return out
 
+    def _together(self, x: Tensor) -> Tensor:
+        """The tensor with its rows one after the other."""
+        if x.is_contiguous():
+            return x
+        if not len(x) or not x[0].is_contiguous():
+            return x.contiguous()
+        out = torch.empty(x.shape, dtype=x.dtype)
+        size = x.element_size()
+        self._run("copy_rows", len(x), x.data_ptr(), x.stride(0) * size, x[0].numel() * size, out.data_ptr())
+        return out
+
     def _by_rows(self, operation: str, operands: Sequence[Tensor | None], *settings: float) -> Tensor:
         """An operation that makes a row of each row of the first operand, by its last dimension."""
-        held = [None if t is None else t.contiguous() for t in operands]
+        held = [None if t is None else self._together(t) for t in operands]
         x = held[0]
         assert x is not None
         out, width = torch.empty_like(x), x.shape[-1]
@@ -158,7 +210,7 @@ class NativeKernels(Kernels):
     def gated(self, gate_up: Tensor, activation: str) -> Tensor:
         if activation not in ACTIVATIONS:
             return super().gated(gate_up, activation)
-        gate_up = gate_up.contiguous()
+        gate_up = self._together(gate_up)
         rows, width = gate_up.shape[0], gate_up.shape[1] // 2
         out = torch.empty(rows, width, dtype=gate_up.dtype)
         self._run(
@@ -186,7 +238,7 @@ class NativeKernels(Kernels):
         tokens, all_heads, dim = plan.num_tokens, qkv.shape[1], qkv.shape[2]
         kv_heads, block_size = key_cache.shape[1], key_cache.shape[2]
         heads = all_heads - 2 * kv_heads
-        qkv = qkv.contiguous()
+        qkv = self._together(qkv)
         query = torch.empty(tokens, heads, dim)
         self._run(
             "rotate_store",
@@ -217,7 +269,7 @@ class NativeKernels(Kernels):
         return max(dims) <= MAX_HEAD_DIM and not any(dim % PAIRED_TOKENS for dim in dims)
 
     def write_kv(self, cache: Tensor, values: Tensor, plan: AttentionPlan) -> None:
-        values = values.float().contiguous()
+        values = self._together(values.float())
         tokens, heads, dim = values.shape
         self._run(
             "store_rows",
@@ -250,7 +302,7 @@ class NativeKernels(Kernels):
             return super().paged_attention(
                 query, key_cache, value_cache, plan, rows, dtype, scale, softcap, alibi_slopes, sparse
             )
-        query = query.contiguous()
+        query = self._together(query)
         make = torch.empty if rows == plan.num_tokens else torch.zeros
         out = make(rows, query.shape[1], value_dim, dtype=dtype)
         self._run(
@@ -278,27 +330,91 @@ class NativeKernels(Kernels):
         )
         return out
 
-    def scan_step(
-        self, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, state: Tensor, plan: RecurrentPlan
+    def experts(self, weights: Sequence[LinearKernel]) -> ExpertKernel:
+        native = [w for w in weights if isinstance(w, NativeLinear)]
+        if len(native) < len(weights) or len({tuple((p.kind, p.outputs) for p in w.parts) for w in native}) > 1:
+            return super().experts(weights)
+        return NativeExperts(self.library, native)
+
+    def weighted_sum(self, y: Tensor, weights: Tensor) -> Tensor:
+        weights = weights.float().contiguous()
+        rows, terms = weights.shape
+        out = torch.empty(rows, y.shape[1], dtype=y.dtype)
+        addresses = y.data_ptr(), weights.data_ptr()
+        self._run("weighted_sum", rows, *addresses, terms, y.shape[1], out.data_ptr(), TYPES[y.dtype])
+        return out
+
+    def convolve(
+        self,
+        x: Tensor,
+        history: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: str,
+        plan: RecurrentPlan,
+    ) -> Tensor:
+        channels, taps = weight.shape
+        if taps not in CONVOLUTION_TAPS or activation not in ACTIVATIONS:
+            return super().convolve(x, history, weight, bias, activation, plan)
+        out = torch.empty(x.shape, dtype=x.dtype)
+        self._run(
+            "causal_conv",
+            len(plan.table),
+            x.data_ptr(),
+            x.stride(0),
+            history.data_ptr(),
+            history.stride(0),
+            weight.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            out.data_ptr(),
+            plan.table.data_ptr(),
+            channels,
+            taps,
+            ACTIVATIONS[activation],
+            TYPES[x.dtype],
+        )
+        return out
+
+    def scan(
+        self,
+        x: Tensor,
+        dt: Tensor,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor,
+        d: Tensor,
+        gate: Tensor,
+        activation: str,
+        state: Tensor,
+        plan: RecurrentPlan,
     ) -> Tensor:
         """The plain recurrence, one token after the other: the first of the three parts of `state` is all of it."""
         channels, width = a.shape
-        if width not in SCAN_WIDTHS:
-            return super().scan_step(x, dt, a, b, c, d, state, plan)
-        x, dt, b, c = (v.contiguous() for v in (x, dt, b, c))
-        y = torch.zeros_like(x)
+        if width not in SCAN_WIDTHS or activation not in ACTIVATIONS:
+            return super().scan(x, dt, a, b, c, d, gate, activation, state, plan)
+        x, dt = self._together(x), self._together(dt)
+        y = torch.empty_like(x)
         self._run(
             "selective_scan",
             len(plan.table),
-            *(v.data_ptr() for v in (x, dt, a, b, c, d, y, state, plan.table)),
+            *(v.data_ptr() for v in (x, dt, a)),
+            *(v for t in (b, c) for v in (t.data_ptr(), t.stride(0))),
+            d.data_ptr(),
+            gate.data_ptr(),
+            gate.stride(0),
+            y.data_ptr(),
+            state.data_ptr(),
             state.stride(0),
+            plan.table.data_ptr(),
             channels,
             width,
+            ACTIVATIONS[activation],
+            TYPES[x.dtype],
         )
         return y
 
     def choose(self, logits: Tensor, by: Sequence[DrawBy]) -> Tensor:
-        logits = logits.contiguous()
+        logits = self._together(logits)
         rows, vocab = logits.shape
         how, tokens = as_array(by), torch.empty(rows, dtype=torch.int64)
         self._run("choose", rows, logits.data_ptr(), vocab, vocab, how.ctypes.data, tokens.data_ptr())

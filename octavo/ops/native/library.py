@@ -28,17 +28,21 @@ _ARGUMENTS = {
     "add": "5qdq",
     "add_norm": "7qdq",
     "attention": "13qdd5q",
+    "causal_conv": "13q",
     "choose": "6q",
+    "copy_rows": "5q",
+    "expert_linear": "14q",
     "layer_norm": "6qdq",
     "linear": "12q",
     "pack": "5q",
     "quantize": "6q",
     "rms_norm": "5qdq",
     "rotate_store": "17q",
-    "selective_scan": "13q",
+    "selective_scan": "19q",
     "store_rows": "8q",
     "table_rows": "5q",
     "weight_rows": "7qd",
+    "weighted_sum": "7q",
 }
 """Arguments of each operation, as struct spells them: whole numbers and pointers (q), floats (d)."""
 pack_header = Struct("<qq").pack

@@ -1,37 +1,12 @@
-// Norms, activations, sums with the residual, and rotary positions with the cache's write.
+// Norms, activations, sums, and rotary positions with the cache's write.
+#include "activation.h"
 #include "cache.h"
 #include "call.h"
 #include "numbers.h"
-#include "pool.h"
+#include "rows.h"
 
 namespace octavo {
 namespace {
-
-constexpr int64_t SMALL = 16384;  // values that one thread is through with before another has woken up
-
-template <typename Step>
-INLINE void for_vectors(int64_t width, const Step& step) {
-    const int64_t whole = width / LANES * LANES;
-    for (int64_t i = 0; i < whole; i += LANES) step(i, LANES);
-    if (whole < width) step(whole, static_cast<int>(width - whole));
-}
-
-template <typename T>
-INLINE vec take(const T* p, int count) {
-    return count == LANES ? load(p) : load_some(p, count);
-}
-
-template <typename T>
-INLINE void put(T* p, vec v, int count) {
-    count == LANES ? store(p, v) : store_some(p, v, count);
-}
-
-template <typename Body>
-void over_rows(int64_t rows, int64_t width, const Body& body) {
-    parallel(rows, std::max<int64_t>(1, SMALL / std::max<int64_t>(1, width)), [&](int64_t first, int64_t last) {
-        for (int64_t r = first; r < last; ++r) body(r);
-    });
-}
 
 // ---- norms ---------------------------------------------------------------------------------------------------------
 
@@ -67,38 +42,6 @@ INLINE void layer_norm_row(const T* x, const float* weight, const float* bias, T
 }
 
 // ---- activations ---------------------------------------------------------------------------------------------------
-
-enum Activation { SILU, GELU_TANH, GELU, QUICK_GELU, RELU, RELU_SQUARED };
-
-// exp(x * x) * erfc(x) by Chebyshev's fit of Numerical Recipes: a relative error below 1.2e-7 for x >= 0.
-INLINE vec complementary_error(vec x) {
-    const vec t = 2.0f / (x + 2.0f);
-    const float terms[] = {0.17087277f,  -0.82215223f, 1.48851587f, -1.13520398f, 0.27886807f,
-                           -0.18628806f, 0.09678418f,  0.37409196f, 1.00002368f,  -1.26551223f};
-    vec p = broadcast(terms[0]);
-    for (int i = 1; i < 10; ++i) p = fmadd(p, t, broadcast(terms[i]));
-    return t * exponential(p - x * x);
-}
-
-template <int activation>
-INLINE vec activate(vec x) {
-    switch (activation) {
-        case SILU: return x / (exponential(-x) + 1.0f);
-        case QUICK_GELU: return x / (exponential(x * -1.702f) + 1.0f);
-        case RELU: return larger(x, vec{});
-        case RELU_SQUARED: return larger(x, vec{}) * larger(x, vec{});
-        case GELU: {
-            const vec z = x * 0.70710678118654752f;
-            const vec half = complementary_error(z < 0.0f ? -z : z) * 0.5f;
-            return x * (x < 0.0f ? half : 1.0f - half);
-        }
-        default: {
-            // (1 + tanh(y)) / 2 is 1 / (1 + exp(-2 y)), which loses nothing where tanh is near -1.
-            const vec inner = fmadd(x * x, broadcast(0.044715f), broadcast(1.0f)) * x * 0.7978845608028654f;
-            return x / (exponential(inner * -2.0f) + 1.0f);
-        }
-    }
-}
 
 // out = activation(x), or activation(x) * up where there is an `up`.
 template <int activation, typename T>
@@ -219,6 +162,27 @@ OPERATION(add_norm) {
         T* total = at<T>(a[3]) + r * width;
         for_vectors(width, [&](int64_t i, int n) { put(total + i, take(x + i, n) + take(y + i, n), n); });
         rms_norm_row(total, at<float>(a[4]), at<T>(a[5]) + r * width, width, eps);
+    }))
+}
+
+// rows, x, bytes between rows, bytes of a row, out: rows that lie apart, one after the other
+OPERATION(copy_rows) {
+    over_rows(a[0].i, a[3].i / 4, [&](int64_t r) {
+        std::memcpy(at<char>(a[4]) + r * a[3].i, at<char>(a[1]) + r * a[2].i, static_cast<size_t>(a[3].i));
+    });
+}
+
+// rows, y, weights, terms of a row, width, out, type: out[r] = the sum of weights[r][k] * y[r][k]
+OPERATION(weighted_sum) {
+    const int64_t terms = a[3].i, width = a[4].i;
+    WITH_TYPE(a[6].i, T, over_rows(a[0].i, width * terms, [&](int64_t r) {
+        const T* y = at<T>(a[1]) + r * terms * width;
+        const float* weights = at<float>(a[2]) + r * terms;
+        for_vectors(width, [&](int64_t i, int n) {
+            vec total = take(y + i, n) * weights[0];
+            for (int64_t k = 1; k < terms; ++k) total = fmadd(take(y + k * width + i, n), broadcast(weights[k]), total);
+            put(at<T>(a[5]) + r * width + i, total, n);
+        });
     }))
 }
 

@@ -28,6 +28,11 @@ struct Product {
     void* out;
     int out_type;
     int64_t out_stride;
+    // Where rows of x come from and where their results go, or null for one after the other.
+    const int64_t *sources = nullptr, *targets = nullptr;
+
+    INLINE int64_t source(int64_t row) const { return sources == nullptr ? row : sources[row]; }
+    INLINE int64_t target(int64_t row) const { return targets == nullptr ? row : targets[row]; }
 };
 
 // Rows in tiles of 8, the last one of 1, 4 or 8.
@@ -59,7 +64,7 @@ INLINE void emit(const Product& p, int64_t row, int64_t first, vec value) {
     const int count = static_cast<int>(std::min<int64_t>(PANEL, p.outputs - first));
     if (p.bias != nullptr) value += count == PANEL ? load(p.bias + first) : load_some(p.bias + first, count);
     WITH_TYPE(p.out_type, T, {
-        T* out = static_cast<T*>(p.out) + row * p.out_stride + first;
+        T* out = static_cast<T*>(p.out) + p.target(row) * p.out_stride + first;
         count == PANEL ? store(out, value) : store_some(out, value, count);
     })
 }
@@ -67,7 +72,7 @@ INLINE void emit(const Product& p, int64_t row, int64_t first, vec value) {
 // Row `row` of x as floats; zero up to `room`.
 INLINE void read_row(const Product& p, int64_t row, float* to, int64_t room) {
     WITH_TYPE(p.x_type, T, {
-        const T* x = static_cast<const T*>(p.x) + row * p.x_stride;
+        const T* x = static_cast<const T*>(p.x) + p.source(row) * p.x_stride;
         int64_t i = 0;
         for (; i + LANES <= p.width; i += LANES) store(to + i, load(x + i));
         if (i < p.width) {
@@ -81,6 +86,9 @@ INLINE void read_row(const Product& p, int64_t row, float* to, int64_t room) {
 void multiply_float(const Product& p, int kind);
 void multiply_quantized(const Product& p, int kind);
 
-inline bool is_float(int kind) { return kind == KIND_F32 || kind == KIND_F16 || kind == KIND_BF16; }
+inline void multiply(const Product& p, int kind) {
+    const bool is_float = kind == KIND_F32 || kind == KIND_F16 || kind == KIND_BF16;
+    is_float ? multiply_float(p, kind) : multiply_quantized(p, kind);
+}
 
 }  // namespace octavo

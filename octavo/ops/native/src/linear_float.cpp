@@ -82,7 +82,7 @@ void lay_out(const Product& p, const Tiles& tiles, int64_t columns, float* tiled
             if (row >= p.rows) {
                 for (int64_t k = 0; k < row_floats; ++k) to[k * size + r] = 0.0f;
             } else if (PAIRS) {
-                const auto* from = static_cast<const bf16*>(p.x) + row * p.x_stride;
+                const auto* from = static_cast<const bf16*>(p.x) + p.source(row) * p.x_stride;
                 for (int64_t k = 0; k < p.width / 2; ++k) std::memcpy(to + k * size + r, from + 2 * k, 4);
                 if (p.width % 2) {
                     const bf16 pair[2] = {from[p.width - 1], {0}};

@@ -138,14 +138,6 @@ int64_t columns_of(int kind, int64_t width) {
 
 }  // namespace
 
-// rows, x, x type, x stride, width, kind, weights, outputs, bias or null, out, out type, out stride
-OPERATION(linear) {
-    const Product p{a[0].i,          a[1].p,  static_cast<int>(a[2].i),  a[3].i, a[4].i, at<uint8_t>(a[6]), a[7].i,
-                    at<float>(a[8]), a[9].p, static_cast<int>(a[10].i), a[11].i};
-    const int kind = static_cast<int>(a[5].i);
-    if (p.rows > 0) is_float(kind) ? multiply_float(p, kind) : multiply_quantized(p, kind);
-}
-
 // rows, ids, kind, weights, width, out, out type, scale: rows of a packed weight, which a token table is
 OPERATION(weight_rows) {
     const int64_t width = a[4].i;

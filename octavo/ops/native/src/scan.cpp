@@ -1,91 +1,160 @@
-// The selective scan of Mamba (Gu & Dao 2023), and the short convolution before it.
+// Mamba (Gu & Dao 2023): the short convolution, and the selective scan after it.
+#include "activation.h"
 #include "call.h"
 #include "numbers.h"
-#include "pool.h"
+#include "rows.h"
 
 namespace octavo {
 namespace {
 
+// ---- convolution ---------------------------------------------------------------------------------------------------
+
+struct Convolution {
+    const void* x;
+    int64_t x_stride;
+    float* history;
+    int64_t slot_stride;
+    const float *weight, *bias;
+    void* out;
+    const int64_t* runs;  // [runs][3]: first row, tokens, slot
+    int64_t num_runs, channels;
+    int activation;
+};
+
+template <int TAPS, typename T>
+void convolve(const Convolution& c) {
+    const int64_t blocks = (c.channels + LANES - 1) / LANES;
+    parallel(blocks, 8, [&](int64_t begin, int64_t end) {
+        for (int64_t first = begin * LANES; first < std::min(end * LANES, c.channels); first += LANES) {
+            const int count = static_cast<int>(std::min<int64_t>(LANES, c.channels - first));
+            vec weight[TAPS] = {}, past[TAPS];
+            for (int k = 0; k < TAPS; ++k)
+                for (int i = 0; i < count; ++i) weight[k][i] = c.weight[(first + i) * TAPS + k];
+            const vec bias = c.bias == nullptr ? vec{} : take(c.bias + first, count);
+            for (const int64_t* run = c.runs; run < c.runs + 3 * c.num_runs; run += 3) {
+                float* history = c.history + run[2] * c.slot_stride + first;
+                for (int k = 0; k + 1 < TAPS; ++k) past[k] = take(history + k * c.channels, count);
+                for (int64_t row = run[0]; row < run[0] + run[1]; ++row) {
+                    past[TAPS - 1] = take(static_cast<const T*>(c.x) + row * c.x_stride + first, count);
+                    vec total = past[0] * weight[0];
+                    for (int k = 1; k < TAPS; ++k) total = fmadd(past[k], weight[k], total);
+                    put(static_cast<T*>(c.out) + row * c.channels + first, activate(c.activation, total + bias), count);
+                    for (int k = 0; k + 1 < TAPS; ++k) past[k] = past[k + 1];
+                }
+                for (int k = 0; k + 1 < TAPS; ++k) put(history + k * c.channels, past[k], count);
+            }
+        }
+    });
+}
+
+// ---- scan ----------------------------------------------------------------------------------------------------------
+
 constexpr int SCAN_CHANNELS = 8;  // channels of one sequence that go through time together
 
 struct Scan {
-    const float *x, *dt, *a, *b, *c, *d;
-    float *y, *state;
+    const void *x, *dt;  // [rows][channels]
+    const float* a;
+    const void *b, *c;  // [rows][width], `b_stride` and `c_stride` numbers apart
+    int64_t b_stride, c_stride;
+    const float* d;
+    const void* gate;  // [rows][channels], `gate_stride` numbers apart
+    int64_t gate_stride;
+    void* y;
+    float* state;
     const int64_t* runs;  // [runs][3]: first row, tokens, slot
     int64_t num_runs, slot_stride;
     int channels, width;  // width: values of state a channel
+    int activation;       // of the gate
 };
 
 // One sequence's run through `count` channels from `channel` on.
-template <int VECTORS>
+template <int VECTORS, typename T>
 INLINE void scan_channels(const Scan& s, const int64_t* run, int channel, int count) {
     const int rest = s.width - (VECTORS - 1) * LANES;
     float* state = s.state + run[2] * s.slot_stride + static_cast<int64_t>(channel) * s.width;
     const float* a = s.a + static_cast<int64_t>(channel) * s.width;
     vec h[SCAN_CHANNELS][VECTORS], decay[SCAN_CHANNELS][VECTORS];
-    auto take = [&](const float* p, int v) {
-        return v + 1 < VECTORS || rest == LANES ? load(p + v * LANES) : load_some(p + v * LANES, rest);
-    };
+    const auto part = [&](const auto* p, int v) { return take(p + v * LANES, v + 1 < VECTORS ? LANES : rest); };
     for (int i = 0; i < count; ++i) {
         for (int v = 0; v < VECTORS; ++v) {
-            h[i][v] = take(state + i * s.width, v);
-            decay[i][v] = take(a + i * s.width, v);
+            h[i][v] = part(state + i * s.width, v);
+            decay[i][v] = part(a + i * s.width, v);
         }
     }
+    const vec skip = load_some(s.d + channel, count);
     for (int64_t row = run[0]; row < run[0] + run[1]; ++row) {
         const int64_t at = row * s.channels + channel;
-        vec in[VECTORS], out[VECTORS];
+        vec in[VECTORS], out[VECTORS], y = {};
         for (int v = 0; v < VECTORS; ++v) {
-            in[v] = take(s.b + row * s.width, v);
-            out[v] = take(s.c + row * s.width, v);
+            in[v] = part(static_cast<const T*>(s.b) + row * s.b_stride, v);
+            out[v] = part(static_cast<const T*>(s.c) + row * s.c_stride, v);
         }
+        const vec x = load_some(static_cast<const T*>(s.x) + at, count);
+        const vec step = softplus(load_some(static_cast<const T*>(s.dt) + at, count));
+        const vec input = step * x;
         for (int i = 0; i < count; ++i) {
-            const float step = s.dt[at + i], x = s.x[at + i];
             vec total = {};
             for (int v = 0; v < VECTORS; ++v) {
-                h[i][v] = fmadd(exponential(decay[i][v] * step), h[i][v], in[v] * (step * x));
+                h[i][v] = fmadd(exponential(decay[i][v] * step[i]), h[i][v], in[v] * input[i]);
                 total = fmadd(h[i][v], out[v], total);
             }
-            s.y[at + i] = sum(total) + x * s.d[channel + i];
+            y[i] = sum(total);
         }
+        const vec gate = load_some(static_cast<const T*>(s.gate) + row * s.gate_stride + channel, count);
+        store_some(static_cast<T*>(s.y) + at, fmadd(x, skip, y) * activate(s.activation, gate), count);
     }
     for (int i = 0; i < count; ++i) {
         for (int v = 0; v < VECTORS; ++v) {
-            float* p = state + i * s.width + v * LANES;
-            if (v + 1 < VECTORS || rest == LANES) {
-                store(p, h[i][v]);
-            } else {
-                store_some(p, h[i][v], rest);
-            }
+            put(state + i * s.width + v * LANES, h[i][v], v + 1 < VECTORS ? LANES : rest);
         }
     }
 }
 
-template <int VECTORS>
+template <int VECTORS, typename T>
 void scan(const Scan& s) {
     const int64_t blocks = (s.channels + SCAN_CHANNELS - 1) / SCAN_CHANNELS;
     parallel(blocks * s.num_runs, 16, [&](int64_t first, int64_t last) {
         for (int64_t i = first; i < last; ++i) {
-            const int channel = static_cast<int>(i % blocks) * SCAN_CHANNELS;
-            scan_channels<VECTORS>(s, s.runs + i / blocks * 3, channel, std::min(SCAN_CHANNELS, s.channels - channel));
+            const int channel = static_cast<int>(i % blocks) * SCAN_CHANNELS, left = s.channels - channel;
+            const int64_t* run = s.runs + i / blocks * 3;
+            left >= SCAN_CHANNELS ? scan_channels<VECTORS, T>(s, run, channel, SCAN_CHANNELS)
+                                  : scan_channels<VECTORS, T>(s, run, channel, left);
         }
     });
 }
 
+template <typename T>
+void scan_of_width(const Scan& s) {
+    switch ((s.width + LANES - 1) / LANES) {
+        case 1: return scan<1, T>(s);
+        case 2: return scan<2, T>(s);
+        case 3: return scan<3, T>(s);
+        case 4: return scan<4, T>(s);
+        case 8: return scan<8, T>(s);
+    }
+}
+
 }  // namespace
 
-// runs, x, dt, a, b, c, d, y, state, table of runs, slot stride, channels, width
+// runs, x, x stride, history, slot stride, weight, bias or null, out, table of runs, channels, taps, activation, type
+OPERATION(causal_conv) {
+    const Convolution c{a[1].p,         a[2].i, at<float>(a[3]),   a[4].i, at<float>(a[5]), at<float>(a[6]),
+                        a[7].p, at<int64_t>(a[8]), a[0].i, a[9].i, static_cast<int>(a[11].i)};
+    WITH_TYPE(a[12].i, T, switch (a[10].i) {
+        case 2: return convolve<2, T>(c);
+        case 3: return convolve<3, T>(c);
+        case 4: return convolve<4, T>(c);
+    })
+}
+
+// runs, x, dt, a, b, b stride, c, c stride, d, gate, gate stride, y, state, slot stride, table of runs, channels, width,
+// activation, type
 OPERATION(selective_scan) {
-    const Scan s{at<float>(a[1]), at<float>(a[2]), at<float>(a[3]), at<float>(a[4]), at<float>(a[5]), at<float>(a[6]),
-                 at<float>(a[7]), at<float>(a[8]), at<int64_t>(a[9]), a[0].i, a[10].i, static_cast<int>(a[11].i),
-                 static_cast<int>(a[12].i)};
-    switch ((s.width + LANES - 1) / LANES) {
-        case 1: return scan<1>(s);
-        case 2: return scan<2>(s);
-        case 3: return scan<3>(s);
-        case 4: return scan<4>(s);
-        case 8: return scan<8>(s);
-    }
+    const Scan s{a[1].p,  a[2].p, at<float>(a[3]),    a[4].p,           a[6].p,
+                 a[5].i,  a[7].i, at<float>(a[8]),    a[9].p,           a[10].i,
+                 a[11].p, at<float>(a[12]), at<int64_t>(a[14]), a[0].i, a[13].i,
+                 static_cast<int>(a[15].i), static_cast<int>(a[16].i), static_cast<int>(a[17].i)};
+    WITH_TYPE(a[18].i, T, scan_of_width<T>(s))
 }
 
 }  // namespace octavo

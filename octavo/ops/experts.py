@@ -1,0 +1,61 @@
+"""Experts: each row is multiplied with the weights of those that were chosen for it."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from octavo.ops.linear import LinearKernel
+
+
+class ExpertKernel(Protocol):
+    """Weights of experts, `[out, in]` each, ready to be multiplied with."""
+
+    def __call__(self, x: Tensor, chosen: Tensor) -> Tensor:
+        """A result for each choice, in the order of `chosen`.
+
+        Args:
+            x: [rows, in], or [rows * choices, in] where each choice has a row of its own.
+            chosen: [rows, choices] int64 numbers of experts.
+
+        Returns: [rows * choices, out]
+        """
+        ...
+
+
+class EachExpert:
+    """The reference: rows are grouped by expert, and an expert that nobody chose costs nothing."""
+
+    def __init__(self, experts: Sequence[LinearKernel]) -> None:
+        self.experts = experts
+
+    def __call__(self, x: Tensor, chosen: Tensor) -> Tensor:
+        flat = chosen.flatten()
+        choices_a_row = len(flat) // max(1, x.shape[0])
+        order = torch.argsort(flat, stable=True)
+        counts = torch.bincount(flat, minlength=len(self.experts)).tolist()
+        grouped, first = [], 0
+        for expert, count in zip(self.experts, counts, strict=True):
+            if count:
+                grouped.append(expert(x[order[first : first + count] // choices_a_row]))
+                first += count
+        out = torch.empty(len(flat), grouped[0].shape[1], dtype=x.dtype, device=x.device)
+        out[order] = torch.cat(grouped)
+        return out
+
+
+def weighted_sum(y: Tensor, weights: Tensor) -> Tensor:
+    """The sum of each row's terms in their order, so that it does not depend on the other rows.
+
+    Args:
+        y: [rows * terms, width]
+        weights: [rows, terms] float32
+
+    Returns: [rows, width]
+    """
+    terms = y.view(*weights.shape, -1).float() * weights.unsqueeze(-1)
+    total = terms[:, 0]
+    for k in range(1, weights.shape[1]):
+        total = total + terms[:, k]
+    return total.to(y.dtype)

@@ -1,0 +1,35 @@
+// Operations on rows: vector by vector through a row, and rows shared among threads.
+#pragma once
+
+#include "numbers.h"
+#include "pool.h"
+
+namespace octavo {
+
+constexpr int64_t SMALL = 16384;  // values that one thread is through with before another has woken up
+
+template <typename Step>
+INLINE void for_vectors(int64_t width, const Step& step) {
+    const int64_t whole = width / LANES * LANES;
+    for (int64_t i = 0; i < whole; i += LANES) step(i, LANES);
+    if (whole < width) step(whole, static_cast<int>(width - whole));
+}
+
+template <typename T>
+INLINE vec take(const T* p, int count) {
+    return count == LANES ? load(p) : load_some(p, count);
+}
+
+template <typename T>
+INLINE void put(T* p, vec v, int count) {
+    count == LANES ? store(p, v) : store_some(p, v, count);
+}
+
+template <typename Body>
+void over_rows(int64_t rows, int64_t width, const Body& body) {
+    parallel(rows, std::max<int64_t>(1, SMALL / std::max<int64_t>(1, width)), [&](int64_t first, int64_t last) {
+        for (int64_t r = first; r < last; ++r) body(r);
+    });
+}
+
+}  // namespace octavo

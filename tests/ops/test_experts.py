@@ -1,0 +1,88 @@
+"""Experts: against each row's own products, whatever the rows around it."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from octavo.ops import Kernels, LinearKernel
+from octavo.ops.native.kernels import NativeKernels
+from octavo.ops.weights import INT8, Q4_1
+from tests.ops.conftest import REFERENCE
+
+EXPERTS, ROWS = 5, 23
+
+
+def layers(
+    kernels: Kernels, width: int, outputs: int, kind: int | None, generator: torch.Generator
+) -> list[LinearKernel]:
+    weights = [torch.randn(outputs, width, generator=generator) for _ in range(EXPERTS)]
+    return [kernels.linear(w) if kind is None else kernels.stored_linear([kernels.quantize(w, kind)]) for w in weights]
+
+
+def choices(generator: torch.Generator, top_k: int) -> Tensor:
+    """Expert 2 is chosen by nobody, and expert 0 by everybody where there are two or more."""
+    others = torch.tensor([1, 3, 4])
+    rows = [others[torch.randperm(3, generator=generator)][:top_k] for _ in range(ROWS)]
+    chosen = torch.stack(rows)
+    if top_k > 1:
+        chosen[:, 0] = 0
+    return chosen
+
+
+@pytest.mark.parametrize("kind", [None, INT8, Q4_1], ids=["float32", "int8", "q4"])
+@pytest.mark.parametrize(("top_k", "of_choice"), [(1, False), (2, False), (3, True)])
+@pytest.mark.parametrize(("width", "outputs"), [(64, 48), (96, 37)])
+def test_each_choice_is_its_own_product(
+    kernels: Kernels,
+    width: int,
+    outputs: int,
+    top_k: int,
+    of_choice: bool,
+    kind: int | None,
+    generator: torch.Generator,
+) -> None:
+    if kind is not None and not isinstance(kernels, NativeKernels):
+        pytest.skip("the reference computes with floats")
+    each, chosen = layers(kernels, width, outputs, kind, generator), choices(generator, top_k)
+    wide = torch.randn(ROWS * (top_k if of_choice else 1), width + 5, generator=generator)
+    x = wide[:, :width]  # rows lie apart
+    got = kernels.experts(each)(x, chosen)
+    flat = chosen.flatten().tolist()
+    rows = [x[i if of_choice else i // top_k].unsqueeze(0) for i in range(len(flat))]
+    assert torch.equal(got, torch.cat([each[e](row) for e, row in zip(flat, rows, strict=True)]))
+
+
+def test_experts_that_nobody_chose_are_not_run(generator: torch.Generator) -> None:
+    class Counted:
+        calls = 0
+
+        def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+            self.calls += 1
+            return x
+
+        def rows(self, ids: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+            raise NotImplementedError
+
+    experts = [Counted() for _ in range(EXPERTS)]
+    REFERENCE.experts(experts)(torch.randn(ROWS, 4, generator=generator), choices(generator, 3))
+    assert [e.calls for e in experts] == [1, 1, 0, 1, 1]
+
+
+def test_rows_do_not_meet(kernels: Kernels, generator: torch.Generator) -> None:
+    experts, chosen = kernels.experts(layers(kernels, 64, 32, None, generator)), choices(generator, 3)
+    x = torch.randn(ROWS, 64, generator=generator)
+    whole = experts(x, chosen).view(ROWS, 3, -1)
+    for i in range(ROWS):
+        assert torch.equal(experts(x[i : i + 1], chosen[i : i + 1]), whole[i])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("terms", "width"), [(1, 16), (2, 37), (8, 128)])
+def test_weighted_sum(kernels: Kernels, terms: int, width: int, dtype: torch.dtype, generator: torch.Generator) -> None:
+    y = torch.randn(ROWS * terms, width, generator=generator).to(dtype)
+    weights = torch.rand(ROWS, terms, generator=generator)
+    got = kernels.weighted_sum(y, weights)
+    want = (y.view(ROWS, terms, width).double() * weights.unsqueeze(-1)).sum(1)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.double(), want, rtol=1e-2 if dtype != torch.float32 else 1e-6, atol=1e-2)
+    torch.testing.assert_close(got, REFERENCE.weighted_sum(y, weights), rtol=1e-2, atol=1e-5)
