@@ -11,6 +11,7 @@ from tests.golden import CASES, read_case, write_model
 
 TOLERANCE = 5e-5
 """Of log-probabilities in float32. The references themselves differ by about 1e-5 between libraries."""
+GENERATING = [path for path in CASES if "output_token_ids" in read_case(path)["cases"][0]]
 VARIANTS: dict[str, dict[str, Any]] = {
     "batch": {},
     "chunks": {"max_num_batched_tokens": 7, "block_size": 8, "enable_prefix_caching": False},
@@ -57,6 +58,17 @@ def pooled(llm: LLM, case: dict[str, Any]) -> None:
         got, key = [o.outputs.data.flatten() for o in llm.encode(prompts, use_tqdm=False)], "reward"
     for output, want in zip(got, case["cases"], strict=True):
         np.testing.assert_allclose(output, want[key], atol=1e-5)
+
+
+@pytest.mark.parametrize("path", GENERATING, ids=lambda p: p.stem)
+def test_every_row_decodes_from_a_recording(path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    case = read_case(path)
+    with caplog.at_level("INFO", "octavo"):
+        llm = load(case, tmp_path)
+        llm.generate([prompt_of(case["cases"][0])], SamplingParams(max_tokens=3, ignore_eos=True), use_tqdm=False)
+    if not llm.engine.runner.kernels.records:
+        pytest.skip("the core was not built here")
+    assert "operation by operation" not in caplog.text
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -1,8 +1,9 @@
 """Steps in which every sequence takes one token, run from a recording of the model's operations.
 
 The model is recorded once, on buffers of its own for as many rows as such a step is likely to have. After that a step
-fills in tokens, positions and slots, and runs the recording for as many rows as it has. A model that computes with
-more than the core's operations is run as usual.
+fills in tokens, positions and slots, and runs the recording for as many rows as it has. Where PyTorch computes a part
+of it, which is done for all rows of a recording, there are recordings for 1, 2, 4 and so on rows. A model whose
+operations depend on values is run as usual.
 """
 
 import logging
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from octavo.executor.shape import CacheShape
 from octavo.executor.step import SequenceStep
-from octavo.ops import AttentionPlan, Kernels, Program, RecurrentPlan
+from octavo.ops import AttentionPlan, Kernels, NotRecordableError, Program, RecurrentPlan
 from octavo.parts import Batch, CausalLM
 from octavo.parts.batch import StateView
 
@@ -61,6 +62,16 @@ def _tensors(value: Any) -> tuple[Tensor, ...]:
     return found
 
 
+class _BySequence(Sequence[Any]):
+    """In place of what a plan says of single sequences, which a recording must not depend on."""
+
+    def __len__(self) -> int:
+        raise NotRecordableError("it treats each sequence by itself")
+
+    def __getitem__(self, index: Any) -> Any:
+        return len(self)
+
+
 class RecordedSteps:
     """Runs decode steps from a recording, made when the first of them comes.
 
@@ -75,36 +86,14 @@ class RecordedSteps:
     def __init__(
         self, model: CausalLM, kernels: Kernels, shape: CacheShape, tables: Sequence[Tensor], views: Views
     ) -> None:
-        self.model, self.kernels, self.shape = model, kernels, shape
+        self.model, self.kernels, self.shape, self._views = model, kernels, shape, views
         self.rows = min(MOST_ROWS, shape.max_sequences)
-        self._tables = [table.numpy() for table in tables]
-        self._program: Program | None = None
-        self._tried = False
+        self._tables = tables
+        self._recorded: dict[int, tuple[_RecordedBatch, Program] | None] = {}
         self._tokens, self._positions, self._lengths = (torch.zeros(self.rows, dtype=torch.int64) for _ in range(3))
-        plans = [
-            AttentionPlan(
-                runs=(),
-                block_table=table,
-                block_size=shape.block_size,
-                window=window,
-                num_tokens=self.rows,
-                slots=torch.zeros(self.rows, dtype=torch.int64),
-                run_table=torch.zeros(self.rows, 4, dtype=torch.int64),
-            )
-            for table, window in zip(tables, shape.windows, strict=True)
-        ]
-        nothing = torch.empty(0, dtype=torch.int64)
-        self._run_rows = torch.zeros(self.rows, 3, dtype=torch.int64)
-        recurrent = RecurrentPlan(nothing, nothing, nothing, [], table=self._run_rows)
-        self._plans = [(p.slots.numpy(), p.run_table.numpy()) for p in plans]
-        self._batch = _RecordedBatch(
-            tokens=self._tokens,
-            positions=self._positions,
-            lengths=self._lengths,
-            num_tokens=self.rows,
-            states=views(plans, recurrent if shape.recurrent else None),
-            kernels=kernels,
-        )
+        self._slots = [torch.zeros(self.rows, dtype=torch.int64) for _ in tables]
+        self._runs = [torch.zeros(self.rows, 4, dtype=torch.int64) for _ in tables]
+        self._recurrent_runs = torch.zeros(self.rows, 3, dtype=torch.int64)
 
     def hidden(self, steps: Sequence[SequenceStep]) -> Tensor | None:
         """Hidden states `[sequences, width]`, valid until the next call; None where the step must be run as usual.
@@ -113,27 +102,63 @@ class RecordedSteps:
         """
         if len(steps) > self.rows or any(len(s.token_ids) != 1 or s.restarts or s.sampling is None for s in steps):
             return None
-        if not self._tried:
-            self._tried = True
-            self._program = self.kernels.record(lambda: self.model(self._batch), self.rows)
-        if self._program is None:
+        found = self._for(self.rows)
+        if found is not None and found[1].whole:
+            found = self._for(min(self.rows, 1 << (len(steps) - 1).bit_length()))
+        if found is None:
             return None
-        self._fill(steps)
-        return self._program.run(len(steps))
+        batch, program = found
+        self._fill(steps, batch)
+        return program.run(len(steps))
 
-    def _fill(self, steps: Sequence[SequenceStep]) -> None:
+    def _for(self, rows: int) -> tuple[_RecordedBatch, Program] | None:
+        """A recording for as many rows, made when it is first asked for."""
+        if rows not in self._recorded:
+            batch = self._batch(rows)
+            program = self.kernels.record(lambda: self.model(batch), rows)
+            self._recorded[rows] = None if program is None else (batch, program)
+        return self._recorded[rows]
+
+    def _batch(self, rows: int) -> _RecordedBatch:
+        plans = [
+            AttentionPlan(
+                runs=_BySequence(),
+                block_table=table,
+                block_size=self.shape.block_size,
+                window=window,
+                num_tokens=rows,
+                slots=slots[:rows],
+                run_table=runs[:rows],
+            )
+            for table, slots, runs, window in zip(
+                self._tables, self._slots, self._runs, self.shape.windows, strict=True
+            )
+        ]
+        alone: Any = _BySequence()
+        recurrent = RecurrentPlan(alone, alone, alone, alone, table=self._recurrent_runs[:rows])
+        return _RecordedBatch(
+            tokens=self._tokens[:rows],
+            positions=self._positions[:rows],
+            lengths=self._lengths[:rows],
+            num_tokens=rows,
+            states=self._views(plans, recurrent if self.shape.recurrent else None),
+            kernels=self.kernels,
+        )
+
+    def _fill(self, steps: Sequence[SequenceStep], batch: _RecordedBatch) -> None:
         count, block_size = len(steps), self.shape.block_size
         rows = np.array([s.row for s in steps])
         positions = np.array([s.start for s in steps])
         self._tokens.numpy()[:count] = [s.token_ids[0] for s in steps]
         self._positions.numpy()[:count] = positions
         self._lengths.numpy()[:count] = [s.length for s in steps]
-        for group, (table, (slots, runs)) in enumerate(zip(self._tables, self._plans, strict=True)):
+        tables = zip(self._tables, self._slots, self._runs, strict=True)
+        for group, (table, slots, runs) in enumerate(tuple(t.numpy() for t in group) for group in tables):
             slots[:count] = table[rows, positions // block_size] * block_size + positions % block_size
             last = positions
             if group == self.shape.encoder_group:  # each token comes after all of the encoder's
                 last = np.array([len(s.encoder_tokens) - 1 for s in steps])
             runs[:count, 0], runs[:count, 1], runs[:count, 2], runs[:count, 3] = np.arange(count), 1, last, rows
-        taken = self._run_rows.numpy()
+        taken = self._recurrent_runs.numpy()
         taken[:count, 0], taken[:count, 1], taken[:count, 2] = np.arange(count), 1, rows
-        self._batch.renew(count)
+        batch.renew(count)

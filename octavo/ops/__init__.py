@@ -7,7 +7,7 @@ rows around it. docs/design.md says how; tests/ops holds every operation to it.
 from octavo.ops.activation import ACTIVATIONS
 from octavo.ops.attention import AttentionPlan, BlockSparse, SequenceRun, cache_row, full_attention, plan_attention
 from octavo.ops.experts import ExpertKernel
-from octavo.ops.kernels import Kernels, Program, choose_kernels
+from octavo.ops.kernels import Kernels, NotRecordableError, Program, choose_kernels
 from octavo.ops.linear import LinearKernel, head_product
 from octavo.ops.rotary import rotate
 from octavo.ops.sampling import NOT_FINITE, DrawBy
@@ -23,6 +23,7 @@ __all__ = [
     "ExpertKernel",
     "Kernels",
     "LinearKernel",
+    "NotRecordableError",
     "Program",
     "RecurrentPlan",
     "RecurrentRun",

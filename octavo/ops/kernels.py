@@ -22,8 +22,15 @@ from octavo.ops.scan import RecurrentPlan
 from octavo.ops.weights import StoredRows
 
 
+class NotRecordableError(Exception):
+    """What a model computes depends on more than the step's rows."""
+
+
 class Program(Protocol):
     """A recorded step."""
+
+    whole: bool
+    """Whether some of it is computed for all of the rows that were recorded, however few are asked for."""
 
     def run(self, rows: int) -> Tensor:
         """Compute the first `rows` rows. The result is overwritten by the next run."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.ops import Kernels, SequenceRun, cache_row, plan_attention
+from octavo.ops import BlockSparse, Kernels, SequenceRun, cache_row, plan_attention
 from octavo.ops.rotary import rotate
 
 
@@ -70,6 +70,7 @@ class Cache:
         window: int | None = None,
         softcap: float | None = None,
         alibi_slopes: Tensor | None = None,
+        sparse: BlockSparse | None = None,
     ) -> Tensor:
         group = q.shape[1] // self.k[row].shape[1]
         k, v = (x[row].double().repeat_interleave(group, 1) for x in (self.k, self.v))
@@ -82,10 +83,25 @@ class Cache:
         hidden = distance > 0
         if window:
             hidden |= distance <= -window
+        hidden = hidden.expand(len(scores), -1, -1)
+        if sparse is not None:
+            key_block = torch.arange(len(k)) // sparse.block_size
+            query_block = (start + torch.arange(len(q)))[:, None] // sparse.block_size
+            of_head = torch.arange(len(scores)).view(-1, 1, 1) * sparse.head_step
+            strided = (key_block + of_head + 1) % sparse.stride == 0
+            hidden = hidden | ~((query_block - key_block < sparse.local_blocks) | strided)
         return torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v)
 
 
-OPTIONS = {"plain": {}, "window": {"window": 30}, "softcap": {"softcap": 2.0}, "alibi": {"alibi_slopes": True}}
+OPTIONS: dict[str, dict[str, object]] = {
+    "plain": {},
+    "window": {"window": 30},
+    "softcap": {"softcap": 2.0},
+    "alibi": {"alibi_slopes": True},
+    "sparse": {"sparse": BlockSparse(block_size=16, local_blocks=2, stride=4, head_step=1)},
+    "sparse-fine": {"sparse": BlockSparse(block_size=5, local_blocks=3, stride=8, head_step=0)},
+    "sparse-coarse": {"sparse": BlockSparse(block_size=64, local_blocks=1, stride=3, head_step=2)},
+}
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -123,28 +139,29 @@ def test_agrees_with_the_plain_formula(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
-@pytest.mark.parametrize("window", [None, 50])
+@pytest.mark.parametrize("window", [None, 50, "sparse"])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 80), (16, 2, 24), (2, 2, 144)])
 def test_same_bits_alone_together_and_in_chunks(
     kernels: Kernels,
     heads: int,
     kv_heads: int,
     dim: int,
-    window: int | None,
+    window: int | str | None,
     dtype: torch.dtype,
     generator: torch.Generator,
 ) -> None:
     lengths = [300, 45, 517, 1]
     cache = Cache(kernels, lengths, kv_heads, dim, 16, generator, dtype)
+    window, sparse = (None, BlockSparse(16, 2, 4, 1)) if window == "sparse" else (window, None)
     whole = [(row, 0, torch.randn(n, heads, dim, generator=generator)) for row, n in enumerate(lengths)]
-    together = cache.attend(whole, window)
+    together = cache.attend(whole, window, sparse=sparse)
     for row, (_, _, q) in enumerate(whole):
-        assert torch.equal(cache.attend([(row, 0, q)], window)[0], together[row])
+        assert torch.equal(cache.attend([(row, 0, q)], window, sparse=sparse)[0], together[row])
         for size in (1, 7, 130):
             chunks = [(row, i, q[i : i + size]) for i in range(0, len(q), size)]
             # Chunks of one sequence as if they were many: all in one step, and a few at a time.
-            assert torch.equal(torch.cat(cache.attend(chunks, window)), together[row])
-            some = cache.attend([*chunks[-1:], *whole[:1]], window)[0]
+            assert torch.equal(torch.cat(cache.attend(chunks, window, sparse=sparse)), together[row])
+            some = cache.attend([*chunks[-1:], *whole[:1]], window, sparse=sparse)[0]
             assert torch.equal(some, together[row][-len(some) :])
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -109,13 +110,40 @@ class TestRecording:
         recording.add("rms_norm", (8, 300, 400, 500, 48, 1e-5, 0))
         assert [name for name, _ in recording.operations[2:]] == ["add", "rms_norm"]
 
-    def test_what_pytorch_computes_cannot_be_recorded(
-        self, core: NativeKernels, caplog: pytest.LogCaptureFixture
+    def test_what_pytorch_computes_is_called_again(self, core: NativeKernels, generator: torch.Generator) -> None:
+        router, x = torch.randn(6, 32, generator=generator), torch.zeros(8, 32)
+
+        def step() -> Tensor:
+            total = core.add(x, x)
+            weights, chosen = torch.softmax(total @ router.T, -1).topk(2)  # two results, one of whole numbers
+            total = core.add(total, torch.where(total > 0.5, total, 0.0) + chosen[:, 1:])
+            total[:, 3].mul_(weights[:, 0])  # in place
+            return core.add(total, torch.zeros_like(x).add_(weights[:, :1]))
+
+        program = core.record(step, 8)
+        assert program is not None
+        assert program.whole
+        for rows in (8, 1, 5):
+            x.copy_(torch.randn(8, 32, generator=generator))
+            want = step()[:rows].clone()
+            assert torch.equal(program.run(rows), want)
+
+    @pytest.mark.parametrize(
+        "looks", [lambda x: x.sum().item(), lambda x: x.nonzero(), lambda x: bool(x.any()), lambda x: x.bernoulli()]
+    )
+    def test_what_depends_on_values_cannot_be_recorded(
+        self, core: NativeKernels, looks: Callable[[Tensor], object], caplog: pytest.LogCaptureFixture
     ) -> None:
         x = torch.zeros(4, 16)
+
+        def step() -> Tensor:
+            total = core.add(x, x)
+            looks(total)
+            return total
+
         with caplog.at_level(logging.INFO, "octavo"):
-            assert core.record(lambda: core.add(x, x).sin(), 4) is None
-        assert "sin" in caplog.text
+            assert core.record(step, 4) is None
+        assert "depends on the values" in caplog.text
         assert torch.equal(core.add(x, x), x)  # and recording is over
 
     def test_outside_of_it_values_are_computed(self, core: NativeKernels) -> None:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import astuple
 from itertools import groupby
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from octavo.ops.attention import AttentionPlan, BlockSparse, cache_dim
 from octavo.ops.experts import ExpertKernel
-from octavo.ops.kernels import Kernels
+from octavo.ops.kernels import Kernels, NotRecordableError
 from octavo.ops.linear import LinearKernel
 from octavo.ops.memory import Arena
 from octavo.ops.native import recording
@@ -134,7 +135,7 @@ class NativeKernels(Kernels):
     def record(self, function: Callable[[], Tensor], rows: int) -> recording.Program | None:
         try:
             return recording.record(self.library, function, rows)
-        except recording.NotRecordableError as error:
+        except NotRecordableError as error:
             log.info("decode steps are run operation by operation: %s", error)
             return None
 
@@ -298,7 +299,7 @@ class NativeKernels(Kernels):
         paired: bool = False,
     ) -> Tensor:
         key_dim, value_dim = cache_dim(key_cache), cache_dim(value_cache)
-        if sparse is not None or max(key_dim, value_dim) > MAX_HEAD_DIM:
+        if max(key_dim, value_dim) > MAX_HEAD_DIM:
             return super().paged_attention(
                 query, key_cache, value_cache, plan, rows, dtype, scale, softcap, alibi_slopes, sparse
             )
@@ -327,6 +328,7 @@ class NativeKernels(Kernels):
             CACHE_TYPES[key_cache.dtype],
             TYPES[dtype],
             paired,
+            *((0, 0, 0, 0) if sparse is None else astuple(sparse)),
         )
         return out
 

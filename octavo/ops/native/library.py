@@ -27,7 +27,7 @@ _ARGUMENTS = {
     "activate": "7q",
     "add": "5qdq",
     "add_norm": "7qdq",
-    "attention": "13qdd5q",
+    "attention": "13qdd9q",
     "causal_conv": "13q",
     "choose": "6q",
     "copy_rows": "5q",

@@ -1,8 +1,9 @@
 """A step's operations, recorded once and run again as one call: what a Python call each would cost is saved.
 
-A recording is made by running the model on buffers of a fixed number of rows while nothing is computed: operations of
-the core are written down, memory comes from an arena that stays, and any operation of PyTorch's own that computes ends
-the attempt. Views and allocations are all that PyTorch does in a model that can be recorded.
+A recording is made by running the model on buffers of a fixed number of rows: operations of the core are written down,
+and memory comes from an arena that stays. What PyTorch computes among them (a router's choice, an activation of one
+model's own) is written down too, and called again for all rows, those that nobody asked for included. An operation
+whose result decides what comes next ends the attempt.
 """
 
 import ctypes
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from octavo.ops.kernels import NotRecordableError
 from octavo.ops.native.library import Library
 
 ARENA_BYTES = 1 << 30
@@ -29,10 +31,7 @@ _VIEWS = frozenset(
     )
 )
 _ALLOCATIONS = frozenset(["empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"])
-
-
-class NotRecordableError(Exception):
-    """The model computes with something else than the core."""
+_UNRECORDABLE = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded)
 
 
 class _Arena:
@@ -54,15 +53,15 @@ class _Arena:
                 raise NotRecordableError("the step's buffers are too large")
         buffer = (ctypes.c_char * size).from_address(self.memory.ctypes.data + offset)
         weakref.finalize(buffer, self._free.setdefault(size, []).append, offset)  # when the last view of it is gone
-        return torch.frombuffer(buffer, dtype=dtype, count=max(1, count))[:count].view(*shape)
+        return torch.frombuffer(buffer, dtype=dtype, count=max(1, count))[:count].view(tuple(shape))
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Takes allocations from the arena, lets views pass, and refuses everything else."""
+    """Takes allocations from the arena, lets views pass, and writes down what computes."""
 
-    def __init__(self, arena: _Arena) -> None:
+    def __init__(self, arena: _Arena, recording: "Recording") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.arena = arena
+        self.arena, self.recording = arena, recording
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -78,9 +77,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name not in _ALLOCATIONS:
             with self:  # what is made of simpler operations is watched as those
                 result = function.decompose(*args, **(kwargs or {}))
-            if result is not NotImplemented:
-                return result
-            raise NotRecordableError(f"it computes {name} with PyTorch")
+            return result if result is not NotImplemented else self._computed(function, args, kwargs or {})
         given = dict(kwargs or {})
         like = args[0] if isinstance(args[0], Tensor) else None
         shape = args[1] if name.startswith("new_empty") else (like.shape if like is not None else args[0])
@@ -88,17 +85,42 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         with _disable_current_modes():
             return self.arena.tensor(shape, dtype)
 
+    def _computed(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """An operation of PyTorch's own: its results are copied to where what follows finds them."""
+        if any(tag in function.tags for tag in _UNRECORDABLE):
+            raise NotRecordableError(f"what follows depends on the values of {function.overloadpacket.__name__}")
+        with _disable_current_modes():
+            try:
+                result = function(*args, **kwargs)
+            except (RuntimeError, IndexError) as error:  # what it is given here are no values of a model
+                raise NotRecordableError(f"{function.overloadpacket.__name__}: {error}") from error
+            if function._schema.is_mutable:
+                self.recording.operations.append(lambda: function(*args, **kwargs))
+                return result
+            several = isinstance(result, (tuple, list))
+            kept = [self.arena.tensor(t.shape, t.dtype).copy_(t) for t in (result if several else (result,))]
+
+        def compute() -> None:
+            again = function(*args, **kwargs)
+            for target, value in zip(kept, again if several else (again,), strict=True):
+                target.copy_(value)
+
+        self.recording.operations.append(compute)
+        return type(result)(kept) if several else kept[0]
+
 
 class Recording:
     """What Library.run writes to while a step is recorded."""
 
     def __init__(self) -> None:
-        self.operations: list[tuple[str, Sequence[float]]] = []
+        self.operations: list[tuple[str, Sequence[float]] | Callable[[], object]] = []
+        """The core's, by their names and arguments, and PyTorch's."""
 
     def add(self, operation: str, arguments: Sequence[float]) -> None:
         """One more operation. A sum and the norm of it become one."""
-        if operation == "rms_norm" and self.operations and self.operations[-1][0] == "add":
-            rows, x, y, total, width, scale, kind = self.operations[-1][1]
+        before = self.operations[-1] if self.operations else None
+        if operation == "rms_norm" and isinstance(before, tuple) and before[0] == "add":
+            rows, x, y, total, width, scale, kind = before[1]
             if [*arguments[:2], arguments[4], arguments[6], scale] == [rows, total, width, kind, 1.0]:
                 weight, normed, eps = arguments[2], arguments[3], arguments[5]
                 self.operations[-1] = ("add_norm", (rows, x, y, total, weight, normed, width, eps, kind))
@@ -107,27 +129,42 @@ class Recording:
 
 
 class Program:
-    """A recorded step."""
+    """A recorded step: runs of the core's operations, and what PyTorch computes between them."""
 
     def __init__(self, library: Library, recording: Recording, rows: int, result: Tensor, arena: _Arena) -> None:
         self._library, self._rows, self._result, self._arena = library, rows, result, arena
-        self._program, self._count = library.program(recording.operations), len(recording.operations)
+        self._parts: list[tuple[bytes, int] | Callable[[], object]] = []
+        native: list[tuple[str, Sequence[float]]] = []
+        for operation in (*recording.operations, None):
+            if isinstance(operation, tuple):
+                native.append(operation)
+                continue
+            if native:
+                self._parts.append((library.program(native), len(native)))
+                native = []
+            if operation is not None:
+                self._parts.append(operation)
+        self.whole = any(callable(part) for part in self._parts)
 
     def run(self, rows: int) -> Tensor:
         """Compute the first `rows` rows. The result is overwritten by the next run."""
-        self._library.run_program(self._program, self._count, self._rows, rows)
+        for part in self._parts:
+            if isinstance(part, tuple):
+                self._library.run_program(*part, self._rows, rows)
+            else:
+                part()
         return self._result[:rows]
 
 
 def record(library: Library, function: Callable[[], Tensor], rows: int) -> Program:
     """The operations of `function`, which works on buffers of `rows` rows.
 
-    Raises NotRecordableError where it computes with something else than the core.
+    Raises NotRecordableError where its operations depend on values.
     """
     recording, arena = Recording(), _Arena()
     library.recording = recording
     try:
-        with _Watch(arena):
+        with _Watch(arena, recording):
             result = function()
     finally:
         library.recording = None

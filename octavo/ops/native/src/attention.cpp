@@ -34,6 +34,13 @@ struct Attention {
     const float* alibi;
     int64_t window;
     bool paired;  // the cache's layout
+    // Of block-sparse attention: a block's tokens (0: all keys are seen), how many of the last blocks are seen, and
+    // every which one of those before; heads count these from places `head_step` apart.
+    int64_t sparse_block, local_blocks, stride, head_step;
+
+    bool sees_block(int64_t position, int head, int64_t block) const {
+        return position / sparse_block - block < local_blocks || (block + head * head_step + 1) % stride == 0;
+    }
 };
 
 // Rows `first` to `first + rows` of a run's [tokens * group] queries under one head of keys.
@@ -283,6 +290,7 @@ private:
     void tile(const Piece& piece, int padded, int64_t begin, int64_t end) {
         const int count = static_cast<int>(std::min<int64_t>(KEYS, end - begin));
         const int vectors = static_cast<int>(round_up(count, LANES) / LANES);
+        if (!any_sees(0, padded, begin)) return;
         if (PAIRS && a_.paired) {
             point(piece.kv_head, begin, vectors);
         } else {
@@ -292,10 +300,23 @@ private:
         int first = 0;  // rows before it come before the tile's first key
         while (first + ROWS <= padded && position_[first + ROWS - 1] < begin) first += ROWS;
         for (int r = first; r < padded; r += ROWS) {
+            if (!any_sees(r, ROWS, begin)) continue;
             score(r, vectors);
             for (int i = r; i < r + ROWS; ++i) weigh(i, begin, vectors);
             mix(r, count);
         }
+    }
+
+    // Whether any of `count` rows sees a block of the tile.
+    bool any_sees(int r, int count, int64_t begin) const {
+        if (a_.sparse_block == 0) return true;
+        const int64_t first = begin / a_.sparse_block, last = (begin + KEYS - 1) / a_.sparse_block;
+        for (int i = r; i < r + count; ++i) {
+            for (int64_t block = first; block <= last; ++block) {
+                if (a_.sees_block(position_[i], head_[i], block)) return true;
+            }
+        }
+        return false;
     }
 
     void score(int r, int vectors) {
@@ -320,6 +341,7 @@ private:
         const int64_t position = position_[r], seen = position - begin;  // the last key that it sees
         if (a_.softcap > 0 || a_.alibi != nullptr) adjust(r, seen, scores, vectors);
         if (seen < KEYS - 1 || a_.window) mask(seen, scores, vectors);
+        if (a_.sparse_block) hide_blocks(r, begin, scores, vectors);
         vec peaks = broadcast(peak_[r]);
         for (int v = 0; v < vectors; ++v) peaks = larger(peaks, load(scores + v * LANES));
         const float peak = highest(peaks);
@@ -361,6 +383,16 @@ private:
             const ivec key = lanes() + v * LANES;
             const vec s = load(scores + v * LANES);
             store(scores + v * LANES, key > last ? hidden : key < first ? hidden : s);
+        }
+    }
+
+    void hide_blocks(int r, int64_t begin, float* scores, int vectors) {
+        bool seen = true;
+        for (int64_t key = begin; key < begin + vectors * LANES; ++key) {
+            if (key == begin || key % a_.sparse_block == 0) {
+                seen = a_.sees_block(position_[r], head_[r], key / a_.sparse_block);
+            }
+            if (!seen) scores[key - begin] = -std::numeric_limits<float>::infinity();
         }
     }
 
@@ -449,7 +481,8 @@ void attention(const Attention& a, int out_type) {
 }  // namespace
 
 // runs, query, keys, values, out, run table, block table, table width, block size, heads, kv heads, key dim, value dim,
-// scale, softcap, alibi or null, window, cache type, out type, whether the cache is paired
+// scale, softcap, alibi or null, window, cache type, out type, whether the cache is paired, a sparse block's
+// tokens or 0, local blocks, stride, head step
 OPERATION(attention) {
     const Attention attend{at<float>(a[1]),
                            a[2].p,
@@ -468,7 +501,11 @@ OPERATION(attention) {
                            static_cast<float>(a[14].f),
                            at<float>(a[15]),
                            a[16].i,
-                           a[19].i != 0};
+                           a[19].i != 0,
+                           a[20].i,
+                           a[21].i,
+                           a[22].i,
+                           a[23].i};
     WITH_CACHE(a[17].i, C, attention<C>(attend, static_cast<int>(a[18].i));)
 }
 
