@@ -117,6 +117,10 @@ class Kernels:
         gate, up = gate_up.float().chunk(2, dim=-1)
         return ACTIVATIONS[activation](gate).mul_(up).to(gate_up.dtype)
 
+    def gated_linear(self, gate_up: LinearKernel, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        """`gated(gate_up(x, bias), activation)`, which need not be rounded in between."""
+        return self.gated(gate_up(x, bias), activation)
+
     def rotate_store(
         self,
         qkv: Tensor,

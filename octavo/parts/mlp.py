@@ -33,7 +33,9 @@ class GatedMLP(nn.Module):
         self.activation = activation
 
     def prepare(self, kernels: Kernels) -> None:
-        self._gated = kernels.gated
+        self._gated_linear = kernels.gated_linear
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        return self.down(self._gated(self.gate_up(x), self.activation))  # type: ignore[no-any-return]
+        assert self.gate_up.kernel is not None, "prepare() comes before the first forward()"
+        inner = self._gated_linear(self.gate_up.kernel, x, self.gate_up.bias, self.activation)
+        return self.down(inner)  # type: ignore[no-any-return]

@@ -39,6 +39,8 @@ SCAN_WIDTHS = frozenset([*range(1, 65), *range(113, 129)])
 """Values of state a channel that the scan is compiled for."""
 CONVOLUTION_TAPS = frozenset([2, 3, 4])
 MAX_HEAD_DIM = 1024
+PANEL = 16
+"""Outputs of a weight that are packed together."""
 PAIRED_TOKENS = 16
 """Tokens that lie together in a paired cache; heads are of a multiple of as many values."""
 
@@ -224,6 +226,14 @@ class NativeKernels(Kernels):
             True,
             TYPES[gate_up.dtype],
         )
+        return out
+
+    def gated_linear(self, gate_up: LinearKernel, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        parts = gate_up.parts if isinstance(gate_up, NativeLinear) else []
+        if len(parts) != 1 or parts[0].outputs % (2 * PANEL) or activation not in ACTIVATIONS:
+            return super().gated_linear(gate_up, x, bias, activation)
+        out = torch.empty(x.shape[0], parts[0].outputs // 2, dtype=x.dtype)
+        parts[0].multiply(x, out, 0, bias, ACTIVATIONS[activation])
         return out
 
     def rotate_store(

@@ -33,7 +33,7 @@ _ARGUMENTS = {
     "copy_rows": "5q",
     "expert_linear": "14q",
     "layer_norm": "6qdq",
-    "linear": "12q",
+    "linear": "13q",
     "pack": "5q",
     "quantize": "6q",
     "rms_norm": "5qdq",

@@ -24,8 +24,11 @@ class PackedWeight:
     data: Tensor
     """[bytes] uint8"""
 
-    def multiply(self, x: Tensor, out: Tensor, first: int, bias: Tensor | None) -> None:
-        """Fill columns `first` on of `out` with `x @ weight.T + bias`; rows of `x` may lie apart."""
+    def multiply(self, x: Tensor, out: Tensor, first: int, bias: Tensor | None, gate: int = -1) -> None:
+        """Fill columns `first` on of `out` with `y = x @ weight.T + bias`; rows of `x` may lie apart.
+
+        With the number of an activation as `gate`: with `activation(y[:, :half]) * y[:, half:]`.
+        """
         if x.stride(1) != 1:
             x = x.contiguous()
         self.library.run(
@@ -42,6 +45,7 @@ class PackedWeight:
             out.data_ptr() + first * out.element_size(),
             TYPES[out.dtype],
             out.stride(0),
+            gate,
         )
 
     def rows(self, ids: Tensor, dtype: torch.dtype, scale: float) -> Tensor:

@@ -301,9 +301,12 @@ private:
         while (first + ROWS <= padded && position_[first + ROWS - 1] < begin) first += ROWS;
         for (int r = first; r < padded; r += ROWS) {
             if (!any_sees(r, ROWS, begin)) continue;
-            score(r, vectors);
-            for (int i = r; i < r + ROWS; ++i) weigh(i, begin, vectors);
-            mix(r, count);
+            // Keys after the rows' own would get the weight zero.
+            const int seen = static_cast<int>(std::min<int64_t>(count, position_[r + ROWS - 1] - begin + 1));
+            const int of_seen = static_cast<int>(round_up(seen, LANES) / LANES);
+            score(r, of_seen);
+            for (int i = r; i < r + ROWS; ++i) weigh(i, begin, of_seen);
+            mix(r, seen);
         }
     }
 
@@ -327,7 +330,8 @@ private:
 
     template <int V>
     void score_some(int r, int at) {
-        vec total[ROWS][V] = {};
+        vec total[ROWS][V];
+        clear(total);
         accumulate<PAIRS, V>(queries_ + static_cast<int64_t>(r) * query_floats_, query_floats_, key_vectors_ + at, LANES,
                              steps_, total);
         for (int i = 0; i < ROWS; ++i)

@@ -31,6 +31,13 @@ struct Product {
     // Where rows of x come from and where their results go, or null for one after the other.
     const int64_t *sources = nullptr, *targets = nullptr;
 
+    // Where it is not negative: outputs are a gate's and as many to be gated, and results are half of them.
+    int activation = -1;
+
+    bool gated() const { return activation >= 0; }
+    // Panels of 16 results.
+    int64_t panels() const { return (gated() ? outputs / 2 : outputs + PANEL - 1) / PANEL; }
+
     INLINE int64_t source(int64_t row) const { return sources == nullptr ? row : sources[row]; }
     INLINE int64_t target(int64_t row) const { return targets == nullptr ? row : targets[row]; }
 };
@@ -59,10 +66,17 @@ INLINE void with_size(int size, const Body& body) {
     }
 }
 
-// 16 outputs of row `row` from `first` on.
-INLINE void emit(const Product& p, int64_t row, int64_t first, vec value) {
-    const int count = static_cast<int>(std::min<int64_t>(PANEL, p.outputs - first));
+vec activate_any(int activation, vec x);
+
+// Results of row `row` in panel `panel`: its outputs, or activation(outputs) * others where there is a gate.
+INLINE void emit(const Product& p, int64_t row, int64_t panel, vec value, vec others) {
+    const int64_t first = panel * PANEL, results = p.gated() ? p.outputs / 2 : p.outputs;
+    const int count = static_cast<int>(std::min<int64_t>(PANEL, results - first));
     if (p.bias != nullptr) value += count == PANEL ? load(p.bias + first) : load_some(p.bias + first, count);
+    if (p.gated()) {
+        if (p.bias != nullptr) others += load(p.bias + results + first);
+        value = activate_any(p.activation, value) * others;
+    }
     WITH_TYPE(p.out_type, T, {
         T* out = static_cast<T*>(p.out) + p.target(row) * p.out_stride + first;
         count == PANEL ? store(out, value) : store_some(out, value, count);

@@ -27,7 +27,8 @@ INLINE void multiply(const uint8_t* panel, const float* x, int64_t columns, vec*
     for (int r = 0; r < R; ++r) out[r] = vec{};
     for (int64_t first = 0; first < columns; first += GROUP) {
         const int64_t last = std::min<int64_t>(first + GROUP, columns);
-        vec total[R] = {};
+        vec total[R];
+        clear(total);
 #pragma GCC unroll 4
         for (int64_t k = first; k < last; ++k) {
             __builtin_prefetch(panel + k * PANEL * sizeof(T) + AHEAD);
@@ -104,20 +105,27 @@ void product(const Product& p) {
     auto* tiled = reinterpret_cast<float*>(scratch.get(tiles.padded_rows() * row_floats * 4));
     lay_out<PAIRS>(p, tiles, columns, tiled);
 
-    const int64_t panels = (p.outputs + PANEL - 1) / PANEL, bytes = columns * PANEL * sizeof(T);
+    const int64_t panels = p.panels(), bytes = columns * PANEL * sizeof(T);
     parallel(panels, even_grain(panels, tiles.count() == 1 ? 4 : 32), [&](int64_t first, int64_t last) {
         for (int64_t panel = first; panel < last; ++panel) {
             for (int64_t tile = 0; tile < tiles.count(); ++tile) {
                 with_size(tiles.size(tile), [&](auto size) {
                     constexpr int R = decltype(size)::value;
                     const float* x = tiled + tile * TILE * row_floats;
-                    vec out[R];
-                    if (PAIRS) {
-                        multiply_pairs<R>(p.weights + panel * bytes, reinterpret_cast<const uint32_t*>(x), columns, out);
-                    } else {
-                        multiply<T, R>(p.weights + panel * bytes, x, columns, out);
+                    const auto run = [&](const uint8_t* weights, vec* out) {
+                        if (PAIRS) {
+                            multiply_pairs<R>(weights, reinterpret_cast<const uint32_t*>(x), columns, out);
+                        } else {
+                            multiply<T, R>(weights, x, columns, out);
+                        }
+                    };
+                    vec out[R], more[R];
+                    clear(more);
+                    run(p.weights + panel * bytes, out);
+                    if (p.gated()) run(p.weights + (panels + panel) * bytes, more);
+                    for (int r = 0; r < R && tile * TILE + r < p.rows; ++r) {
+                        emit(p, tile * TILE + r, panel, out[r], more[r]);
                     }
-                    for (int r = 0; r < R && tile * TILE + r < p.rows; ++r) emit(p, tile * TILE + r, panel * PANEL, out[r]);
                 });
             }
         }

@@ -184,10 +184,12 @@ __attribute__((noinline)) void multiply(const Weights& w, const Activations<S>& 
     const int32_t* sums = of.sums_at(tile, R);
     const float* scales = of.scales_at(tile, R);
     const int64_t chunks = of.columns / CHUNK;
-    vec acc[R] = {};
+    vec acc[R];
+    clear(acc);
     for (int64_t first = 0, group = 0; first < chunks; first += GROUP / CHUNK, ++group) {
         const int64_t last = std::min<int64_t>(first + GROUP / CHUNK, chunks);
-        vec total[R] = {};
+        vec total[R];
+        clear(total);
         ivec dots[R];
         if (S::BY_CHANNEL) {
             for (int r = 0; r < R; ++r) dots[r] = broadcast(sums[group * R + r]);
@@ -262,29 +264,43 @@ void product(const Product& p) {
     uint8_t* activations = scratch.get(tiles.padded_rows() * of.row_bytes());
     quantize_rows(p, of, tiles, activations);
 
-    const int64_t panels = (p.outputs + PANEL - 1) / PANEL, bytes = panel_bytes<F>(of.columns);
+    const int64_t panels = p.panels(), bytes = panel_bytes<F>(of.columns);
     parallel(panels, even_grain(panels, tiles.count() == 1 ? 4 : 32), [&](int64_t first, int64_t last) {
         static thread_local Scratch unpacking;
         for (int64_t panel = first; panel < last; ++panel) {
             const uint8_t* start = p.weights + panel * bytes;
-            const Packed<F> packed{start + panel_start<F>()};
-            const vec by_channel = F::BY_CHANNEL ? load(reinterpret_cast<const float*>(start)) : vec{};
-            const auto run = [&](const auto& weights, int64_t tile) {
+            const uint8_t* other = p.gated() ? start + panels * bytes : start;
+            const auto run = [&](const auto& weights, const auto& others, int64_t tile) {
                 with_size(tiles.size(tile), [&](auto size) {
                     constexpr int R = decltype(size)::value;
-                    vec out[R];
-                    multiply<S, std::decay_t<decltype(weights)>, R>(
-                        weights, of, activations + tile * TILE * of.row_bytes(), out);
+                    using Weights = std::decay_t<decltype(weights)>;
+                    const uint8_t* x = activations + tile * TILE * of.row_bytes();
+                    vec out[R], more[R];
+                    clear(more);
+                    multiply<S, Weights, R>(weights, of, x, out);
+                    if (p.gated()) multiply<S, Weights, R>(others, of, x, more);
+                    if (F::BY_CHANNEL) {
+                        const vec scale = load(reinterpret_cast<const float*>(start));
+                        const vec of_others = load(reinterpret_cast<const float*>(other));
+                        for (int r = 0; r < R; ++r) {
+                            out[r] *= scale;
+                            more[r] *= of_others;
+                        }
+                    }
                     for (int r = 0; r < R && tile * TILE + r < p.rows; ++r) {
-                        emit(p, tile * TILE + r, panel * PANEL, F::BY_CHANNEL ? out[r] * by_channel : out[r]);
+                        emit(p, tile * TILE + r, panel, out[r], more[r]);
                     }
                 });
             };
+            const Packed<F> packed{start + panel_start<F>()}, others{other + panel_start<F>()};
             if (!UNPACKS<F> || tiles.count() < MANY_TILES) {
-                for (int64_t tile = 0; tile < tiles.count(); ++tile) run(packed, tile);
+                for (int64_t tile = 0; tile < tiles.count(); ++tile) run(packed, others, tile);
             } else if constexpr (UNPACKS<F>) {
-                const Unpacked<S> unpacked(packed, of.columns, unpacking.get(Unpacked<S>::bytes(of.columns)));
-                for (int64_t tile = 0; tile < tiles.count(); ++tile) run(unpacked, tile);
+                const int64_t size = round_up(Unpacked<S>::bytes(of.columns), 64);
+                uint8_t* room = unpacking.get(2 * size);
+                const Unpacked<S> unpacked(packed, of.columns, room);
+                const Unpacked<S> unpacked_others = p.gated() ? Unpacked<S>(others, of.columns, room + size) : unpacked;
+                for (int64_t tile = 0; tile < tiles.count(); ++tile) run(unpacked, unpacked_others, tile);
             }
         }
     });

@@ -55,6 +55,18 @@ INLINE V load_as(const void* p) {
 
 // Spelled out, since adding to zero is an addition: -0.0 would change.
 INLINE vec broadcast(float x) { return vec{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
+// Vectors set to zero one by one: for arrays, `= {}` becomes an instruction that fills memory, which takes longer than
+// a small product.
+template <int N>
+INLINE void clear(vec (&v)[N]) {
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) v[i] = vec{};
+}
+template <int M, int N>
+INLINE void clear(vec (&v)[M][N]) {
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i) clear(v[i]);
+}
 INLINE ivec broadcast(int32_t x) { return ivec{} + x; }
 INLINE vec to_float(ivec v) { return __builtin_convertvector(v, vec); }
 

@@ -27,7 +27,8 @@ void convolve(const Convolution& c) {
     parallel(blocks, 8, [&](int64_t begin, int64_t end) {
         for (int64_t first = begin * LANES; first < std::min(end * LANES, c.channels); first += LANES) {
             const int count = static_cast<int>(std::min<int64_t>(LANES, c.channels - first));
-            vec weight[TAPS] = {}, past[TAPS];
+            vec weight[TAPS], past[TAPS];
+            clear(weight);
             for (int k = 0; k < TAPS; ++k)
                 for (int i = 0; i < count; ++i) weight[k][i] = c.weight[(first + i) * TAPS + k];
             const vec bias = c.bias == nullptr ? vec{} : take(c.bias + first, count);
