@@ -219,6 +219,12 @@ INLINE float highest(vec v) {
 #endif
 }
 
+// To the nearest whole numbers, ties to even, of values below 2^22 in size: adding 1.5 * 2^23 leaves no fraction.
+INLINE ivec rounded(vec v) {
+    const vec magic = broadcast(12582912.0f);
+    return bit_cast<ivec>(v + magic) - bit_cast<ivec>(magic);
+}
+
 // Sixteen whole numbers that fit, as bytes.
 INLINE void store_bytes(int8_t* p, ivec v) {
     typedef int8_t b16 __attribute__((vector_size(16)));

@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "linear.h"
+#include "rows.h"
 
 namespace octavo {
 namespace {
@@ -103,31 +104,38 @@ void unpack_any(int kind, const uint8_t* packed, int64_t row, int64_t width, std
 
 // A row of floats to a float32 scale and int8 codes, rounded to nearest; zeros up to `columns`.
 void round_int8(const float* x, int64_t width, int64_t columns, uint8_t* out) {
-    float peak = 0.0f;
-    for (int64_t i = 0; i < width; ++i) peak = std::fmax(peak, std::fabs(x[i]));
-    const float scale = peak / 127.0f, inverse = peak > 0.0f ? 127.0f / peak : 0.0f;
+    vec peaks = {};
+    for_vectors(width, [&](int64_t i, int n) { peaks = larger(absolute(take(x + i, n)), peaks); });
+    const float peak = highest(peaks), scale = peak / 127.0f, inverse = peak > 0.0f ? 127.0f / peak : 0.0f;
     std::memcpy(out, &scale, sizeof scale);
-    for (int64_t i = 0; i < columns; ++i) {
-        const float q = i < width ? std::nearbyintf(x[i] * inverse) : 0.0f;
-        out[sizeof scale + i] = static_cast<uint8_t>(static_cast<int8_t>(q));
-    }
+    auto* codes = reinterpret_cast<int8_t*>(out + sizeof scale);
+    for_vectors(width, [&](int64_t i, int n) {
+        int8_t some[LANES];
+        store_bytes(n == LANES ? codes + i : some, rounded(take(x + i, n) * inverse));
+        if (n < LANES) std::memcpy(codes + i, some, n);
+    });
+    std::fill(codes + width, codes + columns, int8_t{0});
 }
 
 // A row of floats to Q4_1: 16 steps from a block's least value to its largest.
 void round_q4(const float* x, int64_t width, int64_t columns, uint8_t* out) {
     for (int64_t first = 0; first < columns; first += 32, out += 20) {
-        float block[32] = {};
-        for (int64_t i = 0; i < 32 && first + i < width; ++i) block[i] = x[first + i];
-        const float low = *std::min_element(block, block + 32), high = *std::max_element(block, block + 32);
+        vec half[2];
+        for (int h = 0; h < 2; ++h) {
+            const auto count = static_cast<int>(std::clamp<int64_t>(width - first - h * LANES, 0, LANES));
+            half[h] = count == LANES ? load(x + first + h * LANES) : load_some(x + first + h * LANES, count);
+        }
+        const float low = -highest(larger(-half[0], -half[1])), high = highest(larger(half[0], half[1]));
         f16 stored[2];
         set(stored, (high - low) / 15.0f);
         set(stored + 1, low);
         const float step = as_float(stored[0]), inverse = step > 0.0f ? 1.0f / step : 0.0f, base = as_float(stored[1]);
         std::memcpy(out, stored, 4);
-        auto code = [&](int i) {
-            return static_cast<uint8_t>(std::fmin(15.0f, std::fmax(0.0f, std::nearbyintf((block[i] - base) * inverse))));
+        const auto code = [&](vec values) {
+            const vec positive = larger((values - base) * inverse, vec{});
+            return rounded(positive < 15.0f ? positive : broadcast(15.0f));
         };
-        for (int i = 0; i < 16; ++i) out[4 + i] = static_cast<uint8_t>(code(i) | code(i + 16) << 4);
+        store_bytes(reinterpret_cast<int8_t*>(out + 4), code(half[0]) | code(half[1]) << 4);
     }
 }
 
