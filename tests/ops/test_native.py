@@ -128,6 +128,19 @@ class TestRecording:
             want = step()[:rows].clone()
             assert torch.equal(program.run(rows), want)
 
+    def test_recording_writes_to_no_state(self, core: NativeKernels) -> None:
+        x, state = torch.ones(4, 16), torch.zeros(4, 16)
+
+        def step() -> Tensor:
+            state.add_(x)
+            return core.add(state, x)
+
+        program = core.record(step, 4)
+        assert program is not None
+        assert not state.any()
+        assert torch.equal(program.run(4), torch.full((4, 16), 2.0))
+        assert torch.equal(program.run(4), torch.full((4, 16), 3.0))
+
     @pytest.mark.parametrize(
         "looks", [lambda x: x.sum().item(), lambda x: x.nonzero(), lambda x: bool(x.any()), lambda x: x.bernoulli()]
     )

@@ -87,16 +87,21 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _computed(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """An operation of PyTorch's own: its results are copied to where what follows finds them."""
+        name = function.overloadpacket.__name__
         if any(tag in function.tags for tag in _UNRECORDABLE):
-            raise NotRecordableError(f"what follows depends on the values of {function.overloadpacket.__name__}")
+            raise NotRecordableError(f"what follows depends on the values of {name}")
+        if function._schema.is_mutable:
+            written = [a.alias_info is not None and a.alias_info.is_write for a in function._schema.arguments]
+            if written.index(True) != 0 or sum(written) > 1:
+                raise NotRecordableError(f"{name} writes to more than its first operand")
+            # Not now: what it writes to may be a state, and what it is given are no values of a model.
+            self.recording.operations.append(lambda: function(*args, **kwargs))
+            return args[0]
         with _disable_current_modes():
             try:
                 result = function(*args, **kwargs)
-            except (RuntimeError, IndexError) as error:  # what it is given here are no values of a model
-                raise NotRecordableError(f"{function.overloadpacket.__name__}: {error}") from error
-            if function._schema.is_mutable:
-                self.recording.operations.append(lambda: function(*args, **kwargs))
-                return result
+            except (RuntimeError, IndexError) as error:
+                raise NotRecordableError(f"{name}: {error}") from error
             several = isinstance(result, (tuple, list))
             kept = [self.arena.tensor(t.shape, t.dtype).copy_(t) for t in (result if several else (result,))]
 
