@@ -1,8 +1,10 @@
 // Causal attention over a paged cache, in one pass over the keys (online softmax: Milakov & Gimelshein 2018, Dao et al.
 // 2022).
 //
-// Keys are taken 64 at a time, cut at absolute positions, in ascending order. What a row of the result adds up depends
-// on its own position alone: tiles that a row does not see change no bit of it, and are left out where that is cheap.
+// Keys are taken 64 at a time, cut at absolute positions, in ascending order, and 512 of them make a span, whose sum
+// joins those of the spans before it. What a row of the result adds up depends on its own position alone: tiles that a
+// row does not see change no bit of it, and are left out where that is cheap; and whether threads share a long context
+// by spans, as they do where there is little else to share, changes nothing either.
 // With a bfloat16 cache, on processors that multiply pairs of it, queries and weights are rounded to bfloat16 too.
 #include <vector>
 
@@ -17,6 +19,7 @@ namespace {
 
 constexpr int KEYS = 64;           // in a tile
 constexpr int KEY_VECTORS = KEYS / LANES;
+constexpr int64_t SPAN = 512;      // keys that are summed by themselves
 constexpr int ROWS = 4;            // queries that share each vector of keys or values that is loaded
 constexpr int MOST_ROWS = 128;     // queries, of all heads of a group, in one piece of work
 constexpr float LOG2_E = 1.44269504f;
@@ -43,12 +46,41 @@ struct Attention {
     }
 };
 
-// Rows `first` to `first + rows` of a run's [tokens * group] queries under one head of keys.
+// Rows `first` to `first + rows` of a run's [tokens * group] queries under one head of keys; of all its spans, or of one,
+// whose sums go to `partial`.
 struct Piece {
     const int64_t* run;
     int kv_head, rows;
     int64_t first;
+    int64_t span = -1;
+    float* partial = nullptr;
 };
+
+// The keys that a piece's rows see, and the spans that these are in.
+struct Keys {
+    int64_t begin, end;
+
+    Keys(const Attention& a, const Piece& piece) {
+        const int64_t group = a.heads / a.kv_heads, start = piece.run[2];
+        end = start + (piece.first + piece.rows - 1) / group + 1;
+        begin = a.window ? std::max<int64_t>(0, start + piece.first / group - a.window + 1) / KEYS * KEYS : 0;
+    }
+    int64_t first_span() const { return begin / SPAN; }
+    int64_t spans() const { return (end - 1) / SPAN - first_span() + 1; }
+};
+
+// What a row has summed: [the highest score, the weights' sum lane by lane, the values' sums], a vector each and more.
+constexpr int PEAK = 0, TOTAL = LANES, SUMS = 2 * LANES;
+
+inline int64_t state_floats(const Attention& a) { return SUMS + round_up(a.value_dim, LANES); }
+
+// The sums of a row over more keys join those over the keys before them.
+INLINE void join(float* sums, const float* more, int64_t floats) {
+    const float peak = std::max(sums[PEAK], more[PEAK]);
+    const vec shrink = power_of_2(broadcast(sums[PEAK] - peak)), by = power_of_2(broadcast(more[PEAK] - peak));
+    sums[PEAK] = peak;
+    for (int64_t i = TOTAL; i < floats; i += LANES) store(sums + i, fmadd(load(more + i), by, load(sums + i) * shrink));
+}
 
 #if defined(__AVX512BF16__)
 template <typename C>
@@ -147,16 +179,18 @@ public:
           key_room_(static_cast<int>(round_up(a.key_dim, 2 * LANES))),
           value_room_(static_cast<int>(round_up(a.value_dim, LANES))),
           query_floats_(PAIRS ? key_room_ / 2 : key_room_),
+          state_floats_(static_cast<int>(state_floats(a))),
           steps_(a.paired ? a.key_dim / 2 : query_floats_) {
         static thread_local Scratch scratch;
         const int64_t keys = KEYS * query_floats_, values = KEYS / STEP_KEYS * value_room_;
-        const int64_t queries = MOST_ROWS * query_floats_, sums = MOST_ROWS * value_room_;
+        const int64_t queries = MOST_ROWS * query_floats_, states = MOST_ROWS * state_floats_;
         const int64_t wide = LANES * std::max(key_room_, value_room_);
-        keys_ = reinterpret_cast<float*>(scratch.get((keys + values + queries + sums + wide) * 4));
+        keys_ = reinterpret_cast<float*>(scratch.get((keys + values + queries + 2 * states + wide) * 4));
         values_ = keys_ + keys;
         queries_ = values_ + values;
-        sums_ = queries_ + queries;
-        wide_ = sums_ + sums;
+        states_ = queries_ + queries;
+        before_ = states_ + states;
+        wide_ = before_ + states;
         for (int v = 0; v < KEY_VECTORS; ++v) {
             key_vectors_[v] = keys_ + v * LANES * query_floats_;
             value_parts_[v] = values_ + v * LANES / STEP_KEYS * value_room_;
@@ -164,43 +198,89 @@ public:
     }
 
     void run(const Piece& piece) {
-        const int group = a_.heads / a_.kv_heads, padded = static_cast<int>(round_up(piece.rows, ROWS));
-        start_ = piece.run[2];
-        blocks_ = a_.table + piece.run[3] * a_.table_width;
-        for (int r = 0; r < padded; ++r) {
-            const int64_t row = std::min<int64_t>(piece.first + r, piece.first + piece.rows - 1);
-            position_[r] = start_ + row / group;
-            head_[r] = piece.kv_head * group + static_cast<int>(row % group);
-            batch_row_[r] = piece.run[0] + row / group;
-            peak_[r] = LOWEST;
-            store(total_ + r * LANES, vec{});
-            lay_query(r);
+        const Keys seen(a_, piece);
+        const int padded = place(piece);
+        const int64_t size = static_cast<int64_t>(piece.rows) * state_floats_;
+        for (int r = 0; r < padded; ++r) lay_query(r);
+        if (piece.partial != nullptr) {
+            add_span(piece, padded, seen, piece.span);
+            std::memcpy(piece.partial, states_, size * sizeof(float));
+            return;
         }
-        std::fill(sums_, sums_ + static_cast<int64_t>(padded) * value_room_, 0.0f);
-        const int64_t end = position_[padded - 1] + 1;
-        int64_t begin = a_.window ? std::max<int64_t>(0, position_[0] - a_.window + 1) : 0;
-        for (begin = begin / KEYS * KEYS; begin < end; begin += KEYS) {
-            ask_for(piece.kv_head, begin + KEYS, end);
-            tile(piece, padded, begin, end);
+        const float* result = states_;
+        for (int64_t i = 0; i < seen.spans(); ++i) {
+            add_span(piece, padded, seen, seen.first_span() + i);
+            if (seen.spans() == 1) break;
+            if (i == 0) {
+                std::memcpy(before_, states_, size * sizeof(float));
+            } else {
+                join_rows(before_, states_, piece.rows);
+            }
+            result = before_;
         }
-        for (int r = 0; r < piece.rows; ++r) finish(r);
+        finish(piece, result);
     }
 
-    template <typename Out>
-    void put(int r, const float* sums) {
-        Out* out = static_cast<Out*>(a_.out) + (batch_row_[r] * a_.heads + head_[r]) * a_.value_dim;
-        const float total = sum(load(total_ + r * LANES));
-        for (int i = 0; i < a_.value_dim; i += LANES) {
-            const int some = std::min(LANES, a_.value_dim - i);
-            const vec value = load(sums + i) / total;
-            some == LANES ? store(out + i, value) : store_some(out + i, value, some);
-        }
+    // The result of a piece whose spans are summed, one after the other in `partials`.
+    void finish_spans(const Piece& piece, float* partials) {
+        place(piece);
+        const int64_t spans = Keys(a_, piece).spans();
+        for (int64_t i = 1; i < spans; ++i) join_rows(partials, partials + i * piece.rows * state_floats_, piece.rows);
+        finish(piece, partials);
     }
 
 private:
     static constexpr bool PAIRS = PAIRED<C>;
     static constexpr int STEP_KEYS = PAIRS ? 2 : 1;  // keys whose values are added in one step
     static constexpr float LOWEST = -1e30f;  // below every score, and finite: its difference to itself is zero
+
+    // Where the piece's rows stand; how many there are, the last one repeated up to a multiple of ROWS.
+    int place(const Piece& piece) {
+        const int group = a_.heads / a_.kv_heads, padded = static_cast<int>(round_up(piece.rows, ROWS));
+        blocks_ = a_.table + piece.run[3] * a_.table_width;
+        for (int r = 0; r < padded; ++r) {
+            const int64_t row = std::min<int64_t>(piece.first + r, piece.first + piece.rows - 1);
+            position_[r] = piece.run[2] + row / group;
+            head_[r] = piece.kv_head * group + static_cast<int>(row % group);
+            batch_row_[r] = piece.run[0] + row / group;
+        }
+        return padded;
+    }
+
+    float* state(int r) { return states_ + static_cast<int64_t>(r) * state_floats_; }
+
+    // Sums over the span's keys alone.
+    void add_span(const Piece& piece, int padded, const Keys& seen, int64_t span) {
+        std::fill(states_, state(padded), 0.0f);
+        for (int r = 0; r < padded; ++r) state(r)[PEAK] = LOWEST;
+        const int64_t last = std::min(seen.end, (span + 1) * SPAN);
+        for (int64_t begin = std::max(seen.begin, span * SPAN); begin < last; begin += KEYS) {
+            ask_for(piece.kv_head, begin + KEYS, last);
+            tile(piece, padded, begin, seen.end);
+        }
+    }
+
+    void join_rows(float* sums, const float* more, int rows) const {
+        for (int64_t r = 0; r < rows; ++r) join(sums + r * state_floats_, more + r * state_floats_, state_floats_);
+    }
+
+    void finish(const Piece& piece, const float* states) {
+        for (int r = 0; r < piece.rows; ++r) {
+            const float* row = states + static_cast<int64_t>(r) * state_floats_;
+            WITH_TYPE(out_type_, Out, put<Out>(r, row))
+        }
+    }
+
+    template <typename Out>
+    void put(int r, const float* row) {
+        Out* out = static_cast<Out*>(a_.out) + (batch_row_[r] * a_.heads + head_[r]) * a_.value_dim;
+        const float total = sum(load(row + TOTAL));
+        for (int i = 0; i < a_.value_dim; i += LANES) {
+            const int some = std::min(LANES, a_.value_dim - i);
+            const vec value = load(row + SUMS + i) / total;
+            some == LANES ? store(out + i, value) : store_some(out + i, value, some);
+        }
+    }
 
     const char* cached(const void* cache, int64_t position, int kv_head, int dim) const {
         const int64_t at = (blocks_[position / a_.block_size] * a_.kv_heads + kv_head) * a_.block_size;
@@ -346,7 +426,8 @@ private:
         if (a_.softcap > 0 || a_.alibi != nullptr) adjust(r, seen, scores, vectors);
         if (seen < KEYS - 1 || a_.window) mask(seen, scores, vectors);
         if (a_.sparse_block) hide_blocks(r, begin, scores, vectors);
-        vec peaks = broadcast(peak_[r]);
+        float* row = state(r);
+        vec peaks = broadcast(row[PEAK]);
         for (int v = 0; v < vectors; ++v) peaks = larger(peaks, load(scores + v * LANES));
         const float peak = highest(peaks);
         vec sums = {};
@@ -355,15 +436,13 @@ private:
             store(scores + v * LANES, weight);
             sums += weight;
         }
-        float* total = total_ + r * LANES;
-        if (peak != peak_[r]) {
-            const float shrink = power_of_2(broadcast(peak_[r] - peak))[0];
-            float* row = sums_ + static_cast<int64_t>(r) * value_room_;
-            for (int i = 0; i < value_room_; i += LANES) store(row + i, load(row + i) * shrink);
-            peak_[r] = peak;
-            store(total, fmadd(load(total), broadcast(shrink), sums));
+        if (peak != row[PEAK]) {
+            const float shrink = power_of_2(broadcast(row[PEAK] - peak))[0];
+            for (int i = SUMS; i < state_floats_; i += LANES) store(row + i, load(row + i) * shrink);
+            row[PEAK] = peak;
+            store(row + TOTAL, fmadd(load(row + TOTAL), broadcast(shrink), sums));
         } else {
-            store(total, load(total) + sums);
+            store(row + TOTAL, load(row + TOTAL) + sums);
         }
     }
 
@@ -411,7 +490,7 @@ private:
                 }
             }
         }
-        float* sums = sums_ + static_cast<int64_t>(r) * value_room_;
+        float* sums = state(r) + SUMS;
         int i = 0;
         for (; i + 4 * LANES <= value_room_; i += 4 * LANES) mix_some<4>(i, steps, sums);
         for (; i < value_room_; i += LANES) mix_some<1>(i, steps, sums);
@@ -421,7 +500,7 @@ private:
     void mix_some(int at, int steps, float* sums) {
         vec total[ROWS][V];
         for (int r = 0; r < ROWS; ++r)
-            for (int v = 0; v < V; ++v) total[r][v] = load(sums + r * value_room_ + at + v * LANES);
+            for (int v = 0; v < V; ++v) total[r][v] = load(sums + r * state_floats_ + at + v * LANES);
         constexpr int PART = LANES / STEP_KEYS;  // steps of 16 keys
         for (int first = 0; first < steps; first += PART) {
             const float* vectors[V];
@@ -429,25 +508,18 @@ private:
             accumulate<PAIRS, V>(scores_ + first, KEYS, vectors, value_room_, std::min(PART, steps - first), total);
         }
         for (int r = 0; r < ROWS; ++r)
-            for (int v = 0; v < V; ++v) store(sums + r * value_room_ + at + v * LANES, total[r][v]);
-    }
-
-    void finish(int r) {
-        const float* sums = sums_ + static_cast<int64_t>(r) * value_room_;
-        WITH_TYPE(out_type_, Out, put<Out>(r, sums))
+            for (int v = 0; v < V; ++v) store(sums + r * state_floats_ + at + v * LANES, total[r][v]);
     }
 
     const Attention& a_;
-    const int out_type_, key_room_, value_room_, query_floats_, steps_;
-    int64_t start_ = 0;
+    const int out_type_, key_room_, value_room_, query_floats_, state_floats_, steps_;
     const int64_t* blocks_ = nullptr;
-    float *keys_, *values_, *queries_, *sums_, *wide_;  // the tile's keys and values, the piece's queries and results
+    float *keys_, *values_, *queries_;  // the tile's keys and values, the piece's queries
+    float *states_, *before_, *wide_;   // sums over a span, and over all before it; a row or a few, widened
     const float *key_vectors_[KEY_VECTORS], *value_parts_[KEY_VECTORS];  // of 16 keys each, laid out or in the cache
     alignas(64) float scores_[ROWS * KEYS] = {};
     int64_t position_[MOST_ROWS + ROWS], batch_row_[MOST_ROWS + ROWS];
     int head_[MOST_ROWS + ROWS];
-    float peak_[MOST_ROWS + ROWS];
-    alignas(64) float total_[(MOST_ROWS + ROWS) * LANES];  // of the weights, lane by lane
 };
 
 template <typename C>
@@ -475,11 +547,38 @@ void attention(const Attention& a, int out_type) {
             }
         }
     }
-    const auto count = static_cast<int64_t>(pieces.size());
-    parallel(count, products < ALONE_BELOW ? count : 1, [&](int64_t first, int64_t last) {
-        Worker<C> worker(a, out_type);
-        for (int64_t i = first; i < last; ++i) worker.run(pieces[i]);
-    });
+    const auto each = [&](const std::vector<Piece>& work, const auto& body) {
+        const auto count = static_cast<int64_t>(work.size());
+        parallel(count, products < ALONE_BELOW ? count : 1, [&](int64_t first, int64_t last) {
+            Worker<C> worker(a, out_type);
+            for (int64_t i = first; i < last; ++i) body(worker, work[i]);
+        });
+    };
+    std::vector<Piece> by_span;
+    std::vector<float> partials;
+    if (static_cast<int64_t>(pieces.size()) < 4 * threads && products >= ALONE_BELOW) {
+        int64_t room = 0;
+        for (const Piece& piece : pieces) room += Keys(a, piece).spans() * piece.rows * state_floats(a);
+        partials.resize(room);
+        float* to = partials.data();
+        for (Piece& piece : pieces) {
+            const Keys seen(a, piece);
+            if (seen.spans() == 1) {
+                by_span.push_back(piece);
+                continue;
+            }
+            piece.partial = to;
+            for (int64_t i = 0; i < seen.spans(); ++i, to += piece.rows * state_floats(a)) {
+                by_span.push_back({piece.run, piece.kv_head, piece.rows, piece.first, seen.first_span() + i, to});
+            }
+        }
+    }
+    each(by_span.empty() ? pieces : by_span, [](Worker<C>& worker, const Piece& piece) { worker.run(piece); });
+    if (!by_span.empty()) {
+        each(pieces, [](Worker<C>& worker, const Piece& piece) {
+            if (piece.partial != nullptr) worker.finish_spans(piece, piece.partial);
+        });
+    }
 }
 
 }  // namespace
