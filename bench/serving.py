@@ -154,7 +154,7 @@ def thousand(model: str) -> None:
             sizes.append(memory(running))
         held = ", ".join(f"{s:.0f}" for s in sizes)
         print(
-            f"4. 1,000 streams at once: {right} right, {seconds:.1f} s; MiB after each of three rounds: {held}",
+            f"4. 1,000 streams at once: {right} right, {seconds:.1f} s; MiB after each round: {held}",
             flush=True,
         )
 
