@@ -150,7 +150,7 @@ def test_same_bits_alone_together_and_in_chunks(
     dtype: torch.dtype,
     generator: torch.Generator,
 ) -> None:
-    lengths = [300, 45, 1100, 1]  # more than two of the spans that the core sums by themselves
+    lengths = [300, 45, 1100, 1]
     cache = Cache(kernels, lengths, kv_heads, dim, 16, generator, dtype)
     window, sparse = (None, BlockSparse(16, 2, 4, 1)) if window == "sparse" else (window, None)
     whole = [(row, 0, torch.randn(n, heads, dim, generator=generator)) for row, n in enumerate(lengths)]

@@ -1,7 +1,7 @@
 // Causal attention over a paged cache, in one pass over the keys (online softmax: Milakov & Gimelshein 2018, Dao et al.
 // 2022).
 //
-// Keys are taken 64 at a time, cut at absolute positions, in ascending order, and 512 of them make a span, whose sum
+// Keys are taken 64 at a time, cut at absolute positions, in ascending order, and 4,096 of them make a span, whose sum
 // joins those of the spans before it. What a row of the result adds up depends on its own position alone: tiles that a
 // row does not see change no bit of it, and are left out where that is cheap; and whether threads share a long context
 // by spans, as they do where there is little else to share, changes nothing either.
@@ -19,7 +19,7 @@ namespace {
 
 constexpr int KEYS = 64;           // in a tile
 constexpr int KEY_VECTORS = KEYS / LANES;
-constexpr int64_t SPAN = 512;      // keys that are summed by themselves
+constexpr int64_t SPAN = 4096;     // keys that are summed by themselves
 constexpr int ROWS = 4;            // queries that share each vector of keys or values that is loaded
 constexpr int MOST_ROWS = 128;     // queries, of all heads of a group, in one piece of work
 constexpr float LOG2_E = 1.44269504f;
