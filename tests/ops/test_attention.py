@@ -187,3 +187,23 @@ def test_rotate_store(
     torch.testing.assert_close(held_keys.float(), turned[:, heads : heads + kv_heads], rtol=1e-2, atol=1e-6)
     assert torch.equal(held_values, qkv[:tokens, heads + kv_heads :])
     assert not keys[0].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 5000])
+def test_a_long_context_is_the_same_whoever_shares_it(
+    kernels: Kernels, window: int | None, dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    """Of 9,000 keys, which the core sums in three spans: by threads that share a few queries, or each by one."""
+    length, heads, dim = 9000, 6, 32
+    cache = Cache(kernels, [length], 2, dim, 16, generator, dtype)
+    q = torch.randn(200, heads, dim, generator=generator)
+    together = cache.attend([(0, length - 200, q)], window)[0]
+    for first, last in ((199, 200), (0, 1), (40, 47)):
+        alone = cache.attend([(0, length - 200 + first, q[first:last])], window)[0]
+        assert torch.equal(alone, together[first:last])
+    singles = [(0, length - 200 + i, q[i : i + 1]) for i in range(0, 200, 10)]
+    assert torch.equal(torch.cat(cache.attend(singles, window)), together[::10])
+    want = cache.reference(0, length - 200, q, window)
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5  # bfloat16: see above
+    torch.testing.assert_close(together.double(), want, rtol=tolerance, atol=tolerance)

@@ -200,25 +200,19 @@ public:
     void run(const Piece& piece) {
         const Keys seen(a_, piece);
         const int padded = place(piece);
-        const int64_t size = static_cast<int64_t>(piece.rows) * state_floats_;
         for (int r = 0; r < padded; ++r) lay_query(r);
         if (piece.partial != nullptr) {
             add_span(piece, padded, seen, piece.span);
-            std::memcpy(piece.partial, states_, size * sizeof(float));
+            std::memcpy(piece.partial, states_, static_cast<size_t>(piece.rows) * state_floats_ * sizeof(float));
             return;
         }
-        const float* result = states_;
-        for (int64_t i = 0; i < seen.spans(); ++i) {
+        add_span(piece, padded, seen, seen.first_span());
+        std::swap(states_, before_);
+        for (int64_t i = 1; i < seen.spans(); ++i) {
             add_span(piece, padded, seen, seen.first_span() + i);
-            if (seen.spans() == 1) break;
-            if (i == 0) {
-                std::memcpy(before_, states_, size * sizeof(float));
-            } else {
-                join_rows(before_, states_, piece.rows);
-            }
-            result = before_;
+            join_rows(before_, states_, piece.rows);
         }
-        finish(piece, result);
+        finish(piece, before_);
     }
 
     // The result of a piece whose spans are summed, one after the other in `partials`.
