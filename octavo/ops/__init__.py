@@ -11,7 +11,7 @@ from octavo.ops.kernels import Kernels, NotRecordableError, Program, choose_kern
 from octavo.ops.linear import LinearKernel, head_product
 from octavo.ops.rotary import rotate
 from octavo.ops.sampling import NOT_FINITE, DrawBy
-from octavo.ops.scan import RecurrentPlan, RecurrentRun
+from octavo.ops.scan import RecurrentPlan, RecurrentRun, ScanInput
 from octavo.ops.weights import StoredRows
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Program",
     "RecurrentPlan",
     "RecurrentRun",
+    "ScanInput",
     "SequenceRun",
     "StoredRows",
     "cache_row",

@@ -18,7 +18,7 @@ from octavo.ops.attention import AttentionPlan, BlockSparse
 from octavo.ops.experts import ExpertKernel
 from octavo.ops.linear import LinearKernel, TorchLinear
 from octavo.ops.sampling import DrawBy
-from octavo.ops.scan import RecurrentPlan
+from octavo.ops.scan import RecurrentPlan, ScanInput
 from octavo.ops.weights import StoredRows
 
 
@@ -175,32 +175,14 @@ class Kernels:
         return experts.weighted_sum(y, weights)
 
     def convolve(
-        self,
-        x: Tensor,
-        history: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        activation: str,
-        plan: RecurrentPlan,
+        self, x: Tensor, history: Tensor, weight: Tensor, bias: Tensor | None, activation: str, plan: RecurrentPlan
     ) -> Tensor:
         """See octavo.ops.scan."""
         return scan.convolve(x, history, weight, bias, activation, plan)
 
-    def scan(
-        self,
-        x: Tensor,
-        dt: Tensor,
-        a: Tensor,
-        b: Tensor,
-        c: Tensor,
-        d: Tensor,
-        gate: Tensor,
-        activation: str,
-        state: Tensor,
-        plan: RecurrentPlan,
-    ) -> Tensor:
+    def scan(self, of: ScanInput, state: Tensor, plan: RecurrentPlan) -> Tensor:
         """See octavo.ops.scan."""
-        return scan.scan(x, dt, a, b, c, d, gate, activation, state, plan)
+        return scan.scan(of, state, plan)
 
     def choose(self, logits: Tensor, by: Sequence[DrawBy]) -> Tensor:
         """See octavo.ops.sampling."""

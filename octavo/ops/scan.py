@@ -44,6 +44,28 @@ class RecurrentPlan:
     """[steps and runs, 3] int64: first row, tokens, slot."""
 
 
+@dataclass(slots=True)
+class ScanInput:
+    """What Mamba's scan works on; rows past the plan's are padding."""
+
+    x: Tensor
+    """[rows, channels]"""
+    dt: Tensor
+    """[rows, channels], to be made positive by softplus."""
+    a: Tensor
+    """[channels, state] float32, negative."""
+    b: Tensor
+    """[rows, state]"""
+    c: Tensor
+    """[rows, state]"""
+    d: Tensor
+    """[channels] float32"""
+    gate: Tensor
+    """[rows, channels]"""
+    activation: str
+    """Of the gate, by its name in ACTIVATIONS."""
+
+
 def causal_conv(x: Tensor, history: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """Depthwise causal convolution of one sequence's run.
 
@@ -194,41 +216,26 @@ def convolve(
     return ACTIVATIONS[activation](out).to(x.dtype)
 
 
-def scan(
-    x: Tensor,
-    dt: Tensor,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-    d: Tensor,
-    gate: Tensor,
-    activation: str,
-    state: Tensor,
-    plan: RecurrentPlan,
-) -> Tensor:
+def scan(of: ScanInput, state: Tensor, plan: RecurrentPlan) -> Tensor:
     """The scan of a step's tokens of all sequences, times the activated gate; states go on in place.
 
     Args:
-        x: [rows, channels]; rows past the plan's are padding.
-        dt: [rows, channels], to be made positive by softplus.
-        a: [channels, state] float32, negative.
-        b, c: [rows, state]
-        d: [channels] float32
-        gate: [rows, channels]
-        activation: of the gate, by its name in ACTIVATIONS.
+        of: what is scanned.
         state: [slots, 3, channels, state] float32
         plan: which rows go on from which slots.
 
-    Returns: [rows, channels] in the dtype of `x`.
+    Returns: [rows, channels] in the dtype of `of.x`.
     """
-    x, dt, b, c, dtype = x.float(), softplus(dt.float()), b.float(), c.float(), x.dtype
+    x, dt, b, c = of.x.float(), softplus(of.dt.float()), of.b.float(), of.c.float()
     y = torch.zeros_like(x)
     if len(plan.step_rows):
         rows, slots = plan.step_rows, plan.step_slots
         y[rows], state[slots] = selective_scan_step(
-            x[rows], dt[rows], a, b[rows], c[rows], d, state[slots], plan.step_positions
+            x[rows], dt[rows], of.a, b[rows], c[rows], of.d, state[slots], plan.step_positions
         )
     for run in plan.runs:
         part = slice(run.first_row, run.first_row + run.num_tokens)
-        y[part], state[run.slot] = selective_scan(x[part], dt[part], a, b[part], c[part], d, state[run.slot], run.start)
-    return (y * ACTIVATIONS[activation](gate.float())).to(dtype)
+        y[part], state[run.slot] = selective_scan(
+            x[part], dt[part], of.a, b[part], c[part], of.d, state[run.slot], run.start
+        )
+    return (y * ACTIVATIONS[of.activation](of.gate.float())).to(of.x.dtype)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from octavo.ops import Kernels
+from octavo.ops import Kernels, ScanInput
 from octavo.parts.batch import Batch
 from octavo.parts.linear import Linear
 from octavo.parts.state import Recurrent
@@ -70,7 +70,6 @@ class MambaMixer(nn.Module):
         if self.inner_norms:
             dt, b, c = self.inner_norms["dt"](dt), self.inner_norms["b"](b), self.inner_norms["c"](c)
         assert self._a is not None
-        y = kernels.scan(
-            mixed, self.dt_proj(dt), self._a, b, c, self.d, gate, self.activation, view.tensors["ssm"], view.plan
-        )
+        scanned = ScanInput(mixed, self.dt_proj(dt), self._a, b, c, self.d, gate, self.activation)
+        y = kernels.scan(scanned, view.tensors["ssm"], view.plan)
         return self.out_proj(y)  # type: ignore[no-any-return]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.ops import Kernels, RecurrentPlan, RecurrentRun
+from octavo.ops import Kernels, RecurrentPlan, RecurrentRun, ScanInput
 from octavo.ops import scan as scan_module
 from octavo.ops.activation import ACTIVATIONS
 from octavo.ops.scan import causal_conv, causal_conv_step, selective_scan, selective_scan_step
@@ -123,7 +123,7 @@ def test_every_implementation_scans_alike(
     def run(rows: list[Tensor], state: Tensor, runs: list[tuple[int, int, int, int]]) -> Tensor:
         x, raw, wide, gates = rows
         b, c = wide[:, 3:].split(width, dim=1)
-        return kernels.scan(x, raw, a, b, c, d, gates[:, channels:], "silu", state, plan_of(runs))
+        return kernels.scan(ScanInput(x, raw, a, b, c, d, gates[:, channels:], "silu"), state, plan_of(runs))
 
     whole = run([x, raw, wide, gates], torch.zeros(2, 3, channels, width), [(0, TOKENS, 0, 1)])
     assert whole.dtype == dtype

@@ -18,7 +18,7 @@ from octavo.ops.native import recording
 from octavo.ops.native.library import Library
 from octavo.ops.native.weights import TYPES, PackedWeight, pack, quantize
 from octavo.ops.sampling import DrawBy, as_array
-from octavo.ops.scan import RecurrentPlan
+from octavo.ops.scan import RecurrentPlan, ScanInput
 from octavo.ops.weights import KINDS, StoredRows, of_floats
 
 log = logging.getLogger("octavo")
@@ -357,13 +357,7 @@ class NativeKernels(Kernels):
         return out
 
     def convolve(
-        self,
-        x: Tensor,
-        history: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        activation: str,
-        plan: RecurrentPlan,
+        self, x: Tensor, history: Tensor, weight: Tensor, bias: Tensor | None, activation: str, plan: RecurrentPlan
     ) -> Tensor:
         channels, taps = weight.shape
         if taps not in CONVOLUTION_TAPS or activation not in ACTIVATIONS:
@@ -387,40 +381,28 @@ class NativeKernels(Kernels):
         )
         return out
 
-    def scan(
-        self,
-        x: Tensor,
-        dt: Tensor,
-        a: Tensor,
-        b: Tensor,
-        c: Tensor,
-        d: Tensor,
-        gate: Tensor,
-        activation: str,
-        state: Tensor,
-        plan: RecurrentPlan,
-    ) -> Tensor:
+    def scan(self, of: ScanInput, state: Tensor, plan: RecurrentPlan) -> Tensor:
         """The plain recurrence, one token after the other: the first of the three parts of `state` is all of it."""
-        channels, width = a.shape
-        if width not in SCAN_WIDTHS or activation not in ACTIVATIONS:
-            return super().scan(x, dt, a, b, c, d, gate, activation, state, plan)
-        x, dt = self._together(x), self._together(dt)
+        channels, width = of.a.shape
+        if width not in SCAN_WIDTHS or of.activation not in ACTIVATIONS:
+            return super().scan(of, state, plan)
+        x, dt = self._together(of.x), self._together(of.dt)
         y = torch.empty_like(x)
         self._run(
             "selective_scan",
             len(plan.table),
-            *(v.data_ptr() for v in (x, dt, a)),
-            *(v for t in (b, c) for v in (t.data_ptr(), t.stride(0))),
-            d.data_ptr(),
-            gate.data_ptr(),
-            gate.stride(0),
+            *(v.data_ptr() for v in (x, dt, of.a)),
+            *(v for t in (of.b, of.c) for v in (t.data_ptr(), t.stride(0))),
+            of.d.data_ptr(),
+            of.gate.data_ptr(),
+            of.gate.stride(0),
             y.data_ptr(),
             state.data_ptr(),
             state.stride(0),
             plan.table.data_ptr(),
             channels,
             width,
-            ACTIVATIONS[activation],
+            ACTIVATIONS[of.activation],
             TYPES[x.dtype],
         )
         return y
