@@ -150,7 +150,9 @@ def run(contender: Contender, mode: str) -> dict[str, float | None]:
     if done.returncode:
         print(f"{contender.name} ({mode}) failed: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
         return {}
-    figures: dict[str, float | None] = json.loads(done.stdout.strip().splitlines()[-1])
+    # vLLM writes its log among them.
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("{"))
+    figures: dict[str, float | None] = json.loads(line)
     print(f"  {contender.name}, {mode}: {figures}", file=sys.stderr)
     return figures
 

@@ -77,12 +77,22 @@ def llama_cpp(model: str, options: str) -> Generate:
 
 
 def vllm(model: str, options: str) -> Generate:
+    import os
+
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; its own choice is half of the memory
     from vllm import LLM, SamplingParams
 
-    llm = LLM(model, dtype="bfloat16", max_model_len=2048, enforce_eager=True, enable_prefix_caching=False)
+    llm = LLM(
+        model,
+        dtype="bfloat16",
+        max_model_len=2048,
+        enforce_eager=True,
+        enable_prefix_caching=False,
+        skip_tokenizer_init=True,
+    )
 
     def generate(batch: list[list[int]], tokens: int) -> None:
-        params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+        params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
         llm.generate([{"prompt_token_ids": p} for p in batch], params, use_tqdm=False)
 
     return generate
