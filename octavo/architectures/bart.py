@@ -80,8 +80,8 @@ class Bart(CausalLM):
         super().__init__(**parts, zero_if_absent=("logits_bias",))
         self.logits_bias = nn.Parameter(torch.empty(1, self.vocab_size), requires_grad=False)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        return super().logits(hidden) + self.logits_bias.float()
+    def adjust(self, logits: Tensor) -> Tensor:
+        return super().adjust(logits) + self.logits_bias.float()
 
 
 @architecture(

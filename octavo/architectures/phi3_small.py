@@ -63,8 +63,8 @@ class WithoutDummies(CausalLM):
 
     dummies: list[int]
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        logits = super().logits(hidden)
+    def adjust(self, logits: Tensor) -> Tensor:
+        logits = super().adjust(logits)
         logits[:, self.dummies] = torch.finfo(torch.float32).min
         return logits
 

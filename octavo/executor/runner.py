@@ -1,6 +1,5 @@
 """Runs a model's steps in this process: the engine's integers to tensors, the model, the sampler."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -58,15 +57,18 @@ class ModelRunner:
 
     def _execute(self, steps: Sequence[SequenceStep]) -> list[SequenceResult]:
         self._take_blocks(steps)
-        hidden = self._recorded.hidden(steps) if self._recorded is not None else None
-        if hidden is None:
+        recorded = self._recorded.run(steps) if self._recorded is not None else None
+        if recorded is not None:
+            hidden, projected = recorded
+        else:
+            projected = None
             batch = self._batch(steps)
             if starting := [s for s in steps if s.restarts and s.encoder_tokens]:
                 self.model.encode(self._encoder_batch(starting))
             hidden = self.model(batch)
         results = [SequenceResult() for _ in steps]
         count = sum(len(s.token_ids) for s in steps)
-        if not math.isfinite(hidden[:count].sum().item()):
+        if not self.kernels.finite(hidden[:count]):
             self._scrub(hidden[:count], self._batch(steps), steps, results)
         first = 0
         sampled: list[tuple[int, int]] = []
@@ -86,7 +88,7 @@ class ModelRunner:
                 sampled.append((i, first + count - 1))
             first += count
         if sampled:
-            self._sample(hidden, sampled, steps, results)
+            self._sample(hidden, projected, sampled, steps, results)
         return results
 
     def _scrub(
@@ -128,15 +130,17 @@ class ModelRunner:
     def _sample(
         self,
         hidden: Tensor,
+        projected: Tensor | None,
         sampled: list[tuple[int, int]],
         steps: Sequence[SequenceStep],
         results: list[SequenceResult],
     ) -> None:
+        """Choose the next token of each of `sampled`, pairs of a place in `steps` and a row of `hidden`."""
         states = [state for i, _ in sampled if (state := steps[i].sampling) is not None]
-        if len(sampled) == hidden.shape[0]:
-            logits = self.model.logits(hidden)
-        else:
-            logits = self.model.logits(hidden[torch.tensor([row for _, row in sampled], device=self.device)])
+        rows = hidden if projected is None else projected
+        if len(sampled) < rows.shape[0]:
+            rows = rows[torch.tensor([row for _, row in sampled], device=self.device)]
+        logits = self.model.adjust(self.model.project(rows) if projected is None else rows)
         for (i, _), choice in zip(sampled, sample(logits, states, self.kernels), strict=True):
             results[i].token_id, results[i].logprobs = choice.token_id, choice.logprobs
             results[i].error = choice.error

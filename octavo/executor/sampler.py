@@ -81,6 +81,8 @@ def describe(logprobs: Tensor, chosen: Tensor, counts: Sequence[int]) -> list[To
 def _restrict(logits: Tensor, states: Sequence[SamplingState], choices: list[Choice]) -> None:
     """Everything that acts on single tokens of single rows."""
     for row, state in enumerate(states):
+        if not state.acts_on_tokens:
+            continue
         p, out = state.params, state.output_token_ids
         if p.allowed_token_ids is not None:
             allowed = torch.full_like(logits[row], -torch.inf)

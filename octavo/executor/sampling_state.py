@@ -9,6 +9,7 @@ from octavo.executor.grammar import Grammar
 from octavo.ops import DrawBy
 from octavo.params import SamplingParams
 
+GREEDY = DrawBy()
 _MASK = (1 << 64) - 1
 
 
@@ -38,18 +39,21 @@ class SamplingState:
     _in_prompt: Tensor | None = None
     _counted: int = 0
 
+    def __post_init__(self) -> None:
+        p = self.params
+        self.has_penalties = p.presence_penalty != 0 or p.frequency_penalty != 0 or p.repetition_penalty != 1
+        self.acts_on_tokens = bool(
+            self.bad_words or p.min_tokens or p.logit_bias or p.logits_processors or p.allowed_token_ids is not None
+        )
+        """Whether single tokens of its row are changed."""
+
     def draw_by(self) -> DrawBy:
         """How the next token is chosen."""
         p = self.params
         if p.greedy:
-            return DrawBy()
+            return GREEDY
         draw = (mix(self.seed, len(self.output_token_ids)) >> 11) / (1 << 53)
         return DrawBy(p.temperature, p.min_p, max(0, p.top_k), p.top_p, draw)
-
-    @property
-    def has_penalties(self) -> bool:
-        p = self.params
-        return p.presence_penalty != 0 or p.frequency_penalty != 0 or p.repetition_penalty != 1
 
     def counts(self, vocab: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """How often each token was generated, [vocab], and whether it is in the prompt, [vocab] bool."""

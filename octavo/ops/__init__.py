@@ -9,7 +9,7 @@ from octavo.ops.attention import AttentionPlan, BlockSparse, SequenceRun, cache_
 from octavo.ops.experts import ExpertKernel
 from octavo.ops.kernels import Kernels, NotRecordableError, Program, choose_kernels
 from octavo.ops.linear import LinearKernel, head_product
-from octavo.ops.rotary import rotate
+from octavo.ops.rotary import RotaryTable, rotate
 from octavo.ops.sampling import NOT_FINITE, DrawBy
 from octavo.ops.scan import RecurrentPlan, RecurrentRun, ScanInput
 from octavo.ops.weights import StoredRows
@@ -27,6 +27,7 @@ __all__ = [
     "Program",
     "RecurrentPlan",
     "RecurrentRun",
+    "RotaryTable",
     "ScanInput",
     "SequenceRun",
     "StoredRows",

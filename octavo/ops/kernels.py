@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from octavo.ops import attention, experts, norm, sampling, scan
+from octavo.ops import attention, experts, norm, rotary, sampling, scan
 from octavo.ops.activation import ACTIVATIONS
 from octavo.ops.attention import AttentionPlan, BlockSparse
 from octavo.ops.experts import ExpertKernel
 from octavo.ops.linear import LinearKernel, TorchLinear
+from octavo.ops.rotary import RotaryTable
 from octavo.ops.sampling import DrawBy
 from octavo.ops.scan import RecurrentPlan, ScanInput
 from octavo.ops.weights import StoredRows
@@ -32,8 +33,8 @@ class Program(Protocol):
     whole: bool
     """Whether some of it is computed for all of the rows that were recorded, however few are asked for."""
 
-    def run(self, rows: int) -> Tensor:
-        """Compute the first `rows` rows. The result is overwritten by the next run."""
+    def run(self, rows: int) -> tuple[Tensor, ...]:
+        """Compute the first `rows` rows of what was recorded. It is overwritten by the next run."""
         ...
 
 
@@ -65,16 +66,12 @@ class Kernels:
         """What a step is computed within."""
         return nullcontext()
 
-    def record(self, function: Callable[[], Tensor], rows: int) -> Program | None:
+    def record(self, function: Callable[[], tuple[Tensor, ...]], rows: int) -> Program | None:
         """The operations of `function`, which works on buffers of `rows` rows, to be run again for fewer or as many.
 
         None where they cannot be recorded.
         """
         return None
-
-    def outside_recording(self) -> AbstractContextManager[None]:
-        """Compute in the midst of a recording."""
-        return nullcontext()
 
     @property
     def threads(self) -> int:
@@ -95,6 +92,14 @@ class Kernels:
     def table_rows(self, table: Tensor, ids: Tensor) -> Tensor:
         """Rows `ids` `[count]` of `table` `[rows, width]`."""
         return functional.embedding(ids, table)
+
+    def finite(self, x: Tensor) -> bool:
+        """Whether all of `x` `[rows, width]` is; False also where numbers are so large that their sum is not."""
+        return bool(torch.isfinite(x.sum()))
+
+    def floats(self, x: Tensor) -> Tensor:
+        """`x` `[rows, width]` in float32."""
+        return x.float()
 
     def add(self, x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
         """`x + scale * y`."""
@@ -120,6 +125,10 @@ class Kernels:
     def gated_linear(self, gate_up: LinearKernel, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         """`gated(gate_up(x, bias), activation)`, which need not be rounded in between."""
         return self.gated(gate_up(x, bias), activation)
+
+    def angles(self, table: RotaryTable, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """See octavo.ops.rotary."""
+        return rotary.angles(table, positions, lengths)
 
     def rotate_store(
         self,

@@ -1,7 +1,35 @@
 """Rotary position embedding (Su et al. 2021)."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RotaryTable:
+    """How fast the pairs of a head turn."""
+
+    frequencies: Tensor
+    """[1, pairs] float32 angles per position; [2, pairs] where a sequence's length chooses (LongRoPE)."""
+    scales: tuple[float, ...] = (1.0,)
+    """Factors of cos and sin, one for each row of `frequencies`."""
+    switch_length: int | None = None
+    """The longest sequence that the first row serves."""
+
+
+def angles(table: RotaryTable, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin, `[rows, pairs]` float32 each, of what each pair turns by at `positions` `[rows]` int64.
+
+    `lengths` `[rows]` int64 are those of the rows' whole sequences.
+    """
+    device = positions.device
+    frequencies, scale = table.frequencies.to(device), torch.tensor(table.scales, device=device).unsqueeze(1)
+    if table.switch_length is not None:
+        row = (lengths > table.switch_length).long()
+        frequencies, scale = frequencies[row], scale[row]
+    turned = positions.float().unsqueeze(1) * frequencies
+    return turned.cos() * scale, turned.sin() * scale
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 
+from octavo.ops import Kernels
 from octavo.parts.batch import Batch
 from octavo.parts.embedding import Embedding
 from octavo.parts.encoder import CrossAttention, EncoderBatch
@@ -74,6 +75,9 @@ class CausalLM(nn.Module):
                 module.state_index = len(self.states)  # type: ignore[assignment]
                 self.states.append(cast(StateSpec, module.state))
 
+    def prepare(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+
     def encode(self, batch: EncoderBatch) -> None:
         """Run the encoder, and have every cross-attention remember what it needs of the result."""
         assert self.encoder is not None
@@ -125,8 +129,15 @@ class CausalLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`[rows, vocab]` in float32."""
+        return self.adjust(self.project(hidden))
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """The head alone: `[rows, vocab]` in float32, which `adjust` makes logits of."""
         assert self.head is not None
-        logits: Tensor = self.head(hidden).float()
+        return self._kernels.floats(self.head(hidden))
+
+    def adjust(self, logits: Tensor) -> Tensor:
+        """What comes after the head: `[rows, vocab]`, which may be changed in place."""
         if self.logit_scale != 1.0:
             logits = logits * self.logit_scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from octavo.ops import Kernels, RotaryTable
 from octavo.parts.batch import Batch
 
 
@@ -61,19 +62,15 @@ class Rotary(nn.Module):
     def __init__(self, frequencies: Tensor, scale: float = 1.0, interleaved: bool = False) -> None:
         super().__init__()
         # A plain attribute: the table is computed, not loaded, and must not be moved to the meta device.
-        self.frequencies = frequencies
-        self.scale = scale
+        self.table = RotaryTable(frequencies.float().unsqueeze(0), (scale,))
         self.interleaved = interleaved
+
+    def prepare(self, kernels: Kernels) -> None:
+        self._kernels = kernels
 
     def angles(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """cos and sin of the batch's positions, [rows, pairs] float32 each; computed once a step."""
-        return batch.once(id(self), lambda: self._compute(batch))
-
-    def _compute(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        table = self.frequencies.to(batch.positions.device)
-        angles = batch.positions.float().unsqueeze(1) * table
-        cos, sin = angles.cos(), angles.sin()
-        return (cos, sin) if self.scale == 1.0 else (cos.mul_(self.scale), sin.mul_(self.scale))
+        return batch.once(id(self), lambda: self._kernels.angles(self.table, batch.positions, batch.lengths))
 
 
 class LongRotary(Rotary):
@@ -91,14 +88,5 @@ class LongRotary(Rotary):
         self, short: Tensor, long: Tensor, short_scale: float, long_scale: float, switch_length: int, interleaved: bool
     ) -> None:
         super().__init__(short, short_scale, interleaved)
-        self.long, self.long_scale = long, long_scale
         self.switch_length = switch_length
-
-    def _compute(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        is_long = (batch.lengths > self.switch_length).unsqueeze(1)
-        device = is_long.device
-        angles = batch.positions.float().unsqueeze(1) * torch.where(
-            is_long, self.long.to(device), self.frequencies.to(device)
-        )
-        scale = torch.where(is_long, self.long_scale, self.scale)
-        return angles.cos() * scale, angles.sin() * scale
+        self.table = RotaryTable(torch.stack([short, long]), (short_scale, long_scale), switch_length)

@@ -22,23 +22,23 @@ def test_missing_key_is_named() -> None:
 
 
 def test_rotary_scalings() -> None:
-    plain = rotary(Config({}), 8).frequencies
+    plain = rotary(Config({}), 8).table.frequencies[0]
     assert plain.tolist() == pytest.approx([1.0, 0.1, 0.01, 0.001])
     linear = rotary(Config({"rope_scaling": {"type": "linear", "factor": 4.0}}), 8)
-    torch.testing.assert_close(linear.frequencies, plain / 4)
+    torch.testing.assert_close(linear.table.frequencies[0], plain / 4)
     new = rotary(Config({"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}), 4)
-    assert new.frequencies.tolist() == pytest.approx([1.0, 0.1])
+    assert new.table.frequencies[0].tolist() == pytest.approx([1.0, 0.1])
     factors = rotary(Config({"rope_scaling": {"rope_type": "factors", "factors": [1.0, 2.0, 4.0, 8.0]}}), 8)
-    torch.testing.assert_close(factors.frequencies, plain / torch.tensor([1.0, 2.0, 4.0, 8.0]))
+    torch.testing.assert_close(factors.table.frequencies[0], plain / torch.tensor([1.0, 2.0, 4.0, 8.0]))
 
 
 def test_yarn_keeps_fast_pairs_and_slows_slow_ones() -> None:
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
     yarn = rotary(Config({"rope_scaling": scaling, "max_position_embeddings": 16384}), 64)
-    plain = rotary(Config({}), 64).frequencies
-    assert yarn.frequencies[0] == plain[0]
-    assert yarn.frequencies[-1] == pytest.approx(float(plain[-1]) / 4)
-    assert yarn.scale == pytest.approx(0.1 * math.log(4) + 1)
+    plain = rotary(Config({}), 64).table.frequencies[0]
+    assert yarn.table.frequencies[0, 0] == plain[0]
+    assert yarn.table.frequencies[0, -1] == pytest.approx(float(plain[-1]) / 4)
+    assert yarn.table.scales[0] == pytest.approx(0.1 * math.log(4) + 1)
 
 
 @pytest.mark.parametrize(

@@ -141,8 +141,7 @@ def test_restrictions() -> None:
     assert draw(logits, 1, temperature=0, logit_bias={3: 50}) == [3]
     assert draw(logits, 1, temperature=0, min_tokens=1) == [0]  # 2 is the stop token
     assert draw(logits, 1, temperature=0, min_tokens=1, output=[0]) == [2]
-    banned = state(temperature=0)
-    banned.bad_words = [[2], [7, 0]]
+    banned = SamplingState(SamplingParams(temperature=0), 0, [], frozenset(), bad_words=[[2], [7, 0]])
     assert sample(logits[None].clone(), [banned])[0].token_id == 0
     banned.output_token_ids = [7]
     assert sample(logits[None].clone(), [banned])[0].token_id == 1

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from octavo.ops import Kernels
 from octavo.ops.activation import ACTIVATIONS, gelu, gelu_tanh, quick_gelu, relu, relu_squared, silu, softplus
-from octavo.ops.rotary import rotate
+from octavo.ops.rotary import RotaryTable, rotate
 
 REFERENCES: dict[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] = {
     silu: functional.silu,
@@ -111,3 +111,40 @@ def test_rotary_turns_pairs(interleaved: bool, generator: torch.Generator) -> No
         after = torch.complex(got[..., first], got[..., second])
         turn = torch.polar(torch.ones(3), angles[:, pair]).unsqueeze(1)
         torch.testing.assert_close(after, before * turn)
+
+
+@pytest.mark.parametrize("pairs", [1, 16, 20, 64])
+@pytest.mark.parametrize("switch", [None, 5000])
+def test_angles(kernels: Kernels, pairs: int, switch: int | None, generator: torch.Generator) -> None:
+    positions = torch.cat([torch.arange(300), torch.randint(0, 1 << 20, (700,), generator=generator)])
+    lengths = positions + torch.randint(1, 100, (1000,), generator=generator)
+    fast, slow = 10000.0 ** -(torch.arange(pairs) / pairs), torch.rand(pairs, generator=generator)
+    table = RotaryTable(fast.unsqueeze(0))
+    if switch is not None:
+        table = RotaryTable(torch.stack([fast, slow]), (1.5, 2.0), switch)
+    cos, sin = kernels.angles(table, positions, lengths)
+    late = (lengths > (switch or 1 << 40)).unsqueeze(1)
+    scale = 1.0 if switch is None else torch.where(late, 2.0, 1.5)
+    turned = (positions.float().unsqueeze(1) * torch.where(late, slow, fast)).double()  # rounded, as everywhere
+    torch.testing.assert_close(cos.double(), turned.cos() * scale, rtol=0, atol=3e-7)
+    torch.testing.assert_close(sin.double(), turned.sin() * scale, rtol=0, atol=3e-7)
+    for first, rows in ((0, 1), (7, 3), (300, 40)):
+        part = slice(first, first + rows)
+        one = kernels.angles(table, positions[part].contiguous(), lengths[part].contiguous())
+        assert torch.equal(one[0], cos[part])
+        assert torch.equal(one[1], sin[part])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_finite_and_floats(kernels: Kernels, dtype: torch.dtype, generator: torch.Generator) -> None:
+    x = torch.randn(5, 37, generator=generator).to(dtype)
+    assert torch.equal(kernels.floats(x), x.float())
+    assert kernels.floats(x).dtype == torch.float32
+    assert kernels.finite(x)
+    assert kernels.finite(x[:0])
+    for value in (torch.inf, -torch.inf, torch.nan):
+        for row, column in ((0, 0), (4, 36), (2, 17)):
+            broken = x.clone()
+            broken[row, column] = value
+            assert not kernels.finite(broken)
+            assert kernels.finite(broken[:row])

@@ -1,8 +1,9 @@
 """The compiled core's operations over tensors. Shapes and meaning are those of the reference in octavo.ops.kernels."""
 
+import ctypes
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import astuple
 from itertools import groupby
 
@@ -17,6 +18,7 @@ from octavo.ops.memory import Arena
 from octavo.ops.native import recording
 from octavo.ops.native.library import Library
 from octavo.ops.native.weights import TYPES, PackedWeight, pack, quantize
+from octavo.ops.rotary import RotaryTable
 from octavo.ops.sampling import DrawBy, as_array
 from octavo.ops.scan import RecurrentPlan, ScanInput
 from octavo.ops.weights import KINDS, StoredRows, of_floats
@@ -39,6 +41,8 @@ SCAN_WIDTHS = frozenset([*range(1, 65), *range(113, 129)])
 """Values of state a channel that the scan is compiled for."""
 CONVOLUTION_TAPS = frozenset([2, 3, 4])
 MAX_HEAD_DIM = 1024
+NEVER = (1 << 63) - 1
+"""A length that no sequence has."""
 PANEL = 16
 """Outputs of a weight that are packed together."""
 PAIRED_TOKENS = 16
@@ -134,15 +138,12 @@ class NativeKernels(Kernels):
         finally:
             torch.set_num_threads(before)
 
-    def record(self, function: Callable[[], Tensor], rows: int) -> recording.Program | None:
+    def record(self, function: Callable[[], tuple[Tensor, ...]], rows: int) -> recording.Program | None:
         try:
             return recording.record(self.library, function, rows)
         except NotRecordableError as error:
             log.info("decode steps are run operation by operation: %s", error)
             return None
-
-    def outside_recording(self) -> AbstractContextManager[None]:
-        return recording.outside(self.library)
 
     @property
     def threads(self) -> int:
@@ -196,6 +197,20 @@ class NativeKernels(Kernels):
         self._run(operation, x.numel() // width, *addresses, width, *settings, TYPES[x.dtype])
         return out
 
+    def finite(self, x: Tensor) -> bool:
+        x = self._together(x)
+        poison = ctypes.c_float()
+        self._run("poison", x.shape[0], x.data_ptr(), x.shape[1], TYPES[x.dtype], ctypes.addressof(poison))
+        return poison.value == 0.0
+
+    def floats(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float32:
+            return x
+        x = self._together(x)
+        out = torch.empty(x.shape)
+        self._run("widen", x.shape[0], x.data_ptr(), out.data_ptr(), x.shape[1], TYPES[x.dtype])
+        return out
+
     def add(self, x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
         return self._by_rows("add", (x, y), scale)
 
@@ -235,6 +250,24 @@ class NativeKernels(Kernels):
         out = torch.empty(x.shape[0], parts[0].outputs // 2, dtype=x.dtype)
         parts[0].multiply(x, out, 0, bias, ACTIVATIONS[activation])
         return out
+
+    def angles(self, table: RotaryTable, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        rows, pairs = len(positions), table.frequencies.shape[1]
+        cos, sin = torch.empty(rows, pairs), torch.empty(rows, pairs)
+        self._run(
+            "angles",
+            rows,
+            positions.data_ptr(),
+            lengths.data_ptr(),
+            table.frequencies.data_ptr(),
+            pairs,
+            cos.data_ptr(),
+            sin.data_ptr(),
+            table.scales[0],
+            table.scales[-1],
+            NEVER if table.switch_length is None else table.switch_length,
+        )
+        return cos, sin
 
     def rotate_store(
         self,
@@ -410,6 +443,8 @@ class NativeKernels(Kernels):
     def choose(self, logits: Tensor, by: Sequence[DrawBy]) -> Tensor:
         logits = self._together(logits)
         rows, vocab = logits.shape
-        how, tokens = as_array(by), torch.empty(rows, dtype=torch.int64)
-        self._run("choose", rows, logits.data_ptr(), vocab, vocab, how.ctypes.data, tokens.data_ptr())
+        how = as_array(by) if any(b.temperature for b in by) else None
+        tokens = torch.empty(rows, dtype=torch.int64)
+        address = None if how is None else how.ctypes.data
+        self._run("choose", rows, logits.data_ptr(), vocab, vocab, address, tokens.data_ptr())
         return tokens

@@ -27,6 +27,7 @@ _ARGUMENTS = {
     "activate": "7q",
     "add": "5qdq",
     "add_norm": "7qdq",
+    "angles": "7qddq",
     "attention": "13qdd9q",
     "causal_conv": "13q",
     "choose": "6q",
@@ -35,6 +36,7 @@ _ARGUMENTS = {
     "layer_norm": "6qdq",
     "linear": "13q",
     "pack": "5q",
+    "poison": "5q",
     "quantize": "6q",
     "rms_norm": "5qdq",
     "rotate_store": "17q",
@@ -43,6 +45,7 @@ _ARGUMENTS = {
     "table_rows": "5q",
     "weight_rows": "7qd",
     "weighted_sum": "7q",
+    "widen": "5q",
 }
 """Arguments of each operation, as struct spells them: whole numbers and pointers (q), floats (d)."""
 pack_header = Struct("<qq").pack

@@ -8,8 +8,7 @@ whose result decides what comes next ends the attempt.
 
 import ctypes
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -136,8 +135,10 @@ class Recording:
 class Program:
     """A recorded step: runs of the core's operations, and what PyTorch computes between them."""
 
-    def __init__(self, library: Library, recording: Recording, rows: int, result: Tensor, arena: _Arena) -> None:
-        self._library, self._rows, self._result, self._arena = library, rows, result, arena
+    def __init__(
+        self, library: Library, recording: Recording, rows: int, results: tuple[Tensor, ...], arena: _Arena
+    ) -> None:
+        self._library, self._rows, self._results, self._arena = library, rows, results, arena
         self._parts: list[tuple[bytes, int] | Callable[[], object]] = []
         native: list[tuple[str, Sequence[float]]] = []
         for operation in (*recording.operations, None):
@@ -151,17 +152,17 @@ class Program:
                 self._parts.append(operation)
         self.whole = any(callable(part) for part in self._parts)
 
-    def run(self, rows: int) -> Tensor:
-        """Compute the first `rows` rows. The result is overwritten by the next run."""
+    def run(self, rows: int) -> tuple[Tensor, ...]:
+        """Compute the first `rows` rows. The results are overwritten by the next run."""
         for part in self._parts:
             if isinstance(part, tuple):
                 self._library.run_program(*part, self._rows, rows)
             else:
                 part()
-        return self._result[:rows]
+        return tuple(result[:rows] for result in self._results)
 
 
-def record(library: Library, function: Callable[[], Tensor], rows: int) -> Program:
+def record(library: Library, function: Callable[[], tuple[Tensor, ...]], rows: int) -> Program:
     """The operations of `function`, which works on buffers of `rows` rows.
 
     Raises NotRecordableError where its operations depend on values.
@@ -170,18 +171,7 @@ def record(library: Library, function: Callable[[], Tensor], rows: int) -> Progr
     library.recording = recording
     try:
         with _Watch(arena, recording):
-            result = function()
+            results = function()
     finally:
         library.recording = None
-    return Program(library, recording, rows, result, arena)
-
-
-@contextmanager
-def outside(library: Library) -> Iterator[None]:
-    """Compute as usual in the midst of a recording: what is recorded reads the result's memory."""
-    recording, library.recording = library.recording, None
-    try:
-        with _disable_current_modes():
-            yield
-    finally:
-        library.recording = recording
+    return Program(library, recording, rows, results, arena)

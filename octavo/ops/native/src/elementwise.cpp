@@ -138,6 +138,27 @@ OPERATION(layer_norm) {
     }))
 }
 
+// rows, x, out, width, type: out = x in float32
+OPERATION(widen) {
+    const int64_t width = a[3].i;
+    WITH_TYPE(a[4].i, T, over_rows(a[0].i, width, [&](int64_t r) {
+        const T* x = at<T>(a[1]) + r * width;
+        float* out = at<float>(a[2]) + r * width;
+        for_vectors(width, [&](int64_t i, int n) { put(out + i, take(x + i, n), n); });
+    }))
+}
+
+// rows, x, width, type, out: 0, or not a number where a value is not finite
+OPERATION(poison) {
+    const int64_t width = a[2].i;
+    vec total = {};
+    WITH_TYPE(a[3].i, T, for (int64_t r = 0; r < a[0].i; ++r) {
+        const T* x = at<T>(a[1]) + r * width;
+        for_vectors(width, [&](int64_t i, int n) { total = fmadd(take(x + i, n), vec{}, total); });
+    })
+    *at<float>(a[4]) = sum(total);
+}
+
 // rows, x, y, out, width, scale, type: out = x + scale * y
 OPERATION(add) {
     const int64_t width = a[4].i;
@@ -190,6 +211,24 @@ OPERATION(weighted_sum) {
 OPERATION(activate) {
     WITH_TYPE(a[6].i, T,
               activate_rows(at<T>(a[1]), at<T>(a[2]), a[0].i, a[3].i, static_cast<int>(a[4].i), a[5].i != 0))
+}
+
+// rows, positions, lengths, frequencies [one or two][pairs], pairs, cos, sin, scale, scale of the second frequencies, the
+// length beyond which sequences take those
+OPERATION(angles) {
+    const int64_t pairs = a[4].i;
+    over_rows(a[0].i, 8 * pairs, [&](int64_t r) {
+        const bool second = at<int64_t>(a[2])[r] > a[9].i;
+        const float* frequencies = at<float>(a[3]) + (second ? pairs : 0);
+        const auto position = static_cast<float>(at<int64_t>(a[1])[r]);
+        const vec scale = broadcast(static_cast<float>(second ? a[8].f : a[7].f));
+        for_vectors(pairs, [&](int64_t i, int n) {
+            vec sine, cosine;
+            sine_cosine(take(frequencies + i, n) * position, &sine, &cosine);
+            put(at<float>(a[5]) + r * pairs + i, cosine * scale, n);
+            put(at<float>(a[6]) + r * pairs + i, sine * scale, n);
+        });
+    });
 }
 
 // tokens, qkv, cos, sin, query, keys, values, slots, block size, heads, kv heads, dim, pairs, interleaved, type,

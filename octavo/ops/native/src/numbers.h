@@ -292,6 +292,30 @@ INLINE vec power_of_2(vec x) {
 #endif
 }
 
+// Sine and cosine of x below 2^30 in size, to 2e-7: what is left of it after quarter turns, taken off in double
+// precision, goes into polynomials on [-pi/4, pi/4] (Cephes' coefficients).
+INLINE void sine_cosine(vec x, vec* sine, vec* cosine) {
+    typedef double dvec __attribute__((vector_size(128)));
+    typedef int64_t lvec __attribute__((vector_size(128)));
+    const dvec magic = dvec{} + 0x1.8p52;
+    const dvec whole = __builtin_convertvector(x, dvec);
+    const dvec turned = whole * 0x1.45f306dc9c883p-1 + magic, quarters = turned - magic;
+    // The first part of pi/2 has so few bits that its product is exact.
+    const dvec rest = (whole - quarters * 0x1.921fb54p0) - quarters * 0x1.10b4611a62633p-30;
+    const vec r = __builtin_convertvector(rest, vec), square = r * r;
+    const ivec quarter = __builtin_convertvector(bit_cast<lvec>(turned), ivec);
+    vec s = fmadd(square, broadcast(-1.9515295891e-4f), broadcast(8.3321608736e-3f));
+    s = fmadd(s, square, broadcast(-1.6666654611e-1f));
+    s = fmadd(s * square, r, r);
+    vec c = fmadd(square, broadcast(2.443315711809948e-5f), broadcast(-1.388731625493765e-3f));
+    c = fmadd(c, square, broadcast(4.166664568298827e-2f));
+    c = fmadd(c * square, square, fmadd(square, broadcast(-0.5f), broadcast(1.0f)));
+    const ivec swapped = (quarter & 1) != 0;
+    const vec to_sine = swapped ? c : s, to_cosine = swapped ? s : c;
+    *sine = bit_cast<vec>(bit_cast<ivec>(to_sine) ^ ((quarter & 2) << 30));
+    *cosine = bit_cast<vec>(bit_cast<ivec>(to_cosine) ^ (((quarter + 1) & 2) << 30));
+}
+
 INLINE vec hyperbolic_tangent(vec x) {
     // Beyond 10 it is 1 to the last bit, and the exponential would overflow further out.
     const vec bounded = x < -10.0f ? broadcast(-10.0f) : (x > 10.0f ? broadcast(10.0f) : x);

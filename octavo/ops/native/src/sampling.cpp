@@ -39,18 +39,9 @@ public:
     // -1 where the row has a value that is not a number, or an infinite one.
     int64_t choose(const Choice& choice) {
         const float infinity = std::numeric_limits<float>::infinity();
-        vec peaks = broadcast(-infinity);
-        ivec strange = {};
-        for (int64_t i = 0; i < vocab_; i += LANES) {
-            const vec v = logits(i, -infinity);
-            peaks = larger(peaks, v);
-            strange |= v != v;
-        }
-        peak_ = highest(peaks);
-        for (int i = 0; i < LANES; ++i)
-            if (strange[i]) return -1;
-        if (peak_ == infinity) return -1;
-        if (choice.temperature == 0.0 || peak_ == -infinity) return likeliest();
+        const int64_t likeliest = find_peak();
+        if (likeliest < 0 || peak_ == infinity) return -1;
+        if (choice.temperature == 0.0 || peak_ == -infinity) return likeliest;
         weigh(static_cast<float>(1.0 / choice.temperature), choice.min_p);
         const auto top_k = static_cast<int64_t>(choice.top_k);
         if ((top_k > 0 && top_k < vocab_) || choice.top_p < 1.0) {
@@ -67,10 +58,25 @@ private:
         return v;
     }
 
-    int64_t likeliest() const {
-        for (int64_t i = 0; i < vocab_; ++i)
-            if (logits_[i] == peak_) return i;
-        return 0;
+    // The highest logit, and the first that has it; -1 where one is not a number.
+    int64_t find_peak() {
+        const float lowest = -std::numeric_limits<float>::infinity();
+        vec peaks = broadcast(lowest);
+        ivec places = {}, strange = {};  // where each lane's peak is: the first of its equals
+        for (int64_t i = 0; i < vocab_; i += LANES) {
+            const vec v = logits(i, lowest);
+            const ivec higher = v > peaks;
+            peaks = higher ? v : peaks;
+            places = higher ? broadcast(static_cast<int32_t>(i / LANES)) : places;
+            strange |= v != v;
+        }
+        peak_ = highest(peaks);
+        int64_t first = vocab_;
+        for (int lane = 0; lane < LANES; ++lane) {
+            if (strange[lane]) return -1;
+            if (peaks[lane] == peak_) first = std::min<int64_t>(first, int64_t{places[lane]} * LANES + lane);
+        }
+        return first;
     }
 
     // Each token's probability, up to a common factor, and its bucket.
@@ -180,12 +186,14 @@ private:
 
 }  // namespace
 
-// rows, logits, numbers between rows, vocabulary, [rows][5] of temperature, min_p, top_k, top_p and draw, tokens
+// rows, logits, numbers between rows, vocabulary, [rows][5] of temperature, min_p, top_k, top_p and draw (null: of
+// every row the likeliest), tokens
 OPERATION(choose) {
     const auto* choices = at<Choice>(a[4]);
+    static constexpr Choice GREEDY{0.0, 0.0, 0.0, 1.0, 0.0};
     parallel(a[0].i, 1, [&](int64_t first, int64_t last) {
         for (int64_t r = first; r < last; ++r) {
-            at<int64_t>(a[5])[r] = Row(at<float>(a[1]) + r * a[2].i, a[3].i).choose(choices[r]);
+            at<int64_t>(a[5])[r] = Row(at<float>(a[1]) + r * a[2].i, a[3].i).choose(choices ? choices[r] : GREEDY);
         }
     });
 }
