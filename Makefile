@@ -22,10 +22,11 @@ test: $(READY)  ## all tests; ARGS="-k name" for some
 SANITIZED := build/sanitized
 CHECKS := -fsanitize=address,undefined -fno-sanitize-recover=all
 # The core's own tests with a build that stops at a wrong address or undefined behaviour: the machine's best
-# instruction set, and the one that every machine has.
+# instruction set, the one that every machine has, and (x86-64) AMX, whose instructions C++ stands in for.
 sanitize: $(READY)  ## the compiled core's tests under the address and undefined-behaviour sanitizers
-	CXXFLAGS="$(CHECKS)" LDFLAGS="$(CHECKS)" \
-	OCTAVO_INSTRUCTIONS=$$($(BIN)/python -c 'from octavo.ops.native import runnable; print(",".join({runnable()[0], "base"}))') \
+	CXXFLAGS="$(CHECKS) -DOCTAVO_EMULATE_TILES" LDFLAGS="$(CHECKS)" \
+	OCTAVO_INSTRUCTIONS=$$($(BIN)/python -c 'from octavo.ops.native.library import INSTRUCTIONS, runnable; \
+	  print(",".join({runnable()[0], "base"} | ({"amx"} & {*INSTRUCTIONS})))') \
 	$(BIN)/python setup.py -q build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 OCTAVO_CORE=$(SANITIZED)/octavo/ops/native \

@@ -18,7 +18,11 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     AVX2 = ["-mavx2", "-mfma", "-mf16c"]
     AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
     VNNI = [*AVX512, "-mavx512vnni"]
-    INSTRUCTIONS |= {"avx2": AVX2, "avx512": AVX512, "avx512_vnni": VNNI, "avx512_bf16": [*VNNI, "-mavx512bf16"]}
+    BF16 = [*VNNI, "-mavx512bf16"]
+    AMX = [*BF16, "-mamx-tile", "-mamx-int8"]
+    INSTRUCTIONS |= {"avx2": AVX2, "avx512": AVX512, "avx512_vnni": VNNI, "avx512_bf16": BF16, "amx": AMX}
+elif platform.machine().lower() in ("aarch64", "arm64"):
+    INSTRUCTIONS |= {"dotprod": ["-march=armv8.2-a+dotprod"]}
 
 
 class BuildLibraries(build_ext):

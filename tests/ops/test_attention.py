@@ -130,7 +130,7 @@ def test_agrees_with_the_plain_formula(
     for (row, start, q), got in zip(queries, cache.attend(queries, **options), strict=True):
         # A chunk may not look at keys after its end, though they are there.
         want = cache.reference(row, start, q, **options)
-        if dtype == torch.bfloat16 and kernels.name == "native (avx512_bf16)":
+        if dtype == torch.bfloat16 and kernels.bfloat16_pairs:
             # The processor's product of bfloat16 pairs: queries and weights are rounded too, to 8 bits. A score of
             # 10, which widths of 256 reach here, is off by 10 / 512, so that a weight is by 2%.
             torch.testing.assert_close(got.double(), want, rtol=4e-2, atol=4e-2)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import octavo.ops.native.library as library_module
 from octavo.ops import Kernels, choose_kernels, memory
-from octavo.ops.native import Library, load, runnable, threads
+from octavo.ops.native import Library, load, runnable, threads, trial
 from octavo.ops.native.kernels import NativeKernels
 from octavo.ops.native.recording import Recording
 
@@ -197,6 +197,40 @@ def test_without_the_core_the_reference_serves(
         monkeypatch.undo()
         load.cache_clear()
         library_module.runnable.cache_clear()
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_a_library_on_trial_serves_where_it_is_better(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, good: bool
+) -> None:
+    best, *_, plain = runnable()
+    monkeypatch.setattr(library_module, "runnable", lambda: (best, plain))
+    monkeypatch.setattr(library_module, "ON_TRIAL", best)
+    monkeypatch.setattr(trial, "proves_itself", lambda library, before: good)
+    with caplog.at_level(logging.INFO, "octavo"):
+        chosen = load.__wrapped__()
+    assert chosen is not None
+    assert chosen.name == (best if good else plain)
+    assert f"for {chosen.name} serves" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("wrong_bits", "seconds", "proven"), [(0, (1.0, 2.0), True), (1, (1.0, 2.0), False), (0, (2.0, 1.0), False)]
+)
+def test_a_trial_is_of_every_bit_and_of_speed(
+    monkeypatch: pytest.MonkeyPatch, wrong_bits: int, seconds: tuple[float, float], proven: bool
+) -> None:
+    library, before = Library(runnable()[0]), Library(runnable()[0])
+    measured = trial._product
+
+    def product(candidate: Library, x: Tensor, weight: Tensor, kind: int) -> tuple[Tensor, float]:
+        result, _ = measured(candidate, x, weight, kind)
+        if candidate is library:
+            result.view(torch.int32)[5, 7] ^= wrong_bits
+        return result, seconds[candidate is before]
+
+    monkeypatch.setattr(trial, "_product", product)
+    assert trial.proves_itself(library, before) is proven
 
 
 @pytest.mark.skipif("OCTAVO_CORE" not in os.environ, reason="only `make sanitize` builds with sanitizers")

@@ -118,7 +118,7 @@ class NativeKernels(Kernels):
         super().__init__(torch.device("cpu"))
         self.library = library
         self.name = f"native ({library.name})"
-        self.bfloat16_pairs = library.name == "avx512_bf16"
+        self.bfloat16_pairs = library.name in ("avx512_bf16", "amx")
         self._run = library.run
         self._memory = Arena()
 

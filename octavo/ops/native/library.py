@@ -8,6 +8,7 @@ import ctypes
 import functools
 import logging
 import os
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 from struct import Struct
@@ -20,8 +21,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("octavo")
 
-INSTRUCTIONS = ("base", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
-"""The libraries, by the instruction set that they need, each including those before it."""
+IS_ARM = platform.machine().lower() in ("aarch64", "arm64")
+INSTRUCTIONS = ("base", "dotprod") if IS_ARM else ("base", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
+"""The libraries of this architecture, by the instruction set that they need, each including those before it."""
+
+ON_TRIAL = "amx"
+"""It was never run where it was made, and is chosen where it proves to be right and faster."""
 
 _ARGUMENTS = {
     "activate": "7q",
@@ -123,13 +128,27 @@ class Library:
         return int(self._library.octavo_row_bytes(*map(ctypes.c_int64, (kind, width))))
 
 
+def _tried(library: Library, name: str) -> Library:
+    """The library, or the one named where that serves better."""
+    from octavo.ops.native.trial import proves_itself
+
+    before = Library(name)
+    chosen, other = (library, before) if proves_itself(library, before) else (before, library)
+    log.info("the compiled core for %s serves; it was tried beside the one for %s", chosen.name, other.name)
+    other.set_threads(1)
+    return chosen
+
+
 @functools.cache
 def load() -> Library | None:
     """The best library for this processor, or None, with one line that says why."""
-    for name in runnable():
+    names = iter(runnable())
+    for name in names:
         try:
-            return Library(name)
+            library = Library(name)
         except OSError as error:
             log.warning("the compiled core for %s does not load (%s)", name, error)
+            continue
+        return _tried(library, next(names)) if name == ON_TRIAL else library
     log.info("no compiled core (was there a C++ compiler at installation?); the PyTorch reference computes")
     return None

@@ -13,6 +13,7 @@
 namespace octavo {
 
 constexpr int TILE = 8;       // rows that share each vector of weights that is loaded
+constexpr int WIDE_TILE = 16;
 constexpr int GROUP = 128;    // columns that are summed before the sum joins the others
 constexpr int AHEAD = 4096;   // bytes of weights asked for before they are needed
 
@@ -42,18 +43,19 @@ struct Product {
     INLINE int64_t target(int64_t row) const { return targets == nullptr ? row : targets[row]; }
 };
 
-// Rows in tiles of 8, the last one of 1, 4 or 8.
+// Rows in tiles of 8, the last one of 1, 4 or 8; before them some of 16, where the processor has products for those.
 struct Tiles {
-    int64_t rows, whole;
+    int64_t rows, wide, whole;
     int last;
 
-    explicit Tiles(int64_t rows) : rows(rows), whole(rows / TILE) {
-        const int rest = static_cast<int>(rows % TILE);
+    explicit Tiles(int64_t rows, int64_t wide = 0) : rows(rows), wide(wide), whole((rows - wide * WIDE_TILE) / TILE) {
+        const int rest = static_cast<int>((rows - wide * WIDE_TILE) % TILE);
         last = rest <= 1 ? rest : rest <= 4 ? 4 : 8;
     }
-    int64_t count() const { return whole + (last != 0); }
-    int64_t padded_rows() const { return whole * TILE + last; }
-    int size(int64_t tile) const { return tile < whole ? TILE : last; }
+    int64_t count() const { return wide + whole + (last != 0); }
+    int64_t padded_rows() const { return first_row(wide + whole) + last; }
+    INLINE int64_t first_row(int64_t tile) const { return tile * TILE + std::min(tile, wide) * (WIDE_TILE - TILE); }
+    INLINE int size(int64_t tile) const { return tile < wide ? WIDE_TILE : tile < wide + whole ? TILE : last; }
 };
 
 // f(std::integral_constant) with the tile's size as a constant.

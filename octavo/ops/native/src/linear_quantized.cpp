@@ -1,12 +1,13 @@
 // Products with quantized weights. Activations become int8, with a scale for each 128 of a row's values; products of
 // codes are summed exactly, in integers, within a block of weights, and blocks in float32.
 #include "linear.h"
+#include "tiles.h"
 
 namespace octavo {
 namespace {
 
 // Without wide vectors an operation is many instructions, and unrolling only makes the code long.
-#if defined(__AVX2__)
+#if defined(__AVX2__) || defined(__ARM_FEATURE_DOTPROD)
 #define UNROLL _Pragma("GCC unroll 8")
 #else
 #define UNROLL _Pragma("GCC unroll 1")
@@ -22,6 +23,13 @@ struct Shape {
 };
 template <typename F>
 using ShapeOf = Shape<F::BLOCK, F::HAS_LOW, F::BY_CHANNEL, F::WIDE>;
+
+// What dot4 takes off WIDE codes, where the instruction wants numbers that have signs.
+#if defined(__ARM_FEATURE_DOTPROD)
+constexpr int TAKEN_OFF = 128;
+#else
+constexpr int TAKEN_OFF = 0;
+#endif
 
 // acc + the products of 4 columns of 16 outputs' codes with 4 activations. WIDE codes take all 8 bits.
 template <bool WIDE>
@@ -57,6 +65,15 @@ INLINE ivec dot4(ivec acc, bytes64 codes, const int8_t* x) {
         }
     }
     return load_as<ivec>(a);
+#elif defined(__ARM_FEATURE_DOTPROD)
+    int8x16_t w[4];
+    int32x4_t a[4];
+    const bytes64 with_sign = WIDE ? codes ^ 0x80 : codes;
+    std::memcpy(w, &with_sign, sizeof w);
+    std::memcpy(a, &acc, sizeof a);
+    const int8x16_t b = vreinterpretq_s8_s32(vdupq_n_s32(four));
+    for (int i = 0; i < 4; ++i) a[i] = vdotq_s32(a[i], w[i], b);
+    return load_as<ivec>(a);
 #else
     const uvec w = bit_cast<uvec>(codes);
     for (int i = 0; i < 4; ++i) acc += bit_cast<ivec>((w >> (8 * i)) & 255) * static_cast<int32_t>(x[i]);
@@ -64,7 +81,7 @@ INLINE ivec dot4(ivec acc, bytes64 codes, const int8_t* x) {
 #endif
 }
 
-// A tile's activations: codes [columns / 4][rows][4], then sums [columns / SUMMED][rows], then scales [groups][rows].
+// A tile's activations: codes [columns / 4][rows][4] (a wide tile's [rows][columns]), then sums [columns / SUMMED][rows], then scales [groups][rows].
 // Sums are what the weights' zero takes off, in integers, or what their low is multiplied with, as floats.
 template <typename S>
 struct Activations {
@@ -230,6 +247,72 @@ __attribute__((noinline)) void multiply(const Weights& w, const Activations<S>& 
     for (int r = 0; r < R; ++r) out[r] = acc[r];
 }
 
+#if HAS_TILES
+constexpr bool WIDE_TILES = true;
+
+template <typename S>
+void shape_tiles() {
+    TileShapes shapes;
+    for (int t = 0; t < 6; t += 3) {
+        shapes.set(t, WIDE_TILE, 4 * PANEL);               // products of codes
+        shapes.set(t + 1, WIDE_TILE, S::BLOCK);            // activations
+        shapes.set(t + 2, S::BLOCK / 4, 4 * PANEL);        // weights
+    }
+    TILE_CONFIGURE(shapes);
+}
+
+// 16 rows with one panel: what multiply() computes to the last bit, for integers are exact in any order.
+template <typename S>
+__attribute__((noinline)) void multiply_wide(const Unpacked<S>& w, const Activations<S>& of, const uint8_t* tile,
+                                             vec* out) {
+    constexpr int R = WIDE_TILE;
+    const int8_t* x = of.codes(tile);
+    const int32_t* sums = of.sums_at(tile, R);
+    const float* scales = of.scales_at(tile, R);
+    alignas(64) int32_t dots[GROUP / S::BLOCK][R][PANEL];
+    for (int r = 0; r < R; ++r) out[r] = vec{};
+    for (int64_t first = 0, group = 0; first < of.columns; first += GROUP, ++group) {
+        const int blocks = static_cast<int>((std::min<int64_t>(first + GROUP, of.columns) - first) / S::BLOCK);
+        const auto* codes = w.codes + first * PANEL;
+        if (S::BY_CHANNEL) TILE_ZERO(0);
+        for (int b = 0; b < blocks; b += 2) {  // two at a time: one's products are awaited while the other's run
+            if (!S::BY_CHANNEL) TILE_ZERO(0);
+            TILE_LOAD(1, x + first + b * S::BLOCK, of.columns);
+            TILE_LOAD(2, codes + b * S::BLOCK * PANEL, 4 * PANEL);
+            TILE_PRODUCT(0, 1, 2);
+            if (b + 1 < blocks) {
+                TILE_LOAD(4, x + first + (b + 1) * S::BLOCK, of.columns);
+                TILE_LOAD(5, codes + (b + 1) * S::BLOCK * PANEL, 4 * PANEL);
+                if (S::BY_CHANNEL) {
+                    TILE_PRODUCT(0, 4, 5);
+                } else {
+                    TILE_ZERO(3);
+                    TILE_PRODUCT(3, 4, 5);
+                    TILE_STORE(3, dots[b + 1], 4 * PANEL);
+                }
+            }
+            if (!S::BY_CHANNEL) TILE_STORE(0, dots[b], 4 * PANEL);
+        }
+        if (S::BY_CHANNEL) TILE_STORE(0, dots[0], 4 * PANEL);
+        for (int r = 0; r < R; ++r) {
+            vec total = {};
+            if (S::BY_CHANNEL) total = to_float(load_as<ivec>(dots[0][r]) + broadcast(sums[group * R + r]));
+            for (int b = 0; b < (S::BY_CHANNEL ? 0 : blocks); ++b) {
+                const int64_t block = first / S::BLOCK + b;
+                const ivec with_zero = load_as<ivec>(dots[b][r]) + (S::HAS_LOW ? ivec{} : broadcast(sums[block * R + r]));
+                total = fmadd(to_float(with_zero), load(w.scales + block * PANEL), total);
+                if (S::HAS_LOW) {
+                    total = fmadd(load(w.lows + block * PANEL), broadcast(bit_cast<float>(sums[block * R + r])), total);
+                }
+            }
+            out[r] = fmadd(total, broadcast(scales[group * R + r]), out[r]);
+        }
+    }
+}
+#else
+constexpr bool WIDE_TILES = false;
+#endif
+
 template <typename S>
 void quantize_rows(const Product& p, const Activations<S>& of, const Tiles& tiles, uint8_t* activations) {
     parallel(tiles.count(), std::max<int64_t>(1, 8192 / (of.columns * TILE)), [&](int64_t first, int64_t last) {
@@ -238,14 +321,16 @@ void quantize_rows(const Product& p, const Activations<S>& of, const Tiles& tile
         auto* x = reinterpret_cast<float*>(room);
         auto* codes = reinterpret_cast<int8_t*>(room + of.columns * sizeof(float));
         for (int64_t t = first; t < last; ++t) {
-            uint8_t* tile = activations + t * TILE * of.row_bytes();
+            const int64_t row = tiles.first_row(t);
+            uint8_t* tile = activations + row * of.row_bytes();
             const int size = tiles.size(t);
+            int8_t* to = size == WIDE_TILE ? reinterpret_cast<int8_t*>(tile) : codes;
             for (int r = 0; r < size; ++r) {
                 // Rows past the last are the last once more, and nobody reads their results.
-                read_row(p, std::min(t * TILE + r, p.rows - 1), x, of.columns);
-                of.quantize(x, tile, r, size, codes + r * of.columns);
+                read_row(p, std::min(row + r, p.rows - 1), x, of.columns);
+                of.quantize(x, tile, r, size, to + r * of.columns);
             }
-            of.interleave(codes, tile, size);
+            if (size < WIDE_TILE) of.interleave(codes, tile, size);
         }
     });
 }
@@ -254,31 +339,37 @@ void quantize_rows(const Product& p, const Activations<S>& of, const Tiles& tile
 template <typename F>
 constexpr bool UNPACKS = F::UNIT > CHUNK;
 constexpr int64_t MANY_TILES = 5;
+constexpr int64_t MANY_ROWS = 64;  // with fewer, unpacking for wide tiles takes longer than these save
 
 template <typename F>
 void product(const Product& p) {
     using S = ShapeOf<F>;
     static thread_local Scratch scratch;
-    const Activations<S> of{round_up(p.width, F::UNIT), F::ZERO};
-    const Tiles tiles(p.rows);
+    static_assert(!(F::WIDE && F::HAS_LOW), "a low stands for no zero, and could not make up for what is taken off");
+    const Activations<S> of{round_up(p.width, F::UNIT), F::ZERO - (F::WIDE ? TAKEN_OFF : 0)};
+    const Tiles tiles(p.rows, WIDE_TILES && p.rows >= MANY_ROWS ? p.rows / WIDE_TILE : 0);
     uint8_t* activations = scratch.get(tiles.padded_rows() * of.row_bytes());
     quantize_rows(p, of, tiles, activations);
 
     const int64_t panels = p.panels(), bytes = panel_bytes<F>(of.columns);
     parallel(panels, even_grain(panels, tiles.count() == 1 ? 4 : 32), [&](int64_t first, int64_t last) {
         static thread_local Scratch unpacking;
+#if HAS_TILES
+        if (tiles.wide > 0) shape_tiles<S>();
+#endif
         for (int64_t panel = first; panel < last; ++panel) {
             const uint8_t* start = p.weights + panel * bytes;
             const uint8_t* other = p.gated() ? start + panels * bytes : start;
             const auto run = [&](const auto& weights, const auto& others, int64_t tile) {
-                with_size(tiles.size(tile), [&](auto size) {
+                using Weights = std::decay_t<decltype(weights)>;
+                const int64_t row = tiles.first_row(tile);
+                const uint8_t* x = activations + row * of.row_bytes();
+                const auto rows_of = [&](auto size, const auto& product_with) {
                     constexpr int R = decltype(size)::value;
-                    using Weights = std::decay_t<decltype(weights)>;
-                    const uint8_t* x = activations + tile * TILE * of.row_bytes();
                     vec out[R], more[R];
                     clear(more);
-                    multiply<S, Weights, R>(weights, of, x, out);
-                    if (p.gated()) multiply<S, Weights, R>(others, of, x, more);
+                    product_with(weights, out);
+                    if (p.gated()) product_with(others, more);
                     if (F::BY_CHANNEL) {
                         const vec scale = load(reinterpret_cast<const float*>(start));
                         const vec of_others = load(reinterpret_cast<const float*>(other));
@@ -287,15 +378,26 @@ void product(const Product& p) {
                             more[r] *= of_others;
                         }
                     }
-                    for (int r = 0; r < R && tile * TILE + r < p.rows; ++r) {
-                        emit(p, tile * TILE + r, panel, out[r], more[r]);
+                    for (int r = 0; r < R && row + r < p.rows; ++r) emit(p, row + r, panel, out[r], more[r]);
+                };
+#if HAS_TILES
+                if constexpr (std::is_same_v<Weights, Unpacked<S>>) {
+                    if (tiles.size(tile) == WIDE_TILE) {
+                        return rows_of(std::integral_constant<int, WIDE_TILE>(),
+                                       [&](const Weights& w, vec* out) { multiply_wide<S>(w, of, x, out); });
                     }
+                }
+#endif
+                with_size(tiles.size(tile), [&](auto size) {
+                    rows_of(size, [&](const Weights& w, vec* out) {
+                        multiply<S, Weights, decltype(size)::value>(w, of, x, out);
+                    });
                 });
             };
             const Packed<F> packed{start + panel_start<F>()}, others{other + panel_start<F>()};
-            if (!UNPACKS<F> || tiles.count() < MANY_TILES) {
+            if (tiles.wide == 0 && (!UNPACKS<F> || tiles.count() < MANY_TILES)) {
                 for (int64_t tile = 0; tile < tiles.count(); ++tile) run(packed, others, tile);
-            } else if constexpr (UNPACKS<F>) {
+            } else if constexpr (UNPACKS<F> || WIDE_TILES) {
                 const int64_t size = round_up(Unpacked<S>::bytes(of.columns), 64);
                 uint8_t* room = unpacking.get(2 * size);
                 const Unpacked<S> unpacked(packed, of.columns, room);
@@ -303,6 +405,9 @@ void product(const Product& p) {
                 for (int64_t tile = 0; tile < tiles.count(); ++tile) run(unpacked, unpacked_others, tile);
             }
         }
+#if HAS_TILES
+        if (tiles.wide > 0) TILE_RELEASE();
+#endif
     });
 }
 

@@ -106,6 +106,12 @@ INLINE vec widen(const hvec h, const f16*) {
     __m256 v[2] = {_mm256_cvtph_ps(load_as<__m128i>(&h)),
                    _mm256_cvtph_ps(load_as<__m128i>(reinterpret_cast<const char*>(&h) + 16))};
     return load_as<vec>(v);
+#elif defined(__ARM_NEON)
+    float16x4_t parts[4];
+    float32x4_t v[4];
+    std::memcpy(parts, &h, sizeof h);
+    for (int i = 0; i < 4; ++i) v[i] = vcvt_f32_f16(parts[i]);
+    return load_as<vec>(v);
 #else
     // The exponent is moved by a multiplication, which also turns the subnormal ones into normal numbers.
     const uvec u = __builtin_convertvector(h, uvec);
@@ -136,6 +142,12 @@ INLINE hvec narrow(vec v, const f16*) {
     __m256 x[2];
     std::memcpy(x, &v, sizeof v);
     __m128i h[2] = {_mm256_cvtps_ph(x[0], _MM_FROUND_TO_NEAREST_INT), _mm256_cvtps_ph(x[1], _MM_FROUND_TO_NEAREST_INT)};
+    return load_as<hvec>(h);
+#elif defined(__ARM_NEON)
+    float32x4_t parts[4];
+    float16x4_t h[4];
+    std::memcpy(parts, &v, sizeof v);
+    for (int i = 0; i < 4; ++i) h[i] = vcvt_f16_f32(parts[i]);
     return load_as<hvec>(h);
 #else
     const uvec u = bit_cast<uvec>(v), sign = (u >> 16) & 0x8000, magnitude = u & 0x7fffffff;

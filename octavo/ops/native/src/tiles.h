@@ -1,0 +1,88 @@
+// Products of tiles of bytes by the processor (Intel's AMX), or the same in C++ where OCTAVO_EMULATE_TILES is defined: so
+// that what is built on them is tested on any machine.
+//
+// A tile has up to 16 rows of 64 bytes. TILE_PRODUCT(c, a, b) adds to 16 x 16 int32 the products of a's rows of signed
+// bytes with b's columns of unsigned ones, 4 of which lie in each four bytes of a row.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(OCTAVO_EMULATE_TILES)
+#define HAS_TILES 1
+#elif defined(__AMX_INT8__)
+#define HAS_TILES 1
+#include <immintrin.h>
+#else
+#define HAS_TILES 0
+#endif
+
+namespace octavo {
+
+constexpr int TILE_ROWS = 16;
+
+// Rows and bytes of a row of each tile, as the instruction reads it.
+struct TileShapes {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {};
+    uint8_t rows[16] = {};
+
+    void set(int tile, int of_rows, int of_bytes) {
+        rows[tile] = static_cast<uint8_t>(of_rows);
+        row_bytes[tile] = static_cast<uint16_t>(of_bytes);
+    }
+};
+static_assert(sizeof(TileShapes) == 64);
+
+#if defined(OCTAVO_EMULATE_TILES)
+
+struct EmulatedTiles {
+    TileShapes shapes;
+    uint8_t tiles[8][TILE_ROWS][64];
+
+    void zero(int t) { std::memset(tiles[t], 0, sizeof tiles[t]); }
+    void load(int t, const void* from, int64_t stride) {
+        zero(t);
+        for (int r = 0; r < shapes.rows[t]; ++r) {
+            std::memcpy(tiles[t][r], static_cast<const char*>(from) + r * stride, shapes.row_bytes[t]);
+        }
+    }
+    void store(int t, void* to, int64_t stride) const {
+        for (int r = 0; r < shapes.rows[t]; ++r) {
+            std::memcpy(static_cast<char*>(to) + r * stride, tiles[t][r], shapes.row_bytes[t]);
+        }
+    }
+    void product(int c, int a, int b) {
+        for (int r = 0; r < shapes.rows[c]; ++r) {
+            for (int n = 0; n < shapes.row_bytes[c] / 4; ++n) {
+                int32_t total;
+                std::memcpy(&total, tiles[c][r] + 4 * n, 4);
+                for (int k = 0; k < shapes.row_bytes[a]; ++k) {
+                    total += static_cast<int8_t>(tiles[a][r][k]) * int32_t{tiles[b][k / 4][4 * n + k % 4]};
+                }
+                std::memcpy(tiles[c][r] + 4 * n, &total, 4);
+            }
+        }
+    }
+};
+inline thread_local EmulatedTiles emulated_tiles;
+
+#define TILE_CONFIGURE(wanted) (octavo::emulated_tiles.shapes = (wanted))
+#define TILE_RELEASE() (octavo::emulated_tiles.shapes = {})
+#define TILE_ZERO(t) octavo::emulated_tiles.zero(t)
+#define TILE_LOAD(t, from, stride) octavo::emulated_tiles.load(t, from, stride)
+#define TILE_STORE(t, to, stride) octavo::emulated_tiles.store(t, to, stride)
+#define TILE_PRODUCT(c, a, b) octavo::emulated_tiles.product(c, a, b)
+
+#elif HAS_TILES
+
+#define TILE_CONFIGURE(wanted) _tile_loadconfig(&(wanted))
+#define TILE_RELEASE() _tile_release()
+#define TILE_ZERO(t) _tile_zero(t)
+#define TILE_LOAD(t, from, stride) _tile_loadd(t, from, stride)
+#define TILE_STORE(t, to, stride) _tile_stored(t, to, stride)
+#define TILE_PRODUCT(c, a, b) _tile_dpbsud(c, a, b)
+
+#endif
+
+}  // namespace octavo

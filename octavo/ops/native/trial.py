@@ -1,0 +1,42 @@
+"""Whether a library earns its place on this very machine: for instructions that its builders may not have had."""
+
+import time
+
+import torch
+from torch import Tensor
+
+from octavo.ops.memory import Arena
+from octavo.ops.native.library import Library
+from octavo.ops.native.weights import pack, quantize
+from octavo.ops.weights import INT8, Q4_1
+
+ROWS, WIDTH, OUTPUTS, ROUNDS = 128, 1024, 512, 5
+
+
+def proves_itself(library: Library, before: Library) -> bool:
+    """Whether products with quantized weights are, to the last bit, those of `before`, and faster."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(ROWS, WIDTH, generator=generator)
+    weight = torch.randn(OUTPUTS, WIDTH, generator=generator)
+    seconds = dict.fromkeys((library, before), 0.0)
+    for kind in (INT8, Q4_1):
+        results = []
+        for candidate in seconds:
+            result, took = _product(candidate, x, weight, kind)
+            results.append(result)
+            seconds[candidate] += took
+        if not torch.equal(*results):
+            return False
+    return seconds[library] < seconds[before]
+
+
+def _product(library: Library, x: Tensor, weight: Tensor, kind: int) -> tuple[Tensor, float]:
+    """The product, and the shortest time that it took."""
+    packed = pack(library, quantize(library, weight, kind), Arena())
+    out = torch.empty(ROWS, OUTPUTS)
+    times = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        packed.multiply(x, out, 0, None)
+        times.append(time.perf_counter() - start)
+    return out, min(times)
