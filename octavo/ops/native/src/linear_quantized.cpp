@@ -81,6 +81,31 @@ INLINE ivec dot4(ivec acc, bytes64 codes, const int8_t* x) {
 #endif
 }
 
+#if defined(__AVX512VNNI__)
+// 8 rows of 32 bytes, `stride` apart, to [8][8 rows][4].
+INLINE void transpose8(const int8_t* rows, int64_t stride, uint8_t* out) {
+    __m512i a[4], b[4];  // two rows each
+    for (int r = 0; r < 4; ++r) {
+        const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows + r * stride));
+        const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows + (r + 4) * stride));
+        a[r] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+    }
+    for (int i = 0; i < 4; i += 2) {  // quarters: columns 0 to 3 of row r, 4 to 7; of row r + 4 the same
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    }
+    a[0] = _mm512_unpacklo_epi64(b[0], b[2]);  // column 0 of rows 0 to 3, column 4; of rows 4 to 7 the same
+    a[1] = _mm512_unpackhi_epi64(b[0], b[2]);
+    a[2] = _mm512_unpacklo_epi64(b[1], b[3]);
+    a[3] = _mm512_unpackhi_epi64(b[1], b[3]);
+    const __m512i even = _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13), odd = _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15);
+    for (int i = 0; i < 4; i += 2) {
+        _mm512_storeu_si512(out + 32 * i, _mm512_permutex2var_epi64(a[i], even, a[i + 1]));
+        _mm512_storeu_si512(out + 32 * (i + 4), _mm512_permutex2var_epi64(a[i], odd, a[i + 1]));
+    }
+}
+#endif
+
 // A tile's activations: codes [columns / 4][rows][4] (a wide tile's [rows][columns]), then sums [columns / SUMMED][rows], then scales [groups][rows].
 // Sums are what the weights' zero takes off, in integers, or what their low is multiplied with, as floats.
 template <typename S>
@@ -100,9 +125,10 @@ struct Activations {
         return reinterpret_cast<const float*>(tile + (columns + 4 * sums()) * size);
     }
 
-    // Row `r` of a tile of `size`, from `x`, `columns` floats: sums and scales go to the tile, codes to `codes`.
+    int32_t* sums_at(uint8_t* tile, int size) const { return reinterpret_cast<int32_t*>(tile + columns * size); }
+
+    // Row `r` of a tile of `size`, from `x`, `columns` floats: scales go to the tile, codes to `codes`.
     void quantize(const float* x, uint8_t* tile, int r, int size, int8_t* codes) const {
-        auto* sums_out = reinterpret_cast<int32_t*>(tile + columns * size);
         auto* scales_out = reinterpret_cast<float*>(tile + (columns + 4 * sums()) * size);
         const vec magic = broadcast(12582912.0f);
         for (int64_t first = 0; first < columns; first += GROUP) {
@@ -115,26 +141,53 @@ struct Activations {
             }
             const float peak = highest(peaks), inverse = peak > 0.0f ? 127.0f / peak : 0.0f;
             scales_out[first / GROUP * size + r] = peak / 127.0f + sum(poison);
-            for (int64_t at = first; at < last; at += S::SUMMED) {
-                ivec total = {};
-                for (int64_t i = at; i < std::min<int64_t>(at + S::SUMMED, last); i += LANES) {
-                    const ivec q = bit_cast<ivec>(fmadd(load(x + i), broadcast(inverse), magic)) - bit_cast<ivec>(magic);
-                    total += q;
-                    store_bytes(codes + i, q);
-                }
-                float all = sum(to_float(total));
-                if (!(std::fabs(all) < 1e6f)) all = 0.0f;  // of values that are not finite, whose scale says so
-                sums_out[at / S::SUMMED * size + r] =
-                    S::HAS_LOW ? bit_cast<int32_t>(all) : -zero * static_cast<int32_t>(all);
+            for (int64_t i = first; i < last; i += LANES) {
+                const vec shifted = fmadd(load(x + i), broadcast(inverse), magic);
+                store_bytes(codes + i, bit_cast<ivec>(shifted) - bit_cast<ivec>(magic));
             }
         }
     }
 
-    // The codes of a tile's rows, one after the other, into their places.
+    // What a sum of codes is kept as.
+    INLINE ivec kept(ivec sum) const { return S::HAS_LOW ? bit_cast<ivec>(to_float(sum)) : sum * -zero; }
+
+    // The sums of a tile, from the codes of its rows, one after the other.
+    void add_up(const int8_t* codes, uint8_t* tile, int size) const {
+        typedef int8_t b16 __attribute__((vector_size(16)));
+        int32_t* to = sums_at(tile, size);
+        for (int r = 0; r < size; ++r) {
+            for (int64_t at = 0; at < columns; at += S::SUMMED) {
+                ivec total = {};
+                for (int64_t i = at; i < std::min<int64_t>(at + S::SUMMED, columns); i += LANES) {
+                    total += __builtin_convertvector(load_as<b16>(codes + r * columns + i), ivec);
+                }
+                to[at / S::SUMMED * size + r] = kept(broadcast(static_cast<int32_t>(sum(to_float(total)))))[0];
+            }
+        }
+    }
+
+    // The codes of a tile's rows, one after the other, into their places, and their sums.
     void interleave(const int8_t* codes, uint8_t* tile, int size) const {
+#if defined(__AVX512VNNI__)
+        if (size == TILE) {
+            for (int64_t i = 0; i < columns; i += CHUNK) transpose8(codes + i, columns, tile + i * TILE);
+            for (int64_t at = 0; at < columns; at += S::SUMMED) {
+                const int64_t bytes = std::min<int64_t>(S::SUMMED, columns - at) * TILE;
+                __m512i total = _mm512_setzero_si512();
+                for (int64_t i = 0; i < bytes; i += 64) {
+                    total = _mm512_dpbusd_epi32(total, _mm512_set1_epi8(1), _mm512_loadu_si512(tile + at * TILE + i));
+                }
+                total = _mm512_add_epi32(total, _mm512_shuffle_i32x4(total, total, 0x4e));  // two steps of the 8 rows
+                const ivec all = kept((ivec)total);
+                std::memcpy(sums_at(tile, size) + at / S::SUMMED * TILE, &all, TILE * sizeof(int32_t));
+            }
+            return;
+        }
+#endif
         for (int64_t i = 0; i < columns; i += 4) {
             for (int r = 0; r < size; ++r) std::memcpy(tile + i * size + 4 * r, codes + r * columns + i, 4);
         }
+        add_up(codes, tile, size);
     }
 };
 
@@ -330,7 +383,7 @@ void quantize_rows(const Product& p, const Activations<S>& of, const Tiles& tile
                 read_row(p, std::min(row + r, p.rows - 1), x, of.columns);
                 of.quantize(x, tile, r, size, to + r * of.columns);
             }
-            if (size < WIDE_TILE) of.interleave(codes, tile, size);
+            size < WIDE_TILE ? of.interleave(codes, tile, size) : of.add_up(to, tile, size);
         }
     });
 }
