@@ -115,7 +115,9 @@ def test_chat(model: Sequence[str], tmp_path: Path) -> None:
 
 def test_interrupt_stops_the_answer_not_the_program(model: Sequence[str]) -> None:
     command = [sys.executable, "-u", "-m", "octavo", "chat", "--max-tokens", "800", *model]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    # As in a terminal: what runs in the background of a script inherits that interrupts are ignored.
+    process = subprocess.Popen(command, **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(b"Tell me a very long story about a dragon.\n")
@@ -125,7 +127,9 @@ def test_interrupt_stops_the_answer_not_the_program(model: Sequence[str]) -> Non
         seen += os.read(process.stdout.fileno(), 100)
     process.send_signal(signal.SIGINT)
     while b"[stopped]" not in seen:
-        seen += os.read(process.stdout.fileno(), 100)
+        new = os.read(process.stdout.fileno(), 100)
+        assert new, seen
+        seen += new
     out, err = process.communicate(b"/history\n/quit\n", timeout=60)
     assert process.returncode == 0, err
     assert b"user: Tell me" in out

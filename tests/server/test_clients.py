@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from octavo import LLM, SamplingParams
 from tests.server.running import Running
@@ -124,12 +124,12 @@ def test_asynchronous_client(smollm_server: Running) -> None:
 
 
 def test_structured_output(client: openai.OpenAI, model: str) -> None:
-    class City(BaseModel):
-        name: str
-        inhabitants: int
+    class City(BaseModel):  # bounded: whatever the model likes to say, the answer ends
+        name: str = Field(max_length=20)
+        inhabitants: int = Field(ge=0, le=100_000_000)
 
     parsed = client.chat.completions.parse(
-        model=model, messages=MESSAGES, response_format=City, temperature=0, max_tokens=60
+        model=model, messages=MESSAGES, response_format=City, temperature=0, max_tokens=150
     )
     assert isinstance(parsed.choices[0].message.parsed, City)
     free = client.chat.completions.create(
