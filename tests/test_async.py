@@ -74,8 +74,14 @@ def test_closing_the_iterator_cancels(llm: AsyncLLM) -> None:
 
 def test_cancelling_the_task_cancels(llm: AsyncLLM) -> None:
     async def main() -> None:
-        task = asyncio.create_task(collect(llm, [1, 2, 3], 250))
-        await asyncio.sleep(0.05)
+        started = asyncio.Event()
+
+        async def read() -> None:
+            async for _ in llm.generate([1, 2, 3], params(250), "r"):
+                started.set()
+
+        task = asyncio.create_task(read())
+        await started.wait()  # and not for a time: 250 tokens take a few hundredths of a second
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
