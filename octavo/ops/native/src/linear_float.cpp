@@ -79,7 +79,7 @@ void lay_out(const Product& p, const Tiles& tiles, int64_t columns, float* tiled
         for (int64_t row = first; row < last; ++row) {
             const int64_t tile = row / TILE;
             const int size = tiles.size(tile), r = static_cast<int>(row % TILE);
-            float* to = tiled + tiles.first_row(tile) * row_floats;
+            float* to = tiled + tile * TILE * row_floats;
             if (row >= p.rows) {
                 for (int64_t k = 0; k < row_floats; ++k) to[k * size + r] = 0.0f;
             } else if (PAIRS) {
@@ -111,8 +111,7 @@ void product(const Product& p) {
             for (int64_t tile = 0; tile < tiles.count(); ++tile) {
                 with_size(tiles.size(tile), [&](auto size) {
                     constexpr int R = decltype(size)::value;
-                    const int64_t row = tiles.first_row(tile);
-                    const float* x = tiled + row * row_floats;
+                    const float* x = tiled + tile * TILE * row_floats;
                     const auto run = [&](const uint8_t* weights, vec* out) {
                         if (PAIRS) {
                             multiply_pairs<R>(weights, reinterpret_cast<const uint32_t*>(x), columns, out);
@@ -124,7 +123,9 @@ void product(const Product& p) {
                     clear(more);
                     run(p.weights + panel * bytes, out);
                     if (p.gated()) run(p.weights + (panels + panel) * bytes, more);
-                    for (int r = 0; r < R && row + r < p.rows; ++r) emit(p, row + r, panel, out[r], more[r]);
+                    for (int r = 0; r < R && tile * TILE + r < p.rows; ++r) {
+                        emit(p, tile * TILE + r, panel, out[r], more[r]);
+                    }
                 });
             }
         }

@@ -76,10 +76,20 @@ inline thread_local EmulatedTiles emulated_tiles;
 
 #elif HAS_TILES
 
-#define TILE_CONFIGURE(wanted) _tile_loadconfig(&(wanted))
+// GCC's intrinsics do not tell the compiler all that they read: without this it may leave out what was stored for them.
+#define TILE_SEES(memory) asm volatile("" ::"r"(memory) : "memory")
+#define TILE_CONFIGURE(wanted)         \
+    do {                               \
+        TILE_SEES(&(wanted));          \
+        _tile_loadconfig(&(wanted));   \
+    } while (0)
 #define TILE_RELEASE() _tile_release()
 #define TILE_ZERO(t) _tile_zero(t)
-#define TILE_LOAD(t, from, stride) _tile_loadd(t, from, stride)
+#define TILE_LOAD(t, from, stride)     \
+    do {                               \
+        TILE_SEES(from);               \
+        _tile_loadd(t, from, stride);  \
+    } while (0)
 #define TILE_STORE(t, to, stride) _tile_stored(t, to, stride)
 #define TILE_PRODUCT(c, a, b) _tile_dpbsud(c, a, b)
 
