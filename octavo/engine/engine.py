@@ -1,12 +1,10 @@
 """The engine: requests in, outputs out, a step at a time."""
 
-import hashlib
 import logging
 import random
 import time
-from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from octavo.config import EngineArgs
@@ -124,7 +122,7 @@ class Engine:
             priority,
             read_prefix_cache,
             checked.encoder_token_ids,
-            self._chain(checked.token_ids, _salt(checked)),
+            HashChain(checked.cache_salt, self._is_long(checked.token_ids), checked.encoder_token_ids),
         )
 
     def _generation(
@@ -277,14 +275,13 @@ class Engine:
         if completion.finish_reason is not None:
             self.scheduler.finish(sequence)
         elif self._switch_length is not None and len(sequence.tokens) == self._switch_length + 1:
-            sequence.chain = self._chain(sequence.tokens, sequence.chain.salt)
+            sequence.chain = replace(sequence.chain, long_rope=True, hashes=[])
             self.scheduler.preempt(sequence)  # all of its keys turn anew
         return True
 
-    def _chain(self, tokens: list[int], salt: str) -> HashChain:
-        """Hashes for the prefix cache, which keeps apart what is computed differently for long sequences."""
-        is_long = self._switch_length is not None and len(tokens) > self._switch_length
-        return HashChain(f"{salt}\0long" if is_long else salt)
+    def _is_long(self, tokens: list[int]) -> bool:
+        """Whether a sequence of these tokens is computed with the long table of LongRoPE."""
+        return self._switch_length is not None and len(tokens) > self._switch_length
 
     def _output(self, request: Request, result: SequenceResult) -> Output | FailedRequest | None:
         if isinstance(request, GenerationRequest):
@@ -307,11 +304,3 @@ class Engine:
         for sequence in list(self.scheduler.running):
             if sequence.status is Status.RUNNING:
                 self.scheduler.preempt(sequence)
-
-
-def _salt(checked: CheckedPrompt) -> str:
-    """What must be equal for two requests to share a prefix, beside its tokens: with an encoder, all that it reads."""
-    if not checked.encoder_token_ids:
-        return checked.cache_salt
-    digest = hashlib.blake2b(array("q", checked.encoder_token_ids).tobytes(), digest_size=16).hexdigest()
-    return f"{checked.cache_salt}\0{digest}"

@@ -2,10 +2,14 @@
 
 import hashlib
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from octavo.engine.block_pool import NULL_BLOCK, BlockPool
 from octavo.executor.shape import CacheShape
+
+HASH_BYTES = 32
+"""Nobody finds two inputs of one hash of this length, though attackers may choose both."""
 
 
 @dataclass(slots=True)
@@ -26,18 +30,44 @@ class SequenceBlocks:
 
 @dataclass
 class HashChain:
-    """Hashes of a sequence's full blocks, each over all tokens before its end."""
+    """Hashes of a sequence's full blocks, each over all tokens before its end and over what else decides their keys.
+
+    The chain begins with a hash of every field below, each under its own name and with its own length, so that no
+    value of one can stand for another's; and a root is never taken for a block's hash, whatever a client chooses.
+    """
 
     salt: str = ""
+    """The client's: only requests with the same one share blocks."""
+    long_rope: bool = False
+    """Whether the keys are rotated by the table for long sequences."""
+    encoder_tokens: Sequence[int] = ()
+    """What the model's encoder has read: cross-attention makes the decoder's keys depend on it."""
     hashes: list[bytes] = field(default_factory=list)
 
     def extend(self, tokens: list[int], block_size: int) -> None:
         """Hash the full blocks of `tokens` that are not hashed yet."""
         for first in range(len(self.hashes) * block_size, len(tokens) - block_size + 1, block_size):
-            before = self.hashes[-1] if self.hashes else self.salt.encode()
-            digest = hashlib.blake2b(before, digest_size=16)
-            digest.update(array("q", tokens[first : first + block_size]).tobytes())
+            parent = self.hashes[-1] if self.hashes else self._root()
+            digest = hashlib.blake2b(parent, digest_size=HASH_BYTES, person=b"octavo block")
+            digest.update(_bytes(tokens[first : first + block_size]))
             self.hashes.append(digest.digest())
+
+    def _root(self) -> bytes:
+        fields = {
+            b"salt": self.salt.encode("utf-8", "surrogatepass"),
+            b"long_rope": bytes([self.long_rope]),
+            b"encoder_tokens": _bytes(self.encoder_tokens),
+        }
+        digest = hashlib.blake2b(digest_size=HASH_BYTES, person=b"octavo root")
+        for name, value in fields.items():
+            for part in (name, value):
+                digest.update(len(part).to_bytes(8, "little"))
+                digest.update(part)
+        return digest.digest()
+
+
+def _bytes(tokens: Sequence[int]) -> bytes:
+    return array("q", tokens).tobytes()
 
 
 class KVCacheManager:

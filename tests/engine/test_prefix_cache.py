@@ -1,0 +1,96 @@
+"""What shares blocks of the prefix cache: equal tokens computed in the same way, and nothing that a client can forge."""
+
+import dataclasses
+import itertools
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octavo import LLM, SamplingParams
+from octavo.engine.kv_cache import HashChain
+from tests.engine.machine import Machine
+
+SECRET = list(range(12))
+
+
+def hashes(chain: HashChain, tokens: list[int], block_size: int = 4) -> list[bytes]:
+    chain.extend(tokens, block_size)
+    return chain.hashes
+
+
+def test_a_salt_that_is_a_hash_finds_nothing() -> None:
+    """The attack: a hash that happens to be text becomes a salt, and so the parent of a chosen second block."""
+    tried = 0
+    for first in itertools.count():
+        prompt = [first, 1, 2, 3, *SECRET]
+        known = hashes(HashChain(), prompt)
+        try:
+            salts = [block.decode() for block in known[:1]]
+        except UnicodeDecodeError:
+            salts = []
+        # Those that are text as they are, and for each the other ways to write bytes as text.
+        salts += [known[0].decode("latin-1"), known[0].decode("utf-8", "surrogateescape"), known[0].hex()]
+        for salt in salts:
+            forged = hashes(HashChain(salt), prompt[4:])
+            assert not set(forged) & set(known)
+        tried += 1
+        if tried == 3000:
+            return
+
+
+def test_a_salt_that_is_a_hash_gets_no_other_prompts_blocks() -> None:
+    """The same over the scheduler, where the stand-in for a model sees whose keys it reads."""
+    machine = Machine(num_blocks=64)
+    machine.add([1, 2, 3, 4, *SECRET], 1)
+    machine.run()
+    victim = machine.add([1, 2, 3, 4, *SECRET], 1)
+    machine.step()
+    for salt in (victim.chain.hashes[0].decode("latin-1"), victim.chain.hashes[0].decode("utf-8", "surrogateescape")):
+        attacker = machine.add([*SECRET, 0], 1)
+        attacker.chain = HashChain(salt)
+        machine.run()
+        assert attacker.num_cached == 0
+
+
+values = st.one_of(
+    st.text(max_size=6),
+    st.sampled_from(["", "\0", "\0long", "a\0long", "salt", "long_rope", "\ud800", "a" * 32]),
+    st.binary(min_size=16, max_size=32).map(lambda b: b.decode("latin-1")),
+)
+ids = st.lists(st.integers(0, 3), max_size=6)
+origins = st.tuples(values, st.booleans(), ids, st.lists(st.integers(0, 2), min_size=2, max_size=6))
+
+
+@settings(max_examples=2000, deadline=None)
+@given(origins, origins)
+def test_different_origins_never_share_a_chain(one: tuple, other: tuple) -> None:  # type: ignore[type-arg]
+    """Blocks `i` and `j` of two sequences have one hash only if everything before their ends is the same."""
+    chains = [hashes(HashChain(salt, long, encoder), tokens, 2) for salt, long, encoder, tokens in (one, other)]
+    for i, j in itertools.product(range(len(chains[0])), range(len(chains[1]))):
+        same = one[:3] == other[:3] and one[3][: 2 * (i + 1)] == other[3][: 2 * (j + 1)]
+        assert (chains[0][i] == chains[1][j]) == same
+
+
+def test_every_field_is_in_the_root() -> None:
+    """A field that is added to the chain later, and forgotten in its root, fails here."""
+    other = {"salt": "x", "long_rope": True, "encoder_tokens": [1]}
+    fields = {f.name for f in dataclasses.fields(HashChain)} - {"hashes"}
+    assert fields == set(other)
+    plain = hashes(HashChain(), [1, 2, 3, 4])
+    for name, value in other.items():
+        assert hashes(HashChain(**{name: value}), [1, 2, 3, 4]) != plain  # type: ignore[arg-type]
+
+
+def test_a_salt_never_stands_for_the_long_table(tiny: LLM) -> None:
+    """LongRoPE's second table is a field of its own: no salt, however it is written, shares its blocks."""
+    engine, params = tiny.engine, SamplingParams(max_tokens=1, temperature=0)
+    prompt = [5] * 40
+    for salt in ("", "\0long", "long", "\0"):
+        output = tiny.generate([{"prompt_token_ids": prompt, "cache_salt": salt}], params, use_tqdm=False)[0]  # type: ignore[list-item]
+        again = tiny.generate([{"prompt_token_ids": prompt, "cache_salt": salt}], params, use_tqdm=False)[0]  # type: ignore[list-item]
+        assert (output.num_cached_tokens, again.num_cached_tokens) == (0, 32)
+        for long in (False, True):
+            chain = HashChain(salt, long)
+            chain.extend(prompt, engine.cache.block_size)
+            assert (engine.cache.pool.find((0, chain.hashes[0])) is not None) is (not long)
+    engine.cache.pool.forget_all()
