@@ -20,6 +20,9 @@ from octavo.prompts import Prompt
 
 log = logging.getLogger("octavo")
 
+ACTIONS_PER_STEP = 32
+"""Most requests that are added or ended between two steps."""
+
 
 class _Stream:
     """Outputs on their way from the engine's thread to a coroutine."""
@@ -107,8 +110,6 @@ class AsyncLLM:
         stream = self._request(prompt, pooling_params or PoolingParams(), request_id, 0, True)
         async with contextlib.aclosing(stream):
             async for output in stream:
-                if isinstance(output, FailedRequest):
-                    raise OctavoError(f"request {output.request_id} failed: {output.error}")
                 return output  # type: ignore[no-any-return]
         raise EngineDeadError("the engine ended the request without an answer.")
 
@@ -133,6 +134,8 @@ class AsyncLLM:
             while not finished:
                 output = await stream.get()
                 finished = output.finished
+                if isinstance(output, FailedRequest):
+                    raise OctavoError(f"request {output.request_id} failed: {output.error}")
                 yield output
         finally:
             self._streams.pop(name, None)
@@ -185,7 +188,8 @@ class AsyncLLM:
                         self._wake.wait()
                     if self._stopping:
                         break
-                    actions, self._inbox = self._inbox, deque()
+                    # In slices, so that a crowd that arrives at once does not hold up those who run.
+                    actions = [self._inbox.popleft() for _ in range(min(len(self._inbox), ACTIONS_PER_STEP))]
                 for action in actions:
                     action()
                 self._deliver(self.engine.step())

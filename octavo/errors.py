@@ -37,8 +37,25 @@ class UnsupportedModelError(CheckpointError):
     """An architecture, or a feature of one, that Octavo does not have."""
 
 
+class RequestFailedError(OctavoError, RuntimeError):
+    """A request that could not be run, though its values seemed sound. Nothing else is disturbed."""
+
+
 class EngineDeadError(OctavoError, RuntimeError):
     """The engine has stopped and can take no more requests."""
+
+
+def failure(error: BaseException) -> str:
+    """What the request is told whose own code ran into `error`.
+
+    Raises `error` again where it is of the whole process, as an interrupt is. A panic of a library in Rust is of the
+    request, though it is no Exception.
+    """
+    if isinstance(error, OctavoError):
+        return str(error)
+    if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+        return f"{type(error).__name__}: {error}"
+    raise error
 
 
 def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:

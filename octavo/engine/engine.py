@@ -15,7 +15,7 @@ from octavo.engine.pooling import Pooling
 from octavo.engine.request import Completion, GenerationRequest, PoolingRequest, Request
 from octavo.engine.scheduler import Scheduler, Share
 from octavo.engine.sequence import Sequence, Status
-from octavo.errors import ConfigError, InvalidRequestError
+from octavo.errors import ConfigError, InvalidRequestError, OctavoError, RequestFailedError, failure
 from octavo.executor.grammar import GrammarCompiler
 from octavo.executor.runner import ModelRunner
 from octavo.executor.sampling_state import SamplingState, mix
@@ -31,7 +31,7 @@ Output = RequestOutput | PoolingRequestOutput[PoolingOutput]
 
 @dataclass
 class FailedRequest:
-    """A pooling request that could not be computed."""
+    """A request that came to an end without an answer."""
 
     request_id: str
     error: str
@@ -98,21 +98,35 @@ class Engine:
     ) -> None:
         """Queue a request, of a prompt or one that `checker.prompt` has checked.
 
-        Raises InvalidRequestError, before anything runs, for one that cannot be served."""
+        Raises InvalidRequestError, before anything runs, for one that cannot be served, and RequestFailedError for
+        one that something unexpected happened to; then nothing of it stays.
+        """
         if request_id in self._requests:
             raise InvalidRequestError(f"request id {request_id!r} is already in use.")
         if isinstance(params, SamplingParams) and not self.generates:
             raise InvalidRequestError(f"this engine was started for task={self.task!r} and generates no text.")
-        checked = prompt if isinstance(prompt, CheckedPrompt) else self.checker.prompt(prompt, params)
-        priority = priority if self.args.scheduling_policy == "priority" else 0
-        request = (
-            self._generation(request_id, checked, params, priority)
-            if isinstance(params, SamplingParams)
-            else self._pooling(request_id, checked, params, priority)
-        )
+        try:
+            request = self._request(request_id, prompt, params, priority)
+        except OctavoError:
+            raise
+        except BaseException as error:
+            raise RequestFailedError(f"the request could not be prepared: {failure(error)}") from error
         self._requests[request_id] = request
-        for sequence in request.sequences:
+        completions: list[Completion | None] = (
+            [*request.completions] if isinstance(request, GenerationRequest) else [None]
+        )
+        for sequence, completion in zip(request.sequences, completions, strict=True):
+            self._owner[sequence.arrival] = (request, completion)
             self.scheduler.add(sequence)
+
+    def _request(self, request_id: str, prompt: Any, params: SamplingParams | PoolingParams, priority: int) -> Request:
+        """All that may fail of adding a request; nothing else knows of it yet."""
+        checked = prompt if isinstance(prompt, CheckedPrompt) else self.checker.prompt(prompt, params)
+        self.checker.length(checked.token_ids, params)  # who checked it may not know this engine's memory
+        priority = priority if self.args.scheduling_policy == "priority" else 0
+        if isinstance(params, SamplingParams):
+            return self._generation(request_id, checked, params, priority)
+        return self._pooling(request_id, checked, params, priority)
 
     def _sequence(self, checked: CheckedPrompt, priority: int, read_prefix_cache: bool) -> Sequence:
         self._arrivals += 1
@@ -156,23 +170,19 @@ class Engine:
                 if params.detokenize and self.tokenizer is not None
                 else None
             )
-            completion = Completion(index, sequence, state, min(params.max_tokens or room, room), stream)
-            request.completions.append(completion)
-            self._owner[sequence.arrival] = (request, completion)
+            request.completions.append(Completion(index, sequence, state, min(params.max_tokens or room, room), stream))
         return request
 
     def _pooling(self, request_id: str, checked: CheckedPrompt, params: PoolingParams, priority: int) -> PoolingRequest:
         pooler = self.pooling.pooler(params)
         sequence = self._sequence(checked, priority, not pooler.needs_every_token)
-        request = PoolingRequest(
+        return PoolingRequest(
             request_id, checked.token_ids, params, sequence, pooler, RequestMetrics(arrival_time=time.time())
         )
-        self._owner[sequence.arrival] = (request, None)
-        return request
 
-    def abort(self, request_ids: Iterable[str]) -> list[Output]:
+    def abort(self, request_ids: Iterable[str]) -> list[Output | FailedRequest]:
         """End requests now and free what they hold. Unknown ids are ignored. Their last outputs."""
-        outputs: list[Output] = []
+        outputs: list[Output | FailedRequest] = []
         for request_id in request_ids:
             request = self._requests.get(request_id)
             if request is None:
@@ -180,7 +190,7 @@ class Engine:
             if isinstance(request, GenerationRequest):
                 for completion in request.completions:
                     completion.finish_reason = completion.finish_reason or "abort"
-                if output := request.output():
+                if output := self._generated(request):
                     outputs.append(output)
             self._forget(request)
         return outputs
@@ -255,20 +265,14 @@ class Engine:
     def _take(self, request: Request, completion: Completion, result: SequenceResult, start: int, now: float) -> bool:
         """Add the result of a step that began at position `start`; whether there is something new to tell."""
         assert isinstance(request, GenerationRequest)
-        if result.prompt_logprobs and request.prompt_logprobs is not None:
-            known = len(request.prompt_logprobs) - (start + 1)
-            for entries in result.prompt_logprobs[max(0, known) :]:
-                if self.tokenizer is not None and request.params.detokenize:
-                    request.decode_logprobs(self.tokenizer, entries)
-                request.prompt_logprobs.append(entries)
+        if result.error is None:
+            try:
+                if not self._append(request, completion, result, start):
+                    return False
+            except BaseException as error:  # the grammar's, the tokenizer's or the text's: of this sequence alone
+                result.error = failure(error)
         if result.error is not None:
             completion.finish_reason, completion.stop_reason = "error", result.error
-        elif result.token_id is None:
-            return False
-        else:
-            if result.logprobs is not None and self.tokenizer is not None and request.params.detokenize:
-                request.decode_logprobs(self.tokenizer, result.logprobs)
-            completion.append(result.token_id, result.logprobs, self.eos_token_ids)
         request.metrics.first_token_time = request.metrics.first_token_time or now
         request.metrics.last_token_time = now
         sequence = completion.sequence
@@ -279,13 +283,29 @@ class Engine:
             self.scheduler.preempt(sequence)  # all of its keys turn anew
         return True
 
+    def _append(self, request: GenerationRequest, completion: Completion, result: SequenceResult, start: int) -> bool:
+        """Add a step's log-probabilities of the prompt and its token; whether there was a token."""
+        decodes = self.tokenizer is not None and request.params.detokenize
+        if result.prompt_logprobs and request.prompt_logprobs is not None:
+            known = len(request.prompt_logprobs) - (start + 1)
+            for entries in result.prompt_logprobs[max(0, known) :]:
+                if self.tokenizer is not None and decodes:
+                    request.decode_logprobs(self.tokenizer, entries)
+                request.prompt_logprobs.append(entries)
+        if result.token_id is None:
+            return False
+        if result.logprobs is not None and self.tokenizer is not None and decodes:
+            request.decode_logprobs(self.tokenizer, result.logprobs)
+        completion.append(result.token_id, result.logprobs, self.eos_token_ids)
+        return True
+
     def _is_long(self, tokens: list[int]) -> bool:
         """Whether a sequence of these tokens is computed with the long table of LongRoPE."""
         return self._switch_length is not None and len(tokens) > self._switch_length
 
     def _output(self, request: Request, result: SequenceResult) -> Output | FailedRequest | None:
         if isinstance(request, GenerationRequest):
-            output = request.output()
+            output = self._generated(request)
             if request.finished:
                 self._forget(request)
             return output
@@ -298,6 +318,14 @@ class Engine:
             prompt_token_ids=request.prompt_token_ids,
             num_cached_tokens=request.sequence.num_cached,
         )
+
+    def _generated(self, request: GenerationRequest) -> RequestOutput | FailedRequest | None:
+        """The output that is due now; a request whose output cannot be made has failed, and is forgotten."""
+        try:
+            return request.output()
+        except BaseException as error:
+            self._forget(request)
+            return FailedRequest(request.request_id, failure(error))
 
     def preempt_all(self) -> None:
         """Preempt everything that runs, as if blocks had run out. Answers do not change; for tests and maintenance."""

@@ -114,6 +114,11 @@ class InputChecker:
         if not ids:
             raise InvalidRequestError("the prompt is empty; give at least one token.")
         self._check_ids(ids, "prompt_token_ids")
+        self.length(ids, params)
+        return CheckedPrompt(text, ids, salt)
+
+    def length(self, ids: Sequence[int], params: SamplingParams | PoolingParams) -> None:
+        """Raises InvalidRequestError for more token ids than a prompt may have."""
         room = self._room(params)
         if len(ids) > room:
             answer = " (one is kept for the answer)" if isinstance(params, SamplingParams) else ""
@@ -121,7 +126,6 @@ class InputChecker:
                 f"the prompt has {len(ids)} tokens, and this model takes {room}{answer}. Shorten it, set "
                 "truncate_prompt_tokens, or start the engine with a larger max_model_len or kv_cache_memory."
             )
-        return CheckedPrompt(text, ids, salt)
 
     def _room(self, params: SamplingParams | PoolingParams) -> int:
         return self.max_model_len - (1 if isinstance(params, SamplingParams) else 0)

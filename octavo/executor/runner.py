@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from octavo.config import EngineArgs
+from octavo.errors import failure
 from octavo.executor.decoding import RecordedSteps
 from octavo.executor.memory import Caches, allocate_caches
 from octavo.executor.sampler import describe, sample
@@ -78,18 +79,25 @@ class ModelRunner:
             if results[i].error is not None:
                 first += count
                 continue
-            if step.prompt_logprobs is not None and step.prompt_targets:
-                results[i].prompt_logprobs = self._prompt_logprobs(rows, step.prompt_targets, step.prompt_logprobs)
-            if step.pooler is not None:
-                step.pooler.add(rows, torch.tensor(step.token_ids, device=self.device))
-                if step.pool_finishes:
-                    results[i].pooled = step.pooler.result().cpu()
-            if step.sampling is not None:
+            try:
+                self._read(rows, step, results[i])
+            except BaseException as error:  # of this sequence alone, such as no memory for what it asks for
+                results[i].error = failure(error)
+            if step.sampling is not None and results[i].error is None:
                 sampled.append((i, first + count - 1))
             first += count
         if sampled:
             self._sample(hidden, projected, sampled, steps, results)
         return results
+
+    def _read(self, rows: Tensor, step: SequenceStep, result: SequenceResult) -> None:
+        """What is asked of a share's hidden states, `[tokens, width]`, beside its next token."""
+        if step.prompt_logprobs is not None and step.prompt_targets:
+            result.prompt_logprobs = self._prompt_logprobs(rows, step.prompt_targets, step.prompt_logprobs)
+        if step.pooler is not None:
+            step.pooler.add(rows, torch.tensor(step.token_ids, device=self.device))
+            if step.pool_finishes:
+                result.pooled = step.pooler.result().cpu()
 
     def _scrub(
         self, hidden: Tensor, batch: Batch, steps: Sequence[SequenceStep], results: list[SequenceResult]

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.executor.grammar import apply_grammars
-from octavo.executor.sampling_state import SamplingState
-from octavo.ops import NOT_FINITE, Kernels
+from octavo.errors import failure
+from octavo.executor.grammar import Grammar, apply_grammars
+from octavo.executor.sampling_state import GREEDY, SamplingState
+from octavo.ops import NOT_FINITE, DrawBy, Kernels
 from octavo.outputs import Logprob, TokenLogprobs
 
 NOT_FINITE_MESSAGE = "the model computed values that are not finite; is the checkpoint sound?"
@@ -30,7 +31,7 @@ def sample(logits: Tensor, states: Sequence[SamplingState], kernels: Kernels) ->
 
     The order is vLLM's: structured outputs, allowed tokens, bad words, min_tokens, logit bias, the request's own
     processors, penalties, temperature, min_p, top_k, top_p. Log-probabilities are of the model's own distribution,
-    before all of these.
+    before all of these. What goes wrong with one row's values is that row's `error`, and changes no other row.
     """
     choices = [Choice() for _ in states]
     reported = [i for i, s in enumerate(states) if s.params.logprobs is not None]
@@ -38,10 +39,10 @@ def sample(logits: Tensor, states: Sequence[SamplingState], kernels: Kernels) ->
 
     structured = {i: s.grammar for i, s in enumerate(states) if s.grammar is not None}
     if structured:
-        apply_grammars(logits, list(structured), list(structured.values()))
+        _follow(logits, structured, choices)
     _restrict(logits, states, choices)
-    _penalize(logits, states)
-    tokens = kernels.choose(logits, [s.draw_by() for s in states])
+    _penalize(logits, states, choices)
+    tokens = kernels.choose(logits, _draws(states, choices))
     for choice, token in zip(choices, tokens.tolist(), strict=True):
         if token == NOT_FINITE:
             choice.error = choice.error or NOT_FINITE_MESSAGE
@@ -78,30 +79,64 @@ def describe(logprobs: Tensor, chosen: Tensor, counts: Sequence[int]) -> list[To
     return out
 
 
+def _follow(logits: Tensor, grammars: dict[int, Grammar], choices: list[Choice]) -> None:
+    """Mask the rows that follow a grammar: all together, or each by itself where one fails."""
+    try:
+        apply_grammars(logits, list(grammars), list(grammars.values()))
+    except BaseException as error:
+        failure(error)  # goes on upwards if it is no request's
+        for row, grammar in grammars.items():
+            try:
+                apply_grammars(logits, [row], [grammar])
+            except BaseException as of_row:
+                choices[row].error = f"structured_outputs: {failure(of_row)}"
+
+
+def _draws(states: Sequence[SamplingState], choices: list[Choice]) -> list[DrawBy]:
+    """How each row's token is chosen."""
+    draws = []
+    for state, choice in zip(states, choices, strict=True):
+        try:
+            draws.append(state.draw_by())
+        except BaseException as error:
+            choice.error = choice.error or failure(error)
+            draws.append(GREEDY)
+    return draws
+
+
 def _restrict(logits: Tensor, states: Sequence[SamplingState], choices: list[Choice]) -> None:
     """Everything that acts on single tokens of single rows."""
     for row, state in enumerate(states):
         if not state.acts_on_tokens:
             continue
-        p, out = state.params, state.output_token_ids
-        if p.allowed_token_ids is not None:
-            allowed = torch.full_like(logits[row], -torch.inf)
-            index = torch.tensor(p.allowed_token_ids, device=logits.device)
-            allowed[index] = logits[row, index]
-            logits[row] = allowed
-        banned = [w[-1] for w in state.bad_words if w[:-1] == out[len(out) - len(w) + 1 :] or len(w) == 1]
-        if len(out) < p.min_tokens:
-            banned += state.stop_ids
-        if banned:
-            logits[row, torch.tensor(banned, device=logits.device)] = -torch.inf
-        if p.logit_bias:
-            index = torch.tensor(list(p.logit_bias), device=logits.device)
-            logits[row, index] += torch.tensor(list(p.logit_bias.values()), device=logits.device)
-        if p.logits_processors:
+        try:
+            _restrict_row(logits[row], state)
+        except BaseException as error:
+            choices[row].error = choices[row].error or failure(error)
+            continue
+        if state.params.logits_processors:
             try:
-                logits[row] = _run_processors(p.logits_processors, state, logits[row].clone())
-            except Exception as error:  # a stranger's code: whatever it raises ends its own request only
-                choices[row].error = f"logits processor failed: {type(error).__name__}: {error}"
+                logits[row] = _run_processors(state.params.logits_processors, state, logits[row].clone())
+            except BaseException as error:  # a stranger's code: whatever it raises ends its own request only
+                choices[row].error = choices[row].error or f"logits processor failed: {failure(error)}"
+
+
+def _restrict_row(logits: Tensor, state: SamplingState) -> None:
+    """Allowed tokens, bad words, min_tokens and biases of one row `[vocab]`, in place."""
+    p, out = state.params, state.output_token_ids
+    if p.allowed_token_ids is not None:
+        allowed = torch.full_like(logits, -torch.inf)
+        index = torch.tensor(p.allowed_token_ids, device=logits.device)
+        allowed[index] = logits[index]
+        logits.copy_(allowed)
+    banned = [w[-1] for w in state.bad_words if w[:-1] == out[len(out) - len(w) + 1 :] or len(w) == 1]
+    if len(out) < p.min_tokens:
+        banned += state.stop_ids
+    if banned:
+        logits[torch.tensor(banned, device=logits.device)] = -torch.inf
+    if p.logit_bias:
+        index = torch.tensor(list(p.logit_bias), device=logits.device)
+        logits[index] += torch.tensor(list(p.logit_bias.values()), device=logits.device)
 
 
 def _run_processors(processors: Sequence[Any], state: SamplingState, logits: Tensor) -> Tensor:
@@ -126,21 +161,29 @@ def _leading_arguments(processor: Any) -> int:
     return 2 if len(positional) == 3 else 1
 
 
-def _penalize(logits: Tensor, states: Sequence[SamplingState]) -> None:
-    rows = [i for i, s in enumerate(states) if s.has_penalties]
+def _penalize(logits: Tensor, states: Sequence[SamplingState], choices: list[Choice]) -> None:
+    vocab, device = logits.shape[1], logits.device
+    rows, pairs, penalties = list[int](), list[tuple[Tensor, Tensor]](), list[tuple[float, float, float]]()
+    for row, state in enumerate(states):
+        if not state.has_penalties:
+            continue
+        p = state.params
+        try:
+            penalty = float(p.repetition_penalty), float(p.frequency_penalty), float(p.presence_penalty)
+            pairs.append(state.counts(vocab, device))
+        except BaseException as error:
+            choices[row].error = choices[row].error or failure(error)
+            continue
+        rows.append(row)
+        penalties.append(penalty)
     if not rows:
         return
-    vocab, device = logits.shape[1], logits.device
-    pairs = [states[i].counts(vocab, device) for i in rows]
     counts, in_prompt = torch.stack([c for c, _ in pairs]), torch.stack([p for _, p in pairs])
     generated = counts > 0
-
-    def column(name: str) -> Tensor:
-        return torch.tensor([getattr(states[i].params, name) for i in rows], device=device).unsqueeze(1)
-
+    repetition, frequency, presence = torch.tensor(penalties, device=device).unsqueeze(1).unbind(2)
     part = logits[rows]
-    repetition = torch.where(generated | in_prompt, column("repetition_penalty"), 1.0)
+    repetition = torch.where(generated | in_prompt, repetition, 1.0)
     part = torch.where(part > 0, part / repetition, part * repetition)
-    part -= column("frequency_penalty") * counts
-    part -= column("presence_penalty") * generated
+    part -= frequency * counts
+    part -= presence * generated
     logits[rows] = part

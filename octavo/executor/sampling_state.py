@@ -10,6 +10,8 @@ from octavo.ops import DrawBy
 from octavo.params import SamplingParams
 
 GREEDY = DrawBy()
+MOST = 1 << 31
+"""More tokens than any vocabulary has."""
 _MASK = (1 << 64) - 1
 
 
@@ -53,7 +55,7 @@ class SamplingState:
         if p.greedy:
             return GREEDY
         draw = (mix(self.seed, len(self.output_token_ids)) >> 11) / (1 << 53)
-        return DrawBy(p.temperature, p.min_p, max(0, p.top_k), p.top_p, draw)
+        return DrawBy(float(p.temperature), float(p.min_p), min(max(0, p.top_k), MOST), float(p.top_p), draw)
 
     def counts(self, vocab: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """How often each token was generated, [vocab], and whether it is in the prompt, [vocab] bool."""
