@@ -7,6 +7,7 @@ from octavo.engine.detokenizer import TextStream
 from octavo.engine.inputs import CheckedPrompt
 from octavo.engine.sequence import Sequence
 from octavo.executor.sampling_state import SamplingState
+from octavo.loading.token_text import token_texts
 from octavo.loading.tokenizer import Tokenizer
 from octavo.outputs import CompletionOutput, RequestMetrics, RequestOutput, TokenLogprobs
 from octavo.params import PoolingParams, RequestOutputKind, SamplingParams
@@ -139,7 +140,7 @@ class GenerationRequest:
         """Write each entry's token as text."""
         for token_id, entry in entries.items():
             if entry.decoded_token is None:
-                entry.decoded_token = tokenizer.decode([token_id], skip_special_tokens=False)
+                entry.decoded_token = token_texts(tokenizer).own(token_id).text
 
 
 @dataclass(eq=False)

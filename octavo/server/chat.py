@@ -11,11 +11,11 @@ from fastapi.responses import Response
 
 from octavo.errors import InvalidRequestError
 from octavo.loading.chat import render_chat
-from octavo.outputs import TokenLogprobs
+from octavo.server.logprobs import LogprobsWriter, TokenEntry
 from octavo.server.protocol import ChatRequest
 from octavo.server.service import Answer, Run, Service
 from octavo.server.streaming import event_response, json_response, while_connected
-from octavo.server.tools import ToolParser, call, choose_parser, forced, read_forced
+from octavo.server.tools import Calls, ToolParser, call, choose_parser, forced, read_forced
 
 
 def template_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -66,30 +66,13 @@ def render(service: Service, request: ChatRequest) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-def describe_logprobs(token_ids: list[int], entries: list[TokenLogprobs], count: int) -> dict[str, Any]:
-    """OpenAI's log-probabilities for chats."""
-    content = []
-    for token, of_token in zip(token_ids, entries, strict=True):
-        best = sorted(of_token.values(), key=lambda e: e.rank or 0)[:count]
-        content.append(
-            {
-                **_entry(of_token[token].decoded_token, of_token[token].logprob),
-                "top_logprobs": [_entry(e.decoded_token, e.logprob) for e in best],
-            }
-        )
-    return {"content": content}
-
-
-def _entry(token: str | None, logprob: float) -> dict[str, Any]:
-    return {"token": token or "", "logprob": logprob, "bytes": list((token or "").encode())}
-
-
 class Chat:
     """One request of /v1/chat/completions."""
 
     def __init__(self, service: Service, request: ChatRequest) -> None:
         self.service, self.request = service, request
         self.id, self.created = service.new_id("chatcmpl"), int(time.time())
+        self.writer = LogprobsWriter(service.tokenizer, bool(request.return_tokens_as_token_ids))
         self.forced = forced(request)
         self.parser: type[ToolParser] | None = None
         if request.tools and request.tool_choice in (None, "auto"):
@@ -114,6 +97,15 @@ class Chat:
         if request.cache_salt:
             prompt["cache_salt"] = request.cache_salt
         self.run = Run(self.id, await service.check(prompt, params), params)
+        if self.parser is not None and service.tokenizer is not None:
+            self.run.shown = self.parser.shown_tokens(service.tokenizer)
+
+    def new_parser(self) -> ToolParser | None:
+        """What reads the tool calls of one answer."""
+        if self.parser is None:
+            return None
+        tools = [tool.function.name for tool in self.request.tools or []]
+        return self.parser(tools, max_calls=1 if self.request.parallel_tool_calls is False else None)
 
     def chunk(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -124,34 +116,36 @@ class Chat:
             "choices": choices,
         }
 
-    def _logprobs(self, token_ids: list[int], entries: list[TokenLogprobs] | None) -> dict[str, Any] | None:
-        if not self.request.logprobs:
-            return None
-        return describe_logprobs(token_ids, entries or [], self.request.top_logprobs or 0)
+    def _logprobs(self, entries: list[TokenEntry]) -> dict[str, Any] | None:
+        return self.writer.chat(entries, self.request.top_logprobs or 0) if self.request.logprobs else None
+
+    def _prompt_logprobs(self) -> dict[str, Any]:
+        if self.request.prompt_logprobs is None:
+            return {}
+        return {"prompt_logprobs": self.writer.prompt(self.run.prompt_logprobs)}
 
     async def whole(self) -> dict[str, Any]:
         answers = await self.service.whole(self.run, self.request.priority or 0)
         choices = [self._choice(i, a) for i, a in enumerate(answers)]
-        return {**self.chunk("chat.completion", choices), "usage": self.run.usage()}
+        return {**self.chunk("chat.completion", choices), "usage": self.run.usage(), **self._prompt_logprobs()}
 
     def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
-        content: str | None = answer.text
-        calls: list[tuple[str, Any]] = []
+        content, calls = answer.text, Calls()
         if self.forced is not None:
             calls = read_forced(self.request, answer.text)
-            content = None if calls else content
-        elif self.parser is not None:
-            content, calls = self.parser().feed(answer.text, finished=True)
+            content = "" if calls else content
+        elif parser := self.new_parser():
+            content, calls = parser.feed(answer.text, finished=True)
         message: dict[str, Any] = {"role": "assistant", "content": content}
         finish = answer.finish_reason
         if calls:
-            message["content"] = (content or "").strip() or None
+            message["content"] = content or None
             message["tool_calls"] = [call(name, arguments) for name, arguments in calls]
             finish = "tool_calls" if finish == "stop" else finish
         return {
             "index": index,
             "message": message,
-            "logprobs": self._logprobs(answer.token_ids, answer.logprobs),
+            "logprobs": self._logprobs(answer.entries),
             "finish_reason": finish,
             "stop_reason": answer.stop_reason,
         }
@@ -159,8 +153,8 @@ class Chat:
     async def events(self) -> AsyncGenerator[dict[str, Any], None]:
         """The chunks of a stream."""
         kind, options = "chat.completion.chunk", self.request.stream_options
-        parsers = [self.parser() if self.parser else None for _ in range(self.run.params.n)]
-        texts = [""] * self.run.params.n
+        parsers = [self.new_parser() for _ in range(self.run.params.n)]
+        texts: list[list[str]] = [[] for _ in parsers]
         started: set[int] = set()
 
         def choice(index: int, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -172,15 +166,17 @@ class Chat:
                 index, finished = piece.index, piece.finish_reason is not None
                 if index not in started:
                     started.add(index)
-                    yield choice(index, {"role": "assistant", "content": ""})
-                content, calls, parser = piece.text, list[tuple[str, Any]](), parsers[index]
+                    about_prompt = self._prompt_logprobs() if len(started) == 1 else {}
+                    yield {**choice(index, {"role": "assistant", "content": ""}), **about_prompt}
+                content, calls, parser = piece.text, Calls(), parsers[index]
                 if self.forced is not None:
-                    texts[index] += content
-                    calls = read_forced(self.request, texts[index]) if finished else []
-                    content = texts[index] if finished and not calls else ""
+                    texts[index].append(content)
+                    whole = "".join(texts[index]) if finished else ""
+                    calls = read_forced(self.request, whole) if finished else calls
+                    content = "" if calls else whole
                 elif parser is not None:
                     content, calls = parser.feed(content, finished)
-                logprobs = self._logprobs(piece.token_ids, piece.logprobs)
+                logprobs = self._logprobs(piece.entries) if piece.entries else None
                 if content or logprobs:
                     yield choice(index, {"content": content}, logprobs=logprobs)
                 if calls:

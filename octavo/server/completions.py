@@ -10,7 +10,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from octavo.errors import InvalidRequestError
-from octavo.outputs import TokenLogprobs
+from octavo.loading.token_text import TokenText
+from octavo.server.logprobs import LogprobsWriter, TokenEntry, prompt_texts
 from octavo.server.protocol import CompletionRequest
 from octavo.server.service import Answer, Run, Service
 from octavo.server.streaming import event_response, json_response, while_connected
@@ -35,42 +36,16 @@ def salted(prompt: Any, salt: str | None) -> Any:
     return {**(prompt if isinstance(prompt, dict) else {"prompt": prompt}), "cache_salt": salt}
 
 
-class Logprobs:
-    """OpenAI's lists of log-probabilities for completions, over what has come so far."""
-
-    def __init__(self, service: Service, count: int) -> None:
-        self.service, self.count, self._offset = service, count, 0
-
-    def describe(self, token_ids: list[int], entries: list[TokenLogprobs | None]) -> dict[str, Any]:
-        out: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-        for token, of_token in zip(token_ids, entries, strict=True):
-            text = self._text(token, of_token)
-            out["tokens"].append(text)
-            out["text_offset"].append(self._offset)
-            self._offset += len(text)
-            if of_token is None:
-                out["token_logprobs"].append(None)
-                out["top_logprobs"].append(None)
-                continue
-            best = sorted(of_token.values(), key=lambda e: e.rank or 0)[: max(1, self.count)]
-            out["token_logprobs"].append(of_token[token].logprob)
-            out["top_logprobs"].append({e.decoded_token or "": e.logprob for e in best})
-        return out
-
-    def _text(self, token: int, entries: TokenLogprobs | None) -> str:
-        if entries is not None:
-            return entries[token].decoded_token or ""
-        tokenizer = self.service.tokenizer
-        return "" if tokenizer is None else tokenizer.decode([token], skip_special_tokens=False)
-
-
 class Completions:
     """One request of /v1/completions: a Run for each of its prompts."""
 
     def __init__(self, service: Service, request: CompletionRequest) -> None:
         self.service, self.request = service, request
         self.id, self.created = service.new_id("cmpl"), int(time.time())
+        self.writer = LogprobsWriter(service.tokenizer, bool(request.return_tokens_as_token_ids))
         self.runs: list[Run] = []
+        self.prompts: list[list[TokenText]] = []
+        """Of each run, what its prompt's tokens have of the text, where the prompt is to be in the answer."""
 
     async def prepare(self) -> None:
         """Check everything before anything runs. Raises InvalidRequestError."""
@@ -90,6 +65,12 @@ class Completions:
         for i, prompt in enumerate(prompts):
             checked = await service.check(salted(prompt, request.cache_salt), params)
             self.runs.append(Run(f"{self.id}-{i}", checked, params))
+            texts = list[TokenText]()
+            if request.echo:
+                texts = await asyncio.to_thread(
+                    prompt_texts, service.tokenizer, checked.text, checked.token_ids, params
+                )
+            self.prompts.append(texts)
 
     def chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -111,58 +92,59 @@ class Completions:
             "prompt_tokens_details": {"cached_tokens": sum(run.num_cached for run in self.runs)},
         }
 
-    def echoed(self, run: Run) -> str:
-        """The prompt's text, where it is asked for."""
-        if not self.request.echo:
-            return ""
-        if run.prompt.text is not None:
-            return run.prompt.text
-        tokenizer = self.service.tokenizer
-        return "" if tokenizer is None else tokenizer.decode(run.prompt.token_ids)
+    def _echoed(self, prompt: list[TokenText]) -> str:
+        return "".join(part.text for part in prompt)
+
+    def _echoed_entries(self, run: Run, prompt: list[TokenText]) -> list[TokenEntry]:
+        places = run.prompt_logprobs or [None] * len(prompt)
+        return [TokenEntry(*of) for of in zip(run.prompt.token_ids, prompt, places, strict=False)]
+
+    def _prompt_logprobs(self, run: Run) -> dict[str, Any]:
+        if self.request.prompt_logprobs is None:
+            return {}
+        return {"prompt_logprobs": self.writer.prompt(run.prompt_logprobs)}
 
     async def whole(self) -> dict[str, Any]:
         priority = self.request.priority or 0
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self.service.whole(run, priority)) for run in self.runs]
         choices = list[dict[str, Any]]()
-        for run, task in zip(self.runs, tasks, strict=True):
+        for run, prompt, task in zip(self.runs, self.prompts, tasks, strict=True):
             for answer in task.result():
-                choices.append(self._choice(len(choices), run, answer))
+                choices.append(self._choice(len(choices), run, prompt, answer))
         return {**self.chunk(choices), "usage": self.usage()}
 
-    def _choice(self, index: int, run: Run, answer: Answer) -> dict[str, Any]:
+    def _choice(self, index: int, run: Run, prompt: list[TokenText], answer: Answer) -> dict[str, Any]:
         logprobs = None
         if self.only_prompt:
             answer = Answer(finish_reason="length")
         if self.request.logprobs is not None:
-            tokens, entries = list(answer.token_ids), list[TokenLogprobs | None](answer.logprobs)
-            if self.request.echo:
-                tokens = run.prompt.token_ids + tokens
-                entries = (run.prompt_logprobs or [None] * len(run.prompt.token_ids)) + entries
-            logprobs = Logprobs(self.service, self.request.logprobs).describe(tokens, entries)
+            entries = self._echoed_entries(run, prompt) + answer.entries
+            logprobs, _ = self.writer.completion(entries, 0)
         return {
             "index": index,
-            "text": self.echoed(run) + answer.text,
+            "text": self._echoed(prompt) + answer.text,
             "logprobs": logprobs,
             "finish_reason": answer.finish_reason,
             "stop_reason": answer.stop_reason,
-            **({"prompt_logprobs": _as_json(run.prompt_logprobs)} if self.request.prompt_logprobs is not None else {}),
+            **self._prompt_logprobs(run),
         }
 
     async def events(self) -> AsyncGenerator[dict[str, Any], None]:
         """The chunks of a stream: those of all prompts as they come."""
         queue: asyncio.Queue[dict[str, Any] | BaseException | None] = asyncio.Queue(maxsize=64)
 
-        async def follow(run: Run, first_index: int) -> None:
+        async def follow(run: Run, prompt: list[TokenText], first_index: int) -> None:
             try:
-                async for chunk in self._follow(run, first_index):
+                async for chunk in self._follow(run, prompt, first_index):
                     await queue.put(chunk)
                 await queue.put(None)
             except Exception as error:
                 await queue.put(error)
 
         count = self.runs[0].params.n
-        tasks = [asyncio.create_task(follow(run, i * count)) for i, run in enumerate(self.runs)]
+        pairs = enumerate(zip(self.runs, self.prompts, strict=True))
+        tasks = [asyncio.create_task(follow(run, prompt, i * count)) for i, (run, prompt) in pairs]
         try:
             left = len(tasks)
             while left:
@@ -181,43 +163,30 @@ class Completions:
         if options is not None and options.include_usage:
             yield {**self.chunk([]), "usage": self.usage()}
 
-    async def _follow(self, run: Run, first_index: int) -> AsyncGenerator[dict[str, Any], None]:
-        described: dict[int, Logprobs] = {}
-        wanted, started = self.request.logprobs, set[int]()
+    async def _follow(
+        self, run: Run, prompt: list[TokenText], first_index: int
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        offsets = dict[int, int]()
         async with contextlib.aclosing(self.service.generate(run, self.request.priority or 0)) as pieces:
             async for piece in pieces:
-                text, tokens = piece.text, list(piece.token_ids)
-                entries: list[TokenLogprobs | None] = list(piece.logprobs or [])
+                text, entries, first = piece.text, piece.entries, piece.index not in offsets
                 if self.only_prompt:
-                    text, tokens, entries = "", [], []
-                if piece.index not in started:
-                    started.add(piece.index)
-                    text = self.echoed(run) + text
-                    if self.request.echo and wanted is not None:
-                        tokens = run.prompt.token_ids + tokens
-                        entries = (run.prompt_logprobs or [None] * len(run.prompt.token_ids)) + entries
-                logprobs = None
-                if wanted is not None:
-                    describer = described.setdefault(piece.index, Logprobs(self.service, wanted))
-                    logprobs = describer.describe(tokens, entries)
-                if text or piece.finish_reason or tokens:
+                    text, entries = "", []
+                if first:
+                    text, entries = self._echoed(prompt) + text, self._echoed_entries(run, prompt) + entries
+                logprobs, offset = None, offsets.setdefault(piece.index, 0)
+                if self.request.logprobs is not None:
+                    logprobs, offsets[piece.index] = self.writer.completion(entries, offset)
+                if text or piece.finish_reason or entries:
                     choice = {
                         "index": first_index + piece.index,
                         "text": text,
                         "logprobs": logprobs,
                         "finish_reason": "length" if self.only_prompt else piece.finish_reason,
                         "stop_reason": piece.stop_reason,
+                        **(self._prompt_logprobs(run) if first else {}),
                     }
                     yield self.chunk([choice])
-
-
-def _as_json(entries: list[TokenLogprobs | None] | None) -> list[Any] | None:
-    if entries is None:
-        return None
-    return [
-        e and {str(t): {"logprob": x.logprob, "rank": x.rank, "decoded_token": x.decoded_token} for t, x in e.items()}
-        for e in entries
-    ]
 
 
 def router(service: Service) -> APIRouter:

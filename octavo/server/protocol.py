@@ -101,6 +101,7 @@ class Sampling(Request):
     cache_salt: str | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
+    return_tokens_as_token_ids: bool | None = False
 
     def sampling_params(self, defaults: dict[str, Any], max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         """SamplingParams of what was asked for, then of the model's own defaults.

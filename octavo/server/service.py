@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 import uuid
+from collections import deque
 from collections.abc import AsyncGenerator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -16,11 +17,13 @@ from octavo.engine.detokenizer import TextStream
 from octavo.engine.inputs import CheckedPrompt, EncoderInput, InputChecker
 from octavo.errors import InvalidRequestError, OctavoError
 from octavo.loading.model_tokenizer import model_tokenizer
+from octavo.loading.token_text import TokenText
 from octavo.loading.tokenizer import Tokenizer
 from octavo.outputs import TokenLogprobs
 from octavo.params import PoolingParams, SamplingParams
 from octavo.server.engine_client import EngineClient
-from octavo.server.messages import PackedLogprobs, Pooled, Ready, Tokens, unpack_logprobs
+from octavo.server.logprobs import TokenEntry
+from octavo.server.messages import Pooled, Ready, Tokens, unpack_logprobs
 from octavo.server.metrics import Metrics, RequestClock
 from octavo.server.options import ServerOptions
 
@@ -62,10 +65,10 @@ class Piece:
     index: int
     text: str
     token_ids: list[int]
-    logprobs: list[TokenLogprobs] | None
+    entries: list[TokenEntry]
+    """The tokens whose text is certain, where log-probabilities are asked for."""
     finish_reason: str | None
     stop_reason: int | str | None
-    prompt_logprobs: list[TokenLogprobs | None] | None = None
 
 
 @dataclass
@@ -74,9 +77,51 @@ class Answer:
 
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    entries: list[TokenEntry] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+
+
+class Text:
+    """The text of one of a request's answers, and the tokens that wait until theirs is certain."""
+
+    def __init__(self, tokenizer: Tokenizer | None, run: "Run") -> None:
+        self.stream = None if tokenizer is None else TextStream(tokenizer, run.prompt.token_ids, run.params, run.shown)
+        self._ends_as_text = run.params.include_stop_str_in_output
+        self._waiting: deque[tuple[int, TokenLogprobs]] = deque()
+
+    def piece(self, output: Tokens) -> Piece:
+        """What came new."""
+        token_ids, logprobs = output.token_ids, output.logprobs
+        piece = Piece(output.index, "", token_ids, [], output.finish_reason, output.stop_reason)
+        if self.stream is not None:
+            # The token that ended the answer is no part of its text, unless asked for.
+            ended = output.finish_reason == "stop" and not self._ends_as_text
+            for i, token in enumerate(token_ids):
+                if ended and i + 1 == len(token_ids):
+                    self.stream.end()
+                else:
+                    self.stream.add(token)
+                if self.stream.stop is not None:
+                    piece.token_ids = token_ids[: i + 1]
+                    piece.finish_reason, piece.stop_reason = "stop", self.stream.stop
+                    break
+            piece.text = self.stream.take(piece.finish_reason is not None)
+        if logprobs is not None:
+            self._waiting += [(t, unpack_logprobs(p)) for t, p in zip(piece.token_ids, logprobs, strict=False)]
+        piece.entries = self._entries(piece.finish_reason is not None)
+        return piece
+
+    def _entries(self, finished: bool) -> list[TokenEntry]:
+        if self.stream is None:
+            texts = [TokenText("", b"")] * len(self._waiting)
+        else:
+            texts = self.stream.take_tokens(finished)
+        return [TokenEntry(*self._next(text)) for text in texts if self._waiting]
+
+    def _next(self, text: TokenText) -> tuple[int, TokenText, TokenLogprobs]:
+        token, logprobs = self._waiting.popleft()
+        return token, text, logprobs
 
 
 @dataclass
@@ -89,6 +134,8 @@ class Run:
     num_cached: int = 0
     num_generated: int = 0
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    shown: dict[int, str] = field(default_factory=dict)
+    """Special tokens that are in the text though others are skipped, and what stands for them."""
 
     def usage(self) -> dict[str, Any]:
         prompt, generated = len(self.prompt.encoder_token_ids or self.prompt.token_ids), self.num_generated
@@ -200,11 +247,8 @@ class Service:
         Raises OctavoErrors for what cannot run, takes too long, or ran into the engine's end.
         """
         assert self.metrics is not None
-        params, tokenizer = run.params, self.tokenizer
-        streams = [
-            TextStream(tokenizer, run.prompt.token_ids, params) if tokenizer is not None else None
-            for _ in range(params.n)
-        ]
+        params = run.params
+        texts = [Text(self.tokenizer, run) for _ in range(params.n)]
         done, reason, clock = [False] * params.n, "abort", RequestClock(self.metrics)
         engine_params = params.clone()
         engine_params.stop = []  # stop strings are found here, where the text is
@@ -215,7 +259,7 @@ class Service:
                     assert isinstance(output, Tokens)
                     if done[output.index]:
                         continue
-                    piece = self._piece(run, output, streams[output.index])
+                    piece = self._piece(run, output, texts[output.index])
                     clock.came(len(piece.token_ids))
                     done[piece.index] = piece.finish_reason is not None
                     reason = piece.finish_reason or reason
@@ -245,41 +289,16 @@ class Service:
                 ) from error
             yield output
 
-    def _piece(self, run: Run, output: Tokens, stream: TextStream | None) -> Piece:
+    @staticmethod
+    def _piece(run: Run, output: Tokens, text: Text) -> Piece:
         run.num_cached = max(run.num_cached, output.num_cached or 0)
         if output.prompt_logprobs is not None and run.prompt_logprobs is None:
-            run.prompt_logprobs = [None if p is None else self._decoded(p) for p in output.prompt_logprobs]
-        piece = Piece(
-            output.index,
-            "",
-            output.token_ids,
-            None if output.logprobs is None else [self._decoded(p) for p in output.logprobs],
-            output.finish_reason,
-            output.stop_reason,
-        )
-        if stream is not None:
-            # The token that ended the answer is no part of its text, unless asked for.
-            ended = output.finish_reason == "stop" and not run.params.include_stop_str_in_output
-            last = len(output.token_ids) - 1 if ended else len(output.token_ids)
-            for i, token in enumerate(output.token_ids[:last]):
-                stream.add(token)
-                if stream.stop is not None:
-                    piece.token_ids = piece.token_ids[: i + 1]
-                    piece.logprobs = piece.logprobs and piece.logprobs[: i + 1]
-                    piece.finish_reason, piece.stop_reason = "stop", stream.stop
-                    break
-            piece.text = stream.take(piece.finish_reason is not None)
+            run.prompt_logprobs = [None if p is None else unpack_logprobs(p) for p in output.prompt_logprobs]
+        piece = text.piece(output)
         if piece.finish_reason == "error":
             raise OctavoError(str(piece.stop_reason))
         run.num_generated += len(piece.token_ids)
         return piece
-
-    def _decoded(self, packed: PackedLogprobs) -> TokenLogprobs:
-        entries = unpack_logprobs(packed)
-        if self.tokenizer is not None:
-            for token, entry in entries.items():
-                entry.decoded_token = self.tokenizer.decode([token], skip_special_tokens=False)
-        return entries
 
     async def whole(self, run: Run, priority: int = 0) -> list[Answer]:
         """A request's answers, when all are there."""
@@ -288,7 +307,7 @@ class Service:
             answer = answers[piece.index]
             answer.text += piece.text
             answer.token_ids += piece.token_ids
-            answer.logprobs += piece.logprobs or []
+            answer.entries += piece.entries
             answer.finish_reason, answer.stop_reason = piece.finish_reason, piece.stop_reason
         return answers
 

@@ -1,19 +1,26 @@
 """Tool calls: found in a model's text as its family writes them, or forced by a schema."""
 
 import json
+import math
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from octavo.errors import InvalidRequestError
+from octavo.loading.tokenizer import Tokenizer
 from octavo.params import StructuredOutputsParams
+from octavo.server.json_scanner import WHITESPACE, JsonScanner, Scan
 from octavo.server.protocol import ChatRequest, NamedTool, Tool
+
+Calls = list[tuple[str, Any]]
+"""Names, and arguments as they were read from JSON."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def call(name: str, arguments: Any, index: int | None = None) -> dict[str, Any]:
     """A tool call as OpenAI's clients read it; arguments are JSON text."""
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    text = arguments if isinstance(arguments, str) else _dump(arguments)
     made = {
         "id": f"chatcmpl-tool-{uuid.uuid4().hex}",
         "type": "function",
@@ -22,118 +29,260 @@ def call(name: str, arguments: Any, index: int | None = None) -> dict[str, Any]:
     return made if index is None else {"index": index, **made}
 
 
-def _read(text: str) -> list[tuple[str, Any]] | None:
-    """Calls in JSON: an object or a list of them, with `name` and `arguments` or `parameters`."""
+def _dump(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    # Half of a surrogate pair, which only an escape can write, is no text in UTF-8: it stays an escape.
+    return text if _is_text(text) else json.dumps(value)
+
+
+def _is_text(value: str) -> bool:
+    return _SURROGATE.search(value) is None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is too large")
+    return value
+
+
+def _read(text: str, tools: Collection[str] | None = None, strict: bool = False) -> Calls | None:
+    """Calls in JSON: an object or a list of them, with `name` and `arguments` or `parameters`; None for what is none.
+
+    With `strict`, only what names one of the `tools` (any, if None) and has arguments.
+    """
     try:
-        value = json.loads(text)
-    except ValueError:
+        value = json.loads(text, parse_float=_finite)
+    except ValueError:  # a number of more digits than Python reads, for example
         return None
-    found = []
+    found = Calls()
     for item in value if isinstance(value, list) else [value]:
-        if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+        if not isinstance(item, dict):
             return None
-        found.append((item["name"], item.get("arguments", item.get("parameters", {}))))
-    return found
+        name, key = item.get("name"), "arguments" if "arguments" in item else "parameters"
+        if not isinstance(name, str) or not name or not _is_text(name):
+            return None
+        if strict and (key not in item or (tools is not None and name not in tools)):
+            return None
+        arguments = _arguments(item.get(key))
+        if arguments is None:
+            return None
+        found.append((name, arguments))
+    return found or None
+
+
+def _arguments(value: Any) -> dict[str, Any] | None:
+    """Arguments given as an object, or as the text of one; None for anything else."""
+    if isinstance(value, str) and value.strip():
+        scanner, text = JsonScanner(), value.strip()
+        if any(scanner.take(c) is not Scan.MORE for c in text[:-1]) or scanner.take(text[-1]) is not Scan.DONE:
+            return None
+        try:
+            value = json.loads(text, parse_float=_finite)
+        except ValueError:
+            return None
+    if value is None or value == "":
+        return {}
+    return value if isinstance(value, dict) else None
+
+
+def _private(index: int) -> str:
+    """What stands in a text for a marker that is a special token: half of a surrogate pair, which no text holds."""
+    return chr(0xD800 + index)
 
 
 class ToolParser:
     """Takes a model's text piece by piece, and gives what is content and what is a call.
 
-    Text is held back from where a call may begin until it is clear what it is.
+    It looks at each character once. Text is held back from where a call may begin until it is clear what it is; what
+    turns out not to be a call is content, up to the character that showed it, at which the search goes on. White space
+    before, between and after calls belongs to them; it is content where text follows it.
+
+    Args:
+        tools: the names that may be called; any if None. It matters for calls without a marker only: behind one, a
+            model means a call, and its client can answer that there is no such tool.
+        max_calls: what comes beyond so many is left out.
     """
 
-    opening: tuple[str, ...] = ()
-    """What calls begin with."""
-    between = " \t\r\n"
+    openings: tuple[str, ...] = ()
+    """Markers that a call begins with. The first character of a marker stands at no other place of it."""
+    closing = ""
+    """The marker that ends a call, where there is one. The end of the answer and the next call end one as well."""
+    bare = False
+    """Whether an object without a marker can be a call."""
+    between = WHITESPACE
     """Characters that may stand between calls."""
 
-    def __init__(self) -> None:
-        self._held = ""
-        self._after_call = False
+    def __init__(self, tools: Collection[str] | None = None, max_calls: int | None = None) -> None:
+        self.tools, self.max_calls = tools, max_calls
         self.num_calls = 0
+        self._content: list[str] = []
+        self._calls = Calls()
+        self._gap: list[str] | None = []
+        """White space that came since the beginning or a call; None within text."""
+        self._held: list[str] = []
+        """A call, so far."""
+        self._seen = ""
+        """Characters that may begin a marker."""
+        self._is_marked = False
+        self._scanner: JsonScanner | None = None
+        """Reads the call's JSON, once there is a call."""
+        self._json: list[str] = []
+        self._found: Calls | None = None
+        """The calls in the JSON, once it is complete."""
+        starts = (*self.openings, "{") if self.bare else self.openings
+        self._openings = frozenset([*starts, *self._privates(self.openings)])
+        self._closings = frozenset([self.closing, *self._privates((self.closing,))] if self.closing else [])
 
-    def feed(self, text: str, finished: bool) -> tuple[str, list[tuple[str, Any]]]:
+    @classmethod
+    def _markers(cls) -> tuple[str, ...]:
+        return (*cls.openings, cls.closing) if cls.closing else cls.openings
+
+    @classmethod
+    def _privates(cls, markers: Sequence[str]) -> list[str]:
+        return [_private(cls._markers().index(m)) for m in markers]
+
+    @classmethod
+    def shown_tokens(cls, tokenizer: Tokenizer) -> dict[int, str]:
+        """Markers that are special tokens, which a text without special tokens lacks, and what stands for them."""
+        shown = {}
+        for index, marker in enumerate(cls._markers()):
+            for token in tokenizer.encode(marker, add_special_tokens=False):
+                if tokenizer.token(token) == marker and marker not in tokenizer.decode([token]):
+                    shown[token] = _private(index)
+        return shown
+
+    def feed(self, text: str, finished: bool) -> tuple[str, Calls]:
         """Content that is certain, and calls that are complete."""
-        self._held += text
-        content, calls = "", list[tuple[str, Any]]()
-        while self._held:
-            if self._after_call:  # what stands between calls is no content
-                self._held = self._held.lstrip(self.between)
-                self._after_call = not self._held
-                continue
-            at = min((i for o in self.opening if (i := self._held.find(o)) >= 0), default=-1)
-            if at < 0:
-                keep = 0 if finished else self._may_begin()
-                content += self._held[: len(self._held) - keep]
-                self._held = self._held[len(self._held) - keep :]
-                break
-            taken = self.take(self._held[at:], finished)
-            if taken is None:
-                content += self._held[:at]
-                self._held = self._held[at:]
-                if finished:  # a call that was cut short is only text
-                    content, self._held = content + self._held, ""
-                break
-            found, length = taken
-            content += self._held[:at]
-            calls += found
-            self._held, self._after_call = self._held[at + length :], True
-        self.num_calls += len(calls)
+        for char in text:
+            self._take(char)
+        if finished:
+            self._finish()
+        content = _SURROGATE.sub("", "".join(self._content))
+        calls, self._content, self._calls = self._calls, [], Calls()
         return content, calls
 
-    def _may_begin(self) -> int:
-        """Characters at the end that may turn out to begin a call."""
-        for length in range(min(max(map(len, self.opening)) - 1, len(self._held)), 0, -1):
-            if any(o.startswith(self._held[-length:]) for o in self.opening):
-                return length
-        return 0
+    def _take(self, char: str) -> None:
+        if self._scanner is None:
+            self._take_text(char)
+        elif self._found is None:
+            self._take_json(char)
+        else:
+            self._take_end(char)
 
-    def take(self, text: str, finished: bool) -> tuple[list[tuple[str, Any]], int] | None:
-        """The calls at the start of `text` and how long they are; None while more of it must come."""
-        raise NotImplementedError
+    def _take_text(self, char: str) -> None:
+        seen = self._seen + char
+        if seen in self._openings:
+            self._begin(seen)
+        elif any(o.startswith(seen) for o in self._openings):
+            self._seen = seen
+        elif self._seen:
+            self._emit(self._seen)
+            self._seen = ""
+            self._take_text(char)
+        else:
+            self._emit(char)
+
+    def _begin(self, opening: str) -> None:
+        self._seen, self._scanner, self._is_marked = "", JsonScanner(), opening != "{"
+        if self._is_marked:
+            self._held.append(opening)
+        else:
+            self._take_json(opening)
+
+    def _take_json(self, char: str) -> None:
+        assert self._scanner is not None
+        if not self._json and char in WHITESPACE:
+            self._held.append(char)
+            return
+        scan = self._scanner.take(char)
+        if scan is Scan.BAD:
+            self._give_up()
+            self._take_text(char)
+            return
+        self._held.append(char)
+        self._json.append(char)
+        if scan is Scan.DONE:
+            self._found = _read("".join(self._json), self.tools, strict=not self._is_marked)
+            if self._found is None:
+                self._give_up()
+            elif not self._closings or not self._is_marked:
+                self._complete()
+
+    def _take_end(self, char: str) -> None:
+        """White space and the closing marker, or the next opening one."""
+        seen = self._seen + char
+        if seen in self._closings:
+            self._complete()
+        elif seen in self._openings:
+            self._complete()
+            self._begin(seen)
+        elif any(m.startswith(seen) for m in self._closings | self._openings):
+            self._seen = seen
+        elif not self._seen and char in WHITESPACE:
+            self._held.append(char)
+        else:  # something else: it was no call
+            self._held.append(self._seen)
+            self._give_up()
+            self._take_text(char)
+
+    def _emit(self, text: str) -> None:
+        if self._gap is not None and _is_text(text):
+            if text in (self.between if self.num_calls else WHITESPACE):
+                self._gap.append(text)
+                return
+            self._content += self._gap
+            self._gap = None
+        self._content += text
+
+    def _give_up(self) -> None:
+        """What is held is content."""
+        for part in self._held:
+            self._emit(part)
+        self._reset()
+
+    def _complete(self) -> None:
+        assert self._found is not None
+        found = self._found if self.max_calls is None else self._found[: self.max_calls - self.num_calls]
+        self._calls += found
+        self.num_calls += len(found)
+        self._gap = []
+        self._reset()
+
+    def _reset(self) -> None:
+        self._held, self._json, self._seen, self._scanner, self._found = [], [], "", None, None
+
+    def _finish(self) -> None:
+        if self._found is not None:
+            self._complete()
+        seen = self._seen
+        self._give_up()  # a call that was cut short is only text
+        for char in seen:
+            self._emit(char)
+        if self._gap and not self.num_calls:
+            self._content += self._gap
+        self._gap = None
 
 
 class HermesParser(ToolParser):
     """`<tool_call>{"name": ..., "arguments": ...}</tool_call>`: Hermes, Qwen2.5 and many others."""
 
-    opening = ("<tool_call>",)
-
-    def take(self, text: str, finished: bool) -> tuple[list[tuple[str, Any]], int] | None:
-        match = re.match(r"<tool_call>(.*?)</tool_call>", text, re.DOTALL)
-        if match is None:
-            whole = _read(text.removeprefix("<tool_call>").strip()) if finished else None
-            return None if whole is None else (whole, len(text))
-        found = _read(match[1].strip())
-        return None if found is None else (found, match.end())
+    openings = ("<tool_call>",)
+    closing = "</tool_call>"
 
 
 class MistralParser(ToolParser):
     """`[TOOL_CALLS][{"name": ..., "arguments": ...}]`."""
 
-    opening = ("[TOOL_CALLS]",)
-
-    def take(self, text: str, finished: bool) -> tuple[list[tuple[str, Any]], int] | None:
-        found = _read(text.removeprefix("[TOOL_CALLS]").strip())
-        return None if found is None else (found, len(text))
+    openings = ("[TOOL_CALLS]",)
 
 
 class LlamaParser(ToolParser):
     """`{"name": ..., "parameters": ...}`, alone or after `<|python_tag|>`, `;` between several: Llama 3."""
 
-    opening = ("<|python_tag|>", "{")
-    between = " \t\r\n;"
-
-    def take(self, text: str, finished: bool) -> tuple[list[tuple[str, Any]], int] | None:
-        body = text.removeprefix("<|python_tag|>")
-        try:
-            _, length = json.JSONDecoder().raw_decode(body.lstrip())
-        except ValueError:
-            return None
-        start = len(body) - len(body.lstrip())
-        found = _read(body[start : start + length])
-        if found is None:
-            return None
-        return found, len(text) - len(body) + start + length
+    openings = ("<|python_tag|>",)
+    bare = True
+    between = WHITESPACE + ";"
 
 
 PARSERS: dict[str, type[ToolParser]] = {"hermes": HermesParser, "mistral": MistralParser, "llama3_json": LlamaParser}
@@ -184,16 +333,23 @@ def _parameters(tool: Tool) -> dict[str, Any]:
     return tool.function.parameters or {"type": "object", "properties": {}}
 
 
-def read_forced(request: ChatRequest, text: str) -> list[tuple[str, Any]]:
+def read_forced(request: ChatRequest, text: str) -> Calls:
     """The calls that a forced answer makes: of an answer that was cut short, those that are complete."""
     if isinstance(request.tool_choice, NamedTool):
         return [(request.tool_choice.function.name, text)]
-    found, rest, decoder = list[tuple[str, Any]](), text.lstrip().removeprefix("["), json.JSONDecoder()
-    while rest := rest.lstrip(" \t\r\n,"):
-        try:
-            item, end = decoder.raw_decode(rest)
-        except ValueError:
+    found, item, scanner = Calls(), list[str](), JsonScanner()
+    for char in text.lstrip(WHITESPACE).removeprefix("["):
+        if not item and char in WHITESPACE + ",":
+            continue
+        item.append(char)
+        scan = scanner.take(char)
+        if scan is Scan.DONE:
+            try:
+                value = json.loads("".join(item), parse_float=_finite)
+                found.append((value["name"], value["parameters"]))
+            except (ValueError, LookupError, TypeError):
+                break
+            item, scanner = [], JsonScanner()
+        elif scan is Scan.BAD:
             break
-        found.append((item["name"], item["parameters"]))
-        rest = rest[end:]
     return found

@@ -2,20 +2,41 @@
 
 import json
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import octavo.server.tools as tools_module
+from octavo.server.json_scanner import MAX_DEPTH, JsonScanner, Scan
 from octavo.server.protocol import ChatRequest
-from octavo.server.tools import HermesParser, LlamaParser, MistralParser, ToolParser, choose_parser, forced, read_forced
+from octavo.server.tools import PARSERS as PARSER_NAMES
+from octavo.server.tools import (
+    Calls,
+    HermesParser,
+    LlamaParser,
+    MistralParser,
+    ToolParser,
+    call,
+    choose_parser,
+    forced,
+    read_forced,
+)
+from tests.server.scripted import Said, byte_tokenizer, chat
 
 CALL = {"name": "f", "arguments": {"x": "a < b", "n": [1, 2]}}
 TEXT = json.dumps(CALL)
 LLAMA = json.dumps({"name": "f", "parameters": CALL["arguments"]})
+TAG = json.dumps({"name": "f", "arguments": {"html": "</tool_call> [TOOL_CALLS] <|python_tag|> }{]["}})
+TAGGED = [("f", {"html": "</tool_call> [TOOL_CALLS] <|python_tag|> }{]["})]
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+PARSERS = (HermesParser, MistralParser, LlamaParser)
 
 
-def run(parser: ToolParser, pieces: list[str]) -> tuple[str, list[tuple[str, Any]]]:
-    content, calls = "", []
+def run(parser: ToolParser, pieces: list[str]) -> tuple[str, Calls]:
+    content, calls = "", Calls()
     for i, piece in enumerate(pieces):
         more, found = parser.feed(piece, finished=i == len(pieces) - 1)
         content += more
@@ -25,8 +46,16 @@ def run(parser: ToolParser, pieces: list[str]) -> tuple[str, list[tuple[str, Any
 
 def cuts(text: str, seed: int) -> list[str]:
     rng = random.Random(seed)
-    places = sorted(rng.sample(range(1, len(text)), min(len(text) - 1, 6)))
+    places = sorted(rng.sample(range(1, len(text)), max(0, min(len(text) - 1, 6))))
     return [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
+
+
+def same_however_cut(make: Callable[[], ToolParser], text: str) -> tuple[str, Calls]:
+    """What the parser makes of a text that comes at once, which is what it makes of it in pieces."""
+    whole = run(make(), [text])
+    for pieces in (list(text), *(cuts(text, seed) for seed in range(20))):
+        assert run(make(), pieces) == whole
+    return whole
 
 
 @pytest.mark.parametrize(
@@ -35,20 +64,358 @@ def cuts(text: str, seed: int) -> list[str]:
         (HermesParser, f"Let me see.\n<tool_call>\n{TEXT}\n</tool_call>", "Let me see.\n", 1),
         (HermesParser, f"<tool_call>{TEXT}</tool_call>\n<tool_call>{TEXT}</tool_call>", "", 2),
         (HermesParser, f"<tool_call>{TEXT}", "", 1),
+        (HermesParser, f"<tool_call>{TEXT}</tool_", "", 1),
+        (HermesParser, f"<tool_call>{TEXT}\n<tool_call>{TEXT}</tool_call>", "", 2),
+        (HermesParser, f"<tool_call>[{TEXT}, {TEXT}]</tool_call>", "", 2),
         (HermesParser, "a < b and <tool_call>no call</tool_call>", "a < b and <tool_call>no call</tool_call>", 0),
         (HermesParser, "half a <tool", "half a <tool", 0),
+        (HermesParser, f"<tool_call>{TEXT}</tool_call>\nI have called it.", "\nI have called it.", 1),
+        (HermesParser, f"<tool_call>no</tool_call><tool_call>{TEXT}</tool_call>!", "<tool_call>no</tool_call>!", 1),
+        (HermesParser, f"<tool_call>{TEXT} so</tool_call>", f"<tool_call>{TEXT} so</tool_call>", 0),
+        (HermesParser, f"<tool_call>{TEXT[:-1]}</tool_call>", f"<tool_call>{TEXT[:-1]}</tool_call>", 0),
+        (HermesParser, f"<<tool_call><tool_call>{TEXT}</tool_call>", "<<tool_call>", 1),
+        (HermesParser, f"In prose, {TEXT} is no call.", f"In prose, {TEXT} is no call.", 0),
+        (HermesParser, "\n\n", "\n\n", 0),
+        (HermesParser, f"\n\n<tool_call>{TEXT}</tool_call>\n", "", 1),
+        (HermesParser, "", "", 0),
         (MistralParser, f"[TOOL_CALLS][{TEXT}, {TEXT}]", "", 2),
-        (MistralParser, "an [array] of things", "an [array] of things", 0),
+        (MistralParser, f"[TOOL_CALLS] {TEXT}", "", 1),
+        (MistralParser, f"So [TOOL_CALLS] [{TEXT}] and more", "So  and more", 1),
+        (MistralParser, f"[TOOL_CALLS][{TEXT}]\n[TOOL_CALLS][{TEXT}]", "", 2),
+        (MistralParser, f"[TOOL_CALLS][{TEXT}, 5] yes", f"[TOOL_CALLS][{TEXT}, 5] yes", 0),
+        (MistralParser, "[TOOL_CALLS][]", "[TOOL_CALLS][]", 0),
+        (MistralParser, "an [array] of [TOOL_things", "an [array] of [TOOL_things", 0),
         (LlamaParser, LLAMA, "", 1),
         (LlamaParser, f"<|python_tag|>{LLAMA}; {LLAMA}", "", 2),
+        (LlamaParser, f"{LLAMA}; that was it", "; that was it", 1),
+        (LlamaParser, "<|python_tag|>print(1)", "<|python_tag|>print(1)", 0),
         (LlamaParser, 'JSON is {"a": 1} here', 'JSON is {"a": 1} here', 0),
+        (LlamaParser, f"an {{open}} bracket {{ then {LLAMA}.", "an {open} bracket { then .", 1),
+        (LlamaParser, 'a "quote { and ' + LLAMA, 'a "quote { and ', 1),
+        (LlamaParser, '{"name": "f"} only', '{"name": "f"} only', 0),
+        (LlamaParser, '{"name": 5, "parameters": {}}', '{"name": 5, "parameters": {}}', 0),
     ],
 )
 def test_calls_are_found_however_the_text_is_cut(kind: type[ToolParser], text: str, content: str, count: int) -> None:
-    for pieces in ([text], list(text), *(cuts(text, seed) for seed in range(20))):
-        got, calls = run(kind(), pieces)
-        assert got == content
-        assert calls == [("f", CALL["arguments"])] * count
+    assert same_however_cut(kind, text) == (content, [("f", CALL["arguments"])] * count)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (HermesParser, f"<tool_call>{TAG}</tool_call>"),
+        (MistralParser, f"[TOOL_CALLS][{TAG}]"),
+        (LlamaParser, f"<|python_tag|>{TAG}"),
+        (LlamaParser, TAG),
+    ],
+)
+def test_markers_and_brackets_inside_a_string_are_the_string(kind: type[ToolParser], text: str) -> None:
+    assert same_however_cut(kind, text) == ("", TAGGED)
+
+
+def test_json_in_prose_is_a_call_only_if_it_names_a_tool_and_has_arguments() -> None:
+    def given_f() -> ToolParser:
+        return LlamaParser(["f"])
+
+    person = '{"name": "Ada", "parameters": {"born": 1815}}'
+    assert same_however_cut(given_f, f"She is {person}.") == (f"She is {person}.", [])
+    assert same_however_cut(given_f, '{"name": "f", "age": 3}') == ('{"name": "f", "age": 3}', [])
+    assert same_however_cut(given_f, f"So: {LLAMA}") == ("So: ", [("f", CALL["arguments"])])
+    # Behind a marker it is meant as a call; that there is no such tool is for the client to say.
+    assert same_however_cut(given_f, f"<|python_tag|>{person}") == ("", [("Ada", {"born": 1815})])
+    assert same_however_cut(given_f, '<|python_tag|>{"name": "f"}') == ("", [("f", {})])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "read"),
+    [
+        ('{"x": 1}', {"x": 1}),
+        (r'"{\"x\": \"\\u00e9\"}"', {"x": "é"}),
+        ('"{}"', {}),
+        ('""', {}),
+        ("null", {}),
+        ("{}", {}),
+        ('"no JSON"', None),
+        ('"[1]"', None),
+        ('"{\\"x\\": 1} and more"', None),
+        ("[1]", None),
+        ("5", None),
+        ('{"x": NaN}', None),
+        ('{"x": 1e999}', None),
+        ('{"x": ' + "9" * 5000 + "}", None),
+        ('{"x": 01}', None),
+        ("{'x': 1}", None),
+        ('{"x": 1,}', None),
+        ('{"x": "\n"}', None),
+    ],
+)
+def test_arguments_are_an_object_or_the_text_of_one(arguments: str, read: Any) -> None:
+    text = f'<tool_call>{{"name": "f", "arguments": {arguments}}}</tool_call>'
+    assert same_however_cut(HermesParser, text) == ((text, []) if read is None else ("", [("f", read)]))
+
+
+def test_half_a_surrogate_pair_can_be_sent() -> None:
+    content, calls = run(HermesParser(), [r'<tool_call>{"name": "f", "arguments": {"x": "\ud83d"}}</tool_call>'])
+    assert content == ""
+    written = call(*calls[0])["function"]["arguments"]
+    assert json.loads(written) == {"x": "\ud83d"}
+    assert written.encode()
+    name = r'<tool_call>{"name": "\ud83d", "arguments": {}}</tool_call>'
+    assert run(HermesParser(), [name]) == (name, [])
+
+
+def test_only_so_many_calls_as_are_allowed() -> None:
+    text = f"<tool_call>{TEXT}</tool_call>\n<tool_call>{TEXT}</tool_call> end"
+    assert same_however_cut(lambda: HermesParser(max_calls=1), text) == (" end", [("f", CALL["arguments"])])
+    assert same_however_cut(lambda: MistralParser(max_calls=1), f"[TOOL_CALLS][{TEXT}, {TEXT}]")[1] == [
+        ("f", CALL["arguments"])
+    ]
+
+
+plain = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<[{"), max_size=12)
+BROKEN = [
+    *("<", "[", "{", "{{", '"', "}", "]", "\\", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[TOOL_CALLS][", "[]"),
+    *(
+        "<|python_tag|>",
+        '{"name":',
+        '{"a":[1,{"b":2}]}',
+        "<tool_call>{",
+        '<tool_call>{"name":"f"',
+        TEXT[:-1],
+        TEXT + "}",
+    ),
+]
+broken = st.sampled_from(BROKEN)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+arguments = st.dictionaries(st.text(), json_values, max_size=3)
+
+
+@st.composite
+def split(draw: st.DrawFn, text: str) -> list[str]:
+    places = sorted(draw(st.lists(st.integers(0, len(text)), max_size=8)))
+    return [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data(), st.sampled_from(PARSERS), st.lists(plain | broken | st.just(TEXT) | st.just(LLAMA), max_size=8))
+def test_any_text_is_the_same_in_any_pieces(data: st.DataObject, kind: type[ToolParser], parts: list[str]) -> None:
+    text = "".join(parts)
+    whole = run(kind(), [text])
+    assert run(kind(), data.draw(split(text))) == whole
+    assert run(kind(), [*text, ""]) == whole
+
+
+def written(kind: type[ToolParser], name: str, values: dict[str, Any], draw: Callable[[Any], Any]) -> str:
+    """A call as a model of the family writes it."""
+    given_as_text = draw(st.booleans())
+    value = json.dumps(values, ensure_ascii=draw(st.booleans())) if given_as_text else values
+    key = draw(st.sampled_from(["arguments", "parameters"]))
+    text = json.dumps({"name": name, key: value}, indent=draw(st.sampled_from([None, 2])), ensure_ascii=False)
+    if kind is HermesParser:
+        space = draw(st.sampled_from(["", "\n", " "]))
+        return f"<tool_call>{space}{text}{space}</tool_call>"
+    if kind is MistralParser:
+        return f"[TOOL_CALLS][{text}]"
+    return draw(st.sampled_from(["", "<|python_tag|>"])) + text
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data(), st.sampled_from(PARSERS))
+def test_prose_and_calls_lose_nothing(data: st.DataObject, kind: type[ToolParser]) -> None:
+    """Every call is found, and every character of the prose between them is content."""
+    parts, prose, calls = [], "", []
+    for _ in range(data.draw(st.integers(0, 4))):
+        said = data.draw(plain)
+        values = data.draw(arguments)
+        parts += [said, written(kind, "f", values, data.draw)]
+        prose += said
+        calls.append(("f", values))
+    last = data.draw(plain)
+    content, found = run(kind(["f"]), data.draw(split("".join([*parts, last]))))
+    assert found == calls
+    assert "".join(content.split()).replace(";", "") == "".join((prose + last).split()).replace(";", "")
+
+
+@settings(max_examples=200, deadline=None)
+@given(json_values, st.booleans(), st.sampled_from([None, 1]))
+def test_the_scanner_ends_where_the_value_ends(value: Any, ascii_only: bool, indent: int | None) -> None:
+    text = json.dumps([value], ensure_ascii=ascii_only, indent=indent)
+    scanner = JsonScanner()
+    assert [scanner.take(c) for c in text] == [Scan.MORE] * (len(text) - 1) + [Scan.DONE]
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.text('{}[]",:\\u0e1-.tfnrals \n', max_size=14))
+def test_the_scanner_takes_what_python_reads_and_nothing_else(text: str) -> None:
+    scanner, ends = JsonScanner(), None
+    for i, char in enumerate(text):
+        scan = scanner.take(char)
+        if scan is not Scan.MORE:
+            ends = i + 1 if scan is Scan.DONE else None
+            break
+    try:
+        value, length = json.JSONDecoder().raw_decode(text)
+    except ValueError:
+        value, length = None, None
+    assert ends == (length if isinstance(value, (list, dict)) else None)
+
+
+class Counted(JsonScanner):
+    """Counts what it is given."""
+
+    taken = 0
+
+    def take(self, char: str) -> Scan:
+        Counted.taken += 1
+        return super().take(char)
+
+
+@pytest.mark.parametrize("kind", PARSERS)
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[" * 3000,
+        '{"a":' * 3000,
+        '{"name": "f", "arguments": ' + '{"a":' * 3000 + "1" + "}" * 3001,
+        '{"name": "f", "arguments": {"x": "' + "long " * 6000,
+        '{"name": "f", "arguments": {"x": [' + "1," * 15000,
+        "{" * 30000,
+        '{"' * 15000,
+        "[[{" * 10000,
+        '{"a": 1} ' * 3000,
+        "<tool_call>{" * 3000,
+        "[TOOL_CALLS][" * 3000,
+        '{"name": "f", "arguments": {}}\n' * 1000,
+    ],
+)
+def test_no_character_is_looked_at_more_than_twice(
+    kind: type[ToolParser], body: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deep nesting and long calls that do not end cost what their length is, in pieces of two characters."""
+    text = {HermesParser: "<tool_call>", MistralParser: "[TOOL_CALLS]", LlamaParser: "<|python_tag|>"}[kind] + body
+    read, loads = 0, json.loads
+
+    def counting(value: str, **options: Any) -> Any:
+        nonlocal read
+        read += len(value)
+        return loads(value, **options)
+
+    monkeypatch.setattr(tools_module, "JsonScanner", Counted)
+    monkeypatch.setattr(tools_module.json, "loads", counting)
+    Counted.taken, parser, calls, lengths = 0, kind(), 0, 0
+    for i in range(0, len(text), 2):
+        content, found = parser.feed(text[i : i + 2], finished=False)
+        calls += len(found)
+        lengths += len(content)
+    # Twice where it ends one attempt and begins the next.
+    assert Counted.taken <= 2 * len(text)
+    assert read <= len(text)
+    content, _ = parser.feed("", finished=True)
+    if not calls:
+        assert lengths + len(content) == len(text)
+
+
+def test_nesting_has_a_limit_that_python_can_read() -> None:
+    def nested(depth: int) -> str:
+        return '{"name": "f", "arguments": {"x": ' + "[" * depth + "]" * depth + "}}"
+
+    content, calls = run(LlamaParser(), [nested(MAX_DEPTH - 2)])
+    assert (content, len(calls)) == ("", 1)
+    assert call(*calls[0])["function"]["arguments"].count("[") == MAX_DEPTH - 2
+    assert run(LlamaParser(), [nested(MAX_DEPTH - 1)]) == (nested(MAX_DEPTH - 1), [])
+    assert run(LlamaParser(), [nested(100_000)]) == (nested(100_000), [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "special", "text", "content"),
+    [
+        (HermesParser, ["<tool_call>", "</tool_call>"], f"Hm. <tool_call>{TEXT}</tool_call>", "Hm. "),
+        (HermesParser, ["<tool_call>"], f"Hm. <tool_call>{TEXT}</tool_call> So.", "Hm.  So."),
+        (MistralParser, ["[TOOL_CALLS]"], f"Hm. [TOOL_CALLS][{TEXT}]", "Hm. "),
+        (LlamaParser, ["<|python_tag|>"], f"Hm. <|python_tag|>{LLAMA}", "Hm. "),
+        (HermesParser, [], f"Hm. <tool_call>{TEXT}</tool_call>", "Hm. "),
+    ],
+)
+def test_markers_that_are_special_tokens_are_seen(
+    kind: type[ToolParser], special: list[str], text: str, content: str
+) -> None:
+    tokenizer = byte_tokenizer(*special, "<|pad|>")
+    name = next(n for n, parser in PARSER_NAMES.items() if parser is kind)
+    body = {"tools": TOOLS, "n": 2, "temperature": 1.0}
+
+    def answer(text: str, **more: Any) -> Said:
+        ids = tokenizer.encode(text)
+        whole, streamed = chat(tokenizer, [ids, ids], {**body, **more}, tool_parser=name)
+        assert whole == streamed
+        assert whole[0] == whole[1]
+        return whole[0]
+
+    got = answer(text + "<|pad|>")
+    assert (got.content, got.calls, got.finish_reason) == (content, [("f", CALL["arguments"])], "tool_calls")
+    bad = text.replace('{"name"', '{"nme"')
+    without = bad
+    for marker in special:  # what is no text does not become text because a call is bad
+        without = without.replace(marker, "")
+    got = answer(bad)
+    assert (got.content, got.calls, got.finish_reason) == (without, [], "stop")
+    assert answer(bad, skip_special_tokens=False).content == bad
+    assert answer(text, tool_choice="none").calls == []
+
+
+def test_calls_of_a_chat() -> None:
+    """Whole and streamed: n answers, several calls, one of them where only one is allowed, answers that were cut."""
+    tokenizer = byte_tokenizer()
+    two = tokenizer.encode(f"So <tool_call>{TEXT}</tool_call>\n<tool_call>{TEXT}</tool_call>")
+    none = tokenizer.encode("No {call}.")
+
+    def answers(finish: str = "stop", **more: Any) -> list[Said]:
+        body = {"tools": TOOLS, "n": 2, "temperature": 1.0, **more}
+        whole, streamed = chat(tokenizer, [two, none], body, tool_parser="hermes", finish=finish)
+        assert whole == streamed
+        return whole
+
+    read = ("f", CALL["arguments"])
+    assert answers() == [Said("So ", [read, read], "tool_calls"), Said("No {call}.", [], "stop")]
+    assert answers(parallel_tool_calls=False)[0] == Said("So ", [read], "tool_calls")
+    assert answers("length")[0] == Said("So ", [read, read], "length")
+    assert answers(tool_choice="none")[0].content.startswith("So <tool_call>")
+
+
+@pytest.mark.parametrize(
+    ("choice", "text", "finish", "want"),
+    [
+        (
+            "required",
+            json.dumps([{"name": "f", "parameters": {"x": 1}}]),
+            "stop",
+            Said("", [("f", {"x": 1})], "tool_calls"),
+        ),
+        ("required", '[{"name": "f", "parameters": {"x": 1}}, {"na', "length", Said("", [("f", {"x": 1})], "length")),
+        ("required", '[{"name": "f", "par', "length", Said('[{"name": "f", "par', [], "length")),
+        ("required", "5", "stop", Said("5", [], "stop")),
+        (
+            {"type": "function", "function": {"name": "f"}},
+            '{"x": 1}',
+            "stop",
+            Said("", [("f", {"x": 1})], "tool_calls"),
+        ),
+        (
+            {"type": "function", "function": {"name": "f"}},
+            '{"x": "é',
+            "length",
+            Said("", [("f", '{"x": "é')], "length"),
+        ),
+    ],
+)
+def test_forced_calls_of_a_chat(choice: Any, text: str, finish: str, want: Said) -> None:
+    tokenizer = byte_tokenizer()
+    body = {"tools": TOOLS, "tool_choice": choice}
+    whole, streamed = chat(tokenizer, [tokenizer.encode(text)], body, tool_parser="hermes", finish=finish)
+    assert whole == streamed == [want]
 
 
 def test_the_template_tells_the_parser() -> None:
@@ -60,12 +427,29 @@ def test_the_template_tells_the_parser() -> None:
     assert choose_parser("none", ["<tool_call>"]) is None
 
 
+MESSAGES = [{"role": "user", "content": "x"}]
+
+
+def asking(choice: Any, **more: Any) -> ChatRequest:
+    return ChatRequest.model_validate({"messages": MESSAGES, "tools": TOOLS, "tool_choice": choice, **more})
+
+
 def test_forced_calls_that_are_cut_short_keep_the_whole_ones() -> None:
-    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
-    messages = [{"role": "user", "content": "x"}]
-    request = ChatRequest.model_validate({"messages": messages, "tools": tools, "tool_choice": "required"})
+    request = asking("required")
     assert forced(request) is not None
     whole = json.dumps([{"name": "f", "parameters": {"x": 1}}])
     assert read_forced(request, whole) == [("f", {"x": 1})]
     assert read_forced(request, whole[:-1] + ', {"name": "f", "par') == [("f", {"x": 1})]
-    assert read_forced(request, "[") == []
+    for text in ("", "[", "null", "5", '"f"', "[5]", "[[]]", "[{}]", '[{"name": "f"}]', "[" * 5000, '[{"a":' * 5000):
+        assert read_forced(request, text) == []
+    assert read_forced(request, f"[ {whole[1:-1]} ,\n{whole[1:-1]} ]") == [("f", {"x": 1})] * 2
+    named = asking({"type": "function", "function": {"name": "f"}})
+    assert read_forced(named, '{"x": ') == [("f", '{"x": ')]
+
+
+def test_forced_calls_are_read_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tools_module, "JsonScanner", Counted)
+    Counted.taken = 0
+    text = json.dumps([{"name": "f", "parameters": {"x": 1}}] * 3000)
+    assert len(read_forced(asking("required"), text)) == 3000
+    assert Counted.taken <= len(text)

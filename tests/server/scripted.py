@@ -1,0 +1,177 @@
+"""A server's endpoints over an engine that says what the test tells it to: any tokens, any log-probabilities."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from octavo.config import EngineArgs
+from octavo.engine.inputs import InputChecker
+from octavo.loading.tokenizer import FastTokenizer, Tokenizer
+from octavo.server.chat import Chat
+from octavo.server.completions import Completions
+from octavo.server.messages import PackedLogprobs, Ready, Tokens
+from octavo.server.metrics import Metrics
+from octavo.server.options import ServerOptions
+from octavo.server.protocol import ChatRequest, CompletionRequest
+from octavo.server.service import Service
+
+TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+def byte_tokenizer(*special: str) -> FastTokenizer:
+    """Byte-level, one token a byte, and these special tokens."""
+    from tokenizers import Tokenizer as Inner
+    from tokenizers import decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Inner(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens(list(special))
+    return FastTokenizer(inner, {}, {"default": TEMPLATE})
+
+
+class ScriptedClient:
+    """What the HTTP process knows of the engine: here, a script."""
+
+    num_requests = 0
+    state = "running"
+
+    def __init__(self, answers: Sequence[Sequence[int]], finish: str, others: Sequence[int]) -> None:
+        self.answers, self.finish, self.others = answers, finish, others
+        self.ready = Ready("generate", 10_000, 10_000, [], {}, None, False, 0, [], 8, 16)
+
+    def place(self, token: int, count: int | None) -> PackedLogprobs:
+        """The token's own entry, the third likeliest, and those of the likeliest `count`."""
+        likeliest = [(t, -float(rank) / 2, rank) for rank, t in enumerate([o for o in self.others if o != token], 1)]
+        return [(token, -1.25, 3), *likeliest[: count or 0]]
+
+    async def generate(
+        self, request_id: str, prompt: Any, params: Any, priority: int = 0
+    ) -> AsyncGenerator[Tokens, None]:
+        """Two tokens of each answer at a time, in turn."""
+        about_prompt = None
+        if params.prompt_logprobs is not None:
+            about_prompt = [None, *(self.place(t, params.prompt_logprobs) for t in prompt.token_ids[1:])]
+        for start in range(0, max(map(len, self.answers)) + 1, 2):
+            for index, answer in enumerate(self.answers):
+                ids, done = list(answer[start : start + 2]), start + 2 >= len(answer)
+                if start and not ids:
+                    continue
+                yield Tokens(
+                    request_id,
+                    index,
+                    ids,
+                    None if params.logprobs is None else [self.place(t, params.logprobs) for t in ids],
+                    self.finish if done else None,
+                    None,
+                    0,
+                    about_prompt,
+                )
+                await asyncio.sleep(0)
+
+
+def service(tokenizer: Tokenizer, client: ScriptedClient, tool_parser: str = "none") -> Service:
+    made = Service(EngineArgs(), ServerOptions(tool_parser=tool_parser))
+    made.client, made.tokenizer = client, tokenizer  # type: ignore[assignment]
+    made.metrics = Metrics("scripted", 8)
+    made._checker = InputChecker(tokenizer, 10_000, 10_000, 20, None)
+    return made
+
+
+@dataclass
+class Said:
+    """An answer of a chat, as its client puts it together."""
+
+    content: str = ""
+    calls: list[tuple[str, Any]] = field(default_factory=list)
+    finish_reason: str | None = None
+    logprobs: list[dict[str, Any]] | None = field(default=None, compare=False)
+
+    def take(self, message: dict[str, Any], choice: dict[str, Any]) -> None:
+        self.content += message.get("content") or ""
+        for one in message.get("tool_calls") or []:
+            assert one.get("index", len(self.calls)) == len(self.calls)
+            self.calls.append((one["function"]["name"], _read(one["function"]["arguments"])))
+        self.finish_reason = choice["finish_reason"] or self.finish_reason
+        if choice["logprobs"] is not None:
+            self.logprobs = (self.logprobs or []) + choice["logprobs"]["content"]
+
+
+def _read(arguments: str) -> Any:
+    try:
+        return json.loads(arguments)
+    except ValueError:
+        return arguments
+
+
+def chat(
+    tokenizer: Tokenizer,
+    answers: Sequence[Sequence[int]],
+    body: dict[str, Any],
+    *,
+    tool_parser: str = "none",
+    finish: str = "stop",
+    others: Sequence[int] = (),
+) -> tuple[list[Said], list[Said]]:
+    """The answers to a chat, whole and streamed. With `finish="stop"` an end token, 0, comes behind each."""
+    ids = [[*a, 0] if finish == "stop" else list(a) for a in answers]
+
+    async def run() -> tuple[list[Said], list[Said]]:
+        both = []
+        for stream in (False, True):
+            request = ChatRequest.model_validate({"messages": [{"role": "user", "content": "Hi"}], **body})
+            work = Chat(service(tokenizer, ScriptedClient(ids, finish, others), tool_parser), request)
+            await work.prepare()
+            said = [Said() for _ in ids]
+            if stream:
+                async for event in work.events():
+                    for choice in event["choices"]:
+                        said[choice["index"]].take(choice["delta"], choice)
+            else:
+                for choice in (await work.whole())["choices"]:
+                    said[choice["index"]].take(choice["message"], choice)
+            both.append(said)
+        return both[0], both[1]
+
+    return asyncio.run(run())
+
+
+def complete(
+    tokenizer: Tokenizer,
+    answer: Sequence[int],
+    body: dict[str, Any],
+    *,
+    finish: str = "length",
+    others: Sequence[int] = (),
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The choice of a completion, whole and put together of a stream's."""
+    ids = [[*answer, 0] if finish == "stop" else list(answer)]
+
+    async def run() -> tuple[dict[str, Any], dict[str, Any]]:
+        request = CompletionRequest.model_validate(body)
+        work = Completions(service(tokenizer, ScriptedClient(ids, finish, others)), request)
+        await work.prepare()
+        whole = (await work.whole())["choices"][0]
+        work = Completions(service(tokenizer, ScriptedClient(ids, finish, others)), request)
+        await work.prepare()
+        joined: dict[str, Any] = {}
+        async for event in work.events():
+            for choice in event["choices"]:
+                _join(joined, choice)
+        return whole, joined
+
+    return asyncio.run(run())
+
+
+def _join(joined: dict[str, Any], choice: dict[str, Any]) -> None:
+    if not joined:
+        joined.update(choice)
+        return
+    joined["text"] += choice["text"]
+    for key, values in (choice["logprobs"] or {}).items():
+        joined["logprobs"][key] = joined["logprobs"][key] + values
+    for key in ("finish_reason", "stop_reason"):
+        joined[key] = choice[key]
