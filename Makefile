@@ -44,8 +44,8 @@ format: $(READY)
 docs: $(READY)  ## the tables that are made from the code
 	$(BIN)/python docs/tables.py
 
-bench: $(READY)  ## against peers on this machine; PEERS="--llama-cpp-python PATH --vllm PATH" for more
-	$(BIN)/python bench/peers.py $(PEERS)
+bench: $(READY)  ## against peers on this machine, into README and docs; ARGS="--peer vllm=PYTHON --threads 1,2" for more
+	$(BIN)/python bench/peers.py --write $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

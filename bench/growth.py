@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import document
 import torch
 
 from octavo import LLM, SamplingParams
@@ -20,8 +21,6 @@ from octavo.executor.step import SequenceStep
 
 BATCHES, CONTEXTS = (1, 2, 4, 8, 16, 32, 64), (128, 512, 2048, 8192)
 STEPS = 9
-DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
-BEGIN, END = "<!-- made by bench/growth.py -->", "<!-- end -->"
 
 
 def fill(llm: LLM) -> None:
@@ -102,13 +101,9 @@ def main() -> None:
     machine = subprocess.run(
         [sys.executable, "-m", "octavo", "env"], capture_output=True, text=True, check=True
     ).stdout.strip()
-    text = DOCUMENT.read_text()
-    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
-    made = "\n".join(
-        ["", "", *lines, "", "![decode by batch and context](performance.svg)", "", "```", machine, "```", ""]
-    )
-    DOCUMENT.write_text(before + made + after)
-    plot(found, DOCUMENT.with_suffix(".svg"))
+    made = [*lines, "", "![decode by batch and context](performance.svg)", "", "```", machine, "```"]
+    document.fill(document.PERFORMANCE, "bench/growth.py", "\n".join(made))
+    plot(found, document.PERFORMANCE.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

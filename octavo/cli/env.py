@@ -18,14 +18,15 @@ from octavo.version import __version__
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "gguf", "numpy")
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, and what tells generations of one name apart."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.partition(":")[2].strip()
+        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        first = ""
+    said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
+    name = said.get("model name") or said.get("Model") or platform.processor() or platform.machine()
+    return f"{name} (family {said['cpu family']}, model {said['model']})" if "cpu family" in said else name
 
 
 def _versions() -> dict[str, str]:
@@ -60,7 +61,7 @@ def describe() -> dict[str, Any]:
         "octavo": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": kernels.threads,
         "operations": kernels.name,
