@@ -62,8 +62,17 @@ class StructuredOutputsParams:
         if len(given) != 1:
             names = ", ".join(f.name for f in fields(self))
             _reject(f"structured_outputs needs exactly one of {names}; it has {', '.join(given) or 'none'}.")
-        if self.choice is not None and any(not isinstance(c, str) or not c for c in self.choice):
-            _reject("structured_outputs: choice holds an empty text or something that is not a text.")
+        if self.json is not None and not isinstance(self.json, (str, dict)):
+            _reject("structured_outputs: json must be a schema, as a text or a dict.")
+        for name in ("regex", "grammar"):
+            if not isinstance(getattr(self, name), (str, type(None))):
+                _reject(f"structured_outputs: {name} must be a text.")
+        if self.json_object is not None and not isinstance(self.json_object, bool):
+            _reject("structured_outputs: json_object must be True.")
+        if self.choice is None:
+            return
+        if not isinstance(self.choice, (list, tuple)) or any(not isinstance(c, str) or not c for c in self.choice):
+            _reject("structured_outputs: choice must be a list of texts, none of them empty.")
 
     def as_grammar(self) -> tuple[str, str]:
         """The kind of grammar and its text, in llguidance's terms."""

@@ -1,39 +1,48 @@
 """The HTTP application: routes, the page, and what surrounds them."""
 
+import asyncio
 from importlib.resources import files
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import HTMLResponse, Response
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from octavo.errors import InvalidRequestError
 from octavo.server import chat, completions, errors, pooling
+from octavo.server.body import JSONRoute
 from octavo.server.gate import Gate
-from octavo.server.protocol import ChatRequest, DetokenizeRequest, TokenizeRequest
+from octavo.server.protocol import DetokenizeRequest, TokenizeRequest
 from octavo.server.service import Service
 from octavo.server.streaming import json_response
 from octavo.version import __version__
 
 
-def create_app(service: Service) -> FastAPI:
+def create_app(service: Service) -> ASGIApp:
     """The application over a service that has started."""
-    app = FastAPI(title="Octavo", version=__version__, docs_url=None, redoc_url=None)
+    # No redirects: they would go wherever the Host header says.
+    app = FastAPI(title="Octavo", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     for routes in (completions.router(service), chat.router(service), pooling.router(service), plain(service)):
         app.include_router(routes)
     if service.options.page:
         app.include_router(pages())
     errors.install(app)
-    if service.options.allowed_origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=service.options.allowed_origins, allow_methods=["*"], allow_headers=["*"]
-        )
-    app.add_middleware(Gate, options=service.options)
-    return app
+    # Around the whole app, so that errors pass them too; pages may read refusals, so CORS is the outermost.
+    gate = Gate(app, service.options)
+    if not service.options.allowed_origins:
+        return gate
+    return CORSMiddleware(
+        gate,
+        allow_origins=service.options.allowed_origins,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["X-Request-Id", "Retry-After"],
+    )
 
 
 def plain(service: Service) -> APIRouter:
     """The small routes: models, tokens, health, numbers."""
-    routes = APIRouter()
+    routes = APIRouter(route_class=JSONRoute)
 
     @routes.get("/v1/models", summary="The model that is served")
     async def models() -> Response:
@@ -73,11 +82,9 @@ def plain(service: Service) -> APIRouter:
         if tokenizer is None:
             raise InvalidRequestError("this server has no tokenizer (--skip-tokenizer-init).")
         if body.messages is not None:
-            given = {"messages": body.messages, "add_generation_prompt": body.add_generation_prompt}
-            asked = ChatRequest.model_validate(given)
-            ids = chat.render(service, asked)
+            ids = await asyncio.to_thread(chat.render, service, body.as_chat())
         elif body.prompt is not None:
-            ids = tokenizer.encode(body.prompt, body.add_special_tokens is not False)
+            ids = await asyncio.to_thread(tokenizer.encode, body.prompt, body.add_special_tokens is not False)
         else:
             raise InvalidRequestError("give a prompt or messages.")
         strings = [tokenizer.token(i) for i in ids] if body.return_token_strs else None

@@ -1,7 +1,6 @@
 """/v1/chat/completions"""
 
 import contextlib
-import json
 import time
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -11,6 +10,7 @@ from fastapi.responses import Response
 
 from octavo.errors import InvalidRequestError
 from octavo.loading.chat import render_chat
+from octavo.server.body import JSONRoute, parse_json
 from octavo.server.logprobs import LogprobsWriter, TokenEntry
 from octavo.server.protocol import ChatRequest
 from octavo.server.service import Answer, Run, Service
@@ -36,10 +36,7 @@ def template_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 raise InvalidRequestError(f"message {i}: a tool call needs a function with a name.")
             arguments = function.get("arguments") or "{}"
             if isinstance(arguments, str):
-                try:
-                    arguments = json.loads(arguments)
-                except ValueError as error:
-                    raise InvalidRequestError(f"message {i}: the tool call's arguments are not JSON.") from error
+                arguments = parse_json(arguments.encode(), f"message {i}: the tool call's arguments")
             read.append({**one, "function": {**function, "arguments": arguments}})
         out.append({**message, "tool_calls": read})
     return out
@@ -53,17 +50,16 @@ def render(service: Service, request: ChatRequest) -> list[int]:
     if request.chat_template is not None and not service.args.trust_remote_code:
         raise InvalidRequestError("chat_template in a request needs a server with --trust-remote-code.")
     tools = None if request.tool_choice == "none" else request.tools
-    variables = {k: v for k, v in (request.chat_template_kwargs or {}).items() if k not in ("messages", "tools")}
     text = render_chat(
         tokenizer,
         template_messages(request.messages),
         template=request.chat_template or service.chat_template,
-        add_generation_prompt=bool(request.add_generation_prompt) and not request.continue_final_message,
+        add_generation_prompt=bool(request.add_generation_prompt),
         continue_final_message=bool(request.continue_final_message),
         tools=[t.model_dump(exclude_none=True) for t in tools] if tools else None,
-        **{k: v for k, v in variables.items() if k not in ("template", "add_generation_prompt")},
+        **(request.chat_template_kwargs or {}),
     )
-    return tokenizer.encode(text, add_special_tokens=False)
+    return tokenizer.encode(text, add_special_tokens=bool(request.add_special_tokens))
 
 
 class Chat:
@@ -192,7 +188,7 @@ class Chat:
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter()
+    routes = APIRouter(route_class=JSONRoute)
 
     @routes.post("/v1/chat/completions", summary="Answer a conversation")
     async def chat(body: ChatRequest, request: Request) -> Response:

@@ -11,6 +11,7 @@ from fastapi.responses import Response
 
 from octavo.errors import InvalidRequestError
 from octavo.loading.token_text import TokenText
+from octavo.server.body import JSONRoute
 from octavo.server.logprobs import LogprobsWriter, TokenEntry, prompt_texts
 from octavo.server.protocol import CompletionRequest
 from octavo.server.service import Answer, Run, Service
@@ -190,7 +191,7 @@ class Completions:
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter()
+    routes = APIRouter(route_class=JSONRoute)
 
     @routes.post("/v1/completions", summary="Continue a text")
     async def completions(body: CompletionRequest, request: Request) -> Response:

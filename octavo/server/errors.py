@@ -9,9 +9,14 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError
+from octavo.server.body import MediaTypeError
 from octavo.server.service import ModelUnknownError, OverloadedError, RequestTimeoutError
+
+MESSAGE_MAX = 1000
+"""Characters of an error's message: it may quote what the client has sent."""
 
 log = logging.getLogger("octavo")
 
@@ -21,6 +26,7 @@ KINDS = {
     404: "not_found_error",
     405: "invalid_request_error",
     413: "invalid_request_error",
+    415: "invalid_request_error",
     429: "rate_limit_error",
     500: "internal_server_error",
     503: "service_unavailable",
@@ -28,8 +34,18 @@ KINDS = {
 }
 
 
+CLIENT_GONE = 499
+"""nginx's number for a client that did not wait."""
+
+
+class ClientGoneError(Exception):
+    """The client has closed the connection; nobody reads an answer."""
+
+
 def error_body(status: int, message: str, param: str | None = None) -> dict[str, Any]:
     kind = KINDS.get(status, "invalid_request_error")
+    message = message if len(message) <= MESSAGE_MAX else message[:MESSAGE_MAX] + "..."
+    message = message.encode("utf-8", "backslashreplace").decode()
     return {"error": {"message": message, "type": kind, "param": param, "code": status}}
 
 
@@ -40,6 +56,8 @@ def error_response(status: int, message: str, param: str | None = None) -> Respo
 
 
 def status_of(error: Exception) -> int:
+    if isinstance(error, MediaTypeError):
+        return 415
     if isinstance(error, InvalidRequestError):
         return 400
     if isinstance(error, OverloadedError):
@@ -56,7 +74,12 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(OctavoError)
     async def octavo_error(request: Request, error: OctavoError) -> Response:
-        return error_response(status_of(error), str(error))
+        return error_response(status_of(error), str(error), getattr(error, "param", None))
+
+    @app.exception_handler(ClientDisconnect)
+    @app.exception_handler(ClientGoneError)
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_GONE)  # which nobody reads
 
     @app.exception_handler(ExceptionGroup)
     async def several(request: Request, group: ExceptionGroup[Any]) -> Response:
@@ -68,10 +91,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def not_valid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][1:])
-        if first["type"] == "json_invalid":
-            return error_response(400, f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")
-        return error_response(400, f"{place or 'the body'}: {first['msg']}", place or None)
+        place = ".".join(str(part)[:40] for part in first["loc"][1:7])
+        return error_response(
+            400, f"{place or 'the body'}: {first['msg'].removeprefix('Value error, ')}", place or None
+        )
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:

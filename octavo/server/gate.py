@@ -4,13 +4,15 @@ import hmac
 import json
 import logging
 import os
+import re
 import time
 import uuid
 from typing import Any
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from octavo.server.errors import error_response
+from octavo.server.errors import CLIENT_GONE, error_response
 from octavo.server.options import ServerOptions
 from octavo.server.service import take_notes
 
@@ -18,6 +20,8 @@ log = logging.getLogger("octavo.requests")
 
 OPEN = frozenset(["/health", "/ping", "/version", "/metrics", "/", "/stats", "/openapi.json"])
 """Paths that need no key: nothing of them runs the model or tells of its prompts."""
+REQUEST_ID = re.compile(r"[!-~]{1,128}")
+"""Clients' request ids that are taken over; others could rewrite what a terminal shows of the log."""
 QUIET = frozenset(["/health", "/ping", "/metrics"])
 """Paths that are asked all the time, and get no line in the log."""
 
@@ -32,16 +36,17 @@ class Gate:
 
     def __init__(self, app: ASGIApp, options: ServerOptions) -> None:
         self.app, self.limit = app, options.body_bytes
-        named = os.environ.get("OCTAVO_API_KEY", "")
-        self.keys = [key.encode() for key in [*options.api_key, *named.split(",")] if key]
+        of_environment = os.environ.get("OCTAVO_API_KEY", "")
+        self.keys = [key.encode() for key in [*options.api_key, *of_environment.split(",")] if key]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        request_id = headers.get(b"x-request-id", b"").decode("latin-1")[:128] or uuid.uuid4().hex
-        start, status, too_large, size = time.monotonic(), 0, False, 0
+        named = headers.get(b"x-request-id", b"").decode("latin-1")
+        request_id = named if REQUEST_ID.fullmatch(named) else uuid.uuid4().hex
+        start, status, too_large, refused, size = time.monotonic(), 0, False, False, 0
         notes = take_notes()
 
         async def counted() -> Message:
@@ -56,45 +61,56 @@ class Gate:
         async def answer(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                if too_large:
-                    status = 413
-                    await self._refuse(scope, receive, send, 413)
-                    return
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode("latin-1"))]
-            if status != 413 or not too_large:
-                await send(message)
+            await send(message)
+
+        async def refuse(status: int) -> None:
+            nonlocal refused
+            refused = True
+            await self._refusal(status)(scope, receive, answer)
+
+        async def passed_on(message: Message) -> None:
+            if too_large and not status:
+                await refuse(413)
+            if not refused:
+                await answer(message)
 
         try:
             if not self._allowed(scope, headers):
-                status = 401
-                await self._refuse(scope, receive, send, 401)
-            elif int(headers.get(b"content-length", b"0") or 0) > self.limit:
-                status = 413
-                await self._refuse(scope, receive, send, 413)
+                await refuse(401)
+            elif _number(headers.get(b"content-length", b"")) > self.limit:
+                await refuse(413)
             else:
-                await self.app(scope, counted, answer)
+                # HEAD is GET whose body the HTTP server leaves out.
+                method = "GET" if scope["method"] == "HEAD" else scope["method"]
+                await self.app({**scope, "method": method}, counted, passed_on)
+        except Exception:
+            if not status:
+                raise
+            # It is answered and logged: the connection may go on.
         finally:
             if scope["path"] not in QUIET:
                 seconds = time.monotonic() - start
                 self._write(scope, request_id, status, seconds, notes)
 
     def _allowed(self, scope: Scope, headers: dict[bytes, bytes]) -> bool:
-        if not self.keys or scope["path"] in OPEN or scope["method"] == "OPTIONS":
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if not self.keys or path in OPEN or scope["method"] == "OPTIONS":
             return True
         given = headers.get(b"authorization", b"").removeprefix(b"Bearer ").strip()
         # All are compared, each in constant time: how long it takes tells nothing of a key.
         matches = [hmac.compare_digest(given, key) for key in self.keys]
         return any(matches)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send, status: int) -> None:
+    def _refusal(self, status: int) -> Response:
         if status == 401:
             response = error_response(401, "a valid key is needed: Authorization: Bearer KEY.")
             response.headers["WWW-Authenticate"] = "Bearer"
         else:
             response = error_response(413, f"the request is larger than the {self.limit} bytes that are taken.")
             response.headers["Connection"] = "close"
-        await response(scope, receive, send)
+        return response
 
     @staticmethod
     def _write(scope: Scope, request_id: str, status: int, seconds: float, notes: dict[str, Any]) -> None:
@@ -102,9 +118,23 @@ class Gate:
             "id": request_id,
             "method": scope["method"],
             "path": scope["path"],
-            "status": status or "client gone",
+            "status": "client gone" if status in (0, CLIENT_GONE) else status,
             "seconds": round(seconds, 4),
             "client": (scope.get("client") or ("",))[0],
             **notes,
         }
-        log.info(json.dumps(line, ensure_ascii=False))
+        log.info(printable(json.dumps(line, ensure_ascii=False)))
+
+
+def printable(line: str) -> str:
+    """JSON whose controls, marks of direction and lone surrogates are escaped; what people read stays as it is."""
+
+    def escaped(char: str) -> str:
+        units = char.encode("utf-16-be", "surrogatepass")
+        return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))
+
+    return line if line.isprintable() else "".join(c if c.isprintable() else escaped(c) for c in line)
+
+
+def _number(value: bytes) -> int:
+    return int(value) if value.isdigit() and len(value) < 20 else 0

@@ -9,6 +9,7 @@ from fastapi.responses import Response
 
 from octavo.errors import InvalidRequestError
 from octavo.params import PoolingParams
+from octavo.server.body import JSONRoute
 from octavo.server.completions import prompts_of
 from octavo.server.protocol import ClassifyRequest, EmbeddingRequest, PoolingRequest, RerankRequest, ScoreRequest
 from octavo.server.service import Service
@@ -64,8 +65,6 @@ async def scores(
     service: Service, first: list[str], second: list[str], truncate: int | None
 ) -> tuple[list[float], int]:
     """How well texts go together: the classifier's score of a pair, or the cosine of two embeddings."""
-    if not first or not second:
-        raise InvalidRequestError("there is no text to compare.")
     if len(first) == 1:
         first = first * len(second)
     if len(first) != len(second):
@@ -86,7 +85,7 @@ async def scores(
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter()
+    routes = APIRouter(route_class=JSONRoute)
 
     @routes.post("/v1/embeddings", summary="Embed texts")
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:

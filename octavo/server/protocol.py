@@ -1,19 +1,38 @@
 """What clients may send: OpenAI's requests with vLLM's extensions. Keys that are not known are ignored, as there."""
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
 
-from octavo.errors import InvalidRequestError
+from octavo.errors import InvalidRequestError, did_you_mean
 from octavo.params import SamplingParams, StructuredOutputsParams
 
-Tokens = list[int]
+T = TypeVar("T")
+
+
+class _First(FailFast):
+    """pydantic's own cannot be hashed, as a part of a Union must be."""
+
+    __hash__ = object.__hash__
+
+
+Int = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""What the engine's messages can hold."""
+Many = Annotated[list[T], _First()]
+"""A list of which only the first wrong item is told: a body may hold a million."""
+Tokens = Many[Int]
+Texts = Annotated[list[str], _First(), Field(min_length=1)]
+Prompts = str | Many[str] | Tokens | Many[Tokens]
+
+
+_TOKEN = re.compile(r"[0-9]{1,10}", re.ASCII)
 
 
 class Request(BaseModel):
     """Keys of every request."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
     model: str | None = None
     user: str | None = None
@@ -39,6 +58,28 @@ class ResponseFormat(BaseModel):
         if not isinstance(schema, dict):
             raise InvalidRequestError("response_format: json_schema needs its schema under json_schema.schema.")
         return StructuredOutputsParams(json=schema or {"type": "object"})
+
+
+class StructuredOutputs(BaseModel):
+    """vLLM's `structured_outputs`: StructuredOutputsParams has the meanings, and names what it does not know."""
+
+    model_config = ConfigDict(extra="allow")
+
+    schema_: str | dict[str, Any] | None = Field(None, alias="json")
+    regex: str | None = None
+    choice: Many[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> "StructuredOutputs":
+        if self.model_extra:
+            name, known = next(iter(self.model_extra))[:60], [f.alias or n for n, f in type(self).model_fields.items()]
+            raise ValueError(f"{name!r} is unknown.{did_you_mean(name, known)} It takes {', '.join(known)}.")
+        return self
+
+    def params(self) -> StructuredOutputsParams:
+        return StructuredOutputsParams(**self.model_dump(by_alias=True, exclude_unset=True))
 
 
 PASSED_ON = (
@@ -69,39 +110,52 @@ PASSED_ON = (
 class Sampling(Request):
     """Keys of requests that generate."""
 
-    n: int | None = 1
+    n: Int | None = 1
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: Int | None = None
     min_p: float | None = None
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    max_tokens: int | None = None
-    min_tokens: int | None = None
+    seed: Int | None = None
+    stop: str | Many[str] | None = None
+    stop_token_ids: Tokens | None = None
+    max_tokens: Int | None = None
+    min_tokens: Int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: dict[Any, Any] | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
-    truncate_prompt_tokens: int | None = None
-    prompt_logprobs: int | None = None
-    allowed_token_ids: list[int] | None = None
-    bad_words: list[str] | None = None
+    truncate_prompt_tokens: Int | None = None
+    prompt_logprobs: Int | None = None
+    allowed_token_ids: Tokens | None = None
+    bad_words: Many[str] | None = None
     response_format: ResponseFormat | None = None
-    structured_outputs: dict[str, Any] | None = None
+    structured_outputs: StructuredOutputs | None = None
     guided_json: str | dict[str, Any] | None = None
     guided_regex: str | None = None
-    guided_choice: list[str] | None = None
+    guided_choice: Many[str] | None = None
     guided_grammar: str | None = None
-    priority: int | None = 0
+    priority: Int | None = 0
     cache_salt: str | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     return_tokens_as_token_ids: bool | None = False
+
+    @field_validator("logit_bias", mode="after")
+    @classmethod
+    def _biases(cls, value: dict[Any, Any] | None) -> dict[int, float] | None:
+        """Checked here, so that only the first wrong entry is told."""
+        out = dict[int, float]()
+        for key, bias in (value or {}).items():
+            if not (isinstance(key, str) and _TOKEN.fullmatch(key)):
+                raise ValueError(f"{key!r:.60} is no token id.")
+            if isinstance(bias, bool) or not isinstance(bias, (int, float)):
+                raise ValueError(f"the bias of {key} must be a number.")
+            out[int(key)] = bias
+        return None if value is None else out
 
     def sampling_params(self, defaults: dict[str, Any], max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         """SamplingParams of what was asked for, then of the model's own defaults.
@@ -110,7 +164,7 @@ class Sampling(Request):
         """
         asked = {name: value for name in PASSED_ON if (value := getattr(self, name)) is not None}
         if self.logit_bias:
-            asked["logit_bias"] = {_token(key): bias for key, bias in self.logit_bias.items()}
+            asked["logit_bias"] = self.logit_bias
         params = SamplingParams(
             **{**defaults, **asked},
             max_tokens=max_tokens,
@@ -124,7 +178,7 @@ class Sampling(Request):
     def structured(self) -> StructuredOutputsParams | None:
         """What the answer must follow, however it was said."""
         if self.structured_outputs is not None:
-            return StructuredOutputsParams(**self.structured_outputs)
+            return self.structured_outputs.params()
         guided = {
             "json": self.guided_json,
             "regex": self.guided_regex,
@@ -136,21 +190,14 @@ class Sampling(Request):
         return None if self.response_format is None else self.response_format.structured()
 
 
-def _token(key: str) -> int:
-    try:
-        return int(key)
-    except ValueError as error:
-        raise InvalidRequestError(f"logit_bias: {key!r} is no token id.") from error
-
-
 class CompletionRequest(Sampling):
     """/v1/completions"""
 
-    prompt: str | list[str] | Tokens | list[Tokens]
+    prompt: Prompts
     suffix: str | None = None
     echo: bool | None = False
-    logprobs: int | None = None
-    best_of: int | None = None
+    logprobs: Int | None = None
+    best_of: Int | None = None
     add_special_tokens: bool | None = True
 
 
@@ -176,40 +223,72 @@ class NamedTool(BaseModel):
     function: NamedFunction
 
 
-class ChatRequest(Sampling):
-    """/v1/chat/completions"""
+RESERVED = frozenset(
+    ["chat_template", "conversation", "messages", "self", "template", "tokenize", "tokenizer", "tools"]
+)
+"""What chat_template_kwargs may not name: the request says it elsewhere, or may not say it."""
 
-    messages: list[dict[str, Any]]
-    max_completion_tokens: int | None = None
-    logprobs: bool | None = False
-    top_logprobs: int | None = Field(None, ge=0)
-    tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
-    parallel_tool_calls: bool | None = True
-    echo: bool | None = False
+
+class Conversation(Request):
+    """Keys of requests whose prompt the chat template writes."""
+
+    messages: Many[dict[str, Any]] | None = None
+    tools: Many[Tool] | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = True
     continue_final_message: bool | None = False
+    add_special_tokens: bool | None = False
+
+    @field_validator("chat_template_kwargs", mode="after")
+    @classmethod
+    def _not_reserved(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if reserved := RESERVED & (value or {}).keys():
+            raise ValueError(f"{', '.join(sorted(reserved))} cannot be set here.")
+        return value
+
+    @model_validator(mode="after")
+    def _one_ending(self) -> "Conversation":
+        """The template's kwargs may say how the prompt ends, as in vLLM; a prompt ends in one way."""
+        for name in ("add_generation_prompt", "continue_final_message"):
+            if (said := (self.chat_template_kwargs or {}).pop(name, None)) is not None:
+                setattr(self, name, bool(said))
+        if self.continue_final_message:
+            if self.add_generation_prompt and "add_generation_prompt" in self.model_fields_set:
+                raise ValueError("continue_final_message and add_generation_prompt exclude each other.")
+            self.add_generation_prompt = False
+        return self
+
+
+class ChatRequest(Sampling, Conversation):
+    """/v1/chat/completions"""
+
+    messages: Many[dict[str, Any]]
+    max_completion_tokens: Int | None = None
+    logprobs: bool | None = False
+    top_logprobs: Int | None = Field(None, ge=0)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = True
+    echo: bool | None = False
 
 
 class EmbeddingRequest(Request):
     """/v1/embeddings"""
 
-    input: str | list[str] | Tokens | list[Tokens]
+    input: Prompts
     encoding_format: Literal["float", "base64"] | None = "float"
-    dimensions: int | None = None
-    truncate_prompt_tokens: int | None = None
+    dimensions: Int | None = None
+    truncate_prompt_tokens: Int | None = None
     normalize: bool | None = None
 
 
 class PoolingRequest(Request):
     """/pooling"""
 
-    input: str | list[str] | Tokens | list[Tokens]
+    input: Prompts
     encoding_format: Literal["float", "base64"] | None = "float"
-    dimensions: int | None = None
-    truncate_prompt_tokens: int | None = None
+    dimensions: Int | None = None
+    truncate_prompt_tokens: Int | None = None
     normalize: bool | None = None
     softmax: bool | None = None
 
@@ -217,36 +296,39 @@ class PoolingRequest(Request):
 class ClassifyRequest(Request):
     """/classify"""
 
-    input: str | list[str] | Tokens | list[Tokens]
-    truncate_prompt_tokens: int | None = None
+    input: Prompts
+    truncate_prompt_tokens: Int | None = None
 
 
 class ScoreRequest(Request):
     """/score"""
 
-    text_1: str | list[str]
-    text_2: str | list[str]
-    truncate_prompt_tokens: int | None = None
+    text_1: str | Texts
+    text_2: str | Texts
+    truncate_prompt_tokens: Int | None = None
 
 
 class RerankRequest(Request):
     """/v1/rerank"""
 
     query: str
-    documents: list[str]
-    top_n: int | None = Field(None, ge=0)
+    documents: Texts
+    top_n: Int | None = Field(None, ge=0)
     return_documents: bool | None = True
-    truncate_prompt_tokens: int | None = None
+    truncate_prompt_tokens: Int | None = None
 
 
-class TokenizeRequest(Request):
+class TokenizeRequest(Conversation):
     """/tokenize: of a `prompt`, or of `messages` by the chat template."""
 
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
     add_special_tokens: bool | None = None
-    add_generation_prompt: bool | None = True
+    """None: yes for a prompt, and no for messages, whose template writes them."""
     return_token_strs: bool | None = False
+
+    def as_chat(self) -> ChatRequest:
+        """The chat whose prompt these messages are."""
+        return ChatRequest.model_construct(**{name: getattr(self, name) for name in Conversation.model_fields})
 
 
 class DetokenizeRequest(Request):

@@ -63,6 +63,7 @@ async def _serve(service: Service, options: ServerOptions, listener: socket.sock
     import uvicorn
 
     from octavo.server.app import create_app
+    from octavo.server.framing import StrictProtocol
 
     try:
         await service.start()
@@ -70,7 +71,8 @@ async def _serve(service: Service, options: ServerOptions, listener: socket.sock
             create_app(service),
             log_level="warning",
             access_log=False,
-            http="httptools",
+            http=StrictProtocol,
+            ws="none",
             lifespan="off",
             ssl_certfile=options.ssl_certfile,
             ssl_keyfile=options.ssl_keyfile,

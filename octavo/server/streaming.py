@@ -10,15 +10,11 @@ from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
 from octavo.errors import OctavoError
-from octavo.server.errors import as_event
+from octavo.server.errors import ClientGoneError, as_event
 
 T = TypeVar("T")
 
 to_json = msgspec.json.Encoder().encode
-
-
-class ClientGoneError(Exception):
-    """The client has closed the connection; nobody reads an answer."""
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
