@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
-from octavo.config import EngineArgs, engine_args
+from octavo.config import DEFAULT_MODEL, EngineArgs, engine_args
 from octavo.engine.engine import Engine, FailedRequest
 from octavo.engine.inputs import CheckedPrompt
 from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError
@@ -61,9 +62,9 @@ class AsyncLLM:
     Args are those of octavo.LLM. The engine runs in a thread of its own until `shutdown()`.
     """
 
-    def __init__(self, model: str | None = None, **options: Any) -> None:
+    def __init__(self, model: str | os.PathLike[str] = DEFAULT_MODEL, **options: Any) -> None:
         show_log()
-        args, notes = engine_args(model or EngineArgs.model, options)
+        args, notes = engine_args(model, options)
         for note in notes:
             log.info(note)
         self._start(Engine(args))

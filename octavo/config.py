@@ -1,6 +1,7 @@
 """The engine's options: one dataclass, from which Python arguments, command-line flags and help are made."""
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -130,8 +131,13 @@ class EngineArgs:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        if not self.model:
-            raise ConfigError("model is empty; name a folder, a .gguf file or a hub model.")
+        if isinstance(self.model, os.PathLike):
+            self.model = os.fspath(self.model)
+        if not isinstance(self.model, str) or not self.model.strip():
+            raise ConfigError(
+                f"model={self.model!r} names no model (is a variable unset?). Name a folder, a .gguf file or a hub "
+                f"model, or leave it out for {DEFAULT_MODEL}."
+            )
         for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "threads"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
@@ -209,7 +215,7 @@ _MUST_BE_NEUTRAL: dict[str, tuple[Any, ...]] = {
 _RENAMED = {"guided_decoding_backend": None, "pooler_config": "override_pooler_config", "num_threads": "threads"}
 
 
-def engine_args(model: str, options: dict[str, Any]) -> tuple[EngineArgs, list[str]]:
+def engine_args(model: str | os.PathLike[str], options: dict[str, Any]) -> tuple[EngineArgs, list[str]]:
     """EngineArgs from vLLM-style keywords, and the ignored names with the reason, one line each.
 
     Raises ConfigError for an unknown keyword (naming the closest) and for values that Octavo cannot honour.

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
@@ -9,7 +10,7 @@ from typing import Any, cast
 from tqdm import tqdm
 
 from octavo.beam_search import beam_search
-from octavo.config import EngineArgs, engine_args
+from octavo.config import DEFAULT_MODEL, EngineArgs, engine_args
 from octavo.engine.engine import Engine, FailedRequest
 from octavo.errors import InvalidRequestError, OctavoError
 from octavo.loading.chat import Message, render_chat
@@ -26,7 +27,7 @@ from octavo.outputs import (
     ScoringOutput,
     ScoringRequestOutput,
 )
-from octavo.params import BeamSearchParams, PoolingParams, RequestOutputKind, SamplingParams
+from octavo.params import BeamSearchParams, PoolingParams, RequestOutputKind, SamplingParams, recommended_sampling
 from octavo.prompts import Prompt
 
 log = logging.getLogger("octavo")
@@ -52,9 +53,9 @@ class LLM:
     Raises ConfigError, ModelNotFoundError or CheckpointError, each saying what to do.
     """
 
-    def __init__(self, model: str | None = None, **options: Any) -> None:
+    def __init__(self, model: str | os.PathLike[str] = DEFAULT_MODEL, **options: Any) -> None:
         show_log()
-        args, notes = engine_args(model or EngineArgs.model, options)
+        args, notes = engine_args(model, options)
         for note in notes:
             log.info(note)
         self.engine = Engine(args)
@@ -76,9 +77,8 @@ class LLM:
 
     def get_default_sampling_params(self) -> SamplingParams:
         """Sampling values that the model's generation_config.json recommends."""
-        wanted = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
         config = self.engine.generation_config
-        values = {k: config[k] for k in wanted if config.get(k) is not None}
+        values = recommended_sampling(config)
         if config.get("max_new_tokens"):
             values["max_tokens"] = config["max_new_tokens"]
         return SamplingParams.from_optional(**values)

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any
@@ -223,6 +223,12 @@ class SamplingParams:
             if isinstance(value, (list, dict)):
                 setattr(twin, f.name, value.copy())
         return twin
+
+
+def recommended_sampling(generation_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling values that a model's generation_config.json recommends, for requests that do not say their own."""
+    wanted = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
+    return {k: v for k in wanted if (v := generation_config.get(k)) is not None}
 
 
 @names_closest

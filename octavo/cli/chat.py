@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from octavo.cli.options import SAMPLING_HELP, engine_args_of, sampling_params_of
-from octavo.cli.streaming import stream_answer
+from octavo.cli.options import SAMPLING_HELP, check_sampling_flags, engine_args_of, sampling_params_of
+from octavo.cli.streaming import limit_hit, stream_answer
 from octavo.engine.engine import Engine
 from octavo.errors import InvalidRequestError, OctavoError, did_you_mean
 from octavo.loading.chat import render_chat
@@ -56,9 +56,14 @@ class Conversation:
         try:
             answer = stream_answer(self.engine, prompt, self.params, show)
             count, seconds = answer.token_counts[0], answer.seconds
+            if (cut := answer.cut_at(0)) is not None:
+                reason = limit_hit(cut, self.params, "/set max_tokens", "--max-model-len")
+                print(f"\n[cut after {cut} tokens{reason}]", end="")
             print(f"\n\033[2m[{count} tokens, {count / seconds:.0f} a second]\033[0m" if sys.stdout.isatty() else "")
         except KeyboardInterrupt:
             print("\n[stopped]")
+        else:
+            answer.check()
         self.messages.append({"role": "assistant", "content": "".join(pieces)})
 
     def set_value(self, argument: str) -> None:
@@ -132,8 +137,9 @@ def _read_message() -> str | None:
 def run(namespace: argparse.Namespace) -> int:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (line editing and history for input())
-    params = sampling_params_of(namespace)
-    talk = Conversation(Engine(engine_args_of(namespace)), params, namespace.system)
+    check_sampling_flags(namespace)
+    engine = Engine(engine_args_of(namespace))
+    talk = Conversation(engine, sampling_params_of(namespace, engine.generation_config), namespace.system)
     print("Talk to the model; /help lists the commands.")
     while True:
         try:

@@ -5,8 +5,8 @@ import json
 import sys
 from typing import Any
 
-from octavo.cli.options import engine_args_of, sampling_params_of
-from octavo.cli.streaming import Answer, stream_answer
+from octavo.cli.options import check_sampling_flags, engine_args_of, sampling_params_of
+from octavo.cli.streaming import Answer, limit_hit, stream_answer
 from octavo.engine.engine import Engine
 from octavo.errors import InvalidRequestError
 from octavo.loading.chat import render_chat
@@ -14,8 +14,9 @@ from octavo.loading.chat import render_chat
 
 def run(namespace: argparse.Namespace) -> int:
     text = _prompt(namespace)
-    params = sampling_params_of(namespace)
+    check_sampling_flags(namespace)
     engine = Engine(engine_args_of(namespace))
+    params = sampling_params_of(namespace, engine.generation_config)
     prompt = _chat_prompt(engine, text, namespace)
 
     def show(piece: str) -> None:
@@ -29,9 +30,12 @@ def run(namespace: argparse.Namespace) -> int:
         for other in answer.texts[1:]:
             show(f"\n---\n{other}")
         print()
-    failed = [c for c in answer.output.outputs if c.finish_reason == "error"]
-    if failed:
-        raise InvalidRequestError(str(failed[0].stop_reason))
+        for i in range(len(answer.texts)):
+            if (cut := answer.cut_at(i)) is not None:
+                which = f"answer {i + 1}" if len(answer.texts) > 1 else "the answer"
+                reason = limit_hit(cut, params, "--max-tokens", "--max-model-len")
+                print(f"octavo: {which} was cut after {cut} tokens{reason}", file=sys.stderr)
+    answer.check()
     return 0
 
 
@@ -58,14 +62,13 @@ def _chat_prompt(engine: Engine, text: str, namespace: argparse.Namespace) -> An
 
 
 def _as_json(answer: Answer) -> dict[str, Any]:
-    final = {c.index: c for c in answer.output.outputs}
     return {
         "prompt": answer.output.prompt,
         "outputs": [
             {
                 "text": text,
                 "num_tokens": answer.token_counts[i],
-                "finish_reason": final[i].finish_reason if i in final else "stop",
+                "finish_reason": answer.finish_reasons[i],
             }
             for i, text in enumerate(answer.texts)
         ],

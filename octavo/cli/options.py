@@ -4,14 +4,15 @@ import argparse
 import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from octavo.config import EngineArgs
-from octavo.params import SamplingParams
+from octavo.params import SamplingParams, recommended_sampling
 
 SAMPLING_HELP = {
     "max_tokens": "most tokens of the answer (default: 256)",
-    "temperature": "randomness; 0 always takes the likeliest token (default: 0)",
+    "temperature": "randomness; 0 always takes the likeliest token (default: the model's own, or 0)",
     "top_p": "draw only from the likeliest tokens that make up this share",
     "top_k": "draw only from so many of the likeliest tokens",
     "min_p": "leave out tokens less likely than this share of the likeliest",
@@ -85,7 +86,14 @@ def engine_args_of(namespace: argparse.Namespace) -> EngineArgs:
     return EngineArgs(**{k: v for k, v in vars(namespace).items() if k in names})
 
 
-def sampling_params_of(namespace: argparse.Namespace, **more: Any) -> SamplingParams:
-    """SamplingParams of the flags that were given."""
+def check_sampling_flags(namespace: argparse.Namespace) -> None:
+    """Raises InvalidRequestError for a wrong flag, before the model is loaded, whose temperature is not yet known."""
+    sampling_params_of(namespace, {"temperature": 1.0})
+
+
+def sampling_params_of(
+    namespace: argparse.Namespace, generation_config: Mapping[str, Any] | None = None
+) -> SamplingParams:
+    """SamplingParams of the flags that were given, then of what the model's files recommend."""
     given = {k: v for k, v in vars(namespace).items() if k in SAMPLING_HELP or k == "stop"}
-    return SamplingParams(**{**SAMPLING_DEFAULTS, **given, **more})
+    return SamplingParams(**{**SAMPLING_DEFAULTS, **recommended_sampling(generation_config or {}), **given})

@@ -20,7 +20,7 @@ from octavo.loading.model_tokenizer import model_tokenizer
 from octavo.loading.token_text import TokenText
 from octavo.loading.tokenizer import Tokenizer
 from octavo.outputs import TokenLogprobs
-from octavo.params import PoolingParams, SamplingParams
+from octavo.params import PoolingParams, SamplingParams, recommended_sampling
 from octavo.server.engine_client import EngineClient
 from octavo.server.logprobs import TokenEntry
 from octavo.server.messages import Pooled, Ready, Tokens, unpack_logprobs
@@ -203,8 +203,7 @@ class Service:
     @property
     def defaults(self) -> dict[str, Any]:
         """Sampling values that the model's generation_config.json recommends."""
-        wanted = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
-        return {k: v for k, v in self.ready.generation_config.items() if k in wanted}
+        return recommended_sampling(self.ready.generation_config)
 
     def serves(self, model: str | None, *tasks: str) -> None:
         """Raises ModelUnknownError for another model's name, InvalidRequestError for what this one does not do."""

@@ -6,16 +6,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from octavo import LLM, AsyncLLM
 from octavo.cli.main import build_parser, main
 from octavo.cli.models import markdown
 from octavo.cli.options import engine_args_of, sampling_params_of
 from octavo.config import EngineArgs
+from octavo.engine.engine import Engine
+from octavo.errors import ConfigError, OctavoError
+from octavo.params import recommended_sampling
+from tests.server.conftest import write_tiny
 
 
 def octavo(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -26,6 +32,11 @@ def octavo(*arguments: str, stdin: str | None = None) -> subprocess.CompletedPro
 @pytest.fixture
 def model(smollm_file: Path) -> Sequence[str]:
     return ("--model", str(smollm_file), "--kv-cache-memory", "256MiB", "--max-model-len", "1024")
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("cli") / "tiny")
 
 
 def test_import_and_help_are_instant() -> None:
@@ -88,6 +99,88 @@ def test_errors_are_one_line(arguments: list[str], message: str, capsys: pytest.
     said = capsys.readouterr().err
     assert message in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("command", [["generate", "x"], ["chat"], ["embed", "x"], ["serve"], ["bench", "latency"]])
+@pytest.mark.parametrize("name", ["", "  "])
+def test_an_unset_variable_is_no_model(command: list[str], name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--model", name]) == 1
+    assert "names no model (is a variable unset?)" in capsys.readouterr().err
+    if command == ["serve"]:
+        assert main(["serve", name]) == 1
+        assert "names no model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("make", [LLM, AsyncLLM, EngineArgs])
+@pytest.mark.parametrize("model", [None, "", " \n", 5, True, [], ["a"], {}, b"a"])
+def test_what_names_no_model_is_an_error(make: Callable[..., Any], model: Any) -> None:
+    for call in (lambda: make(model), lambda: make(model=model)):
+        with pytest.raises(ConfigError, match="names no model"):
+            call()
+
+
+def test_a_path_names_a_model(tmp_path: Path) -> None:
+    assert EngineArgs(tmp_path).model == str(tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(OctavoError, match=r"config\.json"):
+        LLM(tmp_path)
+
+
+@pytest.fixture
+def recommending(tiny_model: Path, tmp_path: Path) -> Path:
+    """A model that recommends a penalty which forbids, in effect, to say a token twice, and a temperature."""
+    for file in tiny_model.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    recommended = {"repetition_penalty": 1e6, "temperature": 0.6, "top_k": 7, "top_p": 0.9, "max_new_tokens": 3}
+    (tmp_path / "generation_config.json").write_text(json.dumps(recommended))
+    return tmp_path
+
+
+def test_the_models_own_sampling_values(recommending: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    engine = Engine(EngineArgs(str(recommending), kv_cache_memory="16MiB"))
+    parsed = build_parser().parse_args(["generate", "x", "--top-k", "3"])
+    params = sampling_params_of(parsed, engine.generation_config)
+    assert (params.repetition_penalty, params.temperature, params.top_k, params.top_p) == (1e6, 0.6, 3, 0.9)
+    assert params.max_tokens == 256
+    served = recommended_sampling(engine.generation_config)
+    assert LLM.from_args(engine.args).get_default_sampling_params().temperature == served["temperature"] == 0.6
+    arguments = ["generate", "hello", "--raw", "--json", "--model", str(recommending), "--kv-cache-memory", "16MiB"]
+    ids = {}
+    for more in ([], ["--generation-config", "none"]):
+        assert main([*arguments, "--max-tokens", "60", "--temperature", "0", "--ops", "torch", *more]) == 0
+        text = json.loads(capsys.readouterr().out)["outputs"][0]["text"]
+        ids[bool(more)] = [b for b in text.encode() if b < 128]
+    assert len(ids[False]) == len(set(ids[False]))
+    assert ids[False] != ids[True]
+    # Two answers need a temperature, and the model brings one.
+    assert main([*arguments, "--n", "2", "--max-tokens", "2"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["outputs"]) == 2
+
+
+def test_cut_answers_are_marked(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model", str(tiny_model), "--kv-cache-memory", "16MiB", "--raw"]
+    assert main(["generate", "hello", "--max-tokens", "3", *options]) == 0
+    assert "octavo: the answer was cut after 3 tokens; --max-tokens allows more." in capsys.readouterr().err
+    assert main(["generate", "hello", "--max-tokens", "3", "--n", "2", "--temperature", "1", *options]) == 0
+    said = capsys.readouterr().err
+    assert "answer 1 was cut" in said
+    assert "answer 2 was cut" in said
+    assert main(["generate", "hello", "--max-model-len", "8", *options]) == 0
+    assert "cut after 3 tokens: the model's length, which --max-model-len limits." in capsys.readouterr().err
+
+
+def test_answers_that_end_one_after_the_other_keep_their_reasons() -> None:
+    from octavo.cli.streaming import Answer
+
+    answer = Answer(Any, ["a", "b"], [3, 2], ["length", "stop"], [None, None], 0.0, 0.0)  # type: ignore[arg-type]
+    assert [answer.cut_at(0), answer.cut_at(1)] == [3, None]
+    answer = Answer(Any, ["a"], [1], ["error"], ["not finite"], 0.0, 0.0)  # type: ignore[arg-type]
+    with pytest.raises(OctavoError, match="not finite"):
+        answer.check()
+
+
+def test_chat_marks_what_was_cut(model: Sequence[str]) -> None:
+    done = octavo("chat", "--max-tokens", "4", *model, stdin="Tell me a long story.\n")
+    assert "[cut after 4 tokens; /set max_tokens allows more.]" in done.stdout
 
 
 def test_chat(model: Sequence[str], tmp_path: Path) -> None:
