@@ -24,8 +24,8 @@ from octavo.parts import (
     NormedEmbedding,
     PositionedEmbedding,
     PostNorm,
+    parameter,
 )
-from octavo.parts.names import parameter
 
 
 def side(name: str, layers: str, embed: str) -> dict[str, str | Into]:

@@ -13,8 +13,7 @@ from octavo.architectures.gguf import GGUFFormat, GGUFHeader
 from octavo.architectures.llama import FRAME_NAMES, IGNORED, MLP_NAMES, gated_mlp, llama_body
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope import rotary
-from octavo.parts import CausalLM, GatedMLP, Into, LatentAttention, MoE, Names
-from octavo.parts.names import parameter
+from octavo.parts import CausalLM, GatedMLP, Into, LatentAttention, MoE, Names, parameter
 
 ATTENTION = "layers.{i}.attention.inner"
 LATENT_NAMES: dict[str, str | Into] = {

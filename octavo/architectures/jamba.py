@@ -23,9 +23,9 @@ from octavo.parts import (
     Names,
     Residual,
     RMSNorm,
+    parameter,
     softmax_then_choose,
 )
-from octavo.parts.names import parameter
 
 MIXER, MLP = "layers.{i}.mixer.inner", "layers.{i}.mlp.inner"
 NAMES = Names(

@@ -12,8 +12,7 @@ from octavo.architectures.config import Config
 from octavo.architectures.gguf import GGUFFormat, GGUFHeader
 from octavo.architectures.registry import architecture
 from octavo.ops.norm import rms_norm
-from octavo.parts import Block, CausalLM, Embedding, Into, Linear, MambaMixer, Names, Residual, RMSNorm
-from octavo.parts.names import parameter
+from octavo.parts import Block, CausalLM, Embedding, Into, Linear, MambaMixer, Names, Residual, RMSNorm, parameter
 
 
 def drop_middle(weight: Tensor) -> Tensor:

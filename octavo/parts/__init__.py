@@ -10,7 +10,7 @@ from octavo.parts.mamba import MambaMixer
 from octavo.parts.mlp import MLP, GatedMLP
 from octavo.parts.model import CausalLM
 from octavo.parts.moe import MoE, softmax_then_choose
-from octavo.parts.names import Into, Names, grouped_qkv, stacked, transposed
+from octavo.parts.names import Into, Names, grouped_qkv, parameter, stacked, transposed
 from octavo.parts.norm import LayerNorm, RMSNorm
 from octavo.parts.pooler import Pooler
 from octavo.parts.residual import Block, FromNormed, PostNorm, Residual, SharedNorm, SideBySide
@@ -55,6 +55,7 @@ __all__ = [
     "StateSpec",
     "alibi_slopes",
     "grouped_qkv",
+    "parameter",
     "softmax_then_choose",
     "stacked",
     "transposed",
