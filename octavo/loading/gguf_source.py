@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import CheckpointError
-from octavo.loading.gguf import GGUFTensor
+from octavo.loading.gguf_reader import GGUFTensor
 from octavo.ops import StoredRows
 from octavo.ops.weights import FLOATS, KINDS
 

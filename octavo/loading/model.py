@@ -16,7 +16,9 @@ from octavo.config import EngineArgs, PoolerConfig
 from octavo.errors import CheckpointError, ConfigError, OctavoError, UnsupportedModelError, did_you_mean
 from octavo.loading.checkpoint import ChangedSource, TensorSource, checkpoint_tensors
 from octavo.loading.files import read_json
-from octavo.loading.gguf import GGUFFile, shared_config, tensor_names
+from octavo.loading.gguf import GGUFFile, tensor_names
+from octavo.loading.gguf_config import shared_config
+from octavo.loading.gguf_reader import shown
 from octavo.loading.model_tokenizer import model_tokenizer
 from octavo.loading.pooling import pooling_config
 from octavo.loading.precision import Precision, choose_precision
@@ -169,7 +171,7 @@ def _gguf_architecture(file: GGUFFile) -> Architecture:
             return architecture
     known = {a.gguf.arch for a in served if a.gguf}
     raise UnsupportedModelError(
-        f"{file.path} is a GGUF of architecture {file.arch!r}, which Octavo does not read."
+        f"{file.path} is a GGUF of architecture {shown(file.arch)}, which Octavo does not read."
         f"{did_you_mean(file.arch, known)} It reads {', '.join(sorted(known))}."
     )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from octavo.config import EngineArgs
 from octavo.errors import CheckpointError, ConfigError, ModelNotFoundError
+from octavo.loading.gguf_reader import PART_NAME
 
 TEXT_FILES = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
 HUB_TIMEOUT = 10.0
@@ -87,10 +88,13 @@ def _check_model_file(path: Path) -> Path:
 
 
 def _check_folder(folder: Path, quant: str = "") -> Path:
-    """The folder itself if it has a config.json, else the GGUF file in it."""
+    """The folder itself if it has a config.json, else the GGUF file in it, or the first part of a split one."""
     if (folder / "config.json").is_file() and not quant:
         return folder
-    files = sorted(f for f in folder.glob("*.gguf") if not quant or quant.lower() in f.name.lower())
+    files = sorted(folder.glob("*.gguf")) or (sorted(folder.glob("*/*.gguf")) if quant else [])
+    # One of each set of parts: which of them is missing is for the reader of the file to say.
+    sets = {gguf_set(f.name): f for f in reversed(files) if not f.name.startswith("mmproj")}
+    files = [sets[name] for name in _of_quant(sorted(sets), quant)]
     if len(files) == 1:
         return files[0]
     if files:
@@ -103,6 +107,18 @@ def _check_folder(folder: Path, quant: str = "") -> Path:
     )
 
 
+def gguf_set(name: str) -> str:
+    """What all parts of a split GGUF file have in common, or the whole name."""
+    part = PART_NAME.fullmatch(name)
+    return f"{part[1]}.gguf of {part[3]}" if part else name
+
+
+def _of_quant(names: list[str], quant: str) -> list[str]:
+    """The names that say `quant`: as a word (F16 is not BF16, and Q4_K not Q4_K_M), or anywhere if none does so."""
+    word = re.compile(rf"(?<![a-z0-9]){re.escape(quant.lower())}(?![a-z0-9_])")
+    return [n for n in names if word.search(n.lower())] or [n for n in names if quant.lower() in n.lower()]
+
+
 def _wanted_files(files: list[str], quant: str, args: EngineArgs, weights: bool) -> list[str]:
     """Of a repository's files those to download: texts, and one kind of weights."""
     kept = [f for f in files if not any(fnmatch(f, p) for p in SKIPPED)]
@@ -112,7 +128,7 @@ def _wanted_files(files: list[str], quant: str, args: EngineArgs, weights: bool)
         return chosen
     kinds = {"auto": ("safetensors", "bin", "gguf"), "pt": ("bin",)}.get(args.load_format, (args.load_format,))
     for kind in ("gguf",) if quant else kinds:
-        found = [f for f in kept if f.endswith("." + kind) and quant.lower() in f.lower()]
+        found = _of_quant([f for f in kept if f.endswith("." + kind)], quant)
         if found:
             return chosen + found
     raise CheckpointError(

@@ -1,0 +1,142 @@
+"""From a GGUF file's metadata to the keys of config.json that most architectures share."""
+
+import math
+from typing import Any
+
+from octavo.errors import UnsupportedModelError
+from octavo.loading.gguf import GGUFFile
+from octavo.loading.gguf_limits import check_sizes
+from octavo.loading.gguf_reader import shown
+from octavo.loading.gguf_vocab import token_id
+
+_KEYS: dict[str, tuple[str, ...]] = {
+    "block_count": ("num_hidden_layers", "n_layer", "num_layers"),
+    "embedding_length": ("hidden_size", "n_embd"),
+    "feed_forward_length": ("intermediate_size", "n_inner"),
+    "context_length": ("max_position_embeddings", "n_positions"),
+    "attention.head_count": ("num_attention_heads", "n_head"),
+    "attention.head_count_kv": ("num_key_value_heads",),
+    "attention.key_length": ("head_dim",),
+    "attention.layer_norm_rms_epsilon": ("rms_norm_eps",),
+    "attention.layer_norm_epsilon": ("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon", "norm_eps"),
+    "attention.sliding_window": ("sliding_window",),
+    "attention.clamp_kqv": ("clip_qkv",),
+    "attn_logit_softcapping": ("attn_logit_softcapping",),
+    "final_logit_softcapping": ("final_logit_softcapping",),
+    "logit_scale": ("logit_scale",),
+    "expert_count": ("num_local_experts", "num_experts", "n_routed_experts"),
+    "expert_used_count": ("num_experts_per_tok",),
+    "expert_feed_forward_length": ("moe_intermediate_size",),
+    "expert_shared_feed_forward_length": ("shared_expert_intermediate_size",),
+    "expert_shared_count": ("n_shared_experts",),
+    "expert_weights_scale": ("routed_scaling_factor",),
+    "expert_weights_norm": ("norm_topk_prob",),
+    "leading_dense_block_count": ("first_k_dense_replace",),
+}
+"""Metadata of a file's architecture to the names that published configs have for it."""
+
+
+def _rotated_width(file: GGUFFile) -> tuple[int | None, int]:
+    """How many values of a head rotary turns, None where there are none, and the width of a head."""
+    heads = file.value("attention.head_count", 0)
+    heads = max(heads) if isinstance(heads, list) else heads
+    width = file.value("attention.key_length") or file.value("embedding_length", 0) // max(1, heads)
+    return file.value("rope.dimension_count", width) if heads else None, width
+
+
+def _rotary_share(file: GGUFFile) -> float | None:
+    """The share of a head that rotary turns: all of it where the file does not say."""
+    turning, width = _rotated_width(file)
+    if not turning or not width:
+        return None
+    share = turning / width
+    return share if int(width * share) == turning else math.nextafter(share, math.inf)
+
+
+def shared_config(file: GGUFFile) -> dict[str, Any]:
+    """The config.json keys that most architectures share, from the metadata.
+
+    Raises CheckpointError for values that no model has, or that the file's tensors contradict.
+    """
+    check_sizes(file.metadata, file.arch, file.tensors)
+    value, config = file.value, dict[str, Any]()
+    for key, names in _KEYS.items():
+        config |= dict.fromkeys(names, value(key))
+    if config["num_key_value_heads"] is None:
+        config["num_key_value_heads"] = value("attention.head_count")
+    vocabulary, rows = file.vocabulary, file.rows_of_tokens
+    config |= {
+        "attention_bias": "blk.0.attn_output.bias" in file.tensors,
+        "partial_rotary_factor": _rotary_share(file),
+        "rope_theta": value("rope.freq_base", 10000.0),
+        "rope_scaling": _rope_scaling(file),
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "vocab_size": rows,
+        "bos_token_id": vocabulary.special.get("bos") if vocabulary else token_id(file.metadata, "bos", rows),
+        "eos_token_id": sorted(vocabulary.ends) if vocabulary else token_id(file.metadata, "eos", rows),
+    }
+    return {k: v for k, v in config.items() if v is not None} | {"sliding_window": config["sliding_window"]}
+
+
+def _rope_scaling(file: GGUFFile) -> dict[str, Any] | None:
+    """The config's rope_scaling. Files before 2024 have `rope.scale_linear`, and scaling without a type is linear."""
+    value = file.value
+    factor = value("rope.scaling.factor") or value("rope.scale_linear") or 1.0
+    kind = value("rope.scaling.type", "linear")
+    magnitude = value("rope.scaling.attn_factor", 1.0) * value("rope.scaling.yarn_attn_factor", 1.0)
+    if {"rope_factors_long.weight", "rope_factors_short.weight"} & file.tensors.keys() or kind == "longrope":
+        return {
+            "rope_type": "longrope",
+            "short_factor": _factors(file, "rope_factors_short.weight"),
+            "long_factor": _factors(file, "rope_factors_long.weight"),
+            "attention_factor": magnitude,
+            "original_max_position_embeddings": value("rope.scaling.original_context_length", value("context_length")),
+        }
+    if kind == "yarn":
+        return _yarn(file, factor, magnitude)
+    if kind not in ("none", "linear"):
+        raise UnsupportedModelError(
+            f"{file.path}: rope.scaling.type {shown(kind)} is unknown; none, linear, yarn and longrope are read."
+        )
+    if magnitude != 1.0:
+        raise UnsupportedModelError(f"{file.path}: rope.scaling.attn_factor with {kind} scaling is not supported.")
+    if kind == "none":
+        factor = 1.0
+    if "rope_freqs.weight" in file.tensors:
+        return {"rope_type": "factors", "factors": [f * factor for f in _factors(file, "rope_freqs.weight")]}
+    return None if factor == 1.0 else {"rope_type": "linear", "factor": factor}
+
+
+def _yarn(file: GGUFFile, factor: float, magnitude: float) -> dict[str, Any] | None:
+    value = file.value
+    if "rope_freqs.weight" in file.tensors or value("rope.scaling.yarn_ext_factor", 1.0) not in (-1.0, 1.0):
+        raise UnsupportedModelError(f"{file.path}: yarn with rope_freqs or a yarn_ext_factor is not supported.")
+    scaling: dict[str, Any] = {
+        "rope_type": "yarn",
+        "factor": factor,
+        "original_max_position_embeddings": value("rope.scaling.original_context_length", value("context_length")),
+    }
+    for key in ("beta_fast", "beta_slow"):
+        if (beta := value(f"rope.scaling.yarn_{key}")) is not None:
+            scaling[key] = beta
+    if multiplier := value("rope.scaling.yarn_log_multiplier"):
+        scaling |= {"mscale": 1.0, "mscale_all_dim": multiplier}
+    elif magnitude != 1.0:
+        # llama.cpp multiplies YaRN's own magnitude with it; a config names the product.
+        scaling["attention_factor"] = magnitude * (0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0)
+    return scaling
+
+
+def _factors(file: GGUFFile, name: str) -> list[float]:
+    """What each pair's angle is divided by."""
+    turning, width = _rotated_width(file)
+    pairs = (turning or width) // 2
+    tensor = file.tensors.get(name)
+    if tensor is None:
+        file.metadata.fail(f"tensor {name} is missing, which its long contexts need")
+    if tensor.shape != (pairs,):
+        file.metadata.fail(f"tensor {name} has the shape {list(tensor.shape)}, and a head turns {pairs} pairs")
+    factors: list[float] = file.source(name).read().tolist()
+    if not all(math.isfinite(f) and f > 0 for f in factors):
+        file.metadata.fail(f"tensor {name} has factors that are no positive numbers")
+    return factors
