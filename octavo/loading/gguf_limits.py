@@ -39,7 +39,9 @@ WHOLE: dict[str, tuple[int, int]] = {
     "ssm.state_size": (1, 1 << 16),
     "ssm.time_step_rank": (1, 1 << 20),
 }
-"""Whole numbers, and the ends of their ranges. Some files have one for each layer."""
+"""Whole numbers, and the ends of their ranges."""
+BY_LAYER = ("feed_forward_length", "attention.head_count", "attention.head_count_kv")
+"""Those of which some files have one for each layer."""
 
 NUMBERS: dict[str, tuple[float, float]] = {
     "attention.layer_norm_rms_epsilon": (0.0, 1.0),
@@ -74,7 +76,7 @@ def checked(metadata: Metadata, arch: str, key: str, default: Any) -> Any:
     value = metadata[name]
     whole = key in WHOLE
     low, high = WHOLE[key] if whole else NUMBERS.get(key, (-1e9, 1e9))
-    each = value if isinstance(value, list) and whole else [value]
+    each = value if isinstance(value, list) and key in BY_LAYER else [value]
     if len(each) > MAX_LAYERS:
         metadata.fail(f"{shown(name)} has {len(each)} values")
     for one in each:
@@ -92,9 +94,9 @@ def check_sizes(metadata: Metadata, arch: str, tensors: Mapping[str, GGUFTensor]
         return checked(metadata, arch, key, default)
 
     layers = value("block_count")
-    if layers is None or isinstance(layers, list):
+    if layers is None:
         metadata.fail(f"{arch}.block_count is missing")
-    for key in WHOLE:
+    for key in BY_LAYER:
         if isinstance(each := value(key), list) and len(each) != layers:
             metadata.fail(f"{arch}.{key} has {len(each)} values for {layers} layers")
     numbers = (name.split(".")[1] for name in tensors if name.startswith("blk."))

@@ -252,7 +252,9 @@ def _read_tensors(reader: _Reader, metadata: Metadata, count: int) -> list[GGUFT
             metadata.fail(f"it has tensor {shown(name)} twice")
         shape = tuple(reversed([reader.scalar("Q") for _ in range(dims)]))
         described[name] = shape, reader.scalar("I"), reader.scalar("Q")
-    alignment = metadata.integer("general.alignment", 1, 1 << 16) or 32
+    alignment = metadata.integer("general.alignment", 8, 1 << 16) or 32
+    if alignment % 8:
+        metadata.fail(f"general.alignment is {alignment}, and must be a multiple of 8")
     start = -(-reader.at // alignment) * alignment
     tensors = [
         GGUFTensor(name, shape, kind, start + offset, _stored_bytes(metadata, name, shape, kind, reader.size))

@@ -10,7 +10,7 @@ from octavo.loading.gguf import GGUFFile
 from octavo.loading.gguf_reader import Metadata, shown
 from octavo.loading.gguf_splits import SPLITS, Split
 from octavo.loading.gguf_vocab import CONTROL, UNKNOWN, USER_DEFINED, Vocabulary, numbers
-from octavo.loading.tokenizer import FastTokenizer, set_template
+from octavo.loading.tokenizer import FastTokenizer
 
 log = logging.getLogger("octavo")
 
@@ -36,7 +36,7 @@ def gguf_tokenizer(file: GGUFFile) -> FastTokenizer:
     inner = builders[vocabulary.kind](file, vocabulary)
     special = {name: inner.id_to_token(index) for name, index in vocabulary.special.items()}
     _add_special(inner, vocabulary, data.text("general.name") or "")
-    _add_ends(inner, data, vocabulary, special)
+    _add_ends(inner, data, vocabulary)
     names = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown", "sep": "seperator", "mask": "mask"}
     named = {f"{name}_token": special[key] for name, key in names.items() if key in special}
     return FastTokenizer(inner, named, _chat_templates(data), vocabulary.special.get("eos"))
@@ -86,38 +86,30 @@ def _add_special(inner: Any, vocabulary: Vocabulary, name: str) -> None:
         inner.add_tokens(user)
 
 
-def _add_ends(inner: Any, data: Metadata, vocabulary: Vocabulary, special: dict[str, str]) -> None:
+def _add_ends(inner: Any, data: Metadata, vocabulary: Vocabulary) -> None:
     """Have bos and eos put around texts, where the file or its kind of vocabulary says so."""
-    kind = vocabulary.kind
-    if kind == "bert":
-        return _wrap(inner, data, special, "bos", "seperator")
-    pre = data.text("tokenizer.ggml.pre")
-    begins = kind in ("llama", "gemma4") or (kind == "gpt2" and pre in SPLITS and SPLITS[pre].add_bos)
-    add_bos = data.flag("tokenizer.ggml.add_bos_token", begins)
-    add_eos = data.flag("tokenizer.ggml.add_eos_token", kind == "t5")
-    if kind == "t5":
-        return _wrap(inner, data, special, "bos" if add_bos else None, "eos" if add_eos else None)
-    for name, added in (("bos", add_bos), ("eos", add_eos)):
-        if added and name not in special and f"tokenizer.ggml.add_{name}_token" in data:
-            data.fail(f"tokenizer.ggml.add_{name}_token is true, and there is no tokenizer.ggml.{name}_token_id")
-    if (add_bos and "bos" in special) or add_eos:
-        set_template(inner, special.get("bos") if add_bos else None, special.get("eos") if add_eos else None)
-    return None
-
-
-def _wrap(inner: Any, data: Metadata, special: dict[str, str], first: str | None, last: str | None) -> None:
-    """Put `first` before a text, or before the first of two, and `last` behind each."""
     from tokenizers.processors import TemplateProcessing
 
-    for name in (first, last):
-        if name is not None and name not in special:
-            data.fail(f"tokenizer.ggml.{name}_token_id is missing")
-    begin = [special[first]] if first else []
-    end = [special[last]] if last else []
-    ids = [(token, inner.token_to_id(token)) for token in (*begin, *end)]
-    inner.post_processor = TemplateProcessing(
-        single=[*begin, "$A", *end], pair=[*begin, "$A", *end, "$B:1", *end], special_tokens=ids
-    )
+    kind, pre = vocabulary.kind, data.text("tokenizer.ggml.pre")
+    begins = kind in ("llama", "gemma4") or (kind == "gpt2" and pre in SPLITS and SPLITS[pre].add_bos)
+    said = {name: f"tokenizer.ggml.add_{name}_token" for name in ("bos", "eos")}
+    ends = {"bos": data.flag(said["bos"], begins), "eos": data.flag(said["eos"], kind == "t5")}
+    if kind == "bert":
+        ends = {"bos": True, "seperator": True}
+    for name, added in ends.items():
+        if added and name not in vocabulary.special:
+            if name not in said or said[name] in data:
+                data.fail(f"tokenizer.ggml.{name}_token_id is missing, which its texts begin or end with")
+            ends[name] = False
+    # Pieces go by these names, since a token's own text may look like something else to the library.
+    begin, end = ([name for name in names if ends.get(name)] for names in (("bos",), ("eos", "seperator")))
+    ids = {name: vocabulary.special[name] for name in (*begin, *end)}
+    if ids:
+        inner.post_processor = TemplateProcessing(
+            single=[*begin, "$A", *end],
+            pair=[*begin, "$A", *end, "$B:1", *(end if kind in ("bert", "t5") else [])],
+            special_tokens=[{"id": n, "ids": [i], "tokens": [inner.id_to_token(i)]} for n, i in ids.items()],
+        )
 
 
 def _merges(file: GGUFFile, ids: dict[str, int]) -> list[tuple[str, str]]:
@@ -250,7 +242,7 @@ def _charsmap(data: Metadata) -> bytes:
     if len(table) < 8 or size % 4 or not 0 < size <= len(table) - 4:
         data.fail(f"{key} is cut short")
     units, texts = np.frombuffer(table, "<u4", size // 4, 4).astype(np.int64), table[4 + size :]
-    inner = np.nonzero(units >> 31 == 0)[0]
+    inner = np.nonzero((units >> 31 == 0) | (np.arange(len(units)) == 0))[0]  # the first is not asked what it is
     bases = inner ^ ((units[inner] >> 10) << ((units[inner] & 1 << 9) >> 6))
     if ((bases | 0xFF) >= len(units)).any():
         data.fail(f"{key} points beyond its end")

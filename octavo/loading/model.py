@@ -116,9 +116,10 @@ def _sound_config(path: Path) -> Iterator[None]:
         yield
     except OctavoError:
         raise
-    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: the values of its config make no model ({type(error).__name__}: {error}). Is the file damaged?"
+            f"{path}: the values of its config make no model ({type(error).__name__}: {str(error)[:200]}). "
+            "Is the file damaged?"
         ) from error
 
 
@@ -148,10 +149,11 @@ def open_checkpoint(args: EngineArgs) -> Checkpoint:
     files = find_model(args)
     if files.is_gguf:
         gguf = GGUFFile(files.path)
-        architecture = _gguf_architecture(gguf)
-        assert architecture.gguf is not None
-        shared = shared_config(gguf)
-        own = {**architecture.gguf.config(shared, gguf), "architectures": [architecture.name]}
+        with _sound_config(files.path):
+            architecture = _gguf_architecture(gguf)
+            assert architecture.gguf is not None
+            shared = shared_config(gguf)
+            own = {**architecture.gguf.config(shared, gguf), "architectures": [architecture.name]}
         values = {k: v for k, v in {**shared, **own}.items() if v is not None or k not in own}
         return Checkpoint(Config({**values, **args.hf_overrides}), architecture, gguf, files, args.load_format)
     values = {**read_json(files.path / "config.json"), **args.hf_overrides}

@@ -50,7 +50,8 @@ class Linear(nn.Module):
             round_to: a kind of octavo.ops.weights that the weight is rounded to.
         """
         if self.stored:
-            parts = [self.stored[name] for name in (self.segments or [None])]
+            # A file may have what is made of segments as one tensor.
+            parts = [self.stored[name] for name in ([None] if None in self.stored else self.segments)]
             self.stored = {}
             self.kernel = kernels.stored_linear(parts)
         else:

@@ -90,6 +90,20 @@ def test_answers_as_the_published_checkpoint(name: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(got, [top[0][1] for top in want["top_logprobs"]], atol=1e-4)
 
 
+FUSED = [n for n in CASES if n.startswith(("MPT", "Falcon", "GPTNeoX", "Phi3", "Bloom", "Jamba", "Mamba", "ChatGLM"))]
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_weights_of_fused_projections_are_used_as_they_are(name: str, tmp_path: Path) -> None:
+    """One tensor of the file for what a module has in segments, with the weights in the file's own kinds."""
+    case = case_named(name)
+    llm = LLM(str(write_gguf(case, tmp_path / "m.gguf")), skip_tokenizer_init=True, kv_cache_memory="16MiB")
+    want = case["cases"][-1]
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    prompt = {"prompt_token_ids": want["prompt_token_ids"]}
+    assert llm.generate(prompt, params, use_tqdm=False)[0].outputs[0].token_ids == want["output_token_ids"][:4]
+
+
 def test_arctic_has_experts_in_every_layer(tmp_path: Path) -> None:
     """llama.cpp knows no other Arctic: compared with the published form of such a model."""
     case = case_named("ArcticForCausalLM--top1")
