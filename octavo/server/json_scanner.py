@@ -7,6 +7,7 @@ MAX_DEPTH = 200
 """Brackets within brackets; Python's own reader gives up at about a thousand."""
 WHITESPACE = " \t\r\n"
 _SCALAR = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?|true|false|null")
+_PLAIN = re.compile(r'[^"\\\x00-\x1f]+')
 _SCALAR_CHARACTERS = frozenset("-+.0123456789Etruefalsn")
 _ESCAPES = frozenset('"\\/bfnrtu')
 _HEX = frozenset("0123456789abcdefABCDEF")
@@ -42,6 +43,13 @@ class JsonScanner:
         self._in_string = self._escaped = self._is_key = False
         self._hex_left = 0
         self._scalar: list[str] = []
+
+    def plain(self, text: str, start: int) -> int:
+        """Where the part of `text` from `start` on ends that is the midst of a string, and need not be taken."""
+        if not self._in_string or self._escaped or self._hex_left:
+            return start
+        match = _PLAIN.match(text, start)
+        return start if match is None else match.end()
 
     def take(self, char: str) -> Scan:
         """The next character."""

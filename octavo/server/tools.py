@@ -132,6 +132,7 @@ class ToolParser:
         """The calls in the JSON, once it is complete."""
         starts = (*self.openings, "{") if self.bare else self.openings
         self._openings = frozenset([*starts, *self._privates(self.openings)])
+        self._start = re.compile("[" + re.escape("".join(sorted({o[0] for o in self._openings}))) + "]")
         self._closings = frozenset([self.closing, *self._privates((self.closing,))] if self.closing else [])
 
     @classmethod
@@ -154,13 +155,33 @@ class ToolParser:
 
     def feed(self, text: str, finished: bool) -> tuple[str, Calls]:
         """Content that is certain, and calls that are complete."""
-        for char in text:
-            self._take(char)
+        at = 0
+        while at < len(text):
+            end = self._plain(text, at)
+            if end > at:
+                part = text[at:end]
+                if self._scanner is None:
+                    self._content.append(part)
+                else:
+                    self._held.append(part)
+                    self._json.append(part)
+            if end < len(text):
+                self._take(text[end])
+            at = end + 1
         if finished:
             self._finish()
         content = _SURROGATE.sub("", "".join(self._content))
         calls, self._content, self._calls = self._calls, [], Calls()
         return content, calls
+
+    def _plain(self, text: str, start: int) -> int:
+        """Where the part of `text` from `start` on ends that changes nothing: prose, or the midst of a string."""
+        if self._scanner is not None:
+            return self._scanner.plain(text, start) if self._found is None else start
+        if self._seen or self._gap is not None:
+            return start
+        match = self._start.search(text, start)
+        return len(text) if match is None else match.start()
 
     def _take(self, char: str) -> None:
         if self._scanner is None:

@@ -73,7 +73,7 @@ class ScriptedClient:
                 await asyncio.sleep(0)
 
 
-def service(tokenizer: Tokenizer, client: ScriptedClient, tool_parser: str = "none") -> Service:
+def service(tokenizer: Tokenizer | None, client: ScriptedClient, tool_parser: str = "none") -> Service:
     made = Service(EngineArgs(), ServerOptions(tool_parser=tool_parser))
     made.client, made.tokenizer = client, tokenizer  # type: ignore[assignment]
     made.metrics = Metrics("scripted", 8)
@@ -140,7 +140,7 @@ def chat(
 
 
 def complete(
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     answer: Sequence[int],
     body: dict[str, Any],
     *,

@@ -94,7 +94,24 @@ def wordpiece() -> FastTokenizer:
     return FastTokenizer(inner, {}, {"default": TEMPLATE})
 
 
-KINDS = [byte_tokenizer, byte_level, sentencepiece, metaspace, wordpiece]
+class WithoutOffsets:
+    """A tokenizer that does not tell which token has which characters, as those in Python do not."""
+
+    def __init__(self, tokenizer: FastTokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "inner":
+            raise AttributeError(name)
+        return getattr(self._tokenizer, name)
+
+
+def in_python() -> Any:
+    """Bytes, and a tokenizer that does not say so."""
+    return WithoutOffsets(byte_level())
+
+
+KINDS = [in_python, byte_tokenizer, byte_level, sentencepiece, metaspace, wordpiece]
 MADE = {kind: kind() for kind in KINDS}
 kinds = pytest.mark.parametrize("kind", KINDS)
 
@@ -264,6 +281,47 @@ def test_echo(kind: Callable[[], FastTokenizer], text: str) -> None:
     check_places(whole, 2 + len(answer), 2)
 
 
+@kinds
+@pytest.mark.parametrize("text", ["Hello world", "  a é\n", "it's 🙂 a", "[CLS] HELLO<|end|>b"])
+def test_echo_without_offsets(kind: Callable[[], FastTokenizer], text: str) -> None:
+    tokenizer: Any = WithoutOffsets(MADE[kind])
+    assert token_spans(tokenizer, text, tokenizer.encode(text)) is None
+    answer = tokenizer.encode("a b", add_special_tokens=False)
+    body: dict[str, Any] = {"prompt": text, "echo": True, "logprobs": 2}
+    others = range(tokenizer.vocab_size)
+    whole, streamed = complete(tokenizer, answer, body, others=others)
+    assert whole == streamed
+    assert whole["text"].startswith(text)
+    check_places(whole, len(tokenizer.encode(text)) + len(answer), 2)
+    whole, streamed = complete(tokenizer, answer, {**body, "truncate_prompt_tokens": 2}, others=others)
+    assert whole == streamed
+    check_places(whole, 2 + len(answer), 2)
+
+
+def test_token_ids_alone() -> None:
+    """A server without a tokenizer has no text, and names tokens by their ids."""
+    body = {"prompt": [5, 6], "echo": True, "logprobs": 1}
+    whole, streamed = complete(None, [7, 8], body, others=[9])
+    assert whole == streamed
+    assert (whole["text"], whole["logprobs"]["text_offset"]) == ("", [0, 0, 0, 0])
+    assert whole["logprobs"]["tokens"] == ["token_id:5", "token_id:6", "token_id:7", "token_id:8"]
+    assert whole["logprobs"]["top_logprobs"][1:] == [{f"token_id:{i}": -1.25, "token_id:9": -0.5} for i in (6, 7, 8)]
+
+
+def test_minus_infinity_is_a_number_in_json() -> None:
+    from octavo.loading.token_text import TokenText
+    from octavo.outputs import Logprob
+    from octavo.server.logprobs import LogprobsWriter, TokenEntry
+
+    entry = TokenEntry(65, TokenText("a", b"a"), {65: Logprob(float("-inf"), 2), 66: Logprob(-0.5, 1)})
+    writer = LogprobsWriter(MADE[byte_tokenizer], as_ids=False)
+    completion, _ = writer.completion([entry], 0)
+    assert completion["token_logprobs"] == [-9999.0]
+    assert writer.chat([entry], 1)["content"][0]["logprob"] == -9999.0
+    assert entry.logprobs is not None
+    assert writer.prompt([None, entry.logprobs])[1]["65"]["logprob"] == -9999.0  # type: ignore[index]
+
+
 def test_characters_of_several_tokens_in_a_prompt() -> None:
     tokenizer = MADE[byte_level]
     ids = tokenizer.encode("a € b")
@@ -281,8 +339,8 @@ def test_a_prompts_spans_are_all_of_it(kind: Callable[[], FastTokenizer], text: 
     ids = tokenizer.encode(text)
     if ids:
         spans = token_spans(tokenizer, text, ids)
-        assert spans is not None
-        assert "".join(text[a:b] for a, b in spans) == text
+        assert (spans is None) == (kind is in_python)
+        assert spans is None or "".join(text[a:b] for a, b in spans) == text
 
 
 def test_prompt_logprobs_of_chats_and_completions() -> None:
