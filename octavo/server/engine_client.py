@@ -32,7 +32,9 @@ from octavo.server.messages import (
     Output,
     Pooled,
     Ready,
+    Report,
     Stats,
+    Step,
     Stop,
     Tokens,
     decode_report,
@@ -89,20 +91,28 @@ class EngineClient:
 
     Args:
         args: the engine's options.
-        on_stats: called with every report of the engine's numbers.
+        on_stats: called with every report of the engine's numbers, and how often it was started again: each of its
+            processes counts anew.
         environment: of the engine's process, beside this one's.
     """
 
     def __init__(
-        self, args: EngineArgs, on_stats: Callable[[Stats], None] = lambda stats: None, **environment: str
+        self,
+        args: EngineArgs,
+        on_stats: Callable[[Stats, int], None] = lambda stats, restarts: None,
+        **environment: str,
     ) -> None:
         self.args, self.on_stats, self.environment = args, on_stats, environment
+        self.on_failure: Callable[[], None] = lambda: None
+        """Called if nobody reads what the engine says any more, for a reason that nobody foresaw."""
+        self.failure: BaseException | None = None
+        """That reason."""
         self.ready: Ready | None = None
         self.stats = Stats()
         self.state = "starting"
         """starting, running, restarting or dead."""
         self.process: subprocess.Popen[str] | None = None
-        self._folder = Path(tempfile.mkdtemp(prefix="octavo-"))  # nobody else may connect: it is this user's alone
+        self._folder: Path | None = None
         self._context = zmq.asyncio.Context()
         self._socket: zmq.asyncio.Socket | None = None
         self._mailboxes: dict[str, Mailbox] = {}
@@ -116,23 +126,40 @@ class EngineClient:
         return len(self._mailboxes)
 
     def launch(self) -> None:
-        """Start the process. Called before the event loop runs too, so that the model loads meanwhile."""
+        """Start the process. Called before the event loop runs too, so that the model loads meanwhile.
+
+        The process ends with the thread that calls this. Raises OSError where no process can be started.
+        """
+        self._drop_process()
         if self._socket is not None:
             self._socket.close(0)
         self._starts += 1
-        address = f"ipc://{self._folder}/engine-{self._starts}"
+        self._folder = Path(tempfile.mkdtemp(prefix="octavo-"))  # nobody else may connect: it is this user's alone
+        address = f"ipc://{self._folder}/engine"
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.set_hwm(0)
         self._socket.bind(address)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "octavo.server.engine_process", address],
+            [sys.executable, "-m", "octavo.server.engine_process", address, str(os.getpid())],
             stdin=subprocess.PIPE,
             text=True,
             env={**os.environ, **self.environment},
         )
         assert self.process.stdin is not None
-        self.process.stdin.write(write_args(self.args))
-        self.process.stdin.close()
+        with contextlib.suppress(OSError):  # it has died already; whoever waits for it sees that
+            self.process.stdin.write(write_args(self.args) + "\n")
+            self.process.stdin.flush()  # and it stays open: its end tells the process that this one has ended
+
+    def _drop_process(self) -> None:
+        """End what may be left of the last process and its socket's folder."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            if self.process.stdin is not None:
+                with contextlib.suppress(OSError):
+                    self.process.stdin.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     async def start(self) -> Ready:
         """Wait until the model is loaded. Raises OctavoError with the reason if it cannot be."""
@@ -141,22 +168,27 @@ class EngineClient:
         self.ready = await self._await_ready()
         self.state = "running"
         self._keeper = asyncio.create_task(self._keep())
+        self._keeper.add_done_callback(self._ended)
         return self.ready
 
     async def _await_ready(self) -> Ready:
-        report = await self._receive()
-        if isinstance(report, Ready):
-            return report
-        raise OctavoError(report.error if isinstance(report, LoadFailed) else "the engine ended while it was loading.")
+        while not isinstance(report := await self._receive(), Ready):
+            if report is None or isinstance(report, LoadFailed):
+                raise OctavoError("the engine ended while it was loading." if report is None else report.error)
+        return report
 
-    async def _receive(self) -> object:
-        """The next report; None if the process has died."""
+    async def _receive(self) -> Report | None:
+        """The next report that can be read; None if the process has died."""
         assert self._socket is not None
         assert self.process is not None
-        while not await self._socket.poll(int(1000 * CHECK_EVERY)):
-            if self.process.poll() is not None and not await self._socket.poll(0):
-                return None
-        return decode_report(await self._socket.recv())
+        while True:
+            while not await self._socket.poll(int(1000 * CHECK_EVERY)):
+                if self.process.poll() is not None and not await self._socket.poll(0):
+                    return None
+            try:
+                return decode_report(await self._socket.recv())
+            except (ValueError, UnicodeDecodeError) as error:  # msgspec's errors are ValueErrors
+                log.error("the engine said something that cannot be read: %s", error)
 
     async def _keep(self) -> None:
         """Hand out what comes; when the process dies, say so to all who wait, and start another."""
@@ -168,12 +200,39 @@ class EngineClient:
                 self._fail_all(EngineDeadError("the engine has died while it worked on this request. Try it again."))
                 if not await self._restart():
                     return
-                continue
-            self.stats = report.stats  # type: ignore[attr-defined]
-            self.on_stats(self.stats)
-            for output in report.outputs:  # type: ignore[attr-defined]
-                if (mailbox := self._mailboxes.get(output.request_id)) is not None:
-                    mailbox.put(output)
+            elif isinstance(report, Step):
+                self._take(report)
+            else:
+                log.error("the engine said %s in the middle of its work", type(report).__name__)
+
+    def _take(self, report: Step) -> None:
+        """Hand out a step. Whatever it holds, the next one is handed out too."""
+        self._tell(report.stats)
+        for output in report.outputs:
+            mailbox = self._mailboxes.get(output.request_id)
+            if mailbox is None:
+                continue  # it has ended here already
+            try:
+                mailbox.put(output)
+            except Exception as error:
+                log.exception("an output that cannot be handed out")
+                mailbox.put(OctavoError(f"the engine's answer cannot be read: {type(error).__name__}: {error}"))
+
+    def _tell(self, stats: Stats) -> None:
+        self.stats = stats
+        try:
+            self.on_stats(stats, self._starts - 1)
+        except Exception:
+            log.exception("the engine's numbers could not be taken")
+
+    def _ended(self, keeper: "asyncio.Task[None]") -> None:
+        """Nobody reads the engine's messages any more. Unless this was meant, nobody must wait for one either."""
+        if keeper.cancelled() or (error := keeper.exception()) is None:
+            return
+        log.error("reading from the engine has failed", exc_info=error)
+        self.state, self.failure = "dead", error
+        self._fail_all(EngineDeadError("the server has lost its engine."))
+        self.on_failure()
 
     async def _restart(self) -> bool:
         now = time.monotonic()
@@ -185,10 +244,11 @@ class EngineClient:
             return False
         self._restarts.append(now)
         self.state = "restarting"
-        self.launch()
         try:
+            self.launch()
+            self._tell(Stats())
             self.ready = await self._await_ready()
-        except OctavoError as error:
+        except (OctavoError, OSError) as error:
             self.state = "dead"
             log.error("the engine does not start again: %s", error)
             return False
@@ -201,10 +261,19 @@ class EngineClient:
             mailbox.put(error)
 
     async def _send(self, command: Command) -> None:
-        """Raises EngineDeadError where nobody is at the other end, rather than wait for somebody."""
+        """Raises EngineDeadError where nobody is at the other end, rather than wait for somebody.
+
+        Raises InvalidRequestError for a command with a value that no message can hold, such as half a character.
+        """
         assert self._socket is not None
         try:
-            await self._socket.send(encode(command), zmq.DONTWAIT)
+            message = encode(command)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise InvalidRequestError(
+                f"the request holds a value that cannot be sent to the engine: {error}"
+            ) from error
+        try:
+            await self._socket.send(message, zmq.DONTWAIT)
         except zmq.ZMQError as error:
             raise EngineDeadError("the engine does not run. Try again in a moment.") from error
 
@@ -241,20 +310,16 @@ class EngineClient:
                     await asyncio.shield(self._send(Abort([request_id])))
 
     async def stop(self) -> None:
-        """End the engine's process, politely first."""
+        """End the engine's process: politely where it works, at once where it still loads."""
         if self._keeper is not None:
             self._keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
+            await asyncio.gather(self._keeper, return_exceptions=True)
         self._fail_all(EngineDeadError("the server is shutting down."))
-        if self.process is not None and self.process.poll() is None:
+        if self.state == "running" and self.process is not None and self.process.poll() is None:
             with contextlib.suppress(EngineDeadError):
                 await self._send(Stop())
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 await asyncio.to_thread(self.process.wait, 2)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+        self._drop_process()
         self.state = "dead"
         self._context.destroy(linger=0)
-        shutil.rmtree(self._folder, ignore_errors=True)

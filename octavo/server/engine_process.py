@@ -1,167 +1,99 @@
-"""The engine's own process: commands in, steps out. It never waits for HTTP, JSON or text.
+"""The engine's own process. It lives no longer than the process that started it, whatever happens to that one.
 
-EngineClient starts it: `python -m octavo.server.engine_process ADDRESS`, with EngineArgs as JSON on standard input.
+EngineClient starts it: `python -m octavo.server.engine_process ADDRESS PARENT`, with EngineArgs as a line of JSON on
+standard input, which stays open as long as the parent lives.
+
+Nothing here imports the engine before this process is sure to end with its parent: that takes seconds, most of them
+deep in libraries that let no thread of Python run.
 """
 
+import ctypes
 import logging
 import os
+import shutil
 import signal
 import sys
-from typing import Any
+import threading
+from pathlib import Path
 
-import numpy as np
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
-from octavo.engine.engine import Engine, FailedRequest
 from octavo.errors import OctavoError
-from octavo.outputs import PoolingOutput, PoolingRequestOutput, RequestOutput
-from octavo.params import PoolingParams, RequestOutputKind
-from octavo.server.messages import (
-    Abort,
-    Add,
-    Failed,
-    LoadFailed,
-    Output,
-    Pooled,
-    Ready,
-    Stats,
-    Step,
-    Stop,
-    Tokens,
-    decode_command,
-    encode,
-    pack_logprobs,
-    read_args,
-    unpack_sampling,
-)
+from octavo.server.messages import LoadFailed, encode, read_args
 
-log = logging.getLogger("octavo")
-
-LOOK_UP_EVERY = 1000
-"""Milliseconds after which an idle engine looks whether the process that started it is still there."""
+PR_SET_PDEATHSIG = 1
+"""Linux: the signal that a process gets when the thread that started it ends (prctl(2))."""
+LOOK_UP_EVERY = 100
+"""Milliseconds after which a process that waits for its parent looks whether it is still there."""
 
 
-class EngineServer:
-    """An engine at one end of a socket."""
-
-    def __init__(self, engine: Engine, socket: "zmq.Socket[bytes]") -> None:
-        self.engine, self.socket = engine, socket
-        self.parent = os.getppid()
-        self.stats = Stats()
-
-    def ready(self) -> Ready:
-        engine, shape = self.engine, self.engine.runner.shape
-        encoder = engine.checker.encoder
-        return Ready(
-            task=engine.task,
-            vocab_size=engine.vocab_size,
-            max_model_len=engine.max_model_len,
-            eos_token_ids=sorted(engine.eos_token_ids),
-            generation_config={k: v for k, v in engine.generation_config.items() if isinstance(v, (int, float))},
-            decoder_start_token_id=None if encoder is None else encoder.start_token_id,
-            has_encoder=encoder is not None,
-            num_scores=engine.pooling.num_scores,
-            labels=engine.labels,
-            num_blocks=shape.num_blocks,
-            block_size=shape.block_size,
-        )
-
-    def run(self) -> None:
-        """Serve until told to stop, or until the other process is gone."""
-        while True:
-            refused: list[Output] = []
-            aborted = False
-            while self.socket.poll(0 if self.engine.has_work or refused or aborted else LOOK_UP_EVERY):
-                command = decode_command(self.socket.recv())
-                if isinstance(command, Stop):
-                    return
-                if isinstance(command, Abort):
-                    self.engine.abort(command.request_ids)
-                    aborted = True
-                else:
-                    refused += self._add(command)
-            if os.getppid() != self.parent:
-                return
-            outputs = refused + self._step()
-            if outputs or aborted:  # an abort changes the numbers without giving anything
-                self._count()
-                self.socket.send(encode(Step(outputs, self.stats)))
-
-    def _add(self, command: Add) -> list[Output]:
-        try:
-            if command.pooling is not None:
-                params: Any = PoolingParams(**command.pooling)
-            else:
-                params = unpack_sampling(command.sampling or {})
-                params.output_kind, params.detokenize = RequestOutputKind.DELTA, False
-            self.engine.add_request(command.request_id, command.prompt, params, command.priority)
-        except (OctavoError, TypeError) as error:
-            return [Failed(command.request_id, str(error), invalid=True)]
-        self.stats.prompt_tokens += len(command.prompt.token_ids)
-        return []
-
-    def _step(self) -> list[Output]:
-        if not self.engine.has_work:
-            return []
-        self.stats.steps += 1
-        outputs: list[Output] = []
-        for output in self.engine.step():
-            outputs += self._messages(output)
-        return outputs
-
-    def _messages(self, output: RequestOutput | PoolingRequestOutput[PoolingOutput] | FailedRequest) -> list[Output]:
-        if isinstance(output, FailedRequest):
-            return [Failed(output.request_id, output.error, invalid=False)]
-        if isinstance(output, PoolingRequestOutput):
-            data = output.outputs.data.numpy().astype(np.float32)
-            self.stats.cached_tokens += output.num_cached_tokens
-            return [Pooled(output.request_id, data.shape, data.tobytes(), output.num_cached_tokens)]
-        prompt_logprobs = None
-        if output.prompt_logprobs is not None:
-            prompt_logprobs = [None if p is None else pack_logprobs(p) for p in output.prompt_logprobs]
-        if output.finished:
-            self.stats.cached_tokens += output.num_cached_tokens or 0
-        return [
-            Tokens(
-                output.request_id,
-                c.index,
-                list(c.token_ids),
-                None if c.logprobs is None else [pack_logprobs(entries) for entries in c.logprobs],
-                c.finish_reason,
-                c.stop_reason,
-                output.num_cached_tokens,
-                prompt_logprobs,
-            )
-            for c in output.outputs
-        ]
-
-    def _count(self) -> None:
-        scheduler, pool = self.engine.scheduler, self.engine.cache.pool
-        self.stats.running, self.stats.waiting = len(scheduler.running), scheduler.num_waiting
-        self.stats.used_blocks = pool.num_blocks - pool.num_free
-        self.stats.cached_blocks, self.stats.preemptions = pool.num_cached, scheduler.num_preemptions
+def is_orphan(parent: int) -> bool:
+    """Whether the process that started this one has ended. Windows gives orphans no new parent."""
+    return sys.platform != "win32" and os.getppid() != parent
 
 
-def main(address: str) -> int:
+def end_with_parent(parent: int) -> None:
+    """From here on this process ends when `parent` does: by the kernel where it can, else when our input closes."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+    if is_orphan(parent):
+        os._exit(1)
+
+
+def connect(address: str, parent: int) -> "tuple[zmq.Context[zmq.Socket[bytes]], zmq.Socket[bytes]] | None":
+    """A context, and a socket that is connected; None if the parent has ended.
+
+    The socket's folder is removed as soon as both ends hold the connection, so that nobody needs to do it later.
+    """
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket = context.socket(zmq.PAIR)
+    socket.set_hwm(0)
+    monitor = socket.get_monitor_socket(zmq.EVENT_CONNECTED)
+    try:
+        socket.connect(address)
+        while not monitor.poll(LOOK_UP_EVERY):
+            if is_orphan(parent):
+                return None
+        recv_monitor_message(monitor)
+        return context, socket
+    finally:
+        socket.disable_monitor()
+        shutil.rmtree(Path(address.removeprefix("ipc://")).parent, ignore_errors=True)
+
+
+def main(address: str, parent: int) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that serves; it says when to stop
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="octavo: %(message)s")
-    args = read_args(sys.stdin.read())
-    context = zmq.Context()
-    socket: zmq.Socket[bytes] = context.socket(zmq.PAIR)
-    socket.set_hwm(0)
-    socket.connect(address)
+    options = sys.stdin.readline()
+    connection = connect(address, parent)
+    end_with_parent(parent)
+    if connection is None:
+        return 1
+    context, socket = connection
     try:
-        server = EngineServer(Engine(args), socket)
+        from octavo.engine.engine import Engine
+        from octavo.server.engine_server import EngineServer
+
+        server = EngineServer(Engine(read_args(options)), socket)
+        ready = server.ready()
     except Exception as error:
         said = str(error) if isinstance(error, OctavoError) else f"{type(error).__name__}: {error}"
         socket.send(encode(LoadFailed(said)))
         context.destroy(linger=2000)
         return 1
-    socket.send(encode(server.ready()))
+    socket.send(encode(ready))
     server.run()
     context.destroy(linger=0)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))

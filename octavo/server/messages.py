@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -122,7 +123,17 @@ Report = Ready | LoadFailed | Step
 
 encode = msgspec.msgpack.Encoder().encode
 decode_command = msgspec.msgpack.Decoder(Command).decode
-decode_report = msgspec.msgpack.Decoder(Report).decode
+decode_report: Callable[[bytes], Report] = msgspec.msgpack.Decoder(Report).decode
+
+
+def request_of(message: bytes) -> str | None:
+    """The id of the request that a message is of which cannot be read as a Command; None where it has none."""
+    try:
+        read = msgspec.msgpack.decode(message)
+    except msgspec.DecodeError:
+        return None
+    is_add = isinstance(read, list) and len(read) > 1 and read[0] == "Add" and isinstance(read[1], str)
+    return read[1] if is_add else None
 
 
 def pack_params(params: SamplingParams | PoolingParams) -> dict[str, Any]:

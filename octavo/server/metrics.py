@@ -17,13 +17,12 @@ class Metrics:
 
     Args:
         model: the name that clients know.
-        num_blocks: of the KV cache.
     """
 
-    def __init__(self, model: str, num_blocks: int) -> None:
+    def __init__(self, model: str) -> None:
         self.registry = CollectorRegistry()
-        self._num_blocks = max(1, num_blocks)
         self._last = Stats()
+        self._restarts = 0
 
         def gauge(name: str, text: str) -> Gauge:
             return Gauge(f"octavo:{name}", text, ["model_name"], registry=self.registry).labels(model)
@@ -55,22 +54,29 @@ class Metrics:
         self.whole = seconds("e2e_request_latency_seconds", "From a request's arrival to its end", WHOLE)
         self._model = model
 
-    def take(self, stats: Stats) -> None:
-        """A report of the engine."""
+    def take(self, stats: Stats, num_blocks: int, restarts: int) -> None:
+        """A report of the engine.
+
+        Args:
+            stats: its numbers, counted since its process began.
+            num_blocks: blocks of its KV cache.
+            restarts: how often it was started again.
+        """
+        if restarts != self._restarts:  # another process, whose counts begin anew
+            self.restarts.inc(max(0, restarts - self._restarts))
+            self._last, self._restarts = Stats(), restarts
         last = self._last
-        if stats.steps < last.steps:  # another process, whose counts begin anew
-            last = Stats()
-            self.restarts.inc()
         self.running.set(stats.running)
         self.waiting.set(stats.waiting)
-        self.usage.set(stats.used_blocks / self._num_blocks)
-        self.prompt_tokens.inc(stats.prompt_tokens - last.prompt_tokens)
-        self.prefix_queries.inc(stats.prompt_tokens - last.prompt_tokens)
-        self.prefix_hits.inc(stats.cached_tokens - last.cached_tokens)
-        self.preemptions.inc(stats.preemptions - last.preemptions)
-        # The message is written over by the next one; keep the numbers.
-        self._last = Stats(steps=stats.steps, prompt_tokens=stats.prompt_tokens, cached_tokens=stats.cached_tokens)
-        self._last.preemptions = stats.preemptions
+        self.usage.set(stats.used_blocks / max(1, num_blocks))
+        for counter, now, before in (
+            (self.prompt_tokens, stats.prompt_tokens, last.prompt_tokens),
+            (self.prefix_queries, stats.prompt_tokens, last.prompt_tokens),
+            (self.prefix_hits, stats.cached_tokens, last.cached_tokens),
+            (self.preemptions, stats.preemptions, last.preemptions),
+        ):
+            counter.inc(max(0, now - before))
+        self._last = stats
 
     def end(self, reason: str, seconds: float) -> None:
         self.finished.labels(self._model, reason).inc()

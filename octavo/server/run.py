@@ -3,13 +3,16 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from octavo.config import EngineArgs
-from octavo.errors import ConfigError
+from octavo.errors import ConfigError, OctavoError
 from octavo.server.options import ServerOptions
 from octavo.server.service import Service
 
@@ -23,13 +26,39 @@ def serve(args: EngineArgs, options: ServerOptions) -> None:
     """Serve the model of `args`. Raises OctavoError for an address in use or a model that does not load."""
     listener = _listen(options)
     service = Service(args, options)
+    told = Told()
     service.client.launch()  # the model loads while this process imports what it needs
     if sys.platform != "win32":
         import uvloop
 
-        uvloop.run(_serve(service, options, listener))
+        uvloop.run(_serve(service, options, listener, told))
     else:
-        asyncio.run(_serve(service, options, listener))
+        asyncio.run(_serve(service, options, listener, told))
+
+
+class Told:
+    """What SIGTERM and SIGINT do: `act`, at once if one has come already."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._act: Callable[[int], object] | None = None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.tell)
+
+    def tell(self, number: int, frame: FrameType | None = None) -> None:
+        """A signal has come."""
+        self.signal = number
+        if self._act is not None:
+            self._act(number)
+
+    def then(self, act: Callable[[int], object]) -> None:
+        """From now on `act` is what a signal does. Called within the event loop."""
+        self._act = act
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(NotImplementedError):  # Windows has no such handlers; the plain ones do
+                asyncio.get_running_loop().add_signal_handler(number, self.tell, number)
+        if self.signal is not None:
+            act(self.signal)
 
 
 def _listen(options: ServerOptions) -> socket.socket:
@@ -59,14 +88,29 @@ def _server(config: "uvicorn.Config") -> "uvicorn.Server":
     return Server(config)
 
 
-async def _serve(service: Service, options: ServerOptions, listener: socket.socket) -> None:
+async def _start(service: Service, told: Told) -> bool:
+    """Wait until the service takes requests; False if it is told to end before."""
+    starting = asyncio.create_task(service.start())
+    told.then(lambda number: starting.cancel())
+    try:
+        await starting
+    except asyncio.CancelledError:
+        if told.signal is None:
+            raise
+    return told.signal is None
+
+
+async def _serve(service: Service, options: ServerOptions, listener: socket.socket, told: Told) -> None:
     import uvicorn
 
     from octavo.server.app import create_app
     from octavo.server.framing import StrictProtocol
 
     try:
-        await service.start()
+        if not await _start(service, told):
+            await service.stop()
+            sys.stderr.flush()
+            os._exit(0)  # threads that still load the tokenizer are not waited for
         config = uvicorn.Config(
             create_app(service),
             log_level="warning",
@@ -82,8 +126,10 @@ async def _serve(service: Service, options: ServerOptions, listener: socket.sock
         server = _server(config)
         scheme, port = "https" if options.ssl_certfile else "http", listener.getsockname()[1]
         log.info("serving %s at %s://%s:%d", service.model_name, scheme, options.host, port)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)
+        told.then(lambda number: server.handle_exit(number, None))
+        service.client.on_failure = lambda: setattr(server, "should_exit", True)
         await server.serve(sockets=[listener])
+        if service.client.failure is not None:
+            raise OctavoError(f"the server has lost its engine: {service.client.failure!r}")
     finally:
         await service.stop()

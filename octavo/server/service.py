@@ -23,7 +23,7 @@ from octavo.outputs import TokenLogprobs
 from octavo.params import PoolingParams, SamplingParams, recommended_sampling
 from octavo.server.engine_client import EngineClient
 from octavo.server.logprobs import TokenEntry
-from octavo.server.messages import Pooled, Ready, Tokens, unpack_logprobs
+from octavo.server.messages import Pooled, Ready, Stats, Tokens, unpack_logprobs
 from octavo.server.metrics import Metrics, RequestClock
 from octavo.server.options import ServerOptions
 
@@ -177,7 +177,7 @@ class Service:
                     self.chat_template = file.read()
             except (OSError, UnicodeDecodeError) as error:
                 raise OctavoError(f"chat_template {self.options.chat_template} cannot be read: {error}") from error
-        self.metrics = Metrics(self.model_name, ready.num_blocks)
+        self.metrics = Metrics(self.model_name)
         encoder = EncoderInput(ready.max_model_len, ready.decoder_start_token_id) if ready.has_encoder else None
         self._checker = InputChecker(
             self.tokenizer, ready.vocab_size, ready.max_model_len, self.args.max_logprobs, encoder
@@ -214,9 +214,9 @@ class Service:
                 f"this server was started for task {self.ready.task!r}; this is for {' or '.join(tasks)}."
             )
 
-    def _on_stats(self, stats: Any) -> None:
+    def _on_stats(self, stats: Stats, restarts: int) -> None:
         if self.metrics is not None:
-            self.metrics.take(stats)
+            self.metrics.take(stats, self.ready.num_blocks, restarts)
 
     async def check(self, prompt: Any, params: SamplingParams | PoolingParams) -> CheckedPrompt:
         """Tokenized and checked, off the event loop where that takes long."""
