@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from octavo.architectures import Config, find_architecture
+from octavo.architectures import find_architecture
 from octavo.loading.precision import Precision
 from octavo.loading.weights import WeightLoader
 from octavo.ops import choose_kernels
@@ -16,7 +16,8 @@ from octavo.ops import choose_kernels
 def write_random_model(config: dict[str, Any], folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     """A folder with `config` and random tensors for all that its architecture wants."""
     with torch.device("meta"):
-        model = find_architecture(config["architectures"]).build(Config(config))
+        architecture = find_architecture(config["architectures"])
+        model = architecture.build(architecture.config(config))
     loader = WeightLoader(model, Precision(dtype, dtype, dtype), choose_kernels(torch.device("cpu"), "torch"))
     generator = torch.Generator().manual_seed(0)
     tensors = {}

@@ -14,7 +14,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from octavo.architectures import Config, find_architecture  # noqa: E402
+from octavo.architectures import find_architecture  # noqa: E402
 from octavo.cli.models import markdown  # noqa: E402
 from octavo.parts import PagedKV  # noqa: E402
 from tests.golden import CASES, read_case  # noqa: E402
@@ -36,7 +36,7 @@ def conformance() -> str:
         found = find_architecture(config["architectures"])
         counts[found.name] += 1
         with torch.device("meta"):
-            caching[found.name] = all(isinstance(s, PagedKV) for s in found.build(Config(config)).states)
+            caching[found.name] = all(isinstance(s, PagedKV) for s in found.build(found.config(config)).states)
     rows = {name: {"golden_cases": n, "prefix_caching": caching[name]} for name, n in sorted(counts.items())}
     return json.dumps(rows, indent=1) + "\n"
 

@@ -50,10 +50,11 @@ class DenseBesideExperts(nn.Module):
     ),
 )
 def arctic(c: Config) -> CausalLM:
-    width, eps = c.hidden_size, c.get("rms_norm_eps", 1e-5)
-    feed_forward = partial(GatedMLP, width, activation=c.get("hidden_act", "silu"))
-    count, top_k = c.get("num_local_experts", 8), c.get("num_experts_per_tok", 1)
-    every, parallel = c.get("moe_layer_frequency", 2), c.get("parallel_attn_mlp_res", False)
+    width = c.hidden_size
+    feed_forward = partial(GatedMLP, width, activation=c.hidden_act)
+    count, top_k = c.num_local_experts, c.num_experts_per_tok
+    every: int = c.moe_layer_frequency
+    parallel: bool = c.parallel_attn_mlp_res
 
     def has_experts(i: int) -> bool:
         return (i + 1) % every == 0
@@ -66,11 +67,11 @@ def arctic(c: Config) -> CausalLM:
 
     def layer(i: int, attention: Residual, mlp: Residual) -> nn.Module:
         if parallel and has_experts(i):
-            return DenseBesideExperts(attention, Residual(RMSNorm(width, eps), feed_forward(width)), mlp)
+            return DenseBesideExperts(attention, Residual(RMSNorm(width, c.rms_norm_eps), feed_forward(width)), mlp)
         return Block(attention=attention, mlp=mlp)
 
     return llama_body(
-        c.replace(rms_norm_eps=eps),
+        c,
         mlp=mlp,
         names=NAMES,
         layer=layer,

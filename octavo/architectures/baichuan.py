@@ -52,7 +52,7 @@ def names(normed_head: bool) -> Names:
 @architecture("BaiChuanForCausalLM", about="Baichuan-7B", examples=("baichuan-inc/Baichuan-7B",))
 def baichuan(c: Config) -> CausalLM:
     """The kinds are told apart by config keys: 13B has no max_position_embeddings, Baichuan2 has its vocabulary."""
-    alibi = c.get("max_position_embeddings") is None and c.get("architectures", [""])[0] == "BaichuanForCausalLM"
+    alibi = c.values.get("max_position_embeddings") is None and c.get("architectures", [""])[0] == "BaichuanForCausalLM"
     second = "z_loss_weight" in c or c.vocab_size == BAICHUAN2_VOCABULARY
     positions: dict[str, Any] = {"alibi": alibi_slopes(c.num_attention_heads)} if alibi else {}
-    return llama_body(c, mlp=gated_mlp(c), names=names(second), turning=0.0 if alibi else 1.0, **positions)
+    return llama_body(c, mlp=gated_mlp(c), names=names(second), rotates=not alibi, **positions)

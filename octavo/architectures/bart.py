@@ -91,9 +91,9 @@ class Bart(CausalLM):
     examples=("facebook/bart-base", "facebook/bart-large-cnn"),
 )
 def bart(c: Config) -> CausalLM:
-    width, activation = c.d_model, c.get("activation_function", "gelu")
+    width, activation = c.d_model, c.activation_function
     norm = partial(LayerNorm, width, 1e-5)
-    scale = width**0.5 if c.get("scale_embedding", False) else 1.0
+    scale = width**0.5 if c.scale_embedding else 1.0
     tokens = Embedding(c.vocab_size, width, scale)
 
     def embed() -> NormedEmbedding:

@@ -51,18 +51,18 @@ def names(heads: int, head_dim: int) -> Names:
     ),
 )
 def bloom(c: Config) -> CausalLM:
-    width, heads = c.first("hidden_size", "n_embed"), c.first("n_head", "num_attention_heads")
+    width, heads = c.hidden_size, c.n_head
     head_dim = width // heads
-    norm = partial(LayerNorm, width, c.get("layer_norm_epsilon", 1e-5))
+    norm = partial(LayerNorm, width, c.layer_norm_epsilon)
     slopes = alibi_slopes(heads)
     attention = partial(Attention, width, heads, heads, head_dim, bias=True, out_bias=True, alibi=slopes)
     mlp = partial(MLP, width, 4 * width, "gelu_new", bias=True)
-    residual = FromNormed if c.get("apply_residual_connection_post_layernorm", False) else Residual
+    residual = FromNormed if c.apply_residual_connection_post_layernorm else Residual
     return CausalLM(
         embed=NormedEmbedding(Embedding(c.vocab_size, width), norm()),
         layer=lambda i: Block(attention=residual(norm(), attention()), mlp=residual(norm(), mlp())),
-        layers=c.first("n_layer", "num_hidden_layers"),
+        layers=c.n_layer,
         norm=norm(),
-        head=None if c.get("tie_word_embeddings", True) else Linear(width, c.vocab_size),
+        head=None if c.tie_word_embeddings else Linear(width, c.vocab_size),
         names=names(heads, head_dim),
     )

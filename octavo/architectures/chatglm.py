@@ -47,6 +47,7 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
         "multi_query_attention": True,
         "multi_query_group_num": shared["num_key_value_heads"],
         "layernorm_epsilon": shared["rms_norm_eps"],
+        "kv_channels": shared.get("head_dim"),
         "rope_ratio": shared["rope_theta"] / 10000.0,
         "add_qkv_bias": "blk.0.attn_qkv.bias" in file.tensors,
     }
@@ -61,26 +62,26 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
 )
 def chatglm(c: Config) -> CausalLM:
     width, heads, vocab = c.hidden_size, c.num_attention_heads, c.first("padded_vocab_size", "vocab_size")
-    head_dim, bias = c.get("kv_channels", width // heads), c.get("add_bias_linear", False)
-    turn = rotary(c.replace(rope_theta=10000.0 * c.get("rope_ratio", 1)), head_dim // 2, interleaved=True)
+    head_dim, bias = c.get("kv_channels", width // heads), c.add_bias_linear
+    turn = rotary(c, head_dim, base=10000.0 * c.rope_ratio, interleaved=True)
     attention = partial(
         Attention,
         width,
         heads,
-        c.get("multi_query_group_num", 1) if c.get("multi_query_attention", False) else heads,
+        c.multi_query_group_num if c.multi_query_attention else heads,
         head_dim,
         rotary=turn,
-        bias=bias or c.get("add_qkv_bias", False),
+        bias=bias or c.add_qkv_bias,
         out_bias=bias,
     )
     mlp = partial(GatedMLP, width, c.ffn_hidden_size, "silu", bias)
-    norm = partial(RMSNorm if c.get("rmsnorm", True) else LayerNorm, width, c.get("layernorm_epsilon", 1e-5))
-    residual = FromNormed if c.get("apply_residual_connection_post_layernorm", False) else Residual
+    norm = partial(RMSNorm if c.rmsnorm else LayerNorm, width, c.layernorm_epsilon)
+    residual = FromNormed if c.apply_residual_connection_post_layernorm else Residual
     return CausalLM(
         embed=Embedding(vocab, width),
         layer=lambda i: Block(attention=residual(norm(), attention()), mlp=residual(norm(), mlp())),
-        layers=c.first("num_layers", "num_hidden_layers"),
-        norm=norm() if c.get("post_layer_norm", True) else nn.Identity(),
-        head=None if c.get("tie_word_embeddings", False) else Linear(width, vocab),
+        layers=c.num_layers,
+        norm=norm() if c.post_layer_norm else nn.Identity(),
+        head=None if c.tie_word_embeddings else Linear(width, vocab),
         names=NAMES,
     )

@@ -58,24 +58,24 @@ class HeadNorm(nn.Module):
     ),
 )
 def cohere(c: Config) -> CausalLM:
-    width, heads, eps = c.hidden_size, c.num_attention_heads, c.get("layer_norm_eps", 1e-5)
+    width, heads, eps = c.hidden_size, c.num_attention_heads, c.layer_norm_eps
     kv_heads, head_dim = c.get("num_key_value_heads", heads), width // heads
-    bias = c.get("attention_bias", False)
+    bias = c.attention_bias
     norm = partial(LayerNorm, width, eps, bias=False)
     turn = rotary(c, head_dim, interleaved=True)
 
     def attention() -> Attention:
         norms = HeadNorm(heads, head_dim, eps), HeadNorm(kv_heads, head_dim, eps)
-        adjust = QKNorm(heads, kv_heads, *norms) if c.get("use_qk_norm", False) else None
+        adjust = QKNorm(heads, kv_heads, *norms) if c.use_qk_norm else None
         return Attention(width, heads, kv_heads, head_dim, rotary=turn, bias=bias, out_bias=bias, adjust=adjust)
 
-    mlp = partial(GatedMLP, width, c.intermediate_size, c.get("hidden_act", "silu"))
+    mlp = partial(GatedMLP, width, c.intermediate_size, c.hidden_act)
     return CausalLM(
         embed=Embedding(c.vocab_size, width),
         layer=lambda i: SharedNorm(norm(), attention=attention(), mlp=mlp()),
         layers=c.num_hidden_layers,
         norm=norm(),
-        head=None if c.get("tie_word_embeddings", True) else Linear(width, c.vocab_size),
+        head=None if c.tie_word_embeddings else Linear(width, c.vocab_size),
         names=NAMES,
-        logit_scale=c.get("logit_scale", 0.0625),
+        logit_scale=c.logit_scale,
     )

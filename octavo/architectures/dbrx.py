@@ -96,22 +96,21 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
 )
 def dbrx(c: Config) -> CausalLM:
     width, heads = c.d_model, c.n_heads
-    attention_settings: dict[str, Any] = c.get("attn_config", {})
-    experts: dict[str, Any] = c.get("ffn_config", {})
-    head_dim, limit = width // heads, attention_settings.get("clip_qkv")
+    settings, experts = c.section("attn_config"), c.section("ffn_config")
+    head_dim, limit = width // heads, settings.get("clip_qkv")
     attention = partial(
         Attention,
         width,
         heads,
-        attention_settings.get("kv_n_heads", 1),
+        settings.kv_n_heads,
         head_dim,
-        rotary=rotary(c.replace(rope_theta=attention_settings.get("rope_theta", 10000.0)), head_dim),
+        rotary=rotary(c, head_dim, base=settings.get("rope_theta")),
         adjust=None if limit is None else Clip(limit),
     )
-    count, top_k = experts.get("moe_num_experts", 4), experts.get("moe_top_k", 1)
-    activation = (experts.get("ffn_act_fn") or {}).get("name", "silu")
-    expert = partial(GatedMLP, width, experts.get("ffn_hidden_size", 3584), activation)
-    router = partial(choose, top_k, experts.get("moe_normalize_expert_weights", 1.0))
+    count, top_k = experts.moe_num_experts, experts.moe_top_k
+    activation = experts.section("ffn_act_fn").get("name", "silu")
+    expert = partial(GatedMLP, width, experts.ffn_hidden_size, activation)
+    router = partial(choose, top_k, experts.get("moe_normalize_expert_weights"))
     norm = partial(LayerNorm, width, 1e-5, bias=False)
     return CausalLM(
         embed=Embedding(c.vocab_size, width),
@@ -121,6 +120,6 @@ def dbrx(c: Config) -> CausalLM:
         ),
         layers=c.n_layers,
         norm=norm(),
-        head=None if c.get("tie_word_embeddings", False) else Linear(width, c.vocab_size),
+        head=None if c.tie_word_embeddings else Linear(width, c.vocab_size),
         names=names(count),
     )

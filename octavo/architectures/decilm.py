@@ -10,7 +10,7 @@ from octavo.architectures.gguf import UNPERMUTE, GGUFFormat, GGUFHeader
 from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope import rotary
-from octavo.errors import UnsupportedModelError
+from octavo.errors import CheckpointError, UnsupportedModelError
 from octavo.parts import Attention, Batch, Block, CausalLM, Embedding, GatedMLP, Linear, Names, Residual, RMSNorm
 
 NAMES = Names(
@@ -38,20 +38,24 @@ class LinearPiece(nn.Module):
         return self.o(x)  # type: ignore[no-any-return]
 
 
-def block_configs(c: Config) -> list[dict[str, dict[str, Any]]]:
+def block_configs(c: Config) -> list[Config]:
     """What each layer has, in Nemotron's terms; DeciLM-7B's layers differ only in their key heads."""
-    if blocks := c.get("block_configs"):
-        return blocks  # type: ignore[no-any-return]
-    heads = c.num_attention_heads
-    per_layer = c.get("num_key_value_heads_per_layer") or [c.get("num_key_value_heads", heads)] * c.num_hidden_layers
-    return [{"attention": {"n_heads_in_group": heads // kv}, "ffn": {}} for kv in per_layer]
+    if not c.get("block_configs"):
+        heads = c.num_attention_heads
+        same = [c.get("num_key_value_heads", heads)] * c.num_hidden_layers
+        per_layer = c.get("num_key_value_heads_per_layer") or same
+        c = c.replace(block_configs=[{"attention": {"n_heads_in_group": heads // kv}} for kv in per_layer])
+    blocks = list(c.sections("block_configs"))
+    if len(blocks) != c.num_hidden_layers:
+        raise CheckpointError(f"config.json describes {len(blocks)} layers, and num_hidden_layers is another number.")
+    return blocks
 
 
-def ffn_width(c: Config, ffn: dict[str, Any]) -> int:
+def ffn_width(c: Config, ffn: Config) -> int:
     """The width that is given, or two thirds of the layer's multiple of the stream's, rounded up."""
     if ffn.get("ffn_mult") is None:
         return int(ffn.get("intermediate_size") or c.intermediate_size)
-    return -(-int(2 * ffn["ffn_mult"] * c.hidden_size / 3) // FFN_GRAIN) * FFN_GRAIN
+    return -(-int(2 * ffn.ffn_mult * c.hidden_size / 3) // FFN_GRAIN) * FFN_GRAIN
 
 
 def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
@@ -84,30 +88,30 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
 def decilm(c: Config) -> CausalLM:
     width, heads = c.hidden_size, c.num_attention_heads
     head_dim = c.get("head_dim", width // heads)
-    bias, mlp_bias = c.get("attention_bias", False), c.get("mlp_bias", False)
-    norm = partial(RMSNorm, width, c.get("rms_norm_eps", 1e-6))
+    bias, mlp_bias = c.attention_bias, c.mlp_bias
+    norm = partial(RMSNorm, width, c.rms_norm_eps)
     turn = rotary(c, head_dim)
     blocks = block_configs(c)
 
-    def attention(a: dict[str, Any]) -> nn.Module:
+    def attention(a: Config) -> nn.Module:
         if a.get("replace_with_linear"):
             return LinearPiece(width, bias)
-        if refused := [key for key in ("num_sink_tokens", "sparsify") if a.get(key)]:
+        if refused := [key for key in ("num_sink_tokens", "sparsify") if a.values.get(key)]:
             raise UnsupportedModelError(f"config.json: a layer's attention has {refused[0]}, which is not served.")
-        kv_heads, window = heads // a["n_heads_in_group"], a.get("window_length")
+        kv_heads, window = heads // a.n_heads_in_group, a.get("window_length")
         return Attention(width, heads, kv_heads, head_dim, rotary=turn, bias=bias, out_bias=bias, window=window)
 
-    def mlp(ffn: dict[str, Any]) -> nn.Module:
+    def mlp(ffn: Config) -> nn.Module:
         if ffn.get("replace_with_linear"):
             return LinearPiece(width, mlp_bias)
-        return GatedMLP(width, ffn_width(c, ffn), c.get("hidden_act", "silu"), mlp_bias)
+        return GatedMLP(width, ffn_width(c, ffn), c.hidden_act, mlp_bias)
 
     def layer(i: int) -> Block:
-        pieces = {}
-        if not blocks[i]["attention"].get("no_op"):
-            pieces["attention"] = Residual(norm(), attention(blocks[i]["attention"]))
-        if not blocks[i]["ffn"].get("no_op"):
-            pieces["mlp"] = Residual(norm(), mlp(blocks[i]["ffn"]))
+        pieces, a, ffn = {}, blocks[i].section("attention"), blocks[i].section("ffn")
+        if not a.get("no_op"):
+            pieces["attention"] = Residual(norm(), attention(a))
+        if not ffn.get("no_op"):
+            pieces["mlp"] = Residual(norm(), mlp(ffn))
         return Block(**pieces)
 
     return CausalLM(
@@ -115,6 +119,6 @@ def decilm(c: Config) -> CausalLM:
         layer=layer,
         layers=c.num_hidden_layers,
         norm=norm(),
-        head=None if c.get("tie_word_embeddings", False) else Linear(width, c.vocab_size),
+        head=None if c.tie_word_embeddings else Linear(width, c.vocab_size),
         names=NAMES,
     )

@@ -39,16 +39,16 @@ class RoutedAndShared(nn.Module):
     gguf=GGUFFormat("deepseek", undo=UNPERMUTE),
 )
 def deepseek(c: Config) -> CausalLM:
-    width, activation = c.hidden_size, c.get("hidden_act", "silu")
-    expert = partial(GatedMLP, width, c.get("moe_intermediate_size", 1407), activation)
-    choose = softmax_then_choose(c.get("num_experts_per_tok", 0), c.get("norm_topk_prob", False))
-    count, shared, bias = c.get("n_routed_experts", 0), c.get("n_shared_experts", 0), c.get("attention_bias", False)
-    first, every = c.get("first_k_dense_replace", 0), c.get("moe_layer_freq", 1)
+    width, activation = c.hidden_size, c.hidden_act
+    expert = partial(GatedMLP, width, c.moe_intermediate_size, activation)
+    choose = softmax_then_choose(c.get("num_experts_per_tok", 0), c.norm_topk_prob)
+    count, shared, bias = c.get("n_routed_experts", 0), c.get("n_shared_experts", 0), c.attention_bias
+    first, every = c.first_k_dense_replace, c.moe_layer_freq
 
     def mlp(layer: int) -> nn.Module:
         if not count or layer < first or layer % every:
             return gated_mlp(c)(layer)
-        wide = GatedMLP(width, shared * c.get("moe_intermediate_size", 1407), activation) if shared else None
+        wide = GatedMLP(width, shared * c.moe_intermediate_size, activation) if shared else None
         return RoutedAndShared(MoE(width, [expert() for _ in range(count)], choose), wide)
 
     return llama_body(c, mlp=mlp, names=NAMES, bias=bias, out_bias=bias)

@@ -1,7 +1,7 @@
 """DeepSeek-V2 (DeepSeek-AI 2024) and MiniCPM3 (2024): latent attention; DeepSeek's with experts chosen by group."""
 
 import math
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +13,10 @@ from octavo.architectures.gguf import GGUFFormat, GGUFHeader
 from octavo.architectures.llama import FRAME_NAMES, IGNORED, MLP_NAMES, gated_mlp, llama_body
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope import rotary
+from octavo.architectures.rope_settings import rope_settings
+from octavo.errors import UnsupportedModelError
 from octavo.parts import CausalLM, GatedMLP, Into, LatentAttention, MoE, Names, parameter
+from octavo.parts.moe import Choose
 
 ATTENTION = "layers.{i}.attention.inner"
 LATENT_NAMES: dict[str, str | Into] = {
@@ -45,36 +48,48 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
     }
 
 
-def latent_attention(c: Config, interleaved: bool, eps: float, scale: float = 1.0) -> LatentAttention:
-    """The part that both configs describe; `scale` multiplies the usual one."""
-    nope_dim, rope_dim = c.qk_nope_head_dim, c.qk_rope_head_dim
-    return LatentAttention(
+def latent_attention(c: Config, interleaved: bool, eps: float) -> Callable[[int], LatentAttention]:
+    """Makes the part that both configs describe."""
+    nope_dim, rope_dim, settings = c.qk_nope_head_dim, c.qk_rope_head_dim, rope_settings(c)
+    # Under YaRN the scores are scaled by the square of its magnitude as well.
+    magnitude = 0.1 * settings.get("mscale_all_dim", 0.0) * math.log(max(settings.get("factor", 1.0), 1.0)) + 1.0
+    turn = rotary(c, rope_dim, partial=False, interleaved=interleaved)
+    return lambda layer: LatentAttention(
         c.hidden_size,
         c.num_attention_heads,
         rank=c.kv_lora_rank,
         nope_dim=nope_dim,
         rope_dim=rope_dim,
         value_dim=c.get("v_head_dim", c.hidden_size // c.num_attention_heads),
-        rotary=rotary(c, rope_dim, interleaved=interleaved),
+        rotary=turn,
         q_rank=c.get("q_lora_rank"),
         eps=eps,
-        bias=c.get("attention_bias", False),
-        scale=scale * (nope_dim + rope_dim) ** -0.5,
+        bias=c.attention_bias,
+        scale=magnitude**2 * (nope_dim + rope_dim) ** -0.5,
     )
 
 
-def choose(c: Config, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The likeliest experts: of all, or of the groups that have the likeliest ones."""
-    scores, top_k = torch.softmax(logits, -1), c.num_experts_per_tok
-    if c.get("topk_method", "greedy") == "group_limited_greedy":
-        by_group = scores.view(scores.shape[0], c.n_group, -1)
-        groups = by_group.amax(-1).topk(c.topk_group, dim=-1).indices
-        kept = torch.zeros(by_group.shape[:-1], device=scores.device).scatter(-1, groups, 1.0)
-        scores = (by_group * kept.unsqueeze(-1)).flatten(-2)
-    weights, experts = scores.topk(top_k, dim=-1)
-    if top_k > 1 and c.get("norm_topk_prob", False):
-        return weights / (weights.sum(-1, keepdim=True) + 1e-20), experts
-    return weights * c.get("routed_scaling_factor", 1.0), experts
+def chooser(c: Config) -> Choose:
+    """Chooses the likeliest experts: of all, or of the groups that have the likeliest ones."""
+    top_k, by_groups = c.num_experts_per_tok, c.topk_method == "group_limited_greedy"
+    if not by_groups and c.topk_method not in ("greedy", "gready"):  # as DeepSeek-V2-Lite's first config spells it
+        raise UnsupportedModelError(f"config.json: topk_method {c.topk_method[:60]!r} is not known.")
+    group_count, group_k = (c.n_group, c.topk_group) if by_groups else (1, 1)
+    renormalize, factor = top_k > 1 and c.norm_topk_prob, c.routed_scaling_factor
+
+    def choose(logits: Tensor) -> tuple[Tensor, Tensor]:
+        scores = torch.softmax(logits, -1)
+        if by_groups:
+            by_group = scores.view(scores.shape[0], group_count, -1)
+            groups = by_group.amax(-1).topk(group_k, dim=-1).indices
+            kept = torch.zeros(by_group.shape[:-1], device=scores.device).scatter(-1, groups, 1.0)
+            scores = (by_group * kept.unsqueeze(-1)).flatten(-2)
+        weights, experts = scores.topk(top_k, dim=-1)
+        if renormalize:
+            return weights / (weights.sum(-1, keepdim=True) + 1e-20), experts
+        return weights * factor, experts
+
+    return choose
 
 
 @architecture(
@@ -84,25 +99,24 @@ def choose(c: Config, logits: Tensor) -> tuple[Tensor, Tensor]:
     gguf=GGUFFormat("deepseek2", config=_from_gguf),
 )
 def deepseek_v2(c: Config) -> CausalLM:
-    width, hidden, activation = c.hidden_size, c.get("moe_intermediate_size", 1407), c.get("hidden_act", "silu")
+    width, hidden, activation = c.hidden_size, c.moe_intermediate_size, c.hidden_act
     count, shared = c.get("n_routed_experts", 0), c.get("n_shared_experts", 0)
-    first, every = c.get("first_k_dense_replace", 0), c.get("moe_layer_freq", 1)
-    scaling: dict[str, Any] = {**c.get("rope_scaling", {}), **c.get("rope_parameters", {})}
-    # Under YaRN the scores are scaled by the square of its magnitude as well.
-    magnitude = 0.1 * (scaling.get("mscale_all_dim") or 0) * math.log(scaling.get("factor") or 1.0) + 1.0
+    first, every = c.first_k_dense_replace, c.moe_layer_freq
+
+    choose = chooser(c) if count else None
 
     def mlp(layer: int) -> nn.Module:
-        if not count or layer < first or layer % every:
+        if choose is None or layer < first or layer % every:
             return gated_mlp(c)(layer)
         experts = [GatedMLP(width, hidden, activation) for _ in range(count)]
         wide = GatedMLP(width, shared * hidden, activation) if shared else None
-        return RoutedAndShared(MoE(width, experts, partial(choose, c)), wide)
+        return RoutedAndShared(MoE(width, experts, choose), wide)
 
     return llama_body(
         c,
         mlp=mlp,
         names=DEEPSEEK_NAMES,
-        attend=lambda layer: latent_attention(c, True, c.get("rms_norm_eps", 1e-6), magnitude**2),
+        attend=latent_attention(c, True, c.rms_norm_eps),
     )
 
 
@@ -123,9 +137,8 @@ def minicpm3(c: Config) -> CausalLM:
         c,
         mlp=gated_mlp(c),
         names=MINICPM3_NAMES,
-        attend=lambda layer: latent_attention(c, False, 1e-6),
-        embed_scale=c.get("scale_emb", 1),
-        residual_scale=c.get("scale_depth", 1) / c.num_hidden_layers**0.5,
+        attend=latent_attention(c, False, 1e-6),
+        embed_scale=c.scale_emb,
+        residual_scale=c.get("scale_depth", c.num_hidden_layers**0.5) / c.num_hidden_layers**0.5,
         logit_scale=c.get("dim_model_base", c.hidden_size) / c.hidden_size,
-        tied=None,
     )

@@ -31,9 +31,8 @@ EXAONE_NAMES = Names(
 )
 def exaone(c: Config) -> CausalLM:
     renamed = c.replace(
-        num_hidden_layers=c.first("num_layers", "num_hidden_layers"),
-        rms_norm_eps=c.get("layer_norm_epsilon", 1e-5),
-        hidden_act=c.get("activation_function", "silu"),
+        rms_norm_eps=c.layer_norm_epsilon,
+        hidden_act=c.activation_function,
         intermediate_size=c.get("intermediate_size", 4 * c.hidden_size),
     )
     return llama_body(renamed, mlp=gated_mlp(renamed), names=EXAONE_NAMES)
@@ -62,12 +61,13 @@ def internlm2_names(kv_heads: int, group: int, head_dim: int) -> Names:
     examples=("internlm/internlm2-7b", "internlm/internlm2-chat-7b"),
     gguf=GGUFFormat(
         "internlm2",
+        config=lambda shared, file: {"bias": shared["attention_bias"]},
         names={"model.layers.{i}.self_attn.{q|k|v}_proj": "layers.{i}.attention.inner.qkv.{q|k|v}"},
         undo=UNPERMUTE,
     ),
 )
 def internlm2(c: Config) -> CausalLM:
-    heads, bias = c.num_attention_heads, c.get("bias", False)
+    heads, bias = c.num_attention_heads, c.bias
     kv_heads = c.get("num_key_value_heads", heads)
     return llama_body(
         c,

@@ -92,16 +92,17 @@ def _by_key_head(weight: Tensor, c: Config) -> Tensor:
     gguf=GGUFFormat("falcon", config=_from_gguf, undo={QKV: _by_key_head}),
 )
 def falcon(c: Config) -> CausalLM:
-    width, heads = c.hidden_size, c.first("num_attention_heads", "n_head")
-    head_dim, bias = width // heads, c.get("bias", False)
+    width, heads = c.hidden_size, c.num_attention_heads
+    head_dim, bias = width // heads, c.bias
     # The first configs of 40B say RefinedWeb and always mean the new decoder.
-    new = c.get("new_decoder_architecture", c.get("model_type") == "RefinedWeb")
-    multi_query = c.get("multi_query", True)
-    kv_heads = c.first("num_kv_heads", "n_head_kv", default=heads) if new else 1 if multi_query else heads
-    parallel = new or c.get("parallel_attn", True)
+    said = c.stated("new_decoder_architecture")
+    new = c.get("model_type") == "RefinedWeb" if said is None else said
+    multi_query = c.multi_query
+    kv_heads = c.get("num_kv_heads", heads) if new else 1 if multi_query else heads
+    parallel = new or c.parallel_attn
     shared = parallel and not (new and c.get("num_ln_in_parallel_attn", 2) == 2)
-    norm = partial(LayerNorm, width, c.get("layer_norm_epsilon", 1e-5))
-    alibi = c.get("alibi", False)
+    norm = partial(LayerNorm, width, c.layer_norm_epsilon)
+    alibi = c.alibi
     attention = partial(
         Attention,
         width,
@@ -115,7 +116,7 @@ def falcon(c: Config) -> CausalLM:
         alibi=alibi_slopes(heads) * head_dim**-0.5 if alibi else None,
     )
     hidden = c.get("ffn_hidden_size", 4 * width)
-    mlp = partial(MLP, width, hidden, c.get("activation", "gelu"), bias=bias)
+    mlp = partial(MLP, width, hidden, c.activation, bias=bias)
 
     def layer(i: int) -> nn.Module:
         if shared:
@@ -126,8 +127,8 @@ def falcon(c: Config) -> CausalLM:
     return CausalLM(
         embed=Embedding(c.vocab_size, width),
         layer=layer,
-        layers=c.first("num_hidden_layers", "n_layer"),
+        layers=c.num_hidden_layers,
         norm=norm(),
-        head=None if c.get("tie_word_embeddings", True) else Linear(width, c.vocab_size),
+        head=None if c.tie_word_embeddings else Linear(width, c.vocab_size),
         names=names(kv_heads, heads // kv_heads, head_dim, shared, two_norms=new and not shared),
     )

@@ -16,16 +16,14 @@ from octavo.parts import CausalLM, GatedMLP, RMSNorm
     gguf=GGUFFormat("gemma", undo={name: minus_one for name in NAMES.table if name.endswith("norm")}),
 )
 def gemma(c: Config) -> CausalLM:
-    c = c.replace(head_dim=c.get("head_dim", 256))
-    bias = c.get("attention_bias", False)
+    bias = c.attention_bias
     # The first release says hidden_act gelu and means its tanh approximation.
-    activation = c.first("hidden_activation", default="gelu_pytorch_tanh")
+    activation = c.get("hidden_activation", "gelu_pytorch_tanh" if c.hidden_act == "gelu" else c.hidden_act)
     return llama_body(
         c,
         mlp=lambda layer: GatedMLP(c.hidden_size, c.intermediate_size, activation),
-        norm=partial(RMSNorm, c.hidden_size, eps=c.get("rms_norm_eps", 1e-6), offset=1.0),
+        norm=partial(RMSNorm, c.hidden_size, eps=c.rms_norm_eps, offset=1.0),
         embed_scale=c.hidden_size**0.5,
-        tied=True,
         bias=bias,
         out_bias=bias,
     )

@@ -8,6 +8,7 @@ from octavo.architectures.gguf import GGUFFormat, GGUFHeader, minus_one
 from octavo.architectures.llama import IGNORED, MLP_NAMES
 from octavo.architectures.registry import EMBEDS, architecture
 from octavo.architectures.rope import rotary
+from octavo.architectures.rope_settings import FULL, SLIDING, layer_types
 from octavo.parts import Attention, Block, CausalLM, Embedding, GatedMLP, Linear, Names, Residual, RMSNorm
 
 NAMES = Names(
@@ -47,34 +48,32 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
 )
 @architecture("Gemma2Model", about="Gemma2-based embedders", examples=("BAAI/bge-multilingual-gemma2",), tasks=EMBEDS)
 def gemma2(c: Config) -> CausalLM:
-    heads, head_dim = c.num_attention_heads, c.get("head_dim", 256)
-    norm = partial(RMSNorm, c.hidden_size, eps=c.get("rms_norm_eps", 1e-6), offset=1.0)
+    heads, head_dim = c.num_attention_heads, c.head_dim
+    norm = partial(RMSNorm, c.hidden_size, eps=c.rms_norm_eps, offset=1.0)
     attention = partial(
         Attention,
         c.hidden_size,
         heads,
-        c.get("num_key_value_heads", 4),
+        c.num_key_value_heads,
         head_dim,
-        rotary=rotary(c, head_dim),
-        bias=c.get("attention_bias", False),
-        out_bias=c.get("attention_bias", False),
-        scale=c.get("query_pre_attn_scalar", 256) ** -0.5,
-        softcap=c.values.get("attn_logit_softcapping", 50.0),
+        bias=c.attention_bias,
+        out_bias=c.attention_bias,
+        scale=c.query_pre_attn_scalar**-0.5,
+        softcap=c.get("attn_logit_softcapping"),
     )
-    activation = c.first("hidden_activation", default="gelu_pytorch_tanh")
-    mlp = partial(GatedMLP, c.hidden_size, c.intermediate_size, activation)
-    window = c.values.get("sliding_window", 4096)
-    kinds = c.get("layer_types")
-    sliding = [kinds[i] == "sliding_attention" if kinds else i % 2 == 0 for i in range(c.num_hidden_layers)]
+    mlp = partial(GatedMLP, c.hidden_size, c.intermediate_size, c.hidden_activation)
+    kinds = layer_types(c, [FULL if i % 2 else SLIDING for i in range(c.num_hidden_layers)])
+    turns = {kind: rotary(c, head_dim, layer=kind, layers=kinds) for kind in kinds}
+    window = {SLIDING: c.get("sliding_window")}
     return CausalLM(
         embed=Embedding(c.vocab_size, c.hidden_size, scale=c.hidden_size**0.5),
         layer=lambda i: Block(
-            attention=Residual(norm(), attention(window=window if sliding[i] else None), norm()),
+            attention=Residual(norm(), attention(rotary=turns[kinds[i]], window=window.get(kinds[i])), norm()),
             mlp=Residual(norm(), mlp(), norm()),
         ),
         layers=c.num_hidden_layers,
         norm=norm(),
-        head=None if c.get("tie_word_embeddings", True) else Linear(c.hidden_size, c.vocab_size),
+        head=None if c.tie_word_embeddings else Linear(c.hidden_size, c.vocab_size),
         names=NAMES,
-        softcap=c.values.get("final_logit_softcapping", 30.0),
+        softcap=c.get("final_logit_softcapping"),
     )

@@ -50,7 +50,7 @@ NAMES = Names(
     ),
 )
 def gpt2(c: Config) -> CausalLM:
-    return body(c, kv_heads=c.get("n_head", 12), names=NAMES)
+    return body(c, kv_heads=c.n_head, names=NAMES)
 
 
 BIGCODE_NAMES = Names(
@@ -68,8 +68,7 @@ BIGCODE_NAMES = Names(
 )
 def gpt_bigcode(c: Config) -> CausalLM:
     """GPT-2 with one key and value head, and weights as [out, in]."""
-    activation = c.get("activation_function", "gelu_pytorch_tanh")
-    if not c.get("multi_query", True):
+    if not c.multi_query:
         heads = c.n_head
         names = Names(
             {
@@ -81,27 +80,27 @@ def gpt_bigcode(c: Config) -> CausalLM:
             ignored=NAMES.ignored,
             prefix="transformer.",
         )
-        return body(c.replace(activation_function=activation), kv_heads=heads, names=names)
-    return body(c.replace(activation_function=activation), kv_heads=1, names=BIGCODE_NAMES)
+        return body(c, kv_heads=heads, names=names)
+    return body(c, kv_heads=1, names=BIGCODE_NAMES)
 
 
 def body(c: Config, *, kv_heads: int, names: Names) -> CausalLM:
     """Learned positions, layer norms, attention and feed-forward with biases."""
-    width, heads = c.get("n_embd", 768), c.get("n_head", 12)
-    norm = partial(LayerNorm, width, eps=c.get("layer_norm_epsilon", 1e-5))
+    width, heads = c.n_embd, c.n_head
+    norm = partial(LayerNorm, width, eps=c.layer_norm_epsilon)
     head_dim = width // heads
-    scale = head_dim**-0.5 if c.get("scale_attn_weights", True) else 1.0
-    by_layer = c.get("scale_attn_by_inverse_layer_idx", False)
+    scale = head_dim**-0.5 if c.scale_attn_weights else 1.0
+    by_layer = c.scale_attn_by_inverse_layer_idx
     attention = partial(Attention, width, heads, kv_heads, head_dim, bias=True, out_bias=True)
-    mlp = partial(MLP, width, c.get("n_inner", 4 * width), c.get("activation_function", "gelu_new"), bias=True)
+    mlp = partial(MLP, width, c.get("n_inner", 4 * width), c.activation_function, bias=True)
     return CausalLM(
-        embed=PositionedEmbedding(Embedding(c.vocab_size, width), Embedding(c.get("n_positions", 1024), width)),
+        embed=PositionedEmbedding(Embedding(c.vocab_size, width), Embedding(c.n_positions, width)),
         layer=lambda i: Block(
             attention=Residual(norm(), attention(scale=scale / (i + 1) if by_layer else scale)),
             mlp=Residual(norm(), mlp()),
         ),
-        layers=c.get("n_layer", 12),
+        layers=c.n_layer,
         norm=norm(),
-        head=None if c.get("tie_word_embeddings", True) else Linear(width, c.vocab_size),
+        head=None if c.tie_word_embeddings else Linear(width, c.vocab_size),
         names=names,
     )

@@ -54,7 +54,6 @@ def names(heads: int, head_dim: int) -> Names:
         "gptneox",
         config=lambda shared, file: {
             "use_parallel_residual": file.value("use_parallel_residual", True),
-            "rotary_pct": shared.get("partial_rotary_factor", 1.0),
             "attention_bias": "blk.0.attn_qkv.bias" in file.tensors,
         },
         names={"gpt_neox.layers.{i}.attention.query_key_value": "layers.{i}.attention.inner.qkv"},
@@ -62,19 +61,17 @@ def names(heads: int, head_dim: int) -> Names:
 )
 def gpt_neox(c: Config) -> CausalLM:
     width, heads = c.hidden_size, c.num_attention_heads
-    head_dim, bias = width // heads, c.get("attention_bias", True)
-    norm = partial(LayerNorm, width, c.get("layer_norm_eps", 1e-5))
-    share = c.first("rotary_pct", "partial_rotary_factor", default=0.25)
-    base = float(c.first("rotary_emb_base", "rope_theta", default=10000))
-    turn = rotary(c.replace(rope_theta=base), int(head_dim * share))
+    head_dim, bias = width // heads, c.attention_bias
+    norm = partial(LayerNorm, width, c.layer_norm_eps)
+    turn = rotary(c, head_dim)
     attention = partial(Attention, width, heads, heads, head_dim, rotary=turn, bias=bias, out_bias=bias)
-    mlp = partial(MLP, width, c.intermediate_size, c.get("hidden_act", "gelu"), bias=True)
-    wire = SideBySide if c.get("use_parallel_residual", True) else Block
+    mlp = partial(MLP, width, c.intermediate_size, c.hidden_act, bias=True)
+    wire = SideBySide if c.use_parallel_residual else Block
     return CausalLM(
         embed=Embedding(c.vocab_size, width),
         layer=lambda i: wire(attention=Residual(norm(), attention()), mlp=Residual(norm(), mlp())),
         layers=c.num_hidden_layers,
         norm=norm(),
-        head=None if c.get("tie_word_embeddings", False) else Linear(width, c.vocab_size),
+        head=None if c.tie_word_embeddings else Linear(width, c.vocab_size),
         names=names(heads, head_dim),
     )

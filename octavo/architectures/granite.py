@@ -27,12 +27,12 @@ MOE_NAMES = Names(
 
 def multipliers(c: Config) -> dict[str, Any]:
     """The four, and the biases."""
-    bias = c.get("attention_bias", False)
+    bias = c.attention_bias
     return {
-        "embed_scale": c.get("embedding_multiplier", 1.0),
-        "residual_scale": c.get("residual_multiplier", 1.0),
-        "logit_scale": 1.0 / c.get("logits_scaling", 1.0),
-        "scale": c.get("attention_multiplier", 1.0),
+        "embed_scale": c.embedding_multiplier,
+        "residual_scale": c.residual_multiplier,
+        "logit_scale": 1.0 / c.logits_scaling,
+        "scale": c.attention_multiplier,
         "bias": bias,
         "out_bias": bias,
     }
@@ -60,7 +60,7 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
     gguf=GGUFFormat("granite", config=_from_gguf, undo=UNPERMUTE),
 )
 def granite(c: Config) -> CausalLM:
-    return llama_body(c, mlp=gated_mlp(c, c.get("mlp_bias", False)), **multipliers(c))
+    return llama_body(c, mlp=gated_mlp(c, c.mlp_bias), **multipliers(c))
 
 
 @architecture(
@@ -78,9 +78,9 @@ def granite(c: Config) -> CausalLM:
     ),
 )
 def granite_moe(c: Config) -> CausalLM:
-    expert = partial(GatedMLP, c.hidden_size, c.intermediate_size, c.get("hidden_act", "silu"))
-    choose = partial(choose_then_softmax, c.get("num_experts_per_tok", 2))
-    count = c.get("num_local_experts", 8)
+    expert = partial(GatedMLP, c.hidden_size, c.intermediate_size, c.hidden_act)
+    choose = partial(choose_then_softmax, c.num_experts_per_tok)
+    count = c.num_local_experts
     return llama_body(
         c,
         mlp=lambda layer: MoE(c.hidden_size, [expert() for _ in range(count)], choose),

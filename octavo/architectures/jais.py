@@ -63,9 +63,12 @@ def names(alibi: bool, gated: bool) -> Names:
 def jais(c: Config) -> CausalLM:
     width, heads = c.n_embd, c.n_head
     head_dim, hidden = width // heads, c.get("n_inner", 4 * width)
-    norm = partial(LayerNorm, width, c.get("layer_norm_epsilon", 1e-5))
-    by_width = c.first("mup_scale_qk_dot_by_d", "scale_qk_dot_by_d", default=False)
-    alibi = c.get("position_embedding_type", "learned") == "alibi"
+    norm = partial(LayerNorm, width, c.layer_norm_epsilon)
+    by_width = c.first(
+        "mup_scale_qk_dot_by_d",
+        "scale_qk_dot_by_d",
+    )
+    alibi = c.position_embedding_type == "alibi"
     attention = partial(
         Attention,
         width,
@@ -77,16 +80,21 @@ def jais(c: Config) -> CausalLM:
         scale=1.0 / head_dim if by_width else head_dim**-0.5,
         alibi=alibi_slopes(heads) if alibi else None,
     )
-    activation = c.get("activation_function", "gelu_new")
+    activation = c.activation_function
     gated = activation == "swiglu"
     mlp = partial(GatedMLP, width, hidden, "silu", True) if gated else partial(MLP, width, hidden, activation, True)
-    tokens = Embedding(c.vocab_size, width, c.first("mup_embeddings_scale", "embeddings_scale", default=1.0))
+    scale = c.first("mup_embeddings_scale", "embeddings_scale")
+    embed = (
+        Embedding(c.vocab_size, width, scale)
+        if alibi
+        else PositionedEmbedding(Embedding(c.vocab_size, width), Embedding(c.n_positions, width), scale)
+    )
     return CausalLM(
-        embed=tokens if alibi else PositionedEmbedding(tokens, Embedding(c.n_positions, width)),
+        embed=embed,
         layer=lambda i: Block(attention=Residual(norm(), attention()), mlp=Residual(norm(), mlp())),
         layers=c.n_layer,
         norm=norm(),
-        head=None if c.get("tie_word_embeddings", True) else Linear(width, c.vocab_size),
+        head=None if c.tie_word_embeddings else Linear(width, c.vocab_size),
         names=names(alibi, gated),
-        logit_scale=c.get("mup_output_alpha", 1.0) * c.first("mup_width_scale", "width_scale", default=1.0),
+        logit_scale=c.mup_output_alpha * c.first("mup_width_scale", "width_scale"),
     )

@@ -77,34 +77,30 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
     gguf=GGUFFormat("jamba", config=_from_gguf, undo={"model.layers.{i}.mamba.A_log": lambda a, c: torch.log(-a)}),
 )
 def jamba(c: Config) -> CausalLM:
-    width, heads, rank = c.hidden_size, c.num_attention_heads, c.get("mamba_dt_rank", "auto")
-    norm = partial(RMSNorm, width, c.get("rms_norm_eps", 1e-6))
-    activation = c.get("hidden_act", "silu")
+    width, heads, rank = c.hidden_size, c.num_attention_heads, c.mamba_dt_rank
+    norm = partial(RMSNorm, width, c.rms_norm_eps)
+    activation = c.hidden_act
     mamba = partial(
         MambaMixer,
         width,
-        int(c.get("mamba_expand", 2) * width),
-        c.get("mamba_d_state", 16),
-        c.get("mamba_d_conv", 4),
+        int(c.mamba_expand * width),
+        c.mamba_d_state,
+        c.mamba_d_conv,
         rank if isinstance(rank, int) else math.ceil(width / 16),
         activation,
-        bias=c.get("mamba_proj_bias", False),
-        conv_bias=c.get("mamba_conv_bias", True),
-        inner_norm=partial(RMSNorm, eps=c.get("rms_norm_eps", 1e-6)),
+        bias=c.mamba_proj_bias,
+        conv_bias=c.mamba_conv_bias,
+        inner_norm=partial(RMSNorm, eps=c.rms_norm_eps),
     )
     attention = partial(
-        Attention, width, heads, c.get("num_key_value_heads", 8), width // heads, window=c.get("sliding_window")
+        Attention, width, heads, c.get("num_key_value_heads", heads), width // heads, window=c.get("sliding_window")
     )
     mlp = partial(GatedMLP, width, c.intermediate_size, activation)
-    count, choose = c.get("num_experts", 16), softmax_then_choose(c.get("num_experts_per_tok", 2), renormalize=False)
+    count, choose = c.num_experts, softmax_then_choose(c.num_experts_per_tok, renormalize=False)
 
     layers = range(c.num_hidden_layers)
-    attention_at = c.get("attention_layers") or _every(
-        layers, c.get("attn_layer_period", 8), c.get("attn_layer_offset", 4)
-    )
-    experts_at = c.get("expert_layers") or _every(
-        layers, c.get("expert_layer_period", 2), c.get("expert_layer_offset", 1)
-    )
+    attention_at = c.get("attention_layers") or _every(layers, c.attn_layer_period, c.attn_layer_offset)
+    experts_at = c.get("expert_layers") or _every(layers, c.expert_layer_period, c.expert_layer_offset)
 
     def layer(i: int) -> Block:
         attends, sparse = i in attention_at, count > 1 and i in experts_at
@@ -116,6 +112,6 @@ def jamba(c: Config) -> CausalLM:
         layer=layer,
         layers=c.num_hidden_layers,
         norm=norm(),
-        head=None if c.get("tie_word_embeddings", False) else Linear(width, c.vocab_size),
+        head=None if c.tie_word_embeddings else Linear(width, c.vocab_size),
         names=NAMES,
     )

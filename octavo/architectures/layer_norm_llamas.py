@@ -16,7 +16,7 @@ from octavo.parts import MLP, CausalLM, Clip, LayerNorm, Names
     gguf=GGUFFormat("orion", config=lambda shared, file: {"rms_norm_eps": shared["layer_norm_epsilon"]}),
 )
 def orion(c: Config) -> CausalLM:
-    return llama_body(c, mlp=gated_mlp(c), norm=partial(LayerNorm, c.hidden_size, c.get("rms_norm_eps", 1e-5)))
+    return llama_body(c, mlp=gated_mlp(c), norm=partial(LayerNorm, c.hidden_size, c.rms_norm_eps))
 
 
 @architecture(
@@ -28,7 +28,7 @@ def orion(c: Config) -> CausalLM:
 )
 def olmo(c: Config) -> CausalLM:
     """Norms without weights; queries, keys and values are clipped where the config says."""
-    limit, bias = c.get("clip_qkv"), c.get("attention_bias", False)
+    limit, bias = c.get("clip_qkv"), c.attention_bias
     return llama_body(
         c,
         mlp=gated_mlp(c),
@@ -57,16 +57,14 @@ STARCODER2_NAMES = Names(
     gguf=GGUFFormat("starcoder2"),
 )
 def starcoder2(c: Config) -> CausalLM:
-    bias = c.get("use_bias", True)
-    activation = c.get("hidden_act", "gelu_pytorch_tanh")
+    bias = c.use_bias
+    activation = c.hidden_act
     return llama_body(
         c,
         mlp=lambda layer: MLP(c.hidden_size, c.intermediate_size, activation, bias),
         names=STARCODER2_NAMES,
-        norm=partial(LayerNorm, c.hidden_size, c.get("norm_epsilon", 1e-5)),
+        norm=partial(LayerNorm, c.hidden_size, c.norm_epsilon),
         window=lambda layer: c.get("sliding_window"),
-        kv_heads=2,
-        tied=True,
         bias=bias,
         out_bias=bias,
     )
@@ -93,14 +91,13 @@ NEMOTRON_NAMES = Names(
 )
 def nemotron(c: Config) -> CausalLM:
     """Layer norms around 1, a squared relu, and rotary over half a head."""
-    bias = c.get("attention_bias", False)
-    activation = c.get("hidden_act", "relu2")
+    bias = c.attention_bias
+    activation = c.hidden_act
     return llama_body(
         c,
-        mlp=lambda layer: MLP(c.hidden_size, c.intermediate_size, activation, c.get("mlp_bias", False)),
+        mlp=lambda layer: MLP(c.hidden_size, c.intermediate_size, activation, c.mlp_bias),
         names=NEMOTRON_NAMES,
-        norm=partial(LayerNorm, c.hidden_size, c.get("norm_eps", 1e-5), offset=1.0),
-        turning=c.first("partial_rotary_factor", "rope_percent", default=0.5),
+        norm=partial(LayerNorm, c.hidden_size, c.norm_eps, offset=1.0),
         bias=bias,
         out_bias=bias,
     )

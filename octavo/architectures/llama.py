@@ -10,6 +10,7 @@ from octavo.architectures.config import Config
 from octavo.architectures.gguf import UNPERMUTE, GGUFFormat
 from octavo.architectures.registry import EMBEDS, architecture
 from octavo.architectures.rope import rotary
+from octavo.architectures.rope_settings import layer_type
 from octavo.parts import Attention, Block, CausalLM, Embedding, GatedMLP, Linear, Names, Residual, RMSNorm
 
 FRAME_NAMES = {
@@ -44,13 +45,12 @@ def llama_body(
     ),
     attend: Callable[[int], nn.Module] | None = None,
     window: Callable[[int], int | None] = lambda layer: None,
-    kv_heads: int | None = None,
-    turning: float = 1.0,
+    rotates: bool = True,
     adjust: Callable[[], nn.Module | None] = lambda: None,
     embed_scale: float = 1.0,
     residual_scale: float = 1.0,
     logit_scale: float = 1.0,
-    tied: bool | None = False,
+    tied_if_absent: bool = False,
     head_bias: bool = False,
     **attention: Any,
 ) -> CausalLM:
@@ -63,27 +63,27 @@ def llama_body(
         layer: wires the two residuals of the layer of a given index.
         attend: makes the attention of the layer of a given index, in place of the usual one.
         window: each layer's sliding window.
-        kv_heads: where the config has no num_key_value_heads; as many as heads if None.
-        turning: the share of a head that rotary turns; 0 for none.
+        rotates: whether positions come by rotary.
         adjust: makes what changes queries and keys before rotary.
         embed_scale, residual_scale, logit_scale: multipliers.
-        tied: whether the head is tied where the config does not say; None: if the checkpoint stores no head.
+        tied_if_absent: where the config does not say, the head is tied if the checkpoint stores none.
         head_bias: whether the head has a bias.
         attention: more of Attention's arguments (biases, scale).
     """
     heads = c.num_attention_heads
     head_dim = c.get("head_dim", c.hidden_size // heads)
-    turn = rotary(c, int(head_dim * turning)) if turning and not attend else None
-    norm = norm or partial(RMSNorm, c.hidden_size, eps=c.get("rms_norm_eps", 1e-6))
+    kinds = [layer_type(window(i)) for i in range(c.num_hidden_layers)]
+    turns = {kind: rotary(c, head_dim, layer=kind, layers=kinds) for kind in kinds if rotates and not attend}
+    norm = norm or partial(RMSNorm, c.hidden_size, eps=c.rms_norm_eps)
 
     def usual(i: int) -> nn.Module:
         return Attention(
             c.hidden_size,
             heads,
-            c.get("num_key_value_heads", kv_heads or heads),
+            c.get("num_key_value_heads", heads),
             head_dim,
-            rotary=turn,
-            window=window(i),
+            rotary=turns.get(kinds[i]),
+            window=window(i) or None,
             adjust=adjust(),
             **attention,
         )
@@ -97,15 +97,15 @@ def llama_body(
         layer=make_layer,
         layers=c.num_hidden_layers,
         norm=norm(),
-        head=None if c.get("tie_word_embeddings", tied) else Linear(c.hidden_size, c.vocab_size, head_bias),
+        head=None if c.get("tie_word_embeddings", False) else Linear(c.hidden_size, c.vocab_size, head_bias),
         names=names,
-        tied_if_absent=tied is None and "tie_word_embeddings" not in c,
+        tied_if_absent=tied_if_absent and "tie_word_embeddings" not in c,
         logit_scale=logit_scale,
     )
 
 
 def gated_mlp(c: Config, bias: bool = False) -> Callable[[int], GatedMLP]:
-    return lambda layer: GatedMLP(c.hidden_size, c.intermediate_size, c.get("hidden_act", "silu"), bias)
+    return lambda layer: GatedMLP(c.hidden_size, c.intermediate_size, c.hidden_act, bias)
 
 
 @architecture(
@@ -118,8 +118,8 @@ def gated_mlp(c: Config, bias: bool = False) -> Callable[[int], GatedMLP]:
 )
 @architecture("LlamaModel", about="Llama-based embedders", examples=("intfloat/e5-mistral-7b-instruct",), tasks=EMBEDS)
 def llama(c: Config) -> CausalLM:
-    bias = c.get("attention_bias", False)
-    return llama_body(c, bias=bias, out_bias=bias, mlp=gated_mlp(c, c.get("mlp_bias", False)))
+    bias = c.attention_bias
+    return llama_body(c, bias=bias, out_bias=bias, mlp=gated_mlp(c, c.mlp_bias))
 
 
 @architecture(
@@ -137,7 +137,7 @@ def plain_llama(c: Config) -> CausalLM:
 
 @architecture("InternLMForCausalLM", about="InternLM", examples=("internlm/internlm-7b", "internlm/internlm-chat-7b"))
 def internlm(c: Config) -> CausalLM:
-    bias = c.get("bias", True)
-    if rotary_settings := c.get("rotary"):  # as 7B's later configs spell it
-        c = c.replace(rope_theta=rotary_settings["base"])
+    bias = c.bias
+    if base := c.section("rotary").get("base"):  # as 7B's later configs spell it
+        c = c.replace(rope_theta=base)
     return llama_body(c, bias=bias, out_bias=bias, mlp=gated_mlp(c))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from octavo.architectures.config import Config
 from octavo.architectures.gguf import GGUFFormat, GGUFHeader
 from octavo.architectures.registry import architecture
+from octavo.ops import Kernels
 from octavo.ops.norm import rms_norm
 from octavo.parts import Block, CausalLM, Embedding, Into, Linear, MambaMixer, Names, Residual, RMSNorm, parameter
 
@@ -65,7 +66,7 @@ def _gguf(normed: bool) -> GGUFFormat:
     gguf=_gguf(normed=False),
 )
 def mamba(c: Config) -> CausalLM:
-    return body(c, tied=True)
+    return body(c)
 
 
 class PlainRMSNorm(nn.Module):
@@ -73,10 +74,13 @@ class PlainRMSNorm(nn.Module):
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
-        self.ones, self.eps = torch.ones(width, device="cpu"), eps
+        self.width, self.eps = width, eps
+
+    def prepare(self, kernels: Kernels) -> None:
+        self._ones = torch.ones(self.width, device=kernels.device)
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.ones.to(x.device), self.eps)
+        return rms_norm(x, self._ones, self.eps)
 
 
 @architecture(
@@ -86,25 +90,25 @@ class PlainRMSNorm(nn.Module):
     gguf=_gguf(normed=True),
 )
 def falcon_mamba(c: Config) -> CausalLM:
-    return body(c, tied=False, inner_norm=partial(PlainRMSNorm, eps=c.get("mixer_rms_eps", 1e-6)))
+    return body(c, inner_norm=partial(PlainRMSNorm, eps=c.mixer_rms_eps))
 
 
-def body(c: Config, *, tied: bool, inner_norm: Callable[[int], nn.Module] | None = None) -> CausalLM:
+def body(c: Config, *, inner_norm: Callable[[int], nn.Module] | None = None) -> CausalLM:
     """Mixers behind norms, nothing else."""
     width = c.hidden_size
-    norm = partial(RMSNorm, width, eps=c.get("layer_norm_epsilon", 1e-5))
-    channels = c.get("intermediate_size", int(c.get("expand", 2) * width))
+    norm = partial(RMSNorm, width, eps=c.layer_norm_epsilon)
+    channels = c.get("intermediate_size", int(c.expand * width))
     rank = c.get("time_step_rank")
     mixer = partial(
         MambaMixer,
         width,
         channels,
-        c.get("state_size", 16),
-        c.get("conv_kernel", 4),
+        c.state_size,
+        c.conv_kernel,
         rank if isinstance(rank, int) else math.ceil(width / 16),  # "auto"
-        c.get("hidden_act", "silu"),
-        bias=c.get("use_bias", False),
-        conv_bias=c.get("use_conv_bias", True),
+        c.hidden_act,
+        bias=c.use_bias,
+        conv_bias=c.use_conv_bias,
         inner_norm=inner_norm,
     )
     return CausalLM(
@@ -112,6 +116,6 @@ def body(c: Config, *, tied: bool, inner_norm: Callable[[int], nn.Module] | None
         layer=lambda i: Block(mixer=Residual(norm(), mixer())),
         layers=c.num_hidden_layers,
         norm=norm(),
-        head=None if c.get("tie_word_embeddings", tied) else Linear(width, c.vocab_size),
+        head=None if c.tie_word_embeddings else Linear(width, c.vocab_size),
         names=NAMES,
     )

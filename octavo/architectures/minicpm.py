@@ -57,26 +57,26 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
     gguf=GGUFFormat("minicpm", config=_from_gguf, undo=UNPERMUTE),
 )
 def minicpm(c: Config) -> CausalLM:
-    width, hidden, count = c.hidden_size, c.intermediate_size, c.get("num_experts", 0)
+    width, hidden, count = c.hidden_size, c.intermediate_size, c.num_experts
     expert = partial(GatedMLP, width, hidden, "silu")
-    choose = softmax_then_choose(c.get("num_experts_per_tok", 2))
+    choose = softmax_then_choose(c.num_experts_per_tok)
 
     def mlp(layer: int) -> nn.Module:
         if count:
             return MoE(width, [expert() for _ in range(count)], choose)
-        if c.get("hidden_act", "silu") == "fatrelu":
-            return FatReluMLP(width, hidden, c.get("hidden_act_param", 0.0))
+        if c.hidden_act == "fatrelu":
+            return FatReluMLP(width, hidden, c.hidden_act_param)
         return gated_mlp(c)(layer)
 
-    bias = c.get("attention_bias", False)
+    bias = c.attention_bias
     return llama_body(
         c,
         mlp=mlp,
         names=NAMES,
-        embed_scale=c.get("scale_emb", 1),
-        residual_scale=c.get("scale_depth", 1) / c.num_hidden_layers**0.5,
+        embed_scale=c.scale_emb,
+        residual_scale=c.scale_depth / c.num_hidden_layers**0.5,
         logit_scale=c.get("dim_model_base", width) / width,
-        tied=None,
+        tied_if_absent=True,
         bias=bias,
         out_bias=bias,
     )

@@ -8,8 +8,6 @@ from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, gated_mlp, llam
 from octavo.architectures.registry import EMBEDS, architecture
 from octavo.parts import CausalLM, GatedMLP, MoE, Names, softmax_then_choose
 
-KV_HEADS = 8  # of Mistral's first config, which leaves the key out
-
 MIXTRAL_NAMES = Names(
     {
         **ATTENTION_NAMES,
@@ -31,8 +29,7 @@ MIXTRAL_NAMES = Names(
     "MistralModel", about="Mistral-based embedders", examples=("intfloat/e5-mistral-7b-instruct",), tasks=EMBEDS
 )
 def mistral(c: Config) -> CausalLM:
-    window = c.values.get("sliding_window", 4096)  # null means none
-    return llama_body(c, kv_heads=KV_HEADS, window=lambda layer: window, mlp=gated_mlp(c))
+    return llama_body(c, window=lambda layer: c.get("sliding_window"), mlp=gated_mlp(c))
 
 
 @architecture(
@@ -43,11 +40,10 @@ def mistral(c: Config) -> CausalLM:
     gguf=GGUFFormat("llama", undo=UNPERMUTE, when=lambda file: bool(file.value("expert_count"))),
 )
 def mixtral(c: Config) -> CausalLM:
-    expert = partial(GatedMLP, c.hidden_size, c.intermediate_size, c.get("hidden_act", "silu"))
-    count, top_k = c.get("num_local_experts", 8), c.get("num_experts_per_tok", 2)
+    expert = partial(GatedMLP, c.hidden_size, c.intermediate_size, c.hidden_act)
+    count, top_k = c.num_local_experts, c.num_experts_per_tok
     return llama_body(
         c,
-        kv_heads=KV_HEADS,
         window=lambda layer: c.get("sliding_window"),
         mlp=lambda layer: MoE(c.hidden_size, [expert() for _ in range(count)], softmax_then_choose(top_k)),
         names=MIXTRAL_NAMES,

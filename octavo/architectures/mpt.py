@@ -73,22 +73,22 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
     gguf=GGUFFormat("mpt", config=_from_gguf),
 )
 def mpt(c: Config) -> CausalLM:
-    width, heads, bias = c.d_model, c.n_heads, not c.get("no_bias", True)
-    settings: dict[str, Any] = c.get("attn_config", {})
-    head_dim, eps = width // heads, c.get("layer_norm_epsilon", 1e-5)
-    kv_heads = settings.get("kv_n_heads") or (1 if settings.get("attn_type") == "multiquery_attention" else heads)
+    width, heads, bias = c.d_model, c.n_heads, not c.no_bias
+    settings = c.section("attn_config")
+    head_dim, eps = width // heads, c.layer_norm_epsilon
+    kv_heads = settings.get("kv_n_heads") or (1 if settings.attn_type == "multiquery_attention" else heads)
     limit = settings.get("clip_qkv")
     norm = partial(LayerNorm, width, eps, bias=bias)
 
     def adjust() -> nn.Module | None:
         """Clipped first, then normed over the full width."""
         norms = None
-        if settings.get("qk_ln", False):
+        if settings.qk_ln:
             q, k = LayerNorm(width, eps, bias=bias), LayerNorm(kv_heads * head_dim, eps, bias=bias)
             norms = QKNorm(heads, kv_heads, q, k, full_width=True)
         return norms if limit is None else Clip(limit, norms)
 
-    alibi = settings.get("alibi", False)
+    alibi = settings.alibi
     attention = partial(
         Attention,
         width,
@@ -98,11 +98,11 @@ def mpt(c: Config) -> CausalLM:
         bias=bias,
         out_bias=bias,
         scale=settings.get("softmax_scale"),
-        alibi=alibi_slopes(heads, settings.get("alibi_bias_max", 8)) if alibi else None,
+        alibi=alibi_slopes(heads, settings.alibi_bias_max) if alibi else None,
     )
-    mlp = partial(MLP, width, int(c.get("expansion_ratio", 4) * width), "gelu", bias=bias)
+    mlp = partial(MLP, width, int(c.expansion_ratio * width), "gelu", bias=bias)
     tokens = Embedding(c.vocab_size, width)
-    learned = c.get("learned_pos_emb", True) and not alibi
+    learned = c.learned_pos_emb and not alibi
     embed = PositionedEmbedding(tokens, Embedding(c.max_seq_len, width)) if learned else tokens
     scale: float | str = c.get("logit_scale", 1.0)
     table = names(limit is not None).table
@@ -113,7 +113,7 @@ def mpt(c: Config) -> CausalLM:
         layer=lambda i: Block(attention=Residual(norm(), attention(adjust=adjust())), mlp=Residual(norm(), mlp())),
         layers=c.n_layers,
         norm=norm(),
-        head=None if c.get("tie_word_embeddings", True) else Linear(width, c.vocab_size),
+        head=None if c.tie_word_embeddings else Linear(width, c.vocab_size),
         names=Names(table, prefix="transformer."),
         logit_scale=width**-0.5 if scale == "inv_sqrt_d_model" else float(scale),
     )

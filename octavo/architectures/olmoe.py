@@ -44,13 +44,13 @@ class NormThenClip(QKNorm):
     gguf=GGUFFormat("olmoe"),
 )
 def olmoe(c: Config) -> CausalLM:
-    heads, bias = c.num_attention_heads, c.get("attention_bias", False)
+    heads, bias = c.num_attention_heads, c.attention_bias
     kv_heads, head_dim = c.get("num_key_value_heads", heads), c.hidden_size // heads
-    eps, count = c.get("rms_norm_eps", 1e-5), c.get("num_experts", 64)
-    expert = partial(GatedMLP, c.hidden_size, c.intermediate_size, c.get("hidden_act", "silu"))
-    choose = softmax_then_choose(c.get("num_experts_per_tok", 8), c.get("norm_topk_prob", False))
+    eps, count = c.rms_norm_eps, c.num_experts
+    expert = partial(GatedMLP, c.hidden_size, c.intermediate_size, c.hidden_act)
+    choose = softmax_then_choose(c.num_experts_per_tok, c.norm_topk_prob)
     return llama_body(
-        c.replace(rms_norm_eps=eps),
+        c,
         mlp=lambda layer: MoE(c.hidden_size, [expert() for _ in range(count)], choose),
         names=NAMES,
         adjust=lambda: NormThenClip(heads, kv_heads, head_dim, eps, c.get("clip_qkv")),

@@ -74,15 +74,15 @@ class Ending(nn.Module):
 
 @architecture("OPTForCausalLM", about="OPT, OPT-IML", examples=("facebook/opt-66b", "facebook/opt-iml-max-30b"))
 def opt(c: Config) -> CausalLM:
-    width, heads, bias = c.hidden_size, c.num_attention_heads, c.get("enable_bias", True)
+    width, heads, bias = c.hidden_size, c.num_attention_heads, c.enable_bias
     narrow = c.get("word_embed_proj_dim", width)
-    before = c.get("do_layer_norm_before", True)
-    affine = c.get("layer_norm_elementwise_affine", True)
+    before = c.do_layer_norm_before
+    affine = c.layer_norm_elementwise_affine
     norm = partial(LayerNorm, width, 1e-5, weight=affine, bias=affine)
     attention = partial(Attention, width, heads, heads, width // heads, bias=bias, out_bias=bias)
-    mlp = partial(MLP, width, c.ffn_dim, c.get("activation_function", "relu"), bias=bias)
+    mlp = partial(MLP, width, c.ffn_dim, c.activation_function, bias=bias)
     residual = Residual if before else PostNorm
-    last = norm() if before and not c.get("_remove_final_layer_norm", False) else None
+    last = norm() if before and not c._remove_final_layer_norm else None
     into = Linear(narrow, width) if narrow != width else None
     out = Linear(width, narrow) if narrow != width else None
     positions = Embedding(c.max_position_embeddings, width)
@@ -91,6 +91,6 @@ def opt(c: Config) -> CausalLM:
         layer=lambda i: Block(attention=residual(norm(), attention()), mlp=residual(norm(), mlp())),
         layers=c.num_hidden_layers,
         norm=Ending(last, out),
-        head=None if c.get("tie_word_embeddings", True) else Linear(narrow, c.vocab_size),
+        head=None if c.tie_word_embeddings else Linear(narrow, c.vocab_size),
         names=NAMES,
     )

@@ -33,19 +33,18 @@ def names(heads: int, head_dim: int) -> Names:
     "PersimmonForCausalLM", about="Persimmon", examples=("adept/persimmon-8b-base", "adept/persimmon-8b-chat")
 )
 def persimmon(c: Config) -> CausalLM:
-    width, heads, eps = c.hidden_size, c.num_attention_heads, c.get("layer_norm_eps", 1e-5)
+    width, heads, eps = c.hidden_size, c.num_attention_heads, c.layer_norm_eps
     head_dim = width // heads
 
     def head_norms() -> QKNorm | None:
         norms = LayerNorm(head_dim, eps), LayerNorm(head_dim, eps)
-        return QKNorm(heads, heads, *norms) if c.get("qk_layernorm", True) else None
+        return QKNorm(heads, heads, *norms) if c.qk_layernorm else None
 
     return llama_body(
-        c.replace(rope_theta=c.get("rope_theta", 25000.0), num_key_value_heads=heads),
-        mlp=lambda layer: MLP(width, c.intermediate_size, c.get("hidden_act", "relu2"), bias=True),
+        c.replace(num_key_value_heads=heads),
+        mlp=lambda layer: MLP(width, c.intermediate_size, c.hidden_act, bias=True),
         names=names(heads, head_dim),
         norm=partial(LayerNorm, width, eps),
-        turning=c.get("partial_rotary_factor", 0.5),
         adjust=head_norms,
         bias=True,
         out_bias=True,

@@ -6,8 +6,7 @@ from octavo.architectures.config import Config
 from octavo.architectures.gguf import GGUFFormat
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope import rotary
-from octavo.parts import MLP, Attention, CausalLM, Embedding, LayerNorm, Linear, Names, QKNorm, Rotary, SharedNorm
-from octavo.parts.rotary import frequencies
+from octavo.parts import MLP, Attention, CausalLM, Embedding, LayerNorm, Linear, Names, QKNorm, SharedNorm
 
 PHI_NAMES = Names(
     {
@@ -27,17 +26,17 @@ PHI_NAMES = Names(
 
 @architecture("PhiForCausalLM", about="Phi", examples=("microsoft/phi-1_5", "microsoft/phi-2"), gguf=GGUFFormat("phi2"))
 def phi(c: Config) -> CausalLM:
-    width, heads, eps = c.hidden_size, c.num_attention_heads, c.get("layer_norm_eps", 1e-5)
+    width, heads, eps = c.hidden_size, c.num_attention_heads, c.layer_norm_eps
     kv_heads, head_dim = c.get("num_key_value_heads", heads), width // heads
     norm = partial(LayerNorm, width, eps)
-    turn = rotary(c, int(head_dim * c.get("partial_rotary_factor", 0.5)))
+    turn = rotary(c, head_dim)
 
     def attention() -> Attention:
         norms = LayerNorm(head_dim, eps), LayerNorm(head_dim, eps)
-        adjust = QKNorm(heads, kv_heads, *norms) if c.get("qk_layernorm", False) else None
+        adjust = QKNorm(heads, kv_heads, *norms) if c.qk_layernorm else None
         return Attention(width, heads, kv_heads, head_dim, rotary=turn, bias=True, out_bias=True, adjust=adjust)
 
-    mlp = partial(MLP, width, c.intermediate_size, c.get("hidden_act", "gelu_new"), bias=True)
+    mlp = partial(MLP, width, c.intermediate_size, c.hidden_act, bias=True)
     return CausalLM(
         embed=Embedding(c.vocab_size, width),
         layer=lambda i: SharedNorm(norm(), attention=attention(), mlp=mlp()),
@@ -69,11 +68,11 @@ GPTJ_NAMES = Names(
 def gptj(c: Config) -> CausalLM:
     width, heads = c.n_embd, c.n_head
     head_dim = width // heads
-    norm = partial(LayerNorm, width, c.get("layer_norm_epsilon", 1e-5))
-    turn = Rotary(frequencies(c.get("rotary_dim", head_dim), 10000.0), interleaved=True)
+    norm = partial(LayerNorm, width, c.layer_norm_epsilon)
+    turn = rotary(c, c.get("rotary_dim", head_dim), base=10000.0, partial=False, interleaved=True)
     attention = partial(Attention, width, heads, heads, head_dim, rotary=turn)
     hidden = c.get("n_inner", 4 * width)
-    mlp = partial(MLP, width, hidden, c.get("activation_function", "gelu_new"), bias=True)
+    mlp = partial(MLP, width, hidden, c.activation_function, bias=True)
     return CausalLM(
         embed=Embedding(c.vocab_size, width),
         layer=lambda i: SharedNorm(norm(), attention=attention(), mlp=mlp()),

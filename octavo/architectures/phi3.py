@@ -10,6 +10,7 @@ from octavo.architectures.gguf import GGUFFormat
 from octavo.architectures.llama import FRAME_NAMES, IGNORED, gated_mlp, llama_body
 from octavo.architectures.mistral import MIXTRAL_NAMES
 from octavo.architectures.registry import architecture
+from octavo.errors import UnsupportedModelError
 from octavo.parts import CausalLM, GatedMLP, LayerNorm, MoE, Names
 
 NAMES = Names(
@@ -40,7 +41,6 @@ def phi3(c: Config) -> CausalLM:
         mlp=gated_mlp(c),
         names=NAMES,
         window=lambda layer: c.get("sliding_window"),
-        turning=c.get("partial_rotary_factor", 1.0),
     )
 
 
@@ -68,17 +68,19 @@ def sparse_mixer(noise: float, logits: Tensor) -> tuple[Tensor, Tensor]:
     gguf=GGUFFormat("phimoe", config=lambda shared, file: {"lm_head_bias": "output.bias" in file.tensors}),
 )
 def phimoe(c: Config) -> CausalLM:
-    bias = c.get("attention_bias", False)
-    expert = partial(GatedMLP, c.hidden_size, c.intermediate_size, c.get("hidden_act", "silu"))
-    choose = partial(sparse_mixer, c.get("router_jitter_noise", 0.01))
-    count = c.get("num_local_experts", 16)
+    bias = c.attention_bias
+    expert = partial(GatedMLP, c.hidden_size, c.intermediate_size, c.hidden_act)
+    choose = partial(sparse_mixer, c.router_jitter_noise)
+    count = c.num_local_experts
+    if c.num_experts_per_tok != 2:
+        raise UnsupportedModelError("config.json: num_experts_per_tok must be 2; the sparse mixer chooses two experts.")
     return llama_body(
         c,
         mlp=lambda layer: MoE(c.hidden_size, [expert() for _ in range(count)], choose),
         names=MIXTRAL_NAMES,
-        norm=partial(LayerNorm, c.hidden_size, c.get("rms_norm_eps", 1e-5)),
+        norm=partial(LayerNorm, c.hidden_size, c.rms_norm_eps),
         window=lambda layer: c.get("sliding_window"),
-        head_bias=c.get("lm_head_bias", False),
+        head_bias=c.lm_head_bias,
         bias=bias,
         out_bias=bias,
     )

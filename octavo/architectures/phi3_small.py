@@ -75,32 +75,33 @@ class WithoutDummies(CausalLM):
     examples=("microsoft/Phi-3-small-8k-instruct", "microsoft/Phi-3-small-128k-instruct"),
 )
 def phi3_small(c: Config) -> CausalLM:
-    width, heads, hidden = c.hidden_size, c.num_attention_heads, c.get("ff_intermediate_size", 14336)
+    width, heads, hidden = c.hidden_size, c.num_attention_heads, c.ff_intermediate_size
     kv_heads, head_dim = c.get("num_key_value_heads", heads), width // heads
-    multiplier = c.get("mup_attn_multiplier", 1.0)
-    stride, every = c.get("blocksparse_vert_stride", 8), c.get("dense_attention_every_n_layers", 2)
-    scaling = {
-        "short_mscale": 1.0,
-        **c.get("rope_scaling", {"type": "linear", "factor": c.get("rope_position_scale", 1.0)}),
-    }
+    multiplier = c.mup_attn_multiplier
+    stride, every = c.blocksparse_vert_stride, c.dense_attention_every_n_layers
+    scaling = (
+        {"short_mscale": 1.0, **c.rope_scaling}
+        if c.get("rope_scaling")
+        else {"rope_type": "linear", "factor": c.rope_position_scale}
+    )
     attention = partial(
         Attention,
         width,
         heads,
         kv_heads,
         head_dim,
-        rotary=rotary(c.replace(rope_theta=c.get("rope_embedding_base", 1e6), rope_scaling=scaling), head_dim),
+        rotary=rotary(c.replace(rope_scaling=scaling), head_dim),
         bias=True,
         out_bias=True,
-        scale=multiplier / head_dim if c.get("mup_use_scaling", True) else head_dim**-0.5,
+        scale=multiplier / head_dim if c.mup_use_scaling else head_dim**-0.5,
     )
     sparse = BlockSparse(
-        c.get("blocksparse_block_size", 64),
-        c.get("blocksparse_num_local_blocks", 16),
+        c.blocksparse_block_size,
+        c.blocksparse_num_local_blocks,
         stride,
-        head_step=0 if c.get("blocksparse_homo_head_pattern", False) else max(1, stride // heads),
+        head_step=0 if c.blocksparse_homo_head_pattern else max(1, stride // heads),
     )
-    norm = partial(LayerNorm, width, c.get("layer_norm_epsilon", 1e-5))
+    norm = partial(LayerNorm, width, c.layer_norm_epsilon)
     mlp = partial(GegeluMLP, width, hidden, c.get("gegelu_limit"))
 
     def layer(i: int) -> Block:
@@ -110,13 +111,13 @@ def phi3_small(c: Config) -> CausalLM:
         )
 
     model = WithoutDummies(
-        embed=Embedding(c.vocab_size, width, c.get("mup_embedding_multiplier", 10.0)),
+        embed=Embedding(c.vocab_size, width, c.mup_embedding_multiplier),
         layer=layer,
         layers=c.num_hidden_layers,
         norm=norm(),
-        head=None if c.get("tie_word_embeddings", True) else Linear(width, c.vocab_size),
+        head=None if c.tie_word_embeddings else Linear(width, c.vocab_size),
         names=names(kv_heads, heads // kv_heads, head_dim),
-        logit_scale=1.0 / c.get("mup_width_multiplier", 8.0),
+        logit_scale=1.0 / c.mup_width_multiplier,
     )
     model.dummies = c.get("dummy_token_indices", [])
     return model

@@ -31,7 +31,7 @@ NAMES = Names(
         "qwen",
         config=lambda shared, file: {
             "layer_norm_epsilon": shared["rms_norm_eps"],
-            "rotary_emb_base": shared["rope_theta"],
+            "kv_channels": shared.get("head_dim"),
             "seq_length": shared["max_position_embeddings"],
         },
     ),
@@ -40,10 +40,8 @@ def qwen(c: Config) -> CausalLM:
     """Dynamic NTK and logn attention act beyond seq_length, which is as far as a request may go."""
     renamed = c.replace(
         intermediate_size=c.intermediate_size // 2,  # it counts both halves
-        rms_norm_eps=c.get("layer_norm_epsilon", 1e-6),
-        rope_theta=c.get("rotary_emb_base", 10000),
+        rms_norm_eps=c.layer_norm_epsilon,
         head_dim=c.get("kv_channels", c.hidden_size // c.num_attention_heads),
         hidden_act="silu",
-        max_position_embeddings=c.get("seq_length", 8192),
     )
-    return llama_body(renamed, mlp=gated_mlp(renamed), names=NAMES, turning=c.get("rotary_pct", 1.0), bias=True)
+    return llama_body(renamed, mlp=gated_mlp(renamed), names=NAMES, bias=True)

@@ -1,10 +1,13 @@
 """Qwen2 and Qwen2.5 (Yang et al. 2024): Llama's body with biases on q, k and v, and windows on late layers if asked."""
 
+from collections.abc import Callable
+
 from octavo.architectures.config import Config
 from octavo.architectures.gguf import GGUFFormat
 from octavo.architectures.heads import with_classes, with_reward
 from octavo.architectures.llama import gated_mlp, llama_body
 from octavo.architectures.registry import CLASSIFIES, EMBEDS, REWARDS, architecture
+from octavo.architectures.rope_settings import SLIDING, layer_type, layer_types
 from octavo.parts import CausalLM
 
 
@@ -18,7 +21,8 @@ from octavo.parts import CausalLM
     "Qwen2Model", about="Qwen2-based embedders", examples=("Alibaba-NLP/gte-Qwen2-1.5B-instruct",), tasks=EMBEDS
 )
 def qwen2(c: Config) -> CausalLM:
-    return llama_body(c, bias=True, kv_heads=32, window=windows(c).__getitem__, mlp=gated_mlp(c))
+    late = windows(c, lambda layer: layer >= c.max_window_layers)
+    return llama_body(c, bias=True, window=late.__getitem__, mlp=gated_mlp(c))
 
 
 @architecture(
@@ -41,11 +45,8 @@ def qwen2_reward(c: Config) -> CausalLM:
     return with_reward(qwen2)(c)
 
 
-def windows(c: Config) -> list[int | None]:
-    """Each layer's window: none unless use_sliding_window, and then only from layer max_window_layers on."""
-    layers = c.num_hidden_layers
-    window = c.get("sliding_window", 4096) if c.get("use_sliding_window", False) else None
-    kinds = c.get("layer_types") or [
-        "sliding_attention" if i >= c.get("max_window_layers", 28) else "full_attention" for i in range(layers)
-    ]
-    return [window if kind == "sliding_attention" else None for kind in kinds]
+def windows(c: Config, slides: Callable[[int], bool]) -> list[int | None]:
+    """Each layer's window: none unless use_sliding_window, and then by layer_types, or where `slides` says so."""
+    window = c.get("sliding_window") if c.use_sliding_window else None
+    usual = [layer_type(window if slides(i) else None) for i in range(c.num_hidden_layers)]
+    return [window if kind == SLIDING else None for kind in layer_types(c, usual)]

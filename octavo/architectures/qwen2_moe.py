@@ -48,12 +48,12 @@ class SharedExpertMoE(nn.Module):
     gguf=GGUFFormat("qwen2moe"),
 )
 def qwen2_moe(c: Config) -> CausalLM:
-    width, activation = c.hidden_size, c.get("hidden_act", "silu")
+    width, activation = c.hidden_size, c.hidden_act
     dense = partial(GatedMLP, width, c.intermediate_size, activation)
-    expert = partial(GatedMLP, width, c.get("moe_intermediate_size", 1408), activation)
-    shared = partial(GatedMLP, width, c.get("shared_expert_intermediate_size", 5632), activation)
-    choose = softmax_then_choose(c.get("num_experts_per_tok", 4), c.get("norm_topk_prob", False))
-    count, every = c.get("num_experts", 60), c.get("decoder_sparse_step", 1)
+    expert = partial(GatedMLP, width, c.moe_intermediate_size, activation)
+    shared = partial(GatedMLP, width, c.shared_expert_intermediate_size, activation)
+    choose = softmax_then_choose(c.num_experts_per_tok, c.norm_topk_prob)
+    count, every = c.num_experts, c.decoder_sparse_step
     plain: list[int] = c.get("mlp_only_layers", [])
 
     def mlp(layer: int) -> nn.Module:
@@ -61,4 +61,5 @@ def qwen2_moe(c: Config) -> CausalLM:
             return dense()
         return SharedExpertMoE(width, MoE(width, [expert() for _ in range(count)], choose), shared())
 
-    return llama_body(c, mlp=mlp, names=NAMES, bias=c.get("qkv_bias", True), window=windows(c).__getitem__)
+    slides = windows(c, lambda layer: layer % 2 == 0 and layer < c.max_window_layers)
+    return llama_body(c, mlp=mlp, names=NAMES, bias=c.qkv_bias, window=slides.__getitem__)

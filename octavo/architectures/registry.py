@@ -3,11 +3,13 @@
 import importlib
 import logging
 import pkgutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any
 
+from octavo.architectures.config import Config
+from octavo.architectures.defaults import defaults_of
 from octavo.architectures.gguf import GGUFFormat
 from octavo.architectures.heads import Build, with_classes
 from octavo.errors import ConfigError, UnsupportedModelError, did_you_mean
@@ -37,6 +39,14 @@ class Architecture:
     """What it serves: generate, embedding, classify or reward. The first is what it does unless told otherwise."""
     aliases: tuple[str, ...] = ()
     """Other names that published configs have for it."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """What its config class takes for keys that a config.json leaves out."""
+
+    def config(self, values: Mapping[str, Any]) -> Config:
+        """The config that a config.json's values make. Raises CheckpointError for absurd sizes."""
+        config = Config(values, self.defaults)
+        config.check_sizes()
+        return config
 
 
 _ARCHITECTURES: dict[str, Architecture] = {}
@@ -49,11 +59,14 @@ def architecture(
     examples: tuple[str, ...] = (),
     gguf: GGUFFormat | None = None,
     tasks: tuple[str, ...] = GENERATES,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Callable[[Build], Build]:
     """Register a function from config to model under `name`, and under aliases that published configs use."""
 
     def register(build: Build) -> Build:
-        made = Architecture(name, build, about, examples, gguf, tasks, aliases)
+        same = next((a.defaults for a in _ARCHITECTURES.values() if a.build is build), {})
+        known = defaults if defaults is not None else defaults_of(name) or same
+        made = Architecture(name, build, about, examples, gguf, tasks, aliases, known)
         for each in (name, *aliases):
             if each in _ARCHITECTURES:
                 raise ConfigError(f"architecture {each!r} is registered already; choose another name.")
@@ -69,7 +82,8 @@ def register_architecture(name: str, *aliases: str, **description: Any) -> Calla
     Args:
         name, aliases: what config.json's `architectures` calls it.
         description: `about` and `examples`, for `octavo models`; `gguf`, how llama.cpp stores it; `tasks`, what it
-            serves, the usual one first.
+            serves, the usual one first; `defaults`, what keys that a config.json leaves out are (those of `register`ed
+            names with the same function if not given).
 
     Raises ConfigError for a name that is taken.
     """
@@ -125,7 +139,7 @@ def find_architecture(names: list[str]) -> Architecture:
         family, _, classifies = name.partition("ForSequenceClassification")
         base = known.get(f"{family}ForCausalLM")
         if not classifies and family != name and base is not None:
-            return Architecture(name, with_classes(base.build), base.about, tasks=CLASSIFIES)
+            return Architecture(name, with_classes(base.build), base.about, tasks=CLASSIFIES, defaults=base.defaults)
     wanted = ", ".join(names) or "(none given)"
     hint = did_you_mean(names[0], known) if names else ""
     raise UnsupportedModelError(

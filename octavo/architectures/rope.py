@@ -1,59 +1,88 @@
-"""Rotary embeddings as configs describe them: rope_theta with rope_scaling, or (transformers 5) rope_parameters."""
+"""Rotary embeddings as configs describe them."""
 
 import math
-from typing import Any
+from collections.abc import Collection
 
 import torch
 
 from octavo.architectures.config import Config
-from octavo.errors import CheckpointError, UnsupportedModelError
+from octavo.architectures.rope_settings import FULL, original_length, rope_settings
+from octavo.errors import CheckpointError
 from octavo.parts import LongRotary, Rotary
 from octavo.parts.rotary import frequencies, llama3_frequencies, yarn_frequencies
 
 
-def rotary(c: Config, dim: int, *, default_base: float = 10000.0, interleaved: bool = False) -> Rotary:
-    """The Rotary of `dim` turning values that config `c` describes."""
-    scaling: dict[str, Any] = {**c.get("rope_scaling", {}), **c.get("rope_parameters", {})}
-    base = float(scaling.get("rope_theta") or c.get("rope_theta", default_base))
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
-        return Rotary(frequencies(dim, base), interleaved=interleaved)
-    if kind == "linear":
-        return Rotary(frequencies(dim, base) / scaling["factor"], interleaved=interleaved)
-    if kind == "dynamic":
-        # Dynamic NTK leaves everything as it is up to max_position_embeddings, which is as far as a request may go.
-        return Rotary(frequencies(dim, base), interleaved=interleaved)
-    if kind == "llama3":
-        table = llama3_frequencies(
-            dim,
-            base,
-            scaling["factor"],
-            scaling["low_freq_factor"],
-            scaling["high_freq_factor"],
-            scaling["original_max_position_embeddings"],
+def rotary(
+    c: Config,
+    head_dim: int,
+    *,
+    layer: str = FULL,
+    layers: Collection[str] = (),
+    partial: bool = True,
+    base: float | None = None,
+    interleaved: bool = False,
+) -> Rotary:
+    """The Rotary that config `c` describes for heads of `head_dim`.
+
+    Args:
+        layer, layers: the type of layers that it is for, and all types that the model has.
+        partial: whether the config may say that only a share of the head turns.
+        base: in place of the config's; for families that keep it somewhere else.
+        interleaved: pairs are neighbours.
+
+    Raises the errors of `rope_settings`.
+    """
+    settings = rope_settings(c, layer, layers)
+    if base is None:
+        base = float(settings.get("rope_theta") or c.get("rotary_emb_base", 10000.0))
+    share = settings.get("partial_rotary_factor") or c.get("rotary_pct", 1.0) if partial else 1.0
+    dim = int(head_dim * share)
+    if not 0 < dim <= head_dim - head_dim % 2:
+        raise CheckpointError(
+            f"config.json: rotary turns pairs, and a share of {share:g} of a head of {head_dim} values is {dim}."
         )
-        return Rotary(table, interleaved=interleaved)
+    plain = frequencies(dim, base)
+    kind = settings.rope_type
+    if kind == "linear":
+        return Rotary(plain / settings.factor, interleaved=interleaved)
+    if kind == "llama3":
+        low, high = settings.low_freq_factor, settings.high_freq_factor
+        if low >= high:
+            raise CheckpointError(f"config.json: {settings.path}high_freq_factor must be above low_freq_factor.")
+        return Rotary(
+            llama3_frequencies(dim, base, settings.factor, low, high, original_length(c, settings)),
+            interleaved=interleaved,
+        )
     if kind == "yarn":
-        return _yarn(c, scaling, dim, base, interleaved)
-    if kind in ("longrope", "su"):
-        return _longrope(c, scaling, dim, base, interleaved)
-    if kind == "factors":  # GGUF's rope_freqs tensor: what each pair's angle is divided by
-        return Rotary(frequencies(dim, base) / torch.tensor(scaling["factors"], device="cpu"), interleaved=interleaved)
-    raise UnsupportedModelError(
-        f"rope_scaling type {kind!r} is not known; Octavo has default, linear, dynamic, llama3, yarn and longrope."
-    )
+        return _yarn(c, settings, dim, base, interleaved)
+    if kind == "longrope":
+        return _longrope(c, settings, dim, base, interleaved)
+    if kind == "factors":
+        return Rotary(plain / _pairs(settings, "factors", dim), interleaved=interleaved)
+    # Dynamic NTK leaves everything as it is up to max_position_embeddings, which is as far as a request may go.
+    return Rotary(plain, interleaved=interleaved)
 
 
-def _yarn(c: Config, scaling: dict[str, Any], dim: int, base: float, interleaved: bool) -> Rotary:
-    original = scaling.get("original_max_position_embeddings") or c.max_position_embeddings
-    factor = scaling.get("factor") or c.max_position_embeddings / original
+def _pairs(settings: Config, key: str, dim: int) -> torch.Tensor:
+    """A number for each pair."""
+    factors = torch.tensor(getattr(settings, key), dtype=torch.float32, device="cpu")
+    if len(factors) != (dim + 1) // 2:
+        raise CheckpointError(
+            f"config.json: {settings.path}{key} has {len(factors)} values, and a head turns {(dim + 1) // 2} pairs."
+        )
+    return factors
+
+
+def _yarn(c: Config, settings: Config, dim: int, base: float, interleaved: bool) -> Rotary:
+    original = original_length(c, settings)
+    factor = settings.get("factor") or c.max_position_embeddings / original
 
     def magnitude(scale: float, mscale: float = 1.0) -> float:
         return 0.1 * mscale * math.log(scale) + 1.0 if scale > 1 else 1.0
 
-    attention = scaling.get("attention_factor")
+    attention = settings.get("attention_factor")
     if attention is None:
-        mscale, all_dims = scaling.get("mscale"), scaling.get("mscale_all_dim")
+        mscale, all_dims = settings.get("mscale"), settings.get("mscale_all_dim")
         attention = (
             magnitude(factor, mscale) / magnitude(factor, all_dims) if mscale and all_dims else magnitude(factor)
         )
@@ -62,37 +91,19 @@ def _yarn(c: Config, scaling: dict[str, Any], dim: int, base: float, interleaved
         base,
         factor,
         original,
-        scaling.get("beta_fast") or 32,
-        scaling.get("beta_slow") or 1,
-        scaling.get("truncate", True),
+        settings.get("beta_fast", 32),
+        settings.get("beta_slow", 1),
+        settings.get("truncate", True),
     )
-    return Rotary(table, scale=attention, interleaved=interleaved)
+    return Rotary(table, scale=attention * settings.get("attn_factor", 1.0), interleaved=interleaved)
 
 
-def _longrope(c: Config, scaling: dict[str, Any], dim: int, base: float, interleaved: bool) -> Rotary:
-    original = c.get("original_max_position_embeddings") or scaling.get("original_max_position_embeddings")
-    if original is None:
-        raise CheckpointError("config.json: longrope needs original_max_position_embeddings. Is the file complete?")
-    factor = c.max_position_embeddings / original
-    common = scaling.get("attention_factor")
+def _longrope(c: Config, settings: Config, dim: int, base: float, interleaved: bool) -> Rotary:
+    original = original_length(c, settings)
+    factor = settings.get("factor") or c.max_position_embeddings / original
+    common = settings.get("attention_factor")
     if common is None:
         common = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-    tables = []
-    for name in ("short_factor", "long_factor"):
-        factors = torch.tensor(scaling[name], device="cpu")
-        if len(factors) != dim // 2:
-            raise CheckpointError(f"config.json: {name} has {len(factors)} values, and a head turns {dim // 2} pairs.")
-        tables.append(frequencies(dim, base) / factors)
-    short, long = (float(scaling.get(name) or common) for name in ("short_mscale", "long_mscale"))
-    return LongRotary(tables[0], tables[1], short, long, original, interleaved)
-
-
-def position_limit(c: Config) -> int | None:
-    """The longest sequence that the config allows, or None where it sets no bound (state-space models)."""
-    limit = c.first("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length")
-    scaling: dict[str, Any] = {**c.get("rope_scaling", {}), **c.get("rope_parameters", {})}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    # These two write the length before scaling into max_position_embeddings.
-    if limit is not None and kind in ("linear", "yarn") and "original_max_position_embeddings" not in scaling:
-        limit = int(limit * scaling.get("factor", 1.0))
-    return None if limit is None else int(limit)
+    short, long = (frequencies(dim, base) / _pairs(settings, f"{name}_factor", dim) for name in ("short", "long"))
+    short_scale, long_scale = (float(settings.get(f"{name}_mscale") or common) for name in ("short", "long"))
+    return LongRotary(short, long, short_scale, long_scale, original, interleaved)

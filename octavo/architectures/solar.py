@@ -37,7 +37,7 @@ NAMES = Names({**ATTENTION_NAMES, **MLP_NAMES}, IGNORED, prefix="model.")
 @architecture("SolarForCausalLM", about="Solar Pro", examples=("upstage/solar-pro-preview-instruct",))
 def solar(c: Config) -> CausalLM:
     share = c.bskcn_tv[1]  # the first is for training
-    bias = c.get("attention_bias", False)
+    bias = c.attention_bias
 
     def skips(layer: int) -> dict[str, nn.Module]:
         """What happens to the stream before the layer."""
@@ -54,7 +54,7 @@ def solar(c: Config) -> CausalLM:
 
     return llama_body(
         c,
-        mlp=gated_mlp(c, c.get("mlp_bias", False)),
+        mlp=gated_mlp(c, c.mlp_bias),
         names=NAMES,
         layer=wire,
         window=lambda layer: c.get("sliding_window"),

@@ -66,23 +66,22 @@ PARALLEL_STABLELM_NAMES = Names(
     ),
 )
 def stablelm(c: Config) -> CausalLM:
-    heads, eps = c.num_attention_heads, c.first("layer_norm_eps", "norm_eps", default=1e-5)
+    heads, eps = c.num_attention_heads, c.first("layer_norm_eps", "norm_eps")
     kv_heads, head_dim = c.get("num_key_value_heads", heads), c.hidden_size // heads
 
     def head_norms() -> QKNorm | None:
-        if not c.get("qk_layernorm", False):
+        if not c.qk_layernorm:
             return None
         return QKNorm(heads, kv_heads, NormEachHead(heads, head_dim, eps), NormEachHead(kv_heads, head_dim, eps))
 
-    parallel = c.get("use_parallel_residual", False)
+    parallel = c.use_parallel_residual
     wiring = {"layer": _behind_one_norm, "names": PARALLEL_STABLELM_NAMES} if parallel else {"names": STABLELM_NAMES}
     return llama_body(
         c,
         mlp=gated_mlp(c),
         norm=partial(LayerNorm, c.hidden_size, eps),
-        turning=c.first("partial_rotary_factor", "rope_pct", default=0.25),
         adjust=head_norms,
-        bias=c.get("use_qkv_bias", False),
+        bias=c.use_qkv_bias,
         **wiring,
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from octavo.architectures import Architecture, Config, all_architectures, find_architecture
-from octavo.architectures.rope import position_limit
+from octavo.architectures.rope_settings import position_limit
 from octavo.config import EngineArgs, PoolerConfig
 from octavo.errors import CheckpointError, ConfigError, OctavoError, UnsupportedModelError, did_you_mean
 from octavo.loading.checkpoint import ChangedSource, TensorSource, checkpoint_tensors
@@ -84,12 +84,12 @@ def load_model(args: EngineArgs) -> LoadedModel:
     if args.threads is not None:
         kernels.set_threads(args.threads)
     precision = choose_precision(args, config, kernels, checkpoint.gguf is not None)
-    with _sound_config(checkpoint.files.path), torch.device("meta"):
+    with _sound_config(checkpoint.files.path, config), torch.device("meta"):
         model = checkpoint.architecture.build(config)
     if task == "embedding":
         model.drop_head()
     tokenizer = model_tokenizer(args, checkpoint.files, checkpoint.gguf)
-    with _sound_config(checkpoint.files.path):
+    with _sound_config(checkpoint.files.path, config):
         WeightLoader(model, precision, kernels).load(checkpoint.tensors(model), str(checkpoint.files.path))
     generation = _generation_config(args, checkpoint.files)
     return LoadedModel(
@@ -110,17 +110,33 @@ def load_model(args: EngineArgs) -> LoadedModel:
 
 
 @contextmanager
-def _sound_config(path: Path) -> Iterator[None]:
-    """A damaged config fails in as many ways as there are values in it: all are the checkpoint's error."""
+def _sound_config(path: Path, config: Config | None = None) -> Iterator[None]:
+    """A damaged config fails in as many ways as there are values in it: all are the checkpoint's error.
+
+    It names the sizes that `config` leaves out.
+    """
     try:
         yield
+    except UnsupportedModelError:
+        raise
+    except CheckpointError as error:
+        if not (note := _left_out(config)):
+            raise
+        raise CheckpointError(f"{error}{note}") from error
     except OctavoError:
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: the values of its config make no model ({type(error).__name__}: {str(error)[:200]}). "
-            "Is the file damaged?"
+            f"Is the file damaged?{_left_out(config)}"
         ) from error
+
+
+def _left_out(config: Config | None) -> str:
+    assumed = {} if config is None else config.assumed
+    sizes = {k: v for k, v in assumed.items() if isinstance(v, int) and not isinstance(v, bool)}
+    named = ", ".join(f"{key} ({size})" for key, size in sizes.items())
+    return f" config.json leaves out {named}; these are its config class's defaults." if named else ""
 
 
 def _labels(config: Config) -> list[str]:
@@ -154,16 +170,18 @@ def open_checkpoint(args: EngineArgs) -> Checkpoint:
             assert architecture.gguf is not None
             shared = shared_config(gguf)
             own = {**architecture.gguf.config(shared, gguf), "architectures": [architecture.name]}
-        values = {k: v for k, v in {**shared, **own}.items() if v is not None or k not in own}
-        return Checkpoint(Config({**values, **args.hf_overrides}), architecture, gguf, files, args.load_format)
+        # llama.cpp turns whole heads unless a file says otherwise, whatever the published config's default is.
+        values = {"partial_rotary_factor": 1.0, **shared, **own, **args.hf_overrides}
+        return Checkpoint(architecture.config(values), architecture, gguf, files, args.load_format)
     values = {**read_json(files.path / "config.json"), **args.hf_overrides}
     names = values.get("architectures")
-    if not isinstance(names, list) or not names:
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise CheckpointError(
             f"{files.path / 'config.json'} does not say its architecture ('architectures'). Add it with "
             "hf_overrides={'architectures': ['LlamaForCausalLM']} if you know it."
         )
-    return Checkpoint(Config(values), find_architecture(names), None, files, args.load_format)
+    architecture = find_architecture(names)
+    return Checkpoint(architecture.config(values), architecture, None, files, args.load_format)
 
 
 def _gguf_architecture(file: GGUFFile) -> Architecture:

@@ -42,18 +42,20 @@ class Embedding(nn.Module):
 
 
 class PositionedEmbedding(nn.Module):
-    """Token embeddings plus learned positions (GPT-2). `tokens` and `positions` are Embeddings."""
+    """Token embeddings plus learned positions (GPT-2), their sum times `scale` (Jais). Both are Embeddings."""
 
-    def __init__(self, tokens: Embedding, positions: Embedding) -> None:
+    def __init__(self, tokens: Embedding, positions: Embedding, scale: float = 1.0) -> None:
         super().__init__()
         self.tokens = tokens
         self.positions = positions
+        self.scale = scale
 
     def prepare(self, kernels: Kernels) -> None:
         self._add = kernels.add
 
     def forward(self, batch: Batch | EncoderBatch) -> Tensor:
-        return self._add(self.tokens(batch), self.positions.lookup(batch.positions))
+        x = self._add(self.tokens(batch), self.positions.lookup(batch.positions))
+        return x if self.scale == 1.0 else x * torch.tensor(self.scale, dtype=x.dtype, device=x.device)
 
 
 class NormedEmbedding(nn.Module):

@@ -8,7 +8,8 @@ import torch
 
 import octavo.architectures
 from octavo.architectures import Config
-from octavo.architectures.rope import position_limit, rotary
+from octavo.architectures.rope import rotary
+from octavo.architectures.rope_settings import position_limit
 from octavo.errors import CheckpointError
 
 

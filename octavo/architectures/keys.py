@@ -1,0 +1,115 @@
+"""config.json's keys: each one's kind, and its spellings."""
+
+from collections.abc import Iterable
+
+from octavo.architectures.kinds import (
+    ACTIVATION,
+    BASE,
+    COUNT,
+    COUNT_OR_NONE,
+    EPSILON,
+    FACTOR,
+    FACTORS,
+    FLAG,
+    INDICES,
+    KINDS,
+    LAYERS,
+    LENGTH,
+    MAX_COUNT,
+    MAX_SIZE,
+    OBJECT,
+    OBJECTS,
+    SCALE,
+    SHARE,
+    SIZE,
+    TEXT,
+    TOKEN,
+    TOKENS,
+    WINDOW,
+    Kind,
+    either,
+    integer,
+    integers,
+    numbers,
+    one_of,
+)
+
+_BY_KIND: dict[Kind, str] = {
+    LAYERS: "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers",
+    COUNT: """num_attention_heads n_head n_heads num_key_value_heads num_kv_heads n_head_kv multi_query_group_num
+        encoder_attention_heads decoder_attention_heads kv_n_heads n_heads_in_group num_labels
+        moe_layer_freq moe_layer_frequency decoder_sparse_step expert_layer_period attn_layer_period
+        n_group topk_group moe_top_k moe_num_experts""",
+    COUNT_OR_NONE: """num_experts num_local_experts n_routed_experts n_shared_experts num_experts_per_tok
+        first_k_dense_replace max_window_layers expert_layer_offset attn_layer_offset
+        dense_attention_every_n_layers""",
+    integer(1, 2): "num_ln_in_parallel_attn",
+    SIZE: """hidden_size n_embd n_embed d_model intermediate_size n_inner ffn_dim encoder_ffn_dim decoder_ffn_dim
+        ffn_hidden_size ff_intermediate_size moe_intermediate_size shared_expert_intermediate_size head_dim kv_channels
+        vocab_size padded_vocab_size word_embed_proj_dim kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim
+        v_head_dim state_size mamba_d_state rotary_dim blocksparse_block_size blocksparse_num_local_blocks
+        blocksparse_vert_stride""",
+    integer(2, 1 << 12): "conv_kernel mamba_d_conv",
+    LENGTH: """max_position_embeddings n_positions max_seq_len n_ctx seq_length model_max_length max_sequence_length
+        original_max_position_embeddings""",
+    WINDOW: "sliding_window window_length",
+    TOKEN: "decoder_start_token_id",
+    TOKENS: "eos_token_id",
+    FLAG: """attention_bias mlp_bias bias use_bias qkv_bias use_qkv_bias lm_head_bias enable_bias no_bias
+        add_bias_linear add_qkv_bias mamba_proj_bias mamba_conv_bias use_conv_bias tie_word_embeddings alibi multi_query
+        multi_query_attention new_decoder_architecture parallel_attn parallel_attn_mlp_res use_parallel_residual
+        use_qk_norm qk_layernorm qk_ln norm_topk_prob use_sliding_window scale_embedding scale_attn_weights
+        scale_attn_by_inverse_layer_idx scale_qk_dot_by_d mup_scale_qk_dot_by_d mup_use_scaling rmsnorm post_layer_norm
+        apply_residual_connection_post_layernorm do_layer_norm_before layer_norm_elementwise_affine
+        _remove_final_layer_norm learned_pos_emb blocksparse_homo_head_pattern no_op replace_with_linear truncate""",
+    TEXT: "model_type position_embedding_type topk_method attn_type rope_type type dtype torch_dtype",
+    ACTIVATION: "name hidden_act hidden_activation activation_function activation",
+    EPSILON: """rms_norm_eps layer_norm_eps layer_norm_epsilon layernorm_epsilon norm_eps norm_epsilon mixer_rms_eps
+        router_jitter_noise""",
+    SCALE: """attention_multiplier residual_multiplier embedding_multiplier scale_emb scale_depth routed_scaling_factor
+        mup_attn_multiplier mup_embedding_multiplier mup_embeddings_scale embeddings_scale mup_output_alpha
+        mup_width_scale width_scale softmax_scale hidden_act_param mscale mscale_all_dim
+        moe_normalize_expert_weights""",
+    FACTOR: """logits_scaling dim_model_base mup_width_multiplier rope_position_scale rope_ratio clip_qkv gegelu_limit
+        attn_logit_softcapping final_logit_softcapping query_pre_attn_scalar alibi_bias_max expand mamba_expand
+        expansion_ratio ffn_mult factor low_freq_factor high_freq_factor beta_fast beta_slow attention_factor
+        attn_factor short_mscale long_mscale""",
+    BASE: "rope_theta rotary_emb_base rope_embedding_base base",
+    SHARE: "partial_rotary_factor rotary_pct rope_pct rope_percent rotary_emb_fraction",
+    OBJECT: "rope_scaling rope_parameters attn_config ffn_config ffn_act_fn rotary id2label attention ffn",
+    OBJECTS: "block_configs",
+    INDICES: "attention_layers expert_layers mlp_only_layers bskcn_1 bskcn_2 bskcn_3 bskcn_4",
+    integers(0, MAX_SIZE): "dummy_token_indices",
+    integers(1, MAX_COUNT): "num_key_value_heads_per_layer",
+    numbers(-1e6, 1e6, count=2): "bskcn_tv",
+    FACTORS: "short_factor long_factor factors",
+    KINDS: "layer_types architectures",
+    either(SCALE, one_of("inv_sqrt_d_model")): "logit_scale",
+    either(SIZE, one_of("auto")): "time_step_rank mamba_dt_rank",
+}
+KEYS: dict[str, Kind] = {key: kind for kind, keys in _BY_KIND.items() for key in keys.split()}
+"""The kind of every key that a family reads."""
+
+
+def _groups(*groups: str) -> Iterable[tuple[str, tuple[str, ...]]]:
+    for group in groups:
+        keys = group.split()
+        for key in keys:
+            yield key, tuple(other for other in keys if other != key)
+
+
+SPELLINGS: dict[str, tuple[str, ...]] = dict(
+    _groups(
+        "hidden_size n_embd n_embed d_model",
+        "num_hidden_layers n_layer n_layers num_layers",
+        "num_attention_heads n_head n_heads",
+        "num_kv_heads n_head_kv",
+        "max_position_embeddings n_positions max_seq_len n_ctx",
+        "num_experts num_local_experts n_routed_experts",
+        "dtype torch_dtype",
+        "rope_theta rotary_emb_base rope_embedding_base",
+        "partial_rotary_factor rotary_pct rope_pct rope_percent rotary_emb_fraction",
+        "rope_type type",
+    )
+)
+"""Other names that published configs have had for a key: older ones, and those of transformers' attribute maps."""

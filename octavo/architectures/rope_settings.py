@@ -1,0 +1,135 @@
+"""What a config says of rotary positions, in every spelling that it has had, and how far they reach.
+
+The base is rope_theta, rotary_emb_base or rope_embedding_base; the share of a head that turns is partial_rotary_factor,
+rotary_pct and others (keys.py has them all); how they are stretched stands in rope_scaling. transformers 5 writes all
+three into rope_parameters, one for the model or one for each type of layer.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from octavo.architectures.config import Config
+from octavo.architectures.kinds import MAX_LENGTH
+from octavo.errors import CheckpointError, UnsupportedModelError
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+LAYER_TYPES = (FULL, SLIDING, "chunked_attention", "linear_attention", "compressed_sparse_attention")
+OF_EVERY_KIND = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+KEYS_OF: dict[str, set[str]] = {
+    "default": set(),
+    "linear": {"factor", "original_max_position_embeddings"},
+    "dynamic": {"factor", "original_max_position_embeddings"},
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
+    "yarn": {
+        *("factor", "original_max_position_embeddings", "attention_factor", "attn_factor", "mscale", "mscale_all_dim"),
+        *("beta_fast", "beta_slow", "truncate", "finetuned"),
+    },
+    "longrope": {
+        *("factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"),
+        *("short_mscale", "long_mscale"),
+    },
+    "factors": {"factors"},  # GGUF's rope_freqs tensor: what each pair's angle is divided by
+}
+"""Kinds of scaling, and what is read of each beside OF_EVERY_KIND."""
+
+
+def layer_type(window: int | None) -> str:
+    """The name by which rope_parameters and layer_types call a layer with that sliding window."""
+    return SLIDING if window else FULL
+
+
+def layer_types(c: Config, default: list[str]) -> list[str]:
+    """Each layer's type: layer_types, or `default`. Raises CheckpointError where they are not the layers'."""
+    types: list[str] = c.get("layer_types", default)
+    if len(types) != len(default):
+        raise CheckpointError(f"config.json: layer_types has {len(types)} types for {len(default)} layers.")
+    if unknown := set(types) - {FULL, SLIDING}:
+        raise UnsupportedModelError(
+            f"config.json: layer_types has {min(unknown)[:60]!r}; this model's layers are {FULL} or {SLIDING}."
+        )
+    return types
+
+
+def rope_settings(c: Config, layer: str = FULL, layers: Collection[str] = ()) -> Config:
+    """What the config says of rotary in layers of type `layer`: rope_scaling's keys, else rope_parameters'.
+
+    It always has a rope_type, one of KEYS_OF.
+
+    Args:
+        layers: all types of layers that the model has; `layer` alone if empty.
+
+    Raises CheckpointError for a key that nothing reads, for layers that the model lacks or that are left out, and for a
+    missing or wrong value; UnsupportedModelError for an unknown type.
+    """
+    known, values, path = {layer, *layers}, dict[str, Any](), "rope_scaling"
+    for key in ("rope_parameters", "rope_scaling"):
+        found: Mapping[str, Any] = c.get(key, {})
+        if any(isinstance(value, dict) or name in LAYER_TYPES for name, value in found.items()):
+            found = _of_layer(c, key, layer, known)
+        path = key if found else path
+        values |= {"rope_type" if k == "type" else k: v for k, v in found.items() if v is not None and k != "type"} | (
+            {"rope_type": found["type"]} if found.get("type") and not found.get("rope_type") else {}
+        )
+    settings = Config(values, path=path + ".")
+    kind = settings.get("rope_type", "default")
+    if kind == "su" or (kind == "yarn" and "long_factor" in values):  # as Phi-3's first configs call longrope
+        kind = "longrope"
+    if kind not in KEYS_OF:
+        raise UnsupportedModelError(
+            f"config.json: {path} has the rope_type {kind[:60]!r}, which is not known; Octavo has "
+            f"{', '.join(k for k in KEYS_OF if k != 'factors')}."
+        )
+    if unread := sorted(set(values) - OF_EVERY_KIND - KEYS_OF[kind]):
+        raise CheckpointError(
+            f"config.json: {path}.{unread[0][:60]} means nothing to a rope_type of {kind!r}. It would be left out of "
+            f"the answers: take it out of the file, or with hf_overrides, if that is what you want."
+        )
+    return settings.replace(rope_type=kind)
+
+
+def _of_layer(c: Config, key: str, layer: str, known: set[str]) -> Mapping[str, Any]:
+    """The entry of a dictionary that has one for each type of layer."""
+    entries: Mapping[str, Any] = c.get(key, {})
+    if lacking := sorted(str(name) for name, v in entries.items() if name not in known and v is not None):
+        raise CheckpointError(
+            f"config.json: {key}.{lacking[0][:60]} is for no layer of this model, whose layers are of type "
+            f"{', '.join(sorted(known))}."
+        )
+    entry = entries.get(layer)
+    if not isinstance(entry, dict):
+        raise CheckpointError(f"config.json: {key} says nothing of {layer}, which this model has layers of.")
+    return entry
+
+
+def original_length(c: Config, settings: Config) -> int:
+    """The length that the model was trained for before its positions were stretched."""
+    key = "original_max_position_embeddings"
+    return int(c.stated(key) or settings.get(key) or c.get(key) or c.max_position_embeddings)
+
+
+def position_limit(c: Config) -> int | None:
+    """The longest sequence that the config allows, or None where it sets no bound (state-space models).
+
+    Linear scaling stretches max_position_embeddings by its factor. YaRN stretches original_max_position_embeddings,
+    and some write the result into max_position_embeddings (DeepSeek), while others leave the old one there (Qwen2.5's
+    documented recipe). The other kinds count in the final length, and dynamic is the reference's own only up to it.
+    """
+    # Qwen's and ChatGLM's seq_length is how far their own code goes without stretching.
+    names = ("seq_length", "max_position_embeddings", "model_max_length", "max_sequence_length")
+    limit = c.first(*names)
+    if limit is None:
+        return None
+    dictionaries: list[dict[str, Any]] = [c.get(key, {}) for key in ("rope_scaling", "rope_parameters")]
+    nested = {name for found in dictionaries for name, value in found.items() if isinstance(value, dict)}
+    lengths = (_stretched(c, rope_settings(c, layer, nested), limit) for layer in nested or {FULL})
+    return min(int(min(lengths)), MAX_LENGTH)
+
+
+def _stretched(c: Config, settings: Config, limit: int) -> float:
+    """How far positions reach under one type of scaling, where max_position_embeddings is `limit`."""
+    kind, factor = settings.rope_type, settings.get("factor", 1.0)
+    if kind not in ("linear", "yarn"):
+        return limit
+    key = "original_max_position_embeddings"
+    original = (c.stated(key) if kind == "yarn" else None) or settings.get(key) or limit
+    return max(limit, original * factor)
