@@ -136,6 +136,8 @@ class AsyncLLM:
                 output = await stream.get()
                 finished = output.finished
                 if isinstance(output, FailedRequest):
+                    if output.invalid:
+                        raise InvalidRequestError(output.error)
                     raise OctavoError(f"request {output.request_id} failed: {output.error}")
                 yield output
         finally:

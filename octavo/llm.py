@@ -304,6 +304,10 @@ class LLM:
                 if not output.finished:
                     continue
                 if isinstance(output, FailedRequest):
+                    if output.invalid:
+                        place = ids.index(output.request_id)
+                        where = f"prompt {place}: " if len(ids) > 1 else ""
+                        raise InvalidRequestError(f"{where}{output.error}")
                     raise OctavoError(f"request {output.request_id} failed: {output.error}")
                 done[output.request_id] = output
                 read += len(output.prompt_token_ids or [])

@@ -12,6 +12,10 @@ from octavo.errors import InvalidRequestError, names_closest
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy."""
 
+MAX_BAD_WORDS = 20_000
+MAX_BAD_CHARACTERS = 500_000
+"""What bad_words may hold: each is tokenized, twice."""
+
 LogitsProcessor = Callable[..., Any]
 """`f(output_token_ids, logits)` or `f(prompt_token_ids, output_token_ids, logits)`, giving the logits `[vocab]`."""
 
@@ -58,32 +62,47 @@ class StructuredOutputsParams:
     """Any JSON object."""
 
     def __post_init__(self) -> None:
-        given = [f.name for f in fields(self) if getattr(self, f.name)]
+        given = [f.name for f in fields(self) if getattr(self, f.name) not in (None, False)]
         if len(given) != 1:
             names = ", ".join(f.name for f in fields(self))
             _reject(f"structured_outputs needs exactly one of {names}; it has {', '.join(given) or 'none'}.")
         if self.json is not None and not isinstance(self.json, (str, dict)):
             _reject("structured_outputs: json must be a schema, as a text or a dict.")
         for name in ("regex", "grammar"):
-            if not isinstance(getattr(self, name), (str, type(None))):
-                _reject(f"structured_outputs: {name} must be a text.")
+            if (text := getattr(self, name)) is not None and (not isinstance(text, str) or not text):
+                _reject(f"structured_outputs: {name} must be a text that is not empty.")
         if self.json_object is not None and not isinstance(self.json_object, bool):
             _reject("structured_outputs: json_object must be True.")
         if self.choice is None:
             return
         if not isinstance(self.choice, (list, tuple)) or any(not isinstance(c, str) or not c for c in self.choice):
             _reject("structured_outputs: choice must be a list of texts, none of them empty.")
+        if not self.choice:
+            _reject("structured_outputs: choice is an empty list; give at least one text.")
 
     def as_grammar(self) -> tuple[str, str]:
-        """The kind of grammar and its text, in llguidance's terms."""
+        """The kind of grammar and its text: a schema, and the list of a choice, are JSON.
+
+        Raises InvalidRequestError for a schema that is not JSON and for text that is not Unicode.
+        """
+        kind, text = self._as_text()
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            name = kind.replace("_", " ")
+            raise InvalidRequestError(f"structured_outputs: this {name} holds half a character: {error}") from error
+        return kind, text
+
+    def _as_text(self) -> tuple[str, str]:
         if self.json is not None or self.json_object:
             schema = {"type": "object"} if self.json is None else self.json
             try:
-                return "json_schema", schema if isinstance(schema, str) else json.dumps(schema)
-            except (TypeError, ValueError) as error:
+                text = schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False, allow_nan=False)
+            except (TypeError, ValueError, RecursionError) as error:
                 raise InvalidRequestError(f"structured_outputs: the schema is not JSON: {error}") from error
+            return "json_schema", text
         if self.choice is not None:
-            return "choice", json.dumps(self.choice)
+            return "choice", json.dumps(self.choice, ensure_ascii=False)
         return ("regex", self.regex) if self.regex is not None else ("grammar", str(self.grammar))
 
 
@@ -194,12 +213,23 @@ class SamplingParams:
             _reject(f"stop={self.stop!r} holds an empty string or something that is not a string.")
         if self._stop_list and not self.detokenize:
             _reject("stop strings need text: set detokenize=True, or use stop_token_ids.")
-        if any(not isinstance(w, str) or not w.strip() for w in self.bad_words or []):
-            _reject(f"bad_words={self.bad_words!r} holds an empty string or something that is not a string.")
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             _reject("allowed_token_ids is empty: no token could ever be chosen. Leave it out to allow all.")
+        self._check_bad_words()
         if any(not callable(p) for p in self.logits_processors or []):
             _reject("logits_processors must be callables f(output_token_ids, logits).")
+
+    def _check_bad_words(self) -> None:
+        words = self.bad_words or []
+        wrong = next((w for w in words if not isinstance(w, str) or not w.strip()), None)
+        if wrong is not None:
+            _reject(f"bad_words holds {wrong!r:.40}: an empty string or something that is not a string.")
+        size = sum(len(w) for w in words)
+        if len(words) > MAX_BAD_WORDS or size > MAX_BAD_CHARACTERS:
+            _reject(
+                f"bad_words has {len(words)} words of {size} characters in all; there may be {MAX_BAD_WORDS} of "
+                f"{MAX_BAD_CHARACTERS} characters."
+            )
 
     @property
     def greedy(self) -> bool:

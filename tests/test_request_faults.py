@@ -20,7 +20,7 @@ from octavo.engine.pooling import Pooling
 from octavo.engine.request import Completion, GenerationRequest
 from octavo.errors import InvalidRequestError, OctavoError, RequestFailedError
 from octavo.executor import sampler
-from octavo.executor.grammar import Grammar, GrammarCompiler
+from octavo.executor.grammar import Grammar, GrammarCompiler, GrammarSession
 from octavo.executor.runner import ModelRunner
 from octavo.executor.sampling_state import SamplingState
 from octavo.outputs import RequestOutput
@@ -224,10 +224,11 @@ def test_grammars(
     """A grammar that fails while it masks or advances."""
     compile_real = GrammarCompiler.compile
 
-    def compile_marked(self: GrammarCompiler, wanted: StructuredOutputsParams, *more: Any) -> Grammar:
-        grammar = compile_real(self, wanted, *more)
-        grammar.of_victim = of_victim(wanted)  # type: ignore[attr-defined]
-        return grammar
+    def compile_marked(self: GrammarCompiler, wanted: StructuredOutputsParams, *more: Any) -> GrammarSession:
+        session = compile_real(self, wanted, *more)
+        for grammar in session.grammars:
+            grammar.of_victim = of_victim(wanted)  # type: ignore[attr-defined]
+        return session
 
     real_apply = sampler.apply_grammars
 

@@ -12,6 +12,7 @@ from octavo.engine.detokenizer import TextStream
 from octavo.engine.inputs import CheckedPrompt, EncoderInput, InputChecker
 from octavo.engine.kv_cache import HashChain, KVCacheManager
 from octavo.engine.pooling import Pooling
+from octavo.engine.preparing import Preparing
 from octavo.engine.request import Completion, GenerationRequest, PoolingRequest, Request
 from octavo.engine.scheduler import Scheduler, Share
 from octavo.engine.sequence import Sequence, Status
@@ -35,6 +36,8 @@ class FailedRequest:
 
     request_id: str
     error: str
+    invalid: bool = False
+    """Whether the request itself was wrong: an InvalidRequestError."""
     finished: bool = True
 
 
@@ -68,7 +71,8 @@ class Engine:
         self.checker = InputChecker(
             self.tokenizer, self.vocab_size, self.max_model_len, args.max_logprobs, self._encoder_input(loaded)
         )
-        self.grammars = GrammarCompiler(self.tokenizer, self.vocab_size, self.eos_token_ids)
+        grammars = GrammarCompiler(self.tokenizer, self.vocab_size, self.eos_token_ids)
+        self.preparing = Preparing(grammars, self.checker)
         self._requests: dict[str, Request] = {}
         self._owner: dict[int, tuple[Request, Completion | None]] = {}
         self._arrivals = 0
@@ -99,7 +103,8 @@ class Engine:
         """Queue a request, of a prompt or one that `checker.prompt` has checked.
 
         Raises InvalidRequestError, before anything runs, for one that cannot be served, and RequestFailedError for
-        one that something unexpected happened to; then nothing of it stays.
+        one that something unexpected happened to; then nothing of it stays. What takes time to be found out, such as
+        whether a grammar can be used, comes as a FailedRequest from `step`.
         """
         if request_id in self._requests:
             raise InvalidRequestError(f"request id {request_id!r} is already in use.")
@@ -107,6 +112,7 @@ class Engine:
             raise InvalidRequestError(f"this engine was started for task={self.task!r} and generates no text.")
         try:
             request = self._request(request_id, prompt, params, priority)
+            waits = isinstance(request, GenerationRequest) and self.preparing.add(request)
         except OctavoError:
             raise
         except BaseException as error:
@@ -117,7 +123,10 @@ class Engine:
         )
         for sequence, completion in zip(request.sequences, completions, strict=True):
             self._owner[sequence.arrival] = (request, completion)
-            self.scheduler.add(sequence)
+            if waits:
+                sequence.status = Status.PREPARING
+            else:
+                self.scheduler.add(sequence)
 
     def _request(self, request_id: str, prompt: Any, params: SamplingParams | PoolingParams, priority: int) -> Request:
         """All that may fail of adding a request; nothing else knows of it yet."""
@@ -146,7 +155,6 @@ class Engine:
         params = params.clone()
         if params.num_sequences > params.n and params.logprobs is None:
             params.logprobs = 0  # best_of ranks by log-probability
-        bad_words = self.checker.bad_words(params)
         eos = frozenset() if params.ignore_eos else self.eos_token_ids
         room = self.max_model_len - len(checked.token_ids)
         read = params.prompt_logprobs is None and not params.skip_reading_prefix_cache
@@ -154,7 +162,6 @@ class Engine:
         request = GenerationRequest(request_id, checked, params, [], RequestMetrics(arrival_time=time.time()))
         if params.prompt_logprobs is not None:
             request.prompt_logprobs = [None]
-        structured = params.structured_outputs
         for index in range(params.num_sequences):
             sequence = self._sequence(checked, priority, read)
             state = SamplingState(
@@ -162,8 +169,6 @@ class Engine:
                 mix(seed, index),
                 checked.token_ids,
                 eos | set(params.stop_token_ids or []),
-                None if structured is None else self.grammars.compile(structured),
-                bad_words,
             )
             stream = (
                 TextStream(self.tokenizer, checked.token_ids, params)
@@ -196,6 +201,8 @@ class Engine:
         return outputs
 
     def _forget(self, request: Request) -> None:
+        if isinstance(request, GenerationRequest):
+            self.preparing.forget(request)
         for sequence in request.sequences:
             self.scheduler.finish(sequence)
             self._owner.pop(sequence.arrival, None)
@@ -206,9 +213,10 @@ class Engine:
 
         An exception here is of the model or the machine, not of a request: no cached block is trusted after it.
         """
+        failed: list[Output | FailedRequest] = list(self._prepare())
         shares = self.scheduler.schedule()
         if not shares:
-            return []
+            return failed
         try:
             results = self.runner.execute([self._to_step(share) for share in shares])
         except BaseException:
@@ -232,7 +240,17 @@ class Engine:
             elif self._take(request, completion, result, start, now):
                 touched[request.request_id] = request
         pooled = {self._owner[s.sequence.arrival][0].request_id: r for s, r in zip(shares, results, strict=True)}
-        return [o for r in touched.values() if (o := self._output(r, pooled[r.request_id])) is not None]
+        return failed + [o for r in touched.values() if (o := self._output(r, pooled[r.request_id])) is not None]
+
+    def _prepare(self) -> list[FailedRequest]:
+        """Let requests into the schedule that are ready for it; those that cannot be."""
+        ready, refused = self.preparing.collect(not self.scheduler.can_go_on)
+        for request in ready:
+            for sequence in request.sequences:
+                self.scheduler.add(sequence)
+        for request, _ in refused:
+            self._forget(request)
+        return [FailedRequest(request.request_id, reason, invalid=True) for request, reason in refused]
 
     def _to_step(self, share: Share) -> SequenceStep:
         sequence = share.sequence
@@ -278,7 +296,9 @@ class Engine:
         sequence = completion.sequence
         if completion.finish_reason is not None:
             self.scheduler.finish(sequence)
-        elif self._switch_length is not None and len(sequence.tokens) == self._switch_length + 1:
+            return True
+        self.preparing.chosen(completion)
+        if self._switch_length is not None and len(sequence.tokens) == self._switch_length + 1:
             sequence.chain = replace(sequence.chain, long_rope=True, hashes=[])
             self.scheduler.preempt(sequence)  # all of its keys turn anew
         return True

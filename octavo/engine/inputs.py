@@ -189,11 +189,10 @@ class InputChecker:
 
     def bad_words(self, params: SamplingParams) -> list[list[int]]:
         """The token sequences of bad words, at the start of a text and inside it."""
-        found: list[list[int]] = []
+        found: dict[tuple[int, ...], None] = {}
         for word in params.bad_words or []:
             assert self.tokenizer is not None
             for text in (word.lstrip(), " " + word.lstrip()):
-                ids = self.tokenizer.encode(text, add_special_tokens=False)
-                if ids and ids not in found:
-                    found.append(ids)
-        return found
+                if ids := self.tokenizer.encode(text, add_special_tokens=False):
+                    found[tuple(ids)] = None
+        return [list(ids) for ids in found]

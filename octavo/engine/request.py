@@ -37,8 +37,6 @@ class Completion:
     def append(self, token_id: int, logprobs: TokenLogprobs | None, eos: frozenset[int]) -> None:
         """Take the next token, and see whether the sequence is done."""
         self.token_ids.append(token_id)
-        if self.state.grammar is not None:
-            self.state.grammar.accept(token_id)
         self.sequence.tokens.append(token_id)
         if logprobs is not None:
             if self.logprobs is None:
@@ -49,6 +47,9 @@ class Completion:
         stop_token = token_id in (params.stop_token_ids or [])
         ended = (token_id in eos and not params.ignore_eos) or stop_token
         ended = ended and len(self.token_ids) >= params.min_tokens
+        if (grammar := self.state.grammar) is not None:
+            grammar.accept(token_id)
+            ended = ended or grammar.ended  # whatever ignore_eos and min_tokens say: nothing can follow
         if self.stream is not None and (not ended or params.include_stop_str_in_output):
             self.stream.add(token_id)
             if self.stream.stop is not None:

@@ -7,6 +7,7 @@ from octavo.engine.kv_cache import HashChain, SequenceBlocks
 
 
 class Status(Enum):
+    PREPARING = "preparing"
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
@@ -34,6 +35,8 @@ class Sequence:
     num_cached: int = 0
     """Tokens of its first run that the prefix cache gave."""
     num_preemptions: int = 0
+    held: bool = False
+    """It leaves out steps until what its next token depends on is there."""
     row: int = -1
     """Its row in the executor while it runs."""
     blocks: SequenceBlocks | None = None

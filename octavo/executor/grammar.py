@@ -1,35 +1,179 @@
 """Structured output: which tokens may come next, so that an answer follows a schema, an expression or a grammar.
 
 llguidance does the grammars. It was chosen over xgrammar for its start: it makes a grammar ready in about a
-millisecond, with no automaton built ahead, and finds a step's mask in about one more.
+millisecond, with no automaton built ahead, and finds a step's mask in about one more. It runs in processes beside the
+engine (`grammar_process`), since some grammars take it minutes or gigabytes: here is the engine's end of them.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import itertools
+import json
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from octavo.errors import InvalidRequestError
+from octavo.executor.grammar_process import ALL, COMMAND, END, FAILED, HEAD, MASK, REFUSED, SLOW, START, STARTED, TOKEN
 from octavo.loading.tokenizer import FastTokenizer, Tokenizer, TransformersTokenizer
 from octavo.params import StructuredOutputsParams
 
+PREPARED_WITHIN = 0.05
+"""Seconds after which a grammar that is being made ready is late."""
+COMPILE_SECONDS = 5.0
+"""Processor seconds to make a grammar ready, after which its request is refused."""
+MASK_SECONDS = 2.0
+"""Processor seconds for one mask, after which its request ends."""
+TOTAL_SECONDS = 20.0
+"""Processor seconds for all masks of a request that took longer than usual."""
+MEMORY = 512 << 20
+"""Bytes that a request's grammar may take."""
+
 
 class Grammar:
-    """One sequence's place in its grammar."""
+    """One sequence's place in its grammar.
 
-    def __init__(self, matcher: Any) -> None:
-        self.matcher = matcher
+    `mask` has a bit for each token, set if it may come next; None while it is being found, or after an error.
+    """
+
+    def __init__(self, session: "GrammarSession", index: int, end_ids: Sequence[int]) -> None:
+        self.session, self._index = session, index
+        self.end_ids = end_ids
+        """Tokens that may come where the grammar may end."""
+        self.ended = False
+        self.mask: bytes | None = None
+        self.error: str | None = None
+        """Why the sequence cannot go on."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next token can be chosen, or never can."""
+        return self.mask is not None or self.error is not None
 
     def accept(self, token_id: int) -> None:
-        """The token was chosen. A token after the grammar's end (an ignored end-of-sequence) changes nothing."""
-        if not self.matcher.is_stopped():
-            self.matcher.consume_token(token_id)
+        """The token was chosen: have the next mask found, unless it ends the answer."""
+        if self.error is not None or self.ended:
+            return
+        if token_id in self.end_ids:
+            self.ended = True
+        else:
+            self.mask = None
+            self.session.send(self._index, token_id)
+
+
+class GrammarSession:
+    """The process with one request's grammar.
+
+    Args:
+        compiler: whose it is.
+        number: its name there.
+        connection: the engine's end of its socket.
+        kind: of grammar, for messages.
+        count: sequences of the request.
+    """
+
+    def __init__(
+        self, compiler: "GrammarCompiler", number: int, connection: socket.socket, kind: str, count: int
+    ) -> None:
+        self._compiler, self._number, self._connection, self._kind = compiler, number, connection, kind
+        self._received = bytearray()
+        self._started: float | None = None
+        self.is_slow = False
+        """Whether it was late once: then it runs only when nobody else wants to."""
+        self.is_ready = False
+        """Whether the grammar can be used."""
+        self.refused: str | None = None
+        """Why it cannot be."""
+        self.grammars = [Grammar(self, index, compiler.end_ids) for index in range(count)]
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
+
+    @property
+    def waits(self) -> bool:
+        """Whether an answer is still to come."""
+        return self.refused is None and not all(g.ready or g.ended for g in self.grammars)
+
+    def send(self, index: int, token_id: int) -> None:
+        try:
+            self._connection.sendall(TOKEN.pack(index, token_id))
+        except OSError:
+            self._died()
+
+    def receive(self) -> None:
+        """Take what has come; it does not wait."""
+        try:
+            data = self._connection.recv(1 << 20, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._died()
+            return
+        self._received += data
+        while len(self._received) >= HEAD.size:
+            index, what, length = HEAD.unpack_from(self._received)
+            end = HEAD.size + length
+            if len(self._received) < end:
+                return
+            self._take(index, what, bytes(self._received[HEAD.size : end]))
+            del self._received[:end]
+
+    def _take(self, index: int, what: int, payload: bytes) -> None:
+        if what == STARTED:
+            self._started = time.monotonic()
+        elif what == REFUSED:
+            self.refused = f"structured_outputs: this {self._kind} cannot be used: {payload.decode(errors='replace')}"
+        elif what == FAILED:
+            self.grammars[index].error = f"structured_outputs: {payload.decode(errors='replace')}"
+        elif what == MASK:
+            self.is_ready = True
+            for grammar in self.grammars if index == ALL else [self.grammars[index]]:
+                grammar.mask = payload
+
+    def _died(self) -> None:
+        """Its process has ended: what it was working on was too much."""
+        simpler = "make it simpler (shorter repetitions, fewer alternatives, smaller numbers)."
+        if self.is_ready:
+            limits = f"{MASK_SECONDS:g} s for a token, {TOTAL_SECONDS:g} s in all or {MEMORY >> 20} MiB"
+        else:
+            limits = f"{COMPILE_SECONDS:g} s or {MEMORY >> 20} MiB to be prepared"
+        problem = f"structured_outputs: this {self._kind} takes more than {limits}; {simpler}"
+        if self._started is None:
+            problem = "structured_outputs: the process for grammars could not be started; is there enough memory?"
+        if not self.is_ready:
+            self.refused = problem
+        for grammar in self.grammars:
+            if not grammar.ready:
+                grammar.error = problem
+
+    def is_late(self) -> bool:
+        """Whether it takes longer to be prepared than grammars usually do."""
+        return self._started is not None and time.monotonic() - self._started > PREPARED_WITHIN
+
+    def slow_down(self) -> None:
+        """It was late: let it compute only when nobody else wants to."""
+        if not self.is_slow:
+            self.is_slow = True
+            self._compiler.tell(SLOW, self._number)
+
+    def close(self) -> None:
+        """The request is done."""
+        if self._connection.fileno() >= 0:
+            self._compiler.tell(END, self._number)
+            self._connection.close()
 
 
 class GrammarCompiler:
-    """Makes Grammars for one tokenizer.
+    """Makes Grammars for one tokenizer. Its process is started with the first.
 
     Args:
         tokenizer: the model's; None with skip_tokenizer_init.
@@ -38,33 +182,103 @@ class GrammarCompiler:
     """
 
     def __init__(self, tokenizer: Tokenizer | None, vocab_size: int, eos_token_ids: frozenset[int]) -> None:
-        self._tokenizer, self._vocab_size, self._eos = tokenizer, vocab_size, sorted(eos_token_ids)
-        self._table: Any = None
+        self._tokenizer, self._vocab_size = tokenizer, vocab_size
+        own = getattr(tokenizer, "eos_token_id", None)
+        self.end_ids = sorted(i for i in eos_token_ids or ({own} if own is not None else ()) if i < vocab_size)
+        self._control: socket.socket | None = None
+        self._numbers = itertools.count()
 
-    def compile(self, wanted: StructuredOutputsParams) -> Grammar:
-        """Raises InvalidRequestError for a schema, expression or grammar that is not one."""
-        import llguidance
+    def compile(self, structured: StructuredOutputsParams, count: int) -> GrammarSession:
+        """Begin to make the grammar of a request with `count` sequences ready; `wait` says when it is.
 
-        kind, text = wanted.as_grammar()
-        try:
-            grammar = llguidance.grammar_from(kind, text)
-        except ValueError as error:
-            raise InvalidRequestError(f"structured_outputs: {error}") from error
-        matcher = llguidance.LLMatcher(self._tokens(), grammar, log_level=0)
-        if matcher.is_error():
-            said = matcher.get_error().strip().splitlines()[0]
-            raise InvalidRequestError(f"structured_outputs: this {kind.replace('_', ' ')} cannot be used: {said}")
-        return Grammar(matcher)
+        Raises InvalidRequestError where there can be none, without having waited for it.
+        """
+        kind, text = structured.as_grammar()
+        task = {
+            "kind": kind,
+            "text": text,
+            "count": count,
+            "compile_seconds": COMPILE_SECONDS,
+            "mask_seconds": MASK_SECONDS,
+            "total_seconds": TOTAL_SECONDS,
+            "memory": MEMORY,
+        }
+        ours, theirs = socket.socketpair()
+        number = next(self._numbers)
+        with theirs, tempfile.TemporaryFile() as file:
+            file.write(json.dumps(task).encode())
+            file.flush()
+            for _ in range(2):
+                control = self._control or self._start()
+                try:
+                    socket.send_fds(control, [COMMAND.pack(START, number)], [theirs.fileno(), file.fileno()])
+                    break
+                except OSError:  # its process was ended from outside; the session says so if it happens again
+                    self._control = None
+        return GrammarSession(self, number, ours, kind.replace("_", " "), count)
 
-    def _tokens(self) -> Any:
-        """The vocabulary as llguidance wants it, made once: it takes a fifth of a second."""
-        if self._table is None:
-            import llguidance
-
-            self._table = llguidance.LLTokenizer(
-                _as_json(self._tokenizer), n_vocab=self._vocab_size, eos_token=self._eos or None
+    def _start(self) -> socket.socket:
+        vocabulary = {
+            "tokenizer": _as_json(self._tokenizer),
+            "vocab_size": self._vocab_size,
+            "eos": self.end_ids or None,
+        }
+        ours, theirs = socket.socketpair()
+        code = (
+            f"import socket, sys; sys.path[:] = {sys.path!r}; from octavo.executor.grammar_process import main; "
+            f"main(socket.socket(fileno={theirs.fileno()}))"
+        )
+        with theirs, tempfile.TemporaryFile() as file:
+            file.write(json.dumps(vocabulary).encode())
+            file.seek(0)
+            process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=file,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
             )
-        return self._table
+        self._control = ours
+        weakref.finalize(self, _stop, process, ours)
+        return ours
+
+    def tell(self, command: bytes, number: int) -> None:
+        """Have something done with a session's process, if there is one."""
+        if self._control is not None:
+            try:
+                self._control.sendall(COMMAND.pack(command, number))
+            except OSError:
+                self._control = None
+
+    @staticmethod
+    def wait(sessions: Iterable[GrammarSession], seconds: float, until_first: bool = False) -> None:
+        """Take what has come for `sessions`, and wait up to `seconds` until none (or `until_first`, one less) waits."""
+        waiting = {s.fileno(): s for s in sessions if s.waits}
+        poll = select.poll()
+        for descriptor in waiting:
+            poll.register(descriptor, select.POLLIN)
+        end = time.monotonic() + seconds
+        while waiting:
+            left = max(0.0, end - time.monotonic())
+            came = poll.poll(left * 1000)
+            for descriptor, _ in came:
+                session = waiting[descriptor]
+                session.receive()
+                if not session.waits:
+                    poll.unregister(descriptor)
+                    del waiting[descriptor]
+            if not came or left == 0 or until_first:
+                return
+
+
+def _stop(process: "subprocess.Popen[bytes]", control: socket.socket) -> None:
+    """End the process of grammars; it ends those of requests."""
+    control.close()
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _as_json(tokenizer: Tokenizer | None) -> str:
@@ -77,15 +291,24 @@ def _as_json(tokenizer: Tokenizer | None) -> str:
     raise InvalidRequestError("structured_outputs needs a tokenizer.json; this model's tokenizer is code of its own.")
 
 
-def apply_grammars(logits: Tensor, rows: Sequence[int], grammars: Sequence[Grammar]) -> None:
-    """Set the logits `[rows, vocab]` of tokens that may not come next to -inf, for the given rows, in place."""
-    from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
+def apply_grammars(logits: Tensor, rows: Sequence[int], grammars: Sequence[Grammar]) -> dict[int, str]:
+    """Set the logits `[rows, vocab]` of tokens that may not come next to -inf, for the given rows, in place.
 
+    Tokens that only the tokenizer knows are cut from the masks; tokens that it does not know may never come. Returns
+    why a row cannot go on, for those that cannot.
+    """
     vocab = logits.shape[1]
-    masks = allocate_token_bitmask(len(rows), vocab)
-    for i, grammar in enumerate(grammars):
-        fill_next_token_bitmask(grammar.matcher, masks, i)
-    bits = np.unpackbits(masks.view(np.uint8), axis=1, count=vocab, bitorder="little")
+    problems = {row: g.error for row, g in zip(rows, grammars, strict=True) if g.error is not None}
+    masks = {row: g.mask for row, g in zip(rows, grammars, strict=True) if g.mask is not None and row not in problems}
+    if not masks:
+        return problems
+    size = -(-vocab // 8)
+    packed = np.frombuffer(b"".join(m[:size].ljust(size, b"\0") for m in masks.values()), dtype=np.uint8)
+    bits = np.unpackbits(packed.reshape(len(masks), size), axis=1, count=vocab, bitorder="little")
     allowed = torch.from_numpy(bits).to(logits.device).bool()
-    index = torch.tensor(list(rows), device=logits.device)
+    index = torch.tensor(list(masks), device=logits.device)
     logits[index] = logits[index].masked_fill(~allowed, -torch.inf)
+    for row, count in zip(masks, bits.max(1).tolist(), strict=True):
+        if count == 0:
+            problems[row] = "structured_outputs: no token of this model's vocabulary can follow"
+    return problems

@@ -1,6 +1,7 @@
 """From logits to tokens: whole-batch tensor operations, each row as if it were alone."""
 
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,10 @@ from octavo.executor.sampling_state import GREEDY, SamplingState
 from octavo.ops import NOT_FINITE, DrawBy, Kernels
 from octavo.outputs import Logprob, TokenLogprobs
 
+NOTHING_LEFT = (
+    "no token may come next: what structured_outputs, allowed_token_ids, bad_words, logits_processors and min_tokens "
+    "leave has nothing in common. Loosen one of them."
+)
 NOT_FINITE_MESSAGE = "the model computed values that are not finite; is the checkpoint sound?"
 
 
@@ -40,8 +45,11 @@ def sample(logits: Tensor, states: Sequence[SamplingState], kernels: Kernels) ->
     structured = {i: s.grammar for i, s in enumerate(states) if s.grammar is not None}
     if structured:
         _follow(logits, structured, choices)
+    # Where a grammar may end, in rows that a request's own values may leave without any token.
+    ends = {i: logits[i, g.end_ids] for i, g in structured.items() if states[i].acts_on_tokens}
     _restrict(logits, states, choices)
     _penalize(logits, states, choices)
+    _keep_one(logits, states, ends, choices)
     tokens = kernels.choose(logits, _draws(states, choices))
     for choice, token in zip(choices, tokens.tolist(), strict=True):
         if token == NOT_FINITE:
@@ -82,14 +90,17 @@ def describe(logprobs: Tensor, chosen: Tensor, counts: Sequence[int]) -> list[To
 def _follow(logits: Tensor, grammars: dict[int, Grammar], choices: list[Choice]) -> None:
     """Mask the rows that follow a grammar: all together, or each by itself where one fails."""
     try:
-        apply_grammars(logits, list(grammars), list(grammars.values()))
+        problems = apply_grammars(logits, list(grammars), list(grammars.values()))
     except BaseException as error:
         failure(error)  # goes on upwards if it is no request's
+        problems = {}
         for row, grammar in grammars.items():
             try:
-                apply_grammars(logits, [row], [grammar])
+                problems |= apply_grammars(logits, [row], [grammar])
             except BaseException as of_row:
-                choices[row].error = f"structured_outputs: {failure(of_row)}"
+                problems[row] = f"structured_outputs: {failure(of_row)}"
+    for row, problem in problems.items():
+        choices[row].error = problem
 
 
 def _draws(states: Sequence[SamplingState], choices: list[Choice]) -> list[DrawBy]:
@@ -123,20 +134,37 @@ def _restrict(logits: Tensor, states: Sequence[SamplingState], choices: list[Cho
 
 def _restrict_row(logits: Tensor, state: SamplingState) -> None:
     """Allowed tokens, bad words, min_tokens and biases of one row `[vocab]`, in place."""
-    p, out = state.params, state.output_token_ids
+    p = state.params
     if p.allowed_token_ids is not None:
         allowed = torch.full_like(logits, -torch.inf)
         index = torch.tensor(p.allowed_token_ids, device=logits.device)
         allowed[index] = logits[index]
         logits.copy_(allowed)
-    banned = [w[-1] for w in state.bad_words if w[:-1] == out[len(out) - len(w) + 1 :] or len(w) == 1]
-    if len(out) < p.min_tokens:
-        banned += state.stop_ids
-    if banned:
-        logits[torch.tensor(banned, device=logits.device)] = -torch.inf
+    if state.bad_words:
+        state.ban(logits)
+    if len(state.output_token_ids) < p.min_tokens and state.stop_ids:
+        logits[torch.tensor(list(state.stop_ids), device=logits.device)] = -torch.inf
     if p.logit_bias:
         index = torch.tensor(list(p.logit_bias), device=logits.device)
         logits[index] += torch.tensor(list(p.logit_bias.values()), device=logits.device)
+
+
+def _keep_one(logits: Tensor, states: Sequence[SamplingState], ends: dict[int, Tensor], choices: list[Choice]) -> None:
+    """See that each row whose request acts on single tokens has one left.
+
+    Where it forbids all that its grammar allows, and the grammar may end here, it ends: `ends` has the logits of end
+    tokens in such rows. Where it may not, that is the request's error.
+    """
+    for i, state in enumerate(states):
+        if not state.acts_on_tokens or choices[i].error is not None or float(logits[i].max()) > -math.inf:
+            continue
+        if state.grammar is not None and bool((ends[i] > -math.inf).any()):
+            logits[i, state.grammar.end_ids] = ends[i]
+        elif not bool(logits[i].isnan().any()):
+            choices[i].error = NOTHING_LEFT
+    for i, choice in enumerate(choices):
+        if choice.error is not None:
+            logits[i] = 0  # nothing is chosen here, and nothing that is no number reaches the others
 
 
 def _run_processors(processors: Sequence[Any], state: SamplingState, logits: Tensor) -> Tensor:

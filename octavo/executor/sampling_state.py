@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from octavo.executor.bad_words import BadWords
 from octavo.executor.grammar import Grammar
 from octavo.ops import DrawBy
 from octavo.params import SamplingParams
@@ -35,7 +36,8 @@ class SamplingState:
     """Tokens that may not come before `min_tokens`."""
     grammar: Grammar | None = None
     """What the answer must follow."""
-    bad_words: list[list[int]] = field(default_factory=list)
+    bad_words: BadWords | list[list[int]] = field(default_factory=list)
+    """Sequences of tokens that may not come; a list is made a BadWords, which several states may share."""
     output_token_ids: list[int] = field(default_factory=list)
     _counts: Tensor | None = None
     _in_prompt: Tensor | None = None
@@ -45,9 +47,16 @@ class SamplingState:
         p = self.params
         self.has_penalties = p.presence_penalty != 0 or p.frequency_penalty != 0 or p.repetition_penalty != 1
         self.acts_on_tokens = bool(
-            self.bad_words or p.min_tokens or p.logit_bias or p.logits_processors or p.allowed_token_ids is not None
+            self.bad_words
+            or p.bad_words
+            or p.min_tokens
+            or p.logit_bias
+            or p.logits_processors
+            or p.allowed_token_ids is not None
         )
         """Whether single tokens of its row are changed."""
+        self._bad_words_state = 0
+        self._bad_words_seen = 0
 
     def draw_by(self) -> DrawBy:
         """How the next token is chosen."""
@@ -56,6 +65,23 @@ class SamplingState:
             return GREEDY
         draw = (mix(self.seed, len(self.output_token_ids)) >> 11) / (1 << 53)
         return DrawBy(float(p.temperature), float(p.min_p), min(max(0, p.top_k), MOST), float(p.top_p), draw)
+
+    def ban(self, logits: Tensor) -> None:
+        """Set the logits `[vocab]` of tokens that would now complete a bad word to -inf, in place."""
+        words = self._bad_words()
+        if self._bad_words_seen > len(self.output_token_ids):
+            self._bad_words_state = self._bad_words_seen = 0
+        for token in self.output_token_ids[self._bad_words_seen :]:
+            self._bad_words_state = words.after(self._bad_words_state, token)
+        self._bad_words_seen = len(self.output_token_ids)
+        logits[words.always(logits.device)] = -torch.inf
+        if banned := words.banned(self._bad_words_state):
+            logits[torch.tensor(banned, device=logits.device)] = -torch.inf
+
+    def _bad_words(self) -> BadWords:
+        if not isinstance(self.bad_words, BadWords):
+            self.bad_words = BadWords(self.bad_words)
+        return self.bad_words
 
     def counts(self, vocab: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """How often each token was generated, [vocab], and whether it is in the prompt, [vocab] bool."""

@@ -166,7 +166,7 @@ class EngineServer:
 
     def _messages(self, output: RequestOutput | PoolingRequestOutput[PoolingOutput] | FailedRequest) -> list[Output]:
         if isinstance(output, FailedRequest):
-            return [Failed(output.request_id, output.error, invalid=False)]
+            return [Failed(output.request_id, output.error, output.invalid)]
         if isinstance(output, PoolingRequestOutput):
             data = output.outputs.data.numpy().astype(np.float32)
             self.stats.cached_tokens += output.num_cached_tokens

@@ -1,0 +1,150 @@
+"""What requests wait for beside the model: grammars, masks, and long lists of words to be tokenized.
+
+None of it is the engine's own work: grammars are made ready and masks found in processes beside it, long lists are
+tokenized in a thread. A request enters the schedule once it is prepared, and a sequence whose mask is late leaves out
+steps, while all others go on. Which tokens come does not depend on any of this: only when they do.
+"""
+
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+from octavo.engine.inputs import InputChecker
+from octavo.engine.request import Completion, GenerationRequest
+from octavo.errors import failure
+from octavo.executor.bad_words import BadWords
+from octavo.executor.grammar import GrammarCompiler, GrammarSession
+from octavo.params import SamplingParams
+
+PATIENCE = 0.005
+"""Seconds that a step waits for masks that were begun in the one before; the usual mask takes a tenth of them."""
+IDLE = 0.01
+"""Seconds to wait where nothing else can be computed."""
+FEW_WORDS = 64
+"""Bad words that are tokenized at once: a thread would take longer."""
+
+
+@dataclass(eq=False)
+class _Prepared:
+    """A request that waits for its turn, and what it waits for."""
+
+    request: GenerationRequest
+    session: GrammarSession | None
+    bad_words: "Future[BadWords]"
+
+
+class Preparing:
+    """Requests on their way into the schedule, and sequences on their way into the next step.
+
+    Args:
+        grammars: makes grammars.
+        checker: tokenizes bad words.
+    """
+
+    def __init__(self, grammars: GrammarCompiler, checker: InputChecker) -> None:
+        self._grammars, self._checker = grammars, checker
+        self._threads: ThreadPoolExecutor | None = None
+        self._waiting: dict[str, _Prepared] = {}
+        self._sessions: dict[str, GrammarSession] = {}
+        self._new: set[Completion] = set()
+        self._late: set[Completion] = set()
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._waiting or self._new or self._late)
+
+    def add(self, request: GenerationRequest) -> bool:
+        """Begin with what `request` needs; whether it must wait.
+
+        Raises InvalidRequestError where that can be said at once.
+        """
+        params = request.params
+        bad_words = self._bad_words(params)
+        session = None
+        if params.structured_outputs is not None:
+            session = self._grammars.compile(params.structured_outputs, len(request.completions))
+            self._sessions[request.request_id] = session
+            for completion, grammar in zip(request.completions, session.grammars, strict=True):
+                completion.state.grammar = grammar
+        prepared = _Prepared(request, session, bad_words)
+        if session is None and bad_words.done():
+            self._finish(prepared)
+            return False
+        self._waiting[request.request_id] = prepared
+        return True
+
+    def _bad_words(self, params: SamplingParams) -> "Future[BadWords]":
+        if len(params.bad_words or []) > FEW_WORDS:
+            self._threads = self._threads or ThreadPoolExecutor(1, thread_name_prefix="octavo-words")
+            return self._threads.submit(lambda: BadWords(self._checker.bad_words(params)))
+        done: Future[BadWords] = Future()
+        done.set_result(BadWords(self._checker.bad_words(params)))
+        return done
+
+    def _finish(self, prepared: _Prepared) -> None:
+        words = prepared.bad_words.result()
+        for completion in prepared.request.completions:
+            completion.state.bad_words = words
+
+    def chosen(self, completion: Completion) -> None:
+        """A token of this sequence was chosen: it may have to wait for the next mask."""
+        grammar = completion.state.grammar
+        if grammar is not None and not grammar.ready and not grammar.ended:
+            completion.sequence.held = True
+            self._new.add(completion)
+
+    def forget(self, request: GenerationRequest) -> None:
+        """The request is done, or has been ended."""
+        self._waiting.pop(request.request_id, None)
+        if session := self._sessions.pop(request.request_id, None):
+            session.close()
+            self._new.difference_update(request.completions)
+            self._late.difference_update(request.completions)
+
+    def collect(self, is_idle: bool) -> tuple[list[GenerationRequest], list[tuple[GenerationRequest, str]]]:
+        """Requests that are prepared, and those that cannot be, with the reason.
+
+        Waits shortly: for masks begun in the last step, and for anything at all where the engine `is_idle`.
+        """
+        if not self.is_busy:
+            return [], []
+        self._grammars.wait((s for s in _sessions(self._new) if not s.is_slow), PATIENCE)
+        late = {c for c in self._new | self._late if not _ready(c)}
+        has_new = is_idle and any(_ready(c) for c in self._new)
+        preparing = {p.session for p in self._waiting.values() if p.session is not None}
+        for session in [*_sessions(late & self._new), *(s for s in preparing if s.is_late())]:
+            session.slow_down()
+        if is_idle and not has_new and not (late or preparing):
+            wait([p.bad_words for p in self._waiting.values()], timeout=IDLE)
+        self._grammars.wait(_sessions(late) | preparing, IDLE if is_idle and not has_new else 0, until_first=True)
+        for completion in self._new | self._late:
+            completion.sequence.held = not _ready(completion)
+        self._new, self._late = set(), {c for c in late if not _ready(c)}
+        return self._prepared()
+
+    def _prepared(self) -> tuple[list[GenerationRequest], list[tuple[GenerationRequest, str]]]:
+        ready: list[GenerationRequest] = []
+        refused: list[tuple[GenerationRequest, str]] = []
+        for name, prepared in list(self._waiting.items()):
+            session = prepared.session
+            if session is not None and session.refused is not None:
+                refused.append((prepared.request, session.refused))
+            elif prepared.bad_words.done() and (session is None or session.is_ready):
+                try:
+                    self._finish(prepared)
+                    ready.append(prepared.request)
+                except BaseException as error:
+                    refused.append((prepared.request, failure(error)))
+            else:
+                continue
+            del self._waiting[name]
+        return ready, refused
+
+
+def _ready(completion: Completion) -> bool:
+    grammar = completion.state.grammar
+    return grammar is None or grammar.ready
+
+
+def _sessions(completions: Iterable[Completion]) -> set[GrammarSession]:
+    return {g.session for c in completions if (g := c.state.grammar) is not None}

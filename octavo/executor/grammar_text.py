@@ -1,0 +1,40 @@
+"""Grammars as users write them, in llguidance's notation. Called in the process of grammars, within its limits."""
+
+import json
+from typing import Any
+
+from octavo.executor.json_schema import closed
+
+WHITESPACE = " "
+"""What may stand between JSON's tokens: at most this. Where new lines may come some models write them without end;
+SmolLM2 needs 65 tokens for an answer of four fields so, and 73 with new lines and indentation."""
+
+
+def to_llguidance(kind: str, text: str) -> str:
+    """The grammar for LLMatcher. `kind` and `text` are StructuredOutputsParams.as_grammar's.
+
+    Raises ValueError for what is none.
+    """
+    import llguidance
+
+    if kind == "json_schema":
+        schema = closed(json.loads(text))
+        if not isinstance(schema, (dict, bool)) or schema is False:
+            raise ValueError("a schema is a JSON object or true")
+        schema = {} if schema is True else schema
+        options: Any = {"whitespace_flexible": True, "whitespace_pattern": WHITESPACE}
+        return str(llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options))
+    if kind == "choice":
+        return str(llguidance.LLMatcher.grammar_from_regex(choice_regex(json.loads(text))))
+    return str(llguidance.grammar_from(kind, text))
+
+
+def choice_regex(texts: list[str]) -> str:
+    """An expression of exactly these texts. As one lexeme there may be any number; as rules of a grammar, 2,000."""
+    return "(" + "|".join("".join(map(_escaped, t)) for t in dict.fromkeys(texts)) + ")"
+
+
+def _escaped(character: str) -> str:
+    if character.isascii() and not character.isalnum():
+        return f"\\x{ord(character):02x}"
+    return character
