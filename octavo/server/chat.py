@@ -15,7 +15,8 @@ from octavo.server.logprobs import LogprobsWriter, TokenEntry
 from octavo.server.protocol import ChatRequest
 from octavo.server.service import Answer, Run, Service
 from octavo.server.streaming import event_response, json_response, while_connected
-from octavo.server.tools import Calls, ToolParser, call, choose_parser, forced, read_forced
+from octavo.server.tool_calls import Calls, call
+from octavo.server.tools import ToolParser, choose_parser, forced, read_forced
 
 
 def template_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,9 +1,7 @@
 """Tool calls: found in a model's text as its family writes them, or forced by a schema."""
 
 import json
-import math
 import re
-import uuid
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -12,78 +10,7 @@ from octavo.loading.tokenizer import Tokenizer
 from octavo.params import StructuredOutputsParams
 from octavo.server.json_scanner import WHITESPACE, JsonScanner, Scan
 from octavo.server.protocol import ChatRequest, NamedTool, Tool
-
-Calls = list[tuple[str, Any]]
-"""Names, and arguments as they were read from JSON."""
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def call(name: str, arguments: Any, index: int | None = None) -> dict[str, Any]:
-    """A tool call as OpenAI's clients read it; arguments are JSON text."""
-    text = arguments if isinstance(arguments, str) else _dump(arguments)
-    made = {
-        "id": f"chatcmpl-tool-{uuid.uuid4().hex}",
-        "type": "function",
-        "function": {"name": name, "arguments": text},
-    }
-    return made if index is None else {"index": index, **made}
-
-
-def _dump(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    # Half of a surrogate pair, which only an escape can write, is no text in UTF-8: it stays an escape.
-    return text if _is_text(text) else json.dumps(value)
-
-
-def _is_text(value: str) -> bool:
-    return _SURROGATE.search(value) is None
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is too large")
-    return value
-
-
-def _read(text: str, tools: Collection[str] | None = None, strict: bool = False) -> Calls | None:
-    """Calls in JSON: an object or a list of them, with `name` and `arguments` or `parameters`; None for what is none.
-
-    With `strict`, only what names one of the `tools` (any, if None) and has arguments.
-    """
-    try:
-        value = json.loads(text, parse_float=_finite)
-    except ValueError:  # a number of more digits than Python reads, for example
-        return None
-    found = Calls()
-    for item in value if isinstance(value, list) else [value]:
-        if not isinstance(item, dict):
-            return None
-        name, key = item.get("name"), "arguments" if "arguments" in item else "parameters"
-        if not isinstance(name, str) or not name or not _is_text(name):
-            return None
-        if strict and (key not in item or (tools is not None and name not in tools)):
-            return None
-        arguments = _arguments(item.get(key))
-        if arguments is None:
-            return None
-        found.append((name, arguments))
-    return found or None
-
-
-def _arguments(value: Any) -> dict[str, Any] | None:
-    """Arguments given as an object, or as the text of one; None for anything else."""
-    if isinstance(value, str) and value.strip():
-        scanner, text = JsonScanner(), value.strip()
-        if any(scanner.take(c) is not Scan.MORE for c in text[:-1]) or scanner.take(text[-1]) is not Scan.DONE:
-            return None
-        try:
-            value = json.loads(text, parse_float=_finite)
-        except ValueError:
-            return None
-    if value is None or value == "":
-        return {}
-    return value if isinstance(value, dict) else None
+from octavo.server.tool_calls import SURROGATE, Calls, finite, is_text, read_arguments, read_calls
 
 
 def _private(index: int) -> str:
@@ -108,6 +35,8 @@ class ToolParser:
     """Markers that a call begins with. The first character of a marker stands at no other place of it."""
     closing = ""
     """The marker that ends a call, where there is one. The end of the answer and the next call end one as well."""
+    inner: tuple[str, ...] = ()
+    """Markers inside a call."""
     bare = False
     """Whether an object without a marker can be a call."""
     between = WHITESPACE
@@ -125,6 +54,8 @@ class ToolParser:
         self._seen = ""
         """Characters that may begin a marker."""
         self._is_marked = False
+        self._head = ""
+        """What comes of a call before its JSON, where a family writes the name there."""
         self._scanner: JsonScanner | None = None
         """Reads the call's JSON, once there is a call."""
         self._json: list[str] = []
@@ -137,7 +68,7 @@ class ToolParser:
 
     @classmethod
     def _markers(cls) -> tuple[str, ...]:
-        return (*cls.openings, cls.closing) if cls.closing else cls.openings
+        return (*cls.openings, *((cls.closing,) if cls.closing else ()), *cls.inner)
 
     @classmethod
     def _privates(cls, markers: Sequence[str]) -> list[str]:
@@ -170,7 +101,7 @@ class ToolParser:
             at = end + 1
         if finished:
             self._finish()
-        content = _SURROGATE.sub("", "".join(self._content))
+        content = SURROGATE.sub("", "".join(self._content))
         calls, self._content, self._calls = self._calls, [], Calls()
         return content, calls
 
@@ -213,8 +144,12 @@ class ToolParser:
 
     def _take_json(self, char: str) -> None:
         assert self._scanner is not None
-        if not self._json and char in WHITESPACE:
+        if not self._json and not self._head and char in WHITESPACE:
             self._held.append(char)
+            return
+        if not self._json and self._is_head(char):
+            self._held.append(char)
+            self._head += char
             return
         scan = self._scanner.take(char)
         if scan is Scan.BAD:
@@ -224,11 +159,19 @@ class ToolParser:
         self._held.append(char)
         self._json.append(char)
         if scan is Scan.DONE:
-            self._found = _read("".join(self._json), self.tools, strict=not self._is_marked)
+            self._found = self._calls_in("".join(self._json))
             if self._found is None:
                 self._give_up()
             elif not self._closings or not self._is_marked:
                 self._complete()
+
+    def _is_head(self, char: str) -> bool:
+        """Whether a character before a call's JSON belongs to it."""
+        return False
+
+    def _calls_in(self, text: str) -> Calls | None:
+        """The calls that a complete object or array makes, if it does."""
+        return read_calls(text, self.tools, strict=not self._is_marked)
 
     def _take_end(self, char: str) -> None:
         """White space and the closing marker, or the next opening one."""
@@ -248,7 +191,7 @@ class ToolParser:
             self._take_text(char)
 
     def _emit(self, text: str) -> None:
-        if self._gap is not None and _is_text(text):
+        if self._gap is not None and is_text(text):
             if text in (self.between if self.num_calls else WHITESPACE):
                 self._gap.append(text)
                 return
@@ -271,7 +214,7 @@ class ToolParser:
         self._reset()
 
     def _reset(self) -> None:
-        self._held, self._json, self._seen, self._scanner, self._found = [], [], "", None, None
+        self._held, self._json, self._head, self._seen, self._scanner, self._found = [], [], "", "", None, None
 
     def _finish(self) -> None:
         if self._found is not None:
@@ -293,9 +236,26 @@ class HermesParser(ToolParser):
 
 
 class MistralParser(ToolParser):
-    """`[TOOL_CALLS][{"name": ..., "arguments": ...}]`."""
+    """`[TOOL_CALLS][{"name": ..., "arguments": ...}]`, and `[TOOL_CALLS]name[ARGS]{...}` of later models."""
 
     openings = ("[TOOL_CALLS]",)
+    inner = ("[CALL_ID]", "[ARGS]")
+    most_head = 256
+    """Characters of a name and its markers."""
+
+    def _is_head(self, char: str) -> bool:
+        belongs = re.match(r"[\w.-]", char) is not None or char in self._privates(self.inner)
+        return len(self._head) < self.most_head and (belongs or (self._head != "" and char in "[]" + WHITESPACE))
+
+    def _calls_in(self, text: str) -> Calls | None:
+        if not self._head:
+            return super()._calls_in(text)
+        call_id, arguments = (
+            f"(?:{re.escape(m)}|{p})" for m, p in zip(self.inner, self._privates(self.inner), strict=True)
+        )
+        match = re.fullmatch(rf"([\w.-]+)(?:{call_id}\w*)?{arguments}?\s*", self._head)
+        read = read_arguments(text)
+        return None if match is None or read is None else [(match[1], read)]
 
 
 class LlamaParser(ToolParser):
@@ -366,7 +326,7 @@ def read_forced(request: ChatRequest, text: str) -> Calls:
         scan = scanner.take(char)
         if scan is Scan.DONE:
             try:
-                value = json.loads("".join(item), parse_float=_finite)
+                value = json.loads("".join(item), parse_float=finite)
                 found.append((value["name"], value["parameters"]))
             except (ValueError, LookupError, TypeError):
                 break

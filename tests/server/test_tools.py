@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 import octavo.server.tools as tools_module
 from octavo.server.json_scanner import MAX_DEPTH, JsonScanner, Scan
 from octavo.server.protocol import ChatRequest
+from octavo.server.tool_calls import Calls, call
 from octavo.server.tools import PARSERS as PARSER_NAMES
 from octavo.server.tools import (
-    Calls,
     HermesParser,
     LlamaParser,
     MistralParser,
     ToolParser,
-    call,
     choose_parser,
     forced,
     read_forced,
@@ -28,6 +27,7 @@ from tests.server.scripted import Said, byte_tokenizer, chat
 
 CALL = {"name": "f", "arguments": {"x": "a < b", "n": [1, 2]}}
 TEXT = json.dumps(CALL)
+ARGUMENTS = json.dumps(CALL["arguments"])
 LLAMA = json.dumps({"name": "f", "parameters": CALL["arguments"]})
 TAG = json.dumps({"name": "f", "arguments": {"html": "</tool_call> [TOOL_CALLS] <|python_tag|> }{]["}})
 TAGGED = [("f", {"html": "</tool_call> [TOOL_CALLS] <|python_tag|> }{]["})]
@@ -84,6 +84,13 @@ def same_however_cut(make: Callable[[], ToolParser], text: str) -> tuple[str, Ca
         (MistralParser, f"[TOOL_CALLS][{TEXT}]\n[TOOL_CALLS][{TEXT}]", "", 2),
         (MistralParser, f"[TOOL_CALLS][{TEXT}, 5] yes", f"[TOOL_CALLS][{TEXT}, 5] yes", 0),
         (MistralParser, "[TOOL_CALLS][]", "[TOOL_CALLS][]", 0),
+        (MistralParser, f"[TOOL_CALLS]f[ARGS]{ARGUMENTS}", "", 1),
+        (MistralParser, f"So: [TOOL_CALLS]f{ARGUMENTS}[TOOL_CALLS] f[CALL_ID]x1[ARGS] {ARGUMENTS} end", "So:  end", 2),
+        (MistralParser, "[TOOL_CALLS]no, that is none", "[TOOL_CALLS]no, that is none", 0),
+        (MistralParser, f"[TOOL_CALLS]a b{ARGUMENTS}", f"[TOOL_CALLS]a b{ARGUMENTS}", 0),
+        (MistralParser, "[TOOL_CALLS]f[ARGS][1]", "[TOOL_CALLS]f[ARGS][1]", 0),
+        (MistralParser, f"[TOOL_CALLS]f[ARGS][ARGS]{ARGUMENTS}", f"[TOOL_CALLS]f[ARGS][ARGS]{ARGUMENTS}", 0),
+        (MistralParser, f"[TOOL_CALLS]{'f' * 300}[TOOL_CALLS]f{ARGUMENTS}", f"[TOOL_CALLS]{'f' * 300}", 1),
         (MistralParser, "an [array] of [TOOL_things", "an [array] of [TOOL_things", 0),
         (LlamaParser, LLAMA, "", 1),
         (LlamaParser, f"<|python_tag|>{LLAMA}; {LLAMA}", "", 2),
@@ -152,6 +159,12 @@ def test_json_in_prose_is_a_call_only_if_it_names_a_tool_and_has_arguments() -> 
 def test_arguments_are_an_object_or_the_text_of_one(arguments: str, read: Any) -> None:
     text = f'<tool_call>{{"name": "f", "arguments": {arguments}}}</tool_call>'
     assert same_however_cut(HermesParser, text) == ((text, []) if read is None else ("", [("f", read)]))
+
+
+def test_ids_are_what_every_template_takes() -> None:
+    ids = {call("f", {})["id"] for _ in range(100)}
+    assert len(ids) == 100
+    assert all(len(i) == 9 and i.isascii() and i.isalnum() for i in ids)
 
 
 def test_half_a_surrogate_pair_can_be_sent() -> None:
@@ -336,6 +349,7 @@ def test_nesting_has_a_limit_that_python_can_read() -> None:
         (HermesParser, ["<tool_call>", "</tool_call>"], f"Hm. <tool_call>{TEXT}</tool_call>", "Hm. "),
         (HermesParser, ["<tool_call>"], f"Hm. <tool_call>{TEXT}</tool_call> So.", "Hm.  So."),
         (MistralParser, ["[TOOL_CALLS]"], f"Hm. [TOOL_CALLS][{TEXT}]", "Hm. "),
+        (MistralParser, ["[TOOL_CALLS]", "[ARGS]"], f"Hm. [TOOL_CALLS]f[ARGS]{ARGUMENTS}", "Hm. "),
         (LlamaParser, ["<|python_tag|>"], f"Hm. <|python_tag|>{LLAMA}", "Hm. "),
         (HermesParser, [], f"Hm. <tool_call>{TEXT}</tool_call>", "Hm. "),
     ],
@@ -356,7 +370,7 @@ def test_markers_that_are_special_tokens_are_seen(
 
     got = answer(text + "<|pad|>")
     assert (got.content, got.calls, got.finish_reason) == (content, [("f", CALL["arguments"])], "tool_calls")
-    bad = text.replace('{"name"', '{"nme"')
+    bad = text.replace("{", "{!")
     without = bad
     for marker in special:  # what is no text does not become text because a call is bad
         without = without.replace(marker, "")
