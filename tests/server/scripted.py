@@ -76,7 +76,7 @@ class ScriptedClient:
 def service(tokenizer: Tokenizer | None, client: ScriptedClient, tool_parser: str = "none") -> Service:
     made = Service(EngineArgs(), ServerOptions(tool_parser=tool_parser))
     made.client, made.tokenizer = client, tokenizer  # type: ignore[assignment]
-    made.metrics = Metrics("scripted", 8)
+    made.metrics = Metrics("scripted")
     made._checker = InputChecker(tokenizer, 10_000, 10_000, 20, None)
     return made
 
