@@ -58,9 +58,16 @@ def failure(error: BaseException) -> str:
     raise error
 
 
+def shorten(value: object, limit: int = 100) -> str:
+    """A value's text for a message: at most `limit` characters, all of them printable."""
+    text = str(value)
+    text = text if len(text) <= limit else f"{text[: limit - 20]}... ({len(text)} characters)"
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
 def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:
     """`" Did you mean a, b?"` for the closest known names, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+    close = difflib.get_close_matches(name[:100], list(known), n=count, cutoff=0.5)
     return f" Did you mean {', '.join(close)}?" if close else ""
 
 

@@ -1,19 +1,26 @@
 """The tensors of a checkpoint folder: safetensors or PyTorch files, sharded or not."""
 
-import contextlib
-import pickle
+import json
+import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from octavo.errors import CheckpointError
-from octavo.loading.files import read_json
+from octavo.errors import CheckpointError, shorten
+from octavo.loading.files import open_file, read_json
+from octavo.loading.pickled import pickled_tensors
 from octavo.ops import StoredRows
 
+HEADER_MAX = 32 << 20
+"""Bytes of a safetensors file's header: some 200,000 tensors."""
+INDEX_MAX = 64 << 20
+"""Bytes of an index, which names every tensor of a model."""
 REOPEN_AFTER = 32 << 20
 """Bytes read through one memory map before it is dropped, so that pages already used do not count as ours."""
 
@@ -96,18 +103,26 @@ NamedSources = Iterator[tuple[str, TensorSource]]
 def checkpoint_tensors(folder: Path, load_format: str = "auto") -> NamedSources:
     """Name and source of every tensor in the folder's weight files.
 
-    Raises CheckpointError for missing shards, damaged files, and pickles that hold code.
+    Raises CheckpointError for missing shards, damaged files, pickles that hold code, and a name that is there twice.
     """
     kinds = {
-        "auto": (("safetensors", _safetensors), ("bin", _pickled)),
+        "auto": (("safetensors", _safetensors), ("bin", pickled_tensors)),
         "safetensors": (("safetensors", _safetensors),),
-        "pt": (("bin", _pickled), ("pt", _pickled)),
+        "pt": (("bin", pickled_tensors), ("pt", pickled_tensors)),
     }[load_format if load_format in ("safetensors", "pt") else "auto"]
     for suffix, read in kinds:
         files = _weight_files(folder, suffix)
         if files:
+            seen: dict[str, str] = {}
             for file in files:
-                yield from read(file)
+                for name, source in read(file):
+                    if name in seen:
+                        raise CheckpointError(
+                            f"{folder} has {shorten(name)} twice, in {seen[name]} and in {file.name}. Leave only the "
+                            "files of one download."
+                        )
+                    seen[name] = file.name
+                    yield name, source
             return
     raise CheckpointError(
         f"{folder} has a config.json but no weights ({' or '.join('*.' + k for k, _ in kinds)}). "
@@ -125,15 +140,20 @@ def _weight_files(folder: Path, suffix: str) -> list[Path]:
             for f in folder.glob(f"*.{suffix}")
             if not f.name.startswith(("consolidated", "training_args", "optimizer", "scheduler"))
         )
-    names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    weight_map = read_json(index, INDEX_MAX).get("weight_map", {})
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{index}: its weight_map must name a file for each tensor. Download it again.")
+    names = sorted(set(weight_map.values()))
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{index} names {name!r}, which is not a file in its own folder; it is refused.")
+        if Path(name).name != name or len(os.fsencode(name)) > 255 or "\0" in name:
+            raise CheckpointError(
+                f"{index} names {shorten(name)!r}, which is not a file in its own folder; it is refused."
+            )
     missing = [n for n in names if not (folder / n).is_file()]
     if missing:
         raise CheckpointError(
             f"{folder} lacks {len(missing)} of {len(names)} weight files that {index.name} names: "
-            f"{', '.join(missing[:4])}. Download them."
+            f"{', '.join(shorten(name) for name in missing[:4])}. Download them."
         )
     return [folder / n for n in names]
 
@@ -147,27 +167,32 @@ class _SafetensorsFile:
         self._open()
 
     def _open(self) -> None:
-        from safetensors import SafetensorError, safe_open
-
         try:
             self.handle: Any = safe_open(self.path, framework="pt")
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{self.path} is damaged or cut short ({error}). Download it again.") from error
+            raise CheckpointError(
+                f"{self.path} is damaged or cut short ({shorten(error, 200)}). Download it again."
+            ) from error
         self._read = 0
 
     def get(self, name: str) -> Tensor:
         with self._lock:
             if self._read > REOPEN_AFTER:
                 self._open()
-            tensor: Tensor = self.handle.get_tensor(name)
+            try:
+                tensor: Tensor = self.handle.get_tensor(name)
+            except (SafetensorError, OSError, RuntimeError, AttributeError) as error:
+                raise CheckpointError(
+                    f"{self.path}: {shorten(name)} cannot be read ({shorten(error, 200)}). Is it of a type that this "
+                    "PyTorch has?"
+                ) from error
             self._read += tensor.nbytes
             return tensor
 
 
 class _SafetensorsSource:
-    def __init__(self, file: _SafetensorsFile, name: str) -> None:
-        self.file, self.name = file, name
-        self.shape = tuple(file.handle.get_slice(name).get_shape())
+    def __init__(self, file: _SafetensorsFile, name: str, shape: tuple[int, ...]) -> None:
+        self.file, self.name, self.shape = file, name, shape
 
     def read(self) -> Tensor:
         return self.file.get(self.name)
@@ -177,32 +202,40 @@ class _SafetensorsSource:
 
 
 def _safetensors(path: Path) -> NamedSources:
+    shapes = _safetensors_shapes(path)
     file = _SafetensorsFile(path)
-    for name in list(file.handle.keys()):
-        yield name, _SafetensorsSource(file, name)
+    for name, shape in shapes.items():
+        yield name, _SafetensorsSource(file, name, shape)
 
 
-def _pickled(path: Path) -> NamedSources:
+def _safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Each tensor's shape, by the file's header; its own library, which has no bounds, then checks the rest."""
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise CheckpointError(f"{path} is damaged or cut short (its header is longer than it). Download it again.")
+        if length > HEADER_MAX:
+            raise CheckpointError(f"{path} has a header of {length} bytes; {HEADER_MAX >> 20} MiB are read.")
+        header = file.read(length)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except pickle.UnpicklingError as error:
+        entries = json.loads(header, object_pairs_hook=_without_duplicates)
+        entries.pop("__metadata__", None)
+        shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
+        if any(type(n) is not int or not 0 <= n < 2**48 for shape in shapes.values() for n in shape):
+            raise ValueError("a shape that is none")
+    except RecursionError as error:
+        raise CheckpointError(f"{path} is damaged (its header nests too deeply). Download it again.") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{path} holds more than tensors (pickled Python code), and is refused. Convert it to safetensors in a "
-            "place you trust."
+            f"{path} is damaged or cut short (its header: {shorten(error, 200)}). Download it again."
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged or cut short ({error}). Download it again.") from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path} holds a {type(state).__name__}, not a dictionary of tensors.")
-    for name in list(state):
-        tensor = state.pop(name)
-        if isinstance(tensor, Tensor):
-            yield name, PlainSource(tensor)
+    return shapes
 
 
-def _is_zip(path: Path) -> bool:
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        return file.read(2) == b"PK"
-    return False
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{shorten(twice)} is there twice")
+    return found

@@ -1,12 +1,11 @@
 """How a model's own files want embeddings pooled: sentence-transformers' modules.json and its pooling config."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from octavo.config import PoolerConfig
 from octavo.errors import CheckpointError, UnsupportedModelError
-from octavo.loading.files import read_json
+from octavo.loading.files import read_json, read_json_value
 
 _TYPES = {
     "pooling_mode_lasttoken": "LAST",
@@ -24,9 +23,9 @@ def pooling_config(folder: Path) -> PoolerConfig:
     if not path.is_file():
         return PoolerConfig()
     try:
-        modules: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        modules: list[dict[str, Any]] = read_json_value(path)
         kinds = [str(m["type"]).rpartition(".")[2] for m in modules]
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not a list of sentence-transformers modules: {error}") from error
     config = PoolerConfig(normalize="Normalize" in kinds)
     for module, kind in zip(modules, kinds, strict=True):

