@@ -5,11 +5,10 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from octavo.cli.options import SAMPLING_HELP, check_sampling_flags, engine_args_of, sampling_params_of
+from octavo.cli.options import SAMPLING_HELP, check_sampling_flags, engine_args_of, sampling_values_of
 from octavo.cli.streaming import limit_hit, stream_answer
 from octavo.engine.engine import Engine
 from octavo.errors import InvalidRequestError, OctavoError, did_you_mean
@@ -32,10 +31,11 @@ Ctrl-C stops an answer. A line that ends in \\ goes on."""
 class Conversation:
     """Messages, and what may be done with them."""
 
-    def __init__(self, engine: Engine, params: SamplingParams, system: str | None) -> None:
+    def __init__(self, engine: Engine, sampling: dict[str, Any], system: str | None) -> None:
         if engine.tokenizer is None or not engine.tokenizer.chat_templates:
             raise InvalidRequestError("this model has no chat template; use `octavo generate --raw`.")
-        self.engine, self.tokenizer, self.params = engine, engine.tokenizer, params
+        self.engine, self.tokenizer = engine, engine.tokenizer
+        self.sampling, self.params = sampling, SamplingParams(**sampling)
         self.system = system
         self.messages: list[dict[str, str]] = []
 
@@ -72,7 +72,8 @@ class Conversation:
             raise InvalidRequestError(f"there is no sampling value {name!r}.{did_you_mean(name, SAMPLING_HELP)}")
         kind: Callable[[str], Any] = float if isinstance(getattr(SamplingParams(), name), float) else int
         try:
-            self.params = replace(self.params, **{name: kind(value)})
+            sampling = {**self.sampling, name: kind(value)}
+            self.sampling, self.params = sampling, SamplingParams(**sampling)
         except ValueError as error:
             raise InvalidRequestError(f"/set {name} {value}: {error}") from error
 
@@ -139,7 +140,7 @@ def run(namespace: argparse.Namespace) -> int:
         import readline  # noqa: F401  (line editing and history for input())
     check_sampling_flags(namespace)
     engine = Engine(engine_args_of(namespace))
-    talk = Conversation(engine, sampling_params_of(namespace, engine.generation_config), namespace.system)
+    talk = Conversation(engine, sampling_values_of(namespace, engine.generation_config), namespace.system)
     print("Talk to the model; /help lists the commands.")
     while True:
         try:

@@ -95,5 +95,12 @@ def sampling_params_of(
     namespace: argparse.Namespace, generation_config: Mapping[str, Any] | None = None
 ) -> SamplingParams:
     """SamplingParams of the flags that were given, then of what the model's files recommend."""
+    return SamplingParams(**sampling_values_of(namespace, generation_config))
+
+
+def sampling_values_of(
+    namespace: argparse.Namespace, generation_config: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What `sampling_params_of` makes them of: greedy SamplingParams forget what they do not need."""
     given = {k: v for k, v in vars(namespace).items() if k in SAMPLING_HELP or k == "stop"}
-    return SamplingParams(**{**SAMPLING_DEFAULTS, **recommended_sampling(generation_config or {}), **given})
+    return {**SAMPLING_DEFAULTS, **recommended_sampling(generation_config or {}), **given}

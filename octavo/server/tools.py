@@ -12,10 +12,12 @@ from octavo.server.json_scanner import WHITESPACE, JsonScanner, Scan
 from octavo.server.protocol import ChatRequest, NamedTool, Tool
 from octavo.server.tool_calls import SURROGATE, Calls, finite, is_text, read_arguments, read_calls
 
+FIRST_PRIVATE = 0xD800
+
 
 def _private(index: int) -> str:
     """What stands in a text for a marker that is a special token: half of a surrogate pair, which no text holds."""
-    return chr(0xD800 + index)
+    return chr(FIRST_PRIVATE + index)
 
 
 class ToolParser:
@@ -159,7 +161,9 @@ class ToolParser:
         self._held.append(char)
         self._json.append(char)
         if scan is Scan.DONE:
-            self._found = self._calls_in("".join(self._json))
+            # A marker that is a special token belongs, inside a string, to the string.
+            text = SURROGATE.sub(lambda found: self._markers()[ord(found[0]) - FIRST_PRIVATE], "".join(self._json))
+            self._found = self._calls_in(text)
             if self._found is None:
                 self._give_up()
             elif not self._closings or not self._is_marked:

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from octavo import LLM, AsyncLLM
+from octavo.cli.chat import Conversation
 from octavo.cli.main import build_parser, main
 from octavo.cli.models import markdown
-from octavo.cli.options import engine_args_of, sampling_params_of
+from octavo.cli.options import engine_args_of, sampling_params_of, sampling_values_of
 from octavo.config import EngineArgs
 from octavo.engine.engine import Engine
 from octavo.errors import ConfigError, OctavoError
@@ -176,6 +177,15 @@ def test_answers_that_end_one_after_the_other_keep_their_reasons() -> None:
     answer = Answer(Any, ["a"], [1], ["error"], ["not finite"], 0.0, 0.0)  # type: ignore[arg-type]
     with pytest.raises(OctavoError, match="not finite"):
         answer.check()
+
+
+def test_set_keeps_the_models_other_values(recommending: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    engine = Engine(EngineArgs(str(recommending), kv_cache_memory="16MiB"))
+    parsed = build_parser().parse_args(["chat", "--temperature", "0"])
+    talk = Conversation(engine, sampling_values_of(parsed, engine.generation_config), None)
+    assert talk.params.greedy
+    talk.set_value("temperature 0.8")
+    assert (talk.params.temperature, talk.params.top_k, talk.params.top_p) == (0.8, 7, 0.9)
 
 
 def test_chat_marks_what_was_cut(model: Sequence[str]) -> None:

@@ -23,6 +23,7 @@ from octavo.server.tools import (
     forced,
     read_forced,
 )
+from tests.server.running import Running
 from tests.server.scripted import Said, byte_tokenizer, chat
 
 CALL = {"name": "f", "arguments": {"x": "a < b", "n": [1, 2]}}
@@ -378,6 +379,33 @@ def test_markers_that_are_special_tokens_are_seen(
     assert (got.content, got.calls, got.finish_reason) == (without, [], "stop")
     assert answer(bad, skip_special_tokens=False).content == bad
     assert answer(text, tool_choice="none").calls == []
+
+
+def test_a_special_marker_inside_a_string_is_the_string() -> None:
+    tokenizer = byte_tokenizer("<tool_call>", "</tool_call>")
+    text = '<tool_call>{"name": "f", "arguments": {"html": "a</tool_call>b<tool_call>"}}</tool_call>'
+    whole, streamed = chat(tokenizer, [tokenizer.encode(text)], {"tools": TOOLS}, tool_parser="hermes")
+    assert whole == streamed == [Said("", [("f", {"html": "a</tool_call>b<tool_call>"})], "tool_calls")]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_calls_over_http(tiny_server: Running, stream: bool) -> None:
+    """The model is made to write a call and text; what its client gets is both."""
+    text = f"Let me see. <tool_call>{TEXT}</tool_call> Done."
+    body = {"messages": MESSAGES, "tools": TOOLS, "max_tokens": 200, "stream": stream, "logprobs": True}
+    answer = tiny_server.post("/v1/chat/completions", {**body, "structured_outputs": {"choice": [text]}})
+    assert answer.status_code == 200, answer.text
+    said = Said()
+    for line in answer.text.splitlines():
+        if stream and line.startswith("data: {"):
+            for choice in json.loads(line[6:])["choices"]:
+                said.take(choice["delta"], choice)
+    if not stream:
+        choice = answer.json()["choices"][0]
+        said.take(choice["message"], choice)
+    assert said == Said("Let me see.  Done.", [("f", CALL["arguments"])], "tool_calls")
+    assert said.logprobs is not None
+    assert "".join(entry["token"] for entry in said.logprobs) == text
 
 
 def test_calls_of_a_chat() -> None:
