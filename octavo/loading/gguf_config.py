@@ -83,7 +83,7 @@ def _rope_scaling(file: GGUFFile) -> dict[str, Any] | None:
     value = file.value
     factor = value("rope.scaling.factor") or value("rope.scale_linear") or 1.0
     kind = value("rope.scaling.type", "linear")
-    magnitude = value("rope.scaling.attn_factor", 1.0) * value("rope.scaling.yarn_attn_factor", 1.0)
+    magnitude = value("rope.scaling.attn_factor", 1.0)
     if {"rope_factors_long.weight", "rope_factors_short.weight"} & file.tensors.keys() or kind == "longrope":
         return {
             "rope_type": "longrope",
@@ -119,10 +119,12 @@ def _yarn(file: GGUFFile, factor: float, magnitude: float) -> dict[str, Any] | N
     for key in ("beta_fast", "beta_slow"):
         if (beta := value(f"rope.scaling.yarn_{key}")) is not None:
             scaling[key] = beta
-    if multiplier := value("rope.scaling.yarn_log_multiplier"):
-        scaling |= {"mscale": 1.0, "mscale_all_dim": multiplier}
+    if value("rope.scaling.yarn_log_multiplier"):
+        pass  # DeepSeek's: its families make a magnitude of it
+    elif (whole := value("rope.scaling.yarn_attn_factor")) is not None:
+        scaling["attention_factor"] = whole  # what the converter copies from config.json
     elif magnitude != 1.0:
-        # llama.cpp multiplies YaRN's own magnitude with it; a config names the product.
+        # llama.cpp multiplies YaRN's own magnitude with it.
         scaling["attention_factor"] = magnitude * (0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0)
     return scaling
 

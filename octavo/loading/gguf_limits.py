@@ -73,13 +73,12 @@ def checked(metadata: Metadata, arch: str, key: str, default: Any) -> Any:
         return metadata.flag(name, False)
     if key in TEXTS:
         return metadata.text(name)
+    length, whole = metadata.length(name), key in WHOLE
+    if length is not None and not (key in BY_LAYER and length <= MAX_LAYERS):
+        metadata.fail(f"{shown(name)} must be a number, and is an array of {length} values")
     value = metadata[name]
-    whole = key in WHOLE
     low, high = WHOLE[key] if whole else NUMBERS.get(key, (-1e9, 1e9))
-    each = value if isinstance(value, list) and key in BY_LAYER else [value]
-    if len(each) > MAX_LAYERS:
-        metadata.fail(f"{shown(name)} has {len(each)} values")
-    for one in each:
+    for one in value if isinstance(value, list) else [value]:
         if isinstance(one, bool) or not isinstance(one, int if whole else int | float):
             metadata.fail(f"{shown(name)} must be a {'whole ' if whole else ''}number, and is {shown(value)}")
         if not (math.isfinite(one) and low <= one <= high):

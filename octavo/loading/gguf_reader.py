@@ -17,7 +17,7 @@ import numpy as np
 
 from octavo.errors import CheckpointError
 
-MAX_PAIRS, MAX_TENSORS = 1 << 16, 1 << 16
+MAX_PAIRS, MAX_TENSORS = 1 << 14, 1 << 14
 MAX_STRINGS = 1 << 22
 """In all of a header's arrays; the largest vocabularies have a million with their merges."""
 MAX_STRING_BYTES, MAX_ARRAY_BYTES = 1 << 20, 1 << 24
@@ -100,14 +100,33 @@ class Metadata(Mapping[str, Any]):
     def fail(self, what: str) -> NoReturn:
         raise CheckpointError(f"{self.path} is not a sound GGUF file: {what}. Download or convert it again.")
 
-    def one_of(self, key: str, kinds: type | tuple[type, ...], meant: str, default: Any = None) -> Any:
-        """The value of `key` if it is of `kinds` (a bool is no number), `default` if the file does not have it."""
+    def length(self, key: str) -> int | None:
+        """How many values the array `key` has, or None where it is no array."""
+        span = self._spans[key]
+        return span.count if span.kind == _ARRAY else None
+
+    def one_of(self, key: str, kind: type, meant: str, default: Any = None) -> Any:
+        """The value of `key` if it is of `kind` (a bool is no number), `default` if the file does not have it."""
         if key not in self:
             return default
+        length = self.length(key)
+        if length is not None and kind is not list:
+            self.fail(f"{shown(key)} must be {meant}, and is an array of {length} values")
         value = self[key]
-        if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             self.fail(f"{shown(key)} must be {meant}, and is {shown(value)}")
         return value
+
+    def texts(self, key: str, most: int) -> list[str] | None:
+        """A list of texts, no more than `most`, or None if the file does not have it."""
+        if key not in self:
+            return None
+        span = self._spans[key]
+        if span.kind != _ARRAY or (span.item != _STRING and span.count):
+            self.fail(f"{shown(key)} must be a list of texts")
+        if span.count > most:
+            self.fail(f"{shown(key)} has {span.count} texts, and {most} are the most that there can be")
+        return self._strings(key, span)
 
     def flag(self, key: str, default: bool) -> bool:
         return bool(self.one_of(key, bool, "true or false", default))

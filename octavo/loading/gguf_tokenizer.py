@@ -14,6 +14,7 @@ from octavo.loading.tokenizer import FastTokenizer
 
 log = logging.getLogger("octavo")
 
+MAX_MERGES = 1 << 21
 MAX_CUTS = 1 << 28
 """Characters looked at to find which pairs a sentencepiece vocabulary merges; Gemma's 256,000 tokens need 2**24."""
 
@@ -44,8 +45,8 @@ def gguf_tokenizer(file: GGUFFile) -> FastTokenizer:
 
 def _chat_templates(data: Metadata) -> dict[str, str]:
     found = {"default": data.text("tokenizer.chat_template")}
-    for name in data.one_of("tokenizer.chat_templates", list, "a list of texts", [])[:64]:
-        found[str(name)] = data.text(f"tokenizer.chat_template.{name}")
+    for name in data.texts("tokenizer.chat_templates", 64) or []:
+        found[name] = data.text(f"tokenizer.chat_template.{name}")
     return {name: template for name, template in found.items() if template is not None}
 
 
@@ -115,12 +116,12 @@ def _add_ends(inner: Any, data: Metadata, vocabulary: Vocabulary) -> None:
 def _merges(file: GGUFFile, ids: dict[str, int]) -> list[tuple[str, str]]:
     """The pairs that are merged, first those that come first. A pair's first half may begin with a space."""
     data, key = file.metadata, "tokenizer.ggml.merges"
-    written = data.one_of(key, list, "a list of texts")
+    written = data.texts(key, MAX_MERGES)
     if written is None:
         raise CheckpointError(f"{file.path} carries a vocabulary without merges. Give a tokenizer with tokenizer=.")
     pairs = []
     for number, merge in enumerate(written):
-        cut = merge.find(" ", 1) if isinstance(merge, str) else -1
+        cut = merge.find(" ", 1)
         left, right = (merge[:cut], merge[cut + 1 :]) if cut > 0 else ("", "")
         if left not in ids or right not in ids or left + right not in ids:
             data.fail(f"{key}[{number}] is {shown(merge)}, which is not two tokens that make a third")

@@ -104,12 +104,10 @@ def read_vocabulary(metadata: Metadata, rows: int | None) -> Vocabulary | None:
 
 
 def _tokens(metadata: Metadata, rows: int | None) -> list[str]:
-    tokens: list[Any] = metadata.one_of("tokenizer.ggml.tokens", list, "a list of texts")
     most = MAX_TOKENS if rows is None else min(rows, MAX_TOKENS)
-    if not tokens or not isinstance(tokens[0], str):
-        metadata.fail("tokenizer.ggml.tokens is no list of texts")
-    if len(tokens) > most:
-        metadata.fail(f"its vocabulary has {len(tokens)} tokens, and the model knows {most}")
+    tokens = metadata.texts("tokenizer.ggml.tokens", most)
+    if not tokens:
+        metadata.fail("its vocabulary has no tokens")
     if longest := next((t for t in tokens if len(t) > MAX_TOKEN_CHARS), None):
         metadata.fail(f"token {shown(longest)} is too long")
     return [t or f"[EMPTY_{i}]" for i, t in enumerate(tokens)]

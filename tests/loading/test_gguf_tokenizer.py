@@ -303,7 +303,7 @@ def test_chat_templates_by_name(make: Made) -> None:
 
 WRONG: dict[str, dict[str, Value | None]] = {
     "twice in the vocabulary|in the vocabulary twice": {"tokens": texts(["a"] * 262)},
-    "no list of texts": {"tokens": Value(ARRAY, [1.0] * 262, F32)},
+    "tokens. must be a list of texts": {"tokens": Value(ARRAY, [1.0] * 262, F32)},
     "must be a list of texts": {"tokens": text("a b c")},
     "is not UTF-8": {"tokens": Value(ARRAY, [b"\xff"], 8)},
     r"merges\[0\].*not two tokens": {"merges": texts(["a q b"])},
