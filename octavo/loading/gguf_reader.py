@@ -98,6 +98,7 @@ class Metadata(Mapping[str, Any]):
         return self._numbers(span.item, span.at, span.count)
 
     def fail(self, what: str) -> NoReturn:
+        what = what if len(what) <= 300 else what[:300] + "..."
         raise CheckpointError(f"{self.path} is not a sound GGUF file: {what}. Download or convert it again.")
 
     def length(self, key: str) -> int | None:

@@ -1,8 +1,8 @@
 """From a GGUF's metadata to the config: rope's keys, what old files leave out, and tokens that end answers.
 
-llama.cpp's own library gave the same log-probabilities for these keys (to 0.003, its cache is float16), except for YaRN's
-betas and attention_factor: its converter copies them from config.json, and its Llamas do not read them. The published
-model does.
+llama.cpp's own library gave the same log-probabilities for these keys (to 0.003, its cache is float16), except for
+YaRN's betas and attention_factor: its converter copies them from config.json, and its Llamas do not read them. The
+published model does.
 """
 
 import math
