@@ -214,18 +214,17 @@ class Engine:
         An exception here is of the model or the machine, not of a request: no cached block is trusted after it.
         """
         failed: list[Output | FailedRequest] = list(self._prepare())
+        touched: dict[str, Request] = {}
+        self._take_late(touched)
         shares = self.scheduler.schedule()
-        if not shares:
-            return failed
         try:
-            results = self.runner.execute([self._to_step(share) for share in shares])
+            results = self.runner.execute([self._to_step(share) for share in shares]) if shares else []
         except BaseException:
             self.cache.pool.forget_all()
             raise
         if any(r.scrubbed for r in results):  # nobody may find in the caches what was taken out
             self.cache.pool.forget_all()
         now = time.time()
-        touched: dict[str, Request] = {}
         for share, result in zip(shares, results, strict=True):
             request, completion = self._owner[share.sequence.arrival]
             start = share.sequence.num_computed
@@ -239,8 +238,10 @@ class Engine:
                     touched[request.request_id] = request
             elif self._take(request, completion, result, start, now):
                 touched[request.request_id] = request
+            elif result.is_late:
+                self.preparing.wait_for_mask(completion)
         pooled = {self._owner[s.sequence.arrival][0].request_id: r for s, r in zip(shares, results, strict=True)}
-        return failed + [o for r in touched.values() if (o := self._output(r, pooled[r.request_id])) is not None]
+        return failed + [o for r in touched.values() if (o := self._output(r, pooled.get(r.request_id))) is not None]
 
     def _prepare(self) -> list[FailedRequest]:
         """Let requests into the schedule that are ready for it; those that cannot be."""
@@ -251,6 +252,18 @@ class Engine:
         for request, _ in refused:
             self._forget(request)
         return [FailedRequest(request.request_id, reason, invalid=True) for request, reason in refused]
+
+    def _take_late(self, touched: dict[str, Request]) -> None:
+        """Add the tokens that waited for a mask which is there now."""
+        completions = self.preparing.take_on_time()
+        if not completions:
+            return
+        now = time.time()
+        results = self.runner.sample_late([c.state for c in completions])
+        for completion, result in zip(completions, results, strict=True):
+            request, _ = self._owner[completion.sequence.arrival]
+            if self._take(request, completion, result, 0, now):
+                touched[request.request_id] = request
 
     def _to_step(self, share: Share) -> SequenceStep:
         sequence = share.sequence
@@ -296,9 +309,7 @@ class Engine:
         sequence = completion.sequence
         if completion.finish_reason is not None:
             self.scheduler.finish(sequence)
-            return True
-        self.preparing.chosen(completion)
-        if self._switch_length is not None and len(sequence.tokens) == self._switch_length + 1:
+        elif self._switch_length is not None and len(sequence.tokens) == self._switch_length + 1:
             sequence.chain = replace(sequence.chain, long_rope=True, hashes=[])
             self.scheduler.preempt(sequence)  # all of its keys turn anew
         return True
@@ -323,14 +334,14 @@ class Engine:
         """Whether a sequence of these tokens is computed with the long table of LongRoPE."""
         return self._switch_length is not None and len(tokens) > self._switch_length
 
-    def _output(self, request: Request, result: SequenceResult) -> Output | FailedRequest | None:
+    def _output(self, request: Request, result: SequenceResult | None) -> Output | FailedRequest | None:
         if isinstance(request, GenerationRequest):
             output = self._generated(request)
             if request.finished:
                 self._forget(request)
             return output
         self._forget(request)
-        if request.error is not None or result.pooled is None:
+        if request.error is not None or result is None or result.pooled is None:
             return FailedRequest(request.request_id, request.error or "no result")
         return PoolingRequestOutput(
             request_id=request.request_id,

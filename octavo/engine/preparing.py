@@ -1,11 +1,10 @@
 """What requests wait for beside the model: grammars, masks, and long lists of words to be tokenized.
 
 None of it is the engine's own work: grammars are made ready and masks found in processes beside it, long lists are
-tokenized in a thread. A request enters the schedule once it is prepared, and a sequence whose mask is late leaves out
-steps, while all others go on. Which tokens come does not depend on any of this: only when they do.
+tokenized in a thread. A request enters the schedule once it is prepared. A sequence whose mask is late keeps its logits
+and leaves out steps, while all others go on. Which tokens come does not depend on any of this: only when they do.
 """
 
-from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -16,8 +15,6 @@ from octavo.executor.bad_words import BadWords
 from octavo.executor.grammar import GrammarCompiler, GrammarSession
 from octavo.params import SamplingParams
 
-PATIENCE = 0.005
-"""Seconds that a step waits for masks that were begun in the one before; the usual mask takes a tenth of them."""
 IDLE = 0.01
 """Seconds to wait where nothing else can be computed."""
 FEW_WORDS = 64
@@ -46,12 +43,7 @@ class Preparing:
         self._threads: ThreadPoolExecutor | None = None
         self._waiting: dict[str, _Prepared] = {}
         self._sessions: dict[str, GrammarSession] = {}
-        self._new: set[Completion] = set()
-        self._late: set[Completion] = set()
-
-    @property
-    def is_busy(self) -> bool:
-        return bool(self._waiting or self._new or self._late)
+        self._late: dict[Completion, None] = {}
 
     def add(self, request: GenerationRequest) -> bool:
         """Begin with what `request` needs; whether it must wait.
@@ -86,40 +78,41 @@ class Preparing:
         for completion in prepared.request.completions:
             completion.state.bad_words = words
 
-    def chosen(self, completion: Completion) -> None:
-        """A token of this sequence was chosen: it may have to wait for the next mask."""
-        grammar = completion.state.grammar
-        if grammar is not None and not grammar.ready and not grammar.ended:
-            completion.sequence.held = True
-            self._new.add(completion)
+    def wait_for_mask(self, completion: Completion) -> None:
+        """A step went on without this sequence's mask."""
+        self._late[completion] = None
+
+    def take_on_time(self) -> list[Completion]:
+        """Sequences whose mask has come since their step."""
+        ready = [c for c in self._late if c.state.grammar is None or c.state.grammar.ready]
+        for completion in ready:
+            del self._late[completion]
+        # One that was preempted meanwhile may have had its token chosen when it was computed anew.
+        return [c for c in ready if c.state.late_logits is not None and c.finish_reason is None]
 
     def forget(self, request: GenerationRequest) -> None:
         """The request is done, or has been ended."""
         self._waiting.pop(request.request_id, None)
         if session := self._sessions.pop(request.request_id, None):
             session.close()
-            self._new.difference_update(request.completions)
-            self._late.difference_update(request.completions)
+            for completion in request.completions:
+                self._late.pop(completion, None)
 
     def collect(self, is_idle: bool) -> tuple[list[GenerationRequest], list[tuple[GenerationRequest, str]]]:
         """Requests that are prepared, and those that cannot be, with the reason.
 
-        Waits shortly: for masks begun in the last step, and for anything at all where the engine `is_idle`.
+        Takes what has come, and where the engine `is_idle` waits shortly for something.
         """
-        if not self.is_busy:
+        if not self._waiting and not self._late:
             return [], []
-        self._grammars.wait((s for s in _sessions(self._new) if not s.is_slow), PATIENCE)
-        late = {c for c in self._new | self._late if not _ready(c)}
-        has_new = is_idle and any(_ready(c) for c in self._new)
-        preparing = {p.session for p in self._waiting.values() if p.session is not None}
-        for session in [*_sessions(late & self._new), *(s for s in preparing if s.is_late())]:
+        sessions = {p.session for p in self._waiting.values() if p.session is not None}
+        sessions |= {c.state.grammar.session for c in self._late if c.state.grammar is not None}
+        for session in sessions:
             session.slow_down()
-        if is_idle and not has_new and not (late or preparing):
+        if sessions:
+            self._grammars.wait(sessions, IDLE if is_idle else 0, until_first=True)
+        elif is_idle:
             wait([p.bad_words for p in self._waiting.values()], timeout=IDLE)
-        self._grammars.wait(_sessions(late) | preparing, IDLE if is_idle and not has_new else 0, until_first=True)
-        for completion in self._new | self._late:
-            completion.sequence.held = not _ready(completion)
-        self._new, self._late = set(), {c for c in late if not _ready(c)}
         return self._prepared()
 
     def _prepared(self) -> tuple[list[GenerationRequest], list[tuple[GenerationRequest, str]]]:
@@ -139,12 +132,3 @@ class Preparing:
                 continue
             del self._waiting[name]
         return ready, refused
-
-
-def _ready(completion: Completion) -> bool:
-    grammar = completion.state.grammar
-    return grammar is None or grammar.ready
-
-
-def _sessions(completions: Iterable[Completion]) -> set[GrammarSession]:
-    return {g.session for c in completions if (g := c.state.grammar) is not None}

@@ -36,8 +36,6 @@ class Scheduler:
         self.max_sequences = min(max_sequences, max_tokens)
         self.running: list[Sequence] = []
         self._waiting: list[tuple[tuple[int, int], Sequence]] = []
-        self._held: list[Sequence] = []
-        """Preempted ones that cannot go on yet."""
         self._num_waiting = 0
         self._free_rows = list(range(self.max_sequences))[::-1]
         self.num_preemptions = 0
@@ -53,9 +51,7 @@ class Scheduler:
     @property
     def can_go_on(self) -> bool:
         """Whether there is something to compute now."""
-        return any(not s.held for s in self.running) or any(
-            s.status is Status.WAITING and not s.held for _, s in self._waiting
-        )
+        return self._num_waiting > 0 or any(s.remaining > 0 for s in self.running)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new or preempted sequence."""
@@ -85,8 +81,8 @@ class Scheduler:
     def _continue_running(self, shares: dict[int, Share]) -> tuple[int, bool]:
         """Shares of sequences that run already; what is left of the budget, and whether one had to be preempted."""
         budget, preempted = self.max_tokens, False
-        decoding = [s for s in self.running if s.remaining == 1 and not s.held]
-        prefilling = [s for s in self.running if s.remaining > 1 and not s.held]
+        decoding = [s for s in self.running if s.remaining == 1]
+        prefilling = [s for s in self.running if s.remaining > 1]
         for sequence in decoding + prefilling:
             if sequence.status is not Status.RUNNING:  # preempted earlier in this loop
                 continue
@@ -109,9 +105,6 @@ class Scheduler:
     def _admit(self, shares: dict[int, Share], budget: int) -> None:
         """Start waiting sequences while there is room for them."""
         started = False
-        for held in self._held:
-            heapq.heappush(self._waiting, (held.order, held))
-        self._held = []
         while budget > 0 and self._free_rows and (sequence := self._peek()) is not None:
             # An encoder's pass cannot be cut: one that is too long for the budget may still start first in a step.
             encoder = len(sequence.encoder_tokens)
@@ -144,12 +137,9 @@ class Scheduler:
     def _peek(self) -> Sequence | None:
         while self._waiting:
             sequence = self._waiting[0][1]
-            waits = sequence.status is Status.WAITING
-            if waits and not sequence.held:
+            if sequence.status is Status.WAITING:
                 return sequence
             heapq.heappop(self._waiting)
-            if waits:
-                self._held.append(sequence)
         return None
 
     def _extend(self, sequence: Sequence, count: int) -> bool:

@@ -35,8 +35,6 @@ class Sequence:
     num_cached: int = 0
     """Tokens of its first run that the prefix cache gave."""
     num_preemptions: int = 0
-    held: bool = False
-    """It leaves out steps until what its next token depends on is there."""
     row: int = -1
     """Its row in the executor while it runs."""
     blocks: SequenceBlocks | None = None

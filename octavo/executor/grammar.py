@@ -25,8 +25,10 @@ from octavo.executor.grammar_process import ALL, COMMAND, END, FAILED, HEAD, MAS
 from octavo.loading.tokenizer import FastTokenizer, Tokenizer, TransformersTokenizer
 from octavo.params import StructuredOutputsParams
 
-PREPARED_WITHIN = 0.05
-"""Seconds after which a grammar that is being made ready is late."""
+PATIENCE = 0.005
+"""Seconds that a step waits for masks; the usual one takes a tenth of them, and was begun before the step."""
+LONG = 0.25
+"""Seconds after which a grammar's process lets everybody else go first, from then on."""
 COMPILE_SECONDS = 5.0
 """Processor seconds to make a grammar ready, after which its request is refused."""
 MASK_SECONDS = 2.0
@@ -85,8 +87,10 @@ class GrammarSession:
         self._compiler, self._number, self._connection, self._kind = compiler, number, connection, kind
         self._received = bytearray()
         self._started: float | None = None
-        self.is_slow = False
-        """Whether it was late once: then it runs only when nobody else wants to."""
+        self._since: float | None = None
+        self._is_slow = False
+        self.was_late = False
+        """Whether a step went on without its last mask."""
         self.is_ready = False
         """Whether the grammar can be used."""
         self.refused: str | None = None
@@ -102,6 +106,7 @@ class GrammarSession:
         return self.refused is None and not all(g.ready or g.ended for g in self.grammars)
 
     def send(self, index: int, token_id: int) -> None:
+        self._since = time.monotonic()
         try:
             self._connection.sendall(TOKEN.pack(index, token_id))
         except OSError:
@@ -129,7 +134,7 @@ class GrammarSession:
 
     def _take(self, index: int, what: int, payload: bytes) -> None:
         if what == STARTED:
-            self._started = time.monotonic()
+            self._started = self._since = time.monotonic()
         elif what == REFUSED:
             self.refused = f"structured_outputs: this {self._kind} cannot be used: {payload.decode(errors='replace')}"
         elif what == FAILED:
@@ -155,14 +160,10 @@ class GrammarSession:
             if not grammar.ready:
                 grammar.error = problem
 
-    def is_late(self) -> bool:
-        """Whether it takes longer to be prepared than grammars usually do."""
-        return self._started is not None and time.monotonic() - self._started > PREPARED_WITHIN
-
     def slow_down(self) -> None:
-        """It was late: let it compute only when nobody else wants to."""
-        if not self.is_slow:
-            self.is_slow = True
+        """If it has been computing for long, let it compute only when nobody else wants to."""
+        if not self._is_slow and self._since is not None and time.monotonic() - self._since > LONG:
+            self._is_slow = True
             self._compiler.tell(SLOW, self._number)
 
     def close(self) -> None:
@@ -289,6 +290,21 @@ def _as_json(tokenizer: Tokenizer | None) -> str:
     if tokenizer is None:
         raise InvalidRequestError("structured_outputs needs a tokenizer, and skip_tokenizer_init=True loads none.")
     raise InvalidRequestError("structured_outputs needs a tokenizer.json; this model's tokenizer is code of its own.")
+
+
+def late_grammars(grammars: Sequence[Grammar | None]) -> set[int]:
+    """Places of grammars whose mask is not there yet, after a short wait for those that are usually in time.
+
+    Masks are found while the model computes, so that there is seldom anything to wait for.
+    """
+    sessions = {g.session for g in grammars if g is not None and not g.ready}
+    if not sessions:
+        return set()
+    GrammarCompiler.wait(sessions, 0)
+    GrammarCompiler.wait((s for s in sessions if not s.was_late), PATIENCE)
+    for session in sessions:
+        session.was_late = session.waits
+    return {i for i, g in enumerate(grammars) if g is not None and not g.ready}
 
 
 def apply_grammars(logits: Tensor, rows: Sequence[int], grammars: Sequence[Grammar]) -> dict[int, str]:

@@ -9,8 +9,10 @@ from torch import Tensor
 from octavo.config import EngineArgs
 from octavo.errors import failure
 from octavo.executor.decoding import RecordedSteps
+from octavo.executor.grammar import late_grammars
 from octavo.executor.memory import Caches, allocate_caches
 from octavo.executor.sampler import describe, sample
+from octavo.executor.sampling_state import SamplingState
 from octavo.executor.shape import CacheShape
 from octavo.executor.step import SequenceResult, SequenceStep
 from octavo.loading.model import LoadedModel
@@ -149,9 +151,28 @@ class ModelRunner:
         if len(sampled) < rows.shape[0]:
             rows = rows[torch.tensor([row for _, row in sampled], device=self.device)]
         logits = self.model.adjust(self.model.project(rows) if projected is None else rows)
-        for (i, _), choice in zip(sampled, sample(logits, states, self.kernels), strict=True):
+        if late := late_grammars([s.grammar for s in states]):
+            for place in late:
+                states[place].late_logits = logits[place].clone()
+                results[sampled[place][0]].is_late = True
+            on_time = [i for i in range(len(states)) if i not in late]
+            states, sampled = [states[i] for i in on_time], [sampled[i] for i in on_time]
+            if not states:
+                return
+            logits = logits[torch.tensor(on_time, device=self.device)]
+        for (i, _), state, choice in zip(sampled, states, sample(logits, states, self.kernels), strict=True):
+            state.late_logits = None
             results[i].token_id, results[i].logprobs = choice.token_id, choice.logprobs
             results[i].error = choice.error
+
+    def sample_late(self, states: Sequence[SamplingState]) -> list[SequenceResult]:
+        """Choose the tokens whose logits were kept, now that their masks are there."""
+        with torch.inference_mode(), self.kernels.computing():
+            kept = [s.late_logits for s in states if s.late_logits is not None]
+            choices = sample(torch.stack(kept), states, self.kernels)
+        for state in states:
+            state.late_logits = None
+        return [SequenceResult(token_id=c.token_id, logprobs=c.logprobs, error=c.error) for c in choices]
 
     def _prompt_logprobs(self, hidden: Tensor, targets: list[int], count: int) -> list[TokenLogprobs]:
         out: list[TokenLogprobs] = []

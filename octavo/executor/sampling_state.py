@@ -39,6 +39,8 @@ class SamplingState:
     bad_words: BadWords | list[list[int]] = field(default_factory=list)
     """Sequences of tokens that may not come; a list is made a BadWords, which several states may share."""
     output_token_ids: list[int] = field(default_factory=list)
+    late_logits: Tensor | None = None
+    """Logits `[vocab]` of the next token, kept while its mask is being found."""
     _counts: Tensor | None = None
     _in_prompt: Tensor | None = None
     _counted: int = 0

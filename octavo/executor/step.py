@@ -47,5 +47,7 @@ class SequenceResult:
     pooled: Tensor | None = None
     error: str | None = None
     """Why this sequence cannot go on; the others are not concerned."""
+    is_late: bool = False
+    """Its next token waits for the grammar's mask; `ModelRunner.sample_late` chooses it once that is there."""
     scrubbed: bool = False
     """Whether what it wrote was taken out of the caches again."""
