@@ -136,14 +136,12 @@ class LLM:
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
                 tools=tools,
-                **(chat_template_kwargs or {}),
+                variables=chat_template_kwargs,
             )
             for conversation in conversations
         ]
         # The template writes the special tokens itself.
-        prompts: list[Prompt] = [
-            {"prompt": t, "prompt_token_ids": tokenizer.encode(t, add_special_tokens=False)} for t in texts
-        ]
+        prompts: list[Prompt] = [{"prompt": text, "add_special_tokens": False} for text in texts]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, lora_request=lora_request)
 
     def beam_search(

@@ -8,6 +8,8 @@ class TextPrompt(TypedDict):
 
     prompt: str
     cache_salt: NotRequired[str]
+    add_special_tokens: NotRequired[bool]
+    """Whether the tokenizer writes those that begin and end a text (it does); False for what a chat template wrote."""
 
 
 class TokensPrompt(TypedDict):

@@ -52,7 +52,7 @@ class Conversation:
             sys.stdout.write(piece)
             sys.stdout.flush()
 
-        prompt = {"prompt": text, "prompt_token_ids": self.tokenizer.encode(text, add_special_tokens=False)}
+        prompt = {"prompt": text, "add_special_tokens": False}
         try:
             answer = stream_answer(self.engine, prompt, self.params, show)
             count, seconds = answer.token_counts[0], answer.seconds

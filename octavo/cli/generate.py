@@ -58,7 +58,7 @@ def _chat_prompt(engine: Engine, text: str, namespace: argparse.Namespace) -> An
         return text
     messages = [{"role": "system", "content": namespace.system}] if namespace.system else []
     rendered = render_chat(engine.tokenizer, [*messages, {"role": "user", "content": text}])
-    return {"prompt": rendered, "prompt_token_ids": engine.tokenizer.encode(rendered, add_special_tokens=False)}
+    return {"prompt": rendered, "add_special_tokens": False}
 
 
 def _as_json(answer: Answer) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Prompts and sampling values, checked at the boundary: what passes here can run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,7 +70,8 @@ class InputChecker:
         """
         if self.encoder is not None:
             return self._encoder_decoder(prompt, params, self.encoder)
-        return self._checked(*self._read(prompt), params)
+        room = None if params.truncate_prompt_tokens is not None else self._room(params)
+        return self._checked(*self._read(prompt, room), params)
 
     def _encoder_decoder(
         self, prompt: Any, params: SamplingParams | PoolingParams, encoder: EncoderInput
@@ -79,10 +80,10 @@ class InputChecker:
             source, target = prompt["encoder_prompt"], prompt.get("decoder_prompt")
         else:
             source, target = prompt, None
-        encoder_text, encoder_ids, salt = self._read(source)
+        encoder_text, encoder_ids, salt = self._read(source, encoder.max_tokens)
         if not encoder_ids:
             raise InvalidRequestError("the encoder's prompt is empty; give at least one token.")
-        self._check_ids(encoder_ids, "encoder_prompt")
+        self._check_ids(encoder_ids, "encoder_prompt", encoder_text)
         if len(encoder_ids) > encoder.max_tokens:
             raise InvalidRequestError(
                 f"the encoder's prompt has {len(encoder_ids)} tokens, and this model reads {encoder.max_tokens}. "
@@ -90,7 +91,7 @@ class InputChecker:
             )
         text, ids = None, list[int]()
         if isinstance(target, Mapping) and target.get("prompt_token_ids") is not None:
-            text, ids, _ = self._read(target)
+            text, ids, _ = self._read(target, self._room(params))
         elif isinstance(target, Sequence) and not isinstance(target, str):
             ids = self._ids(target)
         else:
@@ -99,7 +100,8 @@ class InputChecker:
                     "this model's config has no decoder_start_token_id: give the decoder_prompt as token ids."
                 )
             text = target.get("prompt") if isinstance(target, Mapping) else target
-            ids = [encoder.start_token_id, *(self._encode(text, add_special_tokens=False) if text else [])]
+            more = self._encode(text, self._room(params), add_special_tokens=False) if text else []
+            ids = [encoder.start_token_id, *more]
         checked = self._checked(text, ids, salt, params)
         checked.encoder_text, checked.encoder_token_ids = encoder_text, encoder_ids
         return checked
@@ -113,7 +115,7 @@ class InputChecker:
             ids = ids[-keep:]
         if not ids:
             raise InvalidRequestError("the prompt is empty; give at least one token.")
-        self._check_ids(ids, "prompt_token_ids")
+        self._check_ids(ids, "prompt_token_ids", text)
         self.length(ids, params)
         return CheckedPrompt(text, ids, salt)
 
@@ -130,9 +132,10 @@ class InputChecker:
     def _room(self, params: SamplingParams | PoolingParams) -> int:
         return self.max_model_len - (1 if isinstance(params, SamplingParams) else 0)
 
-    def _read(self, prompt: Any) -> tuple[str | None, list[int], str]:
+    def _read(self, prompt: Any, room: int | None) -> tuple[str | None, list[int], str]:
+        """Text, token ids and salt of a prompt that may have `room` tokens (None: any number)."""
         if isinstance(prompt, str):
-            return prompt, self._encode(prompt), ""
+            return prompt, self._encode(prompt, room), ""
         if isinstance(prompt, Mapping):
             if refused := [k for k in ENCODER_KEYS if prompt.get(k)]:
                 raise InvalidRequestError(f"{refused[0]} is not taken: this model has no encoder. Give one prompt.")
@@ -143,13 +146,34 @@ class InputChecker:
             if ids is not None:
                 return text, self._ids(ids), salt
             if isinstance(text, str):
-                return text, self._encode(text), salt
+                return text, self._encode(text, room, prompt.get("add_special_tokens") is not False), salt
             raise InvalidRequestError(f"a prompt dict needs prompt or prompt_token_ids; it has {sorted(prompt)}.")
         if isinstance(prompt, Sequence):
             return None, self._ids(prompt), ""
         raise InvalidRequestError(f"a prompt is text, a list of token ids or a dict, not {type(prompt).__name__}.")
 
-    def _encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+    def encode_pair(self, first: str, second: str, params: PoolingParams) -> list[int]:
+        """Two texts as one input. Raises InvalidRequestError for texts that are too long."""
+        assert self.tokenizer is not None
+        if params.truncate_prompt_tokens is None:
+            self._check_length(len(first) + len(second), self._room(params))
+        return self.tokenizer.encode_pair(first, second)
+
+    def _check_length(self, length: int, room: int) -> None:
+        """Refuse a text of so many characters before it is tokenized, where it must have more than `room` tokens."""
+        if self.tokenizer is not None and not self._fits(length, room):
+            raise InvalidRequestError(
+                f"the prompt has {length} characters; {room} tokens, which this model takes, have "
+                f"{room * self.tokenizer.longest_token} at most. Shorten it, or set truncate_prompt_tokens."
+            )
+
+    def _fits(self, length: int, room: int) -> bool:
+        """Whether a text of so many characters may have no more than `room` tokens."""
+        return length <= room or self.tokenizer is None or length <= room * self.tokenizer.longest_token
+
+    def _encode(self, text: str, room: int | None, add_special_tokens: bool = True) -> list[int]:
+        if room is not None:
+            self._check_length(len(text), room)
         if self.tokenizer is None:
             raise InvalidRequestError(
                 "this engine was started with skip_tokenizer_init=True and takes token ids: "
@@ -164,12 +188,19 @@ class InputChecker:
         except (TypeError, ValueError) as error:
             raise InvalidRequestError("prompt_token_ids must be a list of whole numbers.") from error
 
-    def _check_ids(self, ids: Sequence[int], name: str) -> None:
+    def _check_ids(self, ids: Iterable[int], name: str, text: str | None = None) -> None:
         wrong = next((i for i in ids if not 0 <= i < self.vocab_size), None)
-        if wrong is not None:
+        if wrong is None:
+            return
+        token = None if self.tokenizer is None or text is None else self.tokenizer.token(wrong)
+        if token is not None:
             raise InvalidRequestError(
-                f"{name} holds {wrong}, outside this model's vocabulary (0 to {self.vocab_size - 1})."
+                f"the prompt holds {token!r}, which the tokenizer knows as token {wrong} and the model does not: its "
+                f"vocabulary has {self.vocab_size} tokens. Leave it out, or use the tokenizer that the model came with."
             )
+        raise InvalidRequestError(
+            f"{name} holds {wrong}, outside this model's vocabulary (0 to {self.vocab_size - 1})."
+        )
 
     def sampling(self, params: SamplingParams) -> None:
         """Raises InvalidRequestError for values that this model cannot honour."""
@@ -188,11 +219,17 @@ class InputChecker:
                     raise InvalidRequestError(f"{name} needs a tokenizer, and skip_tokenizer_init=True loads none.")
 
     def bad_words(self, params: SamplingParams) -> list[list[int]]:
-        """The token sequences of bad words, at the start of a text and inside it."""
-        found: dict[tuple[int, ...], None] = {}
-        for word in params.bad_words or []:
-            assert self.tokenizer is not None
-            for text in (word.lstrip(), " " + word.lstrip()):
-                if ids := self.tokenizer.encode(text, add_special_tokens=False):
-                    found[tuple(ids)] = None
-        return [list(ids) for ids in found]
+        """The token sequences of bad words, at the start of a text and inside it; of each, those that can come."""
+        words = dict.fromkeys(word.lstrip() for word in params.bad_words or [])
+        if words and self.tokenizer is None:
+            raise InvalidRequestError("bad_words needs a tokenizer, and skip_tokenizer_init=True loads none.")
+        found = dict[tuple[int, ...], None]()
+        for word in words:
+            if not self._fits(len(word), self.max_model_len):
+                continue
+            for text in (word, " " + word):
+                try:
+                    found[tuple(self._encode(text, None, add_special_tokens=False))] = None
+                except InvalidRequestError as error:
+                    raise InvalidRequestError(f"bad_words: {error}") from error
+        return [list(ids) for ids in found if ids and max(ids) < self.vocab_size and len(ids) <= self.max_model_len]

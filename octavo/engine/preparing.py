@@ -19,6 +19,8 @@ IDLE = 0.01
 """Seconds to wait where nothing else can be computed."""
 FEW_WORDS = 64
 """Bad words that are tokenized at once: a thread would take longer."""
+LONGEST_WORD = 100
+"""Characters that such a word has, on average at most."""
 
 
 @dataclass(eq=False)
@@ -66,7 +68,8 @@ class Preparing:
         return True
 
     def _bad_words(self, params: SamplingParams) -> "Future[BadWords]":
-        if len(params.bad_words or []) > FEW_WORDS:
+        words = params.bad_words or []
+        if len(words) > FEW_WORDS or sum(map(len, words)) > FEW_WORDS * LONGEST_WORD:
             self._threads = self._threads or ThreadPoolExecutor(1, thread_name_prefix="octavo-words")
             return self._threads.submit(lambda: BadWords(self._checker.bad_words(params)))
         done: Future[BadWords] = Future()

@@ -1,66 +1,92 @@
-"""Chat messages to a prompt, by the model's own Jinja template, in a sandbox."""
+"""Chat messages to a prompt, by the model's own Jinja template."""
 
-import datetime
-import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from octavo.errors import InvalidRequestError
+from octavo.loading.template_process import render
 from octavo.loading.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 
-
-@functools.lru_cache(maxsize=32)
-def _compile(template: str) -> Any:
-    from jinja2.exceptions import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def tojson(value: Any, indent: int | None = None, ensure_ascii: bool = False) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    return environment.from_string(template)
+RESERVED = {"messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template", "conversation"}
+RESERVED |= {"template", "tokenize", "tokenizer", "self", "loop", "caller", "varargs", "kwargs", "super"}
+"""Names that mean something in every template, or in Jinja itself."""
+TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+"""Kinds of content parts that are text, and where they have it."""
 
 
-def check_messages(messages: Any) -> list[Message]:
+def check_messages(messages: Any) -> list[dict[str, Any]]:
     """The messages of one conversation. Raises InvalidRequestError that names the one at fault."""
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise InvalidRequestError('messages must be a list such as [{"role": "user", "content": "Hello"}].')
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise InvalidRequestError(
-                f"message {i} needs a role (system, user or assistant) and a content: {message!r}"
-            )
-        if message.get("content") is None and not message.get("tool_calls"):
-            raise InvalidRequestError(f"message {i} ({message['role']}) has no content.")
-    return [{**m, "content": _text(m.get("content"), i)} for i, m in enumerate(messages)]
+    return [_checked(message, i) for i, message in enumerate(messages)]
 
 
-def _text(content: Any, index: int) -> str | None:
-    """OpenAI's content parts joined; only text is understood."""
+def _checked(message: Any, index: int) -> dict[str, Any]:
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise InvalidRequestError(
+            f"message {index} needs a role (system, user or assistant) and a content: {message!r:.200}"
+        )
+    checked = dict(message)
+    if "content" in message:
+        checked["content"] = _content(message["content"], index)
+    elif message["role"] in ("system", "developer", "user"):
+        raise InvalidRequestError(f"message {index} ({message['role']}) has no content.")
+    if message.get("tool_calls"):
+        checked["tool_calls"] = _calls(message["tool_calls"], index)
+    return checked
+
+
+def _content(content: Any, index: int) -> str | list[dict[str, str]] | None:
+    """Text, or OpenAI's content parts; only text is understood."""
     if content is None or isinstance(content, str):
         return content
     if not isinstance(content, Sequence):
         raise InvalidRequestError(f"message {index}: content must be text or a list of parts.")
-    texts = []
+    parts = []
     for part in content:
-        if isinstance(part, str):
-            texts.append(part)
-        elif isinstance(part, Mapping) and part.get("type") == "text":
-            texts.append(str(part.get("text", "")))
-        else:
+        kind = part.get("type") if isinstance(part, Mapping) else "text"
+        key = TEXT_PARTS.get(kind) if isinstance(kind, str) else None
+        if key is None:
             raise InvalidRequestError(f"message {index}: only text parts are understood, not {part!r:.80}.")
-    return "\n".join(texts)
+        text = part.get(key, "") if isinstance(part, Mapping) else part
+        if not isinstance(text, str):
+            raise InvalidRequestError(f"message {index}: a part's {key} must be text, not {text!r:.80}.")
+        parts.append({"type": "text", "text": text})
+    return parts
+
+
+def _calls(calls: Any, index: int) -> list[dict[str, Any]]:
+    """Calls of tools, whose arguments are an object or its JSON text."""
+    for call in calls if isinstance(calls, Sequence) else [None]:
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise InvalidRequestError(f"message {index}: a tool call needs a function with a name.")
+        if isinstance(arguments := function.get("arguments") or "{}", str):
+            try:
+                json.loads(arguments)
+            except (ValueError, RecursionError) as error:
+                raise InvalidRequestError(f"message {index}: the tool call's arguments are not JSON.") from error
+    return [dict(call) for call in calls]
+
+
+def _template(templates: Mapping[str, str], asked: str | None, has_tools: bool) -> str:
+    """The Jinja text that is asked for, by name or itself; the model's default if None."""
+    if asked is not None:
+        return templates.get(asked, asked)
+    name = "tool_use" if has_tools and "tool_use" in templates else "default"
+    if templates and name not in templates:
+        names = ", ".join(sorted(templates))
+        raise InvalidRequestError(
+            f"this model has chat templates, but no default. Set chat_template to one of {names}."
+        )
+    if not templates.get(name):
+        raise InvalidRequestError(
+            "this model has no chat template. Give one with chat_template=, or use generate() with a plain prompt."
+        )
+    return templates[name]
 
 
 def render_chat(
@@ -71,7 +97,8 @@ def render_chat(
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
     tools: list[dict[str, Any]] | None = None,
-    **variables: Any,
+    documents: list[dict[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
 ) -> str:
     """The prompt of a conversation.
 
@@ -80,35 +107,31 @@ def render_chat(
         add_generation_prompt: end with the beginning of the assistant's answer.
         continue_final_message: end inside the last message, so that the model goes on with it.
         tools: descriptions of functions, for templates that take them.
+        documents: texts to answer from, for templates that take them.
         variables: more names for the template.
 
-    Raises InvalidRequestError for messages the template refuses, or where there is no template.
+    Raises InvalidRequestError for messages that the template refuses, where there is no template, and where it takes
+    too long or makes too much.
     """
-    from jinja2.exceptions import TemplateError
-
-    messages = check_messages(messages)
+    checked = check_messages(messages)
     if continue_final_message and add_generation_prompt:
         raise InvalidRequestError("continue_final_message and add_generation_prompt exclude each other.")
-    templates = tokenizer.chat_templates
-    name = "tool_use" if tools and "tool_use" in templates else "default"
-    source = templates.get(template or name, template)
-    if not source:
+    if reserved := sorted(RESERVED.intersection(variables or ())):
         raise InvalidRequestError(
-            "this model has no chat template. Give one with chat_template=, or use generate() with a plain prompt."
+            f"chat_template_kwargs holds {reserved[0]!r}, a name of the template's own. Choose another, or use the "
+            "argument of that name, where there is one."
         )
-    try:
-        text: str = _compile(source).render(
-            messages=messages,
-            add_generation_prompt=add_generation_prompt,
-            tools=tools,
-            **{**tokenizer.special_tokens, **variables},
-        )
-    except (TemplateError, TypeError, ValueError, KeyError, AttributeError, OverflowError, MemoryError) as error:
-        raise InvalidRequestError(f"the chat template refuses these messages: {error}") from error
-    if continue_final_message:
-        final = (messages[-1].get("content") or "").strip()
-        at = text.rfind(final)
-        if at < 0:
-            raise InvalidRequestError("the chat template does not show the last message, so it cannot be continued.")
-        text = text[: at + len(final)]
-    return text
+    return render(
+        {
+            "source": _template(tokenizer.chat_templates, template, bool(tools)),
+            "special_tokens": tokenizer.special_tokens,
+            "messages": checked,
+            "continue_final_message": continue_final_message,
+            "variables": {
+                "add_generation_prompt": add_generation_prompt,
+                "tools": tools,
+                "documents": documents,
+                **(variables or {}),
+            },
+        }
+    )

@@ -100,7 +100,7 @@ def load_model(args: EngineArgs) -> LoadedModel:
         precision=precision,
         kernels=kernels,
         max_model_len=_max_model_len(args, config),
-        eos_token_ids=_eos_tokens(config, generation, tokenizer),
+        eos_token_ids=_eos_tokens(config, generation, tokenizer, model.vocab_size),
         generation_config=generation,
         task=task,
         labels=_labels(config),
@@ -269,11 +269,13 @@ def _generation_config(args: EngineArgs, files: ModelFiles) -> dict[str, Any]:
     return read_json(path) if folder.is_dir() and path.is_file() else {}
 
 
-def _eos_tokens(config: Config, generation: dict[str, Any], tokenizer: Tokenizer | None) -> frozenset[int]:
-    """Tokens that end an answer: all that the model's files name."""
+def _eos_tokens(
+    config: Config, generation: dict[str, Any], tokenizer: Tokenizer | None, vocab_size: int
+) -> frozenset[int]:
+    """Tokens that end an answer: all that the model's files name and the model can write."""
     found: set[int] = set()
     for value in (config.values.get("eos_token_id"), generation.get("eos_token_id")):
         found.update(v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int))
     if tokenizer is not None and tokenizer.eos_token_id is not None:
         found.add(tokenizer.eos_token_id)
-    return frozenset(found)
+    return frozenset(token for token in found if 0 <= token < vocab_size)

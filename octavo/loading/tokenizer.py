@@ -1,18 +1,44 @@
 """Tokens to text and back, whatever library knows the model's tokenizer."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from octavo.errors import CheckpointError, UnsupportedModelError
+from octavo.errors import CheckpointError, InvalidRequestError, UnsupportedModelError, failure
+from octavo.loading.added_tokens import add_tokens
 from octavo.loading.files import read_json
+from octavo.loading.template_files import ChatTemplates, read_templates
 
-ChatTemplates = dict[str, str]
-"""Chat templates by name; the usual one is `default`."""
+T = TypeVar("T")
+
+SLOW_CHARACTERS = 1 << 20
+"""Longest text for a tokenizer that is Python code: such code takes seconds for it, and cannot be interrupted."""
+
+
+def guarded(work: Callable[[], T]) -> T:
+    """What `work` returns. Raises InvalidRequestError for whatever a tokenizer raises, a panic in Rust included."""
+    try:
+        return work()
+    except BaseException as error:
+        raise InvalidRequestError(f"the tokenizer cannot read this text ({failure(error):.200}).") from error
+
+
+def decode_known(decode: Callable[[Sequence[int]], str], ids: Sequence[int]) -> str:
+    """The text of `ids`. Of tokens that the tokenizer fails on, since it does not know them, there is none."""
+
+    def text_of(some: Sequence[int]) -> str | None:
+        try:
+            return guarded(lambda: decode(some))
+        except InvalidRequestError:
+            return None
+
+    text = text_of(ids)
+    return text if text is not None else text_of([i for i in ids if text_of([i]) is not None]) or ""
 
 
 class Tokenizer(Protocol):
-    """What the engine needs of a tokenizer."""
+    """What the engine needs of a tokenizer. A text that it cannot read is an InvalidRequestError."""
 
     eos_token_id: int | None
     bos_token_id: int | None
@@ -23,7 +49,14 @@ class Tokenizer(Protocol):
     @property
     def vocab_size(self) -> int: ...
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+    @property
+    def longest_token(self) -> int:
+        """Most characters that one token stands for, as far as the vocabulary says."""
+        ...
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids. Other threads go on meanwhile."""
+        ...
 
     def encode_pair(self, first: str, second: str) -> list[int]:
         """Two texts as one input, with whatever the model puts between them."""
@@ -64,7 +97,7 @@ class _ChatTemplates:
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             tools=tools,
-            **variables,
+            variables=variables,
         )
         return self.encode(text, add_special_tokens=False) if tokenize else text
 
@@ -90,21 +123,39 @@ class FastTokenizer(_ChatTemplates):
     def vocab_size(self) -> int:
         return int(self.inner.get_vocab_size(with_added_tokens=True))
 
+    @functools.cached_property
+    def longest_token(self) -> int:
+        return _longest(self.inner.get_vocab(with_added_tokens=True), self.inner.normalizer is not None)
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        ids: list[int] = self.inner.encode(text, add_special_tokens=add_special_tokens).ids
-        return ids
+        return guarded(lambda: encode_freely(self.inner, text, add_special_tokens))
 
     def encode_pair(self, first: str, second: str) -> list[int]:
-        ids: list[int] = self.inner.encode(first, second).ids
-        return ids
+        return guarded(lambda: encode_freely(self.inner, (first, second), True))
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True, spaces_between: bool = True) -> str:
-        text: str = self.inner.decode(ids, skip_special_tokens=skip_special_tokens)
-        return text
+        if len(ids) < MANY_TOKENS:
+            return decode_known(lambda i: str(self.inner.decode(i, skip_special_tokens=skip_special_tokens)), ids)
+        # As with texts: only the call for several lets other threads run.
+        return decode_known(lambda i: str(self.inner.decode_batch([i], skip_special_tokens)[0]), ids)
 
     def token(self, token_id: int) -> str | None:
-        found: str | None = self.inner.id_to_token(token_id)
+        found: str | None = self.inner.id_to_token(token_id) if 0 <= token_id < 1 << 32 else None
         return found
+
+
+MANY_TOKENS = 1000
+
+
+def encode_freely(inner: Any, text: str | tuple[str, str], add_special_tokens: bool) -> list[int]:
+    """Token ids by the `tokenizers` library's call for several texts: its `encode` lets no other thread run."""
+    ids: list[int] = inner.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+    return ids
+
+
+def _longest(vocabulary: Mapping[Any, int], normalized: bool) -> int:
+    """Characters of the longest token. A normalizer may join several characters into one: four, to be safe."""
+    return max((len(token) for token in vocabulary), default=1) * (4 if normalized else 1)
 
 
 class TransformersTokenizer(_ChatTemplates):
@@ -121,24 +172,48 @@ class TransformersTokenizer(_ChatTemplates):
     def vocab_size(self) -> int:
         return len(self.inner)
 
+    @functools.cached_property
+    def longest_token(self) -> int:
+        return _longest(guarded(self.inner.get_vocab), True)
+
+    @functools.cached_property
+    def _library(self) -> Any:
+        """The tokenizer of the `tokenizers` library that works inside, where it is all that works."""
+        own_code = not type(self.inner).__module__.startswith("transformers.")
+        return None if own_code else getattr(self.inner, "backend_tokenizer", None)
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        ids: list[int] = self.inner.encode(text, add_special_tokens=add_special_tokens)
-        return ids
+        if self._library is not None:
+            return guarded(lambda: encode_freely(self._library, text, add_special_tokens))
+        _check_length(text)
+        return guarded(lambda: list(self.inner.encode(text, add_special_tokens=add_special_tokens)))
 
     def encode_pair(self, first: str, second: str) -> list[int]:
-        ids: list[int] = self.inner.encode(first, second)
-        return ids
+        if self._library is not None:
+            return guarded(lambda: encode_freely(self._library, (first, second), True))
+        _check_length(first, second)
+        return guarded(lambda: list(self.inner.encode(first, second)))
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True, spaces_between: bool = True) -> str:
         options: dict[str, Any] = {"skip_special_tokens": skip_special_tokens, "clean_up_tokenization_spaces": False}
         if not getattr(self.inner, "is_fast", False):
             options["spaces_between_special_tokens"] = spaces_between
-        text: str = self.inner.decode(list(ids), **options)
-        return text
+        return decode_known(lambda some: str(self.inner.decode(list(some), **options)), ids)
 
     def token(self, token_id: int) -> str | None:
-        found = self.inner.convert_ids_to_tokens(token_id)
+        try:
+            found = guarded(lambda: self.inner.convert_ids_to_tokens(token_id))
+        except InvalidRequestError:  # an id that its vocabulary does not have
+            return None
         return found.decode("utf-8", "replace") if isinstance(found, bytes) else found
+
+
+def _check_length(*texts: str) -> None:
+    if (length := sum(map(len, texts))) > SLOW_CHARACTERS:
+        raise InvalidRequestError(
+            f"the text has {length} characters, and this model's tokenizer, which is Python code, takes at most "
+            f"{SLOW_CHARACTERS} at a time. Shorten it, or give token ids."
+        )
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool) -> Tokenizer:
@@ -163,22 +238,9 @@ def _fast(folder: Path, settings: dict[str, Any]) -> FastTokenizer:
         raise CheckpointError(f"{folder / 'tokenizer.json'} is damaged: {error}") from error
     inner.no_truncation()
     inner.no_padding()
-    special = _special_tokens(folder, settings)
+    special = add_tokens(inner, folder, settings)
     _follow_bos_settings(inner, settings, special)
-    return FastTokenizer(inner, special, _chat_templates(folder, settings))
-
-
-def _special_tokens(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
-    named = dict(settings)
-    if (folder / "special_tokens_map.json").is_file():
-        named = {**read_json(folder / "special_tokens_map.json"), **settings}
-    special = {}
-    for name, value in named.items():
-        if name.endswith("_token"):
-            text = value.get("content") if isinstance(value, dict) else value
-            if isinstance(text, str):
-                special[name] = text
-    return special
+    return FastTokenizer(inner, special, read_templates(folder, settings))
 
 
 _REBUILD_FOR = ("Llama", "CodeLlama", "Gemma")
@@ -206,20 +268,6 @@ def set_template(inner: Any, bos: str | None, eos: str | None) -> None:
     inner.post_processor = Sequence([ByteLevel(trim_offsets=False), template])
 
 
-def _chat_templates(folder: Path, settings: dict[str, Any]) -> ChatTemplates:
-    templates: ChatTemplates = {}
-    found = settings.get("chat_template")
-    if isinstance(found, str):
-        templates["default"] = found
-    elif isinstance(found, list):
-        templates = {str(t["name"]): str(t["template"]) for t in found if isinstance(t, dict) and "template" in t}
-    if (folder / "chat_template.json").is_file():
-        templates["default"] = str(read_json(folder / "chat_template.json").get("chat_template", ""))
-    if (folder / "chat_template.jinja").is_file():
-        templates["default"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    return templates
-
-
 def _through_transformers(folder: Path, settings: dict[str, Any], trust_remote_code: bool) -> TransformersTokenizer:
     from transformers import AutoTokenizer
 
@@ -235,4 +283,4 @@ def _through_transformers(folder: Path, settings: dict[str, Any], trust_remote_c
             f"{folder} has no tokenizer that loads ({type(error).__name__}: {str(error).splitlines()[0][:200]}). "
             "Give one with tokenizer=, or set skip_tokenizer_init=True and use token ids."
         ) from error
-    return TransformersTokenizer(inner, _chat_templates(folder, settings))
+    return TransformersTokenizer(inner, read_templates(folder, settings))

@@ -1,6 +1,5 @@
 """The HTTP application: routes, the page, and what surrounds them."""
 
-import asyncio
 from importlib.resources import files
 
 from fastapi import APIRouter, FastAPI, Request
@@ -82,25 +81,37 @@ def plain(service: Service) -> APIRouter:
         if tokenizer is None:
             raise InvalidRequestError("this server has no tokenizer (--skip-tokenizer-init).")
         if body.messages is not None:
-            ids = await asyncio.to_thread(chat.render, service, body.as_chat())
+            text = await chat.render(service, body.as_chat())
         elif body.prompt is not None:
-            ids = await asyncio.to_thread(tokenizer.encode, body.prompt, body.add_special_tokens is not False)
+            text = body.prompt
         else:
             raise InvalidRequestError("give a prompt or messages.")
-        strings = [tokenizer.token(i) for i in ids] if body.return_token_strs else None
+        special = body.add_special_tokens is not False if body.messages is None else bool(body.add_special_tokens)
+
+        def work() -> tuple[list[int], list[str | None] | None]:
+            ids = tokenizer.encode(text, special)
+            return ids, [tokenizer.token(i) for i in ids] if body.return_token_strs else None
+
+        ids, strings = await service.threads.run(len(text), work)
         answer = {"count": len(ids), "max_model_len": service.ready.max_model_len, "tokens": ids}
         return json_response({**answer, "token_strs": strings})
 
     @routes.post("/detokenize", summary="The text of token ids")
     async def detokenize(body: DetokenizeRequest) -> Response:
         service.serves(body.model, service.ready.task)
-        if service.tokenizer is None:
+        tokenizer, size = service.tokenizer, service.ready.vocab_size
+        if tokenizer is None:
             raise InvalidRequestError("this server has no tokenizer (--skip-tokenizer-init).")
-        wrong = next((t for t in body.tokens if not 0 <= t < service.ready.vocab_size), None)
-        if wrong is not None:
-            last = service.ready.vocab_size - 1
-            raise InvalidRequestError(f"tokens holds {wrong}, outside this model's vocabulary (0 to {last}).")
-        return json_response({"prompt": service.tokenizer.decode(body.tokens, skip_special_tokens=False)})
+
+        def work() -> str:
+            for token in body.tokens:
+                if not 0 <= token < size and tokenizer.token(token) is None:
+                    raise InvalidRequestError(
+                        f"tokens holds {token}, outside this model's vocabulary (0 to {size - 1})."
+                    )
+            return tokenizer.decode(body.tokens, skip_special_tokens=False)
+
+        return json_response({"prompt": await service.threads.run(len(body.tokens), work)})
 
     return routes
 

@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 from octavo.errors import InvalidRequestError
 from octavo.loading.chat import render_chat
-from octavo.server.body import JSONRoute, parse_json
+from octavo.server.body import JSONRoute
 from octavo.server.logprobs import LogprobsWriter, TokenEntry
 from octavo.server.protocol import ChatRequest
 from octavo.server.service import Answer, Run, Service
@@ -19,48 +19,25 @@ from octavo.server.tool_calls import Calls, call
 from octavo.server.tools import ToolParser, choose_parser, forced, read_forced
 
 
-def template_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages as templates read them: the arguments of earlier tool calls are objects there, and text in the API.
-
-    Raises InvalidRequestError for arguments that are not JSON.
-    """
-    out = []
-    for i, message in enumerate(messages):
-        calls = message.get("tool_calls")
-        if not calls:
-            out.append(message)
-            continue
-        read = []
-        for one in calls if isinstance(calls, list) else []:
-            function = one.get("function") if isinstance(one, dict) else None
-            if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-                raise InvalidRequestError(f"message {i}: a tool call needs a function with a name.")
-            arguments = function.get("arguments") or "{}"
-            if isinstance(arguments, str):
-                arguments = parse_json(arguments.encode(), f"message {i}: the tool call's arguments")
-            read.append({**one, "function": {**function, "arguments": arguments}})
-        out.append({**message, "tool_calls": read})
-    return out
-
-
-def render(service: Service, request: ChatRequest) -> list[int]:
-    """Token ids of the conversation by the chat template, which writes the special tokens itself."""
+async def render(service: Service, request: ChatRequest) -> str:
+    """The conversation by the chat template, which writes the special tokens itself."""
     tokenizer = service.tokenizer
     if tokenizer is None:
         raise InvalidRequestError("this server has no tokenizer (--skip-tokenizer-init); use /v1/completions.")
     if request.chat_template is not None and not service.args.trust_remote_code:
         raise InvalidRequestError("chat_template in a request needs a server with --trust-remote-code.")
     tools = None if request.tool_choice == "none" else request.tools
-    text = render_chat(
+    return await service.threads.template(
+        render_chat,
         tokenizer,
-        template_messages(request.messages),
+        request.messages,
         template=request.chat_template or service.chat_template,
         add_generation_prompt=bool(request.add_generation_prompt),
         continue_final_message=bool(request.continue_final_message),
         tools=[t.model_dump(exclude_none=True) for t in tools] if tools else None,
-        **(request.chat_template_kwargs or {}),
+        documents=request.documents,
+        variables=request.chat_template_kwargs,
     )
-    return tokenizer.encode(text, add_special_tokens=bool(request.add_special_tokens))
 
 
 class Chat:
@@ -90,9 +67,12 @@ class Chat:
         if self.forced is not None:
             params.structured_outputs = self.forced
         service.admit()
-        prompt: dict[str, Any] = {"prompt_token_ids": render(service, request)}
-        if request.cache_salt:
-            prompt["cache_salt"] = request.cache_salt
+        text = await render(service, request)
+        prompt = {
+            "prompt": text,
+            "add_special_tokens": bool(request.add_special_tokens),
+            "cache_salt": request.cache_salt,
+        }
         self.run = Run(self.id, await service.check(prompt, params), params)
         if self.parser is not None and service.tokenizer is not None:
             self.run.shown = self.parser.shown_tokens(service.tokenizer)

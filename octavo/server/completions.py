@@ -31,10 +31,10 @@ def prompts_of(value: str | list[Any]) -> list[Any]:
     return [v if isinstance(v, str) else {"prompt_token_ids": v} for v in value]
 
 
-def salted(prompt: Any, salt: str | None) -> Any:
-    if not salt:
-        return prompt
-    return {**(prompt if isinstance(prompt, dict) else {"prompt": prompt}), "cache_salt": salt}
+def with_options(prompt: Any, request: CompletionRequest) -> dict[str, Any]:
+    """A prompt with what the request says of it."""
+    given = prompt if isinstance(prompt, dict) else {"prompt": prompt}
+    return {**given, "cache_salt": request.cache_salt, "add_special_tokens": request.add_special_tokens}
 
 
 class Completions:
@@ -63,13 +63,14 @@ class Completions:
         self.only_prompt = only_prompt
         prompts = prompts_of(request.prompt)
         service.admit(len(prompts))
-        for i, prompt in enumerate(prompts):
-            checked = await service.check(salted(prompt, request.cache_salt), params)
-            self.runs.append(Run(f"{self.id}-{i}", checked, params))
+        checked = await service.check_all([with_options(p, request) for p in prompts], params)
+        self.runs = [Run(f"{self.id}-{i}", one, params) for i, one in enumerate(checked)]
+        for one in checked:
             texts = list[TokenText]()
             if request.echo:
-                texts = await asyncio.to_thread(
-                    prompt_texts, service.tokenizer, checked.text, checked.token_ids, params
+                size = len(one.token_ids)
+                texts = await service.threads.run(
+                    size, prompt_texts, service.tokenizer, one.text, one.token_ids, params
                 )
             self.prompts.append(texts)
 

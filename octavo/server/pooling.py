@@ -74,8 +74,9 @@ async def scores(
     if service.ready.task == "classify":
         if service.ready.num_scores > 2 or service.tokenizer is None:
             raise InvalidRequestError("scores need a tokenizer and a classifier of one or two classes; use /classify.")
-        pairs = [{"prompt_token_ids": service.tokenizer.encode_pair(a, b)} for a, b in zip(first, second, strict=True)]
-        results, tokens = await service.pool_all(pairs, PoolingParams(truncate_prompt_tokens=truncate))
+        params = PoolingParams(truncate_prompt_tokens=truncate)
+        pairs = await service.encode_pairs(list(zip(first, second, strict=True)), params)
+        results, tokens = await service.pool_all([{"prompt_token_ids": ids} for ids in pairs], params)
         return [float(r[-1]) for r in results], tokens
     params = PoolingParams(normalize=True, truncate_prompt_tokens=truncate)
     texts = list(dict.fromkeys([*first, *second]))

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
 
 from octavo.errors import InvalidRequestError, did_you_mean
+from octavo.loading.chat import RESERVED
 from octavo.params import SamplingParams, StructuredOutputsParams
 
 T = TypeVar("T")
@@ -223,10 +224,7 @@ class NamedTool(BaseModel):
     function: NamedFunction
 
 
-RESERVED = frozenset(
-    ["chat_template", "conversation", "messages", "self", "template", "tokenize", "tokenizer", "tools"]
-)
-"""What chat_template_kwargs may not name: the request says it elsewhere, or may not say it."""
+ENDINGS = {"add_generation_prompt", "continue_final_message"}
 
 
 class Conversation(Request):
@@ -234,6 +232,7 @@ class Conversation(Request):
 
     messages: Many[dict[str, Any]] | None = None
     tools: Many[Tool] | None = None
+    documents: Many[dict[str, Any]] | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = True
@@ -243,14 +242,14 @@ class Conversation(Request):
     @field_validator("chat_template_kwargs", mode="after")
     @classmethod
     def _not_reserved(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if reserved := RESERVED & (value or {}).keys():
+        if reserved := (RESERVED - ENDINGS) & (value or {}).keys():
             raise ValueError(f"{', '.join(sorted(reserved))} cannot be set here.")
         return value
 
     @model_validator(mode="after")
     def _one_ending(self) -> "Conversation":
         """The template's kwargs may say how the prompt ends, as in vLLM; a prompt ends in one way."""
-        for name in ("add_generation_prompt", "continue_final_message"):
+        for name in ENDINGS:
             if (said := (self.chat_template_kwargs or {}).pop(name, None)) is not None:
                 setattr(self, name, bool(said))
         if self.continue_final_message:

@@ -26,6 +26,7 @@ from octavo.server.logprobs import TokenEntry
 from octavo.server.messages import Pooled, Ready, Stats, Tokens, unpack_logprobs
 from octavo.server.metrics import Metrics, RequestClock
 from octavo.server.options import ServerOptions
+from octavo.server.threads import TextThreads, size_of
 
 
 class OverloadedError(OctavoError):
@@ -159,13 +160,14 @@ class Service:
         self.chat_template: str | None = None
         self.metrics: Metrics | None = None
         self.accepting = True
+        self.threads = TextThreads()
         self._checker: InputChecker | None = None
 
     async def start(self) -> None:
         """Load the tokenizer here while the model loads there. Raises OctavoError with the reason for what fails."""
         loading = asyncio.create_task(self.client.start())
         try:
-            self.tokenizer = await asyncio.to_thread(model_tokenizer, self.args)
+            self.tokenizer = await asyncio.to_thread(self._load_tokenizer)
         except BaseException:
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
@@ -183,6 +185,12 @@ class Service:
             self.tokenizer, ready.vocab_size, ready.max_model_len, self.args.max_logprobs, encoder
         )
 
+    def _load_tokenizer(self) -> Tokenizer | None:
+        tokenizer = model_tokenizer(self.args)
+        if tokenizer is not None:
+            _ = tokenizer.longest_token  # found once, and now rather than while a request waits
+        return tokenizer
+
     async def stop(self) -> None:
         """Take nothing more, let what runs finish for `shutdown_timeout`, then end."""
         self.accepting = False
@@ -190,6 +198,7 @@ class Service:
         while self.client.num_requests and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         await self.client.stop()
+        self.threads.stop()
 
     @property
     def ready(self) -> Ready:
@@ -219,17 +228,34 @@ class Service:
             self.metrics.take(stats, self.ready.num_blocks, restarts)
 
     async def check(self, prompt: Any, params: SamplingParams | PoolingParams) -> CheckedPrompt:
-        """Tokenized and checked, off the event loop where that takes long."""
+        """Tokenized and checked, off the event loop."""
+        return (await self.check_all([prompt], params))[0]
+
+    async def check_all(self, prompts: list[Any], params: SamplingParams | PoolingParams) -> list[CheckedPrompt]:
+        """Several prompts, tokenized and checked off the event loop. An error says which prompt it is of."""
+        checked = await self.threads.run(size_of(prompts), self._checked, prompts, params)
+        if self.options.log_prompts:
+            for one in checked:
+                note(prompt=one.text if one.text is not None else one.token_ids)
+        return checked
+
+    def _checked(self, prompts: list[Any], params: SamplingParams | PoolingParams) -> list[CheckedPrompt]:
         assert self._checker is not None
         if isinstance(params, SamplingParams):
             self._checker.sampling(params)
-        if isinstance(prompt, str) and len(prompt) > 2000:
-            checked = await asyncio.to_thread(self._checker.prompt, prompt, params)
-        else:
-            checked = self._checker.prompt(prompt, params)
-        if self.options.log_prompts:
-            note(prompt=checked.text if checked.text is not None else checked.token_ids)
+        checked = []
+        for i, prompt in enumerate(prompts):
+            try:
+                checked.append(self._checker.prompt(prompt, params))
+            except InvalidRequestError as error:
+                raise InvalidRequestError(f"input {i}: {error}" if len(prompts) > 1 else str(error)) from error
         return checked
+
+    async def encode_pairs(self, pairs: list[tuple[str, str]], params: PoolingParams) -> list[list[int]]:
+        """Token ids of each two texts that are one input."""
+        checker = self._checker
+        assert checker is not None
+        return await self.threads.run(size_of(pairs), lambda: [checker.encode_pair(a, b, params) for a, b in pairs])
 
     def admit(self, count: int = 1) -> None:
         """Raises OverloadedError where `count` requests more are too many."""
@@ -328,12 +354,7 @@ class Service:
     async def pool_all(self, prompts: list[Any], params: PoolingParams) -> "tuple[list[np.ndarray[Any, Any]], int]":
         """Results of many prompts, computed together, and how many tokens they had."""
         self.admit(len(prompts))
-        checked = []
-        for i, prompt in enumerate(prompts):
-            try:
-                checked.append(await self.check(prompt, params))
-            except InvalidRequestError as error:
-                raise InvalidRequestError(f"input {i}: {error}" if len(prompts) > 1 else str(error)) from error
+        checked = await self.check_all(prompts, params)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self.pool(c, params)) for c in checked]
         return [t.result() for t in tasks], sum(len(c.token_ids) for c in checked)

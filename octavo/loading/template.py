@@ -1,0 +1,228 @@
+"""What a chat template makes of a conversation.
+
+Templates differ in what they take: content as text or as parts, None or "" where an assistant only called tools,
+arguments as objects or as JSON text. Nothing says which, so a template is tried on a small conversation of each kind,
+and the messages are given to it in the shape that it shows. This runs in a process of its own (template_process.py).
+"""
+
+import functools
+import json
+import re
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from octavo.loading.template_environment import environment
+
+Message = dict[str, Any]
+
+FIRST, SECOND, NAME, KEY, VALUE = (f"octavo{word}" for word in ("first", "second", "name", "key", "value"))
+"""Words that no template writes by itself."""
+LONG_ID, SHORT_ID = "chatcmpl-tool-0123456789abcdef0123456789abcdef", "abcdef012"
+MISSING = object()
+"""No content, not even None."""
+REPRESENTED = re.compile(rf"""["']text["']: ["'](?:{FIRST}|{SECOND})|'{KEY}': '{VALUE}'""")
+"""Parts or arguments that were written as Python or JSON writes objects: not what a template means."""
+
+
+@dataclass(frozen=True)
+class CallShape:
+    """How a template takes a message that calls tools."""
+
+    content: Any = ""
+    """What stands for content that is null or missing."""
+    arguments_as_text: bool = False
+    short_ids: bool = False
+    """Mistral's templates refuse ids that have not nine letters and digits."""
+
+
+def text_part(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+def with_content(message: Mapping[str, Any], content: Any) -> Message:
+    """`message` with that content, or without any."""
+    rest = {key: value for key, value in message.items() if key != "content"}
+    return rest if content is MISSING else {**rest, "content": content}
+
+
+class ConversationTemplate:
+    """A chat template, and what it was found to take.
+
+    Args:
+        source: Jinja text.
+        special_tokens: `bos_token` and so on.
+    """
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        self._template = environment().from_string(source)
+        self._special_tokens = special_tokens
+        self._shapes: dict[Any, Any] = {}
+
+    def render(self, messages: Sequence[Message], **variables: Any) -> str:
+        """The template's text for messages just as they are. Raises whatever the template does."""
+        names = {"tools": None, "documents": None, "add_generation_prompt": False, **self._special_tokens, **variables}
+        return str(self._template.render({**names, "messages": messages}))
+
+    def prompt(self, messages: Sequence[Message], continue_final_message: bool, **variables: Any) -> str:
+        """The prompt of a conversation; with `continue_final_message`, up to the end of the last message's content."""
+        fitted = [self.fit(message) for message in messages]
+        if not continue_final_message:
+            return self.render(fitted, **variables)
+        tag = f"octavo{secrets.token_hex(8)} "
+        last, content = _tagged(fitted[-1], tag)
+        last["content"] = self._content(last["role"], last["content"])
+        return _cut(self.render([*fitted[:-1], last], **variables), tag, content)
+
+    def fit(self, message: Message) -> Message:
+        """`message` in the shape that the template takes."""
+        role, content = message["role"], message.get("content", MISSING)
+        message = {**message, **_reasoning(message)}
+        if not message.get("tool_calls"):
+            message.pop("tool_calls", None)
+            if "tool_call_id" in message and self._calls(MISSING).short_ids:
+                message["tool_call_id"] = _short(message["tool_call_id"])
+            empty = self._empty(role, content) if content is None or content is MISSING else content
+            return with_content(message, self._content(role, empty))
+        shape = self._calls(content)
+        message["tool_calls"] = [_call(call, shape) for call in message["tool_calls"]]
+        return with_content(
+            message, self._content(role, shape.content if content is MISSING or not content else content)
+        )
+
+    def _content(self, role: str, content: Any) -> Any:
+        """Text or parts as messages of this role are shown."""
+        if not isinstance(content, (str, list)):
+            return content
+        shown = self._shown(role)
+        if isinstance(content, str):
+            return content if "text" in shown or not shown else [text_part(content)]
+        if "parts" in shown:
+            return content
+        text = "\n".join(part["text"] for part in content)
+        return text if "text" in shown or not shown else [text_part(text)]
+
+    def _shown(self, role: str) -> frozenset[str]:
+        """Which of `text`, `parts` and (the first) `part` the template shows."""
+        if ("shown", role) not in self._shapes:
+            kinds = {"text": FIRST, "parts": [text_part(FIRST), text_part(SECOND)], "part": [text_part(FIRST)]}
+            found = frozenset(kind for kind, content in kinds.items() if self._shows(role, content))
+            self._shapes["shown", role] = found or (self._shown("user") if role != "user" else found)
+        return self._shapes["shown", role]  # type: ignore[no-any-return]
+
+    def _shows(self, role: str, content: Any) -> bool:
+        words = [FIRST, SECOND] if isinstance(content, list) and len(content) > 1 else [FIRST]
+        text = next(self._tried(self._conversations(role, content)), "")
+        return all(word in text.lower() for word in words) and not REPRESENTED.search(text)
+
+    def _empty(self, role: str, content: Any) -> Any:
+        """What stands for no content (None or MISSING) in a message of this role: the same if it can be."""
+        key = "empty", role, content is None
+        if key not in self._shapes:
+            text = next(self._tried(self._conversations(role, content)), "None")
+            self._shapes[key] = "" if "None" in text else content
+        return self._shapes[key]
+
+    def _calls(self, content: Any) -> CallShape:
+        """How the template takes calls of tools beside content of this kind: None, MISSING, "" or something.
+
+        Some show calls only where the content is None, and some fail then.
+        """
+        is_empty = content is MISSING or not content
+        key = "calls", content is None, content is MISSING, is_empty
+        if key not in self._shapes:
+            shapes = [
+                CallShape(given, as_text, short)
+                for short in (False, True)
+                for given in ([content, "", None] if is_empty else [FIRST])
+                for as_text in (False, True)
+            ]
+            texts = [(s, next(self._tried([_calling(s)]), None)) for s in shapes]
+            taken = [(s, t) for s, t in texts if t is not None and (isinstance(s.content, str) or "None" not in t)]
+            best = [s for s, t in taken if all(w in t for w in (NAME, KEY, VALUE)) and not REPRESENTED.search(t)]
+            self._shapes[key] = next(iter([*best, *(s for s, _ in taken)]), CallShape())
+        return self._shapes[key]  # type: ignore[no-any-return]
+
+    def _conversations(self, role: str, content: Any) -> Iterator[list[Message]]:
+        """Small conversations with such a message, of which a template should take one."""
+        message, user = with_content({"role": role}, content), {"role": "user", "content": "Hello"}
+        if role == "tool":
+            shape = self._calls(MISSING)
+            message["tool_call_id"] = SHORT_ID if shape.short_ids else LONG_ID
+            yield [*_calling(shape)[:-1], {"name": NAME, **message}]
+        elif role == "user":
+            yield [message]
+        elif role == "assistant":
+            yield from ([user, message, user], [user, message])
+        else:
+            yield from ([message, user], [user, message])
+
+    def _tried(self, conversations: Iterator[list[Message]] | list[list[Message]]) -> Iterator[str]:
+        """The texts of those conversations that the template takes."""
+        for messages in conversations:
+            try:
+                yield self.render(messages)
+            except Exception:  # whatever it raises, it does not take this
+                continue
+
+
+@functools.lru_cache(maxsize=32)
+def compiled(source: str, special_tokens: tuple[tuple[str, str], ...]) -> ConversationTemplate:
+    return ConversationTemplate(source, dict(special_tokens))
+
+
+def _calling(shape: CallShape) -> list[Message]:
+    """A conversation with a call and its result, in that shape."""
+    name = SHORT_ID if shape.short_ids else LONG_ID
+    call = {"id": name, "type": "function", "function": {"name": NAME, "arguments": {KEY: VALUE}}}
+    assistant = with_content({"role": "assistant", "tool_calls": [_call(call, shape)]}, shape.content)
+    result = {"role": "tool", "name": NAME, "tool_call_id": name, "content": SECOND}
+    return [{"role": "user", "content": "Hello"}, assistant, result]
+
+
+def _call(call: Mapping[str, Any], shape: CallShape) -> Message:
+    """A call with its arguments as the template takes them; they were given as JSON text or as an object."""
+    arguments = call["function"].get("arguments") or "{}"
+    if shape.arguments_as_text and not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    elif not shape.arguments_as_text and isinstance(arguments, str):
+        arguments = json.loads(arguments)
+    shaped = {**call, "function": {**call["function"], "arguments": arguments}}
+    if shape.short_ids and "id" in call:
+        shaped["id"] = _short(call["id"])
+    return shaped
+
+
+def _short(call_id: Any) -> str:
+    """An id's last nine letters and digits, so that a call and its result still agree."""
+    return re.sub(r"[^a-zA-Z0-9]", "", str(call_id)).rjust(9, "0")[-9:]
+
+
+def _reasoning(message: Mapping[str, Any]) -> Message:
+    """A message's reasoning under all names that templates know it by, as transformers gives it."""
+    found = next((v for n in ("reasoning_content", "thinking", "reasoning") if (v := message.get(n)) is not None), None)
+    return {} if found is None else {"thinking": message.get("thinking", found), "reasoning_content": found}
+
+
+def _tagged(message: Message, tag: str) -> tuple[Message, str]:
+    """`message` with `tag` at the end of its content, and that content's text."""
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return {**message, "content": content + tag}, content
+    text = content[-1]["text"]
+    return {**message, "content": [*content[:-1], text_part(text + tag)]}, text
+
+
+def _cut(text: str, tag: str, content: str) -> str:
+    """`text` up to `tag`, which stands behind `content`. Raises LookupError where it is not there.
+
+    `tag` ends in a space: where that is gone, the template takes spaces from the ends of contents, and the content
+    loses those that it ends in as well.
+    """
+    at = text.rfind(tag.rstrip())
+    if at < 0:
+        raise LookupError("the chat template does not show the last message, so it cannot be continued")
+    spaces = len(content) - len(content.rstrip())
+    trimmed = not text.startswith(tag, at) and content.strip()
+    return text[: at - spaces] if trimmed and text[:at].endswith(content[len(content) - spaces :]) else text[:at]

@@ -1,0 +1,48 @@
+"""Where texts are read: threads beside the event loop, with short work apart from long, which it need not wait for."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+LONG = 1 << 15
+"""Characters (or tokens) of a text that is long."""
+
+
+class TextThreads:
+    """Threads for tokenizers and chat templates, which may take their time; the event loop goes on meanwhile."""
+
+    def __init__(self) -> None:
+        self._short = ThreadPoolExecutor(2, "octavo-short-texts")
+        self._long = ThreadPoolExecutor(2, "octavo-long-texts")
+        self._templates = ThreadPoolExecutor(4, "octavo-templates")
+
+    async def run(self, size: int, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        """What `work` returns, for texts of `size` characters or tokens."""
+        return await self._in(self._long if size > LONG else self._short, work, *args, **options)
+
+    async def template(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        """What `work`, which renders a chat template, returns."""
+        return await self._in(self._templates, work, *args, **options)
+
+    async def _in(self, pool: ThreadPoolExecutor, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(pool, lambda: work(*args, **options))
+
+    def stop(self) -> None:
+        """Begin nothing more."""
+        for pool in (self._short, self._long, self._templates):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def size_of(value: object) -> int:
+    """Roughly how much text or how many tokens a prompt, or a list of prompts, has."""
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(size_of, value.values()))
+    if isinstance(value, (list, tuple)):
+        return len(value) + sum(size_of(v) for v in value if isinstance(v, (str, list, tuple, dict)))
+    return 0
