@@ -16,7 +16,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## fetch a small real model, and let it write
 	$(BIN)/octavo generate "What is photosynthesis?" --max-tokens 100
 
-test: $(READY)  ## all tests; ARGS="-k name" for some
+test: $(READY)  ## all tests, with every instruction set that can be compiled; ARGS="-k name" for some
+	OCTAVO_INSTRUCTIONS=all $(BIN)/python setup.py -q build_ext --inplace
 	$(BIN)/python -m pytest $(ARGS)
 
 SANITIZED := build/sanitized

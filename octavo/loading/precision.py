@@ -21,7 +21,7 @@ DTYPES = {
     "half": torch.float16,
 }
 CACHE_DTYPES = {**DTYPES, "int8": torch.int8}
-ROUNDED = {"int8": weights.INT8, "q4": weights.Q4_1}
+ROUNDED = {"int8": weights.Q8_0, "q4": weights.Q4_1}
 """Quantizations of float checkpoints, by the kind that weights are rounded to."""
 
 
@@ -75,7 +75,7 @@ def choose_precision(args: EngineArgs, config: Config, kernels: Kernels, gguf: b
         cache=cache,
         as_stored=as_stored,
         round_to=ROUNDED[rounded] if rounded else None,
-        round_head_to=weights.INT8 if rounded else None,
+        round_head_to=weights.Q8_0 if rounded else None,
     )
 
 

@@ -7,8 +7,7 @@ from torch import Tensor
 
 F32, F16, BF16 = 0, 1, 30
 Q4_1 = 3
-INT8 = 100
-"""One float32 scale for each output: Octavo's own kind."""
+Q8_0 = 8
 
 FLOATS = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16}
 KINDS = {
@@ -19,12 +18,11 @@ KINDS = {
     Q4_1: "Q4_1",
     6: "Q5_0",
     7: "Q5_1",
-    8: "Q8_0",
+    Q8_0: "Q8_0",
     12: "Q4_K",
     13: "Q5_K",
     14: "Q6_K",
     20: "IQ4_NL",
-    INT8: "int8",
 }
 """Kinds that are computed with as they are, by ggml's numbers where it has one."""
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from octavo import LLM, SamplingParams
 from octavo.errors import OctavoError
 from octavo.ops.native.kernels import NativeKernels
-from octavo.ops.weights import INT8, KINDS, Q4_1
+from octavo.ops.weights import KINDS, Q4_1, Q8_0
 from tests.ops.stored import BLOCKS, random_rows
 
 WIDTH, HEADS, VOCAB = 256, 4, 64
@@ -105,6 +105,6 @@ def test_any_bits_can_be_packed(kind: int, rows: int, blocks: int, seed: int, to
     out = linear(torch.randn(tokens, stored.width, generator=generator))
     assert out.shape == (tokens, rows)
     assert linear.rows(torch.tensor([0, rows - 1]), torch.float32).shape == (2, stored.width)
-    for into in (INT8, Q4_1):
+    for into in (Q8_0, Q4_1):
         again = native.stored_linear([native.quantize(linear.rows(torch.arange(rows), torch.float32), into)])
         assert again(torch.zeros(1, stored.width)).shape == (1, rows)

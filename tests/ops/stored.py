@@ -6,18 +6,17 @@ import torch
 from gguf.quants import dequantize
 from torch import Tensor
 
-from octavo.ops.weights import BF16, F16, F32, INT8, KINDS, StoredRows
+from octavo.ops.weights import BF16, F16, F32, KINDS, StoredRows
 
 FLOATS = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
 QUANTIZED = [kind for kind in KINDS if kind not in FLOATS]
-BLOCKS = [kind for kind in QUANTIZED if kind != INT8]
 HALVES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
 """Where a block has its float16 numbers; at its beginning if not said."""
 
 
 def width_for(kind: int, width: int) -> int:
     """The next width that a kind has rows of."""
-    if kind in FLOATS or kind == INT8:
+    if kind in FLOATS:
         return width
     block = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)][0]
     return -(-width // block) * block
@@ -28,13 +27,6 @@ def random_rows(kind: int, outputs: int, width: int, generator: torch.Generator)
     if kind in FLOATS:
         data = torch.randn(outputs, width, generator=generator).to(FLOATS[kind])
         return StoredRows(kind, width, data), data.double()
-    if kind == INT8:
-        codes = torch.randint(-127, 128, (outputs, width), dtype=torch.int8, generator=generator)
-        scale = torch.rand(outputs, 1, generator=generator) / 64
-        row = torch.cat([scale.view(torch.uint8), codes.view(torch.uint8)], 1)
-        # Rows of ours are whole chunks of 32 columns.
-        row = torch.nn.functional.pad(row, (0, -width % 32))
-        return StoredRows(kind, width, row), codes.double() * scale.double()
     of = gguf.GGMLQuantizationType(kind)
     block, size = gguf.GGML_QUANT_SIZES[of]
     blocks = torch.randint(0, 256, (outputs, width // block, size), dtype=torch.uint8, generator=generator)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from octavo.ops import Kernels, LinearKernel
 from octavo.ops.native.kernels import NativeKernels
-from octavo.ops.weights import INT8, Q4_1
+from octavo.ops.weights import Q4_1, Q8_0
 from tests.ops.conftest import REFERENCE
 
 EXPERTS, ROWS = 5, 23
@@ -29,7 +29,7 @@ def choices(generator: torch.Generator, top_k: int) -> Tensor:
     return chosen
 
 
-@pytest.mark.parametrize("kind", [None, INT8, Q4_1], ids=["float32", "int8", "q4"])
+@pytest.mark.parametrize("kind", [None, Q8_0, Q4_1], ids=["float32", "int8", "q4"])
 @pytest.mark.parametrize(("top_k", "of_choice"), [(1, False), (2, False), (3, True)])
 @pytest.mark.parametrize(("width", "outputs"), [(64, 48), (96, 37)])
 def test_each_choice_is_its_own_product(

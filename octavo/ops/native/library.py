@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("octavo")
 
 IS_ARM = platform.machine().lower() in ("aarch64", "arm64")
-INSTRUCTIONS = ("base", "dotprod") if IS_ARM else ("base", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
-"""The libraries of this architecture, by the instruction set that they need, each including those before it."""
+X86_INSTRUCTIONS = ("avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx")
+INSTRUCTIONS = ("base", "dotprod") if IS_ARM else ("base", *X86_INSTRUCTIONS)
+"""The libraries of this architecture, by the instruction set that they need, the best last."""
 
 ON_TRIAL = "amx"
 """It was never run where it was made, and is chosen where it proves to be right and faster."""
@@ -54,29 +55,30 @@ _ARGUMENTS = {
 }
 """Arguments of each operation, as struct spells them: whole numbers and pointers (q), floats (d)."""
 pack_header = Struct("<qq").pack
-_FUNCTIONS = ("set_threads", "packed_bytes", "row_bytes", "instructions", "run")
+_FUNCTIONS = ("set_threads", "packed_bytes", "row_bytes", "run")
 
 
 def _path(name: str) -> Path | None:
     folder = Path(os.environ.get("OCTAVO_CORE") or Path(__file__).parent)  # another build of it, for its developers
-    return next(iter(sorted(folder.glob(f"_core_{name}.*"))), None)
+    return next(iter(sorted(folder.glob(f"{name}.*"))), None)
 
 
 @functools.cache
 def runnable() -> tuple[str, ...]:
     """The libraries that are there and that this processor runs, the best first."""
-    plain = _path("base")
-    if plain is None:
+    processor = _path("_core_processor")
+    if processor is None:
         return ()
-    best = int(ctypes.CDLL(str(plain)).octavo_instructions())
-    return tuple(name for name in reversed(INSTRUCTIONS[: best + 1]) if _path(name) is not None)
+    has = 1 | int(ctypes.CDLL(str(processor)).octavo_instructions()) << 1  # a bit for each of INSTRUCTIONS
+    names = [name for i, name in enumerate(INSTRUCTIONS) if has >> i & 1]
+    return tuple(name for name in reversed(names) if _path(f"_core_{name}") is not None)
 
 
 class Library:
     """One of the compiled libraries. Operations are called by `run`, which a Recording may take in instead."""
 
     def __init__(self, name: str) -> None:
-        path = _path(name)
+        path = _path(f"_core_{name}")
         if path is None:
             raise OSError(f"octavo was installed without its library for {name}")
         self.name = name

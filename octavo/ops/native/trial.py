@@ -8,7 +8,7 @@ from torch import Tensor
 from octavo.ops.memory import Arena
 from octavo.ops.native.library import Library
 from octavo.ops.native.weights import pack, quantize
-from octavo.ops.weights import INT8, Q4_1
+from octavo.ops.weights import Q4_1, Q8_0
 
 ROWS, WIDTH, OUTPUTS, ROUNDS = 128, 1024, 512, 5
 
@@ -19,7 +19,7 @@ def proves_itself(library: Library, before: Library) -> bool:
     x = torch.randn(ROWS, WIDTH, generator=generator)
     weight = torch.randn(OUTPUTS, WIDTH, generator=generator)
     seconds = dict.fromkeys((library, before), 0.0)
-    for kind in (INT8, Q4_1):
+    for kind in (Q8_0, Q4_1):
         results = []
         for candidate in seconds:
             result, took = _product(candidate, x, weight, kind)

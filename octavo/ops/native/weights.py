@@ -75,7 +75,7 @@ def pack(library: Library, stored: StoredRows, arena: Arena) -> PackedWeight:
 
 
 def quantize(library: Library, weight: Tensor, kind: int) -> StoredRows:
-    """Round a weight `[outputs, width]` to the nearest values of a `kind`: int8 or Q4_1."""
+    """Round a weight `[outputs, width]` to the nearest values of a `kind`: Q8_0 or Q4_1."""
     weight = weight.contiguous()
     rows, width = weight.shape
     out = torch.empty(rows, library.row_bytes(kind, width), dtype=torch.uint8)

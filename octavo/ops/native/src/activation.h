@@ -1,7 +1,7 @@
 // Activations of vectors.
 #pragma once
 
-#include "numbers.h"
+#include "functions.h"
 
 namespace octavo {
 
@@ -26,8 +26,8 @@ INLINE vec activate(vec x) {
         case RELU_SQUARED: return larger(x, vec{}) * larger(x, vec{});
         case GELU: {
             const vec z = x * 0.70710678118654752f;
-            const vec half = complementary_error(z < 0.0f ? -z : z) * 0.5f;
-            return x * (x < 0.0f ? half : 1.0f - half);
+            const vec half = complementary_error(absolute(z)) * 0.5f;
+            return x * select(x < 0.0f, half, 1.0f - half);
         }
         default: {
             // (1 + tanh(y)) / 2 is 1 / (1 + exp(-2 y)), which loses nothing where tanh is near -1.

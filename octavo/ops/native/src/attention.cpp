@@ -6,10 +6,12 @@
 // row does not see change no bit of it, and are left out where that is cheap; and whether threads share a long context
 // by spans, as they do where there is little else to share, changes nothing either.
 // With a bfloat16 cache, on processors that multiply pairs of it, queries and weights are rounded to bfloat16 too.
+#include <limits>
 #include <vector>
 
 #include "cache.h"
 #include "call.h"
+#include "functions.h"
 #include "numbers.h"
 #include "pool.h"
 #include "scratch.h"
@@ -445,7 +447,7 @@ private:
             vec s = load(scores + v * LANES) * (1.0f / LOG2_E);
             if (a_.softcap > 0) s = hyperbolic_tangent(s / a_.softcap) * a_.softcap;
             if (a_.alibi != nullptr) {
-                const ivec distance = lanes() + (v * LANES - static_cast<int32_t>(seen));
+                const ivec distance = lane_numbers() + (v * LANES - static_cast<int32_t>(seen));
                 s = fmadd(to_float(distance), broadcast(a_.alibi[head_[r]]), s);
             }
             store(scores + v * LANES, s * LOG2_E);
@@ -457,9 +459,9 @@ private:
         const auto first = a_.window ? static_cast<int32_t>(std::clamp<int64_t>(seen - a_.window + 1, 0, KEYS)) : 0;
         const vec hidden = broadcast(-std::numeric_limits<float>::infinity());
         for (int v = 0; v < vectors; ++v) {
-            const ivec key = lanes() + v * LANES;
+            const ivec key = lane_numbers() + v * LANES;
             const vec s = load(scores + v * LANES);
-            store(scores + v * LANES, key > last ? hidden : key < first ? hidden : s);
+            store(scores + v * LANES, select((key > last) | (key < first), hidden, s));
         }
     }
 
@@ -472,8 +474,6 @@ private:
             if (!seen) scores[key - begin] = -std::numeric_limits<float>::infinity();
         }
     }
-
-    static ivec lanes() { return ivec{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
 
     void mix(int r, int count) {
         const int steps = (count + STEP_KEYS - 1) / STEP_KEYS;

@@ -2,6 +2,8 @@
 // the float32 that scales them.
 #pragma once
 
+#include <cmath>
+
 #include "numbers.h"
 
 namespace octavo {

@@ -1,4 +1,6 @@
 // Norms, activations, sums, and rotary positions with the cache's write.
+#include <cmath>
+
 #include "activation.h"
 #include "cache.h"
 #include "call.h"
@@ -28,8 +30,7 @@ INLINE void layer_norm_row(const T* x, const float* weight, const float* bias, T
     const float mean = sum(total) / static_cast<float>(width);
     vec squares = {};
     for_vectors(width, [&](int64_t i, int n) {
-        vec v = take(x + i, n) - mean;
-        for (int j = n; j < LANES; ++j) v[j] = 0.0f;
+        const vec v = select(lane_numbers() < n, take(x + i, n) - mean, vec{});
         squares = fmadd(v, v, squares);
     });
     const float scale = 1.0f / std::sqrt(sum(squares) / static_cast<float>(width) + eps);

@@ -17,7 +17,7 @@ constexpr int CHUNK_STEPS = CHUNK / 4;
 // Numbers of ggml's types where there is one.
 enum Kind {
     KIND_F32 = 0, KIND_F16 = 1, KIND_Q4_0 = 2, KIND_Q4_1 = 3, KIND_Q5_0 = 6, KIND_Q5_1 = 7, KIND_Q8_0 = 8,
-    KIND_Q4_K = 12, KIND_Q5_K = 13, KIND_Q6_K = 14, KIND_IQ4_NL = 20, KIND_BF16 = 30, KIND_INT8 = 100,
+    KIND_Q4_K = 12, KIND_Q5_K = 13, KIND_Q6_K = 14, KIND_IQ4_NL = 20, KIND_BF16 = 30,
 };
 
 INLINE float half_at(const uint8_t* p) {
@@ -26,17 +26,13 @@ INLINE float half_at(const uint8_t* p) {
     return as_float(h);
 }
 INLINE vec halves_at(const uint8_t* p) { return load(reinterpret_cast<const f16*>(p)); }
-INLINE bytes64 byte_vector(int value) { return bytes64{} + static_cast<uint8_t>(value); }
-INLINE bytes64 shifted(bytes64 v, int by) { return bit_cast<bytes64>(bit_cast<uvec>(v) >> by); }
-INLINE bytes64 lifted(bytes64 v, int by) { return bit_cast<bytes64>(bit_cast<uvec>(v) << by); }
+INLINE uvec in_each_byte(uint32_t value) { return uvec{} + value * 0x01010101u; }
 
 INLINE vec unsigned_bytes(const uint8_t* p) {
-    typedef uint8_t b16 __attribute__((vector_size(16)));
-    return to_float(__builtin_convertvector(load_as<b16>(p), ivec));
+    return to_float(convert<int32_t>(load_as<Lanes<uint8_t, LANES>>(p)));
 }
 INLINE vec signed_bytes(const uint8_t* p) {
-    typedef int8_t b16 __attribute__((vector_size(16)));
-    return to_float(__builtin_convertvector(load_as<b16>(p), ivec));
+    return to_float(convert<int32_t>(load_as<Lanes<int8_t, LANES>>(p)));
 }
 
 // Codes of 4 to 8 bits. BITS 4: a vector holds two steps. The fifth and sixth bits lie in vectors of their own.
@@ -44,18 +40,18 @@ template <int BITS>
 struct Codes {
     static constexpr int BYTES = CHUNK * PANEL * BITS / 8;  // of a chunk
 
-    static INLINE bytes64 step(const uint8_t* p, int s) {
-        if (BITS == 8) return load_as<bytes64>(p + 64 * s);
-        const bytes64 pair = load_as<bytes64>(p + 64 * (s / 2));
-        bytes64 code = (s % 2 ? shifted(pair, 4) : pair) & byte_vector(15);
+    static INLINE uvec step(const uint8_t* p, int s) {
+        if (BITS == 8) return load_as<uvec>(p + 64 * s);
+        const uvec pair = load_as<uvec>(p + 64 * (s / 2));
+        uvec code = (s % 2 ? pair >> 4 : pair) & in_each_byte(15);
         if (BITS == 5) {
-            const bytes64 high = load_as<bytes64>(p + 256);
-            code |= (s < 4 ? lifted(high, 4 - s) : shifted(high, s - 4)) & byte_vector(16);
+            const uvec high = load_as<uvec>(p + 256);
+            code |= (s < 4 ? high << (4 - s) : high >> (s - 4)) & in_each_byte(16);
         }
         if (BITS == 6) {
-            const bytes64 high = load_as<bytes64>(p + 256 + 64 * (s / 4));
+            const uvec high = load_as<uvec>(p + 256 + 64 * (s / 4));
             const int at = 2 * (s % 4);
-            code |= (at <= 4 ? lifted(high, 4 - at) : shifted(high, at - 4)) & byte_vector(48);
+            code |= (at <= 4 ? high << (4 - at) : high >> (at - 4)) & in_each_byte(48);
         }
         return code;
     }
@@ -84,8 +80,8 @@ struct Stored {
 template <int BITS, bool LOW, int ZERO_>
 struct Simple {
     using Bits = Codes<BITS>;
-    static constexpr int UNIT = 32, BLOCK = 32, ZERO = ZERO_;
-    static constexpr bool HAS_LOW = LOW, BY_CHANNEL = false, WIDE = BITS == 8;
+    static constexpr int UNIT = 32, BLOCK = 32, ZERO = ZERO_, CODE_BITS = BITS;
+    static constexpr bool HAS_LOW = LOW;
     static constexpr int HEADER = (LOW ? 2 : 1) * PANEL * 2;
     static constexpr int UNIT_BYTES = HEADER + Bits::BYTES;
     static constexpr int FILE_HEADER = LOW ? 4 : 2;
@@ -94,7 +90,7 @@ struct Simple {
     static INLINE vec scale(const uint8_t* unit, int) { return halves_at(unit); }
     static INLINE vec low(const uint8_t* unit, int) { return halves_at(unit + 2 * PANEL); }
     static INLINE const uint8_t* chunk(const uint8_t* unit, int) { return unit + HEADER; }
-    static INLINE bytes64 step(const uint8_t* chunk, int s) { return Bits::step(chunk, s); }
+    static INLINE uvec step(const uint8_t* chunk, int s) { return Bits::step(chunk, s); }
 
     static void read(const uint8_t* row, Stored& out) {
         out.d = row;
@@ -126,30 +122,34 @@ using Q5_0 = Simple<5, false, 16>;
 using Q5_1 = Simple<5, true, 0>;
 using Q8_0 = Simple<8, false, 128>;
 
+// Each byte of `index`, below 16, as that of a table of 16.
+INLINE ureg look_up(ureg index, const uint8_t* table) {
+#if defined(__AVX512BW__)
+    return (ureg)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(load_as<__m128i>(table)), (__m512i)index);
+#elif defined(__AVX2__)
+    return (ureg)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load_as<__m128i>(table)), (__m256i)index);
+#elif defined(__aarch64__)
+    return (ureg)vqtbl1q_u8(vld1q_u8(table), (uint8x16_t)index);
+#else
+    uint8_t bytes[REGISTER];
+    store_as(bytes, index);
+    for (uint8_t& byte : bytes) byte = table[byte];
+    return load_as<ureg>(bytes);
+#endif
+}
+template <int N>
+INLINE auto look_up(const Halves<uint32_t, N>& index, const uint8_t* table) {
+    return join(look_up(index.low, table), look_up(index.high, table));
+}
+
 // 4-bit codes into a table of 16 values.
 struct IQ4_NL : Simple<4, false, 128> {
-    static constexpr bool WIDE = true;
+    static constexpr int CODE_BITS = 8;
 
-    static INLINE bytes64 step(const uint8_t* chunk, int s) {
+    static INLINE uvec step(const uint8_t* chunk, int s) {
         static constexpr uint8_t VALUES[16] = {1,   24,  45,  63,  79,  93,  106, 118,
                                                129, 141, 153, 166, 181, 197, 217, 241};  // 128 added
-        const bytes64 index = Bits::step(chunk, s);
-#if defined(__AVX512BW__)
-        const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(VALUES)));
-        return (bytes64)_mm512_shuffle_epi8(table, (__m512i)index);
-#elif defined(__AVX2__)
-        const __m256i table =
-            _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(VALUES)));
-        __m256i v[2];
-        std::memcpy(v, &index, sizeof v);
-        v[0] = _mm256_shuffle_epi8(table, v[0]);
-        v[1] = _mm256_shuffle_epi8(table, v[1]);
-        return load_as<bytes64>(v);
-#else
-        bytes64 out;
-        for (int i = 0; i < 64; ++i) out[i] = VALUES[index[i]];
-        return out;
-#endif
+        return look_up(Bits::step(chunk, s), VALUES);
     }
 };
 
@@ -157,8 +157,8 @@ struct IQ4_NL : Simple<4, false, 128> {
 template <int BITS>
 struct SuperBlock {
     using Bits = Codes<BITS>;
-    static constexpr int UNIT = 256, BLOCK = 32, ZERO = 0;
-    static constexpr bool HAS_LOW = true, BY_CHANNEL = false, WIDE = false;
+    static constexpr int UNIT = 256, BLOCK = 32, ZERO = 0, CODE_BITS = BITS;
+    static constexpr bool HAS_LOW = true;
     static constexpr int SCALES = 4 * PANEL, LOWS = SCALES + 8 * PANEL, HEADER = LOWS + 8 * PANEL;
     static constexpr int UNIT_BYTES = HEADER + 8 * Bits::BYTES;
     static constexpr int FILE_BYTES = 16 + 128 + (BITS == 5 ? 32 : 0);
@@ -170,7 +170,7 @@ struct SuperBlock {
         return -halves_at(unit + 2 * PANEL) * unsigned_bytes(unit + LOWS + PANEL * block);
     }
     static INLINE const uint8_t* chunk(const uint8_t* unit, int c) { return unit + HEADER + c * Bits::BYTES; }
-    static INLINE bytes64 step(const uint8_t* chunk, int s) { return Bits::step(chunk, s); }
+    static INLINE uvec step(const uint8_t* chunk, int s) { return Bits::step(chunk, s); }
 
     static void read(const uint8_t* row, Stored& out) {
         out.d = row;
@@ -208,8 +208,8 @@ using Q5_K = SuperBlock<5>;
 // 256 columns with an 8-bit scale for each 16, and a float16 factor.
 struct Q6_K {
     using Bits = Codes<6>;
-    static constexpr int UNIT = 256, BLOCK = 16, ZERO = 32;
-    static constexpr bool HAS_LOW = false, BY_CHANNEL = false, WIDE = false;
+    static constexpr int UNIT = 256, BLOCK = 16, ZERO = 32, CODE_BITS = 6;
+    static constexpr bool HAS_LOW = false;
     static constexpr int HEADER = 2 * PANEL + 16 * PANEL, UNIT_BYTES = HEADER + 8 * Bits::BYTES, FILE_BYTES = 210;
 
     static INLINE vec scale(const uint8_t* unit, int block) {
@@ -217,7 +217,7 @@ struct Q6_K {
     }
     static INLINE vec low(const uint8_t*, int) { return vec{}; }
     static INLINE const uint8_t* chunk(const uint8_t* unit, int c) { return unit + HEADER + c * Bits::BYTES; }
-    static INLINE bytes64 step(const uint8_t* chunk, int s) { return Bits::step(chunk, s); }
+    static INLINE uvec step(const uint8_t* chunk, int s) { return Bits::step(chunk, s); }
 
     static void read(const uint8_t* row, Stored& out) {
         out.d = row + 208;
@@ -235,36 +235,13 @@ struct Q6_K {
     }
 };
 
-// int8 with one float32 scale an output: in the file (which is ours alone) before the codes of its row, and packed at
-// the panel's beginning.
-struct Int8 {
-    using Bits = Codes<8>;
-    static constexpr int UNIT = 32, BLOCK = 32, ZERO = 128;
-    static constexpr bool HAS_LOW = false, BY_CHANNEL = true, WIDE = true;
-    static constexpr int HEADER = 0, UNIT_BYTES = Bits::BYTES, FILE_BYTES = 32;
-
-    static INLINE vec scale(const uint8_t*, int) { return broadcast(1.0f); }
-    static INLINE vec low(const uint8_t*, int) { return vec{}; }
-    static INLINE const uint8_t* chunk(const uint8_t* unit, int) { return unit; }
-    static INLINE bytes64 step(const uint8_t* chunk, int s) { return Bits::step(chunk, s); }
-
-    static void read(const uint8_t* row, Stored& out) {
-        for (int i = 0; i < 32; ++i) out.codes[i] = static_cast<uint8_t>(row[i] ^ 0x80);
-    }
-    static void header(uint8_t*, int, const Stored&) {}
-};
-
-template <typename F>
-constexpr int64_t panel_start() {
-    return F::BY_CHANNEL ? PANEL * sizeof(float) : 0;
-}
 template <typename F>
 constexpr int64_t panel_bytes(int64_t width) {
-    return panel_start<F>() + width / F::UNIT * F::UNIT_BYTES;
+    return width / F::UNIT * F::UNIT_BYTES;
 }
 template <typename F>
 constexpr int64_t file_row_bytes(int64_t width) {
-    return (F::BY_CHANNEL ? static_cast<int64_t>(sizeof(float)) : 0) + width / F::UNIT * F::FILE_BYTES;
+    return width / F::UNIT * F::FILE_BYTES;
 }
 
 #define WITH_FORMAT(kind, F, ...)                                       \
@@ -278,7 +255,6 @@ constexpr int64_t file_row_bytes(int64_t width) {
         case octavo::KIND_Q5_K: { using F = octavo::Q5_K; __VA_ARGS__; break; }     \
         case octavo::KIND_Q6_K: { using F = octavo::Q6_K; __VA_ARGS__; break; }     \
         case octavo::KIND_IQ4_NL: { using F = octavo::IQ4_NL; __VA_ARGS__; break; } \
-        case octavo::KIND_INT8: { using F = octavo::Int8; __VA_ARGS__; break; }     \
     }
 
 }  // namespace octavo

@@ -1,7 +1,7 @@
 // What the products with float and with quantized weights share: rows in tiles, panels of outputs, how results leave.
 //
-// Each output of a row is a sum in a fixed order: 128 columns at a time in ascending order, then the groups in order.
-// It is the same whatever tile the row falls into, so that a row's result does not depend on its neighbours.
+// Each output of a row is a sum in a fixed order, the same whatever tile the row falls into, so that a row's result does
+// not depend on its neighbours.
 #pragma once
 
 #include "call.h"
@@ -12,7 +12,8 @@
 
 namespace octavo {
 
-constexpr int TILE = 8;       // rows that share each vector of weights that is loaded
+// Rows that share each vector of weights that is loaded: as many as leave their sums in registers.
+constexpr int TILE = std::min(8, REGISTERS * REGISTER / 128);
 constexpr int WIDE_TILE = 16;
 constexpr int GROUP = 128;    // columns that are summed before the sum joins the others
 constexpr int AHEAD = 4096;   // bytes of weights asked for before they are needed
@@ -43,14 +44,14 @@ struct Product {
     INLINE int64_t target(int64_t row) const { return targets == nullptr ? row : targets[row]; }
 };
 
-// Rows in tiles of 8, the last one of 1, 4 or 8; before them some of 16, where the processor has products for those.
+// Rows in tiles of TILE, the last one of 1, 4 or TILE; before them some of 16, where there are products for those.
 struct Tiles {
     int64_t rows, wide, whole;
     int last;
 
     explicit Tiles(int64_t rows, int64_t wide = 0) : rows(rows), wide(wide), whole((rows - wide * WIDE_TILE) / TILE) {
         const int rest = static_cast<int>((rows - wide * WIDE_TILE) % TILE);
-        last = rest <= 1 ? rest : rest <= 4 ? 4 : 8;
+        last = rest <= 1 ? rest : std::min(TILE, rest <= 4 ? 4 : 8);
     }
     int64_t count() const { return wide + whole + (last != 0); }
     int64_t padded_rows() const { return first_row(wide + whole) + last; }
@@ -63,8 +64,8 @@ template <typename Body>
 INLINE void with_size(int size, const Body& body) {
     switch (size) {
         case 1: return body(std::integral_constant<int, 1>());
-        case 4: return body(std::integral_constant<int, 4>());
-        default: return body(std::integral_constant<int, 8>());
+        case TILE: return body(std::integral_constant<int, TILE>());
+        default: return body(std::integral_constant<int, std::min(4, TILE)>());
     }
 }
 

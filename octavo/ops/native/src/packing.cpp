@@ -29,7 +29,7 @@ void pack_float(const T* source, int64_t rows, int64_t width, uint8_t* packed) {
     });
 }
 
-// Rows as a GGUF file stores them (or int8 rows after their scale) into panels.
+// Rows as a GGUF file stores them into panels.
 template <typename F>
 void pack_quantized(const uint8_t* source, int64_t rows, int64_t width, uint8_t* packed) {
     const int64_t units = width / F::UNIT, bytes = panel_bytes<F>(width), panels = (rows + PANEL - 1) / PANEL;
@@ -41,13 +41,9 @@ void pack_quantized(const uint8_t* source, int64_t rows, int64_t width, uint8_t*
             const int64_t outputs = std::min<int64_t>(PANEL, rows - panel * PANEL);
             for (int64_t o = 0; o < outputs; ++o) {
                 const uint8_t* row = source + (panel * PANEL + o) * file_row_bytes<F>(width);
-                if (F::BY_CHANNEL) {
-                    std::memcpy(to + o * sizeof(float), row, sizeof(float));
-                    row += sizeof(float);
-                }
                 for (int64_t u = 0; u < units; ++u) {
                     F::read(row + u * F::FILE_BYTES, stored);
-                    uint8_t* unit = to + panel_start<F>() + u * F::UNIT_BYTES;
+                    uint8_t* unit = to + u * F::UNIT_BYTES;
                     F::header(unit, static_cast<int>(o), stored);
                     for (int c = 0; c < F::UNIT / CHUNK; ++c) {
                         auto* chunk = const_cast<uint8_t*>(F::chunk(unit, c));
@@ -66,15 +62,15 @@ template <typename F>
 void unpack_row(const uint8_t* packed, int64_t row, int64_t columns, float* out) {
     const uint8_t* panel = packed + row / PANEL * panel_bytes<F>(columns);
     const int lane = static_cast<int>(row % PANEL);
-    const float by_channel = F::BY_CHANNEL ? reinterpret_cast<const float*>(panel)[lane] : 1.0f;
     constexpr int CHUNKS = F::UNIT / CHUNK, BLOCKS = CHUNK / F::BLOCK;
     for (int64_t c = 0; c < columns / CHUNK; ++c) {
-        const uint8_t* unit = panel + panel_start<F>() + c / CHUNKS * F::UNIT_BYTES;
+        const uint8_t* unit = panel + c / CHUNKS * F::UNIT_BYTES;
         const int part = static_cast<int>(c % CHUNKS);
         for (int s = 0; s < CHUNK_STEPS; ++s) {
-            const bytes64 codes = F::step(F::chunk(unit, part), s);
+            uint8_t codes[4 * PANEL];
+            store_as(codes, F::step(F::chunk(unit, part), s));
             const int block = part * BLOCKS + 4 * s / F::BLOCK;
-            const float scale = F::scale(unit, block)[lane] * by_channel, low = F::low(unit, block)[lane];
+            const float scale = F::scale(unit, block)[lane], low = F::low(unit, block)[lane];
             for (int i = 0; i < 4; ++i) {
                 out[c * CHUNK + 4 * s + i] =
                     F::HAS_LOW ? scale * codes[4 * lane + i] + low : scale * (codes[4 * lane + i] - F::ZERO);
@@ -102,29 +98,29 @@ void unpack_any(int kind, const uint8_t* packed, int64_t row, int64_t width, std
     WITH_FORMAT(kind, F, unpack_row<F>(packed, row, round_up(width, F::UNIT), out.data()))
 }
 
-// A row of floats to a float32 scale and int8 codes, rounded to nearest; zeros up to `columns`.
-void round_int8(const float* x, int64_t width, int64_t columns, uint8_t* out) {
-    vec peaks = {};
-    for_vectors(width, [&](int64_t i, int n) { peaks = larger(absolute(take(x + i, n)), peaks); });
-    const float peak = highest(peaks), scale = peak / 127.0f, inverse = peak > 0.0f ? 127.0f / peak : 0.0f;
-    std::memcpy(out, &scale, sizeof scale);
-    auto* codes = reinterpret_cast<int8_t*>(out + sizeof scale);
-    for_vectors(width, [&](int64_t i, int n) {
-        int8_t some[LANES];
-        store_bytes(n == LANES ? codes + i : some, rounded(take(x + i, n) * inverse));
-        if (n < LANES) std::memcpy(codes + i, some, n);
-    });
-    std::fill(codes + width, codes + columns, int8_t{0});
+INLINE vec load_within(const float* x, int64_t width, int64_t first) {
+    return load_some(x + first, static_cast<int>(std::clamp<int64_t>(width - first, 0, LANES)));
+}
+
+// A row of floats to Q8_0: each block's codes are multiples of a 127th of its largest value.
+void round_q8(const float* x, int64_t width, int64_t columns, uint8_t* out) {
+    for (int64_t first = 0; first < columns; first += 32, out += 34) {
+        const vec half[2] = {load_within(x, width, first), load_within(x, width, first + LANES)};
+        f16 stored;
+        set(&stored, highest(larger(absolute(half[0]), absolute(half[1]))) / 127.0f);
+        const float scale = as_float(stored), inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+        std::memcpy(out, &stored, 2);
+        for (int h = 0; h < 2; ++h) {
+            const vec code = smaller(broadcast(127.0f), larger(broadcast(-127.0f), half[h] * inverse));
+            store_bytes(reinterpret_cast<int8_t*>(out + 2 + h * LANES), rounded(code));
+        }
+    }
 }
 
 // A row of floats to Q4_1: 16 steps from a block's least value to its largest.
 void round_q4(const float* x, int64_t width, int64_t columns, uint8_t* out) {
     for (int64_t first = 0; first < columns; first += 32, out += 20) {
-        vec half[2];
-        for (int h = 0; h < 2; ++h) {
-            const auto count = static_cast<int>(std::clamp<int64_t>(width - first - h * LANES, 0, LANES));
-            half[h] = count == LANES ? load(x + first + h * LANES) : load_some(x + first + h * LANES, count);
-        }
+        const vec half[2] = {load_within(x, width, first), load_within(x, width, first + LANES)};
         const float low = -highest(larger(-half[0], -half[1])), high = highest(larger(half[0], half[1]));
         f16 stored[2];
         set(stored, (high - low) / 15.0f);
@@ -133,9 +129,10 @@ void round_q4(const float* x, int64_t width, int64_t columns, uint8_t* out) {
         std::memcpy(out, stored, 4);
         const auto code = [&](vec values) {
             const vec positive = larger((values - base) * inverse, vec{});
-            return rounded(positive < 15.0f ? positive : broadcast(15.0f));
+            return rounded(smaller(positive, broadcast(15.0f)));
         };
-        store_bytes(reinterpret_cast<int8_t*>(out + 4), code(half[0]) | code(half[1]) << 4);
+        const ivec both = code(half[0]) | code(half[1]) << 4;
+        store_bytes(reinterpret_cast<int8_t*>(out + 4), both << 24 >> 24);  // as numbers with a sign
     }
 }
 
@@ -205,7 +202,7 @@ OPERATION(pack) {
                                           octavo::at<uint8_t>(a[4])))
 }
 
-// rows, source, source type, width, kind (int8 or Q4_1), out: rows as pack() takes them
+// rows, source, source type, width, kind (Q8_0 or Q4_1), out: rows as pack() takes them
 OPERATION(quantize) {
     using namespace octavo;
     const int64_t width = a[3].i;
@@ -216,7 +213,7 @@ OPERATION(quantize) {
         for (int64_t r = first; r < last; ++r) {
             const Product p{a[0].i, a[1].p, static_cast<int>(a[2].i), width, width, nullptr, 0, nullptr, nullptr, 0, 0};
             read_row(p, r, row.data(), width);
-            (kind == KIND_INT8 ? round_int8 : round_q4)(row.data(), width, columns, at<uint8_t>(a[5]) + r * bytes);
+            (kind == KIND_Q8_0 ? round_q8 : round_q4)(row.data(), width, columns, at<uint8_t>(a[5]) + r * bytes);
         }
     });
 }

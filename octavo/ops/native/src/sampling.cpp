@@ -1,9 +1,12 @@
 // Choosing tokens: the likeliest, or one drawn by temperature, min_p, top_k and top_p. The vocabulary is never sorted:
 // a histogram of the scores finds where the likeliest end, and only the tokens of that bucket are put in order.
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <vector>
 
 #include "call.h"
+#include "functions.h"
 #include "numbers.h"
 #include "pool.h"
 #include "scratch.h"
@@ -53,9 +56,10 @@ public:
 private:
     vec logits(int64_t i, float filler) const {
         if (i + LANES <= vocab_) return load(logits_ + i);
-        vec v = broadcast(filler);
-        std::memcpy(&v, logits_ + i, (vocab_ - i) * sizeof(float));
-        return v;
+        float rest[LANES];
+        std::fill(rest, rest + LANES, filler);
+        std::memcpy(rest, logits_ + i, (vocab_ - i) * sizeof(float));
+        return load(rest);
     }
 
     // The highest logit, and the first that has it; -1 where one is not a number.
@@ -66,8 +70,8 @@ private:
         for (int64_t i = 0; i < vocab_; i += LANES) {
             const vec v = logits(i, lowest);
             const ivec higher = v > peaks;
-            peaks = higher ? v : peaks;
-            places = higher ? broadcast(static_cast<int32_t>(i / LANES)) : places;
+            peaks = select(higher, v, peaks);
+            places = select(higher, broadcast(static_cast<int32_t>(i / LANES)), places);
             strange |= v != v;
         }
         peak_ = highest(peaks);
@@ -84,12 +88,10 @@ private:
         const float floor = min_p > 0.0 ? static_cast<float>(std::log(min_p)) : -std::numeric_limits<float>::infinity();
         for (int64_t i = 0; i < vocab_; i += LANES) {
             const vec nats = (logits(i, -std::numeric_limits<float>::infinity()) - peak_) * sharpness;
-            const vec weight = nats < floor ? vec{} : exponential(nats);
+            const vec weight = select(nats < floor, vec{}, exponential(nats));
             store(weights_ + i, weight);
             const vec place = nats * -BUCKETS_PER_NAT;
-            const vec bounded = place < static_cast<float>(BUCKETS - 1) ? place : broadcast(BUCKETS - 1.0f);
-            const hvec bucket = __builtin_convertvector(__builtin_convertvector(bounded, ivec), hvec);
-            std::memcpy(buckets_ + i, &bucket, sizeof bucket);
+            store_as(buckets_ + i, convert<uint16_t>(convert<int32_t>(smaller(place, broadcast(BUCKETS - 1.0f)))));
         }
         std::fill(weights_ + vocab_, weights_ + round_up(vocab_, SPAN), 0.0f);
     }

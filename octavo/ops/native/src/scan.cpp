@@ -28,9 +28,11 @@ void convolve(const Convolution& c) {
         for (int64_t first = begin * LANES; first < std::min(end * LANES, c.channels); first += LANES) {
             const int count = static_cast<int>(std::min<int64_t>(LANES, c.channels - first));
             vec weight[TAPS], past[TAPS];
-            clear(weight);
-            for (int k = 0; k < TAPS; ++k)
-                for (int i = 0; i < count; ++i) weight[k][i] = c.weight[(first + i) * TAPS + k];
+            for (int k = 0; k < TAPS; ++k) {
+                float of_tap[LANES] = {};
+                for (int i = 0; i < count; ++i) of_tap[i] = c.weight[(first + i) * TAPS + k];
+                weight[k] = load(of_tap);
+            }
             const vec bias = c.bias == nullptr ? vec{} : take(c.bias + first, count);
             for (const int64_t* run = c.runs; run < c.runs + 3 * c.num_runs; run += 3) {
                 float* history = c.history + run[2] * c.slot_stride + first;
@@ -51,6 +53,7 @@ void convolve(const Convolution& c) {
 // ---- scan ----------------------------------------------------------------------------------------------------------
 
 constexpr int SCAN_CHANNELS = 8;  // channels of one sequence that go through time together
+constexpr int MAX_WIDTH = 128;    // values of state a channel, as Python knows
 
 struct Scan {
     const void *x, *dt;  // [rows][channels]
@@ -68,71 +71,57 @@ struct Scan {
     int activation;       // of the gate
 };
 
-// One sequence's run through `count` channels from `channel` on.
-template <int VECTORS, typename T>
-INLINE void scan_channels(const Scan& s, const int64_t* run, int channel, int count) {
-    const int rest = s.width - (VECTORS - 1) * LANES;
+// One sequence's run through `count` channels from `channel` on. A channel's state and decay take `vectors` vectors.
+template <typename T>
+void scan_channels(const Scan& s, const int64_t* run, int channel, int count) {
+    const int vectors = (s.width + LANES - 1) / LANES, room = vectors * LANES;
     float* state = s.state + run[2] * s.slot_stride + static_cast<int64_t>(channel) * s.width;
     const float* a = s.a + static_cast<int64_t>(channel) * s.width;
-    vec h[SCAN_CHANNELS][VECTORS], decay[SCAN_CHANNELS][VECTORS];
-    const auto part = [&](const auto* p, int v) { return take(p + v * LANES, v + 1 < VECTORS ? LANES : rest); };
+    alignas(64) float h[SCAN_CHANNELS * MAX_WIDTH] = {}, decay[SCAN_CHANNELS * MAX_WIDTH] = {};
+    alignas(64) float in[MAX_WIDTH] = {}, out[MAX_WIDTH] = {};
     for (int i = 0; i < count; ++i) {
-        for (int v = 0; v < VECTORS; ++v) {
-            h[i][v] = part(state + i * s.width, v);
-            decay[i][v] = part(a + i * s.width, v);
-        }
+        std::copy_n(state + i * s.width, s.width, h + i * room);
+        std::copy_n(a + i * s.width, s.width, decay + i * room);
     }
     const vec skip = load_some(s.d + channel, count);
     for (int64_t row = run[0]; row < run[0] + run[1]; ++row) {
         const int64_t at = row * s.channels + channel;
-        vec in[VECTORS], out[VECTORS], y = {};
-        for (int v = 0; v < VECTORS; ++v) {
-            in[v] = part(static_cast<const T*>(s.b) + row * s.b_stride, v);
-            out[v] = part(static_cast<const T*>(s.c) + row * s.c_stride, v);
-        }
+        for_vectors(s.width, [&](int64_t i, int n) {
+            put(in + i, take(static_cast<const T*>(s.b) + row * s.b_stride + i, n), n);
+            put(out + i, take(static_cast<const T*>(s.c) + row * s.c_stride + i, n), n);
+        });
         const vec x = load_some(static_cast<const T*>(s.x) + at, count);
-        const vec step = softplus(load_some(static_cast<const T*>(s.dt) + at, count));
-        const vec input = step * x;
+        alignas(64) float step[LANES], input[LANES], y[LANES] = {};
+        const vec steps = softplus(load_some(static_cast<const T*>(s.dt) + at, count));
+        store(step, steps);
+        store(input, steps * x);
+#pragma GCC unroll 1
         for (int i = 0; i < count; ++i) {
             vec total = {};
-            for (int v = 0; v < VECTORS; ++v) {
-                h[i][v] = fmadd(exponential(decay[i][v] * step[i]), h[i][v], in[v] * input[i]);
-                total = fmadd(h[i][v], out[v], total);
+#pragma GCC unroll 1
+            for (int v = i * room; v < (i + 1) * room; v += LANES) {
+                const vec shrunk = exponential(load(decay + v) * step[i]);
+                const vec next = fmadd(shrunk, load(h + v), load(in + v - i * room) * input[i]);
+                store(h + v, next);
+                total = fmadd(next, load(out + v - i * room), total);
             }
             y[i] = sum(total);
         }
         const vec gate = load_some(static_cast<const T*>(s.gate) + row * s.gate_stride + channel, count);
-        store_some(static_cast<T*>(s.y) + at, fmadd(x, skip, y) * activate(s.activation, gate), count);
+        store_some(static_cast<T*>(s.y) + at, fmadd(x, skip, load(y)) * activate(s.activation, gate), count);
     }
-    for (int i = 0; i < count; ++i) {
-        for (int v = 0; v < VECTORS; ++v) {
-            put(state + i * s.width + v * LANES, h[i][v], v + 1 < VECTORS ? LANES : rest);
-        }
-    }
+    for (int i = 0; i < count; ++i) std::copy_n(h + i * room, s.width, state + i * s.width);
 }
 
-template <int VECTORS, typename T>
+template <typename T>
 void scan(const Scan& s) {
     const int64_t blocks = (s.channels + SCAN_CHANNELS - 1) / SCAN_CHANNELS;
     parallel(blocks * s.num_runs, 16, [&](int64_t first, int64_t last) {
         for (int64_t i = first; i < last; ++i) {
-            const int channel = static_cast<int>(i % blocks) * SCAN_CHANNELS, left = s.channels - channel;
-            const int64_t* run = s.runs + i / blocks * 3;
-            left >= SCAN_CHANNELS ? scan_channels<VECTORS, T>(s, run, channel, SCAN_CHANNELS)
-                                  : scan_channels<VECTORS, T>(s, run, channel, left);
+            const int channel = static_cast<int>(i % blocks) * SCAN_CHANNELS;
+            scan_channels<T>(s, s.runs + i / blocks * 3, channel, std::min(SCAN_CHANNELS, s.channels - channel));
         }
     });
-}
-
-template <typename T>
-void scan_of_width(const Scan& s) {
-    switch ((s.width + LANES - 1) / LANES) {
-        case 1: return scan<1, T>(s);
-        case 2: return scan<2, T>(s);
-        case 3: return scan<3, T>(s);
-        case 4: return scan<4, T>(s);
-        case 8: return scan<8, T>(s);
-    }
 }
 
 }  // namespace
@@ -155,7 +144,7 @@ OPERATION(selective_scan) {
                  a[5].i,  a[7].i, at<float>(a[8]),    a[9].p,           a[10].i,
                  a[11].p, at<float>(a[12]), at<int64_t>(a[14]), a[0].i, a[13].i,
                  static_cast<int>(a[15].i), static_cast<int>(a[16].i), static_cast<int>(a[17].i)};
-    WITH_TYPE(a[18].i, T, scan_of_width<T>(s))
+    WITH_TYPE(a[18].i, T, scan<T>(s))
 }
 
 }  // namespace octavo

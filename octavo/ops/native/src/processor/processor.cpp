@@ -1,0 +1,68 @@
+// Which instruction sets this processor has. A library of its own, compiled for any processor, since the others cannot be
+// asked where they do not run.
+#include <cstdint>
+
+#define API extern "C" __attribute__((visibility("default")))
+
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace {
+
+// Whether the processor has products of tiles, and the system lets this process use them.
+bool has_tiles() {
+#if defined(OCTAVO_EMULATE_TILES)
+    return true;
+#elif defined(__linux__)
+    constexpr unsigned TILES_AND_INT8 = 3u << 24;
+    constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & TILES_AND_INT8) == TILES_AND_INT8 &&
+           syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#else
+    return false;
+#endif
+}
+
+// Products of bytes in 256 bits, without AVX-512.
+bool has_avx_vnni() {
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & 1u << 4) != 0;
+}
+
+}  // namespace
+#endif
+
+// A bit for each instruction set beyond the plain one: of Intel's and AMD's AVX2, AVX-VNNI, AVX-512, its VNNI, its BF16 and
+// AMX; of Arm's products of bytes.
+API int64_t octavo_instructions() {
+    int64_t sets = 0;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool avx2 =
+        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
+    sets = avx2 | (avx2 && has_avx_vnni()) << 1 | avx512 << 2 | vnni << 3 | bf16 << 4 | (bf16 && has_tiles()) << 5;
+#elif defined(__aarch64__) && defined(__linux__)
+    constexpr unsigned long ASIMDDP = 1ul << 20;  // the kernel's HWCAP_ASIMDDP
+    sets = (getauxval(AT_HWCAP) & ASIMDDP) != 0;
+#elif defined(__aarch64__) && defined(__APPLE__)
+    int has = 0;
+    size_t size = sizeof has;
+    sets = sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, nullptr, 0) == 0 && has != 0;
+#endif
+    return sets;
+}
