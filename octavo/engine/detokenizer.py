@@ -4,6 +4,7 @@ import codecs
 from collections import deque
 from collections.abc import Mapping, Sequence
 
+from octavo.engine.stops import StopChecker
 from octavo.loading.token_text import REPLACEMENT, TokenText, token_texts
 from octavo.loading.tokenizer import Tokenizer
 from octavo.params import SamplingParams
@@ -129,34 +130,6 @@ class IncrementalDetokenizer:
         new = self._decode(self._window)[len(self._known) :]
         self._settle(new)
         return new
-
-
-class StopChecker:
-    """Looks for stop strings in a growing text."""
-
-    def __init__(self, stops: Sequence[str], include: bool) -> None:
-        self.stops = list(stops)
-        self.include = include
-        self._longest = max((len(s) for s in self.stops), default=0)
-
-    def check(self, text: str, num_new: int) -> tuple[int, str] | None:
-        """Where `text` ends and at which stop string, if one has come with its last `num_new` characters."""
-        if not self.stops or not num_new:
-            return None
-        start = max(0, len(text) - num_new - self._longest + 1)
-        found = [(at, stop) for stop in self.stops if (at := text.find(stop, start)) >= 0]
-        if not found:
-            return None
-        at, stop = min(found, key=lambda f: f[0] + len(f[1]))
-        return (at + len(stop) if self.include else at), stop
-
-    def withheld(self, text: str) -> int:
-        """Characters at the end of `text` that may yet turn out to begin a stop string."""
-        for length in range(min(self._longest - 1, len(text)), 0, -1):
-            tail = text[-length:]
-            if any(stop.startswith(tail) for stop in self.stops if len(stop) > length):
-                return length
-        return 0
 
 
 class TextStream:
