@@ -137,7 +137,7 @@ class Engine:
             return self._generation(request_id, checked, params, priority)
         return self._pooling(request_id, checked, params, priority)
 
-    def _sequence(self, checked: CheckedPrompt, priority: int, read_prefix_cache: bool) -> Sequence:
+    def _sequence(self, checked: CheckedPrompt, priority: int, read_prefix_cache: bool, chain: HashChain) -> Sequence:
         self._arrivals += 1
         return Sequence(
             self._arrivals,
@@ -145,8 +145,15 @@ class Engine:
             priority,
             read_prefix_cache,
             checked.encoder_token_ids,
-            HashChain(checked.cache_salt, self._is_long(checked.token_ids), checked.encoder_token_ids),
+            replace(chain, hashes=list(chain.hashes)),
         )
+
+    def _chain(self, checked: CheckedPrompt) -> HashChain:
+        """The prompt's hashes for the prefix cache, computed once for all of a request's sequences."""
+        chain = HashChain(checked.cache_salt, self._is_long(checked.token_ids), checked.encoder_token_ids)
+        if self.cache.prefix_caching:
+            chain.extend(checked.token_ids, self.cache.block_size)
+        return chain
 
     def _generation(
         self, request_id: str, checked: CheckedPrompt, params: SamplingParams, priority: int
@@ -162,8 +169,9 @@ class Engine:
         request = GenerationRequest(request_id, checked, params, [], RequestMetrics(arrival_time=time.time()))
         if params.prompt_logprobs is not None:
             request.prompt_logprobs = [None]
+        chain = self._chain(checked)
         for index in range(params.num_sequences):
-            sequence = self._sequence(checked, priority, read)
+            sequence = self._sequence(checked, priority, read, chain)
             state = SamplingState(
                 params,
                 mix(seed, index),
@@ -180,7 +188,7 @@ class Engine:
 
     def _pooling(self, request_id: str, checked: CheckedPrompt, params: PoolingParams, priority: int) -> PoolingRequest:
         pooler = self.pooling.pooler(params)
-        sequence = self._sequence(checked, priority, not pooler.needs_every_token)
+        sequence = self._sequence(checked, priority, not pooler.needs_every_token, self._chain(checked))
         return PoolingRequest(
             request_id, checked.token_ids, params, sequence, pooler, RequestMetrics(arrival_time=time.time())
         )

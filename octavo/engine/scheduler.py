@@ -67,6 +67,10 @@ class Scheduler:
         elif sequence.status is Status.WAITING:
             self._num_waiting -= 1  # its entry in the heap is skipped when it comes up
         sequence.status = Status.FINISHED
+        if len(self._waiting) > 2 * self._num_waiting:
+            # Never more dead entries than living ones: each is looked at twice at most before it goes.
+            self._waiting = [entry for entry in self._waiting if entry[1].status is Status.WAITING]
+            heapq.heapify(self._waiting)
 
     def schedule(self) -> list[Share]:
         """The next step. Shares are in the order in which their tokens lie in the batch."""

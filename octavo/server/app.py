@@ -9,6 +9,7 @@ from starlette.types import ASGIApp
 
 from octavo.errors import InvalidRequestError
 from octavo.server import chat, completions, errors, pooling
+from octavo.server.admission import AdmissionScope
 from octavo.server.body import JSONRoute
 from octavo.server.gate import Gate
 from octavo.server.protocol import DetokenizeRequest, TokenizeRequest
@@ -27,7 +28,7 @@ def create_app(service: Service) -> ASGIApp:
         app.include_router(pages())
     errors.install(app)
     # Around the whole app, so that errors pass them too; pages may read refusals, so CORS is the outermost.
-    gate = Gate(app, service.options)
+    gate = Gate(AdmissionScope(app, service.admission), service.options)
     if not service.options.allowed_origins:
         return gate
     return CORSMiddleware(

@@ -66,7 +66,7 @@ class Chat:
         params = request.sampling_params(service.defaults, asked, top if request.logprobs else None)
         if self.forced is not None:
             params.structured_outputs = self.forced
-        service.admit()
+        service.admission.admit(1, params.n)
         text = await render(service, request)
         prompt = {
             "prompt": text,

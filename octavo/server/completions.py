@@ -62,7 +62,7 @@ class Completions:
             params.prompt_logprobs = request.logprobs
         self.only_prompt = only_prompt
         prompts = prompts_of(request.prompt)
-        service.admit(len(prompts))
+        service.admission.admit(len(prompts), params.n)
         checked = await service.check_all([with_options(p, request) for p in prompts], params)
         self.runs = [Run(f"{self.id}-{i}", one, params) for i, one in enumerate(checked)]
         for one in checked:

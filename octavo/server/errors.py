@@ -12,8 +12,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError
+from octavo.server.admission import OverloadedError
 from octavo.server.body import MediaTypeError
-from octavo.server.service import ModelUnknownError, OverloadedError, RequestTimeoutError
+from octavo.server.service import ModelUnknownError, RequestTimeoutError
 
 MESSAGE_MAX = 1000
 """Characters of an error's message: it may quote what the client has sent."""

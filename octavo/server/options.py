@@ -29,6 +29,10 @@ class ServerOptions:
     )
     max_body_size: int | str = option("4MiB", "largest request")
     max_queued_requests: int = option(4096, "requests that may be running or waiting; more are answered with 429")
+    max_queued_sequences: int = option(
+        16384, "answers (prompts times n) that may be running or waiting; more are answered with 429"
+    )
+    max_request_sequences: int = option(1024, "answers (prompts times n) that one request may ask for")
     request_timeout: float = option(3600.0, "seconds after which a request is ended")
     shutdown_timeout: float = option(30.0, "seconds that running requests have to finish when the server is stopped")
     log_prompts: bool = option(False, "write prompts into the log")
@@ -38,7 +42,13 @@ class ServerOptions:
         self.max_body_size = parse_size(self.max_body_size, "max_body_size")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port={self.port} must be from 0 to 65535.")
-        for name in ("max_queued_requests", "request_timeout", "shutdown_timeout"):
+        for name in (
+            "max_queued_requests",
+            "max_queued_sequences",
+            "max_request_sequences",
+            "request_timeout",
+            "shutdown_timeout",
+        ):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be above 0.")
         if (self.ssl_certfile is None) != (self.ssl_keyfile is None):

@@ -21,16 +21,13 @@ from octavo.loading.token_text import TokenText
 from octavo.loading.tokenizer import Tokenizer
 from octavo.outputs import TokenLogprobs
 from octavo.params import PoolingParams, SamplingParams, recommended_sampling
+from octavo.server.admission import Admission
 from octavo.server.engine_client import EngineClient
 from octavo.server.logprobs import TokenEntry
 from octavo.server.messages import Pooled, Ready, Stats, Tokens, unpack_logprobs
 from octavo.server.metrics import Metrics, RequestClock
 from octavo.server.options import ServerOptions
 from octavo.server.threads import TextThreads, size_of
-
-
-class OverloadedError(OctavoError):
-    """There are too many requests already."""
 
 
 class ModelUnknownError(OctavoError):
@@ -159,6 +156,7 @@ class Service:
         self.tokenizer: Tokenizer | None = None
         self.chat_template: str | None = None
         self.metrics: Metrics | None = None
+        self.admission = Admission(options)
         self.accepting = True
         self.threads = TextThreads()
         self._checker: InputChecker | None = None
@@ -195,7 +193,7 @@ class Service:
         """Take nothing more, let what runs finish for `shutdown_timeout`, then end."""
         self.accepting = False
         deadline = time.monotonic() + self.options.shutdown_timeout
-        while self.client.num_requests and time.monotonic() < deadline:
+        while (self.client.num_requests or self.admission.load.requests) and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         await self.client.stop()
         self.threads.stop()
@@ -256,11 +254,6 @@ class Service:
         checker = self._checker
         assert checker is not None
         return await self.threads.run(size_of(pairs), lambda: [checker.encode_pair(a, b, params) for a, b in pairs])
-
-    def admit(self, count: int = 1) -> None:
-        """Raises OverloadedError where `count` requests more are too many."""
-        if self.client.num_requests + count > self.options.max_queued_requests:
-            raise OverloadedError(f"{self.client.num_requests} requests are running or waiting. Try again in a moment.")
 
     @staticmethod
     def new_id(kind: str) -> str:
@@ -353,7 +346,7 @@ class Service:
 
     async def pool_all(self, prompts: list[Any], params: PoolingParams) -> "tuple[list[np.ndarray[Any, Any]], int]":
         """Results of many prompts, computed together, and how many tokens they had."""
-        self.admit(len(prompts))
+        self.admission.admit(len(prompts))
         checked = await self.check_all(prompts, params)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self.pool(c, params)) for c in checked]
