@@ -6,6 +6,8 @@
 4. A thousand streams at once, each with an id in its prompt that must come back (echo); memory after each round, which
    grows until the libraries have seen every number of rows once (about six rounds), and then stays.
 5. Ten thousand requests one after another: blocks, file descriptors and memory before and after.
+6. A running stream's largest gap while each input is served that was made to hurt others (`gaps.py`); with `--tree`
+   PATH by the server of another checkout, with its core compiled, so that before and after stand side by side.
 """
 
 import argparse
@@ -25,6 +27,8 @@ import psutil
 from random_model import write_random_model
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from gaps import gaps
 
 from octavo import LLM, SamplingParams
 from tests.server.conftest import write_tiny
@@ -183,9 +187,13 @@ def ten_thousand(model: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("parts", nargs="*", type=int, metavar="PART", help="which of the five, 1 to 5 (default: all)")
+    parser.add_argument("parts", nargs="*", type=int, metavar="PART", help="which of them, 1 to 6 (default: 1 to 5)")
+    parser.add_argument("--tree", help="another checkout of Octavo whose server part 6 measures")
     logging.getLogger("octavo").setLevel(logging.ERROR)
-    wanted = parser.parse_args().parts or [1, 2, 3, 4, 5]
+    options = parser.parse_args()
+    wanted = options.parts or [1, 2, 3, 4, 5]
+    if 6 in wanted:
+        gaps(SMOLLM, options.tree)
     with tempfile.TemporaryDirectory() as folder:
         tiny = str(write_tiny(Path(folder) / "tiny"))
         for part, function in enumerate(
