@@ -34,7 +34,7 @@ class Checker:
     def prompt(self, prompt: Any, params: Any) -> CheckedPrompt:
         self.num_asked += 1
         assert self.go_on.wait(30)
-        if "bad" in prompt:
+        if "bad" in str(prompt):
             raise InvalidRequestError("bad")
         return CheckedPrompt(prompt, [1])
 
