@@ -16,6 +16,7 @@ from octavo.config import EngineArgs
 from octavo.engine.detokenizer import TextStream
 from octavo.engine.inputs import CheckedPrompt, EncoderInput, InputChecker
 from octavo.errors import InvalidRequestError, OctavoError
+from octavo.loading.chat import render_chat
 from octavo.loading.model_tokenizer import model_tokenizer
 from octavo.loading.token_text import TokenText
 from octavo.loading.tokenizer import Tokenizer
@@ -187,6 +188,9 @@ class Service:
         tokenizer = model_tokenizer(self.args)
         if tokenizer is not None:
             _ = tokenizer.longest_token  # found once, and now rather than while a request waits
+            if tokenizer.chat_templates:  # likewise the process that renders, and what the template takes
+                with contextlib.suppress(InvalidRequestError):
+                    render_chat(tokenizer, [{"role": "user", "content": "Hello"}])
         return tokenizer
 
     async def stop(self) -> None:

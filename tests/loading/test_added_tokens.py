@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import transformers
 
+from octavo.architectures.config import Config
 from octavo.errors import CheckpointError, InvalidRequestError
+from octavo.loading.model import _eos_tokens as end_tokens
 from octavo.loading.tokenizer import SLOW_CHARACTERS, FastTokenizer, TransformersTokenizer, load_tokenizer
 from tests.loading.test_tokenizer import write_tokenizer
 
@@ -112,6 +114,14 @@ def test_what_is_special_though_tokenizer_json_does_not_say_so(extra: list[str],
     inner.save(str(tmp_path / "tokenizer.json"))
     held_against_transformers(tmp_path)
     assert load_tokenizer(tmp_path, False).decode([64, 258, 259]) == ("a" if extra else "a<tool>")
+
+
+def test_end_tokens_that_stand_in_other_files_alone(tmp_path: Path) -> None:
+    """They end answers, as far as the model can write them: min_tokens masks them among its logits."""
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path, **{**PLAIN, **SETTINGS["only in the decoder"]}), False)
+    config = Config({"eos_token_id": [7, 400]})
+    assert end_tokens(config, {"eos_token_id": 9}, tokenizer, 259) == {7, 9, 258}
+    assert end_tokens(config, {}, tokenizer, 258) == {7}
 
 
 def test_version_5s_spelling_with_every_version(tmp_path: Path) -> None:
