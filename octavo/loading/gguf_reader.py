@@ -241,10 +241,13 @@ def read_header(path: Path) -> tuple[mmap.mmap, Metadata, list[GGUFTensor]]:
 
     Raises CheckpointError, naming the file and what is wrong, for anything that is not a sound GGUF.
     """
-    with open(path, "rb") as file:
-        if file.read(4) != _MAGIC:
-            raise CheckpointError(f"{path} is not a GGUF file (it does not begin with GGUF).")
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        with open(path, "rb") as file:
+            if file.read(4) != _MAGIC:
+                raise CheckpointError(f"{path} is not a GGUF file (it does not begin with GGUF).")
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise CheckpointError(f"{path} could not be read: {error.strerror}.") from error
     metadata = Metadata(data, path)
     reader = _Reader(data, metadata)
     reader.skip(4)

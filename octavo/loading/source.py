@@ -103,7 +103,7 @@ def _check_folder(folder: Path, quant: str = "") -> Path:
         return folder
     files = sorted(folder.glob("*.gguf")) or (sorted(folder.glob("*/*.gguf")) if quant else [])
     # One of each set of parts: which of them is missing is for the reader of the file to say.
-    sets = {gguf_set(f.name): f for f in reversed(files) if not f.name.startswith("mmproj")}
+    sets = {gguf_set(f.name): f for f in reversed(files) if f.is_file() and not f.name.startswith("mmproj")}
     files = [sets[name] for name in _of_quant(sorted(sets), quant)]
     if len(files) == 1:
         return files[0]

@@ -1,5 +1,6 @@
 """Models in several GGUF files."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -90,6 +91,15 @@ def test_a_folder_with_several_models_wants_a_name(folder: Path) -> None:
     shutil.copy(folder / "m-Q4_K_M-00001-of-00003.gguf", folder / "other.gguf")
     with pytest.raises(CheckpointError, match=r"several GGUF files \(m-Q4_K_M-00001-of-00003.gguf, other.gguf\)"):
         LLM(str(folder))
+
+
+def test_what_is_no_file_is_passed_over(folder: Path) -> None:
+    """A pipe would be waited for without end."""
+    os.mkfifo(folder / "a.gguf")
+    (folder / "b.gguf").mkdir()
+    assert _check_folder(folder).name == "m-Q4_K_M-00001-of-00003.gguf"
+    with pytest.raises(CheckpointError, match="could not be read"):
+        GGUFFile(folder / "b.gguf")
 
 
 def test_a_projector_for_pictures_is_no_second_model(folder: Path) -> None:
