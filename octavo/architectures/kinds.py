@@ -66,7 +66,7 @@ def either(first: Kind, second: Kind) -> Kind:
     return Kind(f"{first.expected}, or {second.expected}", lambda v: first.accepts(v) or second.accepts(v))
 
 
-MAX_LAYERS, MAX_COUNT, MAX_SIZE, MAX_LENGTH = 1000, 1 << 16, 1 << 24, (1 << 31) - 1
+MAX_LAYERS, MAX_COUNT, MAX_SIZE, MAX_LENGTH = 1000, 1 << 16, 1 << 24, 1 << 24
 POSITIVE = 1e-9
 
 LAYERS, COUNT, SIZE, LENGTH = (integer(1, high) for high in (MAX_LAYERS, MAX_COUNT, MAX_SIZE, MAX_LENGTH))
@@ -80,7 +80,7 @@ EPSILON = number(0.0, 1.0)
 SCALE = number(-1e6, 1e6)
 FACTOR = number(POSITIVE, 1e6)
 """Of a multiplier, a divisor or a limit."""
-BASE = number(POSITIVE, 1e15)
+BASE = number(1.0001, 1e15)
 SHARE = number(POSITIVE, 1.0)
 OBJECT = Kind("an object", lambda v: isinstance(v, dict))
 OBJECTS = Kind("a list of objects", lambda v: isinstance(v, list) and all(isinstance(item, dict) for item in v))

@@ -83,7 +83,7 @@ def llama_body(
             c.get("num_key_value_heads", heads),
             head_dim,
             rotary=turns.get(kinds[i]),
-            window=window(i) or None,
+            window=window(i),
             adjust=adjust(),
             **attention,
         )

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from octavo.architectures.config import Config
 from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES, gated_mlp, llama_body
 from octavo.architectures.registry import architecture
+from octavo.errors import CheckpointError
 from octavo.parts import Batch, Block, CausalLM, Names, Residual
 
 
@@ -38,6 +39,12 @@ NAMES = Names({**ATTENTION_NAMES, **MLP_NAMES}, IGNORED, prefix="model.")
 def solar(c: Config) -> CausalLM:
     share = c.bskcn_tv[1]  # the first is for training
     bias = c.attention_bias
+
+    for saves, mixes in (("bskcn_1", "bskcn_3"), ("bskcn_2", "bskcn_4")):
+        first, last = min(c.get(saves, []), default=c.num_hidden_layers), c.num_hidden_layers
+        mixed: list[int] = c.get(mixes, [])
+        if early := [layer for layer in mixed if layer < min(first, last)]:
+            raise CheckpointError(f"config.json: {mixes} mixes in layer {early[0]} what no layer of {saves} has kept.")
 
     def skips(layer: int) -> dict[str, nn.Module]:
         """What happens to the stream before the layer."""

@@ -22,6 +22,7 @@ from octavo.loading.gguf_reader import shown
 from octavo.loading.model_tokenizer import model_tokenizer
 from octavo.loading.pooling import pooling_config
 from octavo.loading.precision import Precision, choose_precision
+from octavo.loading.quantized import refuse_quantized
 from octavo.loading.source import ModelFiles, find_model
 from octavo.loading.tokenizer import Tokenizer
 from octavo.loading.weights import WeightLoader
@@ -104,7 +105,7 @@ def load_model(args: EngineArgs) -> LoadedModel:
         generation_config=generation,
         task=task,
         labels=_labels(config),
-        decoder_start_token_id=config.get("decoder_start_token_id"),
+        decoder_start_token_id=_start_token(config, model),
         pooling=PoolerConfig() if checkpoint.files.is_gguf else pooling_config(checkpoint.files.path),
     )
 
@@ -137,6 +138,15 @@ def _left_out(config: Config | None) -> str:
     sizes = {k: v for k, v in assumed.items() if isinstance(v, int) and not isinstance(v, bool)}
     named = ", ".join(f"{key} ({size})" for key, size in sizes.items())
     return f" config.json leaves out {named}; these are its config class's defaults." if named else ""
+
+
+def _start_token(config: Config, model: CausalLM) -> int | None:
+    token: int | None = config.get("decoder_start_token_id")
+    if token is not None and token >= model.vocab_size:
+        raise CheckpointError(
+            f"config.json: decoder_start_token_id is {token}, and the vocabulary has {model.vocab_size} tokens."
+        )
+    return token
 
 
 def _labels(config: Config) -> list[str]:
@@ -181,6 +191,7 @@ def open_checkpoint(args: EngineArgs) -> Checkpoint:
             "hf_overrides={'architectures': ['LlamaForCausalLM']} if you know it."
         )
     architecture = find_architecture(names)
+    refuse_quantized(values, files.path)
     return Checkpoint(architecture.config(values), architecture, None, files, args.load_format)
 
 
@@ -274,7 +285,7 @@ def _eos_tokens(
 ) -> frozenset[int]:
     """Tokens that end an answer: all that the model's files name and the model can write."""
     found: set[int] = set()
-    for value in (config.values.get("eos_token_id"), generation.get("eos_token_id")):
+    for value in (config.get("eos_token_id"), generation.get("eos_token_id")):
         found.update(v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int))
     if tokenizer is not None and tokenizer.eos_token_id is not None:
         found.add(tokenizer.eos_token_id)

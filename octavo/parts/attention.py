@@ -20,7 +20,7 @@ class Attention(nn.Module):
         rotary: turns queries and keys; None where positions come otherwise.
         bias, out_bias: biases of q, k, v and of the output.
         scale: of the scores; head_dim ** -0.5 if None.
-        window: how many of the last tokens a query sees; None for all.
+        window: how many of the last tokens a query sees; None or 0 for all.
         softcap: of the scores (Gemma 2).
         alibi: [heads] slopes of a bias by distance (Press et al. 2022), in place of rotary.
         adjust: changes `[rows, heads + 2 * kv_heads, head_dim]`, queries, keys and values, before positions come
@@ -46,6 +46,11 @@ class Attention(nn.Module):
         sparse: BlockSparse | None = None,
     ) -> None:
         super().__init__()
+        if heads % kv_heads or head_dim < 1:
+            raise ValueError(f"{heads} query heads of {head_dim} values are no multiple of {kv_heads} key heads")
+        if rotary is not None and rotary.table.frequencies.shape[-1] * 2 > head_dim:
+            pairs = rotary.table.frequencies.shape[-1]
+            raise ValueError(f"{pairs} pairs to turn are more than a head of {head_dim} values has")
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.scale = head_dim**-0.5 if scale is None else scale
         self.softcap = softcap
@@ -56,7 +61,7 @@ class Attention(nn.Module):
         sizes = {"q": heads * head_dim, "k": kv_heads * head_dim, "v": kv_heads * head_dim}
         self.qkv = Linear(width, sizes, bias)
         self.o = Linear(heads * head_dim, width, out_bias)
-        self.state = PagedKV(kv_heads, head_dim, head_dim, window)
+        self.state = PagedKV(kv_heads, head_dim, head_dim, window or None)
         self.state_index = -1
 
     def prepare(self, kernels: Kernels) -> None:

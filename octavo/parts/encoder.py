@@ -32,6 +32,8 @@ class EncoderAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, *, bias: bool = False) -> None:
         super().__init__()
+        if width % heads:
+            raise ValueError(f"{heads} heads cannot share {width} values")
         self.heads, self.head_dim = heads, width // heads
         self.qkv = Linear(width, {"q": width, "k": width, "v": width}, bias)
         self.o = Linear(width, width, bias)
@@ -51,6 +53,8 @@ class CrossAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, *, bias: bool = False) -> None:
         super().__init__()
+        if width % heads:
+            raise ValueError(f"{heads} heads cannot share {width} values")
         self.heads, self.head_dim = heads, width // heads
         self.q = Linear(width, width, bias)
         self.kv = Linear(width, {"k": width, "v": width}, bias)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from octavo.ops import Kernels, ScanInput
 from octavo.parts.batch import Batch
 from octavo.parts.linear import Linear
+from octavo.parts.mlp import check_activation
 from octavo.parts.state import Recurrent
 
 
@@ -40,6 +41,7 @@ class MambaMixer(nn.Module):
         inner_norm: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
+        check_activation(activation)
         self.channels, self.state_size, self.rank = channels, state_size, time_step_rank
         self.activation = activation
         self.in_proj = Linear(width, {"x": channels, "gate": channels}, bias)

@@ -2,9 +2,15 @@
 
 from torch import Tensor, nn
 
-from octavo.ops import Kernels
+from octavo.ops import ACTIVATIONS, Kernels
 from octavo.parts.batch import Batch
 from octavo.parts.linear import Linear
+
+
+def check_activation(name: str) -> None:
+    """Raises ValueError for a name that is not in octavo.ops.ACTIVATIONS."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"the activation {name!r} is not known; there are {', '.join(ACTIVATIONS)}")
 
 
 class MLP(nn.Module):
@@ -12,6 +18,7 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int, activation: str, bias: bool = False) -> None:
         super().__init__()
+        check_activation(activation)
         self.up = Linear(width, hidden, bias)
         self.down = Linear(hidden, width, bias)
         self.activation = activation
@@ -28,6 +35,7 @@ class GatedMLP(nn.Module):
 
     def __init__(self, width: int, hidden: int, activation: str, bias: bool = False) -> None:
         super().__init__()
+        check_activation(activation)
         self.gate_up = Linear(width, {"gate": hidden, "up": hidden}, bias)
         self.down = Linear(hidden, width, bias)
         self.activation = activation

@@ -30,6 +30,7 @@ class MoE(nn.Module):
 
     def __init__(self, width: int, experts: Sequence[GatedMLP], choose: Choose) -> None:
         super().__init__()
+        check_choice(choose, len(experts))
         self.router = Linear(width, len(experts), exact=True)
         self.experts = nn.ModuleList(experts)
         self.choose = choose
@@ -46,6 +47,16 @@ class MoE(nn.Module):
         inner = self._gated(self._gate_up(x[:rows], chosen), self.activation)
         total = self._weighted_sum(self._down(inner, chosen), weights)
         return total if rows == x.shape[0] else functional.pad(total, (0, 0, 0, x.shape[0] - rows))
+
+
+def check_choice(choose: Choose, experts: int) -> None:
+    """Raises ValueError where `choose` cannot choose of so many `experts`."""
+    try:
+        chosen = choose(torch.zeros(1, experts, device="cpu"))[1].shape[1]
+    except (IndexError, RuntimeError) as error:
+        raise ValueError(f"the router cannot choose of {experts} experts: {error}") from error
+    if not chosen:
+        raise ValueError(f"the router chooses none of {experts} experts")
 
 
 def _kernel_of(linear: Linear) -> LinearKernel:

@@ -192,7 +192,7 @@ def test_windowed_layers_of_gemma_2_and_qwen_2_turn_by_their_own() -> None:
         ({"rope_parameters": {"full_attention": None}}, "full_attention"),
         ({"rope_parameters": {"chunked_attention": {"rope_theta": 20.0}}}, "chunked_attention"),
         ({"rope_parameters": {"of_my_own": {"rope_theta": 20.0}}}, "of_my_own"),
-        ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}, "rope_theta": 20.0}}, "rope_theta"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 50.0}, "rope_theta": 20.0}}, "rope_theta"),
         ({"rope_parameters": {"rope_type": "default", "rope_thetta": 20.0}}, "rope_thetta"),
         ({"rope_parameters": {"rope_type": "default", "factor": 2.0}}, "factor"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0, "low_freq_factor": 1.0}}, "low_freq_factor"),
