@@ -56,7 +56,7 @@ def ask(client: httpx.Client, path: str, body: str) -> tuple[int, list[dict[str,
     headers = {"Content-Type": "application/json"}
     answer = client.post(path, content=body.encode("utf-8", "surrogatepass"), headers=headers)
     if answer.headers["content-type"].startswith("text/event-stream"):
-        lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: {")]
+        lines = [line.removeprefix("data: ") for line in answer.text.split("\n") if line.startswith("data: {")]
         return answer.status_code, [json.loads(line) for line in lines]
     return answer.status_code, [answer.json()]
 
