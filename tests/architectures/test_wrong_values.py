@@ -84,10 +84,10 @@ def answers_or_refuses(case: dict[str, Any], folder: Path) -> None:
         llm = load(case, folder)
     except OctavoError:
         return
-    if "output_token_ids" not in case["cases"][0]:
-        llm.encode([prompt_of(c) for c in case["cases"]], use_tqdm=False)
-        return
     try:
+        if "output_token_ids" not in case["cases"][0]:
+            llm.encode([prompt_of(c) for c in case["cases"]], use_tqdm=False)
+            return
         outputs = answers(llm, case)
     except InvalidRequestError:
         return
