@@ -23,7 +23,6 @@ class Running:
 
     process: subprocess.Popen[str]
     url: str
-    seconds_to_ready: float
     log: list[str] = field(default_factory=list)
 
     def engine_pid(self) -> int:
@@ -62,7 +61,7 @@ def server(*arguments: str, **environment: str) -> Iterator[Running]:
         text=True,
         env=os.environ | environment,
     )
-    running = Running(process, "", 0.0)
+    running = Running(process, "")
 
     def read() -> None:
         assert process.stderr is not None
@@ -77,7 +76,6 @@ def server(*arguments: str, **environment: str) -> Iterator[Running]:
             found = re.search(r"at (https?://\S+)", "".join(running.log))
             running.url = found[1] if found else ""
             time.sleep(0.01)
-        running.seconds_to_ready = time.monotonic() - start
         yield running
     finally:
         if process.poll() is None:

@@ -40,10 +40,6 @@ def model(client: openai.OpenAI) -> str:
     return client.models.list().data[0].id
 
 
-def test_starts_within_four_seconds(smollm_server: Running) -> None:
-    assert smollm_server.seconds_to_ready < 8  # four on an idle machine, as bench/serving.py measures
-
-
 def test_completion_is_the_engines_own(client: openai.OpenAI, model: str, smollm_file: Any) -> None:
     llm = LLM(str(smollm_file), kv_cache_memory="256MiB", max_model_len=2048)
     prompt = "The capital of France is"
