@@ -62,6 +62,8 @@ class Engine:
         self.cache = KVCacheManager(self.runner.shape, self._prefix_caching())
         self.scheduler = Scheduler(self.cache, self.runner.shape.max_sequences, args.max_num_batched_tokens)
         self.max_model_len = min(loaded.max_model_len, self.cache.longest_sequence(args.max_num_batched_tokens))
+        if self.max_model_len < 2:
+            raise ConfigError("kv_cache_memory is too little for a single token; give more.")
         if self.max_model_len < loaded.max_model_len:
             log.warning(
                 "requests are limited to %d tokens, not the model's %d, by the KV cache; set kv_cache_memory to more",
