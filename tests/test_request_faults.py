@@ -24,7 +24,7 @@ from octavo.executor.grammar import Grammar, GrammarCompiler, GrammarSession
 from octavo.executor.runner import ModelRunner
 from octavo.executor.sampling_state import SamplingState
 from octavo.outputs import RequestOutput
-from octavo.params import PoolingParams, StructuredOutputsParams
+from octavo.params import PoolingParams, RequestOutputKind, StructuredOutputsParams
 from octavo.parts import Pooler
 from tests.server.conftest import write_tiny
 
@@ -246,6 +246,36 @@ def test_grammars(
             ends = run(engine, with_victim())
     assert all(c[2] == "error" for c in ends[VICTIM])
     check_others(ends, undisturbed)
+
+
+def test_each_end_is_told_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the end of one of several answers that comes without a token, while the others go on."""
+    real = ModelRunner.execute
+    steps = 0
+
+    def execute(self: ModelRunner, shares: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        results = real(self, shares)
+        for place, step in ((1, 4), (0, 6), (0, 9)):
+            if steps == step:
+                results[place].token_id, results[place].error = None, "injected"
+        return results
+
+    monkeypatch.setattr(ModelRunner, "execute", execute)
+    wanted = params(n=4, max_tokens=12)
+    wanted.output_kind = RequestOutputKind.DELTA
+    engine.add_request("several", "Hello", wanted)
+    ends: dict[int, str] = {}
+    while engine.has_work:
+        for output in engine.step():
+            assert isinstance(output, RequestOutput)
+            for answer in output.outputs:
+                assert answer.index not in ends
+                if answer.finish_reason is not None:
+                    ends[answer.index] = answer.finish_reason
+    assert sorted(ends) == [0, 1, 2, 3]
+    assert sorted(ends.values()) == ["error", "error", "error", "length"]
 
 
 @pytest.mark.parametrize("error", FAULTS)

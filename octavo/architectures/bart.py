@@ -92,6 +92,9 @@ class Bart(CausalLM):
 )
 def bart(c: Config) -> CausalLM:
     width, activation = c.d_model, c.activation_function
+    # By their shared names, as its config class writes and reads them, the encoder's sizes are meant.
+    heads = c.first("num_attention_heads", "encoder_attention_heads")
+    layers = c.first("num_hidden_layers", "encoder_layers")
     norm = partial(LayerNorm, width, 1e-5)
     scale = width**0.5 if c.scale_embedding else 1.0
     tokens = Embedding(c.vocab_size, width, scale)
@@ -103,7 +106,7 @@ def bart(c: Config) -> CausalLM:
         return PostNorm(norm(), MLP(width, hidden, activation, bias=True))
 
     def encoder_layer() -> Block:
-        attention = EncoderAttention(width, c.encoder_attention_heads, bias=True)
+        attention = EncoderAttention(width, heads, bias=True)
         return Block(attention=PostNorm(norm(), attention), mlp=mlp(c.encoder_ffn_dim))
 
     def decoder_layer(i: int) -> Block:
@@ -122,5 +125,5 @@ def bart(c: Config) -> CausalLM:
         norm=nn.Identity(),
         head=None,
         names=NAMES,
-        encoder=Encoder(embed(), [encoder_layer() for _ in range(c.encoder_layers)]),
+        encoder=Encoder(embed(), [encoder_layer() for _ in range(layers)]),
     )

@@ -34,8 +34,8 @@ def rotary(
     """
     settings = rope_settings(c, layer, layers)
     if base is None:
-        base = float(settings.get("rope_theta") or c.get("rotary_emb_base", 10000.0))
-    share = settings.get("partial_rotary_factor") or c.get("rotary_pct", 1.0) if partial else 1.0
+        base = float(settings.get("rope_theta") or c.first("rope_theta", default=10000.0))
+    share = settings.get("partial_rotary_factor") or c.first("partial_rotary_factor", default=1.0) if partial else 1.0
     dim = int(head_dim * share)
     if not 0 < dim <= head_dim - head_dim % 2:
         raise CheckpointError(

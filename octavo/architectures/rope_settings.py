@@ -14,7 +14,8 @@ from octavo.errors import CheckpointError, UnsupportedModelError
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 LAYER_TYPES = (FULL, SLIDING, "chunked_attention", "linear_attention", "compressed_sparse_attention")
-OF_EVERY_KIND = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+BESIDE_SCALING = {"rope_theta", "partial_rotary_factor"}
+OF_EVERY_KIND = {"rope_type", *BESIDE_SCALING}
 KEYS_OF: dict[str, set[str]] = {
     "default": set(),
     "linear": {"factor", "original_max_position_embeddings"},
@@ -53,7 +54,8 @@ def layer_types(c: Config, default: list[str]) -> list[str]:
 def rope_settings(c: Config, layer: str = FULL, layers: Collection[str] = ()) -> Config:
     """What the config says of rotary in layers of type `layer`: rope_scaling's keys, else rope_parameters'.
 
-    It always has a rope_type, one of KEYS_OF.
+    It always has a rope_type, one of KEYS_OF. rope_scaling counts for all of rope_parameters, as transformers has it;
+    but the base and the share of rope_parameters stay where nothing else states them.
 
     Args:
         layers: all types of layers that the model has; `layer` alone if empty.
@@ -66,10 +68,11 @@ def rope_settings(c: Config, layer: str = FULL, layers: Collection[str] = ()) ->
         found: Mapping[str, Any] = c.get(key, {})
         if any(isinstance(value, dict) or name in LAYER_TYPES for name, value in found.items()):
             found = _of_layer(c, key, layer, known)
-        path = key if found else path
-        values |= {"rope_type" if k == "type" else k: v for k, v in found.items() if v is not None and k != "type"} | (
-            {"rope_type": found["type"]} if found.get("type") and not found.get("rope_type") else {}
-        )
+        if found:  # the later spelling replaces the other, except for what it may leave to it
+            kept = {k: v for k, v in values.items() if k in BESIDE_SCALING and c.stated(k) is None}
+            named = {"rope_type": found["type"]} if found.get("type") and not found.get("rope_type") else {}
+            values = {**kept, **{k: v for k, v in found.items() if v is not None and k != "type"}, **named}
+            path = key
     settings = Config(values, path=path + ".")
     kind = settings.get("rope_type", "default")
     if kind == "su" or (kind == "yarn" and "long_factor" in values):  # as Phi-3's first configs call longrope

@@ -87,6 +87,8 @@ def test_without_what_the_class_takes_anyway(path: Path, tmp_path: Path) -> None
         ("NemotronForCausalLM--minitron", {"partial_rotary_factor": "rope_percent"}),
         ("PhiForCausalLM--1_5", {"partial_rotary_factor": "rotary_emb_fraction"}),
         ("QWenLMHeadModel--7b", {"rotary_emb_base": "rope_theta"}),
+        ("BartForConditionalGeneration--base", {"encoder_layers": "num_hidden_layers"}),
+        ("BartForConditionalGeneration--base", {"encoder_attention_heads": "num_attention_heads"}),
     ],
 )
 def test_older_names(name: str, changed: dict[str, str], tmp_path: Path) -> None:
@@ -133,6 +135,29 @@ def test_null_rope_scaling(tmp_path: Path) -> None:
     case = case_named("LlamaForCausalLM--gqa-tied")
     case["config"] |= {"rope_scaling": None, "rope_parameters": None}
     agrees(case, tmp_path)
+
+
+FIVES = {"rope_type": "yarn", "factor": 4.0, "beta_fast": 8, "rope_theta": 500.0, "partial_rotary_factor": 0.5}
+
+
+@pytest.mark.parametrize("beside", [{}, {"rope_theta": 20.0, "partial_rotary_factor": 1.0}])
+def test_rope_scaling_replaces_rope_parameters(beside: dict[str, Any]) -> None:
+    """As transformers has it; the base and the share stay where nothing else in the file says them."""
+    c = Config({"rope_parameters": FIVES, "rope_scaling": {"type": "linear", "factor": 2.0}, **beside})
+    found = rotary(c, 8).table.frequencies[0]
+    base, pairs = (20.0, 4) if beside else (500.0, 2)
+    assert found.tolist() == pytest.approx([base ** (-i / pairs) / 2 for i in range(pairs)])
+    assert position_limit(c.replace(max_position_embeddings=64)) == 128
+
+
+@pytest.mark.parametrize("spelling", ["rope_theta", "rope_parameters"])
+def test_a_null_base_or_share_is_the_family_s(spelling: str) -> None:
+    nulls = {"rope_theta": None, "partial_rotary_factor": None}
+    for name, base in (("StableLmForCausalLM", 1e4), ("MixtralForCausalLM", 1e6)):
+        row = all_architectures()[name]
+        found = rotary(row.config(nulls if spelling == "rope_theta" else {spelling: nulls}), 64).table.frequencies[0]
+        pairs = int(32 * row.defaults.get("partial_rotary_factor", 1.0))
+        assert found.tolist() == pytest.approx([base ** (-i / pairs) for i in range(pairs)])
 
 
 @pytest.mark.parametrize("kind", ["su", "longrope", "yarn"])

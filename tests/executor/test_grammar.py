@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -392,6 +393,7 @@ def test_a_mask_over_its_limit_ends_its_request_only(smollm: LLM, monkeypatch: p
     late = ended["late"].outputs[0]
     assert late.finish_reason == "error"
     assert "takes more than" in str(late.stop_reason)
+    assert late.is_invalid
     assert ended["friend"].outputs[0].token_ids == alone.token_ids
 
 
@@ -496,3 +498,19 @@ def test_a_helper_that_was_killed_is_started_again(smollm: LLM) -> None:
         wait_until(lambda: compiler.wait(sessions[-1:], 0.1) or not sessions[-1].waits)  # type: ignore[func-returns-value]
     assert sessions[-1].refused is None
     assert sessions[-1].grammars[0].mask is not None
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
+def test_grammars_that_a_killed_helper_had_not_begun_are_begun_by_another(smollm: LLM) -> None:
+    compiler = GrammarCompiler(smollm.get_tokenizer(), 49_152, frozenset({2}))
+    before = set(process_ids(os.getpid()))
+    sessions = [compiler.compile(StructuredOutputsParams(regex="a"), 1)]
+    [helper] = set(process_ids(os.getpid())) - before
+    wait_until(lambda: compiler.wait(sessions, 0.1) or not sessions[0].waits)  # type: ignore[func-returns-value]
+    os.kill(helper, signal.SIGSTOP)
+    sessions += [compiler.compile(StructuredOutputsParams(regex=f"b{i}"), 2) for i in range(5)]
+    os.kill(helper, signal.SIGKILL)
+    wait_until(lambda: compiler.wait(sessions, 0.1) or not any(s.waits for s in sessions))  # type: ignore[func-returns-value]
+    assert all(g.mask is not None for s in sessions for g in s.grammars)
+    with pytest.raises(ChildProcessError):  # it is not left as a zombie
+        os.waitpid(helper, os.WNOHANG)

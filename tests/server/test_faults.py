@@ -38,6 +38,10 @@ def wait_idle(running: Running) -> None:
         ("/v1/completions", {"prompt": "x", "model": "gpt-9"}, 404, "gpt-9"),
         ("/v1/completions", {"prompt": "x", "logit_bias": {"a": 1}}, 400, "no token id"),
         ("/v1/completions", {"prompt": "x", "guided_regex": "(["}, 400, "regex"),
+        ("/v1/completions", {"prompt": "x", "guided_regex": ""}, 400, "regex"),
+        ("/v1/completions", {"prompt": "x", "guided_choice": []}, 400, "choice"),
+        ("/v1/completions", {"prompt": "x", "guided_grammar": ""}, 400, "grammar"),
+        ("/v1/completions", {"prompt": "x", "guided_json": ""}, 400, "schema"),
         ("/v1/chat/completions", {"messages": []}, 400, "messages"),
         ("/v1/chat/completions", {"messages": [{"role": "user"}]}, 400, "message 0"),
         (
@@ -98,6 +102,39 @@ def test_client_that_goes_frees_its_blocks(tiny_server: Running) -> None:
     # And one that waits for a whole answer.
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(tiny_server.url + "/v1/completions", json={**LONG, "stream": False, "n": 8}, timeout=0.3)
+    wait_idle(tiny_server)
+
+
+def test_a_stream_whose_client_goes_before_its_first_event(tiny_model: Path) -> None:
+    with server(str(tiny_model), "--kv-cache-memory", "32MiB", "--max-num-seqs", "1") as running:
+        with httpx.stream("POST", running.url + "/v1/completions", json=LONG, timeout=30) as first:
+            lines = first.iter_lines()
+            next(lines)
+            for path, body in (
+                ("/v1/completions", LONG),
+                ("/v1/chat/completions", {**LONG, "messages": [HELLO], "prompt": None}),
+            ):
+                with pytest.raises(httpx.ReadTimeout):
+                    httpx.post(running.url + path, json=body, timeout=0.2)
+                running.until(lambda: running.metric("num_requests_waiting") == 0)
+            next(lines)  # the first goes on
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_values_that_leave_no_token_are_the_clients(tiny_server: Running, n: int) -> None:
+    """What shows only while it runs is a 400 as well; in a stream, an event that says so before its end."""
+    [allowed] = tiny_server.post("/tokenize", {"prompt": "a"}).json()["tokens"]
+    body = {"prompt": "x", "guided_regex": "a{4}b", "allowed_token_ids": [allowed], "n": n, "temperature": 1}
+    answer = tiny_server.post("/v1/completions", body)
+    assert answer.status_code == 400
+    assert "no token may come next" in answer.json()["error"]["message"]
+    streamed = tiny_server.post("/v1/completions", {**body, "stream": True})
+    if streamed.status_code == 200:  # 400 where nothing was sent before
+        events = [line.removeprefix("data: ") for line in streamed.text.splitlines() if line]
+        assert events[-1] == "[DONE]"
+        assert json.loads(events[-2])["error"]["code"] == 400
+    else:
+        assert streamed.status_code == 400
     wait_idle(tiny_server)
 
 

@@ -83,6 +83,8 @@ REFUSED: dict[str, bytes] = {
     "a chunk longer than its size": CHUNKED + CHUNKS.replace(BODY, BODY + b"xx"),
     "encoding in the trailers": CHUNKED + CHUNKS[:-2] + b"Transfer-Encoding: chunked\r\n\r\n",
     "length in the trailers": CHUNKED + CHUNKS[:-2] + b"Content-Length: 50\r\n\r\n",
+    "no host": b"GET /health HTTP/1.1\r\n\r\n",
+    "no version": b"GET /health\r\n\r\n",
     "two hosts": HEALTH + b"Host: b\r\n\r\n",
     "an upgrade with a body": POST + b"Connection: upgrade\r\nUpgrade: h2c\r\nContent-Length: 29\r\n\r\n" + BODY,
     "a name with a space": POST + b"X Y: a\r\nContent-Length: 29\r\n\r\n" + BODY,

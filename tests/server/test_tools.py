@@ -388,6 +388,67 @@ def test_a_special_marker_inside_a_string_is_the_string() -> None:
     assert whole == streamed == [Said("", [("f", {"html": "a</tool_call>b<tool_call>"})], "tool_calls")]
 
 
+@pytest.mark.parametrize("special", [["<tool_call>", "</tool_call>"], []])
+@pytest.mark.parametrize("included", [False, True])
+@pytest.mark.parametrize(
+    ("stop", "content", "calls"),
+    [
+        ("</tool_call>", "Hm. ", [("f", CALL["arguments"])]),
+        ("<tool_call>", "Hm. ", []),
+        ("Hm. <tool_call>", "", []),
+        ("}</tool_call>\n", "Hm. ", [("f", CALL["arguments"])]),
+    ],
+)
+def test_markers_may_be_stop_strings(special: list[str], included: bool, stop: str, content: str, calls: Calls) -> None:
+    tokenizer = byte_tokenizer(*special)
+    ids = tokenizer.encode(f"Hm. <tool_call>{TEXT}</tool_call>\nSo <tool_call>{TEXT}</tool_call>")
+    body = {"tools": TOOLS, "stop": ["never", stop], "include_stop_str_in_output": included}
+    whole, streamed = chat(tokenizer, [ids], body, tool_parser="hermes")
+    assert whole == streamed
+    assert whole[0].finish_reason == ("tool_calls" if whole[0].calls else "stop")
+    assert len(whole[0].calls) <= 1
+    if included or stop.startswith("}"):
+        assert "So" not in whole[0].content
+    else:
+        assert (whole[0].content, whole[0].calls) == (content, calls)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("names", ["f", "g", "fg"])
+def test_forced_tools_have_definitions_of_their_own(tiny_server: Running, names: str, stream: bool) -> None:
+    """What a tool's schema refers to is looked up in that schema, also where all tools are parts of one."""
+    values = {"f": ["x", "y"], "g": ["p", "q"]}
+    tools = []
+    for name in names:
+        of = {"$defs": {"E": {"enum": values[name]}}, "type": "object", "required": ["a", "b"]}
+        of["properties"] = {
+            "a": {"$ref": "#/$defs/E"},
+            "b": {"anyOf": [{"$ref": "#"}, {"type": "null"}]},
+            "$ref": {"const": {"$ref": "#/$defs/E"}},
+        }
+        tools.append({"type": "function", "function": {"name": name, "parameters": of}})
+    body = {"messages": MESSAGES, "tools": tools, "parallel_tool_calls": False, "stream": stream, "max_tokens": 300}
+    first = {"type": "function", "function": {"name": names[0]}}
+    for choice in ("required", first):
+        answer = tiny_server.post("/v1/chat/completions", {**body, "tool_choice": choice, "seed": 3})
+        assert answer.status_code == 200, answer.text
+        said = Said()
+        for line in answer.text.splitlines():
+            if stream and line.startswith("data: {"):
+                for one in json.loads(line[6:])["choices"]:
+                    said.take(one["delta"], one)
+        if not stream:
+            one = answer.json()["choices"][0]
+            said.take(one["message"], one)
+        if said.finish_reason == "tool_calls":
+            [(name, arguments)] = said.calls
+            assert name in names
+            while arguments is not None:
+                assert arguments["a"] in values[name]
+                assert arguments.get("$ref", {"$ref": "#/$defs/E"}) == {"$ref": "#/$defs/E"}
+                arguments = arguments["b"]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_calls_over_http(tiny_server: Running, stream: bool) -> None:
     """The model is made to write a call and text; what its client gets is both."""
