@@ -22,7 +22,8 @@ namespace {
 constexpr int KEYS = 64;           // in a tile
 constexpr int KEY_VECTORS = KEYS / LANES;
 constexpr int64_t SPAN = 4096;     // keys that are summed by themselves
-constexpr int ROWS = 4;            // queries that share each vector of keys or values that is loaded
+constexpr int SUMS_HELD = REGISTERS * 3 / 4 / (64 / REGISTER);  // vectors of sums that stay in registers
+constexpr int ROWS = std::min(6, SUMS_HELD);  // queries that share each vector of keys or values that is loaded
 constexpr int MOST_ROWS = 128;     // queries, of all heads of a group, in one piece of work
 constexpr float LOG2_E = 1.44269504f;
 constexpr double ALONE_BELOW = 2e5;  // multiplications that are done before other threads have woken up
@@ -92,31 +93,79 @@ template <typename C>
 constexpr bool PAIRED = false;
 #endif
 
-INLINE vec pair_product(vec total, const float* vector, float pair) {
+INLINE vec pair_product(vec total, vec pairs, float pair) {
 #if defined(__AVX512BF16__)
-    const __m512bh v = load_as<__m512bh>(vector);
-    return (vec)_mm512_dpbf16_ps((__m512)total, v, (__m512bh)_mm512_set1_ps(pair));
+    return (vec)_mm512_dpbf16_ps((__m512)total, (__m512bh)pairs, (__m512bh)_mm512_set1_ps(pair));
 #else
-    return total + load(vector) * pair;  // never called: PAIRED is false
+    return total + pairs * pair;  // never called: PAIRED is false
 #endif
 }
 
+// Vectors that R rows are multiplied with at a time.
+template <int R>
+constexpr int VECTORS = SUMS_HELD >= 4 * R ? 4 : SUMS_HELD >= 2 * R ? 2 : 1;
+
 // total[r][v] += x[r] * vectors[v], step by step: a step is one number, or two in a pair. Rows of x lie `x_stride`
 // apart, steps of a vector `step_floats`.
-template <bool PAIRS, int V>
+template <bool PAIRS, int R, int V>
 INLINE void accumulate(const float* x, int64_t x_stride, const float* const* vectors, int64_t step_floats, int64_t steps,
-                       vec (&total)[ROWS][V]) {
+                       vec (&total)[R][V]) {
 #pragma GCC unroll 2
     for (int64_t i = 0; i < steps; ++i) {
-        for (int r = 0; r < ROWS; ++r) {
+        vec from[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) from[v] = load(vectors[v] + i * step_floats);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
             const float by = x[r * x_stride + i];
+#pragma GCC unroll 4
             for (int v = 0; v < V; ++v) {
-                const float* from = vectors[v] + i * step_floats;
                 total[r][v] =
-                    PAIRS ? pair_product(total[r][v], from, by) : fmadd(load(from), broadcast(by), total[r][v]);
+                    PAIRS ? pair_product(total[r][v], from[v], by) : fmadd(from[v], broadcast(by), total[r][v]);
             }
         }
     }
+}
+
+// The scores of R rows of queries for V vectors of 16 keys, into rows of KEYS.
+template <bool PAIRS, int R, int V>
+void score(const float* queries, int64_t query_floats, const float* const* keys, int64_t steps, float scale, float* out) {
+    vec total[R][V];
+    clear(total);
+    accumulate<PAIRS, R, V>(queries, query_floats, keys, LANES, steps, total);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) store(out + r * KEYS + v * LANES, total[r][v] * scale);
+}
+
+// Adds to V vectors of R rows of sums what `steps` steps of values, in parts of 16 keys, give with the rows' weights.
+template <bool PAIRS, int R, int V>
+void mix(const float* weights, const float* const* parts, int64_t at, int64_t value_floats, int steps, float* sums,
+         int64_t stride) {
+    constexpr int PART_STEPS = LANES / (PAIRS ? 2 : 1);
+    vec total[R][V];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) total[r][v] = load(sums + r * stride + v * LANES);
+    for (int first = 0; first < steps; first += PART_STEPS) {
+        const float* vectors[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) vectors[v] = parts[first / PART_STEPS] + at + v * LANES;
+        accumulate<PAIRS, R, V>(weights + first, KEYS, vectors, value_floats, std::min(PART_STEPS, steps - first), total);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) store(sums + r * stride + v * LANES, total[r][v]);
+}
+
+// f(std::integral_constant) with a number of rows up to R.
+template <int R = ROWS, typename Body>
+INLINE void with_rows(int rows, const Body& body) {
+    if (R == 1 || rows == R) return body(std::integral_constant<int, R>());
+    if constexpr (R > 1) with_rows<R - 1>(rows, body);
 }
 
 // 16 rows of 16 four-byte values, `stride` bytes apart, to columns.
@@ -145,6 +194,23 @@ INLINE void transpose(const float* const* rows, float* out) {
         _mm512_storeu_si512(out + (i + 8) * 16, _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
         _mm512_storeu_si512(out + (i + 4) * 16, _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0x88));
         _mm512_storeu_si512(out + (i + 12) * 16, _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0xdd));
+    }
+#elif defined(__AVX2__)
+    for (int half = 0; half < 16; half += 8) {
+        const float* const* of = rows + half;
+        for (int c = 0; c < 16; c += 4) {
+            const auto two = [&](int r) {  // columns c to c + 3 of rows r and r + 4
+                return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(of[r] + c)), _mm_loadu_ps(of[r + 4] + c), 1);
+            };
+            const __m256 a = two(0), b = two(1), d = two(2), e = two(3);
+            const __m256 ab = _mm256_unpacklo_ps(a, b), de = _mm256_unpacklo_ps(d, e);
+            const __m256 ab2 = _mm256_unpackhi_ps(a, b), de2 = _mm256_unpackhi_ps(d, e);
+            float* to = out + c * 16 + half;
+            _mm256_storeu_ps(to, _mm256_shuffle_ps(ab, de, 0x44));
+            _mm256_storeu_ps(to + 16, _mm256_shuffle_ps(ab, de, 0xee));
+            _mm256_storeu_ps(to + 32, _mm256_shuffle_ps(ab2, de2, 0x44));
+            _mm256_storeu_ps(to + 48, _mm256_shuffle_ps(ab2, de2, 0xee));
+        }
     }
 #else
     for (int c = 0; c < 16; ++c)
@@ -182,6 +248,7 @@ public:
           value_room_(static_cast<int>(round_up(a.value_dim, LANES))),
           query_floats_(PAIRS ? key_room_ / 2 : key_room_),
           state_floats_(static_cast<int>(state_floats(a))),
+          values_in_place_(std::is_same_v<C, float> && a.value_dim == value_room_ && a.block_size % LANES == 0),
           steps_(a.paired ? a.key_dim / 2 : query_floats_) {
         static thread_local Scratch scratch;
         const int64_t keys = KEYS * query_floats_, values = KEYS / STEP_KEYS * value_room_;
@@ -201,17 +268,17 @@ public:
 
     void run(const Piece& piece) {
         const Keys seen(a_, piece);
-        const int padded = place(piece);
-        for (int r = 0; r < padded; ++r) lay_query(r);
+        place(piece);
+        for (int r = 0; r < piece.rows; ++r) lay_query(r);
         if (piece.partial != nullptr) {
-            add_span(piece, padded, seen, piece.span);
+            add_span(piece, seen, piece.span);
             std::memcpy(piece.partial, states_, static_cast<size_t>(piece.rows) * state_floats_ * sizeof(float));
             return;
         }
-        add_span(piece, padded, seen, seen.first_span());
+        add_span(piece, seen, seen.first_span());
         std::swap(states_, before_);
         for (int64_t i = 1; i < seen.spans(); ++i) {
-            add_span(piece, padded, seen, seen.first_span() + i);
+            add_span(piece, seen, seen.first_span() + i);
             join_rows(before_, states_, piece.rows);
         }
         finish(piece, before_);
@@ -230,29 +297,28 @@ private:
     static constexpr int STEP_KEYS = PAIRS ? 2 : 1;  // keys whose values are added in one step
     static constexpr float LOWEST = -1e30f;  // below every score, and finite: its difference to itself is zero
 
-    // Where the piece's rows stand; how many there are, the last one repeated up to a multiple of ROWS.
-    int place(const Piece& piece) {
-        const int group = a_.heads / a_.kv_heads, padded = static_cast<int>(round_up(piece.rows, ROWS));
+    // Where the piece's rows stand.
+    void place(const Piece& piece) {
+        const int group = a_.heads / a_.kv_heads;
         blocks_ = a_.table + piece.run[3] * a_.table_width;
-        for (int r = 0; r < padded; ++r) {
-            const int64_t row = std::min<int64_t>(piece.first + r, piece.first + piece.rows - 1);
+        for (int r = 0; r < piece.rows; ++r) {
+            const int64_t row = piece.first + r;
             position_[r] = piece.run[2] + row / group;
             head_[r] = piece.kv_head * group + static_cast<int>(row % group);
             batch_row_[r] = piece.run[0] + row / group;
         }
-        return padded;
     }
 
     float* state(int r) { return states_ + static_cast<int64_t>(r) * state_floats_; }
 
     // Sums over the span's keys alone.
-    void add_span(const Piece& piece, int padded, const Keys& seen, int64_t span) {
-        std::fill(states_, state(padded), 0.0f);
-        for (int r = 0; r < padded; ++r) state(r)[PEAK] = LOWEST;
+    void add_span(const Piece& piece, const Keys& seen, int64_t span) {
+        std::fill(states_, state(piece.rows), 0.0f);
+        for (int r = 0; r < piece.rows; ++r) state(r)[PEAK] = LOWEST;
         const int64_t last = std::min(seen.end, (span + 1) * SPAN);
         for (int64_t begin = std::max(seen.begin, span * SPAN); begin < last; begin += KEYS) {
             ask_for(piece.kv_head, begin + KEYS, last);
-            tile(piece, padded, begin, seen.end);
+            tile(piece, begin, seen.end);
         }
     }
 
@@ -305,12 +371,11 @@ private:
         }
     }
 
-    // A paired cache is read where it is. What lies past the end is finite, and is masked.
-    void point(int kv_head, int64_t begin, int vectors) {
+    // What is as the products read it is left where it is: 16 tokens in a row. What lies past the end is finite, and
+    // is masked.
+    void point(const float** to, const void* cache, int dim, int kv_head, int64_t begin, int vectors) {
         for (int v = 0; v < vectors; ++v) {
-            const int64_t position = begin + v * LANES;
-            key_vectors_[v] = reinterpret_cast<const float*>(cached(a_.keys, position, kv_head, a_.key_dim));
-            value_parts_[v] = reinterpret_cast<const float*>(cached(a_.values, position, kv_head, a_.value_dim));
+            to[v] = reinterpret_cast<const float*>(cached(cache, begin + v * LANES, kv_head, dim));
         }
     }
 
@@ -363,26 +428,28 @@ private:
         }
     }
 
-    void tile(const Piece& piece, int padded, int64_t begin, int64_t end) {
+    void tile(const Piece& piece, int64_t begin, int64_t end) {
         const int count = static_cast<int>(std::min<int64_t>(KEYS, end - begin));
         const int vectors = static_cast<int>(round_up(count, LANES) / LANES);
-        if (!any_sees(0, padded, begin)) return;
-        if (PAIRS && a_.paired) {
-            point(piece.kv_head, begin, vectors);
-        } else {
-            lay_keys(piece.kv_head, begin, end);
-            lay_values(piece.kv_head, begin, end);
-        }
-        int first = 0;  // rows before it come before the tile's first key
-        while (first + ROWS <= padded && position_[first + ROWS - 1] < begin) first += ROWS;
-        for (int r = first; r < padded; r += ROWS) {
-            if (!any_sees(r, ROWS, begin)) continue;
+        if (!any_sees(0, piece.rows, begin)) return;
+        const bool paired = PAIRS && a_.paired;
+        if (paired) point(key_vectors_, a_.keys, a_.key_dim, piece.kv_head, begin, vectors);
+        else lay_keys(piece.kv_head, begin, end);
+        if (paired || values_in_place_) point(value_parts_, a_.values, a_.value_dim, piece.kv_head, begin, vectors);
+        else lay_values(piece.kv_head, begin, end);
+        int r = 0;
+        while (position_[r] < begin) ++r;  // these rows come before the tile's first key
+        for (int rows; r < piece.rows; r += rows) {
+            // As few steps as can be, of much the same size.
+            const int rest = piece.rows - r, steps = (rest + ROWS - 1) / ROWS;
+            rows = (rest + steps - 1) / steps;
+            if (!any_sees(r, rows, begin)) continue;
             // Keys after the rows' own would get the weight zero.
-            const int seen = static_cast<int>(std::min<int64_t>(count, position_[r + ROWS - 1] - begin + 1));
+            const int seen = static_cast<int>(std::min<int64_t>(count, position_[r + rows - 1] - begin + 1));
             const int of_seen = static_cast<int>(round_up(seen, LANES) / LANES);
-            score(r, of_seen);
-            for (int i = r; i < r + ROWS; ++i) weigh(i, begin, of_seen);
-            mix(r, seen);
+            with_rows(rows, [&](auto of) { score_rows<decltype(of)::value>(r, of_seen); });
+            for (int i = 0; i < rows; ++i) weigh(r + i, begin, scores_ + i * KEYS, of_seen);
+            with_rows(rows, [&](auto of) { mix_rows<decltype(of)::value>(r, seen); });
         }
     }
 
@@ -398,26 +465,29 @@ private:
         return false;
     }
 
-    void score(int r, int vectors) {
-        int v = 0;
-        for (; v + 4 <= vectors; v += 4) score_some<4>(r, v);
-        for (; v < vectors; ++v) score_some<1>(r, v);
+    template <int R>
+    void score_rows(int r, int vectors) {
+        const float* queries = queries_ + static_cast<int64_t>(r) * query_floats_;
+        const auto some = [&](auto of, int v) {
+            score<PAIRS, R, decltype(of)::value>(queries, query_floats_, key_vectors_ + v, steps_, a_.scale * LOG2_E,
+                                                 scores_ + v * LANES);
+        };
+        by_vectors<VECTORS<R>>(vectors, some);
     }
 
-    template <int V>
-    void score_some(int r, int at) {
-        vec total[ROWS][V];
-        clear(total);
-        accumulate<PAIRS, V>(queries_ + static_cast<int64_t>(r) * query_floats_, query_floats_, key_vectors_ + at, LANES,
-                             steps_, total);
-        for (int i = 0; i < ROWS; ++i)
-            for (int v = 0; v < V; ++v) store(scores_ + i * KEYS + (at + v) * LANES, total[i][v] * (a_.scale * LOG2_E));
+    // f(std::integral_constant, first) for V vectors at a time, and for the rest one by one.
+    template <int V, typename Body>
+    static void by_vectors(int vectors, const Body& body) {
+        int v = 0;
+        for (; v + V <= vectors; v += V) body(std::integral_constant<int, V>(), v);
+        if (V > 1) {
+            for (; v < vectors; ++v) body(std::integral_constant<int, 1>(), v);
+        }
     }
 
     // A row's scores to weights; what the row has summed so far is scaled to the new peak. Scores are in units in which
     // a weight is a power of 2.
-    void weigh(int r, int64_t begin, int vectors) {
-        float* scores = scores_ + r % ROWS * KEYS;
+    void weigh(int r, int64_t begin, float* scores, int vectors) {
         const int64_t position = position_[r], seen = position - begin;  // the last key that it sees
         if (a_.softcap > 0 || a_.alibi != nullptr) adjust(r, seen, scores, vectors);
         if (seen < KEYS - 1 || a_.window) mask(seen, scores, vectors);
@@ -475,45 +545,34 @@ private:
         }
     }
 
-    void mix(int r, int count) {
+    template <int R>
+    void mix_rows(int r, int count) {
         const int steps = (count + STEP_KEYS - 1) / STEP_KEYS;
         if (PAIRS) {
-            for (int i = 0; i < ROWS * KEYS; i += KEYS) {
+            for (int i = 0; i < R * KEYS; i += KEYS) {
                 for (int v = 0; v < KEYS; v += LANES) {
                     store(reinterpret_cast<bf16*>(scores_ + i) + v, load(scores_ + i + v));
                 }
             }
         }
-        float* sums = state(r) + SUMS;
-        int i = 0;
-        for (; i + 4 * LANES <= value_room_; i += 4 * LANES) mix_some<4>(i, steps, sums);
-        for (; i < value_room_; i += LANES) mix_some<1>(i, steps, sums);
-    }
-
-    template <int V>
-    void mix_some(int at, int steps, float* sums) {
-        vec total[ROWS][V];
-        for (int r = 0; r < ROWS; ++r)
-            for (int v = 0; v < V; ++v) total[r][v] = load(sums + r * state_floats_ + at + v * LANES);
-        constexpr int PART = LANES / STEP_KEYS;  // steps of 16 keys
-        for (int first = 0; first < steps; first += PART) {
-            const float* vectors[V];
-            for (int v = 0; v < V; ++v) vectors[v] = value_parts_[first / PART] + at + v * LANES;
-            accumulate<PAIRS, V>(scores_ + first, KEYS, vectors, value_room_, std::min(PART, steps - first), total);
-        }
-        for (int r = 0; r < ROWS; ++r)
-            for (int v = 0; v < V; ++v) store(sums + r * state_floats_ + at + v * LANES, total[r][v]);
+        const auto some = [&](auto of, int v) {
+            mix<PAIRS, R, decltype(of)::value>(scores_, value_parts_, v * LANES, value_room_, steps,
+                                               state(r) + SUMS + v * LANES, state_floats_);
+        };
+        by_vectors<VECTORS<R>>(value_room_ / LANES, some);
     }
 
     const Attention& a_;
-    const int out_type_, key_room_, value_room_, query_floats_, state_floats_, steps_;
+    const int out_type_, key_room_, value_room_, query_floats_, state_floats_;
+    const bool values_in_place_;
+    const int steps_;
     const int64_t* blocks_ = nullptr;
     float *keys_, *values_, *queries_;  // the tile's keys and values, the piece's queries
     float *states_, *before_, *wide_;   // sums over a span, and over all before it; a row or a few, widened
     const float *key_vectors_[KEY_VECTORS], *value_parts_[KEY_VECTORS];  // of 16 keys each, laid out or in the cache
     alignas(64) float scores_[ROWS * KEYS] = {};
-    int64_t position_[MOST_ROWS + ROWS], batch_row_[MOST_ROWS + ROWS];
-    int head_[MOST_ROWS + ROWS];
+    int64_t position_[MOST_ROWS], batch_row_[MOST_ROWS];
+    int head_[MOST_ROWS];
 };
 
 template <typename C>

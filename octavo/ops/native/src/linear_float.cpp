@@ -1,9 +1,20 @@
 // Products with weights in float32, float16 and bfloat16. A panel is `[columns][16 outputs]`; bfloat16's is
 // `[columns / 2][16 outputs][2]`, as the processor's own product of pairs wants it.
+//
+// Blocks of rows meet blocks of panels, SHARE columns at a time: that share of a panel stays in the first level of the
+// cache while all tiles of the block's rows pass, and theirs in the second while the panels do.
+#include <bit>
+
 #include "linear.h"
 
 namespace octavo {
 namespace {
+
+constexpr int MOST = std::min(16, REGISTERS * 3 / 4 / (64 / REGISTER));  // rows of a tile: sums take 3 of 4 registers
+constexpr int64_t SHARE = 2 * GROUP;
+constexpr int64_t BLOCK_ROWS = 96, BLOCK_PANELS = 8;
+constexpr int64_t ROWS_AT_ONCE = 1024;  // rows that are laid out before they are multiplied
+constexpr int64_t FEW = 32;             // rows of which reading the weights takes the time
 
 // The weights of one column, 16 outputs.
 template <typename T>
@@ -16,131 +27,170 @@ INLINE vec column<bf16>(const uint8_t* panel, int64_t k) {
     return bit_cast<vec>(k % 2 ? pair & 0xffff0000u : pair << 16);
 }
 
+// What one step multiplies: a column, 4 bytes of a row of x.
 template <typename T>
-constexpr int64_t padded(int64_t width) {
-    return std::is_same_v<T, bf16> ? round_up(width, 2) : width;
-}
+struct Columns {
+    static constexpr bool PAIRS = false, WIDENED = !std::is_same_v<T, float>;
+    static constexpr int COLUMNS = 1, BYTES = PANEL * sizeof(T);
+    static INLINE vec weights(const uint8_t* panel, int64_t step) { return column<T>(panel, step); }
+    static INLINE vec add(vec total, vec w, float x) { return fmadd(w, broadcast(x), total); }
+    static int64_t padded(int64_t width) { return std::is_same_v<T, bf16> ? round_up(width, 2) : width; }
+};
 
-// R rows [columns][R] with one panel.
-template <typename T, int R>
-INLINE void multiply(const uint8_t* panel, const float* x, int64_t columns, vec* out) {
-    for (int r = 0; r < R; ++r) out[r] = vec{};
-    for (int64_t first = 0; first < columns; first += GROUP) {
-        const int64_t last = std::min<int64_t>(first + GROUP, columns);
+#if defined(__AVX512BF16__)
+#define HAS_PAIRS 1
+// Two columns of bfloat16, by the processor's product of pairs.
+struct Pairs {
+    static constexpr bool PAIRS = true, WIDENED = false;
+    static constexpr int COLUMNS = 2, BYTES = 64;
+    static INLINE vec weights(const uint8_t* panel, int64_t step) { return load_as<vec>(panel + step * BYTES); }
+    static INLINE vec add(vec total, vec w, float x) {
+        return (vec)_mm512_dpbf16_ps((__m512)total, (__m512bh)w, (__m512bh)_mm512_set1_ps(x));
+    }
+    static int64_t padded(int64_t width) { return round_up(width, 2); }
+};
+#else
+#define HAS_PAIRS 0
+using Pairs = Columns<bf16>;
+#endif
+
+template <typename S>
+constexpr int64_t STEPS = SHARE / S::COLUMNS;
+
+// R rows, STEPS apart, with a share of a panel: `sums` gets each group's sum in turn. What lies at `ahead` is asked for.
+template <typename S, int R>
+void multiply(const uint8_t* panel, const uint8_t* ahead, const float* x, int64_t steps, vec* sums) {
+    constexpr int64_t group = GROUP / S::COLUMNS;
+    for (int64_t first = 0; first < steps; first += group) {
+        const int64_t last = std::min(first + group, steps);
         vec total[R];
         clear(total);
 #pragma GCC unroll 4
         for (int64_t k = first; k < last; ++k) {
-            __builtin_prefetch(panel + k * PANEL * sizeof(T) + AHEAD);
-            const vec w = column<T>(panel, k);
-#pragma GCC unroll 8
-            for (int r = 0; r < R; ++r) total[r] = fmadd(w, broadcast(x[k * R + r]), total[r]);
+            __builtin_prefetch(ahead + k * S::BYTES);
+            const vec w = S::weights(panel, k);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) total[r] = S::add(total[r], w, x[r * STEPS<S> + k]);
         }
-        for (int r = 0; r < R; ++r) out[r] += total[r];
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) sums[r] += total[r];
     }
 }
 
-#if defined(__AVX512BF16__)
-#define HAS_PAIRS 1
-// R rows [columns / 2][R][2] of bfloat16 with one panel, by the processor's product of pairs.
-template <int R>
-INLINE void multiply_pairs(const uint8_t* panel, const uint32_t* x, int64_t columns, vec* out) {
-    for (int r = 0; r < R; ++r) out[r] = vec{};
-    for (int64_t first = 0; first < columns / 2; first += GROUP / 2) {
-        const int64_t last = std::min<int64_t>(first + GROUP / 2, columns / 2);
-        __m512 total[R];
-        for (int r = 0; r < R; ++r) total[r] = _mm512_setzero_ps();
-#pragma GCC unroll 4
-        for (int64_t k = first; k < last; ++k) {
-            __builtin_prefetch(panel + k * 64 + AHEAD);
-            const __m512bh w = load_as<__m512bh>(panel + k * 64);
-#pragma GCC unroll 8
-            for (int r = 0; r < R; ++r) {
-                const __m512i pair = _mm512_set1_epi32(static_cast<int>(x[k * R + r]));
-                total[r] = _mm512_dpbf16_ps(total[r], w, (__m512bh)pair);
-            }
-        }
-        for (int r = 0; r < R; ++r) out[r] += (vec)total[r];
-    }
+// f(std::integral_constant) with the size of the next tile of `rest` rows.
+template <int R = MOST, typename Body>
+INLINE void with_tile(int64_t rest, const Body& body) {
+    if (R == 1 || rest >= R) return body(std::integral_constant<int, R>());
+    if constexpr (R > 1) with_tile<std::bit_floor(R - 1u)>(rest, body);
 }
-#else
-#define HAS_PAIRS 0
-template <int R>
-INLINE void multiply_pairs(const uint8_t*, const uint32_t*, int64_t, vec*) {}
-#endif
 
-// Rows into tiles: [columns][size] floats, or [columns / 2][size] pairs of bfloat16.
-template <bool PAIRS>
-void lay_out(const Product& p, const Tiles& tiles, int64_t columns, float* tiled) {
-    const int64_t row_floats = PAIRS ? columns / 2 : columns;
-    parallel(tiles.padded_rows(), std::max<int64_t>(1, 16384 / columns), [&](int64_t first, int64_t last) {
+template <typename S>
+class FloatProduct {
+public:
+    explicit FloatProduct(const Product& p)
+        : p_(p), columns_(S::padded(p.width)), panels_(p.panels()), steps_(columns_ / S::COLUMNS) {}
+
+    // Of `rows` rows from `first` on.
+    void run(int64_t first, int64_t rows) {
         static thread_local Scratch scratch;
-        auto* x = reinterpret_cast<float*>(scratch.get(columns * 4));
-        for (int64_t row = first; row < last; ++row) {
-            const int64_t tile = row / TILE;
-            const int size = tiles.size(tile), r = static_cast<int>(row % TILE);
-            float* to = tiled + tile * TILE * row_floats;
-            if (row >= p.rows) {
-                for (int64_t k = 0; k < row_floats; ++k) to[k * size + r] = 0.0f;
-            } else if (PAIRS) {
-                const auto* from = static_cast<const bf16*>(p.x) + p.source(row) * p.x_stride;
-                for (int64_t k = 0; k < p.width / 2; ++k) std::memcpy(to + k * size + r, from + 2 * k, 4);
-                if (p.width % 2) {
-                    const bf16 pair[2] = {from[p.width - 1], {0}};
-                    std::memcpy(to + p.width / 2 * size + r, pair, 4);
-                }
-            } else {
-                read_row(p, row, x, columns);
-                for (int64_t k = 0; k < columns; ++k) to[k * size + r] = x[k];
+        first_ = first;
+        rows_ = rows;
+        x_ = reinterpret_cast<float*>(scratch.get(rows * round_up(steps_, STEPS<S>) * 4));
+        parallel(rows, std::max<int64_t>(1, 16384 / columns_), [&](int64_t from, int64_t to) {
+            for (int64_t row = from; row < to; ++row) lay_out(row);
+        });
+        const int64_t together = rows <= FEW ? 1 : BLOCK_PANELS, across = (panels_ + together - 1) / together;
+        const int64_t blocks = across * ((rows + BLOCK_ROWS - 1) / BLOCK_ROWS);
+        parallel(blocks, even_grain(blocks, rows <= MOST ? 4 : 32), [&](int64_t from, int64_t to) {
+            for (int64_t i = from; i < to; ++i) {
+                const int64_t row = i / across * BLOCK_ROWS, panel = i % across * together;
+                block(row, std::min(BLOCK_ROWS, rows - row), panel, std::min(together, panels_ - panel));
+            }
+        });
+    }
+
+private:
+    // A row into [shares][rows][STEPS].
+    void lay_out(int64_t row) {
+        static thread_local Scratch scratch;
+        auto* x = reinterpret_cast<float*>(scratch.get(columns_ * 4));
+        if (S::PAIRS) {
+            const auto* from = static_cast<const bf16*>(p_.x) + p_.source(first_ + row) * p_.x_stride;
+            x[steps_ - 1] = 0.0f;
+            std::memcpy(x, from, p_.width * sizeof(bf16));
+        } else {
+            read_row(p_, first_ + row, x, columns_);
+        }
+        for (int64_t step = 0; step < steps_; step += STEPS<S>) {
+            std::memcpy(x_ + step * rows_ + row * STEPS<S>, x + step, std::min(STEPS<S>, steps_ - step) * 4);
+        }
+    }
+
+    void block(int64_t row, int64_t rows, int64_t panel, int64_t panels) {
+        static thread_local Scratch scratch;
+        const int64_t halves = p_.gated() ? 2 : 1, count = panels * halves;
+        auto* sums = reinterpret_cast<vec*>(scratch.get(BLOCK_PANELS * 2 * BLOCK_ROWS * sizeof(vec)));
+        for (int64_t i = 0; i < count * rows; ++i) sums[i] = vec{};
+        for (int64_t step = 0; step < steps_; step += STEPS<S>) {
+            const float* x = x_ + step * rows_ + row * STEPS<S>;
+            for (int64_t i = 0; i < count; ++i) {
+                const uint8_t* of = p_.weights + (panel + i / halves + i % halves * panels_) * (steps_ * S::BYTES);
+                tiles(of + step * S::BYTES, x, rows, std::min(STEPS<S>, steps_ - step), sums + i * rows);
             }
         }
-    });
-}
+        for (int64_t r = 0; r < rows; ++r) {
+            for (int64_t i = 0; i < panels; ++i) {
+                const vec* out = sums + i * halves * rows + r;
+                emit(p_, first_ + row + r, panel + i, out[0], halves == 2 ? out[rows] : vec{});
+            }
+        }
+    }
 
-template <typename T, bool PAIRS>
+    // All rows of a block with a share of a panel.
+    static void tiles(const uint8_t* share, const float* x, int64_t rows, int64_t steps, vec* sums) {
+        if (S::WIDENED && rows > MOST) {
+            // Once for all tiles.
+            alignas(64) float wide[SHARE * PANEL];
+            for (int64_t k = 0; k < steps; ++k) {
+                __builtin_prefetch(share + k * S::BYTES + AHEAD);
+                store(wide + k * PANEL, S::weights(share, k));
+            }
+            const auto* panel = reinterpret_cast<const uint8_t*>(wide);
+            pass<Columns<float>>(panel, panel, x, rows, steps, sums);
+        } else {
+            pass<S>(share, share + AHEAD, x, rows, steps, sums);
+        }
+    }
+
+    template <typename Step>
+    static void pass(const uint8_t* share, const uint8_t* ahead, const float* x, int64_t rows, int64_t steps, vec* sums) {
+        for (int64_t r = 0; r < rows; ahead = share) {
+            with_tile(rows - r, [&](auto size) {
+                multiply<Step, decltype(size)::value>(share, ahead, x + r * STEPS<Step>, steps, sums + r);
+                r += decltype(size)::value;
+            });
+        }
+    }
+
+    const Product& p_;
+    const int64_t columns_, panels_, steps_;
+    int64_t first_ = 0, rows_ = 0;
+    float* x_ = nullptr;
+};
+
+template <typename S>
 void product(const Product& p) {
-    static thread_local Scratch scratch;
-    const int64_t columns = padded<T>(p.width), row_floats = PAIRS ? columns / 2 : columns;
-    const Tiles tiles(p.rows);
-    auto* tiled = reinterpret_cast<float*>(scratch.get(tiles.padded_rows() * row_floats * 4));
-    lay_out<PAIRS>(p, tiles, columns, tiled);
-
-    const int64_t panels = p.panels(), bytes = columns * PANEL * sizeof(T);
-    parallel(panels, even_grain(panels, tiles.count() == 1 ? 4 : 32), [&](int64_t first, int64_t last) {
-        for (int64_t panel = first; panel < last; ++panel) {
-            for (int64_t tile = 0; tile < tiles.count(); ++tile) {
-                with_size(tiles.size(tile), [&](auto size) {
-                    constexpr int R = decltype(size)::value;
-                    const float* x = tiled + tile * TILE * row_floats;
-                    const auto run = [&](const uint8_t* weights, vec* out) {
-                        if (PAIRS) {
-                            multiply_pairs<R>(weights, reinterpret_cast<const uint32_t*>(x), columns, out);
-                        } else {
-                            multiply<T, R>(weights, x, columns, out);
-                        }
-                    };
-                    vec out[R], more[R];
-                    clear(more);
-                    run(p.weights + panel * bytes, out);
-                    if (p.gated()) run(p.weights + (panels + panel) * bytes, more);
-                    for (int r = 0; r < R && tile * TILE + r < p.rows; ++r) {
-                        emit(p, tile * TILE + r, panel, out[r], more[r]);
-                    }
-                });
-            }
-        }
-    });
+    FloatProduct<S> of(p);
+    for (int64_t row = 0; row < p.rows; row += ROWS_AT_ONCE) of.run(row, std::min(ROWS_AT_ONCE, p.rows - row));
 }
 
 }  // namespace
 
 void multiply_float(const Product& p, int kind) {
     switch (kind) {
-        case KIND_F32: return product<float, false>(p);
-        case KIND_F16: return product<f16, false>(p);
-        case KIND_BF16:
-            if (HAS_PAIRS && p.x_type == BF16) return product<bf16, true>(p);
-            return product<bf16, false>(p);
+        case KIND_F32: return product<Columns<float>>(p);
+        case KIND_F16: return product<Columns<f16>>(p);
+        case KIND_BF16: return HAS_PAIRS && p.x_type == BF16 ? product<Pairs>(p) : product<Columns<bf16>>(p);
     }
 }
 
