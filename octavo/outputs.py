@@ -31,6 +31,8 @@ class CompletionOutput:
     stop_reason: int | str | None = None
     """The stop string or stop token that ended it; None for the end-of-sequence token."""
     lora_request: Any = None
+    is_invalid: bool = False
+    """Whether what ended it as an error (told in `stop_reason`) is in the request's own values, such as its grammar."""
 
     def finished(self) -> bool:
         return self.finish_reason is not None

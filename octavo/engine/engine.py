@@ -314,6 +314,7 @@ class Engine:
                 result.error = failure(error)
         if result.error is not None:
             completion.finish_reason, completion.stop_reason = "error", result.error
+            completion.is_invalid = result.is_invalid
         request.metrics.first_token_time = request.metrics.first_token_time or now
         request.metrics.last_token_time = now
         sequence = completion.sequence

@@ -28,7 +28,11 @@ class Completion:
     cumulative_logprob: float = 0.0
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    is_invalid: bool = False
+    """Whether an error is of the request's own values."""
     sent_tokens: int = 0
+    sent_finish: bool = False
+    """Whether an output has said how it ended."""
 
     @property
     def token_ids(self) -> list[int]:
@@ -59,6 +63,11 @@ class Completion:
         if self.finish_reason is None and len(self.token_ids) >= self.max_tokens:
             self.finish_reason = "length"
 
+    @property
+    def is_due(self) -> bool:
+        """Whether there are tokens, or an end (which may come without any), that no output has told yet."""
+        return len(self.token_ids) > self.sent_tokens or (self.finish_reason is not None and not self.sent_finish)
+
     def output(self, kind: RequestOutputKind) -> CompletionOutput:
         """What a RequestOutput of this kind shows of the sequence."""
         delta, text = kind is RequestOutputKind.DELTA, ""
@@ -66,7 +75,7 @@ class Completion:
             finished = self.finish_reason is not None
             text = self.stream.take(finished) if delta else self.stream.visible(finished)
         first_token = self.sent_tokens if delta else 0
-        self.sent_tokens = len(self.token_ids)
+        self.sent_tokens, self.sent_finish = len(self.token_ids), self.finish_reason is not None
         wants_logprobs = self.state.params.logprobs is not None
         return CompletionOutput(
             index=self.index,
@@ -76,6 +85,7 @@ class Completion:
             logprobs=(self.logprobs or [])[first_token:] if wants_logprobs else None,
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
+            is_invalid=self.is_invalid,
         )
 
 
@@ -113,7 +123,7 @@ class GenerationRequest:
             self.metrics.num_preemptions = sum(s.num_preemptions for s in self.sequences)
         shown = self._best() if finished else self.completions
         if kind is RequestOutputKind.DELTA:
-            shown = [c for c in shown if len(c.token_ids) > c.sent_tokens or (finished and not self.sent)] or shown
+            shown = [c for c in shown if c.is_due]
         first, self.sent = not self.sent, True
         return RequestOutput(
             request_id=self.request_id,

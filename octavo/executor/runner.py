@@ -163,7 +163,7 @@ class ModelRunner:
         for (i, _), state, choice in zip(sampled, states, sample(logits, states, self.kernels), strict=True):
             state.late_logits = None
             results[i].token_id, results[i].logprobs = choice.token_id, choice.logprobs
-            results[i].error = choice.error
+            results[i].error, results[i].is_invalid = choice.error, choice.is_invalid
 
     def sample_late(self, states: Sequence[SamplingState]) -> list[SequenceResult]:
         """Choose the tokens whose logits were kept, now that their masks are there."""
@@ -172,7 +172,10 @@ class ModelRunner:
             choices = sample(torch.stack(kept), states, self.kernels)
         for state in states:
             state.late_logits = None
-        return [SequenceResult(token_id=c.token_id, logprobs=c.logprobs, error=c.error) for c in choices]
+        return [
+            SequenceResult(token_id=c.token_id, logprobs=c.logprobs, error=c.error, is_invalid=c.is_invalid)
+            for c in choices
+        ]
 
     def _prompt_logprobs(self, hidden: Tensor, targets: list[int], count: int) -> list[TokenLogprobs]:
         out: list[TokenLogprobs] = []

@@ -29,6 +29,8 @@ class Choice:
     token_id: int | None = None
     logprobs: TokenLogprobs | None = None
     error: str | None = None
+    is_invalid: bool = False
+    """Whether the error is of the request's own values."""
 
 
 def sample(logits: Tensor, states: Sequence[SamplingState], kernels: Kernels) -> list[Choice]:
@@ -100,7 +102,7 @@ def _follow(logits: Tensor, grammars: dict[int, Grammar], choices: list[Choice])
             except BaseException as of_row:
                 problems[row] = f"structured_outputs: {failure(of_row)}"
     for row, problem in problems.items():
-        choices[row].error = problem
+        choices[row].error, choices[row].is_invalid = problem, True
 
 
 def _draws(states: Sequence[SamplingState], choices: list[Choice]) -> list[DrawBy]:
@@ -161,7 +163,7 @@ def _keep_one(logits: Tensor, states: Sequence[SamplingState], ends: dict[int, T
         if state.grammar is not None and bool((ends[i] > -math.inf).any()):
             logits[i, state.grammar.end_ids] = ends[i]
         elif not bool(logits[i].isnan().any()):
-            choices[i].error = NOTHING_LEFT
+            choices[i].error, choices[i].is_invalid = NOTHING_LEFT, True
     for i, choice in enumerate(choices):
         if choice.error is not None:
             logits[i] = 0  # nothing is chosen here, and nothing that is no number reaches the others

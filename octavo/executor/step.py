@@ -47,6 +47,8 @@ class SequenceResult:
     pooled: Tensor | None = None
     error: str | None = None
     """Why this sequence cannot go on; the others are not concerned."""
+    is_invalid: bool = False
+    """Whether the error is of the request's own values, and not of the model or the machine."""
     is_late: bool = False
     """Its next token waits for the grammar's mask; `ModelRunner.sample_late` chooses it once that is there."""
     scrubbed: bool = False

@@ -67,6 +67,7 @@ class Mailbox:
             if item.logprobs is not None:
                 last.logprobs = (last.logprobs or []) + item.logprobs
             last.finish_reason, last.stop_reason = item.finish_reason, item.stop_reason
+            last.is_invalid = item.is_invalid
         else:
             self._items.append(item)
         self._event.set()

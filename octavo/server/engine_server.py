@@ -186,6 +186,7 @@ class EngineServer:
                 c.stop_reason,
                 output.num_cached_tokens,
                 prompt_logprobs,
+                c.is_invalid,
             )
             for c in output.outputs
         ]

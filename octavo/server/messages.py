@@ -77,6 +77,8 @@ class Tokens(Message):
     stop_reason: int | str | None = None
     num_cached: int | None = None
     prompt_logprobs: list[PackedLogprobs | None] | None = None
+    is_invalid: bool = False
+    """Whether an error that finished it is of the request's own values."""
 
 
 class Pooled(Message):

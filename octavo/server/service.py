@@ -318,7 +318,7 @@ class Service:
             run.prompt_logprobs = [None if p is None else unpack_logprobs(p) for p in output.prompt_logprobs]
         piece = text.piece(output)
         if piece.finish_reason == "error":
-            raise OctavoError(str(piece.stop_reason))
+            raise (InvalidRequestError if output.is_invalid else OctavoError)(str(piece.stop_reason))
         run.num_generated += len(piece.token_ids)
         return piece
 
