@@ -75,16 +75,16 @@ class GrammarSession:
 
     Args:
         compiler: whose it is.
-        number: its name there.
-        connection: the engine's end of its socket.
+        task: what the process is told.
         kind: of grammar, for messages.
         count: sequences of the request.
     """
 
-    def __init__(
-        self, compiler: "GrammarCompiler", number: int, connection: socket.socket, kind: str, count: int
-    ) -> None:
-        self._compiler, self._number, self._connection, self._kind = compiler, number, connection, kind
+    def __init__(self, compiler: "GrammarCompiler", task: bytes, kind: str, count: int) -> None:
+        self._compiler, self._kind = compiler, kind
+        self._task: bytes | None = task
+        """To tell another process, if the first is ended before it begins."""
+        self._number, self._connection = compiler.begin(task)
         self._received = bytearray()
         self._started: float | None = None
         self._since: float | None = None
@@ -135,6 +135,7 @@ class GrammarSession:
     def _take(self, index: int, what: int, payload: bytes) -> None:
         if what == STARTED:
             self._started = self._since = time.monotonic()
+            self._task = None
         elif what == REFUSED:
             self.refused = f"structured_outputs: this {self._kind} cannot be used: {payload.decode(errors='replace')}"
         elif what == FAILED:
@@ -145,7 +146,12 @@ class GrammarSession:
                 grammar.mask = payload
 
     def _died(self) -> None:
-        """Its process has ended: what it was working on was too much."""
+        """Its process has ended: what it was working on was too much. One that had not begun is told to another."""
+        if self._task is not None:
+            self._connection.close()
+            task, self._task = self._task, None
+            self._number, self._connection = self._compiler.begin(task)
+            return
         simpler = "make it simpler (shorter repetitions, fewer alternatives, smaller numbers)."
         if self.is_ready:
             limits = f"{MASK_SECONDS:g} s for a token, {TOTAL_SECONDS:g} s in all or {MEMORY >> 20} MiB"
@@ -187,6 +193,7 @@ class GrammarCompiler:
         own = getattr(tokenizer, "eos_token_id", None)
         self.end_ids = sorted(i for i in eos_token_ids or ({own} if own is not None else ()) if i < vocab_size)
         self._control: socket.socket | None = None
+        self._stop: weakref.finalize[[subprocess.Popen[bytes], socket.socket], GrammarCompiler] | None = None
         self._numbers = itertools.count()
 
     def compile(self, structured: StructuredOutputsParams, count: int) -> GrammarSession:
@@ -195,7 +202,7 @@ class GrammarCompiler:
         Raises InvalidRequestError where there can be none, without having waited for it.
         """
         kind, text = structured.as_grammar()
-        task = {
+        told = {
             "kind": kind,
             "text": text,
             "count": count,
@@ -204,10 +211,14 @@ class GrammarCompiler:
             "total_seconds": TOTAL_SECONDS,
             "memory": MEMORY,
         }
+        return GrammarSession(self, json.dumps(told).encode(), kind.replace("_", " "), count)
+
+    def begin(self, task: bytes) -> tuple[int, socket.socket]:
+        """Have a process begin with a task: its number, and our end of its socket."""
         ours, theirs = socket.socketpair()
         number = next(self._numbers)
         with theirs, tempfile.TemporaryFile() as file:
-            file.write(json.dumps(task).encode())
+            file.write(task)
             file.flush()
             for _ in range(2):
                 control = self._control or self._start()
@@ -216,9 +227,11 @@ class GrammarCompiler:
                     break
                 except OSError:  # its process was ended from outside; the session says so if it happens again
                     self._control = None
-        return GrammarSession(self, number, ours, kind.replace("_", " "), count)
+        return number, ours
 
     def _start(self) -> socket.socket:
+        if self._stop is not None:
+            self._stop()  # a process that was ended from outside
         vocabulary = {
             "tokenizer": _as_json(self._tokenizer),
             "vocab_size": self._vocab_size,
@@ -240,7 +253,7 @@ class GrammarCompiler:
                 pass_fds=[theirs.fileno()],
             )
         self._control = ours
-        weakref.finalize(self, _stop, process, ours)
+        self._stop = weakref.finalize(self, _stop, process, ours)
         return ours
 
     def tell(self, command: bytes, number: int) -> None:
@@ -265,7 +278,7 @@ class GrammarCompiler:
             for descriptor, _ in came:
                 session = waiting[descriptor]
                 session.receive()
-                if not session.waits:
+                if not session.waits or session.fileno() != descriptor:
                     poll.unregister(descriptor)
                     del waiting[descriptor]
             if not came or left == 0 or until_first:
