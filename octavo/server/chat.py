@@ -177,7 +177,7 @@ def router(service: Service) -> APIRouter:
         work = Chat(service, body)
         await work.prepare()
         if body.stream:
-            return await event_response(work.events())
+            return await event_response(request, work.events())
         return json_response(await while_connected(request, work.whole()))
 
     return routes

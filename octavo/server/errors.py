@@ -35,6 +35,7 @@ KINDS = {
 }
 
 
+UNFORESEEN = "the server made an error; its log tells more."
 CLIENT_GONE = 499
 """nginx's number for a client that did not wait."""
 
@@ -106,10 +107,12 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
         log.exception("an error that nobody foresaw")
-        return error_response(500, "the server made an error; its log tells more.")
+        return error_response(500, UNFORESEEN)
 
 
 def as_event(error: Exception) -> str:
     """For the middle of a stream, whose status is sent already."""
-    status = status_of(error) if isinstance(error, OctavoError) else 500
-    return json.dumps(error_body(status, str(error)))
+    if isinstance(error, OctavoError):
+        return json.dumps(error_body(status_of(error), str(error)))
+    log.error("an error that nobody foresaw", exc_info=error)
+    return json.dumps(error_body(500, UNFORESEEN))

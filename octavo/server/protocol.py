@@ -186,8 +186,8 @@ class Sampling(Request):
             "choice": self.guided_choice,
             "grammar": self.guided_grammar,
         }
-        if any(guided.values()):
-            return StructuredOutputsParams(**{k: v for k, v in guided.items() if v})  # type: ignore[arg-type]
+        if given := {k: v for k, v in guided.items() if v is not None}:
+            return StructuredOutputsParams(**given)  # type: ignore[arg-type]
         return None if self.response_format is None else self.response_format.structured()
 
 

@@ -9,7 +9,6 @@ import msgspec
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
-from octavo.errors import OctavoError
 from octavo.server.errors import ClientGoneError, as_event
 
 T = TypeVar("T")
@@ -41,12 +40,20 @@ def json_response(value: Any) -> Response:
     return Response(to_json(value), media_type="application/json")
 
 
-async def event_response(events: AsyncGenerator[Any, None]) -> Response:
-    """Server-sent events, one for each value. What fails before the first one is an error with a status of its own."""
+async def event_response(request: Request, events: AsyncGenerator[Any, None]) -> Response:
+    """Server-sent events, one for each value. What fails before the first one is an error with a status of its own.
+
+    The events end with their client, also one that goes before the first. Raises ClientGoneError then.
+    """
+
+    async def begin() -> Any:
+        return await anext(events, None)
+
     try:
-        first = await anext(events)
-    except StopAsyncIteration:
-        first = None
+        first = await while_connected(request, begin())
+    except BaseException:
+        await events.aclose()
+        raise
 
     async def lines() -> AsyncIterator[bytes]:
         async with contextlib.aclosing(events):
@@ -55,7 +62,7 @@ async def event_response(events: AsyncGenerator[Any, None]) -> Response:
                     yield b"data: " + to_json(first) + b"\n\n"
                 async for event in events:
                     yield b"data: " + to_json(event) + b"\n\n"
-            except OctavoError as error:
+            except Exception as error:
                 yield b"data: " + as_event(error).encode() + b"\n\n"
             yield b"data: [DONE]\n\n"
 

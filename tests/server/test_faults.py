@@ -107,16 +107,18 @@ def test_client_that_goes_frees_its_blocks(tiny_server: Running) -> None:
 
 def test_a_stream_whose_client_goes_before_its_first_event(tiny_model: Path) -> None:
     with server(str(tiny_model), "--kv-cache-memory", "32MiB", "--max-num-seqs", "1") as running:
-        with httpx.stream("POST", running.url + "/v1/completions", json=LONG, timeout=30) as first:
+        body = {**LONG, "n": 64}
+        with httpx.stream("POST", running.url + "/v1/completions", json=body, timeout=30) as first:
             lines = first.iter_lines()
             next(lines)
+            running.until(lambda: running.metric("num_requests_waiting") > 0)
             for path, body in (
                 ("/v1/completions", LONG),
                 ("/v1/chat/completions", {**LONG, "messages": [HELLO], "prompt": None}),
             ):
                 with pytest.raises(httpx.ReadTimeout):
                     httpx.post(running.url + path, json=body, timeout=0.2)
-                running.until(lambda: running.metric("num_requests_waiting") == 0)
+            running.until(lambda: sum("client gone" in line for line in running.log) == 2)  # not when its turn comes
             next(lines)  # the first goes on
 
 
@@ -142,7 +144,9 @@ def test_slow_reader_gets_everything(tiny_server: Running) -> None:
     """A client that reads nothing for a while holds up nobody, and misses nothing."""
     text = ""
     with httpx.stream("POST", tiny_server.url + "/v1/completions", json={**LONG, "temperature": 0}, timeout=60) as slow:
+        start = time.monotonic()
         assert tiny_server.post("/v1/completions", {"prompt": "y", "max_tokens": 5}).status_code == 200
+        assert time.monotonic() - start < 5
         time.sleep(1)
         for line in slow.iter_lines():
             if line.startswith("data: {"):
@@ -209,8 +213,10 @@ def test_sigterm_ends_what_takes_too_long(tiny_model: Path) -> None:
 
         threading.Thread(target=endless, daemon=True).start()
         running.until(lambda: running.metric("num_requests_running") == 16)
+        start = time.monotonic()
         running.process.send_signal(signal.SIGTERM)
         running.process.wait(15)
+        assert time.monotonic() - start < 8
         assert failed.wait(5)
 
 
