@@ -150,7 +150,7 @@ class TextStream:
         shown: Mapping[int, str] | None = None,
     ) -> None:
         self._detokenizer = IncrementalDetokenizer(tokenizer, prompt_ids, params, shown)
-        self._stops = StopChecker(params.stop or [], params.include_stop_str_in_output)
+        self._stops = StopChecker(self._spelled(params, tokenizer, shown), params.include_stop_str_in_output)
         self._min_tokens = params.min_tokens
         self._num_tokens = 0
         self.text = ""
@@ -160,13 +160,24 @@ class TextStream:
         self._taken = 0
         """Where the text of the tokens ends that were taken."""
 
+    def _spelled(self, params: SamplingParams, tokenizer: Tokenizer, shown: Mapping[int, str] | None) -> list[str]:
+        """The stop strings, and again as they are where a special token in them is written as `shown` says."""
+        stops, self._given = list(params.stop or []), dict[str, str]()
+        for token_id, written in (shown or {}).items() if params.skip_special_tokens else ():
+            name = tokenizer.token(token_id)
+            for stop in [*stops, *self._given] if name else ():
+                if (other := stop.replace(str(name), written)) != stop:
+                    self._given[other] = self._given.get(stop, stop)
+        return [*stops, *self._given]
+
     def add(self, token_id: int) -> None:
         """The next token."""
         self._num_tokens += 1
         new = self._detokenizer.add(token_id)
         self.text += new
         if self._num_tokens > self._min_tokens and (found := self._stops.check(self.text, len(new))):
-            end, self.stop = found
+            end, stop = found
+            self.stop = self._given.get(stop, stop)
             self.text = self.text[:end]
 
     def end(self) -> None:

@@ -41,8 +41,10 @@ def check_framing(version: str, headers: Headers, upgrade: bool) -> None:
         raise FramingError("HTTP/1.0 has no Transfer-Encoding.")
     if len(lengths) > 1 or not all(length.isdigit() for length in lengths):
         raise FramingError("Content-Length must be one number.")
-    if len(values(b"host")) > 1:
-        raise FramingError("there is more than one Host.")
+    if version not in ("1.0", "1.1"):
+        raise FramingError("the version must be HTTP/1.0 or HTTP/1.1.")
+    if len(values(b"host")) > 1 or (version == "1.1" and not values(b"host")):
+        raise FramingError("there must be one Host.")
     if upgrade and (encodings or lengths not in ([], [b"0"])):
         raise FramingError("a request that asks for an Upgrade may have no body.")
 

@@ -304,11 +304,14 @@ def forced(request: ChatRequest) -> StructuredOutputsParams | None:
     calls = [
         {
             "type": "object",
-            "properties": {"name": {"const": t.function.name}, "parameters": _parameters(t)},
+            "properties": {
+                "name": {"const": t.function.name},
+                "parameters": _moved(_parameters(t), f"#/items/anyOf/{i}/properties/parameters"),
+            },
             "required": ["name", "parameters"],
             "additionalProperties": False,
         }
-        for t in tools
+        for i, t in enumerate(tools)
     ]
     most = {} if request.parallel_tool_calls is not False else {"maxItems": 1}
     return StructuredOutputsParams(json={"type": "array", "minItems": 1, **most, "items": {"anyOf": calls}})
@@ -316,6 +319,23 @@ def forced(request: ChatRequest) -> StructuredOutputsParams | None:
 
 def _parameters(tool: Tool) -> dict[str, Any]:
     return tool.function.parameters or {"type": "object", "properties": {}}
+
+
+_DATA = ("const", "enum", "default", "examples")
+"""Keywords whose values are no schemas."""
+
+
+def _moved(schema: Any, place: str) -> Any:
+    """A schema as a part of another, at the pointer `place`: what refers to its root (`#/$defs/...`) refers there."""
+    if isinstance(schema, list):
+        return [_moved(one, place) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    out = {key: value if key in _DATA else _moved(value, place) for key, value in schema.items()}
+    ref = out.get("$ref")
+    if isinstance(ref, str) and (ref == "#" or ref.startswith("#/")):
+        out["$ref"] = place + ref[1:]
+    return out
 
 
 def read_forced(request: ChatRequest, text: str) -> Calls:

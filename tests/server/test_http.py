@@ -13,11 +13,12 @@ import pytest
 
 from octavo.config import EngineArgs
 from octavo.errors import EngineDeadError, InvalidRequestError
+from octavo.server.admission import OverloadedError
 from octavo.server.app import create_app
 from octavo.server.framing import HEADERS_MAX
 from octavo.server.gate import printable
 from octavo.server.options import ServerOptions
-from octavo.server.service import OverloadedError, RequestTimeoutError, Service
+from octavo.server.service import RequestTimeoutError, Service
 from tests.server.running import Running, server
 
 BODY = b'{"prompt":"x","max_tokens":1}'
