@@ -20,6 +20,8 @@ Message = dict[str, Any]
 FIRST, SECOND, NAME, KEY, VALUE = (f"octavo{word}" for word in ("first", "second", "name", "key", "value"))
 """Words that no template writes by itself."""
 LONG_ID, SHORT_ID = "chatcmpl-tool-0123456789abcdef0123456789abcdef", "abcdef012"
+LONGEST_KEPT = 1 << 17
+"""Characters of the longest template that is compiled once for many prompts."""
 MISSING = object()
 """No content, not even None."""
 REPRESENTED = re.compile(rf"""["']text["']: ["'](?:{FIRST}|{SECOND})|'{KEY}': '{VALUE}'""")
@@ -52,12 +54,12 @@ class ConversationTemplate:
 
     Args:
         source: Jinja text.
-        special_tokens: `bos_token` and so on.
+        special_tokens: `bos_token` and so on, with their text.
     """
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+    def __init__(self, source: str, special_tokens: tuple[tuple[str, str], ...]) -> None:
         self._template = environment().from_string(source)
-        self._special_tokens = special_tokens
+        self._special_tokens = dict(special_tokens)
         self._shapes: dict[Any, Any] = {}
 
     def render(self, messages: Sequence[Message], **variables: Any) -> str:
@@ -167,9 +169,14 @@ class ConversationTemplate:
                 continue
 
 
-@functools.lru_cache(maxsize=32)
 def compiled(source: str, special_tokens: tuple[tuple[str, str], ...]) -> ConversationTemplate:
-    return ConversationTemplate(source, dict(special_tokens))
+    """The template, kept where it is no longer than the longest published ones: a process has little memory."""
+    return (_kept if len(source) <= LONGEST_KEPT else ConversationTemplate)(source, special_tokens)
+
+
+@functools.lru_cache(maxsize=32)
+def _kept(source: str, special_tokens: tuple[tuple[str, str], ...]) -> ConversationTemplate:
+    return ConversationTemplate(source, special_tokens)
 
 
 def _calling(shape: CallShape) -> list[Message]:

@@ -172,6 +172,8 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)  # whose signal ends the process
         try:
             answer = b"=" + _answer(**json.loads(question)).encode("utf-8", "surrogatepass")
+        except MemoryError:
+            return  # another process begins with an empty memory
         except Exception as error:
             answer = f"!{str(error) or type(error).__name__:.500}".encode("utf-8", "surrogatepass")
         signal.setitimer(signal.ITIMER_PROF, 0)

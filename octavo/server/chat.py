@@ -15,6 +15,7 @@ from octavo.server.logprobs import LogprobsWriter, TokenEntry
 from octavo.server.protocol import ChatRequest
 from octavo.server.service import Answer, Run, Service
 from octavo.server.streaming import event_response, json_response, while_connected
+from octavo.server.threads import size_of
 from octavo.server.tool_calls import Calls, call
 from octavo.server.tools import ToolParser, choose_parser, forced, read_forced
 
@@ -28,6 +29,7 @@ async def render(service: Service, request: ChatRequest) -> str:
         raise InvalidRequestError("chat_template in a request needs a server with --trust-remote-code.")
     tools = None if request.tool_choice == "none" else request.tools
     return await service.threads.template(
+        size_of([request.messages, request.documents, request.chat_template_kwargs, request.chat_template]),
         render_chat,
         tokenizer,
         request.messages,

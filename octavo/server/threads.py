@@ -18,22 +18,23 @@ class TextThreads:
     def __init__(self) -> None:
         self._short = ThreadPoolExecutor(2, "octavo-short-texts")
         self._long = ThreadPoolExecutor(2, "octavo-long-texts")
-        self._templates = ThreadPoolExecutor(4, "octavo-templates")
+        self._short_chats = ThreadPoolExecutor(2, "octavo-short-chats")
+        self._long_chats = ThreadPoolExecutor(2, "octavo-long-chats")
 
     async def run(self, size: int, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
         """What `work` returns, for texts of `size` characters or tokens."""
         return await self._in(self._long if size > LONG else self._short, work, *args, **options)
 
-    async def template(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-        """What `work`, which renders a chat template, returns."""
-        return await self._in(self._templates, work, *args, **options)
+    async def template(self, size: int, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        """What `work` returns, which renders a chat template with conversations of `size` characters."""
+        return await self._in(self._long_chats if size > LONG else self._short_chats, work, *args, **options)
 
     async def _in(self, pool: ThreadPoolExecutor, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, lambda: work(*args, **options))
 
     def stop(self) -> None:
         """Begin nothing more."""
-        for pool in (self._short, self._long, self._templates):
+        for pool in (self._short, self._long, self._short_chats, self._long_chats):
             pool.shutdown(wait=False, cancel_futures=True)
 
 

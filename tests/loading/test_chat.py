@@ -390,6 +390,16 @@ def test_whatever_a_template_does_has_an_end(template: str) -> None:
     assert rendered("{{ messages[0].role }}", TALK) == "user"
 
 
+def test_nothing_that_a_process_has_rendered_leaves_it_without_memory() -> None:
+    """Neither many long templates, whose compiled forms would be kept, nor one that meets the limit."""
+    text = "x" * (12 << 20)
+    for i in range(40):
+        assert len(rendered(f"{{# {i} #}}{text}", TALK)) == len(text)
+    with pytest.raises(InvalidRequestError, match="takes too much"):
+        rendered("{{ 'a' * 10 ** 9 }}", TALK)
+    assert len(rendered("{{ messages[0].content }}", [{"role": "user", "content": text}])) == len(text)
+
+
 def test_a_harmless_template_that_meets_its_limit() -> None:
     """Every message twice, for each message: the template is no attack, but the conversation is."""
     squares = "{% for m in messages %}{% for n in messages %}{{ n.content }}{% endfor %}{% endfor %}"

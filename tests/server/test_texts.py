@@ -315,3 +315,26 @@ def test_hostile_templates_over_http(tiny_server: Running) -> None:
     named = {"messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": {"loop": 1}, "max_tokens": 1}
     answer = tiny_server.post("/v1/chat/completions", named)
     assert (answer.status_code, "loop" in answer.text) == (400, True)
+
+
+def test_short_chats_do_not_wait_for_long_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many long conversations are being rendered: each could take its whole time."""
+    released = threading.Event()
+
+    def render(tokenizer: Any, messages: Any, **options: Any) -> str:
+        if len(messages) > 1:
+            assert released.wait(20)
+        return "a"
+
+    monkeypatch.setattr("octavo.server.chat.render_chat", render)
+    made = service(byte_tokenizer(), ScriptedClient([[70]] * 9, "stop", []))
+    short = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+    long = {"messages": [{"role": "user", "content": "x" * 20_000}] * 2, "max_tokens": 1}
+
+    async def both() -> list[int]:
+        waiting = [asyncio.ensure_future(ask(made, "/v1/chat/completions", long)) for _ in range(8)]
+        first = await ask(made, "/v1/chat/completions", short)
+        released.set()
+        return [first.status_code, *(answer.status_code for answer in await asyncio.gather(*waiting))]
+
+    assert asyncio.run(both()) == [200] * 9
