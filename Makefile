@@ -10,7 +10,8 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Octavo needs Python 3.11 or newer; this is %d.%d. Say which: make PYTHON=python3.12" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	OCTAVO_INSTRUCTIONS=none $(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python setup.py -q build_ext --inplace  # the core, where its progress is seen
 	touch $(READY)
 
 demo: $(READY)  ## fetch a small real model, and let it write
@@ -23,11 +24,11 @@ test: $(READY)  ## all tests, with every instruction set that can be compiled; A
 SANITIZED := build/sanitized
 CHECKS := -fsanitize=address,undefined -fno-sanitize-recover=all
 # The core's own tests with a build that stops at a wrong address or undefined behaviour: the machine's best
-# instruction set, the one that every machine has, and (x86-64) AMX, whose instructions C++ stands in for.
+# instruction set, the one that every machine has, and (x86-64) AVX2 and AMX, whose instructions C++ stands in for.
 sanitize: $(READY)  ## the compiled core's tests under the address and undefined-behaviour sanitizers
 	CXXFLAGS="$(CHECKS) -DOCTAVO_EMULATE_TILES" LDFLAGS="$(CHECKS)" \
 	OCTAVO_INSTRUCTIONS=$$($(BIN)/python -c 'from octavo.ops.native.library import INSTRUCTIONS, runnable; \
-	  print(",".join({runnable()[0], "base"} | ({"amx"} & {*INSTRUCTIONS})))') \
+	  print(",".join({*runnable()[:1], "base"} | ({"avx2", "amx"} & {*INSTRUCTIONS})))') \
 	$(BIN)/python setup.py -q build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 OCTAVO_CORE=$(SANITIZED)/octavo/ops/native \

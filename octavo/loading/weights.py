@@ -178,7 +178,7 @@ class WeightLoader:
                 head.stored[None] = stored
             else:
                 head.weight = tokens.weight
-            head.prepare(self.kernels, self.precision.round_head_to)
+            head.prepare(self.kernels, self.precision.round_head_to, fine=True)
             assert head.kernel is not None
             tokens.read_from(head.kernel, self.precision.activations)
         elif stored is not None:
@@ -308,4 +308,6 @@ class WeightLoader:
         module = slot.module
         if isinstance(module, Linear) and slot.name == "weight" and not slot.missing:
             of_head = module is self.model.head
-            module.prepare(self.kernels, self.precision.round_head_to if of_head else self.precision.round_to)
+            # A logit's error is the answer's own: half of all that rounding would cost comes from the head's rows.
+            round_to = self.precision.round_head_to if of_head else self.precision.round_to
+            module.prepare(self.kernels, round_to, fine=of_head)

@@ -81,8 +81,13 @@ class Kernels:
         """The weight `[out, in]`, laid out for computing; the caller may drop its own."""
         return TorchLinear(weight)
 
-    def stored_linear(self, parts: Sequence[StoredRows]) -> LinearKernel:
-        """One weight from parts as they are stored, whose outputs lie one after the other."""
+    def stored_linear(self, parts: Sequence[StoredRows], fine: bool = False) -> LinearKernel:
+        """One weight from parts as they are stored, whose outputs lie one after the other.
+
+        Args:
+            parts: the rows.
+            fine: where a kind's products round activations, they are rounded to twice as many bits.
+        """
         raise NotImplementedError("the reference computes with floats")
 
     def quantize(self, weight: Tensor, kind: int) -> StoredRows:

@@ -42,25 +42,26 @@ class Linear(nn.Module):
             start += size
         raise KeyError(name)
 
-    def prepare(self, kernels: Kernels, round_to: int | None = None) -> None:
+    def prepare(self, kernels: Kernels, round_to: int | None = None, fine: bool = False) -> None:
         """Lay the filled weight out for computing, and drop the plain one.
 
         Args:
             kernels: what computes.
             round_to: a kind of octavo.ops.weights that the weight is rounded to.
+            fine: products with a quantized weight round rows to twice as many bits as others do.
         """
         if self.stored:
             # A file may have what is made of segments as one tensor.
             parts = [self.stored[name] for name in ([None] if None in self.stored else self.segments)]
             self.stored = {}
-            self.kernel = kernels.stored_linear(parts)
+            self.kernel = kernels.stored_linear(parts, fine)
         else:
             assert self.weight is not None
             weight = self.weight.data
             if round_to is None or self.exact:
                 self.kernel = kernels.linear(weight)
             else:
-                self.kernel = kernels.stored_linear([kernels.quantize(weight, round_to)])
+                self.kernel = kernels.stored_linear([kernels.quantize(weight, round_to)], fine)
         self.weight = None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -43,6 +43,20 @@ def test_rows_do_not_see_each_other_quantized(
     assert torch.equal(kernel(x[7:16]), together[7:16])
 
 
+@pytest.mark.parametrize("kind", QUANTIZED, ids=KINDS.get)
+def test_fine_products_round_rows_to_16_bits(native: NativeKernels, kind: int, generator: torch.Generator) -> None:
+    width = width_for(kind, 576)
+    stored, weight = random_rows(kind, 37, width, generator)
+    kernel = native.stored_linear([stored], fine=True)
+    x = torch.randn(70, width, generator=generator)
+    together = kernel(x)
+    want = x.double() @ weight.T
+    size = float((x.double().abs() @ weight.abs().T).amax())
+    assert float((together.double() - want).abs().amax()) < 1e-5 * size  # with 8 bits a hundred times as much
+    for rows in (1, 2, 3, 4, 9, 33):
+        assert torch.equal(kernel(x[:rows]), together[:rows]), rows
+
+
 def as_int8(x: Tensor, library: str) -> Tensor:
     """Rows as a library's products take them: int8, with a scale for each 32 columns."""
     out = torch.empty_like(x, dtype=torch.float64)

@@ -52,15 +52,15 @@ PAIRED_TOKENS = 16
 class NativeLinear:
     """A weight in packed parts, whose outputs lie one after the other."""
 
-    def __init__(self, parts: Sequence[PackedWeight]) -> None:
-        self.parts = parts
+    def __init__(self, parts: Sequence[PackedWeight], fine: bool = False) -> None:
+        self.parts, self.fine = parts, fine
         self.outputs = sum(p.outputs for p in parts)
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         out = torch.empty(x.shape[0], self.outputs, dtype=x.dtype)
         first = 0
         for part in self.parts:
-            part.multiply(x, out, first, bias)
+            part.multiply(x, out, first, bias, fine=self.fine)
             first += part.outputs
         return out
 
@@ -152,13 +152,13 @@ class NativeKernels(Kernels):
     def linear(self, weight: Tensor) -> NativeLinear:
         return self.stored_linear([of_floats(weight)])
 
-    def stored_linear(self, parts: Sequence[StoredRows]) -> NativeLinear:
+    def stored_linear(self, parts: Sequence[StoredRows], fine: bool = False) -> NativeLinear:
         merged = []
         for kind, alike in groupby(parts, key=lambda part: part.kind):
             together = list(alike)
             data = together[0].data if len(together) == 1 else torch.cat([part.data for part in together])
             merged.append(pack(self.library, StoredRows(kind, together[0].width, data), self._memory))
-        return NativeLinear(merged)
+        return NativeLinear(merged, fine)
 
     def quantize(self, weight: Tensor, kind: int) -> StoredRows:
         return quantize(self.library, weight, kind)

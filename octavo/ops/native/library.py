@@ -40,7 +40,7 @@ _ARGUMENTS = {
     "copy_rows": "5q",
     "expert_linear": "14q",
     "layer_norm": "6qdq",
-    "linear": "13q",
+    "linear": "14q",
     "pack": "5q",
     "poison": "5q",
     "quantize": "6q",

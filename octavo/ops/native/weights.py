@@ -24,10 +24,13 @@ class PackedWeight:
     data: Tensor
     """[bytes] uint8"""
 
-    def multiply(self, x: Tensor, out: Tensor, first: int, bias: Tensor | None, gate: int = -1) -> None:
+    def multiply(
+        self, x: Tensor, out: Tensor, first: int, bias: Tensor | None, gate: int = -1, fine: bool = False
+    ) -> None:
         """Fill columns `first` on of `out` with `y = x @ weight.T + bias`; rows of `x` may lie apart.
 
-        With the number of an activation as `gate`: with `activation(y[:, :half]) * y[:, half:]`.
+        With the number of an activation as `gate`: with `activation(y[:, :half]) * y[:, half:]`. `fine` where rows are
+        rounded to 16 bits instead of 8.
         """
         if x.stride(1) != 1:
             x = x.contiguous()
@@ -46,6 +49,7 @@ class PackedWeight:
             TYPES[out.dtype],
             out.stride(0),
             gate,
+            fine,
         )
 
     def rows(self, ids: Tensor, dtype: torch.dtype, scale: float) -> Tensor:

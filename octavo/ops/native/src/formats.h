@@ -28,11 +28,20 @@ INLINE float half_at(const uint8_t* p) {
 INLINE vec halves_at(const uint8_t* p) { return load(reinterpret_cast<const f16*>(p)); }
 INLINE uvec in_each_byte(uint32_t value) { return uvec{} + value * 0x01010101u; }
 
+// 16 bytes as floats.
 INLINE vec unsigned_bytes(const uint8_t* p) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    return to_float(ivec((ireg)_mm256_cvtepu8_epi32(_mm_loadu_si64(p)), (ireg)_mm256_cvtepu8_epi32(_mm_loadu_si64(p + 8))));
+#else
     return to_float(convert<int32_t>(load_as<Lanes<uint8_t, LANES>>(p)));
+#endif
 }
 INLINE vec signed_bytes(const uint8_t* p) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    return to_float(ivec((ireg)_mm256_cvtepi8_epi32(_mm_loadu_si64(p)), (ireg)_mm256_cvtepi8_epi32(_mm_loadu_si64(p + 8))));
+#else
     return to_float(convert<int32_t>(load_as<Lanes<int8_t, LANES>>(p)));
+#endif
 }
 
 // Codes of 4 to 8 bits. BITS 4: a vector holds two steps. The fifth and sixth bits lie in vectors of their own.

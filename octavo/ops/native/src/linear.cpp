@@ -10,11 +10,12 @@ namespace octavo {
 vec activate_any(int activation, vec x) { return activate(activation, x); }
 
 // rows, x, x type, x stride, width, kind, weights, outputs, bias or null, out, out type, out stride, activation of the
-// first half of outputs that gates the second, or -1
+// first half of outputs that gates the second, or -1, whether rows are taken in two parts
 OPERATION(linear) {
     Product p{a[0].i,          a[1].p,  static_cast<int>(a[2].i),  a[3].i, a[4].i, at<uint8_t>(a[6]), a[7].i,
               at<float>(a[8]), a[9].p, static_cast<int>(a[10].i), a[11].i};
     p.activation = static_cast<int>(a[12].i);
+    p.fine = a[13].i != 0;
     if (p.rows > 0) multiply(p, static_cast<int>(a[5].i));
 }
 

@@ -36,6 +36,9 @@ struct Product {
     // Where it is not negative: outputs are a gate's and as many to be gated, and results are half of them.
     int activation = -1;
 
+    // Whether products with quantized weights take a row in two parts of 8 bits, the second what the first leaves over.
+    bool fine = false;
+
     bool gated() const { return activation >= 0; }
     // Panels of 16 results.
     int64_t panels() const { return (gated() ? outputs / 2 : outputs + PANEL - 1) / PANEL; }
@@ -44,14 +47,14 @@ struct Product {
     INLINE int64_t target(int64_t row) const { return targets == nullptr ? row : targets[row]; }
 };
 
-// Rows in tiles of TILE, the last one of 1, 4 or TILE; before them some of 16, where there are products for those.
+// Rows in tiles of TILE, the last one of 1, 2, 4 or TILE; before them some of 16, where there are products for those.
 struct Tiles {
     int64_t rows, wide, whole;
     int last;
 
     explicit Tiles(int64_t rows, int64_t wide = 0) : rows(rows), wide(wide), whole((rows - wide * WIDE_TILE) / TILE) {
         const int rest = static_cast<int>((rows - wide * WIDE_TILE) % TILE);
-        last = rest <= 1 ? rest : std::min(TILE, rest <= 4 ? 4 : 8);
+        last = rest <= 1 ? rest : std::min(TILE, rest == 2 ? 2 : rest <= 4 ? 4 : 8);
     }
     int64_t count() const { return wide + whole + (last != 0); }
     int64_t padded_rows() const { return first_row(wide + whole) + last; }
@@ -64,8 +67,9 @@ template <typename Body>
 INLINE void with_size(int size, const Body& body) {
     switch (size) {
         case 1: return body(std::integral_constant<int, 1>());
-        case TILE: return body(std::integral_constant<int, TILE>());
-        default: return body(std::integral_constant<int, std::min(4, TILE)>());
+        case 2: return body(std::integral_constant<int, 2>());
+        case 4: return body(std::integral_constant<int, std::min(4, TILE)>());
+        default: return body(std::integral_constant<int, TILE>());
     }
 }
 

@@ -23,10 +23,14 @@ INLINE void block_products(const uint8_t* chunk, int block, const int8_t* x, con
             for (int r = 0; r < R; ++r) {
                 const ivec products = pair_products<S::CODE_BITS>(codes, four_of(x + (s * R + r) * 4));
                 pairs[r] = s == first ? products : add_pairs(pairs[r], products);
+                if (s > first) settle(pairs[r]);
             }
         }
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) dots[r] += sum_pairs(pairs[r]);
+        for (int r = 0; r < R; ++r) {
+            dots[r] += sum_pairs(pairs[r]);
+            settle(dots[r]);
+        }
 #else
         const uvec codes = Weights::step(chunk, block * STEPS + first);
 #pragma GCC unroll 8
@@ -144,8 +148,12 @@ void quantize_rows(const Product& p, const Activations<S>& of, const Tiles& tile
             const int size = tiles.size(t);
             int8_t* to = size == WIDE_TILE ? reinterpret_cast<int8_t*>(tile) : codes;
             for (int r = 0; r < size; ++r) {
-                // Rows past the last are the last once more, and nobody reads their results.
-                read_row(p, std::min(row + r, p.rows - 1), x, of.columns);
+                if (p.fine && r % 2 != 0) {
+                    of.take_off(x, tile, r - 1, size, to + (r - 1) * of.columns);
+                } else {
+                    // Rows past the last are the last once more, and nobody reads their results.
+                    read_row(p, std::min((row + r) / (p.fine ? 2 : 1), p.rows - 1), x, of.columns);
+                }
                 of.quantize(x, tile, r, size, to + r * of.columns);
             }
             if (size == WIDE_TILE) {
@@ -170,7 +178,8 @@ void product(const Product& p) {
     using S = ShapeOf<F>;
     static thread_local Scratch scratch;
     const Activations<S> of{round_up(p.width, F::UNIT), F::ZERO - (F::CODE_BITS == 8 ? TAKEN_OFF : 0)};
-    const Tiles tiles(p.rows, WIDE_TILES && p.rows >= MANY_ROWS ? p.rows / WIDE_TILE : 0);
+    const int64_t rows = p.rows * (p.fine ? 2 : 1);
+    const Tiles tiles(rows, WIDE_TILES && rows >= MANY_ROWS ? rows / WIDE_TILE : 0);
     uint8_t* activations = scratch.get(tiles.padded_rows() * of.row_bytes());
     quantize_rows(p, of, tiles, activations);
 
@@ -193,7 +202,10 @@ void product(const Product& p) {
                     clear(more);
                     product_with(weights, out);
                     if (p.gated()) product_with(others, more);
-                    for (int r = 0; r < R && row + r < p.rows; ++r) emit(p, row + r, panel, out[r], more[r]);
+                    for (int r = 0; r + 1 < R && p.fine && row + r < rows; r += 2) {
+                        emit(p, (row + r) / 2, panel, out[r] + out[r + 1], more[r] + more[r + 1]);
+                    }
+                    for (int r = 0; r < R && !p.fine && row + r < rows; ++r) emit(p, row + r, panel, out[r], more[r]);
                 };
 #if HAS_TILES
                 if constexpr (std::is_same_v<Weights, Unpacked<S>>) {

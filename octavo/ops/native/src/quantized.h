@@ -85,6 +85,14 @@ struct Activations {
         for (int64_t i = 0; i < columns / SCALED && strange != 0.0f; ++i) to[i * size + r] = strange;
     }
 
+    // What its codes leave of a row.
+    void take_off(float* x, const uint8_t* tile, int r, int size, const int8_t* codes) const {
+        for (int64_t i = 0; i < columns; i += LANES) {
+            const vec code = to_float(convert<int32_t>(load_as<Lanes<int8_t, LANES>>(codes + i)));
+            store(x + i, fmadd(code, broadcast(-scales(tile, size)[i / SCALED * size + r]), load(x + i)));
+        }
+    }
+
     static INLINE ivec nearest(vec v, float inverse) {
         return bit_cast<ivec>(fmadd(v, broadcast(inverse), broadcast(MAGIC))) - bit_cast<ivec>(broadcast(MAGIC));
     }

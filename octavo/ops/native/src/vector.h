@@ -200,6 +200,20 @@ INLINE void clear(V (&v)[M][N]) {
     for (int i = 0; i < M; ++i) clear(v[i]);
 }
 
+// Computes a sum of integers here and now: GCC would put them in another order, with all that is added kept in memory.
+INLINE void settle(ireg& v) {
+#if defined(__x86_64__)
+    asm("" : "+v"(v));
+#elif defined(__aarch64__)
+    asm("" : "+w"(v));
+#endif
+}
+template <int N>
+INLINE void settle(Halves<int32_t, N>& v) {
+    settle(v.low);
+    settle(v.high);
+}
+
 // ---- arithmetic ----------------------------------------------------------------------------------------------------
 
 // a * b + c, rounded once wherever the processor can: never left to the compiler, which may choose differently from
