@@ -14,6 +14,7 @@
 #include "functions.h"
 #include "numbers.h"
 #include "pool.h"
+#include "rows.h"
 #include "scratch.h"
 
 namespace octavo {
@@ -22,8 +23,7 @@ namespace {
 constexpr int KEYS = 64;           // in a tile
 constexpr int KEY_VECTORS = KEYS / LANES;
 constexpr int64_t SPAN = 4096;     // keys that are summed by themselves
-constexpr int SUMS_HELD = REGISTERS * 3 / 4 / (64 / REGISTER);  // vectors of sums that stay in registers
-constexpr int ROWS = std::min(6, SUMS_HELD);  // queries that share each vector of keys or values that is loaded
+constexpr int ROWS = std::min(6, HELD - 1);  // queries that share each vector of keys or values that is loaded
 constexpr int MOST_ROWS = 128;     // queries, of all heads of a group, in one piece of work
 constexpr float LOG2_E = 1.44269504f;
 constexpr double ALONE_BELOW = 2e5;  // multiplications that are done before other threads have woken up
@@ -103,26 +103,18 @@ INLINE vec pair_product(vec total, vec pairs, float pair) {
 
 // Vectors that R rows are multiplied with at a time.
 template <int R>
-constexpr int VECTORS = SUMS_HELD >= 4 * R ? 4 : SUMS_HELD >= 2 * R ? 2 : 1;
+constexpr int VECTORS = HELD >= 4 * (R + (R > 1)) ? 4 : HELD >= 2 * (R + (R > 1)) ? 2 : 1;
 
-// total[r][v] += x[r] * vectors[v], step by step: a step is one number, or two in a pair. Rows of x lie `x_stride`
-// apart, steps of a vector `step_floats`.
+// total[r][v] += x[r] * vectors[v]: numbers, or two in a pair. Rows of x lie `x_stride` apart.
 template <bool PAIRS, int R, int V>
-INLINE void accumulate(const float* x, int64_t x_stride, const float* const* vectors, int64_t step_floats, int64_t steps,
-                       vec (&total)[R][V]) {
-#pragma GCC unroll 2
-    for (int64_t i = 0; i < steps; ++i) {
-        vec from[V];
-#pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) from[v] = load(vectors[v] + i * step_floats);
+INLINE void add_products(const float* x, int64_t x_stride, const vec (&vectors)[V], vec (&total)[R][V]) {
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-            const float by = x[r * x_stride + i];
+    for (int r = 0; r < R; ++r) {
+        const float by = x[r * x_stride];
 #pragma GCC unroll 4
-            for (int v = 0; v < V; ++v) {
-                total[r][v] =
-                    PAIRS ? pair_product(total[r][v], from[v], by) : fmadd(from[v], broadcast(by), total[r][v]);
-            }
+        for (int v = 0; v < V; ++v) {
+            total[r][v] =
+                PAIRS ? pair_product(total[r][v], vectors[v], by) : fmadd(vectors[v], broadcast(by), total[r][v]);
         }
     }
 }
@@ -132,7 +124,13 @@ template <bool PAIRS, int R, int V>
 void score(const float* queries, int64_t query_floats, const float* const* keys, int64_t steps, float scale, float* out) {
     vec total[R][V];
     clear(total);
-    accumulate<PAIRS, R, V>(queries, query_floats, keys, LANES, steps, total);
+#pragma GCC unroll 2
+    for (int64_t i = 0; i < steps; ++i) {
+        vec vectors[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) vectors[v] = load(keys[v] + i * LANES);
+        add_products<PAIRS, R, V>(queries + i, query_floats, vectors, total);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -149,23 +147,18 @@ void mix(const float* weights, const float* const* parts, int64_t at, int64_t va
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) total[r][v] = load(sums + r * stride + v * LANES);
-    for (int first = 0; first < steps; first += PART_STEPS) {
-        const float* vectors[V];
+    // One loop: compilers would move the sums to memory between the parts.
+    for (int i = 0; i < steps; ++i) {
+        const float* values = parts[i / PART_STEPS] + at + i % PART_STEPS * value_floats;
+        vec vectors[V];
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) vectors[v] = parts[first / PART_STEPS] + at + v * LANES;
-        accumulate<PAIRS, R, V>(weights + first, KEYS, vectors, value_floats, std::min(PART_STEPS, steps - first), total);
+        for (int v = 0; v < V; ++v) vectors[v] = load(values + v * LANES);
+        add_products<PAIRS, R, V>(weights + i, KEYS, vectors, total);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) store(sums + r * stride + v * LANES, total[r][v]);
-}
-
-// f(std::integral_constant) with a number of rows up to R.
-template <int R = ROWS, typename Body>
-INLINE void with_rows(int rows, const Body& body) {
-    if (R == 1 || rows == R) return body(std::integral_constant<int, R>());
-    if constexpr (R > 1) with_rows<R - 1>(rows, body);
 }
 
 // 16 rows of 16 four-byte values, `stride` bytes apart, to columns.
@@ -440,16 +433,14 @@ private:
         int r = 0;
         while (position_[r] < begin) ++r;  // these rows come before the tile's first key
         for (int rows; r < piece.rows; r += rows) {
-            // As few steps as can be, of much the same size.
-            const int rest = piece.rows - r, steps = (rest + ROWS - 1) / ROWS;
-            rows = (rest + steps - 1) / steps;
+            rows = next_rows(piece.rows - r, ROWS);
             if (!any_sees(r, rows, begin)) continue;
             // Keys after the rows' own would get the weight zero.
             const int seen = static_cast<int>(std::min<int64_t>(count, position_[r + rows - 1] - begin + 1));
             const int of_seen = static_cast<int>(round_up(seen, LANES) / LANES);
-            with_rows(rows, [&](auto of) { score_rows<decltype(of)::value>(r, of_seen); });
+            with_rows<ROWS>(rows, [&](auto of) { score_rows<decltype(of)::value>(r, of_seen); });
             for (int i = 0; i < rows; ++i) weigh(r + i, begin, scores_ + i * KEYS, of_seen);
-            with_rows(rows, [&](auto of) { mix_rows<decltype(of)::value>(r, seen); });
+            with_rows<ROWS>(rows, [&](auto of) { mix_rows<decltype(of)::value>(r, seen); });
         }
     }
 

@@ -3,14 +3,13 @@
 //
 // Blocks of rows meet blocks of panels, SHARE columns at a time: that share of a panel stays in the first level of the
 // cache while all tiles of the block's rows pass, and theirs in the second while the panels do.
-#include <bit>
-
 #include "linear.h"
+#include "rows.h"
 
 namespace octavo {
 namespace {
 
-constexpr int MOST = std::min(16, REGISTERS * 3 / 4 / (64 / REGISTER));  // rows of a tile: sums take 3 of 4 registers
+constexpr int MOST = std::min(16, HELD - 1);  // rows of a tile
 constexpr int64_t SHARE = 2 * GROUP;
 constexpr int64_t BLOCK_ROWS = 96, BLOCK_PANELS = 8;
 constexpr int64_t ROWS_AT_ONCE = 1024;  // rows that are laid out before they are multiplied
@@ -77,13 +76,6 @@ void multiply(const uint8_t* panel, const uint8_t* ahead, const float* x, int64_
     }
 }
 
-// f(std::integral_constant) with the size of the next tile of `rest` rows.
-template <int R = MOST, typename Body>
-INLINE void with_tile(int64_t rest, const Body& body) {
-    if (R == 1 || rest >= R) return body(std::integral_constant<int, R>());
-    if constexpr (R > 1) with_tile<std::bit_floor(R - 1u)>(rest, body);
-}
-
 template <typename S>
 class FloatProduct {
 public:
@@ -131,11 +123,12 @@ private:
         const int64_t halves = p_.gated() ? 2 : 1, count = panels * halves;
         auto* sums = reinterpret_cast<vec*>(scratch.get(BLOCK_PANELS * 2 * BLOCK_ROWS * sizeof(vec)));
         for (int64_t i = 0; i < count * rows; ++i) sums[i] = vec{};
-        for (int64_t step = 0; step < steps_; step += STEPS<S>) {
+        const int64_t share = rows_ == 1 ? steps_ : STEPS<S>;  // one row has nothing to share
+        for (int64_t step = 0; step < steps_; step += share) {
             const float* x = x_ + step * rows_ + row * STEPS<S>;
             for (int64_t i = 0; i < count; ++i) {
                 const uint8_t* of = p_.weights + (panel + i / halves + i % halves * panels_) * (steps_ * S::BYTES);
-                tiles(of + step * S::BYTES, x, rows, std::min(STEPS<S>, steps_ - step), sums + i * rows);
+                tiles(of + step * S::BYTES, x, rows, std::min(share, steps_ - step), sums + i * rows);
             }
         }
         for (int64_t r = 0; r < rows; ++r) {
@@ -148,7 +141,7 @@ private:
 
     // All rows of a block with a share of a panel.
     static void tiles(const uint8_t* share, const float* x, int64_t rows, int64_t steps, vec* sums) {
-        if (S::WIDENED && rows > MOST) {
+        if (S::WIDENED && rows > 2 * MOST) {
             // Once for all tiles.
             alignas(64) float wide[SHARE * PANEL];
             for (int64_t k = 0; k < steps; ++k) {
@@ -164,10 +157,10 @@ private:
 
     template <typename Step>
     static void pass(const uint8_t* share, const uint8_t* ahead, const float* x, int64_t rows, int64_t steps, vec* sums) {
-        for (int64_t r = 0; r < rows; ahead = share) {
-            with_tile(rows - r, [&](auto size) {
-                multiply<Step, decltype(size)::value>(share, ahead, x + r * STEPS<Step>, steps, sums + r);
-                r += decltype(size)::value;
+        for (int64_t r = 0, size; r < rows; r += size, ahead = share) {
+            size = next_rows(rows - r, MOST);
+            with_rows<MOST>(static_cast<int>(size), [&](auto of) {
+                multiply<Step, decltype(of)::value>(share, ahead, x + r * STEPS<Step>, steps, sums + r);
             });
         }
     }

@@ -8,6 +8,22 @@ namespace octavo {
 
 constexpr int64_t SMALL = 16384;  // values that one thread is through with before another has woken up
 
+// Vectors that the registers hold beside one that multiplies them: with R rows, R sums for each vector that is loaded.
+constexpr int HELD = (REGISTERS - 1) / (64 / REGISTER);
+
+// How many of `rest` rows are taken next: as few steps of at most `most` as can be, of much the same size.
+INLINE int next_rows(int64_t rest, int most) {
+    const int64_t steps = (rest + most - 1) / most;
+    return static_cast<int>((rest + steps - 1) / steps);
+}
+
+// f(std::integral_constant) with a number of rows up to R.
+template <int R, typename Body>
+INLINE void with_rows(int rows, const Body& body) {
+    if (R == 1 || rows == R) return body(std::integral_constant<int, R>());
+    if constexpr (R > 1) with_rows<R - 1>(rows, body);
+}
+
 template <typename Step>
 INLINE void for_vectors(int64_t width, const Step& step) {
     const int64_t whole = width / LANES * LANES;

@@ -268,6 +268,11 @@ INLINE float sum(vec v) {
 INLINE float highest(vec v) {
 #if defined(__AVX512F__)
     return _mm512_reduce_max_ps((__m512)v);
+#elif defined(__AVX2__)
+    const __m256 eight = (__m256)larger(v.low, v.high);
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 #else
     float lanes[LANES];
     store_as(lanes, v);
