@@ -8,6 +8,19 @@ from octavo.errors import CheckpointError
 from octavo.loading.files import read_json
 
 STANDARD = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_SENTENCEPIECE = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+_ROBERTA = {**_SENTENCEPIECE, "cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>"}
+_GPT2 = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
+OF_CLASS: dict[str, dict[str, str]] = {
+    **dict.fromkeys(("Llama", "CodeLlama"), _SENTENCEPIECE),
+    **dict.fromkeys(("Roberta", "XLMRoberta", "Bart"), _ROBERTA),
+    **dict.fromkeys(("GPT2", "CodeGen", "GPTNeoX"), _GPT2),
+    "Qwen2": {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+    "Gemma": {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"},
+    "Cohere": {"bos_token": "<BOS_TOKEN>", "eos_token": "<|END_OF_TURN_TOKEN|>", "pad_token": "<PAD>"},
+    "T5": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
+}
+"""What transformers' tokenizer classes call their special tokens where no file does."""
 FLAGS = ("lstrip", "rstrip", "normalized", "single_word")
 
 
@@ -27,6 +40,7 @@ def add_tokens(inner: Any, folder: Path, settings: Mapping[str, Any]) -> dict[st
     if decoder is None:
         map_file = folder / "special_tokens_map.json"
         settings.update(read_json(map_file) if map_file.is_file() else {})
+    settings = {**_of_class(inner, settings), **settings}
     named, extra = _special(settings)
     special = {token.content for token in (*named.values(), *extra)}
     added = _decoder(decoder) if decoder is not None else _legacy(folder, special)
@@ -34,6 +48,12 @@ def add_tokens(inner: Any, folder: Path, settings: Mapping[str, Any]) -> dict[st
         token.special = token.special or token.content in special
     _add(inner, [*named.values(), *extra], added)
     return {name: token.content for name, token in named.items()}
+
+
+def _of_class(inner: Any, settings: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens that the folder's tokenizer class has by default, as far as `inner` has them."""
+    kind = str(settings.get("tokenizer_class")).removesuffix("Fast").removesuffix("Tokenizer")
+    return {name: t for name, t in OF_CLASS.get(kind, {}).items() if inner.token_to_id(t) is not None}
 
 
 def _add(inner: Any, special: list[Any], added: list[Any]) -> None:

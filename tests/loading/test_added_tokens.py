@@ -116,6 +116,24 @@ def test_what_is_special_though_tokenizer_json_does_not_say_so(extra: list[str],
     assert load_tokenizer(tmp_path, False).decode([64, 258, 259]) == ("a" if extra else "a<tool>")
 
 
+@pytest.mark.parametrize("class_name", ["GPTNeoXTokenizerFast", "GPT2Tokenizer"])
+def test_special_tokens_that_only_the_class_names(class_name: str, tmp_path: Path) -> None:
+    """As transformers has them; a null is none, and a token that the vocabulary lacks is not made up."""
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
+
+    write_tokenizer(tmp_path)
+    inner = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    inner.add_special_tokens(["<|endoftext|>"])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    for settings, want in (({}, 258), ({"eos_token": None}, None), ({"eos_token": "<s>"}, 256)):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": class_name, **settings}))
+        assert load_tokenizer(tmp_path, False).eos_token_id == want
+        assert AutoTokenizer.from_pretrained(str(tmp_path)).eos_token == (inner.id_to_token(want) if want else None)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CohereTokenizer"}))
+    assert load_tokenizer(tmp_path, False).eos_token_id is None
+
+
 def test_end_tokens_that_stand_in_other_files_alone(tmp_path: Path) -> None:
     """They end answers, as far as the model can write them: min_tokens masks them among its logits."""
     tokenizer = load_tokenizer(write_tokenizer(tmp_path, **{**PLAIN, **SETTINGS["only in the decoder"]}), False)
