@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("octavo")
 
+ANSWER_WITHIN = 5
+"""Seconds in which, once the engine has been ended, all who waited for it have their answers."""
+
 
 def serve(args: EngineArgs, options: ServerOptions) -> None:
     """Serve the model of `args`. Raises OctavoError for an address in use or a model that does not load."""
@@ -121,12 +124,17 @@ async def _serve(service: Service, options: ServerOptions, listener: socket.sock
             ssl_certfile=options.ssl_certfile,
             ssl_keyfile=options.ssl_keyfile,
             root_path=options.root_path,
-            timeout_graceful_shutdown=int(options.shutdown_timeout),
+            timeout_graceful_shutdown=int(options.shutdown_timeout) + ANSWER_WITHIN,
         )
         server = _server(config)
         scheme, port = "https" if options.ssl_certfile else "http", listener.getsockname()[1]
         log.info("serving %s at %s://%s:%d", service.model_name, scheme, options.host, port)
-        told.then(lambda number: server.handle_exit(number, None))
+
+        def end(number: int) -> None:
+            server.handle_exit(number, None)
+            service.begin_stop()  # who still waits at its end is told so
+
+        told.then(end)
         service.client.on_failure = lambda: setattr(server, "should_exit", True)
         await server.serve(sockets=[listener])
         if service.client.failure is not None:

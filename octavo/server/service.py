@@ -161,6 +161,7 @@ class Service:
         self.accepting = True
         self.threads = TextThreads()
         self._checker: InputChecker | None = None
+        self._stopping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Load the tokenizer here while the model loads there. Raises OctavoError with the reason for what fails."""
@@ -193,14 +194,22 @@ class Service:
                     render_chat(tokenizer, [{"role": "user", "content": "Hello"}])
         return tokenizer
 
+    def begin_stop(self) -> "asyncio.Task[None]":
+        """Take nothing more, let what runs finish for `shutdown_timeout`, then end: all of it in a task."""
+        self._stopping = self._stopping or asyncio.ensure_future(self._stop())
+        return self._stopping
+
     async def stop(self) -> None:
-        """Take nothing more, let what runs finish for `shutdown_timeout`, then end."""
+        """Do that, and wait for it."""
+        await self.begin_stop()
+        self.threads.stop()
+
+    async def _stop(self) -> None:
         self.accepting = False
         deadline = time.monotonic() + self.options.shutdown_timeout
         while (self.client.num_requests or self.admission.load.requests) and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         await self.client.stop()
-        self.threads.stop()
 
     @property
     def ready(self) -> Ready:
