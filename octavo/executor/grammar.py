@@ -29,6 +29,8 @@ PATIENCE = 0.005
 """Seconds that a step waits for masks; the usual one takes a tenth of them, and was begun before the step."""
 LONG = 0.25
 """Seconds after which a grammar's process lets everybody else go first, from then on."""
+LONGEST = 30.0
+"""Seconds after which nobody waits for a grammar or a mask any more, however busy the machine is."""
 COMPILE_SECONDS = 5.0
 """Processor seconds to make a grammar ready, after which its request is refused."""
 MASK_SECONDS = 2.0
@@ -153,10 +155,11 @@ class GrammarSession:
             self._number, self._connection = self._compiler.begin(task)
             return
         simpler = "make it simpler (shorter repetitions, fewer alternatives, smaller numbers)."
+        busy = f"{LONGEST:g} s of a busy machine"
         if self.is_ready:
-            limits = f"{MASK_SECONDS:g} s for a token, {TOTAL_SECONDS:g} s in all or {MEMORY >> 20} MiB"
+            limits = f"{MASK_SECONDS:g} s for a token, {TOTAL_SECONDS:g} s in all, {busy} or {MEMORY >> 20} MiB"
         else:
-            limits = f"{COMPILE_SECONDS:g} s or {MEMORY >> 20} MiB to be prepared"
+            limits = f"{COMPILE_SECONDS:g} s, {busy} or {MEMORY >> 20} MiB to be prepared"
         problem = f"structured_outputs: this {self._kind} takes more than {limits}; {simpler}"
         if self._started is None:
             problem = "structured_outputs: the process for grammars could not be started; is there enough memory?"
@@ -167,10 +170,14 @@ class GrammarSession:
                 grammar.error = problem
 
     def slow_down(self) -> None:
-        """If it has been computing for long, let it compute only when nobody else wants to."""
-        if not self._is_slow and self._since is not None and time.monotonic() - self._since > LONG:
+        """If it has been computing for long, let it compute only when nobody else wants to; then not at all."""
+        seconds = 0.0 if self._since is None else time.monotonic() - self._since
+        if not self._is_slow and seconds > LONG:
             self._is_slow = True
             self._compiler.tell(SLOW, self._number)
+        if self.waits and seconds > LONGEST:
+            self.close()
+            self._died()
 
     def close(self) -> None:
         """The request is done."""

@@ -16,7 +16,7 @@ from octavo import LLM, SamplingParams, StructuredOutputsParams
 from octavo.engine.engine import FailedRequest
 from octavo.errors import InvalidRequestError
 from octavo.executor import grammar as grammar_module
-from octavo.executor.grammar import Grammar, GrammarCompiler, apply_grammars
+from octavo.executor.grammar import Grammar, GrammarCompiler, GrammarSession, apply_grammars
 from octavo.executor.sampler import sample
 from octavo.executor.sampling_state import SamplingState
 from octavo.ops import choose_kernels
@@ -395,6 +395,32 @@ def test_a_mask_over_its_limit_ends_its_request_only(smollm: LLM, monkeypatch: p
     assert "takes more than" in str(late.stop_reason)
     assert late.is_invalid
     assert ended["friend"].outputs[0].token_ids == alone.token_ids
+
+
+@pytest.mark.usefixtures("idle")
+@pytest.mark.parametrize("running", [False, True])
+def test_on_a_busy_machine_nobody_waits_without_end(
+    smollm: LLM, monkeypatch: pytest.MonkeyPatch, running: bool
+) -> None:
+    """Processor time hardly passes for a process that comes last."""
+    monkeypatch.setattr(grammar_module, "COMPILE_SECONDS", 1000)
+    monkeypatch.setattr(grammar_module, "LONGEST", 1000 if running else 0.3)
+    hostile = params(regex="[a-z]{900}") if running else params(json={"type": "integer", "multipleOf": 999983})
+    smollm.engine.add_request("late", "Hello", hostile)
+    [completion] = smollm.engine._requests["late"].completions  # type: ignore[union-attr]
+    while running and not completion.token_ids:
+        smollm.engine.step()
+    if running:  # it is never given its next mask
+        monkeypatch.setattr(grammar_module, "LONGEST", 0.3)
+        monkeypatch.setattr(GrammarSession, "receive", lambda self: None)
+    ended: list[Any] = []
+    drain(smollm, ended.append)
+    if running:
+        assert ended[-1].outputs[0].is_invalid
+        assert "takes more than" in str(ended[-1].outputs[0].stop_reason)
+    else:
+        assert ended[-1].invalid
+        assert "takes more than" in ended[-1].error
 
 
 @pytest.mark.usefixtures("idle")
