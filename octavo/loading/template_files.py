@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo.errors import CheckpointError
-from octavo.loading.files import read_json
+from octavo.loading.files import check_files, read_json
 
 ChatTemplates = dict[str, str]
 """Chat templates by name; the usual one is `default`."""
@@ -17,8 +17,10 @@ def read_templates(folder: Path, settings: dict[str, Any]) -> ChatTemplates:
     chat_template.json, which belongs to processors, counts where neither has one.
     """
     templates = _named_templates(settings.get("chat_template"), "tokenizer_config.json")
-    files = {"default": folder / "chat_template.jinja"}
-    files |= {p.name.removesuffix(".jinja"): p for p in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    files, named = {"default": folder / "chat_template.jinja"}, folder / "additional_chat_templates"
+    if named.is_dir():
+        check_files(named)
+    files |= {p.name.removesuffix(".jinja"): p for p in sorted(named.glob("*.jinja"))}
     try:
         own = {name: path.read_text(encoding="utf-8") for name, path in files.items() if path.is_file()}
     except (OSError, UnicodeDecodeError) as error:

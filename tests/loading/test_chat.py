@@ -1,6 +1,7 @@
 """Chat templates: the prompts that transformers makes of them, and an end to whatever a template does."""
 
 import json
+import os
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 from octavo.errors import CheckpointError, InvalidRequestError
 from octavo.loading import template_process
 from octavo.loading.chat import render_chat
+from octavo.loading.files import TEXT_MAX
 from octavo.loading.template_files import read_templates
 from octavo.loading.tokenizer import Tokenizer
 from tests.loading.chat_templates import (
@@ -461,6 +463,21 @@ class TestFiles:
         assert read_templates(tmp_path, {"chat_template": named}) == {"default": "A", "rag": "B"}
         assert read_templates(tmp_path, {"chat_template": {"default": "A", "rag": "B"}}) == {"default": "A", "rag": "B"}
         assert read_templates(tmp_path, {"chat_template": None}) == read_templates(tmp_path, {}) == {}
+
+    @pytest.mark.parametrize("kind", ["FIFO", "MiB", "leads out", "leads nowhere"])
+    def test_named_files_are_checked_as_those_beside_the_config(self, kind: str, tmp_path: Path) -> None:
+        file = tmp_path / "model" / "additional_chat_templates" / "rag.jinja"
+        file.parent.mkdir(parents=True)
+        if kind == "FIFO":
+            os.mkfifo(file)
+        elif kind == "MiB":
+            with open(file, "wb") as made:
+                made.truncate(TEXT_MAX + 1)
+        else:
+            (tmp_path / "secret").write_text("A")
+            file.symlink_to(tmp_path / ("secret" if kind == "leads out" else "gone"))
+        with pytest.raises(CheckpointError, match=kind):
+            read_templates(tmp_path / "model", {"chat_template": "A"})
 
     def test_in_files(self, tmp_path: Path) -> None:
         (tmp_path / "additional_chat_templates").mkdir()
