@@ -39,12 +39,16 @@ class TextThreads:
 
 
 def size_of(value: object) -> int:
-    """Roughly how much text or how many tokens a prompt, or a list of prompts, has."""
+    """Roughly how much text or how many tokens a prompt, messages or a list of them have; counted until that is LONG."""
     if isinstance(value, (str, bytes)):
         return len(value)
-    if isinstance(value, dict):
-        return sum(map(size_of, value.values()))
-    if isinstance(value, (list, tuple)):
-        # Token ids are not counted one by one: a million of them would hold the event loop.
-        return len(value) + (0 if value and isinstance(value[0], int) else sum(map(size_of, value)))
-    return 0
+    if not isinstance(value, (list, tuple, dict)):
+        return 0
+    size = len(value)
+    if isinstance(value, (list, tuple)) and value and isinstance(value[0], int):
+        return size  # token ids: counting a million of them would hold the event loop
+    for item in value.values() if isinstance(value, dict) else value:
+        if size > LONG:
+            break
+        size += size_of(item)
+    return size

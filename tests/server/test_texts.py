@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -15,6 +15,7 @@ from octavo.params import PoolingParams, SamplingParams
 from octavo.server.app import create_app
 from octavo.server.messages import Pooled, Ready
 from octavo.server.service import Service
+from octavo.server.threads import LONG, size_of
 from tests.server.running import Running
 from tests.server.scripted import ScriptedClient, byte_tokenizer, service
 
@@ -315,6 +316,29 @@ def test_hostile_templates_over_http(tiny_server: Running) -> None:
     named = {"messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": {"loop": 1}, "max_tokens": 1}
     answer = tiny_server.post("/v1/chat/completions", named)
     assert (answer.status_code, "loop" in answer.text) == (400, True)
+
+
+def test_what_is_long_is_not_counted_to_its_end() -> None:
+    """That a request is long is told in bounded time, on the event loop."""
+
+    class Counted(list[Any]):
+        taken = 0
+
+        def __iter__(self) -> Iterator[Any]:
+            for item in super().__iter__():
+                self.taken += 1
+                yield item
+
+    many = Counted([{"role": "user", "content": ""}] * 20_000)
+    assert size_of(many) > LONG
+    assert many.taken < LONG
+    assert (size_of([1] * 5), size_of(["ab", None, ("c",)]), size_of({"a": None, "b": "cd"}), size_of(7)) == (
+        5,
+        7,
+        4,
+        0,
+    )
+    assert size_of({str(i): None for i in range(LONG + 1)}) > LONG
 
 
 def test_short_chats_do_not_wait_for_long_ones(monkeypatch: pytest.MonkeyPatch) -> None:
