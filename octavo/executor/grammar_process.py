@@ -102,9 +102,10 @@ def _tokenizer(told: dict[str, Any]) -> tuple[Any, str]:
 
 
 def first_line(error: object) -> str:
-    """What a library says, without its further pages."""
+    """What a library says, without its further pages. Errors of expressions have their reason in a line of its own."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300]
+    reasons = [f" {line.strip()[:200]}" for line in lines[1:] if line.strip().startswith("error:")]
+    return lines[0][:300] + "".join(reasons[:1])
 
 
 class _Channel:
