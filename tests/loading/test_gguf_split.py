@@ -8,7 +8,7 @@ import pytest
 
 from octavo import LLM, SamplingParams
 from octavo.config import EngineArgs
-from octavo.errors import CheckpointError
+from octavo.errors import CheckpointError, ModelNotFoundError
 from octavo.loading.gguf import GGUFFile
 from octavo.loading.source import _check_folder, _of_quant, _wanted_files
 from tests.golden import case_named
@@ -91,6 +91,21 @@ def test_a_folder_with_several_models_wants_a_name(folder: Path) -> None:
     shutil.copy(folder / "m-Q4_K_M-00001-of-00003.gguf", folder / "other.gguf")
     with pytest.raises(CheckpointError, match=r"several GGUF files \(m-Q4_K_M-00001-of-00003.gguf, other.gguf\)"):
         LLM(str(folder))
+
+
+def test_a_quantization_of_a_folder_on_this_disk(folder: Path) -> None:
+    """As of a hub's name; and where parts lie in a folder of their own, as large models are published."""
+    alone = answer(folder)
+    inner = folder.parent / "repo" / "Q4_K_M"
+    shutil.copytree(folder, inner)
+    write_gguf(case_named("Qwen2ForCausalLM--7b"), folder / "m-Q4_K.gguf")
+    assert answer(Path(f"{folder}:Q4_K_M")) == answer(Path(f"{folder}:q4_k_m")) == alone
+    assert answer(Path(f"{inner.parent}:Q4_K_M")) == answer(inner.parent) == alone
+    for name in (f"{folder}:Q8_0", f"{inner.parent}:Q8_0"):
+        with pytest.raises(CheckpointError, match="no GGUF file with 'Q8_0' in its name"):
+            answer(Path(name))
+    with pytest.raises(ModelNotFoundError, match="was not found"):
+        answer(folder.parent / "nothing:Q8_0")
 
 
 def test_what_is_no_file_is_passed_over(folder: Path) -> None:
