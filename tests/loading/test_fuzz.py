@@ -13,7 +13,7 @@ from octavo import LLM, SamplingParams
 from octavo.errors import OctavoError
 from octavo.ops.native.kernels import NativeKernels
 from octavo.ops.weights import KINDS, Q4_1, Q8_0
-from tests.ops.stored import BLOCKS, random_rows
+from tests.ops.stored import QUANTIZED, random_rows
 
 WIDTH, HEADS, VOCAB = 256, 4, 64
 PARAMS = SamplingParams(temperature=0, max_tokens=3, detokenize=False)
@@ -34,7 +34,7 @@ def write_sound(path: Path) -> None:
     names = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]
     shapes = {"token_embd.weight": VOCAB, "output.weight": VOCAB} | {f"blk.0.{n}.weight": WIDTH for n in names}
     for i, (name, rows) in enumerate(shapes.items()):
-        kind = BLOCKS[i % len(BLOCKS)]
+        kind = QUANTIZED[i % len(QUANTIZED)]
         stored = random_rows(kind, rows, WIDTH, generator)[0].data.numpy()
         writer.add_tensor(name, stored, raw_dtype=gguf.GGMLQuantizationType(kind))
     for name in ("output_norm.weight", "blk.0.attn_norm.weight", "blk.0.ffn_norm.weight"):
