@@ -40,7 +40,7 @@ def _checked(message: Any, index: int) -> dict[str, Any]:
 
 
 def _content(content: Any, index: int) -> str | list[dict[str, str]] | None:
-    """Text, or OpenAI's content parts; only text is understood."""
+    """Text, or OpenAI's content parts, of which only text is understood; without any, the text is empty."""
     if content is None or isinstance(content, str):
         return content
     if not isinstance(content, Sequence):
@@ -55,7 +55,7 @@ def _content(content: Any, index: int) -> str | list[dict[str, str]] | None:
         if not isinstance(text, str):
             raise InvalidRequestError(f"message {index}: a part's {key} must be text, not {text!r:.80}.")
         parts.append({"type": "text", "text": text})
-    return parts
+    return parts or ""
 
 
 def _calls(calls: Any, index: int) -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ class TextThreads:
 
 
 def size_of(value: object) -> int:
-    """Roughly how much text or how many tokens a prompt, messages or a list of them have; counted until that is LONG."""
+    """Roughly how much text or how many tokens a prompt, messages or a list of them have; counted up to LONG."""
     if isinstance(value, (str, bytes)):
         return len(value)
     if not isinstance(value, (list, tuple, dict)):

@@ -111,6 +111,12 @@ def test_templates_of_both_get_what_was_given(name: str) -> None:
     assert "One,two." in rendered(OF_BOTH[name], two)
 
 
+@pytest.mark.parametrize("template", [*OF_TEXT.values(), *OF_BOTH.values(), *OF_PARTS.values()])
+def test_no_parts_are_an_empty_text(template: str) -> None:
+    empty, none = ([{"role": "user", "content": content}] for content in ("", []))
+    assert rendered(template, none) == rendered(template, empty)
+
+
 def test_each_role_gets_its_own_shape() -> None:
     system = {"role": "system", "content": parts("S", "T")}
     assert rendered(PARTS_FOR_USERS, [system, *TALK[1:]], True) == "S:S\nT;A: Hi!;U:[How\nare you?];A:"
