@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test sanitize lint format docs bench clean
+UNITS := $(addprefix tests/,architectures engine executor loading parts tools)
+
+.PHONY: demo check test sanitize lint format docs bench clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Octavo needs Python 3.11 or newer; this is %d.%d. Say which: make PYTHON=python3.12" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
@@ -16,6 +18,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)  ## fetch a small real model, and let it write
 	$(BIN)/octavo generate "What is photosynthesis?" --max-tokens 100
+
+check: $(READY)  ## what every commit passes, in two minutes: units, and one variant of every golden case
+	$(BIN)/python -m pytest -m "not slow" $(UNITS) tests/test_golden.py $(ARGS)
 
 test: $(READY)  ## all tests, with every instruction set that can be compiled; ARGS="-k name" for some
 	OCTAVO_INSTRUCTIONS=all $(BIN)/python setup.py -q build_ext --inplace

@@ -60,6 +60,7 @@ def pooled(llm: LLM, case: dict[str, Any]) -> None:
         np.testing.assert_allclose(output, want[key], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", GENERATING, ids=lambda p: p.stem)
 def test_every_row_decodes_from_a_recording(path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     case = read_case(path)
@@ -71,7 +72,9 @@ def test_every_row_decodes_from_a_recording(path: Path, tmp_path: Path, caplog: 
     assert "operation by operation" not in caplog.text
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", ["batch", *(pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS if v != "batch")]
+)
 @pytest.mark.parametrize("path", CASES, ids=lambda p: p.stem)
 def test_reference_answers(path: Path, variant: str, tmp_path: Path) -> None:
     case = read_case(path)
@@ -108,6 +111,7 @@ all count, it is a coarse model (0.75; 0.25), and tests/test_perplexity.py says 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounded", ROUNDED)
 @pytest.mark.parametrize(
     "path", [p for p in CASES if "output_token_ids" in read_case(p)["cases"][0]], ids=lambda p: p.stem

@@ -398,6 +398,7 @@ def test_whatever_a_template_does_has_an_end(template: str) -> None:
     assert rendered("{{ messages[0].role }}", TALK) == "user"
 
 
+@pytest.mark.slow
 def test_nothing_that_a_process_has_rendered_leaves_it_without_memory() -> None:
     """Neither many long templates, whose compiled forms would be kept, nor one that meets the limit."""
     text = "x" * (12 << 20)
