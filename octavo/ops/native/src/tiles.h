@@ -1,5 +1,5 @@
 // Products of tiles of bytes by the processor (Intel's AMX), or the same in C++ where OCTAVO_EMULATE_TILES is defined: so
-// that what is built on them is tested on any machine.
+// that what its library builds on them is tested on any machine.
 //
 // A tile has up to 16 rows of 64 bytes. TILE_PRODUCT(c, a, b) adds to 16 x 16 int32 the products of a's rows of signed
 // bytes with b's columns of unsigned ones, 4 of which lie in each four bytes of a row.
@@ -8,12 +8,10 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(OCTAVO_EMULATE_TILES)
-#define HAS_TILES 1
-#elif defined(__AMX_INT8__)
+#if defined(__AMX_INT8__)
 #define HAS_TILES 1
 #include <immintrin.h>
-#else
+#else  // other sets pack weights as their own products read them
 #define HAS_TILES 0
 #endif
 
@@ -34,7 +32,7 @@ struct TileShapes {
 };
 static_assert(sizeof(TileShapes) == 64);
 
-#if defined(OCTAVO_EMULATE_TILES)
+#if HAS_TILES && defined(OCTAVO_EMULATE_TILES)
 
 struct EmulatedTiles {
     TileShapes shapes;
