@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## fetch a small real model, and let it write
 	$(BIN)/octavo generate "What is photosynthesis?" --max-tokens 100
 
-check: $(READY)  ## what every commit passes, in two minutes: units, and one variant of every golden case
+check: $(READY)  ## what every commit passes, in three minutes: units, and one variant of every golden case
 	$(BIN)/python -m pytest -m "not slow" $(UNITS) tests/test_golden.py $(ARGS)
 
 test: $(READY)  ## all tests, with every instruction set that can be compiled; ARGS="-k name" for some
