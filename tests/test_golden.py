@@ -60,6 +60,23 @@ def pooled(llm: LLM, case: dict[str, Any]) -> None:
         np.testing.assert_allclose(output, want[key], atol=1e-5)
 
 
+def agrees(case: dict[str, Any], folder: Path, **options: Any) -> None:
+    """A model of the case, written to `folder` and loaded with these options, answers as the reference does."""
+    llm = load(case, folder, **options)
+    if "output_token_ids" not in case["cases"][0]:
+        pooled(llm, case)
+        return
+    for output, want in zip(answers(llm, case), case["cases"], strict=True):
+        answer = output.outputs[0]
+        assert answer.token_ids == want["output_token_ids"]
+        for step, top in zip(answer.logprobs, want["top_logprobs"], strict=True):
+            for token, logprob in top:
+                assert step[token].logprob == pytest.approx(logprob, abs=TOLERANCE)
+        ids = want["prompt_token_ids"]
+        given = [entry[token].logprob for entry, token in zip(output.prompt_logprobs[1:], ids[1:], strict=True)]
+        np.testing.assert_allclose(given, want["prompt_logprobs"], atol=TOLERANCE)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", GENERATING, ids=lambda p: p.stem)
 def test_every_row_decodes_from_a_recording(path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -77,20 +94,7 @@ def test_every_row_decodes_from_a_recording(path: Path, tmp_path: Path, caplog: 
 )
 @pytest.mark.parametrize("path", CASES, ids=lambda p: p.stem)
 def test_reference_answers(path: Path, variant: str, tmp_path: Path) -> None:
-    case = read_case(path)
-    llm = load(case, tmp_path, **VARIANTS[variant])
-    if "output_token_ids" not in case["cases"][0]:
-        pooled(llm, case)
-        return
-    for output, want in zip(answers(llm, case), case["cases"], strict=True):
-        answer = output.outputs[0]
-        assert answer.token_ids == want["output_token_ids"]
-        for step, top in zip(answer.logprobs, want["top_logprobs"], strict=True):
-            for token, logprob in top:
-                assert step[token].logprob == pytest.approx(logprob, abs=TOLERANCE)
-        ids = want["prompt_token_ids"]
-        given = [entry[token].logprob for entry, token in zip(output.prompt_logprobs[1:], ids[1:], strict=True)]
-        np.testing.assert_allclose(given, want["prompt_logprobs"], atol=TOLERANCE)
+    agrees(read_case(path), tmp_path, **VARIANTS[variant])
 
 
 ROUNDED: dict[str, tuple[dict[str, Any], float]] = {

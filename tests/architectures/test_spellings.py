@@ -12,24 +12,10 @@ from octavo.architectures.rope_settings import position_limit
 from octavo.errors import CheckpointError, OctavoError, UnsupportedModelError
 from tests.architectures.published import PUBLISHED
 from tests.golden import CASES, case_named, read_case
-from tests.test_golden import TOLERANCE, answers, load, pooled
+from tests.test_golden import agrees, answers, load
 
 OF_PUBLISHED = [path for path in CASES if read_case(path)["row"] in PUBLISHED]
 LONG = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
-
-
-def agrees(case: dict[str, Any], folder: Path, **options: Any) -> None:
-    """Its answers are the reference's."""
-    llm = load(case, folder, **options)
-    if "output_token_ids" not in case["cases"][0]:
-        pooled(llm, case)
-        return
-    for output, want in zip(answers(llm, case), case["cases"], strict=True):
-        answer = output.outputs[0]
-        assert answer.token_ids == want["output_token_ids"]
-        for step, top in zip(answer.logprobs, want["top_logprobs"], strict=True):
-            for token, logprob in top:
-                assert step[token].logprob == pytest.approx(logprob, abs=TOLERANCE)
 
 
 def with_config(name: str, **changed: Any) -> dict[str, Any]:
