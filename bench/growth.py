@@ -47,7 +47,7 @@ def tokens_per_second(llm: LLM, batch: int, context: int) -> float:
                 start=context - 1,
                 length=context,
                 new_blocks=[(0, list(range(1 + row * blocks, 1 + (row + 1) * blocks)) if first else [])],
-                restarts=False,
+                is_new=False,
                 sampling=SamplingState(params, 0, [], frozenset()),
             )
             for row in range(batch)

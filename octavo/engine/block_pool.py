@@ -45,7 +45,7 @@ class BlockPool:
             taken.append(block)
         return taken
 
-    def hold(self, block: int) -> None:
+    def incref(self, block: int) -> None:
         """One more reference to a block, free or not."""
         if self._references[block] == 0:
             del self._free[block]
@@ -65,13 +65,13 @@ class BlockPool:
         """The block that holds what `key` names."""
         return self._block_of.get(key)
 
-    def remember(self, block: int, key: BlockKey) -> None:
+    def cache_block(self, block: int, key: BlockKey) -> None:
         """Make a full block's contents findable, unless another block has the same."""
         if block not in self._key_of and key not in self._block_of:
             self._key_of[block] = key
             self._block_of[key] = block
 
-    def forget_all(self) -> None:
+    def reset(self) -> None:
         """Drop what is known of contents, as after a step that failed half way."""
         self._key_of.clear()
         self._block_of.clear()

@@ -14,7 +14,7 @@ from octavo.engine.kv_cache import HashChain, KVCacheManager
 from octavo.engine.pooling import Pooling
 from octavo.engine.preparing import Preparing
 from octavo.engine.request import Completion, GenerationRequest, PoolingRequest, Request
-from octavo.engine.scheduler import Scheduler, Share
+from octavo.engine.scheduler import ScheduledSequence, Scheduler
 from octavo.engine.sequence import Sequence, Status
 from octavo.errors import ConfigError, InvalidRequestError, OctavoError, RequestFailedError, failure
 from octavo.executor.grammar import GrammarCompiler
@@ -57,7 +57,7 @@ class Engine:
         self.task, self.labels = loaded.task, loaded.labels
         self.pooling = Pooling(loaded.task, loaded.model, args.override_pooler_config, loaded.pooling)
         self.vocab_size: int = loaded.model.vocab_size
-        self._switch_length = loaded.model.switch_length
+        self._long_rope_threshold = loaded.model.switch_length
         self.runner = ModelRunner(loaded, args)
         self.cache = KVCacheManager(self.runner.shape, self._prefix_caching())
         self.scheduler = Scheduler(self.cache, self.runner.shape.max_sequences, args.max_num_batched_tokens)
@@ -77,7 +77,7 @@ class Engine:
         self.preparing = Preparing(grammars, self.checker)
         self._requests: dict[str, Request] = {}
         self._owner: dict[int, tuple[Request, Completion | None]] = {}
-        self._arrivals = 0
+        self._last_seq_id = 0
         self._random = random.Random(args.seed)
 
     def _encoder_input(self, loaded: LoadedModel) -> EncoderInput | None:
@@ -124,7 +124,7 @@ class Engine:
             [*request.completions] if isinstance(request, GenerationRequest) else [None]
         )
         for sequence, completion in zip(request.sequences, completions, strict=True):
-            self._owner[sequence.arrival] = (request, completion)
+            self._owner[sequence.seq_id] = (request, completion)
             if waits:
                 sequence.status = Status.PREPARING
             else:
@@ -140,9 +140,9 @@ class Engine:
         return self._pooling(request_id, checked, params, priority)
 
     def _sequence(self, checked: CheckedPrompt, priority: int, read_prefix_cache: bool, chain: HashChain) -> Sequence:
-        self._arrivals += 1
+        self._last_seq_id += 1
         return Sequence(
-            self._arrivals,
+            self._last_seq_id,
             list(checked.token_ids),
             priority,
             read_prefix_cache,
@@ -215,7 +215,7 @@ class Engine:
             self.preparing.forget(request)
         for sequence in request.sequences:
             self.scheduler.finish(sequence)
-            self._owner.pop(sequence.arrival, None)
+            self._owner.pop(sequence.seq_id, None)
         self._requests.pop(request.request_id, None)
 
     def step(self) -> list[Output | FailedRequest]:
@@ -226,19 +226,19 @@ class Engine:
         failed: list[Output | FailedRequest] = list(self._prepare())
         touched: dict[str, Request] = {}
         self._take_late(touched)
-        shares = self.scheduler.schedule()
+        scheduled = self.scheduler.schedule()
         try:
-            results = self.runner.execute([self._to_step(share) for share in shares]) if shares else []
+            results = self.runner.execute([self._to_step(entry) for entry in scheduled]) if scheduled else []
         except BaseException:
-            self.cache.pool.forget_all()
+            self.cache.pool.reset()
             raise
-        if any(r.scrubbed for r in results):  # nobody may find in the caches what was taken out
-            self.cache.pool.forget_all()
+        if any(r.non_finite for r in results):  # nobody may find in the caches what was taken out
+            self.cache.pool.reset()
         now = time.time()
-        for share, result in zip(shares, results, strict=True):
-            request, completion = self._owner[share.sequence.arrival]
-            start = share.sequence.num_computed
-            share.sequence.num_computed += share.num_tokens
+        for entry, result in zip(scheduled, results, strict=True):
+            request, completion = self._owner[entry.sequence.seq_id]
+            start = entry.sequence.num_computed
+            entry.sequence.num_computed += entry.num_tokens
             if request.metrics.first_scheduled_time is None:
                 request.metrics.first_scheduled_time = now
             if completion is None:
@@ -250,7 +250,7 @@ class Engine:
                 touched[request.request_id] = request
             elif result.is_late:
                 self.preparing.wait_for_mask(completion)
-        pooled = {self._owner[s.sequence.arrival][0].request_id: r for s, r in zip(shares, results, strict=True)}
+        pooled = {self._owner[s.sequence.seq_id][0].request_id: r for s, r in zip(scheduled, results, strict=True)}
         return failed + [o for r in touched.values() if (o := self._output(r, pooled.get(r.request_id))) is not None]
 
     def _prepare(self) -> list[FailedRequest]:
@@ -271,27 +271,27 @@ class Engine:
         now = time.time()
         results = self.runner.sample_late([c.state for c in completions])
         for completion, result in zip(completions, results, strict=True):
-            request, _ = self._owner[completion.sequence.arrival]
+            request, _ = self._owner[completion.sequence.seq_id]
             if self._take(request, completion, result, 0, now):
                 touched[request.request_id] = request
 
-    def _to_step(self, share: Share) -> SequenceStep:
-        sequence = share.sequence
-        request, completion = self._owner[sequence.arrival]
+    def _to_step(self, entry: ScheduledSequence) -> SequenceStep:
+        sequence = entry.sequence
+        request, completion = self._owner[sequence.seq_id]
         assert sequence.blocks is not None
-        start, end = sequence.num_computed, sequence.num_computed + share.num_tokens
+        start, end = sequence.num_computed, sequence.num_computed + entry.num_tokens
         done = end == len(sequence.tokens)
         step = SequenceStep(
             row=sequence.row,
             token_ids=sequence.tokens[start:end],
             start=start,
             length=len(sequence.tokens),
-            new_blocks=self.cache.unsent(sequence.blocks),
-            restarts=share.restarts,
+            new_blocks=self.cache.take_new_blocks(sequence.blocks),
+            is_new=entry.is_new,
             encoder_tokens=sequence.encoder_tokens,
         )
         if isinstance(request, PoolingRequest):
-            if share.restarts and sequence.num_preemptions:
+            if entry.is_new and sequence.num_preemptions:
                 request.pooler.restart()
             step.pooler, step.pool_finishes = request.pooler, done
             return step
@@ -320,7 +320,7 @@ class Engine:
         sequence = completion.sequence
         if completion.finish_reason is not None:
             self.scheduler.finish(sequence)
-        elif self._switch_length is not None and len(sequence.tokens) == self._switch_length + 1:
+        elif self._long_rope_threshold is not None and len(sequence.tokens) == self._long_rope_threshold + 1:
             sequence.chain = replace(sequence.chain, long_rope=True, hashes=[])
             self.scheduler.preempt(sequence)  # all of its keys turn anew
         return True
@@ -343,7 +343,7 @@ class Engine:
 
     def _is_long(self, tokens: list[int]) -> bool:
         """Whether a sequence of these tokens is computed with the long table of LongRoPE."""
-        return self._switch_length is not None and len(tokens) > self._switch_length
+        return self._long_rope_threshold is not None and len(tokens) > self._long_rope_threshold
 
     def _output(self, request: Request, result: SequenceResult | None) -> Output | FailedRequest | None:
         if isinstance(request, GenerationRequest):

@@ -24,7 +24,7 @@ class SequenceBlocks:
     """For each group how many entries the executor knows."""
     encoder_tokens: int = 0
     """How many tokens the table of the encoder's group holds."""
-    remembered: int = 0
+    num_cached_blocks: int = 0
     """How many full blocks are findable (or were tried)."""
 
 
@@ -129,10 +129,10 @@ class KVCacheManager:
                 block = self.pool.find((group, chain.hashes[i])) if i >= first else NULL_BLOCK
                 assert block is not None
                 if block != NULL_BLOCK:
-                    self.pool.hold(block)
+                    self.pool.incref(block)
                 blocks.tables[group].append(block)
             blocks.first_held[group] = first
-        blocks.remembered = length
+        blocks.num_cached_blocks = length
         return blocks, length * self.block_size
 
     @property
@@ -168,19 +168,19 @@ class KVCacheManager:
                 table[i] = NULL_BLOCK
             blocks.first_held[group] = max(blocks.first_held[group], min(past, len(table)))
 
-    def remember(self, blocks: SequenceBlocks, chain: HashChain, tokens: list[int], num_computed: int) -> None:
+    def cache_blocks(self, blocks: SequenceBlocks, chain: HashChain, tokens: list[int], num_computed: int) -> None:
         """Make the blocks that `num_computed` tokens fill findable."""
         full = num_computed // self.block_size
-        if not self.prefix_caching or full <= blocks.remembered:
+        if not self.prefix_caching or full <= blocks.num_cached_blocks:
             return
         chain.extend(tokens, self.block_size)
         for group, _ in self._growing:
             table = blocks.tables[group]
-            for i in range(max(blocks.remembered, blocks.first_held[group]), full):
-                self.pool.remember(table[i], (group, chain.hashes[i]))
-        blocks.remembered = full
+            for i in range(max(blocks.num_cached_blocks, blocks.first_held[group]), full):
+                self.pool.cache_block(table[i], (group, chain.hashes[i]))
+        blocks.num_cached_blocks = full
 
-    def unsent(self, blocks: SequenceBlocks) -> list[tuple[int, list[int]]]:
+    def take_new_blocks(self, blocks: SequenceBlocks) -> list[tuple[int, list[int]]]:
         """What the executor does not know yet of each table, and where it goes."""
         out = []
         for group, table in enumerate(blocks.tables):

@@ -18,22 +18,22 @@ class Pooling:
     Args:
         task: embedding, classify or reward; a generating engine pools as for embedding.
         model: whose scores the last two give.
-        asked: the engine's override_pooler_config.
-        own: what the model's files say of embeddings.
+        override: the engine's override_pooler_config.
+        published: what the model's files say of embeddings.
 
     Raises ConfigError for a configuration that this model cannot follow.
     """
 
-    def __init__(self, task: str, model: CausalLM, asked: PoolerConfig | None, own: PoolerConfig) -> None:
-        asked, task = asked or PoolerConfig(), "embedding" if task == "generate" else task
+    def __init__(self, task: str, model: CausalLM, override: PoolerConfig | None, published: PoolerConfig) -> None:
+        override, task = override or PoolerConfig(), "embedding" if task == "generate" else task
         default = _DEFAULTS[task]
-        files = own if task == "embedding" else PoolerConfig()
-        self.kind = asked.pooling_type or files.pooling_type or str(default.pooling_type)
-        self.normalize = _first(asked.normalize, files.normalize, default.normalize)
-        self.softmax = _first(asked.softmax, default.softmax)
-        self.step_tag_id = asked.step_tag_id
+        files = published if task == "embedding" else PoolerConfig()
+        self.kind = override.pooling_type or files.pooling_type or str(default.pooling_type)
+        self.normalize = _first(override.normalize, files.normalize, default.normalize)
+        self.softmax = _first(override.softmax, default.softmax)
+        self.step_tag_id = override.step_tag_id
         self.score = None if task == "embedding" else model.scores
-        self.returned = asked.returned_token_ids
+        self.returned = override.returned_token_ids
         self.num_scores = model.num_scores
         if self.kind == "STEP" and self.step_tag_id is None:
             raise ConfigError("pooling_type='STEP' needs step_tag_id, the token at whose places steps end.")

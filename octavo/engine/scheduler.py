@@ -8,12 +8,12 @@ from octavo.engine.sequence import Sequence, Status
 
 
 @dataclass(slots=True)
-class Share:
+class ScheduledSequence:
     """A sequence's part of a step."""
 
     sequence: Sequence
     num_tokens: int
-    restarts: bool = False
+    is_new: bool = False
 
 
 class Scheduler:
@@ -72,18 +72,18 @@ class Scheduler:
             self._waiting = [entry for entry in self._waiting if entry[1].status is Status.WAITING]
             heapq.heapify(self._waiting)
 
-    def schedule(self) -> list[Share]:
-        """The next step. Shares are in the order in which their tokens lie in the batch."""
-        shares: dict[int, Share] = {}
-        budget, preempted = self._continue_running(shares)
+    def schedule(self) -> list[ScheduledSequence]:
+        """The next step. Entries are in the order in which their tokens lie in the batch."""
+        scheduled: dict[int, ScheduledSequence] = {}
+        budget, preempted = self._continue_running(scheduled)
         if not preempted:
-            self._admit(shares, budget)
-        for share in shares.values():
-            self._remember(share)
-        return list(shares.values())
+            self._admit(scheduled, budget)
+        for entry in scheduled.values():
+            self._cache_blocks(entry)
+        return list(scheduled.values())
 
-    def _continue_running(self, shares: dict[int, Share]) -> tuple[int, bool]:
-        """Shares of sequences that run already; what is left of the budget, and whether one had to be preempted."""
+    def _continue_running(self, scheduled: dict[int, ScheduledSequence]) -> tuple[int, bool]:
+        """Entries of sequences that run already; what is left of the budget, and whether one had to be preempted."""
         budget, preempted = self.max_tokens, False
         decoding = [s for s in self.running if s.remaining == 1]
         prefilling = [s for s in self.running if s.remaining > 1]
@@ -96,17 +96,17 @@ class Scheduler:
             while not self._extend(sequence, count):
                 preempted = True
                 victim = max(self.running, key=lambda s: s.order)
-                if dropped := shares.pop(victim.arrival, None):
+                if dropped := scheduled.pop(victim.seq_id, None):
                     budget += dropped.num_tokens
                 self.preempt(victim)
                 if victim is sequence:
                     break
             else:
-                shares[sequence.arrival] = Share(sequence, count)
+                scheduled[sequence.seq_id] = ScheduledSequence(sequence, count)
                 budget -= count
         return budget, preempted
 
-    def _admit(self, shares: dict[int, Share], budget: int) -> None:
+    def _admit(self, scheduled: dict[int, ScheduledSequence], budget: int) -> None:
         """Start waiting sequences while there is room for them."""
         started = False
         while budget > 0 and self._free_rows and (sequence := self._peek()) is not None:
@@ -132,11 +132,11 @@ class Scheduler:
                 sequence.num_cached = cached
             sequence.status, sequence.row = Status.RUNNING, self._free_rows.pop()
             self.running.append(sequence)
-            share = shares[sequence.arrival] = Share(sequence, count, restarts=True)
+            entry = scheduled[sequence.seq_id] = ScheduledSequence(sequence, count, is_new=True)
             budget -= count
             started = True
             # Blocks filled in this step serve others that start in it: keys are written before any are read.
-            self._remember(share)
+            self._cache_blocks(entry)
 
     def _peek(self) -> Sequence | None:
         while self._waiting:
@@ -150,10 +150,12 @@ class Scheduler:
         assert sequence.blocks is not None
         return self.cache.extend(sequence.blocks, sequence.num_computed, count)
 
-    def _remember(self, share: Share) -> None:
-        sequence = share.sequence
+    def _cache_blocks(self, entry: ScheduledSequence) -> None:
+        sequence = entry.sequence
         assert sequence.blocks is not None
-        self.cache.remember(sequence.blocks, sequence.chain, sequence.tokens, sequence.num_computed + share.num_tokens)
+        self.cache.cache_blocks(
+            sequence.blocks, sequence.chain, sequence.tokens, sequence.num_computed + entry.num_tokens
+        )
 
     def preempt(self, sequence: Sequence) -> None:
         """Take everything from a running sequence; it is queued again, and will be computed anew."""

@@ -20,8 +20,8 @@ class Sequence:
     The scheduler reads and writes this; it knows nothing of text, sampling or tensors.
     """
 
-    arrival: int
-    """Its place in the order of arrival, unique."""
+    seq_id: int
+    """Unique; later sequences have larger ones."""
     tokens: list[int]
     """Prompt and answer; grows by a token a step once all are computed."""
     priority: int = 0
@@ -42,7 +42,7 @@ class Sequence:
     @property
     def order(self) -> tuple[int, int]:
         """Who goes first."""
-        return (self.priority, self.arrival)
+        return (self.priority, self.seq_id)
 
     @property
     def remaining(self) -> int:

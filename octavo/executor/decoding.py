@@ -76,7 +76,7 @@ class RecordedSteps:
         Both are valid until the next call. None where the step must be run as usual. The block tables hold the steps'
         new blocks already.
         """
-        if len(steps) > self.rows or any(len(s.token_ids) != 1 or s.restarts or s.sampling is None for s in steps):
+        if len(steps) > self.rows or any(len(s.token_ids) != 1 or s.is_new or s.sampling is None for s in steps):
             return None
         found = self._for(self.rows)
         if found is not None and found[1].whole:

@@ -60,14 +60,14 @@ def main(control: socket.socket) -> None:
 
 
 def _start(
-    control: socket.socket, running: dict[int, int], number: int, descriptors: list[int], of: tuple[Any, str]
+    control: socket.socket, running: dict[int, int], number: int, descriptors: list[int], tokenizer: tuple[Any, str]
 ) -> None:
     with contextlib.suppress(OSError):  # the socket is closed, which says it
         pid = os.fork()
         if pid == 0:
             control.close()
             try:
-                serve(socket.socket(fileno=descriptors[0]), descriptors[1], *of)
+                serve(socket.socket(fileno=descriptors[0]), descriptors[1], *tokenizer)
             finally:
                 os._exit(0)
         running[number] = pid

@@ -66,13 +66,13 @@ class ModelRunner:
         else:
             projected = None
             batch = self._batch(steps)
-            if starting := [s for s in steps if s.restarts and s.encoder_tokens]:
+            if starting := [s for s in steps if s.is_new and s.encoder_tokens]:
                 self.model.encode(self._encoder_batch(starting))
             hidden = self.model(batch)
         results = [SequenceResult() for _ in steps]
         count = sum(len(s.token_ids) for s in steps)
         if not self.kernels.finite(hidden[:count]):
-            self._scrub(hidden[:count], self._batch(steps), steps, results)
+            self._fail_non_finite(hidden[:count], self._batch(steps), steps, results)
         first = 0
         sampled: list[tuple[int, int]] = []
         for i, step in enumerate(steps):
@@ -93,7 +93,7 @@ class ModelRunner:
         return results
 
     def _read(self, rows: Tensor, step: SequenceStep, result: SequenceResult) -> None:
-        """What is asked of a share's hidden states, `[tokens, width]`, beside its next token."""
+        """What is asked of a sequence's hidden states, `[tokens, width]`, beside its next token."""
         if step.prompt_logprobs is not None and step.prompt_targets:
             result.prompt_logprobs = self._prompt_logprobs(rows, step.prompt_targets, step.prompt_logprobs)
         if step.pooler is not None:
@@ -101,7 +101,7 @@ class ModelRunner:
             if step.pool_finishes:
                 result.pooled = step.pooler.result().cpu()
 
-    def _scrub(
+    def _fail_non_finite(
         self, hidden: Tensor, batch: Batch, steps: Sequence[SequenceStep], results: list[SequenceResult]
     ) -> None:
         """Fail the sequences whose values overflowed, and take what they wrote out of the caches.
@@ -115,7 +115,7 @@ class ModelRunner:
             first = rows.stop
             if bool(sound[rows].all()):
                 continue
-            result.scrubbed = True
+            result.non_finite = True
             result.error = "the model computed values that are not finite; try dtype='float32', or check the checkpoint"
             for view in batch.states:
                 if isinstance(view, PagedView):
@@ -132,8 +132,8 @@ class ModelRunner:
         if group is None:
             return
         blocks = self._tables[group][step.row, : -(-len(step.encoder_tokens) // self.shape.block_size)]
-        for view, of_group in zip(batch.states, self.caches.group_of, strict=True):
-            if of_group == group and isinstance(view, PagedView):
+        for view, view_group in zip(batch.states, self.caches.group_of, strict=True):
+            if view_group == group and isinstance(view, PagedView):
                 view.key_cache[blocks] = 0
                 view.value_cache[blocks] = 0
 
@@ -192,7 +192,7 @@ class ModelRunner:
             for table, (at, blocks) in zip(self._tables, step.new_blocks, strict=True):
                 if blocks:
                     table[step.row, at : at + len(blocks)] = torch.tensor(blocks, device=self.device)
-            if step.restarts:
+            if step.is_new:
                 self._zero(step.row)
 
     def _batch(self, steps: Sequence[SequenceStep]) -> Batch:

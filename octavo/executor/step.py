@@ -11,7 +11,7 @@ from octavo.parts import Pooler
 
 @dataclass(slots=True)
 class SequenceStep:
-    """One sequence's share of a step."""
+    """What a step computes of one sequence."""
 
     row: int
     """Its row in the block tables, which is also its slot in states of fixed size."""
@@ -23,16 +23,16 @@ class SequenceStep:
     """Tokens that the sequence has in all, computed or not."""
     new_blocks: list[tuple[int, list[int]]]
     """For each group of the cache: where in the row's block table to write, and the blocks."""
-    restarts: bool
+    is_new: bool
     """The row begins a sequence, or begins one anew: its fixed-size states are zeroed."""
     encoder_tokens: list[int] = field(default_factory=list)
-    """What the encoder has read, or reads now if the row restarts; empty in models without one."""
+    """What the encoder has read, or reads now if the row is new; empty in models without one."""
     sampling: SamplingState | None = None
     """Choose the next token after the last one; None while more of the prompt is to come, and for pooling."""
     prompt_logprobs: int | None = None
     """How many log-probabilities to give for each of `prompt_targets`."""
     prompt_targets: list[int] = field(default_factory=list)
-    """The prompt's own next tokens, for the first rows of this share."""
+    """The prompt's own next tokens, for the first rows of this step."""
     pooler: Pooler | None = None
     pool_finishes: bool = False
 
@@ -51,5 +51,5 @@ class SequenceResult:
     """Whether the error is of the request's own values, and not of the model or the machine."""
     is_late: bool = False
     """Its next token waits for the grammar's mask; `ModelRunner.sample_late` chooses it once that is there."""
-    scrubbed: bool = False
+    non_finite: bool = False
     """Whether what it wrote was taken out of the caches again."""

@@ -8,7 +8,7 @@ import random
 from dataclasses import dataclass, field
 
 from octavo.engine.kv_cache import HashChain, KVCacheManager
-from octavo.engine.scheduler import Scheduler, Share
+from octavo.engine.scheduler import ScheduledSequence, Scheduler
 from octavo.engine.sequence import Sequence, Status
 from octavo.executor.shape import CacheShape
 
@@ -33,7 +33,7 @@ class Machine:
     memory: dict[tuple[int, int, int], tuple[int, int]] = field(default_factory=dict)
     wanted: dict[int, int] = field(default_factory=dict)
     finished: list[Sequence] = field(default_factory=list)
-    arrivals: int = 0
+    last_seq_id: int = 0
 
     def __post_init__(self) -> None:
         shape = CacheShape(
@@ -43,33 +43,33 @@ class Machine:
         self.scheduler = Scheduler(self.cache, self.max_sequences, self.max_tokens)
 
     def add(self, prompt: list[int], answer: int, priority: int = 0, encoder_tokens: tuple[int, ...] = ()) -> Sequence:
-        self.arrivals += 1
+        self.last_seq_id += 1
         chain = HashChain(str(encoder_tokens))
-        sequence = Sequence(self.arrivals, list(prompt), priority, True, list(encoder_tokens), chain)
-        self.wanted[sequence.arrival] = len(prompt) + answer
+        sequence = Sequence(self.last_seq_id, list(prompt), priority, True, list(encoder_tokens), chain)
+        self.wanted[sequence.seq_id] = len(prompt) + answer
         self.scheduler.add(sequence)
         return sequence
 
-    def step(self) -> list[Share]:
-        shares = self.scheduler.schedule()
-        assert sum(s.num_tokens for s in shares) <= self.max_tokens
-        encoders = [len(s.sequence.encoder_tokens) for s in shares if s.restarts]
+    def step(self) -> list[ScheduledSequence]:
+        scheduled = self.scheduler.schedule()
+        assert sum(s.num_tokens for s in scheduled) <= self.max_tokens
+        encoders = [len(s.sequence.encoder_tokens) for s in scheduled if s.is_new]
         assert sum(encoders) <= max(self.max_tokens, *encoders, 0)  # one may be longer than the budget
-        assert len({s.sequence.row for s in shares}) == len(shares)
-        for share in shares:
-            self._learn(share)
-        for share in shares:  # like the real one: all keys of a step are written before any is read
-            self._write(share)
-        for share in shares:
-            self._read(share)
-        for share in shares:
-            self._advance(share)
+        assert len({s.sequence.row for s in scheduled}) == len(scheduled)
+        for entry in scheduled:
+            self._learn(entry)
+        for entry in scheduled:  # like the real one: all keys of a step are written before any is read
+            self._write(entry)
+        for entry in scheduled:
+            self._read(entry)
+        for entry in scheduled:
+            self._advance(entry)
         self.check_references()
-        return shares
+        return scheduled
 
-    def _learn(self, share: Share) -> None:
-        for group, (at, blocks) in enumerate(self.cache.unsent(share.sequence.blocks)):
-            table = self.tables.setdefault((share.sequence.row, group), [])
+    def _learn(self, entry: ScheduledSequence) -> None:
+        for group, (at, blocks) in enumerate(self.cache.take_new_blocks(entry.sequence.blocks)):
+            table = self.tables.setdefault((entry.sequence.row, group), [])
             table[at : at + len(blocks)] = blocks
 
     def _digest(self, sequence: Sequence, position: int) -> int:
@@ -85,11 +85,11 @@ class Machine:
             cells.append(((group, block, position % self.block_size), (position, whole)))
         return cells
 
-    def _write(self, share: Share) -> None:
-        s = share.sequence
-        if share.restarts:
+    def _write(self, entry: ScheduledSequence) -> None:
+        s = entry.sequence
+        if entry.is_new:
             self.memory.update(self._encoder_cells(s))
-        for position in range(s.num_computed, s.num_computed + share.num_tokens):
+        for position in range(s.num_computed, s.num_computed + entry.num_tokens):
             for group in range(len(self.windows)):
                 if group == self.encoder_group:
                     continue
@@ -97,9 +97,9 @@ class Machine:
                 assert block != 0
                 self.memory[group, block, position % self.block_size] = (position, self._digest(s, position))
 
-    def _read(self, share: Share) -> None:
-        s = share.sequence
-        for query in range(s.num_computed, s.num_computed + share.num_tokens):
+    def _read(self, entry: ScheduledSequence) -> None:
+        s = entry.sequence
+        for query in range(s.num_computed, s.num_computed + entry.num_tokens):
             for cell, stored in self._encoder_cells(s):
                 assert self.memory[cell] == stored
             for group, window in enumerate(self.windows):
@@ -113,13 +113,13 @@ class Machine:
                         self._digest(s, position),
                     )
 
-    def _advance(self, share: Share) -> None:
-        s = share.sequence
-        s.num_computed += share.num_tokens
+    def _advance(self, entry: ScheduledSequence) -> None:
+        s = entry.sequence
+        s.num_computed += entry.num_tokens
         if s.num_computed < len(s.tokens):
             return
         s.tokens.append(next_token(s.tokens))
-        if len(s.tokens) >= self.wanted[s.arrival]:
+        if len(s.tokens) >= self.wanted[s.seq_id]:
             self.scheduler.finish(s)
             self.finished.append(s)
 
@@ -140,8 +140,8 @@ class Machine:
         for _ in range(limit):
             if not self.scheduler.has_work:
                 return
-            shares = self.step()
-            assert shares, "there is work, but nothing was scheduled"
+            scheduled = self.step()
+            assert scheduled, "there is work, but nothing was scheduled"
         raise AssertionError("the machine does not finish")
 
 

@@ -36,7 +36,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(data=st.data(), name=st.integers(0, 4))
     def remember(self, data: st.DataObject, name: int) -> None:
         block, key = data.draw(st.sampled_from(self.held)), (0, bytes([name]))
-        self.pool.remember(block, key)
+        self.pool.cache_block(block, key)
         if key not in self.known and block not in self.known.values():
             self.known[key] = block
 
@@ -45,12 +45,12 @@ class PoolMachine(RuleBasedStateMachine):
         block = self.pool.find((0, bytes([name])))
         assert block == self.known.get((0, bytes([name])))
         if block is not None:
-            self.pool.hold(block)
+            self.pool.incref(block)
             self.held.append(block)
 
     @rule()
     def forget(self) -> None:
-        self.pool.forget_all()
+        self.pool.reset()
         self.known = {}
 
     @invariant()
@@ -69,10 +69,10 @@ def test_least_recently_used_goes_first() -> None:
     pool = BlockPool(3)
     blocks = pool.take(3)
     for i, block in enumerate(blocks):
-        pool.remember(block, (0, bytes([i])))
+        pool.cache_block(block, (0, bytes([i])))
     for block in (blocks[1], blocks[0], blocks[2]):
         pool.release(block)
-    pool.hold(blocks[1])  # used again
+    pool.incref(blocks[1])  # used again
     pool.release(blocks[1])
     assert pool.take(2) == [blocks[0], blocks[2]]
     assert pool.find((0, bytes([1]))) == blocks[1]

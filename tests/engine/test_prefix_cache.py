@@ -84,4 +84,4 @@ def test_a_salt_never_stands_for_the_long_table(tiny: LLM) -> None:
             chain = HashChain(salt, long)
             chain.extend(prompt, engine.cache.block_size)
             assert (engine.cache.pool.find((0, chain.hashes[0])) is not None) is (not long)
-    engine.cache.pool.forget_all()
+    engine.cache.pool.reset()

@@ -31,14 +31,14 @@ def test_random_schedules(seed: int) -> None:
         encoder = tuple(rng.randrange(3) for _ in range(rng.choice([1, 2, 9, 40])))
         read = () if machine.encoder_group is None else encoder
         sequence = machine.add(prompt, answer, rng.choice([0, 0, 1, -1]), read)
-        sequences[sequence.arrival] = (sequence, prompt, answer)
+        sequences[sequence.seq_id] = (sequence, prompt, answer)
         for _ in range(rng.randint(0, 3)):
             if machine.scheduler.has_work:
                 assert machine.step()
         if rng.random() < 0.15:
             victim = rng.choice(list(sequences.values()))[0]
             if victim.status is not Status.FINISHED:
-                aborted.add(victim.arrival)
+                aborted.add(victim.seq_id)
             machine.scheduler.finish(victim)
         if rng.random() < 0.1 and machine.scheduler.running:
             machine.scheduler.preempt(rng.choice(machine.scheduler.running))
@@ -67,7 +67,7 @@ def test_first_come_first_served() -> None:
     for i in range(5):
         machine.add([i] * 3, 2)
     machine.run()
-    assert [s.arrival for s in machine.finished] == [1, 2, 3, 4, 5]
+    assert [s.seq_id for s in machine.finished] == [1, 2, 3, 4, 5]
 
 
 def test_smaller_priority_runs_sooner() -> None:
@@ -165,8 +165,8 @@ def instructions_of_steps(waiting: int) -> int:
 
     def steps() -> None:
         for _ in range(20):
-            for share in machine.scheduler.schedule():
-                share.sequence.num_computed += share.num_tokens
-                share.sequence.tokens.append(1)
+            for entry in machine.scheduler.schedule():
+                entry.sequence.num_computed += entry.num_tokens
+                entry.sequence.tokens.append(1)
 
     return instructions(steps)
