@@ -10,6 +10,7 @@ With --write they replace this processor's in README.md and docs/performance.md,
 import argparse
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -209,6 +210,22 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def shown_command(arguments: list[str]) -> str:
+    """The command for who repeats it: without where this machine keeps things."""
+    shown = " ".join(["bench/peers.py", *arguments])
+    return re.sub(r" --(environments|json|peer)[ =]\S+", "", shown)
+
+
+def note(options: argparse.Namespace) -> list[str]:
+    """What a reader must know of a table for one instruction set."""
+    if options.instructions is None:
+        return []
+    return [
+        f"Only Octavo is held to {options.instructions} here. Its peers choose for themselves: OpenVINO takes what the "
+        "processor has, AVX-512 included, and has no switch for it; ik_llama.cpp's wheel is compiled for AVX2."
+    ]
+
+
 def main() -> None:
     options = parsed()
     options.environments = options.environments.absolute()
@@ -233,7 +250,7 @@ def main() -> None:
                                         found[contender][metric].append(value)
                     parts += [report(model, threads, found, machine), f"{table(machine)}."]
                     figures[f"{model.name}, {threads}"] = {c.name: f for c, f in found.items()}
-    text = "\n\n".join([f"### {title}", f"`{' '.join(['bench/peers.py', *sys.argv[1:]])}`", *parts])
+    text = "\n\n".join([f"### {title}", f"`{shown_command(sys.argv[1:])}`", *note(options), *parts])
     print(text)
     if options.write:
         document.fill(document.PERFORMANCE, f"bench/peers.py, {title}", text)
