@@ -1,7 +1,7 @@
 """One file a family: from a published config to a composition of parts, and the published names of its tensors."""
 
-from octavo.architectures.config import Config
-from octavo.architectures.gguf import GGUFFormat
+from octavo.architectures.gguf_format import GGUFFormat
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import (
     Architecture,
     all_architectures,

@@ -4,11 +4,11 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from octavo.architectures.config import Config
-from octavo.architectures.gguf import UNPERMUTE, GGUFFormat
+from octavo.architectures.gguf_format import UNPERMUTE, GGUFFormat
 from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, llama_body
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.parts import Batch, Block, CausalLM, GatedMLP, MoE, Names, Residual, RMSNorm, softmax_then_choose
+from octavo.parts import Batch, Block, CausalLM, GatedMLP, MoE, Names, Residual, RMSNorm, softmax_then_topk
 
 MOE = "model.layers.{i}.block_sparse_moe"
 NAMES = Names(
@@ -50,8 +50,8 @@ class DenseBesideExperts(nn.Module):
     ),
 )
 def arctic(c: Config) -> CausalLM:
-    width = c.hidden_size
-    feed_forward = partial(GatedMLP, width, activation=c.hidden_act)
+    hidden_size = c.hidden_size
+    feed_forward = partial(GatedMLP, hidden_size, activation=c.hidden_act)
     count, top_k = c.num_local_experts, c.num_experts_per_tok
     every: int = c.moe_layer_frequency
     parallel: bool = c.parallel_attn_mlp_res
@@ -63,11 +63,13 @@ def arctic(c: Config) -> CausalLM:
         if not has_experts(i):
             return feed_forward(c.intermediate_size)
         experts = [feed_forward(c.intermediate_size) for _ in range(count)]
-        return MoE(width, experts, softmax_then_choose(top_k, renormalize=top_k > 1))
+        return MoE(hidden_size, experts, softmax_then_topk(top_k, renormalize=top_k > 1))
 
     def layer(i: int, attention: Residual, mlp: Residual) -> nn.Module:
         if parallel and has_experts(i):
-            return DenseBesideExperts(attention, Residual(RMSNorm(width, c.rms_norm_eps), feed_forward(width)), mlp)
+            return DenseBesideExperts(
+                attention, Residual(RMSNorm(hidden_size, c.rms_norm_eps), feed_forward(hidden_size)), mlp
+            )
         return Block(attention=attention, mlp=mlp)
 
     return llama_body(

@@ -5,9 +5,9 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from octavo.architectures.config import Config
-from octavo.architectures.gguf import UNPERMUTE, GGUFFormat
+from octavo.architectures.gguf_format import UNPERMUTE, GGUFFormat
 from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES, gated_mlp, llama_body
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.parts import CausalLM, Into, Names, alibi_slopes
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.architectures.config import Config
+from octavo.architectures.model_config import Config
 from octavo.architectures.opt import drop_padding
 from octavo.architectures.registry import architecture
 from octavo.parts import (
@@ -80,8 +80,8 @@ class Bart(CausalLM):
         super().__init__(**parts, zero_if_absent=("logits_bias",))
         self.logits_bias = nn.Parameter(torch.empty(1, self.vocab_size), requires_grad=False)
 
-    def adjust(self, logits: Tensor) -> Tensor:
-        return super().adjust(logits) + self.logits_bias.float()
+    def process_logits(self, logits: Tensor) -> Tensor:
+        return super().process_logits(logits) + self.logits_bias.float()
 
 
 @architecture(
@@ -91,30 +91,30 @@ class Bart(CausalLM):
     examples=("facebook/bart-base", "facebook/bart-large-cnn"),
 )
 def bart(c: Config) -> CausalLM:
-    width, activation = c.d_model, c.activation_function
+    hidden_size, activation = c.d_model, c.activation_function
     # By their shared names, as its config class writes and reads them, the encoder's sizes are meant.
-    heads = c.first("num_attention_heads", "encoder_attention_heads")
+    num_heads = c.first("num_attention_heads", "encoder_attention_heads")
     layers = c.first("num_hidden_layers", "encoder_layers")
-    norm = partial(LayerNorm, width, 1e-5)
-    scale = width**0.5 if c.scale_embedding else 1.0
-    tokens = Embedding(c.vocab_size, width, scale)
+    norm = partial(LayerNorm, hidden_size, 1e-5)
+    scale = hidden_size**0.5 if c.scale_embedding else 1.0
+    tokens = Embedding(c.vocab_size, hidden_size, scale)
 
     def embed() -> NormedEmbedding:
-        return NormedEmbedding(PositionedEmbedding(tokens, Embedding(c.max_position_embeddings, width)), norm())
+        return NormedEmbedding(PositionedEmbedding(tokens, Embedding(c.max_position_embeddings, hidden_size)), norm())
 
-    def mlp(hidden: int) -> PostNorm:
-        return PostNorm(norm(), MLP(width, hidden, activation, bias=True))
+    def mlp(intermediate_size: int) -> PostNorm:
+        return PostNorm(norm(), MLP(hidden_size, intermediate_size, activation, bias=True))
 
     def encoder_layer() -> Block:
-        attention = EncoderAttention(width, heads, bias=True)
+        attention = EncoderAttention(hidden_size, num_heads, bias=True)
         return Block(attention=PostNorm(norm(), attention), mlp=mlp(c.encoder_ffn_dim))
 
     def decoder_layer(i: int) -> Block:
-        heads = c.decoder_attention_heads
-        attention = Attention(width, heads, heads, width // heads, bias=True, out_bias=True)
+        num_heads = c.decoder_attention_heads
+        attention = Attention(hidden_size, num_heads, num_heads, hidden_size // num_heads, bias=True, out_bias=True)
         return Block(
             attention=PostNorm(norm(), attention),
-            cross=PostNorm(norm(), CrossAttention(width, heads, bias=True)),
+            cross=PostNorm(norm(), CrossAttention(hidden_size, num_heads, bias=True)),
             mlp=mlp(c.decoder_ffn_dim),
         )
 

@@ -2,8 +2,8 @@
 
 from functools import partial
 
-from octavo.architectures.config import Config
-from octavo.architectures.gguf import GGUFFormat
+from octavo.architectures.gguf_format import GGUFFormat
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.parts import (
     MLP,
@@ -22,14 +22,14 @@ from octavo.parts import (
 )
 
 
-def names(heads: int, head_dim: int) -> Names:
+def names(num_heads: int, head_dim: int) -> Names:
     return Names(
         {
             "transformer.word_embeddings": "embed.tokens",
             "transformer.word_embeddings_layernorm": "embed.norm",
             "transformer.h.{i}.input_layernorm": "layers.{i}.attention.norm",
             "transformer.h.{i}.self_attention.query_key_value": grouped_qkv(
-                "layers.{i}.attention.inner.qkv", heads, 1, head_dim
+                "layers.{i}.attention.inner.qkv", num_heads, 1, head_dim
             ),
             "transformer.h.{i}.self_attention.dense": "layers.{i}.attention.inner.o",
             "transformer.h.{i}.post_attention_layernorm": "layers.{i}.mlp.norm",
@@ -51,18 +51,18 @@ def names(heads: int, head_dim: int) -> Names:
     ),
 )
 def bloom(c: Config) -> CausalLM:
-    width, heads = c.hidden_size, c.n_head
-    head_dim = width // heads
-    norm = partial(LayerNorm, width, c.layer_norm_epsilon)
-    slopes = alibi_slopes(heads)
-    attention = partial(Attention, width, heads, heads, head_dim, bias=True, out_bias=True, alibi=slopes)
-    mlp = partial(MLP, width, 4 * width, "gelu_new", bias=True)
+    hidden_size, num_heads = c.hidden_size, c.n_head
+    head_dim = hidden_size // num_heads
+    norm = partial(LayerNorm, hidden_size, c.layer_norm_epsilon)
+    slopes = alibi_slopes(num_heads)
+    attention = partial(Attention, hidden_size, num_heads, num_heads, head_dim, bias=True, out_bias=True, alibi=slopes)
+    mlp = partial(MLP, hidden_size, 4 * hidden_size, "gelu_new", bias=True)
     residual = FromNormed if c.apply_residual_connection_post_layernorm else Residual
     return CausalLM(
-        embed=NormedEmbedding(Embedding(c.vocab_size, width), norm()),
+        embed=NormedEmbedding(Embedding(c.vocab_size, hidden_size), norm()),
         layer=lambda i: Block(attention=residual(norm(), attention()), mlp=residual(norm(), mlp())),
         layers=c.n_layer,
         norm=norm(),
-        head=None if c.tie_word_embeddings else Linear(width, c.vocab_size),
-        names=names(heads, head_dim),
+        head=None if c.tie_word_embeddings else Linear(hidden_size, c.vocab_size),
+        names=names(num_heads, head_dim),
     )

@@ -1,14 +1,14 @@
-"""ChatGLM2, ChatGLM3 and GLM-4 (GLM Team 2024): Llama's body under other names, half of each head turning."""
+"""ChatGLM2, ChatGLM3 and GLM-4 (GLM Team 2024): Llama's body under other names, rope on half of each head."""
 
 from functools import partial
 from typing import Any
 
 from torch import nn
 
-from octavo.architectures.config import Config
-from octavo.architectures.gguf import GGUFFormat, GGUFHeader
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.architectures.rope import rotary
+from octavo.architectures.rope import make_rope
 from octavo.parts import (
     Attention,
     Block,
@@ -61,27 +61,27 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
     gguf=GGUFFormat("chatglm", config=_from_gguf),
 )
 def chatglm(c: Config) -> CausalLM:
-    width, heads, vocab = c.hidden_size, c.num_attention_heads, c.first("padded_vocab_size", "vocab_size")
-    head_dim, bias = c.get("kv_channels", width // heads), c.add_bias_linear
-    turn = rotary(c, head_dim, base=10000.0 * c.rope_ratio, interleaved=True)
+    hidden_size, num_heads, vocab = c.hidden_size, c.num_attention_heads, c.first("padded_vocab_size", "vocab_size")
+    head_dim, bias = c.get("kv_channels", hidden_size // num_heads), c.add_bias_linear
+    rope = make_rope(c, head_dim, base=10000.0 * c.rope_ratio, interleaved=True)
     attention = partial(
         Attention,
-        width,
-        heads,
-        c.multi_query_group_num if c.multi_query_attention else heads,
+        hidden_size,
+        num_heads,
+        c.multi_query_group_num if c.multi_query_attention else num_heads,
         head_dim,
-        rotary=turn,
+        rope=rope,
         bias=bias or c.add_qkv_bias,
         out_bias=bias,
     )
-    mlp = partial(GatedMLP, width, c.ffn_hidden_size, "silu", bias)
-    norm = partial(RMSNorm if c.rmsnorm else LayerNorm, width, c.layernorm_epsilon)
+    mlp = partial(GatedMLP, hidden_size, c.ffn_hidden_size, "silu", bias)
+    norm = partial(RMSNorm if c.rmsnorm else LayerNorm, hidden_size, c.layernorm_epsilon)
     residual = FromNormed if c.apply_residual_connection_post_layernorm else Residual
     return CausalLM(
-        embed=Embedding(vocab, width),
+        embed=Embedding(vocab, hidden_size),
         layer=lambda i: Block(attention=residual(norm(), attention()), mlp=residual(norm(), mlp())),
         layers=c.num_layers,
         norm=norm() if c.post_layer_norm else nn.Identity(),
-        head=None if c.tie_word_embeddings else Linear(width, vocab),
+        head=None if c.tie_word_embeddings else Linear(hidden_size, vocab),
         names=NAMES,
     )

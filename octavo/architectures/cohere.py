@@ -5,11 +5,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from octavo.architectures.config import Config
-from octavo.architectures.gguf import GGUFFormat
+from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.architectures.rope import rotary
+from octavo.architectures.rope import make_rope
 from octavo.parts import (
     Attention,
     CausalLM,
@@ -28,7 +28,7 @@ NAMES = Names(
         for published, path in {**ATTENTION_NAMES, **MLP_NAMES}.items()
         if not published.endswith("post_attention_layernorm")
     }
-    | {"model.layers.{i}.self_attn.{q|k}_norm": "layers.{i}.attention.adjust.{q|k}"},
+    | {"model.layers.{i}.self_attn.{q|k}_norm": "layers.{i}.attention.qk_transform.{q|k}"},
     IGNORED,
     prefix="model.",
 )
@@ -39,9 +39,9 @@ class HeadNorm(nn.Module):
 
     float32_parameters = True
 
-    def __init__(self, heads: int, head_dim: int, eps: float) -> None:
+    def __init__(self, num_heads: int, head_dim: int, eps: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(heads, head_dim), requires_grad=False)
+        self.weight = nn.Parameter(torch.empty(num_heads, head_dim), requires_grad=False)
         self.plain = LayerNorm(head_dim, eps, weight=False, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,24 +58,33 @@ class HeadNorm(nn.Module):
     ),
 )
 def cohere(c: Config) -> CausalLM:
-    width, heads, eps = c.hidden_size, c.num_attention_heads, c.layer_norm_eps
-    kv_heads, head_dim = c.get("num_key_value_heads", heads), width // heads
+    hidden_size, num_heads, eps = c.hidden_size, c.num_attention_heads, c.layer_norm_eps
+    num_kv_heads, head_dim = c.get("num_key_value_heads", num_heads), hidden_size // num_heads
     bias = c.attention_bias
-    norm = partial(LayerNorm, width, eps, bias=False)
-    turn = rotary(c, head_dim, interleaved=True)
+    norm = partial(LayerNorm, hidden_size, eps, bias=False)
+    rope = make_rope(c, head_dim, interleaved=True)
 
     def attention() -> Attention:
-        norms = HeadNorm(heads, head_dim, eps), HeadNorm(kv_heads, head_dim, eps)
-        adjust = QKNorm(heads, kv_heads, *norms) if c.use_qk_norm else None
-        return Attention(width, heads, kv_heads, head_dim, rotary=turn, bias=bias, out_bias=bias, adjust=adjust)
+        norms = HeadNorm(num_heads, head_dim, eps), HeadNorm(num_kv_heads, head_dim, eps)
+        qk_transform = QKNorm(num_heads, num_kv_heads, *norms) if c.use_qk_norm else None
+        return Attention(
+            hidden_size,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            rope=rope,
+            bias=bias,
+            out_bias=bias,
+            qk_transform=qk_transform,
+        )
 
-    mlp = partial(GatedMLP, width, c.intermediate_size, c.hidden_act)
+    mlp = partial(GatedMLP, hidden_size, c.intermediate_size, c.hidden_act)
     return CausalLM(
-        embed=Embedding(c.vocab_size, width),
+        embed=Embedding(c.vocab_size, hidden_size),
         layer=lambda i: SharedNorm(norm(), attention=attention(), mlp=mlp()),
         layers=c.num_hidden_layers,
         norm=norm(),
-        head=None if c.tie_word_embeddings else Linear(width, c.vocab_size),
+        head=None if c.tie_word_embeddings else Linear(hidden_size, c.vocab_size),
         names=NAMES,
         logit_scale=c.logit_scale,
     )

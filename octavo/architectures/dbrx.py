@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.architectures.config import Config
-from octavo.architectures.gguf import GGUFFormat, GGUFHeader
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.architectures.rope import rotary
+from octavo.architectures.rope import make_rope
 from octavo.parts import (
     Attention,
     Block,
@@ -46,9 +46,9 @@ def names(experts: int) -> Names:
             "transformer.blocks.{i}.norm_attn_norm.norm_2": "layers.{i}.mlp.norm",
             f"{published}.router.layer": f"{INNER}.router",
             f"{published}.experts.mlp.{{w1|v1}}": stacked(
-                INNER + ".experts.{e}.gate_up.{gate|up}.weight", unstack, whole=True
+                INNER + ".experts.{e}.gate_up.{gate|up}.weight", unstack, full_name=True
             ),
-            f"{published}.experts.mlp.w2": stacked(INNER + ".experts.{e}.down.weight", unstack_down, whole=True),
+            f"{published}.experts.mlp.w2": stacked(INNER + ".experts.{e}.down.weight", unstack_down, full_name=True),
             "transformer.norm_f": "norm",
             "lm_head": "head",
         },
@@ -56,7 +56,7 @@ def names(experts: int) -> Names:
     )
 
 
-def choose(top_k: int, norm: float | None, logits: Tensor) -> tuple[Tensor, Tensor]:
+def route(top_k: int, norm: float | None, logits: Tensor) -> tuple[Tensor, Tensor]:
     """The `top_k` largest probabilities, divided by their p-norm where `norm` says which."""
     weights, experts = torch.softmax(logits, -1).topk(top_k, dim=-1)
     return (weights if norm is None else weights / weights.norm(p=norm, dim=-1, keepdim=True)), experts
@@ -95,31 +95,31 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
     ),
 )
 def dbrx(c: Config) -> CausalLM:
-    width, heads = c.d_model, c.n_heads
+    hidden_size, num_heads = c.d_model, c.n_heads
     settings, experts = c.section("attn_config"), c.section("ffn_config")
-    head_dim, limit = width // heads, settings.get("clip_qkv")
+    head_dim, limit = hidden_size // num_heads, settings.get("clip_qkv")
     attention = partial(
         Attention,
-        width,
-        heads,
+        hidden_size,
+        num_heads,
         settings.kv_n_heads,
         head_dim,
-        rotary=rotary(c, head_dim, base=settings.get("rope_theta")),
-        adjust=None if limit is None else Clip(limit),
+        rope=make_rope(c, head_dim, base=settings.get("rope_theta")),
+        qk_transform=None if limit is None else Clip(limit),
     )
     count, top_k = experts.moe_num_experts, experts.moe_top_k
     activation = experts.section("ffn_act_fn").get("name", "silu")
-    expert = partial(GatedMLP, width, experts.ffn_hidden_size, activation)
-    router = partial(choose, top_k, experts.get("moe_normalize_expert_weights"))
-    norm = partial(LayerNorm, width, 1e-5, bias=False)
+    expert = partial(GatedMLP, hidden_size, experts.ffn_hidden_size, activation)
+    router = partial(route, top_k, experts.get("moe_normalize_expert_weights"))
+    norm = partial(LayerNorm, hidden_size, 1e-5, bias=False)
     return CausalLM(
-        embed=Embedding(c.vocab_size, width),
+        embed=Embedding(c.vocab_size, hidden_size),
         layer=lambda i: Block(
             attention=Residual(norm(), attention()),
-            mlp=Residual(norm(), MoE(width, [expert() for _ in range(count)], router)),
+            mlp=Residual(norm(), MoE(hidden_size, [expert() for _ in range(count)], router)),
         ),
         layers=c.n_layers,
         norm=norm(),
-        head=None if c.tie_word_embeddings else Linear(width, c.vocab_size),
+        head=None if c.tie_word_embeddings else Linear(hidden_size, c.vocab_size),
         names=names(count),
     )

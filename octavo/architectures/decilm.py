@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from octavo.architectures.config import Config
-from octavo.architectures.gguf import UNPERMUTE, GGUFFormat, GGUFHeader
+from octavo.architectures.gguf_format import UNPERMUTE, GGUFFormat, GGUFHeader
 from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.architectures.rope import rotary
+from octavo.architectures.rope import make_rope
 from octavo.errors import CheckpointError, UnsupportedModelError
 from octavo.parts import Attention, Batch, Block, CausalLM, Embedding, GatedMLP, Linear, Names, Residual, RMSNorm
 
@@ -23,16 +23,16 @@ NAMES = Names(
     IGNORED,
     prefix="model.",
 )
-FFN_GRAIN = 256
-"""Feed-forward widths are rounded up to a multiple of it."""
+FFN_MULTIPLE = 256
+"""Feed-forward sizes are rounded up to a multiple of it."""
 
 
 class LinearPiece(nn.Module):
     """A square matrix in the place of an attention or a feed-forward."""
 
-    def __init__(self, width: int, bias: bool) -> None:
+    def __init__(self, hidden_size: int, bias: bool) -> None:
         super().__init__()
-        self.o = Linear(width, width, bias)
+        self.o = Linear(hidden_size, hidden_size, bias)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         return self.o(x)  # type: ignore[no-any-return]
@@ -41,42 +41,42 @@ class LinearPiece(nn.Module):
 def block_configs(c: Config) -> list[Config]:
     """What each layer has, in Nemotron's terms; DeciLM-7B's layers differ only in their key heads."""
     if not c.get("block_configs"):
-        heads = c.num_attention_heads
-        same = [c.get("num_key_value_heads", heads)] * c.num_hidden_layers
+        num_heads = c.num_attention_heads
+        same = [c.get("num_key_value_heads", num_heads)] * c.num_hidden_layers
         per_layer = c.get("num_key_value_heads_per_layer") or same
-        c = c.replace(block_configs=[{"attention": {"n_heads_in_group": heads // kv}} for kv in per_layer])
+        c = c.replace(block_configs=[{"attention": {"n_heads_in_group": num_heads // kv}} for kv in per_layer])
     blocks = list(c.sections("block_configs"))
     if len(blocks) != c.num_hidden_layers:
         raise CheckpointError(f"config.json describes {len(blocks)} layers, and num_hidden_layers is another number.")
     return blocks
 
 
-def ffn_width(c: Config, ffn: Config) -> int:
-    """The width that is given, or two thirds of the layer's multiple of the stream's, rounded up."""
+def ffn_size(c: Config, ffn: Config) -> int:
+    """The size that is given, or two thirds of the layer's multiple of hidden_size, rounded up."""
     if ffn.get("ffn_mult") is None:
         return int(ffn.get("intermediate_size") or c.intermediate_size)
-    return -(-int(2 * ffn.ffn_mult * c.hidden_size / 3) // FFN_GRAIN) * FFN_GRAIN
+    return -(-int(2 * ffn.ffn_mult * c.hidden_size / 3) // FFN_MULTIPLE) * FFN_MULTIPLE
 
 
 def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
-    """The file counts heads, key heads and the feed-forward's width by layer, with 0 for what is not there."""
+    """The file counts heads, key heads and the feed-forward's size by layer, with 0 for what is not there."""
     layers = range(shared["num_hidden_layers"])
-    heads, kv_heads, widths = (
+    num_heads, num_kv_heads, ffn_sizes = (
         value if isinstance(value, list) else [value for _ in layers]
         for value in (shared[k] for k in ("num_attention_heads", "num_key_value_heads", "intermediate_size"))
     )
     blocks = [
         {
             "attention": {
-                "no_op": heads[i] == 0,
-                "replace_with_linear": heads[i] > 0 and kv_heads[i] == 0,
-                "n_heads_in_group": heads[i] // kv_heads[i] if kv_heads[i] else None,
+                "no_op": num_heads[i] == 0,
+                "replace_with_linear": num_heads[i] > 0 and num_kv_heads[i] == 0,
+                "n_heads_in_group": num_heads[i] // num_kv_heads[i] if num_kv_heads[i] else None,
             },
-            "ffn": {"no_op": widths[i] == 0, "intermediate_size": widths[i]},
+            "ffn": {"no_op": ffn_sizes[i] == 0, "intermediate_size": ffn_sizes[i]},
         }
         for i in layers
     ]
-    return {"num_attention_heads": max(heads), "block_configs": blocks}
+    return {"num_attention_heads": max(num_heads), "block_configs": blocks}
 
 
 @architecture(
@@ -86,25 +86,27 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
     gguf=GGUFFormat("deci", config=_from_gguf, undo=UNPERMUTE),
 )
 def decilm(c: Config) -> CausalLM:
-    width, heads = c.hidden_size, c.num_attention_heads
-    head_dim = c.get("head_dim", width // heads)
+    hidden_size, num_heads = c.hidden_size, c.num_attention_heads
+    head_dim = c.get("head_dim", hidden_size // num_heads)
     bias, mlp_bias = c.attention_bias, c.mlp_bias
-    norm = partial(RMSNorm, width, c.rms_norm_eps)
-    turn = rotary(c, head_dim)
+    norm = partial(RMSNorm, hidden_size, c.rms_norm_eps)
+    rope = make_rope(c, head_dim)
     blocks = block_configs(c)
 
     def attention(a: Config) -> nn.Module:
         if a.get("replace_with_linear"):
-            return LinearPiece(width, bias)
+            return LinearPiece(hidden_size, bias)
         if refused := [key for key in ("num_sink_tokens", "sparsify") if a.values.get(key)]:
-            raise UnsupportedModelError(f"config.json: a layer's attention has {refused[0]}, which is not served.")
-        kv_heads, window = heads // a.n_heads_in_group, a.get("window_length")
-        return Attention(width, heads, kv_heads, head_dim, rotary=turn, bias=bias, out_bias=bias, window=window)
+            raise UnsupportedModelError(f"config.json: a layer's attention has {refused[0]}, which is not supported.")
+        num_kv_heads, window = num_heads // a.n_heads_in_group, a.get("window_length")
+        return Attention(
+            hidden_size, num_heads, num_kv_heads, head_dim, rope=rope, bias=bias, out_bias=bias, window=window
+        )
 
     def mlp(ffn: Config) -> nn.Module:
         if ffn.get("replace_with_linear"):
-            return LinearPiece(width, mlp_bias)
-        return GatedMLP(width, ffn_width(c, ffn), c.hidden_act, mlp_bias)
+            return LinearPiece(hidden_size, mlp_bias)
+        return GatedMLP(hidden_size, ffn_size(c, ffn), c.hidden_act, mlp_bias)
 
     def layer(i: int) -> Block:
         pieces, a, ffn = {}, blocks[i].section("attention"), blocks[i].section("ffn")
@@ -115,10 +117,10 @@ def decilm(c: Config) -> CausalLM:
         return Block(**pieces)
 
     return CausalLM(
-        embed=Embedding(c.vocab_size, width),
+        embed=Embedding(c.vocab_size, hidden_size),
         layer=layer,
         layers=c.num_hidden_layers,
         norm=norm(),
-        head=None if c.tie_word_embeddings else Linear(width, c.vocab_size),
+        head=None if c.tie_word_embeddings else Linear(hidden_size, c.vocab_size),
         names=NAMES,
     )

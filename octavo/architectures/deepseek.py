@@ -4,11 +4,11 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from octavo.architectures.config import Config
-from octavo.architectures.gguf import UNPERMUTE, GGUFFormat
+from octavo.architectures.gguf_format import UNPERMUTE, GGUFFormat
 from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES, gated_mlp, llama_body
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.parts import Batch, CausalLM, GatedMLP, MoE, Names, softmax_then_choose
+from octavo.parts import Batch, CausalLM, GatedMLP, MoE, Names, softmax_then_topk
 
 MOE_NAMES = {
     "model.layers.{i}.mlp.gate": "layers.{i}.mlp.inner.routed.router",
@@ -39,16 +39,16 @@ class RoutedAndShared(nn.Module):
     gguf=GGUFFormat("deepseek", undo=UNPERMUTE),
 )
 def deepseek(c: Config) -> CausalLM:
-    width, activation = c.hidden_size, c.hidden_act
-    expert = partial(GatedMLP, width, c.moe_intermediate_size, activation)
-    choose = softmax_then_choose(c.get("num_experts_per_tok", 0), c.norm_topk_prob)
+    hidden_size, activation = c.hidden_size, c.hidden_act
+    expert = partial(GatedMLP, hidden_size, c.moe_intermediate_size, activation)
+    route = softmax_then_topk(c.get("num_experts_per_tok", 0), c.norm_topk_prob)
     count, shared, bias = c.get("n_routed_experts", 0), c.get("n_shared_experts", 0), c.attention_bias
     first, every = c.first_k_dense_replace, c.moe_layer_freq
 
     def mlp(layer: int) -> nn.Module:
         if not count or layer < first or layer % every:
             return gated_mlp(c)(layer)
-        wide = GatedMLP(width, shared * c.moe_intermediate_size, activation) if shared else None
-        return RoutedAndShared(MoE(width, [expert() for _ in range(count)], choose), wide)
+        wide = GatedMLP(hidden_size, shared * c.moe_intermediate_size, activation) if shared else None
+        return RoutedAndShared(MoE(hidden_size, [expert() for _ in range(count)], route), wide)
 
     return llama_body(c, mlp=mlp, names=NAMES, bias=bias, out_bias=bias)

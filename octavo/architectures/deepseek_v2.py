@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.architectures.config import Config
 from octavo.architectures.deepseek import MOE_NAMES, RoutedAndShared
-from octavo.architectures.gguf import GGUFFormat, GGUFHeader
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.llama import FRAME_NAMES, IGNORED, MLP_NAMES, gated_mlp, llama_body
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.architectures.rope import rotary
+from octavo.architectures.rope import make_rope
 from octavo.architectures.rope_settings import rope_settings
 from octavo.errors import UnsupportedModelError
 from octavo.parts import CausalLM, GatedMLP, Into, LatentAttention, MoE, Names, parameter
-from octavo.parts.moe import Choose
+from octavo.parts.moe import Route
 
 ATTENTION = "layers.{i}.attention.inner"
 LATENT_NAMES: dict[str, str | Into] = {
@@ -35,14 +35,14 @@ MINICPM3_NAMES = Names(LATENT_NAMES, IGNORED, prefix="model.")
 
 
 def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
-    turning, scaling = file.value("rope.dimension_count"), shared.get("rope_scaling")
+    rope_dim, scaling = file.value("rope.dimension_count"), shared.get("rope_scaling")
     if scaling and (multiplier := file.value("rope.scaling.yarn_log_multiplier")):
         scaling = {**scaling, "mscale": multiplier * 10, "mscale_all_dim": multiplier * 10}
     return {
         "q_lora_rank": file.value("attention.q_lora_rank"),
         "kv_lora_rank": file.value("attention.kv_lora_rank"),
-        "qk_rope_head_dim": turning,
-        "qk_nope_head_dim": file.value("attention.key_length") - turning,
+        "qk_rope_head_dim": rope_dim,
+        "qk_nope_head_dim": file.value("attention.key_length") - rope_dim,
         "v_head_dim": file.value("attention.value_length"),
         "rope_scaling": scaling,
     }
@@ -53,7 +53,7 @@ def latent_attention(c: Config, interleaved: bool, eps: float) -> Callable[[int]
     nope_dim, rope_dim, settings = c.qk_nope_head_dim, c.qk_rope_head_dim, rope_settings(c)
     # Under YaRN the scores are scaled by the square of its magnitude as well.
     magnitude = 0.1 * settings.get("mscale_all_dim", 0.0) * math.log(max(settings.get("factor", 1.0), 1.0)) + 1.0
-    turn = rotary(c, rope_dim, partial=False, interleaved=interleaved)
+    rope = make_rope(c, rope_dim, partial=False, interleaved=interleaved)
     return lambda layer: LatentAttention(
         c.hidden_size,
         c.num_attention_heads,
@@ -61,7 +61,7 @@ def latent_attention(c: Config, interleaved: bool, eps: float) -> Callable[[int]
         nope_dim=nope_dim,
         rope_dim=rope_dim,
         value_dim=c.get("v_head_dim", c.hidden_size // c.num_attention_heads),
-        rotary=turn,
+        rope=rope,
         q_rank=c.get("q_lora_rank"),
         eps=eps,
         bias=c.attention_bias,
@@ -69,15 +69,15 @@ def latent_attention(c: Config, interleaved: bool, eps: float) -> Callable[[int]
     )
 
 
-def chooser(c: Config) -> Choose:
-    """Chooses the likeliest experts: of all, or of the groups that have the likeliest ones."""
+def make_route(c: Config) -> Route:
+    """Routes to the likeliest experts: of all, or of the groups that have the likeliest ones."""
     top_k, by_groups = c.num_experts_per_tok, c.topk_method == "group_limited_greedy"
     if not by_groups and c.topk_method not in ("greedy", "gready"):  # as DeepSeek-V2-Lite's first config spells it
-        raise UnsupportedModelError(f"config.json: topk_method {c.topk_method[:60]!r} is not known.")
+        raise UnsupportedModelError(f"config.json: topk_method {c.topk_method[:60]!r} is unknown.")
     group_count, group_k = (c.n_group, c.topk_group) if by_groups else (1, 1)
     renormalize, factor = top_k > 1 and c.norm_topk_prob, c.routed_scaling_factor
 
-    def choose(logits: Tensor) -> tuple[Tensor, Tensor]:
+    def route(logits: Tensor) -> tuple[Tensor, Tensor]:
         scores = torch.softmax(logits, -1)
         if by_groups:
             by_group = scores.view(scores.shape[0], group_count, -1)
@@ -89,7 +89,7 @@ def chooser(c: Config) -> Choose:
             return weights / (weights.sum(-1, keepdim=True) + 1e-20), experts
         return weights * factor, experts
 
-    return choose
+    return route
 
 
 @architecture(
@@ -99,18 +99,18 @@ def chooser(c: Config) -> Choose:
     gguf=GGUFFormat("deepseek2", config=_from_gguf),
 )
 def deepseek_v2(c: Config) -> CausalLM:
-    width, hidden, activation = c.hidden_size, c.moe_intermediate_size, c.hidden_act
+    hidden_size, intermediate_size, activation = c.hidden_size, c.moe_intermediate_size, c.hidden_act
     count, shared = c.get("n_routed_experts", 0), c.get("n_shared_experts", 0)
     first, every = c.first_k_dense_replace, c.moe_layer_freq
 
-    choose = chooser(c) if count else None
+    route = make_route(c) if count else None
 
     def mlp(layer: int) -> nn.Module:
-        if choose is None or layer < first or layer % every:
+        if route is None or layer < first or layer % every:
             return gated_mlp(c)(layer)
-        experts = [GatedMLP(width, hidden, activation) for _ in range(count)]
-        wide = GatedMLP(width, shared * hidden, activation) if shared else None
-        return RoutedAndShared(MoE(width, experts, choose), wide)
+        experts = [GatedMLP(hidden_size, intermediate_size, activation) for _ in range(count)]
+        wide = GatedMLP(hidden_size, shared * intermediate_size, activation) if shared else None
+        return RoutedAndShared(MoE(hidden_size, experts, route), wide)
 
     return llama_body(
         c,

@@ -1,8 +1,8 @@
 """Llama's body under other names: EXAONE 3 (LG AI Research 2024) and InternLM2 (Cai et al. 2024)."""
 
-from octavo.architectures.config import Config
-from octavo.architectures.gguf import UNPERMUTE, GGUFFormat
+from octavo.architectures.gguf_format import UNPERMUTE, GGUFFormat
 from octavo.architectures.llama import gated_mlp, llama_body
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.parts import CausalLM, Names, grouped_qkv
 
@@ -38,12 +38,14 @@ def exaone(c: Config) -> CausalLM:
     return llama_body(renamed, mlp=gated_mlp(renamed), names=EXAONE_NAMES)
 
 
-def internlm2_names(kv_heads: int, group: int, head_dim: int) -> Names:
+def internlm2_names(num_kv_heads: int, group: int, head_dim: int) -> Names:
     return Names(
         {
             "model.tok_embeddings": "embed",
             "model.layers.{i}.attention_norm": "layers.{i}.attention.norm",
-            "model.layers.{i}.attention.wqkv": grouped_qkv("layers.{i}.attention.inner.qkv", kv_heads, group, head_dim),
+            "model.layers.{i}.attention.wqkv": grouped_qkv(
+                "layers.{i}.attention.inner.qkv", num_kv_heads, group, head_dim
+            ),
             "model.layers.{i}.attention.wo": "layers.{i}.attention.inner.o",
             "model.layers.{i}.ffn_norm": "layers.{i}.mlp.norm",
             "model.layers.{i}.feed_forward.{w1|w3}": "layers.{i}.mlp.inner.gate_up.{gate|up}",
@@ -67,12 +69,12 @@ def internlm2_names(kv_heads: int, group: int, head_dim: int) -> Names:
     ),
 )
 def internlm2(c: Config) -> CausalLM:
-    heads, bias = c.num_attention_heads, c.bias
-    kv_heads = c.get("num_key_value_heads", heads)
+    num_heads, bias = c.num_attention_heads, c.bias
+    num_kv_heads = c.get("num_key_value_heads", num_heads)
     return llama_body(
         c,
         mlp=gated_mlp(c),
-        names=internlm2_names(kv_heads, heads // kv_heads, c.hidden_size // heads),
+        names=internlm2_names(num_kv_heads, num_heads // num_kv_heads, c.hidden_size // num_heads),
         bias=bias,
         out_bias=bias,
     )

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.architectures.config import Config
-from octavo.architectures.gguf import GGUFFormat, GGUFHeader
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.architectures.rope import rotary
+from octavo.architectures.rope import make_rope
 from octavo.parts import (
     MLP,
     Attention,
@@ -29,7 +29,7 @@ from octavo.parts import (
 QKV = "transformer.h.{i}.self_attention.query_key_value"
 
 
-def names(kv_heads: int, group: int, head_dim: int, shared: bool, two_norms: bool) -> Names:
+def names(num_kv_heads: int, group: int, head_dim: int, shared: bool, two_norms: bool) -> Names:
     """`shared`: one norm for both pieces; `two_norms`: published as ln_attn and ln_mlp."""
     attention, mlp = (
         ("layers.{i}.attention", "layers.{i}.mlp")
@@ -52,7 +52,7 @@ def names(kv_heads: int, group: int, head_dim: int, shared: bool, two_norms: boo
         {
             "transformer.word_embeddings": "embed",
             **norms,
-            QKV: grouped_qkv(f"{attention}.qkv", kv_heads, group, head_dim),
+            QKV: grouped_qkv(f"{attention}.qkv", num_kv_heads, group, head_dim),
             "transformer.h.{i}.self_attention.dense": f"{attention}.o",
             "transformer.h.{i}.mlp.dense_h_to_4h": f"{mlp}.up",
             "transformer.h.{i}.mlp.dense_4h_to_h": f"{mlp}.down",
@@ -64,11 +64,11 @@ def names(kv_heads: int, group: int, head_dim: int, shared: bool, two_norms: boo
 
 
 def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
-    kv_heads, two_norms = shared.get("num_key_value_heads", 1), "blk.0.attn_norm_2.weight" in file.tensors
+    num_kv_heads, two_norms = shared.get("num_key_value_heads", 1), "blk.0.attn_norm_2.weight" in file.tensors
     return {
-        "num_kv_heads": kv_heads,
-        "multi_query": kv_heads == 1,
-        "new_decoder_architecture": kv_heads > 1,
+        "num_kv_heads": num_kv_heads,
+        "multi_query": num_kv_heads == 1,
+        "new_decoder_architecture": num_kv_heads > 1,
         "num_ln_in_parallel_attn": 2 if two_norms else 1,
         "bias": False,
         "ffn_hidden_size": shared["intermediate_size"],
@@ -77,10 +77,10 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
 
 def _by_key_head(weight: Tensor, c: Config) -> Tensor:
     """llama.cpp stores all queries, keys, values; published is each key head with its own."""
-    heads, kv_heads = c.num_attention_heads, c.num_kv_heads
-    by_head = weight.view(heads + 2 * kv_heads, -1, *weight.shape[1:])
-    query, key, value = torch.split(by_head, [heads, kv_heads, kv_heads])
-    groups = query.view(kv_heads, heads // kv_heads, *query.shape[1:])
+    num_heads, num_kv_heads = c.num_attention_heads, c.num_kv_heads
+    by_head = weight.view(num_heads + 2 * num_kv_heads, -1, *weight.shape[1:])
+    query, key, value = torch.split(by_head, [num_heads, num_kv_heads, num_kv_heads])
+    groups = query.view(num_kv_heads, num_heads // num_kv_heads, *query.shape[1:])
     return torch.cat([groups, key.unsqueeze(1), value.unsqueeze(1)], dim=1).reshape(weight.shape)
 
 
@@ -92,31 +92,31 @@ def _by_key_head(weight: Tensor, c: Config) -> Tensor:
     gguf=GGUFFormat("falcon", config=_from_gguf, undo={QKV: _by_key_head}),
 )
 def falcon(c: Config) -> CausalLM:
-    width, heads = c.hidden_size, c.num_attention_heads
-    head_dim, bias = width // heads, c.bias
+    hidden_size, num_heads = c.hidden_size, c.num_attention_heads
+    head_dim, bias = hidden_size // num_heads, c.bias
     # The first configs of 40B say RefinedWeb and always mean the new decoder.
     said = c.stated("new_decoder_architecture")
     new = c.get("model_type") == "RefinedWeb" if said is None else said
     multi_query = c.multi_query
-    kv_heads = c.get("num_kv_heads", heads) if new else 1 if multi_query else heads
+    num_kv_heads = c.get("num_kv_heads", num_heads) if new else 1 if multi_query else num_heads
     parallel = new or c.parallel_attn
     shared = parallel and not (new and c.get("num_ln_in_parallel_attn", 2) == 2)
-    norm = partial(LayerNorm, width, c.layer_norm_epsilon)
+    norm = partial(LayerNorm, hidden_size, c.layer_norm_epsilon)
     alibi = c.alibi
     attention = partial(
         Attention,
-        width,
-        heads,
-        kv_heads,
+        hidden_size,
+        num_heads,
+        num_kv_heads,
         head_dim,
-        rotary=None if alibi else rotary(c, head_dim),
+        rope=None if alibi else make_rope(c, head_dim),
         bias=bias,
         out_bias=bias,
         # Falcon adds the bias inside the scaling.
-        alibi=alibi_slopes(heads) * head_dim**-0.5 if alibi else None,
+        alibi=alibi_slopes(num_heads) * head_dim**-0.5 if alibi else None,
     )
-    hidden = c.get("ffn_hidden_size", 4 * width)
-    mlp = partial(MLP, width, hidden, c.activation, bias=bias)
+    intermediate_size = c.get("ffn_hidden_size", 4 * hidden_size)
+    mlp = partial(MLP, hidden_size, intermediate_size, c.activation, bias=bias)
 
     def layer(i: int) -> nn.Module:
         if shared:
@@ -125,10 +125,10 @@ def falcon(c: Config) -> CausalLM:
         return wire(attention=Residual(norm(), attention()), mlp=Residual(norm(), mlp()))
 
     return CausalLM(
-        embed=Embedding(c.vocab_size, width),
+        embed=Embedding(c.vocab_size, hidden_size),
         layer=layer,
         layers=c.num_hidden_layers,
         norm=norm(),
-        head=None if c.tie_word_embeddings else Linear(width, c.vocab_size),
-        names=names(kv_heads, heads // kv_heads, head_dim, shared, two_norms=new and not shared),
+        head=None if c.tie_word_embeddings else Linear(hidden_size, c.vocab_size),
+        names=names(num_kv_heads, num_heads // num_kv_heads, head_dim, shared, two_norms=new and not shared),
     )

@@ -2,9 +2,9 @@
 
 from functools import partial
 
-from octavo.architectures.config import Config
-from octavo.architectures.gguf import GGUFFormat, minus_one
+from octavo.architectures.gguf_format import GGUFFormat, minus_one
 from octavo.architectures.llama import NAMES, llama_body
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.parts import CausalLM, GatedMLP, RMSNorm
 

@@ -3,11 +3,11 @@
 from functools import partial
 from typing import Any
 
-from octavo.architectures.config import Config
-from octavo.architectures.gguf import GGUFFormat, GGUFHeader, minus_one
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader, minus_one
 from octavo.architectures.llama import IGNORED, MLP_NAMES
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import EMBEDS, architecture
-from octavo.architectures.rope import rotary
+from octavo.architectures.rope import make_rope
 from octavo.architectures.rope_settings import FULL, SLIDING, layer_types
 from octavo.parts import Attention, Block, CausalLM, Embedding, GatedMLP, Linear, Names, Residual, RMSNorm
 
@@ -30,9 +30,9 @@ NAMES = Names(
 
 
 def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
-    width, heads, layers = shared["hidden_size"], shared["num_attention_heads"], shared["num_hidden_layers"]
+    hidden_size, num_heads, layers = shared["hidden_size"], shared["num_attention_heads"], shared["num_hidden_layers"]
     # The scale of the scores is not in the file: it is the head's width, but for 27B the width over the heads.
-    scalar = width // heads if layers == 46 else shared.get("head_dim", width // heads)
+    scalar = hidden_size // num_heads if layers == 46 else shared.get("head_dim", hidden_size // num_heads)
     return {"query_pre_attn_scalar": scalar, "hidden_activation": "gelu_pytorch_tanh"}
 
 
@@ -48,12 +48,12 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
 )
 @architecture("Gemma2Model", about="Gemma2-based embedders", examples=("BAAI/bge-multilingual-gemma2",), tasks=EMBEDS)
 def gemma2(c: Config) -> CausalLM:
-    heads, head_dim = c.num_attention_heads, c.head_dim
+    num_heads, head_dim = c.num_attention_heads, c.head_dim
     norm = partial(RMSNorm, c.hidden_size, eps=c.rms_norm_eps, offset=1.0)
     attention = partial(
         Attention,
         c.hidden_size,
-        heads,
+        num_heads,
         c.num_key_value_heads,
         head_dim,
         bias=c.attention_bias,
@@ -63,12 +63,12 @@ def gemma2(c: Config) -> CausalLM:
     )
     mlp = partial(GatedMLP, c.hidden_size, c.intermediate_size, c.hidden_activation)
     kinds = layer_types(c, [FULL if i % 2 else SLIDING for i in range(c.num_hidden_layers)])
-    turns = {kind: rotary(c, head_dim, layer=kind, layers=kinds) for kind in kinds}
+    ropes = {kind: make_rope(c, head_dim, layer=kind, layers=kinds) for kind in kinds}
     window = {SLIDING: c.get("sliding_window")}
     return CausalLM(
         embed=Embedding(c.vocab_size, c.hidden_size, scale=c.hidden_size**0.5),
         layer=lambda i: Block(
-            attention=Residual(norm(), attention(rotary=turns[kinds[i]], window=window.get(kinds[i])), norm()),
+            attention=Residual(norm(), attention(rope=ropes[kinds[i]], window=window.get(kinds[i])), norm()),
             mlp=Residual(norm(), mlp(), norm()),
         ),
         layers=c.num_hidden_layers,

@@ -2,8 +2,8 @@
 
 from functools import partial
 
-from octavo.architectures.config import Config
-from octavo.architectures.gguf import GGUFFormat, transposed_back
+from octavo.architectures.gguf_format import GGUFFormat, transposed_back
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.parts import (
     MLP,
@@ -50,7 +50,7 @@ NAMES = Names(
     ),
 )
 def gpt2(c: Config) -> CausalLM:
-    return body(c, kv_heads=c.n_head, names=NAMES)
+    return body(c, num_kv_heads=c.n_head, names=NAMES)
 
 
 BIGCODE_NAMES = Names(
@@ -69,38 +69,38 @@ BIGCODE_NAMES = Names(
 def gpt_bigcode(c: Config) -> CausalLM:
     """GPT-2 with one key and value head, and weights as [out, in]."""
     if not c.multi_query:
-        heads = c.n_head
+        num_heads = c.n_head
         names = Names(
             {
                 **BIGCODE_NAMES.table,
                 "transformer.h.{i}.attn.c_attn": grouped_qkv(
-                    "layers.{i}.attention.inner.qkv", heads, 1, c.n_embd // heads
+                    "layers.{i}.attention.inner.qkv", num_heads, 1, c.n_embd // num_heads
                 ),
             },
             ignored=NAMES.ignored,
             prefix="transformer.",
         )
-        return body(c, kv_heads=heads, names=names)
-    return body(c, kv_heads=1, names=BIGCODE_NAMES)
+        return body(c, num_kv_heads=num_heads, names=names)
+    return body(c, num_kv_heads=1, names=BIGCODE_NAMES)
 
 
-def body(c: Config, *, kv_heads: int, names: Names) -> CausalLM:
+def body(c: Config, *, num_kv_heads: int, names: Names) -> CausalLM:
     """Learned positions, layer norms, attention and feed-forward with biases."""
-    width, heads = c.n_embd, c.n_head
-    norm = partial(LayerNorm, width, eps=c.layer_norm_epsilon)
-    head_dim = width // heads
+    hidden_size, num_heads = c.n_embd, c.n_head
+    norm = partial(LayerNorm, hidden_size, eps=c.layer_norm_epsilon)
+    head_dim = hidden_size // num_heads
     scale = head_dim**-0.5 if c.scale_attn_weights else 1.0
     by_layer = c.scale_attn_by_inverse_layer_idx
-    attention = partial(Attention, width, heads, kv_heads, head_dim, bias=True, out_bias=True)
-    mlp = partial(MLP, width, c.get("n_inner", 4 * width), c.activation_function, bias=True)
+    attention = partial(Attention, hidden_size, num_heads, num_kv_heads, head_dim, bias=True, out_bias=True)
+    mlp = partial(MLP, hidden_size, c.get("n_inner", 4 * hidden_size), c.activation_function, bias=True)
     return CausalLM(
-        embed=PositionedEmbedding(Embedding(c.vocab_size, width), Embedding(c.n_positions, width)),
+        embed=PositionedEmbedding(Embedding(c.vocab_size, hidden_size), Embedding(c.n_positions, hidden_size)),
         layer=lambda i: Block(
             attention=Residual(norm(), attention(scale=scale / (i + 1) if by_layer else scale)),
             mlp=Residual(norm(), mlp()),
         ),
         layers=c.n_layer,
         norm=norm(),
-        head=None if c.tie_word_embeddings else Linear(width, c.vocab_size),
+        head=None if c.tie_word_embeddings else Linear(hidden_size, c.vocab_size),
         names=names,
     )

@@ -2,10 +2,10 @@
 
 from functools import partial
 
-from octavo.architectures.config import Config
-from octavo.architectures.gguf import GGUFFormat
+from octavo.architectures.gguf_format import GGUFFormat
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.architectures.rope import rotary
+from octavo.architectures.rope import make_rope
 from octavo.parts import (
     MLP,
     Attention,
@@ -21,13 +21,13 @@ from octavo.parts import (
 )
 
 
-def names(heads: int, head_dim: int) -> Names:
+def names(num_heads: int, head_dim: int) -> Names:
     return Names(
         {
             "gpt_neox.embed_in": "embed",
             "gpt_neox.layers.{i}.input_layernorm": "layers.{i}.attention.norm",
             "gpt_neox.layers.{i}.attention.query_key_value": grouped_qkv(
-                "layers.{i}.attention.inner.qkv", heads, 1, head_dim
+                "layers.{i}.attention.inner.qkv", num_heads, 1, head_dim
             ),
             "gpt_neox.layers.{i}.attention.dense": "layers.{i}.attention.inner.o",
             "gpt_neox.layers.{i}.post_attention_layernorm": "layers.{i}.mlp.norm",
@@ -60,18 +60,18 @@ def names(heads: int, head_dim: int) -> Names:
     ),
 )
 def gpt_neox(c: Config) -> CausalLM:
-    width, heads = c.hidden_size, c.num_attention_heads
-    head_dim, bias = width // heads, c.attention_bias
-    norm = partial(LayerNorm, width, c.layer_norm_eps)
-    turn = rotary(c, head_dim)
-    attention = partial(Attention, width, heads, heads, head_dim, rotary=turn, bias=bias, out_bias=bias)
-    mlp = partial(MLP, width, c.intermediate_size, c.hidden_act, bias=True)
+    hidden_size, num_heads = c.hidden_size, c.num_attention_heads
+    head_dim, bias = hidden_size // num_heads, c.attention_bias
+    norm = partial(LayerNorm, hidden_size, c.layer_norm_eps)
+    rope = make_rope(c, head_dim)
+    attention = partial(Attention, hidden_size, num_heads, num_heads, head_dim, rope=rope, bias=bias, out_bias=bias)
+    mlp = partial(MLP, hidden_size, c.intermediate_size, c.hidden_act, bias=True)
     wire = SideBySide if c.use_parallel_residual else Block
     return CausalLM(
-        embed=Embedding(c.vocab_size, width),
+        embed=Embedding(c.vocab_size, hidden_size),
         layer=lambda i: wire(attention=Residual(norm(), attention()), mlp=Residual(norm(), mlp())),
         layers=c.num_hidden_layers,
         norm=norm(),
-        head=None if c.tie_word_embeddings else Linear(width, c.vocab_size),
-        names=names(heads, head_dim),
+        head=None if c.tie_word_embeddings else Linear(hidden_size, c.vocab_size),
+        names=names(num_heads, head_dim),
     )

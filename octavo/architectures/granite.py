@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.architectures.config import Config
-from octavo.architectures.gguf import UNPERMUTE, GGUFFormat, GGUFHeader
+from octavo.architectures.gguf_format import UNPERMUTE, GGUFFormat, GGUFHeader
 from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, gated_mlp, llama_body
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.parts import CausalLM, GatedMLP, MoE, Names, stacked
 
@@ -38,7 +38,7 @@ def multipliers(c: Config) -> dict[str, Any]:
     }
 
 
-def choose_then_softmax(top_k: int, logits: Tensor) -> tuple[Tensor, Tensor]:
+def topk_then_softmax(top_k: int, logits: Tensor) -> tuple[Tensor, Tensor]:
     """The softmax of the chosen experts' logits alone."""
     values, experts = logits.topk(top_k, dim=-1)
     return torch.softmax(values, -1), experts
@@ -79,11 +79,11 @@ def granite(c: Config) -> CausalLM:
 )
 def granite_moe(c: Config) -> CausalLM:
     expert = partial(GatedMLP, c.hidden_size, c.intermediate_size, c.hidden_act)
-    choose = partial(choose_then_softmax, c.num_experts_per_tok)
+    route = partial(topk_then_softmax, c.num_experts_per_tok)
     count = c.num_local_experts
     return llama_body(
         c,
-        mlp=lambda layer: MoE(c.hidden_size, [expert() for _ in range(count)], choose),
+        mlp=lambda layer: MoE(c.hidden_size, [expert() for _ in range(count)], route),
         names=MOE_NAMES,
         **multipliers(c),
     )

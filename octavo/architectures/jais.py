@@ -2,8 +2,8 @@
 
 from functools import partial
 
-from octavo.architectures.config import Config
-from octavo.architectures.gguf import GGUFFormat, transposed_back
+from octavo.architectures.gguf_format import GGUFFormat, transposed_back
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.parts import (
     MLP,
@@ -61,9 +61,9 @@ def names(alibi: bool, gated: bool) -> Names:
     ),
 )
 def jais(c: Config) -> CausalLM:
-    width, heads = c.n_embd, c.n_head
-    head_dim, hidden = width // heads, c.get("n_inner", 4 * width)
-    norm = partial(LayerNorm, width, c.layer_norm_epsilon)
+    hidden_size, num_heads = c.n_embd, c.n_head
+    head_dim, intermediate_size = hidden_size // num_heads, c.get("n_inner", 4 * hidden_size)
+    norm = partial(LayerNorm, hidden_size, c.layer_norm_epsilon)
     by_width = c.first(
         "mup_scale_qk_dot_by_d",
         "scale_qk_dot_by_d",
@@ -71,30 +71,34 @@ def jais(c: Config) -> CausalLM:
     alibi = c.position_embedding_type == "alibi"
     attention = partial(
         Attention,
-        width,
-        heads,
-        heads,
+        hidden_size,
+        num_heads,
+        num_heads,
         head_dim,
         bias=True,
         out_bias=True,
         scale=1.0 / head_dim if by_width else head_dim**-0.5,
-        alibi=alibi_slopes(heads) if alibi else None,
+        alibi=alibi_slopes(num_heads) if alibi else None,
     )
     activation = c.activation_function
     gated = activation == "swiglu"
-    mlp = partial(GatedMLP, width, hidden, "silu", True) if gated else partial(MLP, width, hidden, activation, True)
+    mlp = (
+        partial(GatedMLP, hidden_size, intermediate_size, "silu", True)
+        if gated
+        else partial(MLP, hidden_size, intermediate_size, activation, True)
+    )
     scale = c.first("mup_embeddings_scale", "embeddings_scale")
     embed = (
-        Embedding(c.vocab_size, width, scale)
+        Embedding(c.vocab_size, hidden_size, scale)
         if alibi
-        else PositionedEmbedding(Embedding(c.vocab_size, width), Embedding(c.n_positions, width), scale)
+        else PositionedEmbedding(Embedding(c.vocab_size, hidden_size), Embedding(c.n_positions, hidden_size), scale)
     )
     return CausalLM(
         embed=embed,
         layer=lambda i: Block(attention=Residual(norm(), attention()), mlp=Residual(norm(), mlp())),
         layers=c.n_layer,
         norm=norm(),
-        head=None if c.tie_word_embeddings else Linear(width, c.vocab_size),
+        head=None if c.tie_word_embeddings else Linear(hidden_size, c.vocab_size),
         names=names(alibi, gated),
         logit_scale=c.mup_output_alpha * c.first("mup_width_scale", "width_scale"),
     )

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from octavo.architectures.config import Config
-from octavo.architectures.gguf import GGUFFormat, GGUFHeader
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.mamba import drop_middle
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.parts import (
     Attention,
@@ -24,7 +24,7 @@ from octavo.parts import (
     Residual,
     RMSNorm,
     parameter,
-    softmax_then_choose,
+    softmax_then_topk,
 )
 
 MIXER, MLP = "layers.{i}.mixer.inner", "layers.{i}.mlp.inner"
@@ -58,11 +58,11 @@ def _every(layers: range, period: int, offset: int) -> list[int]:
 
 
 def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
-    layers, kv_heads = range(shared["num_hidden_layers"]), shared["num_key_value_heads"]
+    layers, num_kv_heads = range(shared["num_hidden_layers"]), shared["num_key_value_heads"]
     return {
-        "attention_layers": [i for i in layers if kv_heads[i]],
+        "attention_layers": [i for i in layers if num_kv_heads[i]],
         "expert_layers": [i for i in layers if f"blk.{i}.ffn_gate_inp.weight" in file.tensors],
-        "num_key_value_heads": max(kv_heads),
+        "num_key_value_heads": max(num_kv_heads),
         "mamba_d_state": file.value("ssm.state_size"),
         "mamba_d_conv": file.value("ssm.conv_kernel"),
         "mamba_expand": file.value("ssm.inner_size") / shared["hidden_size"],
@@ -77,26 +77,31 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
     gguf=GGUFFormat("jamba", config=_from_gguf, undo={"model.layers.{i}.mamba.A_log": lambda a, c: torch.log(-a)}),
 )
 def jamba(c: Config) -> CausalLM:
-    width, heads, rank = c.hidden_size, c.num_attention_heads, c.mamba_dt_rank
-    norm = partial(RMSNorm, width, c.rms_norm_eps)
+    hidden_size, num_heads, rank = c.hidden_size, c.num_attention_heads, c.mamba_dt_rank
+    norm = partial(RMSNorm, hidden_size, c.rms_norm_eps)
     activation = c.hidden_act
     mamba = partial(
         MambaMixer,
-        width,
-        int(c.mamba_expand * width),
+        hidden_size,
+        int(c.mamba_expand * hidden_size),
         c.mamba_d_state,
         c.mamba_d_conv,
-        rank if isinstance(rank, int) else math.ceil(width / 16),
+        rank if isinstance(rank, int) else math.ceil(hidden_size / 16),
         activation,
         bias=c.mamba_proj_bias,
         conv_bias=c.mamba_conv_bias,
         inner_norm=partial(RMSNorm, eps=c.rms_norm_eps),
     )
     attention = partial(
-        Attention, width, heads, c.get("num_key_value_heads", heads), width // heads, window=c.get("sliding_window")
+        Attention,
+        hidden_size,
+        num_heads,
+        c.get("num_key_value_heads", num_heads),
+        hidden_size // num_heads,
+        window=c.get("sliding_window"),
     )
-    mlp = partial(GatedMLP, width, c.intermediate_size, activation)
-    count, choose = c.num_experts, softmax_then_choose(c.num_experts_per_tok, renormalize=False)
+    mlp = partial(GatedMLP, hidden_size, c.intermediate_size, activation)
+    count, route = c.num_experts, softmax_then_topk(c.num_experts_per_tok, renormalize=False)
 
     layers = range(c.num_hidden_layers)
     attention_at = c.get("attention_layers") or _every(layers, c.attn_layer_period, c.attn_layer_offset)
@@ -104,14 +109,14 @@ def jamba(c: Config) -> CausalLM:
 
     def layer(i: int) -> Block:
         attends, sparse = i in attention_at, count > 1 and i in experts_at
-        feed_forward: nn.Module = MoE(width, [mlp() for _ in range(count)], choose) if sparse else mlp()
+        feed_forward: nn.Module = MoE(hidden_size, [mlp() for _ in range(count)], route) if sparse else mlp()
         return Block(mixer=Residual(norm(), attention() if attends else mamba()), mlp=Residual(norm(), feed_forward))
 
     return CausalLM(
-        embed=Embedding(c.vocab_size, width),
+        embed=Embedding(c.vocab_size, hidden_size),
         layer=layer,
         layers=c.num_hidden_layers,
         norm=norm(),
-        head=None if c.tie_word_embeddings else Linear(width, c.vocab_size),
+        head=None if c.tie_word_embeddings else Linear(hidden_size, c.vocab_size),
         names=NAMES,
     )

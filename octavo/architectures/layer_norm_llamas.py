@@ -2,9 +2,9 @@
 
 from functools import partial
 
-from octavo.architectures.config import Config
-from octavo.architectures.gguf import UNPERMUTE, GGUFFormat, minus_one
+from octavo.architectures.gguf_format import UNPERMUTE, GGUFFormat, minus_one
 from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, gated_mlp, llama_body
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.parts import MLP, CausalLM, Clip, LayerNorm, Names
 
@@ -33,7 +33,7 @@ def olmo(c: Config) -> CausalLM:
         c,
         mlp=gated_mlp(c),
         norm=partial(LayerNorm, c.hidden_size, 1e-5, weight=False, bias=False),
-        adjust=lambda: None if limit is None else Clip(limit),
+        qk_transform=lambda: None if limit is None else Clip(limit),
         bias=bias,
         out_bias=bias,
     )

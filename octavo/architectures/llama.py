@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from octavo.architectures.config import Config
-from octavo.architectures.gguf import UNPERMUTE, GGUFFormat
+from octavo.architectures.gguf_format import UNPERMUTE, GGUFFormat
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import EMBEDS, architecture
-from octavo.architectures.rope import rotary
+from octavo.architectures.rope import make_rope
 from octavo.architectures.rope_settings import layer_type
 from octavo.parts import Attention, Block, CausalLM, Embedding, GatedMLP, Linear, Names, Residual, RMSNorm
 
@@ -46,7 +46,7 @@ def llama_body(
     attend: Callable[[int], nn.Module] | None = None,
     window: Callable[[int], int | None] = lambda layer: None,
     rotates: bool = True,
-    adjust: Callable[[], nn.Module | None] = lambda: None,
+    qk_transform: Callable[[], nn.Module | None] = lambda: None,
     embed_scale: float = 1.0,
     residual_scale: float = 1.0,
     logit_scale: float = 1.0,
@@ -63,28 +63,28 @@ def llama_body(
         layer: wires the two residuals of the layer of a given index.
         attend: makes the attention of the layer of a given index, in place of the usual one.
         window: each layer's sliding window.
-        rotates: whether positions come by rotary.
-        adjust: makes what changes queries and keys before rotary.
+        rotates: whether positions come by rope.
+        qk_transform: makes what changes queries and keys before rope.
         embed_scale, residual_scale, logit_scale: multipliers.
         tied_if_absent: where the config does not say, the head is tied if the checkpoint stores none.
         head_bias: whether the head has a bias.
         attention: more of Attention's arguments (biases, scale).
     """
-    heads = c.num_attention_heads
-    head_dim = c.get("head_dim", c.hidden_size // heads)
+    num_heads = c.num_attention_heads
+    head_dim = c.get("head_dim", c.hidden_size // num_heads)
     kinds = [layer_type(window(i)) for i in range(c.num_hidden_layers)]
-    turns = {kind: rotary(c, head_dim, layer=kind, layers=kinds) for kind in kinds if rotates and not attend}
+    ropes = {kind: make_rope(c, head_dim, layer=kind, layers=kinds) for kind in kinds if rotates and not attend}
     norm = norm or partial(RMSNorm, c.hidden_size, eps=c.rms_norm_eps)
 
     def usual(i: int) -> nn.Module:
         return Attention(
             c.hidden_size,
-            heads,
-            c.get("num_key_value_heads", heads),
+            num_heads,
+            c.get("num_key_value_heads", num_heads),
             head_dim,
-            rotary=turns.get(kinds[i]),
+            rope=ropes.get(kinds[i]),
             window=window(i),
-            adjust=adjust(),
+            qk_transform=qk_transform(),
             **attention,
         )
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.architectures.config import Config
-from octavo.architectures.gguf import GGUFFormat, GGUFHeader
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.ops import Kernels
 from octavo.ops.norm import rms_norm
@@ -72,12 +72,12 @@ def mamba(c: Config) -> CausalLM:
 class PlainRMSNorm(nn.Module):
     """A root mean square norm without weights."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, size: int, eps: float) -> None:
         super().__init__()
-        self.width, self.eps = width, eps
+        self.size, self.eps = size, eps
 
     def prepare(self, kernels: Kernels) -> None:
-        self._ones = torch.ones(self.width, device=kernels.device)
+        self._ones = torch.ones(self.size, device=kernels.device)
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self._ones, self.eps)
@@ -95,27 +95,27 @@ def falcon_mamba(c: Config) -> CausalLM:
 
 def body(c: Config, *, inner_norm: Callable[[int], nn.Module] | None = None) -> CausalLM:
     """Mixers behind norms, nothing else."""
-    width = c.hidden_size
-    norm = partial(RMSNorm, width, eps=c.layer_norm_epsilon)
-    channels = c.get("intermediate_size", int(c.expand * width))
+    hidden_size = c.hidden_size
+    norm = partial(RMSNorm, hidden_size, eps=c.layer_norm_epsilon)
+    channels = c.get("intermediate_size", int(c.expand * hidden_size))
     rank = c.get("time_step_rank")
     mixer = partial(
         MambaMixer,
-        width,
+        hidden_size,
         channels,
         c.state_size,
         c.conv_kernel,
-        rank if isinstance(rank, int) else math.ceil(width / 16),  # "auto"
+        rank if isinstance(rank, int) else math.ceil(hidden_size / 16),  # "auto"
         c.hidden_act,
         bias=c.use_bias,
         conv_bias=c.use_conv_bias,
         inner_norm=inner_norm,
     )
     return CausalLM(
-        embed=Embedding(c.vocab_size, width),
+        embed=Embedding(c.vocab_size, hidden_size),
         layer=lambda i: Block(mixer=Residual(norm(), mixer())),
         layers=c.num_hidden_layers,
         norm=norm(),
-        head=None if c.tie_word_embeddings else Linear(width, c.vocab_size),
+        head=None if c.tie_word_embeddings else Linear(hidden_size, c.vocab_size),
         names=NAMES,
     )

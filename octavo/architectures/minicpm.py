@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.architectures.config import Config
-from octavo.architectures.gguf import UNPERMUTE, GGUFFormat, GGUFHeader
+from octavo.architectures.gguf_format import UNPERMUTE, GGUFFormat, GGUFHeader
 from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES, gated_mlp, llama_body
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.parts import Batch, CausalLM, GatedMLP, Linear, MoE, Names, softmax_then_choose
+from octavo.parts import Batch, CausalLM, GatedMLP, Linear, MoE, Names, softmax_then_topk
 
 NAMES = Names(
     {
@@ -28,10 +28,10 @@ NAMES = Names(
 class FatReluMLP(nn.Module):
     """`down(gate(x) * up(x))` where the gate is above a threshold, and zero elsewhere (MiniCPM-S)."""
 
-    def __init__(self, width: int, hidden: int, threshold: float) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int, threshold: float) -> None:
         super().__init__()
-        self.gate_up = Linear(width, {"gate": hidden, "up": hidden})
-        self.down = Linear(hidden, width)
+        self.gate_up = Linear(hidden_size, {"gate": intermediate_size, "up": intermediate_size})
+        self.down = Linear(intermediate_size, hidden_size)
         self.threshold = threshold
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
@@ -57,15 +57,15 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
     gguf=GGUFFormat("minicpm", config=_from_gguf, undo=UNPERMUTE),
 )
 def minicpm(c: Config) -> CausalLM:
-    width, hidden, count = c.hidden_size, c.intermediate_size, c.num_experts
-    expert = partial(GatedMLP, width, hidden, "silu")
-    choose = softmax_then_choose(c.num_experts_per_tok)
+    hidden_size, intermediate_size, count = c.hidden_size, c.intermediate_size, c.num_experts
+    expert = partial(GatedMLP, hidden_size, intermediate_size, "silu")
+    route = softmax_then_topk(c.num_experts_per_tok)
 
     def mlp(layer: int) -> nn.Module:
         if count:
-            return MoE(width, [expert() for _ in range(count)], choose)
+            return MoE(hidden_size, [expert() for _ in range(count)], route)
         if c.hidden_act == "fatrelu":
-            return FatReluMLP(width, hidden, c.hidden_act_param)
+            return FatReluMLP(hidden_size, intermediate_size, c.hidden_act_param)
         return gated_mlp(c)(layer)
 
     bias = c.attention_bias
@@ -75,7 +75,7 @@ def minicpm(c: Config) -> CausalLM:
         names=NAMES,
         embed_scale=c.scale_emb,
         residual_scale=c.scale_depth / c.num_hidden_layers**0.5,
-        logit_scale=c.get("dim_model_base", width) / width,
+        logit_scale=c.get("dim_model_base", hidden_size) / hidden_size,
         tied_if_absent=True,
         bias=bias,
         out_bias=bias,

@@ -2,11 +2,11 @@
 
 from functools import partial
 
-from octavo.architectures.config import Config
-from octavo.architectures.gguf import UNPERMUTE, GGUFFormat
+from octavo.architectures.gguf_format import UNPERMUTE, GGUFFormat
 from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, gated_mlp, llama_body
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import EMBEDS, architecture
-from octavo.parts import CausalLM, GatedMLP, MoE, Names, softmax_then_choose
+from octavo.parts import CausalLM, GatedMLP, MoE, Names, softmax_then_topk
 
 MIXTRAL_NAMES = Names(
     {
@@ -45,6 +45,6 @@ def mixtral(c: Config) -> CausalLM:
     return llama_body(
         c,
         window=lambda layer: c.get("sliding_window"),
-        mlp=lambda layer: MoE(c.hidden_size, [expert() for _ in range(count)], softmax_then_choose(top_k)),
+        mlp=lambda layer: MoE(c.hidden_size, [expert() for _ in range(count)], softmax_then_topk(top_k)),
         names=MIXTRAL_NAMES,
     )

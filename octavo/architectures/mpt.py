@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from octavo.architectures.config import Config
-from octavo.architectures.gguf import GGUFFormat, GGUFHeader
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.parts import (
     MLP,
@@ -26,14 +26,14 @@ from octavo.parts import (
 
 
 def names(clipped: bool) -> Names:
-    adjust = "layers.{i}.attention.inner.adjust" + (".after" if clipped else "")
+    qk_transform = "layers.{i}.attention.inner.qk_transform" + (".after" if clipped else "")
     return Names(
         {
             "transformer.wte": "embed.tokens",
             "transformer.wpe": "embed.positions",
             "transformer.blocks.{i}.norm_1": "layers.{i}.attention.norm",
             "transformer.blocks.{i}.attn.Wqkv": "layers.{i}.attention.inner.qkv",
-            "transformer.blocks.{i}.attn.{q|k}_ln": adjust + ".{q|k}",
+            "transformer.blocks.{i}.attn.{q|k}_ln": qk_transform + ".{q|k}",
             "transformer.blocks.{i}.attn.out_proj": "layers.{i}.attention.inner.o",
             "transformer.blocks.{i}.norm_2": "layers.{i}.mlp.norm",
             "transformer.blocks.{i}.ffn.up_proj": "layers.{i}.mlp.inner.up",
@@ -73,47 +73,49 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
     gguf=GGUFFormat("mpt", config=_from_gguf),
 )
 def mpt(c: Config) -> CausalLM:
-    width, heads, bias = c.d_model, c.n_heads, not c.no_bias
+    hidden_size, num_heads, bias = c.d_model, c.n_heads, not c.no_bias
     settings = c.section("attn_config")
-    head_dim, eps = width // heads, c.layer_norm_epsilon
-    kv_heads = settings.get("kv_n_heads") or (1 if settings.attn_type == "multiquery_attention" else heads)
+    head_dim, eps = hidden_size // num_heads, c.layer_norm_epsilon
+    num_kv_heads = settings.get("kv_n_heads") or (1 if settings.attn_type == "multiquery_attention" else num_heads)
     limit = settings.get("clip_qkv")
-    norm = partial(LayerNorm, width, eps, bias=bias)
+    norm = partial(LayerNorm, hidden_size, eps, bias=bias)
 
-    def adjust() -> nn.Module | None:
+    def qk_transform() -> nn.Module | None:
         """Clipped first, then normed over the full width."""
         norms = None
         if settings.qk_ln:
-            q, k = LayerNorm(width, eps, bias=bias), LayerNorm(kv_heads * head_dim, eps, bias=bias)
-            norms = QKNorm(heads, kv_heads, q, k, full_width=True)
+            q, k = LayerNorm(hidden_size, eps, bias=bias), LayerNorm(num_kv_heads * head_dim, eps, bias=bias)
+            norms = QKNorm(num_heads, num_kv_heads, q, k, full_width=True)
         return norms if limit is None else Clip(limit, norms)
 
     alibi = settings.alibi
     attention = partial(
         Attention,
-        width,
-        heads,
-        kv_heads,
+        hidden_size,
+        num_heads,
+        num_kv_heads,
         head_dim,
         bias=bias,
         out_bias=bias,
         scale=settings.get("softmax_scale"),
-        alibi=alibi_slopes(heads, settings.alibi_bias_max) if alibi else None,
+        alibi=alibi_slopes(num_heads, settings.alibi_bias_max) if alibi else None,
     )
-    mlp = partial(MLP, width, int(c.expansion_ratio * width), "gelu", bias=bias)
-    tokens = Embedding(c.vocab_size, width)
+    mlp = partial(MLP, hidden_size, int(c.expansion_ratio * hidden_size), "gelu", bias=bias)
+    tokens = Embedding(c.vocab_size, hidden_size)
     learned = c.learned_pos_emb and not alibi
-    embed = PositionedEmbedding(tokens, Embedding(c.max_seq_len, width)) if learned else tokens
+    embed = PositionedEmbedding(tokens, Embedding(c.max_seq_len, hidden_size)) if learned else tokens
     scale: float | str = c.get("logit_scale", 1.0)
     table = names(limit is not None).table
     if not learned:
         table = {**table, "transformer.wte": "embed"}
     return CausalLM(
         embed=embed,
-        layer=lambda i: Block(attention=Residual(norm(), attention(adjust=adjust())), mlp=Residual(norm(), mlp())),
+        layer=lambda i: Block(
+            attention=Residual(norm(), attention(qk_transform=qk_transform())), mlp=Residual(norm(), mlp())
+        ),
         layers=c.n_layers,
         norm=norm(),
-        head=None if c.tie_word_embeddings else Linear(width, c.vocab_size),
+        head=None if c.tie_word_embeddings else Linear(hidden_size, c.vocab_size),
         names=Names(table, prefix="transformer."),
-        logit_scale=width**-0.5 if scale == "inv_sqrt_d_model" else float(scale),
+        logit_scale=hidden_size**-0.5 if scale == "inv_sqrt_d_model" else float(scale),
     )

@@ -4,7 +4,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from octavo.architectures.config import Config
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.parts import (
     MLP,
@@ -74,18 +74,20 @@ class Ending(nn.Module):
 
 @architecture("OPTForCausalLM", about="OPT, OPT-IML", examples=("facebook/opt-66b", "facebook/opt-iml-max-30b"))
 def opt(c: Config) -> CausalLM:
-    width, heads, bias = c.hidden_size, c.num_attention_heads, c.enable_bias
-    narrow = c.get("word_embed_proj_dim", width)
+    hidden_size, num_heads, bias = c.hidden_size, c.num_attention_heads, c.enable_bias
+    narrow = c.get("word_embed_proj_dim", hidden_size)
     before = c.do_layer_norm_before
     affine = c.layer_norm_elementwise_affine
-    norm = partial(LayerNorm, width, 1e-5, weight=affine, bias=affine)
-    attention = partial(Attention, width, heads, heads, width // heads, bias=bias, out_bias=bias)
-    mlp = partial(MLP, width, c.ffn_dim, c.activation_function, bias=bias)
+    norm = partial(LayerNorm, hidden_size, 1e-5, weight=affine, bias=affine)
+    attention = partial(
+        Attention, hidden_size, num_heads, num_heads, hidden_size // num_heads, bias=bias, out_bias=bias
+    )
+    mlp = partial(MLP, hidden_size, c.ffn_dim, c.activation_function, bias=bias)
     residual = Residual if before else PostNorm
     last = norm() if before and not c._remove_final_layer_norm else None
-    into = Linear(narrow, width) if narrow != width else None
-    out = Linear(width, narrow) if narrow != width else None
-    positions = Embedding(c.max_position_embeddings, width)
+    into = Linear(narrow, hidden_size) if narrow != hidden_size else None
+    out = Linear(hidden_size, narrow) if narrow != hidden_size else None
+    positions = Embedding(c.max_position_embeddings, hidden_size)
     return CausalLM(
         embed=ProjectedEmbedding(Embedding(c.vocab_size, narrow), positions, into),
         layer=lambda i: Block(attention=residual(norm(), attention()), mlp=residual(norm(), mlp())),

@@ -2,10 +2,10 @@
 
 from functools import partial
 
-from octavo.architectures.config import Config
-from octavo.architectures.gguf import GGUFFormat
+from octavo.architectures.gguf_format import GGUFFormat
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.architectures.rope import rotary
+from octavo.architectures.rope import make_rope
 from octavo.parts import MLP, Attention, CausalLM, Embedding, LayerNorm, Linear, Names, QKNorm, SharedNorm
 
 PHI_NAMES = Names(
@@ -13,7 +13,7 @@ PHI_NAMES = Names(
         "model.embed_tokens": "embed",
         "model.layers.{i}.input_layernorm": "layers.{i}.norm",
         "model.layers.{i}.self_attn.{q|k|v}_proj": "layers.{i}.attention.qkv.{q|k|v}",
-        "model.layers.{i}.self_attn.{q|k}_layernorm": "layers.{i}.attention.adjust.{q|k}",
+        "model.layers.{i}.self_attn.{q|k}_layernorm": "layers.{i}.attention.qk_transform.{q|k}",
         "model.layers.{i}.self_attn.dense": "layers.{i}.attention.o",
         "model.layers.{i}.mlp.fc1": "layers.{i}.mlp.up",
         "model.layers.{i}.mlp.fc2": "layers.{i}.mlp.down",
@@ -26,23 +26,32 @@ PHI_NAMES = Names(
 
 @architecture("PhiForCausalLM", about="Phi", examples=("microsoft/phi-1_5", "microsoft/phi-2"), gguf=GGUFFormat("phi2"))
 def phi(c: Config) -> CausalLM:
-    width, heads, eps = c.hidden_size, c.num_attention_heads, c.layer_norm_eps
-    kv_heads, head_dim = c.get("num_key_value_heads", heads), width // heads
-    norm = partial(LayerNorm, width, eps)
-    turn = rotary(c, head_dim)
+    hidden_size, num_heads, eps = c.hidden_size, c.num_attention_heads, c.layer_norm_eps
+    num_kv_heads, head_dim = c.get("num_key_value_heads", num_heads), hidden_size // num_heads
+    norm = partial(LayerNorm, hidden_size, eps)
+    rope = make_rope(c, head_dim)
 
     def attention() -> Attention:
         norms = LayerNorm(head_dim, eps), LayerNorm(head_dim, eps)
-        adjust = QKNorm(heads, kv_heads, *norms) if c.qk_layernorm else None
-        return Attention(width, heads, kv_heads, head_dim, rotary=turn, bias=True, out_bias=True, adjust=adjust)
+        qk_transform = QKNorm(num_heads, num_kv_heads, *norms) if c.qk_layernorm else None
+        return Attention(
+            hidden_size,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            rope=rope,
+            bias=True,
+            out_bias=True,
+            qk_transform=qk_transform,
+        )
 
-    mlp = partial(MLP, width, c.intermediate_size, c.hidden_act, bias=True)
+    mlp = partial(MLP, hidden_size, c.intermediate_size, c.hidden_act, bias=True)
     return CausalLM(
-        embed=Embedding(c.vocab_size, width),
+        embed=Embedding(c.vocab_size, hidden_size),
         layer=lambda i: SharedNorm(norm(), attention=attention(), mlp=mlp()),
         layers=c.num_hidden_layers,
         norm=norm(),
-        head=Linear(width, c.vocab_size, bias=True),
+        head=Linear(hidden_size, c.vocab_size, bias=True),
         names=PHI_NAMES,
     )
 
@@ -66,18 +75,18 @@ GPTJ_NAMES = Names(
 
 @architecture("GPTJForCausalLM", about="GPT-J", examples=("EleutherAI/gpt-j-6b", "nomic-ai/gpt4all-j"))
 def gptj(c: Config) -> CausalLM:
-    width, heads = c.n_embd, c.n_head
-    head_dim = width // heads
-    norm = partial(LayerNorm, width, c.layer_norm_epsilon)
-    turn = rotary(c, c.get("rotary_dim", head_dim), base=10000.0, partial=False, interleaved=True)
-    attention = partial(Attention, width, heads, heads, head_dim, rotary=turn)
-    hidden = c.get("n_inner", 4 * width)
-    mlp = partial(MLP, width, hidden, c.activation_function, bias=True)
+    hidden_size, num_heads = c.n_embd, c.n_head
+    head_dim = hidden_size // num_heads
+    norm = partial(LayerNorm, hidden_size, c.layer_norm_epsilon)
+    rope = make_rope(c, c.get("rotary_dim", head_dim), base=10000.0, partial=False, interleaved=True)
+    attention = partial(Attention, hidden_size, num_heads, num_heads, head_dim, rope=rope)
+    intermediate_size = c.get("n_inner", 4 * hidden_size)
+    mlp = partial(MLP, hidden_size, intermediate_size, c.activation_function, bias=True)
     return CausalLM(
-        embed=Embedding(c.vocab_size, width),
+        embed=Embedding(c.vocab_size, hidden_size),
         layer=lambda i: SharedNorm(norm(), attention=attention(), mlp=mlp()),
         layers=c.n_layer,
         norm=norm(),
-        head=Linear(width, c.vocab_size, bias=True),
+        head=Linear(hidden_size, c.vocab_size, bias=True),
         names=GPTJ_NAMES,
     )

@@ -5,10 +5,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from octavo.architectures.config import Config
-from octavo.architectures.gguf import GGUFFormat
+from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.llama import FRAME_NAMES, IGNORED, gated_mlp, llama_body
 from octavo.architectures.mistral import MIXTRAL_NAMES
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.errors import UnsupportedModelError
 from octavo.parts import CausalLM, GatedMLP, LayerNorm, MoE, Names
@@ -70,13 +70,13 @@ def sparse_mixer(noise: float, logits: Tensor) -> tuple[Tensor, Tensor]:
 def phimoe(c: Config) -> CausalLM:
     bias = c.attention_bias
     expert = partial(GatedMLP, c.hidden_size, c.intermediate_size, c.hidden_act)
-    choose = partial(sparse_mixer, c.router_jitter_noise)
+    route = partial(sparse_mixer, c.router_jitter_noise)
     count = c.num_local_experts
     if c.num_experts_per_tok != 2:
         raise UnsupportedModelError("config.json: num_experts_per_tok must be 2; the sparse mixer chooses two experts.")
     return llama_body(
         c,
-        mlp=lambda layer: MoE(c.hidden_size, [expert() for _ in range(count)], choose),
+        mlp=lambda layer: MoE(c.hidden_size, [expert() for _ in range(count)], route),
         names=MIXTRAL_NAMES,
         norm=partial(LayerNorm, c.hidden_size, c.rms_norm_eps),
         window=lambda layer: c.get("sliding_window"),

@@ -5,9 +5,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from octavo.architectures.config import Config
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.architectures.rope import rotary
+from octavo.architectures.rope import make_rope
 from octavo.ops import BlockSparse
 from octavo.ops.activation import quick_gelu
 from octavo.parts import (
@@ -24,13 +24,13 @@ from octavo.parts import (
 )
 
 
-def names(kv_heads: int, group: int, head_dim: int) -> Names:
+def names(num_kv_heads: int, group: int, head_dim: int) -> Names:
     return Names(
         {
             "model.embed_tokens": "embed",
             "model.layers.{i}.input_layernorm": "layers.{i}.attention.norm",
             "model.layers.{i}.self_attn.query_key_value": grouped_qkv(
-                "layers.{i}.attention.inner.qkv", kv_heads, group, head_dim
+                "layers.{i}.attention.inner.qkv", num_kv_heads, group, head_dim
             ),
             "model.layers.{i}.self_attn.dense": "layers.{i}.attention.inner.o",
             "model.layers.{i}.post_attention_layernorm": "layers.{i}.mlp.norm",
@@ -46,10 +46,10 @@ def names(kv_heads: int, group: int, head_dim: int) -> Names:
 class GegeluMLP(nn.Module):
     """`down(quick_gelu(gate) * (up + 1))`, gate and up being neighbours in the projection, and clamped."""
 
-    def __init__(self, width: int, hidden: int, limit: float | None) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int, limit: float | None) -> None:
         super().__init__()
-        self.up = Linear(width, 2 * hidden, bias=True)
-        self.down = Linear(hidden, width, bias=True)
+        self.up = Linear(hidden_size, 2 * intermediate_size, bias=True)
+        self.down = Linear(intermediate_size, hidden_size, bias=True)
         self.limit = torch.inf if limit is None else limit
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
@@ -63,8 +63,8 @@ class WithoutDummies(CausalLM):
 
     dummies: list[int]
 
-    def adjust(self, logits: Tensor) -> Tensor:
-        logits = super().adjust(logits)
+    def process_logits(self, logits: Tensor) -> Tensor:
+        logits = super().process_logits(logits)
         logits[:, self.dummies] = torch.finfo(torch.float32).min
         return logits
 
@@ -75,8 +75,8 @@ class WithoutDummies(CausalLM):
     examples=("microsoft/Phi-3-small-8k-instruct", "microsoft/Phi-3-small-128k-instruct"),
 )
 def phi3_small(c: Config) -> CausalLM:
-    width, heads, hidden = c.hidden_size, c.num_attention_heads, c.ff_intermediate_size
-    kv_heads, head_dim = c.get("num_key_value_heads", heads), width // heads
+    hidden_size, num_heads, intermediate_size = c.hidden_size, c.num_attention_heads, c.ff_intermediate_size
+    num_kv_heads, head_dim = c.get("num_key_value_heads", num_heads), hidden_size // num_heads
     multiplier = c.mup_attn_multiplier
     stride, every = c.blocksparse_vert_stride, c.dense_attention_every_n_layers
     scaling = (
@@ -86,11 +86,11 @@ def phi3_small(c: Config) -> CausalLM:
     )
     attention = partial(
         Attention,
-        width,
-        heads,
-        kv_heads,
+        hidden_size,
+        num_heads,
+        num_kv_heads,
         head_dim,
-        rotary=rotary(c.replace(rope_scaling=scaling), head_dim),
+        rope=make_rope(c.replace(rope_scaling=scaling), head_dim),
         bias=True,
         out_bias=True,
         scale=multiplier / head_dim if c.mup_use_scaling else head_dim**-0.5,
@@ -99,10 +99,10 @@ def phi3_small(c: Config) -> CausalLM:
         c.blocksparse_block_size,
         c.blocksparse_num_local_blocks,
         stride,
-        head_step=0 if c.blocksparse_homo_head_pattern else max(1, stride // heads),
+        head_step=0 if c.blocksparse_homo_head_pattern else max(1, stride // num_heads),
     )
-    norm = partial(LayerNorm, width, c.layer_norm_epsilon)
-    mlp = partial(GegeluMLP, width, hidden, c.get("gegelu_limit"))
+    norm = partial(LayerNorm, hidden_size, c.layer_norm_epsilon)
+    mlp = partial(GegeluMLP, hidden_size, intermediate_size, c.get("gegelu_limit"))
 
     def layer(i: int) -> Block:
         dense = every and (i + 1) % every == 0
@@ -111,12 +111,12 @@ def phi3_small(c: Config) -> CausalLM:
         )
 
     model = WithoutDummies(
-        embed=Embedding(c.vocab_size, width, c.mup_embedding_multiplier),
+        embed=Embedding(c.vocab_size, hidden_size, c.mup_embedding_multiplier),
         layer=layer,
         layers=c.num_hidden_layers,
         norm=norm(),
-        head=None if c.tie_word_embeddings else Linear(width, c.vocab_size),
-        names=names(kv_heads, heads // kv_heads, head_dim),
+        head=None if c.tie_word_embeddings else Linear(hidden_size, c.vocab_size),
+        names=names(num_kv_heads, num_heads // num_kv_heads, head_dim),
         logit_scale=1.0 / c.mup_width_multiplier,
     )
     model.dummies = c.get("dummy_token_indices", [])

@@ -1,8 +1,8 @@
 """Qwen (Bai et al. 2023): Llama's body under GPT-2's names, with fused q, k, v that have biases."""
 
-from octavo.architectures.config import Config
-from octavo.architectures.gguf import GGUFFormat
+from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.llama import gated_mlp, llama_body
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.parts import CausalLM, Names
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
-from octavo.architectures.config import Config
-from octavo.architectures.gguf import GGUFFormat
-from octavo.architectures.heads import with_classes, with_reward
+from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.llama import gated_mlp, llama_body
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import CLASSIFIES, EMBEDS, REWARDS, architecture
 from octavo.architectures.rope_settings import SLIDING, layer_type, layer_types
+from octavo.architectures.score_heads import with_classes, with_reward
 from octavo.parts import CausalLM
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any
 
-from octavo.architectures.config import Config
-from octavo.architectures.defaults import defaults_of
-from octavo.architectures.gguf import GGUFFormat
-from octavo.architectures.heads import Build, with_classes
+from octavo.architectures.config_defaults import defaults_of
+from octavo.architectures.gguf_format import GGUFFormat
+from octavo.architectures.model_config import Config
+from octavo.architectures.score_heads import Build, with_classes
 from octavo.errors import ConfigError, UnsupportedModelError, did_you_mean
 
 log = logging.getLogger("octavo")

@@ -5,14 +5,14 @@ from collections.abc import Collection
 
 import torch
 
-from octavo.architectures.config import Config
+from octavo.architectures.model_config import Config
 from octavo.architectures.rope_settings import FULL, original_length, rope_settings
 from octavo.errors import CheckpointError
-from octavo.parts import LongRotary, Rotary
-from octavo.parts.rotary import frequencies, llama3_frequencies, yarn_frequencies
+from octavo.parts import LongRotaryEmbedding, RotaryEmbedding
+from octavo.parts.rotary_embedding import frequencies, llama3_frequencies, yarn_frequencies
 
 
-def rotary(
+def make_rope(
     c: Config,
     head_dim: int,
     *,
@@ -21,12 +21,12 @@ def rotary(
     partial: bool = True,
     base: float | None = None,
     interleaved: bool = False,
-) -> Rotary:
-    """The Rotary that config `c` describes for heads of `head_dim`.
+) -> RotaryEmbedding:
+    """The rotary embedding that config `c` describes for heads of `head_dim`.
 
     Args:
         layer, layers: the type of layers that it is for, and all types that the model has.
-        partial: whether the config may say that only a share of the head turns.
+        partial: whether the config may say that only a fraction of the head is rotated.
         base: in place of the config's; for families that keep it somewhere else.
         interleaved: pairs are neighbours.
 
@@ -35,21 +35,23 @@ def rotary(
     settings = rope_settings(c, layer, layers)
     if base is None:
         base = float(settings.get("rope_theta") or c.first("rope_theta", default=10000.0))
-    share = settings.get("partial_rotary_factor") or c.first("partial_rotary_factor", default=1.0) if partial else 1.0
-    dim = int(head_dim * share)
+    fraction = (
+        settings.get("partial_rotary_factor") or c.first("partial_rotary_factor", default=1.0) if partial else 1.0
+    )
+    dim = int(head_dim * fraction)
     if not 0 < dim <= head_dim - head_dim % 2:
         raise CheckpointError(
-            f"config.json: rotary turns pairs, and a share of {share:g} of a head of {head_dim} values is {dim}."
+            f"config.json: rope rotates pairs, and a share of {fraction:g} of a head of {head_dim} values is {dim}."
         )
     plain = frequencies(dim, base)
     kind = settings.rope_type
     if kind == "linear":
-        return Rotary(plain / settings.factor, interleaved=interleaved)
+        return RotaryEmbedding(plain / settings.factor, interleaved=interleaved)
     if kind == "llama3":
         low, high = settings.low_freq_factor, settings.high_freq_factor
         if low >= high:
             raise CheckpointError(f"config.json: {settings.path}high_freq_factor must be above low_freq_factor.")
-        return Rotary(
+        return RotaryEmbedding(
             llama3_frequencies(dim, base, settings.factor, low, high, original_length(c, settings)),
             interleaved=interleaved,
         )
@@ -58,9 +60,9 @@ def rotary(
     if kind == "longrope":
         return _longrope(c, settings, dim, base, interleaved)
     if kind == "factors":
-        return Rotary(plain / _pairs(settings, "factors", dim), interleaved=interleaved)
+        return RotaryEmbedding(plain / _pairs(settings, "factors", dim), interleaved=interleaved)
     # Dynamic NTK leaves everything as it is up to max_position_embeddings, which is as far as a request may go.
-    return Rotary(plain, interleaved=interleaved)
+    return RotaryEmbedding(plain, interleaved=interleaved)
 
 
 def _pairs(settings: Config, key: str, dim: int) -> torch.Tensor:
@@ -68,12 +70,12 @@ def _pairs(settings: Config, key: str, dim: int) -> torch.Tensor:
     factors = torch.tensor(getattr(settings, key), dtype=torch.float32, device="cpu")
     if len(factors) != (dim + 1) // 2:
         raise CheckpointError(
-            f"config.json: {settings.path}{key} has {len(factors)} values, and a head turns {(dim + 1) // 2} pairs."
+            f"config.json: {settings.path}{key} has {len(factors)} values, and a head has {(dim + 1) // 2} pairs."
         )
     return factors
 
 
-def _yarn(c: Config, settings: Config, dim: int, base: float, interleaved: bool) -> Rotary:
+def _yarn(c: Config, settings: Config, dim: int, base: float, interleaved: bool) -> RotaryEmbedding:
     original = original_length(c, settings)
     factor = settings.get("factor") or c.max_position_embeddings / original
 
@@ -95,10 +97,10 @@ def _yarn(c: Config, settings: Config, dim: int, base: float, interleaved: bool)
         settings.get("beta_slow", 1),
         settings.get("truncate", True),
     )
-    return Rotary(table, scale=attention * settings.get("attn_factor", 1.0), interleaved=interleaved)
+    return RotaryEmbedding(table, scale=attention * settings.get("attn_factor", 1.0), interleaved=interleaved)
 
 
-def _longrope(c: Config, settings: Config, dim: int, base: float, interleaved: bool) -> Rotary:
+def _longrope(c: Config, settings: Config, dim: int, base: float, interleaved: bool) -> RotaryEmbedding:
     original = original_length(c, settings)
     factor = settings.get("factor") or c.max_position_embeddings / original
     common = settings.get("attention_factor")
@@ -106,4 +108,4 @@ def _longrope(c: Config, settings: Config, dim: int, base: float, interleaved: b
         common = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     short, long = (frequencies(dim, base) / _pairs(settings, f"{name}_factor", dim) for name in ("short", "long"))
     short_scale, long_scale = (float(settings.get(f"{name}_mscale") or common) for name in ("short", "long"))
-    return LongRotary(short, long, short_scale, long_scale, original, interleaved)
+    return LongRotaryEmbedding(short, long, short_scale, long_scale, original, interleaved)

@@ -1,15 +1,15 @@
 """What a config says of rotary positions, in every spelling that it has had, and how far they reach.
 
-The base is rope_theta, rotary_emb_base or rope_embedding_base; the share of a head that turns is partial_rotary_factor,
-rotary_pct and others (keys.py has them all); how they are stretched stands in rope_scaling. transformers 5 writes all
-three into rope_parameters, one for the model or one for each type of layer.
+The base is rope_theta, rotary_emb_base or rope_embedding_base; the fraction of a head that is rotated is
+partial_rotary_factor, rotary_pct and others (config_keys.py has them all); how they are stretched stands in
+rope_scaling. transformers 5 writes all three into rope_parameters, one for the model or one for each type of layer.
 """
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from octavo.architectures.config import Config
-from octavo.architectures.kinds import MAX_LENGTH
+from octavo.architectures.config_kinds import MAX_LENGTH
+from octavo.architectures.model_config import Config
 from octavo.errors import CheckpointError, UnsupportedModelError
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -79,7 +79,7 @@ def rope_settings(c: Config, layer: str = FULL, layers: Collection[str] = ()) ->
         kind = "longrope"
     if kind not in KEYS_OF:
         raise UnsupportedModelError(
-            f"config.json: {path} has the rope_type {kind[:60]!r}, which is not known; Octavo has "
+            f"config.json: {path} has the rope_type {kind[:60]!r}, which is unknown; Octavo has "
             f"{', '.join(k for k in KEYS_OF if k != 'factors')}."
         )
     if unread := sorted(set(values) - OF_EVERY_KIND - KEYS_OF[kind]):

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from octavo.architectures.config import Config
 from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES, gated_mlp, llama_body
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.errors import CheckpointError
 from octavo.parts import Batch, Block, CausalLM, Names, Residual

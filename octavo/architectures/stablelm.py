@@ -1,4 +1,4 @@
-"""StableLM (Bellagente et al. 2024): Llama's body with layer norms, a quarter of each head turning."""
+"""StableLM (Bellagente et al. 2024): Llama's body with layer norms, rope on a quarter of each head."""
 
 from functools import partial
 from typing import cast
@@ -6,9 +6,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from octavo.architectures.config import Config
-from octavo.architectures.gguf import GGUFFormat
+from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES, gated_mlp, llama_body
+from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.ops import Kernels
 from octavo.parts import CausalLM, LayerNorm, Names, QKNorm, Residual, SharedNorm
@@ -17,9 +17,9 @@ from octavo.parts import CausalLM, LayerNorm, Names, QKNorm, Residual, SharedNor
 class NormEachHead(nn.Module):
     """A layer norm for each head of `[rows, heads, head_dim]`, published one by one (StableLM 2 12B)."""
 
-    def __init__(self, heads: int, head_dim: int, eps: float) -> None:
+    def __init__(self, num_heads: int, head_dim: int, eps: float) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(LayerNorm(head_dim, eps, bias=False) for _ in range(heads))
+        self.norms = nn.ModuleList(LayerNorm(head_dim, eps, bias=False) for _ in range(num_heads))
         self.plain = LayerNorm(head_dim, eps, weight=False, bias=False)
 
     def prepare(self, kernels: Kernels) -> None:
@@ -34,7 +34,9 @@ STABLELM_NAMES = Names(
     {
         **ATTENTION_NAMES,
         **MLP_NAMES,
-        "model.layers.{i}.self_attn.{q|k}_layernorm.norms.{h}": "layers.{i}.attention.inner.adjust.{q|k}.norms.{h}",
+        "model.layers.{i}.self_attn.{q|k}_layernorm.norms.{h}": (
+            "layers.{i}.attention.inner.qk_transform.{q|k}.norms.{h}"
+        ),
     },
     IGNORED,
     prefix="model.",
@@ -62,17 +64,19 @@ PARALLEL_STABLELM_NAMES = Names(
             "use_qkv_bias": "blk.0.attn_q.bias" in file.tensors,
             "qk_layernorm": "blk.0.attn_q_norm.weight" in file.tensors,
         },
-        names={"model.layers.{i}.self_attn.{q|k}_layernorm.{e}": "layers.{i}.attention.adjust.{q|k}.norms.{e}"},
+        names={"model.layers.{i}.self_attn.{q|k}_layernorm.{e}": "layers.{i}.attention.qk_transform.{q|k}.norms.{e}"},
     ),
 )
 def stablelm(c: Config) -> CausalLM:
-    heads, eps = c.num_attention_heads, c.first("layer_norm_eps", "norm_eps")
-    kv_heads, head_dim = c.get("num_key_value_heads", heads), c.hidden_size // heads
+    num_heads, eps = c.num_attention_heads, c.first("layer_norm_eps", "norm_eps")
+    num_kv_heads, head_dim = c.get("num_key_value_heads", num_heads), c.hidden_size // num_heads
 
     def head_norms() -> QKNorm | None:
         if not c.qk_layernorm:
             return None
-        return QKNorm(heads, kv_heads, NormEachHead(heads, head_dim, eps), NormEachHead(kv_heads, head_dim, eps))
+        return QKNorm(
+            num_heads, num_kv_heads, NormEachHead(num_heads, head_dim, eps), NormEachHead(num_kv_heads, head_dim, eps)
+        )
 
     parallel = c.use_parallel_residual
     wiring = {"layer": _behind_one_norm, "names": PARALLEL_STABLELM_NAMES} if parallel else {"names": STABLELM_NAMES}
@@ -80,7 +84,7 @@ def stablelm(c: Config) -> CausalLM:
         c,
         mlp=gated_mlp(c),
         norm=partial(LayerNorm, c.hidden_size, eps),
-        adjust=head_norms,
+        qk_transform=head_norms,
         bias=c.use_qkv_bias,
         **wiring,
     )

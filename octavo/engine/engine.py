@@ -57,7 +57,7 @@ class Engine:
         self.task, self.labels = loaded.task, loaded.labels
         self.pooling = Pooling(loaded.task, loaded.model, args.override_pooler_config, loaded.pooling)
         self.vocab_size: int = loaded.model.vocab_size
-        self._long_rope_threshold = loaded.model.switch_length
+        self._long_rope_threshold = loaded.model.long_rope_threshold
         self.runner = ModelRunner(loaded, args)
         self.cache = KVCacheManager(self.runner.shape, self._prefix_caching())
         self.scheduler = Scheduler(self.cache, self.runner.shape.max_sequences, args.max_num_batched_tokens)

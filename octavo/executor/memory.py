@@ -63,7 +63,7 @@ def allocate_caches(
     groups = list(dict.fromkeys(s.group for s in paged))
     slabs = _slabs(paged, groups)
     row = {s: cache_row(s.key_dim, dtype) + cache_row(s.value_dim, dtype) for s in slabs}
-    block_bytes = sum(s.kv_heads * row[s] for s in slabs) * args.block_size * dtype.itemsize
+    block_bytes = sum(s.num_kv_heads * row[s] for s in slabs) * args.block_size * dtype.itemsize
     slot_bytes = sum(s.bytes_per_request() for s in states if isinstance(s, Recurrent))
     free, asked = available_memory(device), args.kv_cache_bytes
     if asked is not None and asked > free:
@@ -114,7 +114,7 @@ def _sequences(args: EngineArgs, slot_bytes: int, budget: int) -> int:
 def _slabs(paged: Sequence[PagedKV], groups: Sequence[Group]) -> list[PagedKV]:
     """The caches to create. Groups share them where the shapes agree: a block belongs to one group at a time."""
     members = [[s for s in paged if s.group == group] for group in groups]
-    shapes = {(s.kv_heads, s.key_dim, s.value_dim) for s in paged}
+    shapes = {(s.num_kv_heads, s.key_dim, s.value_dim) for s in paged}
     return max(members, key=len) if len(shapes) == 1 and members else list(paged)
 
 
@@ -149,7 +149,7 @@ def _create(
     blocks = shape.num_blocks + 1  # block 0 is nobody's: what tables hold for blocks given back
     tensors = [
         tuple(
-            zeros((blocks, s.kv_heads, shape.block_size, cache_row(dim, dtype)), dtype)
+            zeros((blocks, s.num_kv_heads, shape.block_size, cache_row(dim, dtype)), dtype)
             for dim in (s.key_dim, s.value_dim)
         )
         for s in slabs

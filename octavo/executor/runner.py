@@ -150,7 +150,7 @@ class ModelRunner:
         rows = hidden if projected is None else projected
         if len(sampled) < rows.shape[0]:
             rows = rows[torch.tensor([row for _, row in sampled], device=self.device)]
-        logits = self.model.adjust(self.model.project(rows) if projected is None else rows)
+        logits = self.model.process_logits(self.model.project(rows) if projected is None else rows)
         if late := late_grammars([s.grammar for s in states]):
             for place in late:
                 states[place].late_logits = logits[place].clone()
@@ -232,7 +232,7 @@ class ModelRunner:
             tokens=torch.tensor(tokens + padding, device=self.device),
             positions=torch.tensor(positions + padding, device=self.device),
             runs=[(r.first_row, r.num_tokens) for r in runs],
-            memory=self._views([plan] * len(self.shape.windows), None),
+            cross_kv=self._views([plan] * len(self.shape.windows), None),
         )
 
     def _zero(self, row: int) -> None:

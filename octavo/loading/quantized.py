@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from octavo.architectures.kinds import OBJECT, check
+from octavo.architectures.config_kinds import OBJECT, check
 from octavo.errors import UnsupportedModelError
 from octavo.loading.files import read_json
 

@@ -9,15 +9,15 @@ from octavo.parts.encoder import EncoderBatch
 
 
 class Embedding(nn.Module):
-    """A row of `weight` `[count, width]` for each token, times `scale` (in the activations' dtype, as Gemma does).
+    """A row of `weight` `[num_embeddings, embedding_dim]` a token, times `scale` (in the activations' dtype).
 
     The table is plain, or a weight laid out for products, which a tied head then shares with it (`read_from`).
     """
 
-    def __init__(self, count: int, width: int, scale: float = 1.0) -> None:
+    def __init__(self, num_embeddings: int, embedding_dim: int, scale: float = 1.0) -> None:
         super().__init__()
-        self.count, self.width = count, width
-        self.weight: nn.Parameter | None = nn.Parameter(torch.empty(count, width), requires_grad=False)
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.weight: nn.Parameter | None = nn.Parameter(torch.empty(num_embeddings, embedding_dim), requires_grad=False)
         self.scale = scale
         self._table: LinearKernel | None = None
         self._dtype = torch.float32

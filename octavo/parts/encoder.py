@@ -1,4 +1,4 @@
-"""Encoders: they read a request's whole input at once, and what they make of it is the decoder's memory."""
+"""Encoders: they read a request's whole input at once, and cross-attention reads what they make of it."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from octavo.ops import Kernels, full_attention
 from octavo.parts.batch import Batch, PagedView, StateView
-from octavo.parts.linear import Linear
+from octavo.parts.linear_layer import Linear
 from octavo.parts.state import PagedKV
 
 
@@ -23,27 +23,27 @@ class EncoderBatch:
     """[rows] int64"""
     runs: list[tuple[int, int]]
     """First row and number of tokens of each request."""
-    memory: list[StateView]
+    cross_kv: list[StateView]
     """The caches of each part that declared a state, with where the encoder's tokens go in those of its group."""
 
 
 class EncoderAttention(nn.Module):
     """Attention in which each token of an input sees all of its tokens."""
 
-    def __init__(self, width: int, heads: int, *, bias: bool = False) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, *, bias: bool = False) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"{heads} heads cannot share {width} values")
-        self.heads, self.head_dim = heads, width // heads
-        self.qkv = Linear(width, {"q": width, "k": width, "v": width}, bias)
-        self.o = Linear(width, width, bias)
+        if hidden_size % num_heads:
+            raise ValueError(f"{num_heads} heads cannot share {hidden_size} values")
+        self.num_heads, self.head_dim = num_heads, hidden_size // num_heads
+        self.qkv = Linear(hidden_size, {"q": hidden_size, "k": hidden_size, "v": hidden_size}, bias)
+        self.o = Linear(hidden_size, hidden_size, bias)
 
     def forward(self, x: Tensor, batch: EncoderBatch) -> Tensor:
-        heads = self.qkv(x).view(x.shape[0], 3, self.heads, self.head_dim)
+        qkv = self.qkv(x).view(x.shape[0], 3, self.num_heads, self.head_dim)
         out = x.new_zeros(x.shape)
         for first, count in batch.runs:
             rows = slice(first, first + count)
-            query, key, value = heads[rows].float().unbind(1)
+            query, key, value = qkv[rows].float().unbind(1)
             out[rows] = full_attention(query, key, value, self.head_dim**-0.5).flatten(1).to(x.dtype)
         return self.o(out)  # type: ignore[no-any-return]
 
@@ -51,32 +51,32 @@ class EncoderAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Attention of a decoder's tokens over the encoder's, whose keys and values are made once a request."""
 
-    def __init__(self, width: int, heads: int, *, bias: bool = False) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, *, bias: bool = False) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"{heads} heads cannot share {width} values")
-        self.heads, self.head_dim = heads, width // heads
-        self.q = Linear(width, width, bias)
-        self.kv = Linear(width, {"k": width, "v": width}, bias)
-        self.o = Linear(width, width, bias)
-        self.state = PagedKV(heads, self.head_dim, self.head_dim, of_encoder=True)
+        if hidden_size % num_heads:
+            raise ValueError(f"{num_heads} heads cannot share {hidden_size} values")
+        self.num_heads, self.head_dim = num_heads, hidden_size // num_heads
+        self.q = Linear(hidden_size, hidden_size, bias)
+        self.kv = Linear(hidden_size, {"k": hidden_size, "v": hidden_size}, bias)
+        self.o = Linear(hidden_size, hidden_size, bias)
+        self.state = PagedKV(num_heads, self.head_dim, self.head_dim, of_encoder=True)
         self.state_index = -1
 
     def prepare(self, kernels: Kernels) -> None:
         self._kernels = kernels
 
-    def remember(self, encoded: Tensor, batch: EncoderBatch) -> None:
-        """Store the keys and values of `encoded` `[rows, width]`."""
-        view = batch.memory[self.state_index]
+    def write_cross_kv(self, encoded: Tensor, batch: EncoderBatch) -> None:
+        """Store the keys and values of `encoded` `[rows, hidden_size]`."""
+        view = batch.cross_kv[self.state_index]
         assert isinstance(view, PagedView)
         tokens = view.plan.num_tokens
-        key, value = self.kv(encoded)[:tokens].view(tokens, 2, self.heads, -1).unbind(1)
+        key, value = self.kv(encoded)[:tokens].view(tokens, 2, self.num_heads, -1).unbind(1)
         self._kernels.write_kv(view.key_cache, key, view.plan)
         self._kernels.write_kv(view.value_cache, value, view.plan)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         view = batch.paged(self.state_index)
-        query = self.q(x)[: batch.num_tokens].float().view(batch.num_tokens, self.heads, self.head_dim)
+        query = self.q(x)[: batch.num_tokens].float().view(batch.num_tokens, self.num_heads, self.head_dim)
         out = self._kernels.paged_attention(
             query, view.key_cache, view.value_cache, view.plan, x.shape[0], x.dtype, self.head_dim**-0.5
         )

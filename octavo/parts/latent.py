@@ -5,9 +5,9 @@ from torch import Tensor, nn
 
 from octavo.ops import Kernels, head_product, rotate
 from octavo.parts.batch import Batch
-from octavo.parts.linear import Linear
-from octavo.parts.norm import RMSNorm
-from octavo.parts.rotary import Rotary
+from octavo.parts.linear_layer import Linear
+from octavo.parts.norms import RMSNorm
+from octavo.parts.rotary_embedding import RotaryEmbedding
 from octavo.parts.state import PagedKV
 
 
@@ -18,13 +18,13 @@ class LatentAttention(nn.Module):
     what would make its value to the mixed latents. So it is attention with one key head of `rank + rope_dim` values.
 
     Args:
-        width: of the residual stream.
-        heads: how many.
-        rank: width of the latent.
+        hidden_size: of the residual stream.
+        num_heads: how many query heads.
+        rank: size of the latent.
         nope_dim, rope_dim, value_dim: of each head, the query's part without and with positions, and the value.
-        rotary: turns the part with positions.
-        q_rank: inner width of the query's projection; None where it is a single one.
-        eps: of the norms of the latent and of the query's inner width.
+        rope: rotates the part with positions.
+        q_rank: inner size of the query's projection; None where it is a single one.
+        eps: of the norms of the latent and of the query's inner values.
         bias: of the projections from and to the residual stream, but not of a single query projection.
         scale: of the scores; (nope_dim + rope_dim) ** -0.5 if None.
     """
@@ -33,61 +33,61 @@ class LatentAttention(nn.Module):
 
     def __init__(
         self,
-        width: int,
-        heads: int,
+        hidden_size: int,
+        num_heads: int,
         *,
         rank: int,
         nope_dim: int,
         rope_dim: int,
         value_dim: int,
-        rotary: Rotary,
+        rope: RotaryEmbedding,
         q_rank: int | None,
         eps: float,
         bias: bool = False,
         scale: float | None = None,
     ) -> None:
         super().__init__()
-        self.heads, self.rank, self.rotary = heads, rank, rotary
+        self.num_heads, self.rank, self.rope = num_heads, rank, rope
         self.nope_dim, self.rope_dim, self.value_dim = nope_dim, rope_dim, value_dim
         self.scale = (nope_dim + rope_dim) ** -0.5 if scale is None else scale
-        query_width = heads * (nope_dim + rope_dim)
-        self.q = Linear(width, query_width) if q_rank is None else None
-        self.q_a = None if q_rank is None else Linear(width, q_rank, bias)
+        query_size = num_heads * (nope_dim + rope_dim)
+        self.q = Linear(hidden_size, query_size) if q_rank is None else None
+        self.q_a = None if q_rank is None else Linear(hidden_size, q_rank, bias)
         self.q_norm = None if q_rank is None else RMSNorm(q_rank, eps)
-        self.q_b = None if q_rank is None else Linear(q_rank, query_width)
-        self.kv_a = Linear(width, rank + rope_dim, bias)
+        self.q_b = None if q_rank is None else Linear(q_rank, query_size)
+        self.kv_a = Linear(hidden_size, rank + rope_dim, bias)
         self.kv_norm = RMSNorm(rank, eps)
-        self.kv_b = nn.Parameter(torch.empty(heads * (nope_dim + value_dim), rank), requires_grad=False)
-        self.o = Linear(heads * value_dim, width, bias)
+        self.kv_b = nn.Parameter(torch.empty(num_heads * (nope_dim + value_dim), rank), requires_grad=False)
+        self.o = Linear(num_heads * value_dim, hidden_size, bias)
         self.state = PagedKV(1, rank + rope_dim, 0)  # values are the latents, a part of the keys
         self.state_index = -1
 
     def prepare(self, kernels: Kernels) -> None:
         self._kernels = kernels
-        heads = self.kv_b.data.view(self.heads, self.nope_dim + self.value_dim, self.rank)
-        self._to_key = heads[:, : self.nope_dim].contiguous()
+        by_head = self.kv_b.data.view(self.num_heads, self.nope_dim + self.value_dim, self.rank)
+        self._to_key = by_head[:, : self.nope_dim].contiguous()
         """[heads, nope_dim, rank]"""
-        self._to_value = heads[:, self.nope_dim :].transpose(1, 2).contiguous()
+        self._to_value = by_head[:, self.nope_dim :].transpose(1, 2).contiguous()
         """[heads, rank, value_dim]"""
         del self.kv_b
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         view, tokens = batch.paged(self.state_index), batch.num_tokens
-        cos, sin = (part[:tokens] for part in self.rotary.angles(batch))
-        interleaved = self.rotary.interleaved
-        latent, key_turn = torch.split(self.kv_a(x)[:tokens], [self.rank, self.rope_dim], dim=1)
+        cos, sin = (part[:tokens] for part in self.rope.angles(batch))
+        interleaved = self.rope.interleaved
+        latent, key_rope = torch.split(self.kv_a(x)[:tokens], [self.rank, self.rope_dim], dim=1)
         key = torch.cat(
-            [self.kv_norm(latent).float().unsqueeze(1), rotate(key_turn.unsqueeze(1), cos, sin, interleaved)], dim=-1
+            [self.kv_norm(latent).float().unsqueeze(1), rotate(key_rope.unsqueeze(1), cos, sin, interleaved)], dim=-1
         )
         self._kernels.write_kv(view.key_cache, key, view.plan)
 
-        query, query_turn = torch.split(self._query(x)[:tokens], [self.nope_dim, self.rope_dim], dim=-1)
+        query, query_rope = torch.split(self._query(x)[:tokens], [self.nope_dim, self.rope_dim], dim=-1)
         absorbed = head_product(query.float(), self._to_key)
-        query = torch.cat([absorbed, rotate(query_turn, cos, sin, interleaved)], dim=-1)
+        query = torch.cat([absorbed, rotate(query_rope, cos, sin, interleaved)], dim=-1)
         mixed = self._kernels.paged_attention(
             query, view.key_cache, view.key_cache, view.plan, tokens, torch.float32, self.scale
         )
-        out = x.new_zeros(x.shape[0], self.heads * self.value_dim)
+        out = x.new_zeros(x.shape[0], self.num_heads * self.value_dim)
         out[:tokens] = head_product(mixed[..., : self.rank], self._to_value).flatten(1).to(x.dtype)
         return self.o(out)  # type: ignore[no-any-return]
 
@@ -100,4 +100,4 @@ class LatentAttention(nn.Module):
             assert self.q_norm is not None
             assert self.q_b is not None
             query = self.q_b(self.q_norm(self.q_a(x)))
-        return query.view(x.shape[0], self.heads, -1)  # type: ignore[no-any-return]
+        return query.view(x.shape[0], self.num_heads, -1)  # type: ignore[no-any-return]

@@ -4,23 +4,23 @@ from torch import Tensor, nn
 
 from octavo.ops import ACTIVATIONS, Kernels
 from octavo.parts.batch import Batch
-from octavo.parts.linear import Linear
+from octavo.parts.linear_layer import Linear
 
 
 def check_activation(name: str) -> None:
     """Raises ValueError for a name that is not in octavo.ops.ACTIVATIONS."""
     if name not in ACTIVATIONS:
-        raise ValueError(f"the activation {name!r} is not known; there are {', '.join(ACTIVATIONS)}")
+        raise ValueError(f"the activation {name!r} is unknown; there are {', '.join(ACTIVATIONS)}")
 
 
 class MLP(nn.Module):
     """`down(activation(up(x)))`; `activation` is a name in octavo.ops.ACTIVATIONS."""
 
-    def __init__(self, width: int, hidden: int, activation: str, bias: bool = False) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int, activation: str, bias: bool = False) -> None:
         super().__init__()
         check_activation(activation)
-        self.up = Linear(width, hidden, bias)
-        self.down = Linear(hidden, width, bias)
+        self.up = Linear(hidden_size, intermediate_size, bias)
+        self.down = Linear(intermediate_size, hidden_size, bias)
         self.activation = activation
 
     def prepare(self, kernels: Kernels) -> None:
@@ -33,11 +33,11 @@ class MLP(nn.Module):
 class GatedMLP(nn.Module):
     """`down(activation(gate(x)) * up(x))` (Shazeer 2020)."""
 
-    def __init__(self, width: int, hidden: int, activation: str, bias: bool = False) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int, activation: str, bias: bool = False) -> None:
         super().__init__()
         check_activation(activation)
-        self.gate_up = Linear(width, {"gate": hidden, "up": hidden}, bias)
-        self.down = Linear(hidden, width, bias)
+        self.gate_up = Linear(hidden_size, {"gate": intermediate_size, "up": intermediate_size}, bias)
+        self.down = Linear(intermediate_size, hidden_size, bias)
         self.activation = activation
 
     def prepare(self, kernels: Kernels) -> None:

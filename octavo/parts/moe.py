@@ -8,32 +8,32 @@ from torch.nn import functional
 
 from octavo.ops import Kernels, LinearKernel
 from octavo.parts.batch import Batch
-from octavo.parts.linear import Linear
+from octavo.parts.linear_layer import Linear
 from octavo.parts.mlp import GatedMLP
 
-Choose = Callable[[Tensor], tuple[Tensor, Tensor]]
+Route = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Router logits [rows, experts] in float32 to the chosen experts' weights and numbers, [rows, top_k] each."""
 
 
-def softmax_then_choose(top_k: int, renormalize: bool = True) -> Choose:
+def softmax_then_topk(top_k: int, renormalize: bool = True) -> Route:
     """Mixtral's router: the `top_k` largest probabilities, scaled to a sum of one where `renormalize`."""
 
-    def choose(logits: Tensor) -> tuple[Tensor, Tensor]:
+    def route(logits: Tensor) -> tuple[Tensor, Tensor]:
         weights, experts = torch.softmax(logits, -1).topk(top_k, dim=-1)
         return (weights / weights.sum(-1, keepdim=True) if renormalize else weights), experts
 
-    return choose
+    return route
 
 
 class MoE(nn.Module):
     """The weighted sum of the chosen experts, gated feed-forwards that are all alike but for their weights."""
 
-    def __init__(self, width: int, experts: Sequence[GatedMLP], choose: Choose) -> None:
+    def __init__(self, hidden_size: int, experts: Sequence[GatedMLP], route: Route) -> None:
         super().__init__()
-        check_choice(choose, len(experts))
-        self.router = Linear(width, len(experts), exact=True)
+        check_route(route, len(experts))
+        self.router = Linear(hidden_size, len(experts), exact=True)
         self.experts = nn.ModuleList(experts)
-        self.choose = choose
+        self.route = route
         self.activation = experts[0].activation
 
     def prepare(self, kernels: Kernels) -> None:
@@ -43,18 +43,18 @@ class MoE(nn.Module):
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         rows = batch.num_tokens  # padding chooses nobody
-        weights, chosen = self.choose(self.router(x)[:rows].float())
+        weights, chosen = self.route(self.router(x)[:rows].float())
         inner = self._gated(self._gate_up(x[:rows], chosen), self.activation)
         total = self._weighted_sum(self._down(inner, chosen), weights)
         return total if rows == x.shape[0] else functional.pad(total, (0, 0, 0, x.shape[0] - rows))
 
 
-def check_choice(choose: Choose, experts: int) -> None:
-    """Raises ValueError where `choose` cannot choose of so many `experts`."""
+def check_route(route: Route, experts: int) -> None:
+    """Raises ValueError where `route` cannot choose among so many `experts`."""
     try:
-        chosen = choose(torch.zeros(1, experts, device="cpu"))[1].shape[1]
+        chosen = route(torch.zeros(1, experts, device="cpu"))[1].shape[1]
     except (IndexError, RuntimeError) as error:
-        raise ValueError(f"the router cannot choose of {experts} experts: {error}") from error
+        raise ValueError(f"the router cannot choose among {experts} experts: {error}") from error
     if not chosen:
         raise ValueError(f"the router chooses none of {experts} experts")
 

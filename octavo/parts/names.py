@@ -25,8 +25,8 @@ class Into:
 
     path: str
     transform: Transform | None = None
-    whole: bool = False
-    """The published name is a tensor's whole name and `path` a parameter's, without a suffix to carry over."""
+    full_name: bool = False
+    """The published name is a tensor's full name and `path` a parameter's, without a suffix to carry over."""
     stacked: bool = False
     """The published tensor stacks one for each expert; `path` keeps its `{e}`, which the loader counts out."""
 
@@ -45,25 +45,25 @@ def transposed(path: str) -> Into:
 
 def parameter(path: str, transform: Transform | None = None) -> Into:
     """For a tensor that is not a module's weight or bias, such as Mamba's A_log."""
-    return Into(path, transform, whole=True)
+    return Into(path, transform, full_name=True)
 
 
-def stacked(path: str, transform: Transform | None = None, whole: bool = False) -> Into:
+def stacked(path: str, transform: Transform | None = None, full_name: bool = False) -> Into:
     """For a tensor that stacks one for each expert: `path` has `{e}` where their number goes.
 
-    `transform` makes the stack `[experts, ...]` of what is published; `whole` as in Into.
+    `transform` makes the stack `[experts, ...]` of what is published; `full_name` as in Into.
     """
-    return Into(path, transform, whole, stacked=True)
+    return Into(path, transform, full_name, stacked=True)
 
 
-def grouped_qkv(path: str, kv_heads: int, group: int, head_dim: int) -> Into:
+def grouped_qkv(path: str, num_kv_heads: int, group: int, head_dim: int) -> Into:
     """For fused q, k, v published by key head: its `group` query heads, its key, its value, then the next.
 
     `group` 1 is GPT-NeoX's and BLOOM's q, k, v for each head in turn; one key head is Falcon-7B's multi-query layout.
     """
 
     def regroup(weight: Tensor) -> Tensor:
-        parts = weight.reshape(kv_heads, group + 2, head_dim, *weight.shape[1:])
+        parts = weight.reshape(num_kv_heads, group + 2, head_dim, *weight.shape[1:])
         q, k, v = parts[:, :group], parts[:, group], parts[:, group + 1]
         return torch.cat([x.reshape(-1, *weight.shape[1:]) for x in (q, k, v)])
 
@@ -112,7 +112,7 @@ class Names:
         self.prefix = prefix
         self._ignored = [self._pattern(i, "") for i in ignored]
         self._entries = [
-            _Entry(name, into.with_path(path), self._pattern(name, "" if into.whole else r"\.(?P<suffix>[^.]+)"))
+            _Entry(name, into.with_path(path), self._pattern(name, "" if into.full_name else r"\.(?P<suffix>[^.]+)"))
             for key, value in self.table.items()
             for into in [Into(value) if isinstance(value, str) else value]
             for name, path in _expand(key, into.path)
@@ -152,7 +152,7 @@ class Names:
         for entry in self._entries:
             target = re.escape(entry.into.path)
             target = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", target)
-            if match := re.fullmatch(target + ("" if entry.into.whole else r"\.(?P<suffix>[^.]+)"), path):
+            if match := re.fullmatch(target + ("" if entry.into.full_name else r"\.(?P<suffix>[^.]+)"), path):
                 numbers = match.groupdict()
                 suffix = numbers.pop("suffix", None)
                 name = _NUMBER.sub(lambda m: numbers.get(m[1], m[0]), entry.published)  # noqa: B023

@@ -1,4 +1,4 @@
-"""How a layer's pieces are wired around the residual stream `x` `[rows, width]`."""
+"""How a layer's pieces are wired around the residual stream `x` `[rows, hidden_size]`."""
 
 from typing import Any, cast
 
@@ -48,7 +48,7 @@ class PostNorm(_Adding):
 
 
 class FromNormed(_Adding):
-    """`y + inner(y)` with `y = norm(x)`: the stream goes on from the norm (BLOOM and ChatGLM, where asked)."""
+    """`y + inner(y)` with `y = norm(x)`: the stream goes on from the norm (some of BLOOM and ChatGLM)."""
 
     def __init__(self, norm: nn.Module, inner: nn.Module) -> None:
         super().__init__()

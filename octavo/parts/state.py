@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class PagedKV:
     """Keys and values of every token, in blocks."""
 
-    kv_heads: int
+    num_kv_heads: int
     key_dim: int
     value_dim: int
     window: int | None = None

@@ -8,7 +8,7 @@ import torch
 
 import octavo.architectures
 from octavo.architectures import Config
-from octavo.architectures.rope import rotary
+from octavo.architectures.rope import make_rope
 from octavo.architectures.rope_settings import position_limit
 from octavo.errors import CheckpointError
 
@@ -23,20 +23,20 @@ def test_missing_key_is_named() -> None:
 
 
 def test_rotary_scalings() -> None:
-    plain = rotary(Config({}), 8).table.frequencies[0]
+    plain = make_rope(Config({}), 8).table.frequencies[0]
     assert plain.tolist() == pytest.approx([1.0, 0.1, 0.01, 0.001])
-    linear = rotary(Config({"rope_scaling": {"type": "linear", "factor": 4.0}}), 8)
+    linear = make_rope(Config({"rope_scaling": {"type": "linear", "factor": 4.0}}), 8)
     torch.testing.assert_close(linear.table.frequencies[0], plain / 4)
-    new = rotary(Config({"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}), 4)
+    new = make_rope(Config({"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}), 4)
     assert new.table.frequencies[0].tolist() == pytest.approx([1.0, 0.1])
-    factors = rotary(Config({"rope_scaling": {"rope_type": "factors", "factors": [1.0, 2.0, 4.0, 8.0]}}), 8)
+    factors = make_rope(Config({"rope_scaling": {"rope_type": "factors", "factors": [1.0, 2.0, 4.0, 8.0]}}), 8)
     torch.testing.assert_close(factors.table.frequencies[0], plain / torch.tensor([1.0, 2.0, 4.0, 8.0]))
 
 
 def test_yarn_keeps_fast_pairs_and_slows_slow_ones() -> None:
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
-    yarn = rotary(Config({"rope_scaling": scaling, "max_position_embeddings": 16384}), 64)
-    plain = rotary(Config({}), 64).table.frequencies[0]
+    yarn = make_rope(Config({"rope_scaling": scaling, "max_position_embeddings": 16384}), 64)
+    plain = make_rope(Config({}), 64).table.frequencies[0]
     assert yarn.table.frequencies[0, 0] == plain[0]
     assert yarn.table.frequencies[0, -1] == pytest.approx(float(plain[-1]) / 4)
     assert yarn.table.scales[0] == pytest.approx(0.1 * math.log(4) + 1)

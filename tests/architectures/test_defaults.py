@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from octavo.architectures import all_architectures
-from octavo.architectures.keys import KEYS, SPELLINGS
+from octavo.architectures.config_keys import KEYS, SPELLINGS
 from octavo.architectures.rope_settings import position_limit
 from tests.architectures.published import PUBLISHED, build, class_defaults, recorded
 from tests.golden import CASES, read_case

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from octavo.architectures import Config, all_architectures
-from octavo.architectures.rope import rotary
+from octavo.architectures.rope import make_rope
 from octavo.architectures.rope_settings import position_limit
 from octavo.errors import CheckpointError, OctavoError, UnsupportedModelError
 from tests.architectures.published import PUBLISHED
@@ -130,7 +130,7 @@ FIVES = {"rope_type": "yarn", "factor": 4.0, "beta_fast": 8, "rope_theta": 500.0
 def test_rope_scaling_replaces_rope_parameters(beside: dict[str, Any]) -> None:
     """As transformers has it; the base and the share stay where nothing else in the file says them."""
     c = Config({"rope_parameters": FIVES, "rope_scaling": {"type": "linear", "factor": 2.0}, **beside})
-    found = rotary(c, 8).table.frequencies[0]
+    found = make_rope(c, 8).table.frequencies[0]
     base, pairs = (20.0, 4) if beside else (500.0, 2)
     assert found.tolist() == pytest.approx([base ** (-i / pairs) / 2 for i in range(pairs)])
     assert position_limit(c.replace(max_position_embeddings=64)) == 128
@@ -141,7 +141,7 @@ def test_a_null_base_or_share_is_the_family_s(spelling: str) -> None:
     nulls = {"rope_theta": None, "partial_rotary_factor": None}
     for name, base in (("StableLmForCausalLM", 1e4), ("MixtralForCausalLM", 1e6)):
         row = all_architectures()[name]
-        found = rotary(row.config(nulls if spelling == "rope_theta" else {spelling: nulls}), 64).table.frequencies[0]
+        found = make_rope(row.config(nulls if spelling == "rope_theta" else {spelling: nulls}), 64).table.frequencies[0]
         pairs = int(32 * row.defaults.get("partial_rotary_factor", 1.0))
         assert found.tolist() == pytest.approx([base ** (-i / pairs) for i in range(pairs)])
 
@@ -153,8 +153,8 @@ def test_every_name_of_longrope(kind: str, tmp_path: Path) -> None:
     agrees(case, tmp_path)
 
 
-def test_longrope_turns_a_share(tmp_path: Path) -> None:
-    """Phi-4-mini's kind of config: half of each head turns, and the tables are half as long."""
+def test_longrope_of_a_fraction(tmp_path: Path) -> None:
+    """Phi-4-mini's kind of config: half of each head is rotated, and the tables are half as long."""
     case = case_named("Phi3ForCausalLM--mini-128k-longrope")
     table = case["config"]["rope_scaling"]
     share = {key: values[::2] for key, values in table.items() if key.endswith("factor")}
@@ -173,7 +173,7 @@ LAYERED = {"full_attention": {"rope_theta": 500.0}, "sliding_attention": {"rope_
 def test_layers_of_two_types_turn_by_their_own() -> None:
     c = Config({"rope_parameters": LAYERED})
     for layer, base in (("full_attention", 500.0), ("sliding_attention", 20.0)):
-        found = rotary(c, 4, layer=layer, layers=LAYERED).table.frequencies[0]
+        found = make_rope(c, 4, layer=layer, layers=LAYERED).table.frequencies[0]
         assert found.tolist() == pytest.approx([1.0, base**-0.5])
 
 
@@ -192,7 +192,7 @@ def test_windowed_layers_of_gemma_2_and_qwen_2_turn_by_their_own() -> None:
             attention = layer.attention.inner
             base = 20.0 if attention.state.window else 500.0
             pairs = attention.head_dim // 2
-            assert float(attention.rotary.table.frequencies[0, 1]) == pytest.approx(base ** (-1 / pairs))
+            assert float(attention.rope.table.frequencies[0, 1]) == pytest.approx(base ** (-1 / pairs))
 
 
 @pytest.mark.parametrize(
@@ -238,12 +238,12 @@ def test_no_family_passes_over_a_nested_dictionary(path: Path) -> None:
     except OctavoError:
         return
     for module in model.modules():
-        turn = getattr(module, "rotary", None)
-        if turn is None or "attn_config" in config or row.name == "GPTJForCausalLM":
+        rope = getattr(module, "rope", None)
+        if rope is None or "attn_config" in config or row.name == "GPTJForCausalLM":
             continue
-        pairs = turn.table.frequencies.shape[1]
+        pairs = rope.table.frequencies.shape[1]
         base = 20.0 if module.state.window else 500.0
-        assert float(turn.table.frequencies[0, 1]) == pytest.approx(base ** (-1 / pairs))
+        assert float(rope.table.frequencies[0, 1]) == pytest.approx(base ** (-1 / pairs))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 
 from octavo import LLM
 from octavo.architectures import Config, all_architectures
-from octavo.architectures.kinds import MAX_LAYERS
+from octavo.architectures.config_kinds import MAX_LAYERS
 from octavo.architectures.rope_settings import position_limit
 from octavo.errors import CheckpointError, InvalidRequestError, OctavoError
 from octavo.loading.model import _sound_config
@@ -148,7 +148,7 @@ def test_rotary_stays_inside_its_head(rotary_dim: int, tmp_path: Path) -> None:
     """The compiled core wrote behind the heads."""
     case = case_named("GPTJForCausalLM--6b")
     case["config"]["rotary_dim"] = rotary_dim
-    with pytest.raises(CheckpointError, match="pairs to turn"):
+    with pytest.raises(CheckpointError, match="rotary pairs"):
         load(case, tmp_path)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import transformers
 
-from octavo.architectures.config import Config
+from octavo.architectures.model_config import Config
 from octavo.errors import CheckpointError, InvalidRequestError
 from octavo.loading.model import _eos_tokens as end_tokens
 from octavo.loading.tokenizer import SLOW_CHARACTERS, FastTokenizer, TransformersTokenizer, load_tokenizer

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from octavo.ops import choose_kernels
-from octavo.parts import Batch, GatedMLP, Linear, MoE, Names, Pooler, softmax_then_choose, transposed
+from octavo.parts import Batch, GatedMLP, Linear, MoE, Names, Pooler, softmax_then_topk, transposed
 from octavo.parts.names import parameter
 
 NAMES = Names(
@@ -55,7 +55,7 @@ def rows_of(x: torch.Tensor) -> Batch:
 @pytest.mark.parametrize("preference", ["torch", "auto"])
 def test_experts_are_weighted_by_the_router(preference: str, generator: torch.Generator) -> None:
     kernels = choose_kernels(torch.device("cpu"), preference)
-    moe = MoE(8, [GatedMLP(8, 12, "silu") for _ in range(5)], softmax_then_choose(2))
+    moe = MoE(8, [GatedMLP(8, 12, "silu") for _ in range(5)], softmax_then_topk(2))
     weights: dict[str, torch.Tensor] = {}
     for name, part in moe.named_modules():
         if isinstance(part, Linear):

@@ -12,8 +12,8 @@ class Linear(nn.Module):
     """`x @ weight.T + bias` on `[rows, in]`.
 
     Args:
-        inputs: width of a row.
-        outputs: width of a result, or named segments of it: `{"q": 64, "k": 32, "v": 32}` merges three published
+        inputs: values of a row.
+        outputs: values of a result, or named segments of it: `{"q": 64, "k": 32, "v": 32}` merges three published
             layers into one product, and each segment is filled by its own name.
         bias: whether there is one. It is held in float32.
         exact: the weight stays as it is stored where others are rounded to fewer bits (routers, heads of scores).

@@ -10,9 +10,9 @@ from octavo.ops import Kernels
 from octavo.parts.batch import Batch
 from octavo.parts.embedding import Embedding
 from octavo.parts.encoder import CrossAttention, EncoderBatch
-from octavo.parts.linear import Linear
+from octavo.parts.linear_layer import Linear
 from octavo.parts.names import Names
-from octavo.parts.rotary import LongRotary
+from octavo.parts.rotary_embedding import LongRotaryEmbedding
 from octavo.parts.state import StateSpec
 
 MOST_LAYERS = 4096
@@ -23,14 +23,14 @@ class CausalLM(nn.Module):
     """A language model as a composition of parts.
 
     Args:
-        embed: tokens of a batch to `[rows, width]`; the first Embedding in it has the token table.
+        embed: tokens of a batch to `[rows, hidden_size]`; the first Embedding in it has the token table.
         layer: makes the layer of a given index.
         layers: how many there are.
         norm: the last norm.
         head: to the vocabulary; None where the embedding's table serves (tied).
         names: published tensor names to the parts.
         tied_if_absent: whether the table serves as the head where the checkpoint stores none.
-        encoder: makes `[rows, width]` of an EncoderBatch, for the layers' cross-attention.
+        encoder: makes `[rows, hidden_size]` of an EncoderBatch, for the layers' cross-attention.
         zero_if_absent: paths of parameters that are zero where the checkpoint stores none.
         logit_scale: factor of the logits.
         softcap: logits become softcap * tanh(logits / softcap) (Gemma 2).
@@ -58,8 +58,8 @@ class CausalLM(nn.Module):
         self.layers = nn.ModuleList([layer(i) for i in range(layers)])
         self.norm = norm
         self.tied = head is None
-        self.vocab_size, self.width = self.tokens.count, self.tokens.width
-        self.head: Linear | None = head if head is not None else Linear(self.width, self.vocab_size)
+        self.vocab_size, self.hidden_size = self.tokens.num_embeddings, self.tokens.embedding_dim
+        self.head: Linear | None = head if head is not None else Linear(self.hidden_size, self.vocab_size)
         self.encoder = encoder
         self.zero_if_absent = zero_if_absent
         self.score: nn.Module | None = None
@@ -79,18 +79,18 @@ class CausalLM(nn.Module):
         self._kernels = kernels
 
     def encode(self, batch: EncoderBatch) -> None:
-        """Run the encoder, and have every cross-attention remember what it needs of the result."""
+        """Run the encoder, and have every cross-attention store its keys and values of the result."""
         assert self.encoder is not None
         encoded = self.encoder(batch)
         for module in self.modules():
             if isinstance(module, CrossAttention):
-                module.remember(encoded, batch)
+                module.write_cross_kv(encoded, batch)
 
     @property
-    def switch_length(self) -> int | None:
-        """The length beyond which a sequence's keys turn by other angles (LongRotary); None where none do."""
-        switches = {m.switch_length for m in self.modules() if isinstance(m, LongRotary)}
-        return min(switches, default=None)
+    def long_rope_threshold(self) -> int | None:
+        """The longest sequence that the first table of a LongRotaryEmbedding serves; None where there is none."""
+        thresholds = {m.long_rope_threshold for m in self.modules() if isinstance(m, LongRotaryEmbedding)}
+        return min(thresholds, default=None)
 
     @property
     def tokens(self) -> Embedding:
@@ -102,7 +102,7 @@ class CausalLM(nn.Module):
         self.head = None
 
     def score_with(self, score: nn.Module, names: Mapping[str, str]) -> Self:
-        """Have `score`, `[rows, width]` to `[rows, scores]`, for a head: rewards, classes. `names` are its tensors'."""
+        """Replace the head by `score`, `[rows, hidden_size]` to `[rows, scores]`; `names` are its tensors'."""
         self.drop_head()
         self.score = score
         self.names = self.names.extended(names)
@@ -116,7 +116,7 @@ class CausalLM(nn.Module):
         return int([m for m in self.score.modules() if isinstance(m, Linear)][-1].outputs)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Hidden states after the last norm, `[rows, width]`."""
+        """Hidden states after the last norm, `[rows, hidden_size]`."""
         x = self.embed(batch)
         for layer in self.layers:
             x = layer(x, batch)
@@ -129,14 +129,14 @@ class CausalLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`[rows, vocab]` in float32."""
-        return self.adjust(self.project(hidden))
+        return self.process_logits(self.project(hidden))
 
     def project(self, hidden: Tensor) -> Tensor:
-        """The head alone: `[rows, vocab]` in float32, which `adjust` makes logits of."""
+        """The head alone: `[rows, vocab]` in float32, which `process_logits` makes logits of."""
         assert self.head is not None
         return self._kernels.floats(self.head(hidden))
 
-    def adjust(self, logits: Tensor) -> Tensor:
+    def process_logits(self, logits: Tensor) -> Tensor:
         """What comes after the head: `[rows, vocab]`, which may be changed in place."""
         if self.logit_scale != 1.0:
             logits = logits * self.logit_scale

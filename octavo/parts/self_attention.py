@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from octavo.ops import BlockSparse, Kernels
 from octavo.parts.batch import Batch
-from octavo.parts.linear import Linear
-from octavo.parts.rotary import Rotary
+from octavo.parts.linear_layer import Linear
+from octavo.parts.rotary_embedding import RotaryEmbedding
 from octavo.parts.state import PagedKV
 
 
@@ -14,54 +14,54 @@ class Attention(nn.Module):
     """Multi-head attention with grouped queries.
 
     Args:
-        width: of the residual stream.
-        heads, kv_heads: query heads, and key and value heads (a divisor of them).
-        head_dim: width of a head.
-        rotary: turns queries and keys; None where positions come otherwise.
+        hidden_size: of the residual stream.
+        num_heads, num_kv_heads: query heads, and key and value heads (a divisor of them).
+        head_dim: values of a head.
+        rope: rotates queries and keys; None where positions come otherwise.
         bias, out_bias: biases of q, k, v and of the output.
         scale: of the scores; head_dim ** -0.5 if None.
         window: how many of the last tokens a query sees; None or 0 for all.
         softcap: of the scores (Gemma 2).
-        alibi: [heads] slopes of a bias by distance (Press et al. 2022), in place of rotary.
-        adjust: changes `[rows, heads + 2 * kv_heads, head_dim]`, queries, keys and values, before positions come
-            in: a QKNorm, a Clip.
+        alibi: [num_heads] slopes of a bias by distance (Press et al. 2022), in place of rope.
+        qk_transform: changes `[rows, num_heads + 2 * num_kv_heads, head_dim]`, queries, keys and values, before
+            positions are applied: a QKNorm, a Clip.
         sparse: which blocks of keys the heads see (Phi-3-small).
     """
 
     def __init__(
         self,
-        width: int,
-        heads: int,
-        kv_heads: int,
+        hidden_size: int,
+        num_heads: int,
+        num_kv_heads: int,
         head_dim: int,
         *,
-        rotary: Rotary | None = None,
+        rope: RotaryEmbedding | None = None,
         bias: bool = False,
         out_bias: bool = False,
         scale: float | None = None,
         window: int | None = None,
         softcap: float | None = None,
         alibi: Tensor | None = None,
-        adjust: nn.Module | None = None,
+        qk_transform: nn.Module | None = None,
         sparse: BlockSparse | None = None,
     ) -> None:
         super().__init__()
-        if heads % kv_heads or head_dim < 1:
-            raise ValueError(f"{heads} query heads of {head_dim} values are no multiple of {kv_heads} key heads")
-        if rotary is not None and rotary.table.frequencies.shape[-1] * 2 > head_dim:
-            pairs = rotary.table.frequencies.shape[-1]
-            raise ValueError(f"{pairs} pairs to turn are more than a head of {head_dim} values has")
-        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        if num_heads % num_kv_heads or head_dim < 1:
+            raise ValueError(f"{num_heads} query heads of {head_dim} values cannot share {num_kv_heads} key heads")
+        if rope is not None and rope.table.frequencies.shape[-1] * 2 > head_dim:
+            pairs = rope.table.frequencies.shape[-1]
+            raise ValueError(f"{pairs} rotary pairs are more than a head of {head_dim} values has")
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.scale = head_dim**-0.5 if scale is None else scale
         self.softcap = softcap
-        self.rotary = rotary
+        self.rope = rope
         self.alibi = alibi
-        self.adjust = adjust
+        self.qk_transform = qk_transform
         self.sparse = sparse
-        sizes = {"q": heads * head_dim, "k": kv_heads * head_dim, "v": kv_heads * head_dim}
-        self.qkv = Linear(width, sizes, bias)
-        self.o = Linear(heads * head_dim, width, out_bias)
-        self.state = PagedKV(kv_heads, head_dim, head_dim, window or None)
+        sizes = {"q": num_heads * head_dim, "k": num_kv_heads * head_dim, "v": num_kv_heads * head_dim}
+        self.qkv = Linear(hidden_size, sizes, bias)
+        self.o = Linear(num_heads * head_dim, hidden_size, out_bias)
+        self.state = PagedKV(num_kv_heads, head_dim, head_dim, window or None)
         self.state_index = -1
 
     def prepare(self, kernels: Kernels) -> None:
@@ -73,16 +73,16 @@ class Attention(nn.Module):
         return self.o(self.attend(self.qkv(x), batch))  # type: ignore[no-any-return]
 
     def attend(self, qkv: Tensor, batch: Batch) -> Tensor:
-        """[rows, heads * head_dim] of queries, keys and values side by side, `[rows, width of all three]`."""
+        """`[rows, num_heads * head_dim]` of queries, keys and values side by side."""
         view, rows = batch.paged(self.state_index), qkv.shape[0]
-        angles = None if self.rotary is None else self.rotary.angles(batch)
-        interleaved = self.rotary is not None and self.rotary.interleaved
-        heads = qkv.view(rows, -1, self.head_dim)
-        if self.adjust is not None:
-            heads = self.adjust(heads)
+        angles = None if self.rope is None else self.rope.angles(batch)
+        interleaved = self.rope is not None and self.rope.interleaved
+        qkv = qkv.view(rows, -1, self.head_dim)
+        if self.qk_transform is not None:
+            qkv = self.qk_transform(qkv)
         paired = self.sparse is None and self._kernels.pairs(view.key_cache, view.value_cache)
         query = self._kernels.rotate_store(
-            heads, angles, interleaved, view.key_cache, view.value_cache, view.plan, paired
+            qkv, angles, interleaved, view.key_cache, view.value_cache, view.plan, paired
         )
         out = self._kernels.paged_attention(
             query,
@@ -104,14 +104,14 @@ class QKNorm(nn.Module):
     """Norms of queries and keys, head by head or (`full_width`) over all heads at once.
 
     Args:
-        heads, kv_heads: as the attention's.
-        q, k: norms over head_dim, or over all heads' width.
+        num_heads, num_kv_heads: as the attention's.
+        q, k: norms over head_dim, or over all heads at once.
         full_width: whether the norms see all heads side by side (OLMoE, MPT) or one at a time (Phi, StableLM 2).
     """
 
-    def __init__(self, heads: int, kv_heads: int, q: nn.Module, k: nn.Module, full_width: bool = False) -> None:
+    def __init__(self, num_heads: int, num_kv_heads: int, q: nn.Module, k: nn.Module, full_width: bool = False) -> None:
         super().__init__()
-        self.sizes = [heads, kv_heads, kv_heads]
+        self.sizes = [num_heads, num_kv_heads, num_kv_heads]
         self.q, self.k = q, k
         self.full_width = full_width
 
@@ -137,12 +137,12 @@ class Clip(nn.Module):
         return qkv if self.after is None else self.after(qkv)
 
 
-def alibi_slopes(heads: int, bias_max: float = 8.0) -> Tensor:
-    """[heads] slopes: a geometric row for a power of two, and every second of the next power's for the rest."""
-    power = 1 << (heads.bit_length() - 1)
+def alibi_slopes(num_heads: int, bias_max: float = 8.0) -> Tensor:
+    """[num_heads] slopes: a geometric row for a power of two, and every second of the next power's for the rest."""
+    power = 1 << (num_heads.bit_length() - 1)
     ratio = torch.arange(1, power + 1, dtype=torch.float32, device="cpu") * (bias_max / power)
     slopes = 2.0**-ratio
-    if power < heads:
+    if power < num_heads:
         finer = torch.arange(1, 2 * power + 1, 2, dtype=torch.float32, device="cpu") * (bias_max / (2 * power))
-        slopes = torch.cat([slopes, 2.0 ** -finer[: heads - power]])
+        slopes = torch.cat([slopes, 2.0 ** -finer[: num_heads - power]])
     return slopes

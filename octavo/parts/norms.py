@@ -11,9 +11,9 @@ class RMSNorm(nn.Module):
 
     float32_parameters = True
 
-    def __init__(self, width: int, eps: float, offset: float = 0.0) -> None:
+    def __init__(self, size: int, eps: float, offset: float = 0.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(width), requires_grad=False)
+        self.weight = nn.Parameter(torch.empty(size), requires_grad=False)
         self.eps = eps
         self.offset = offset
 
@@ -31,10 +31,10 @@ class LayerNorm(nn.Module):
 
     float32_parameters = True
 
-    def __init__(self, width: int, eps: float, weight: bool = True, bias: bool = True, offset: float = 0.0) -> None:
+    def __init__(self, size: int, eps: float, weight: bool = True, bias: bool = True, offset: float = 0.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(width), requires_grad=False) if weight else None
-        self.bias = nn.Parameter(torch.empty(width), requires_grad=False) if bias else None
+        self.weight = nn.Parameter(torch.empty(size), requires_grad=False) if weight else None
+        self.bias = nn.Parameter(torch.empty(size), requires_grad=False) if bias else None
         self.eps = eps
         self.offset = offset
 

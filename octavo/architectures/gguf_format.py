@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from octavo.architectures.config import Config
+from octavo.architectures.model_config import Config
 from octavo.parts import Into
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from octavo.ops import Kernels, ScanInput
 from octavo.parts.batch import Batch
-from octavo.parts.linear import Linear
+from octavo.parts.linear_layer import Linear
 from octavo.parts.mlp import check_activation
 from octavo.parts.state import Recurrent
 
@@ -16,21 +16,21 @@ class MambaMixer(nn.Module):
     """In place of attention in a Mamba layer.
 
     Args:
-        width: of the residual stream.
-        channels: inner width.
+        hidden_size: of the residual stream.
+        channels: inner size.
         state_size: values of state a channel.
         kernel: taps of the convolution.
-        time_step_rank: inner width of the time step's projection.
+        time_step_rank: inner size of the time step's projection.
         activation: of the convolution's output and of the gate.
         bias, conv_bias: biases of the in and out projections, and of the convolution.
-        inner_norm: makes a norm of a given width for each of the time step, B and C (FalconMamba, Jamba).
+        inner_norm: makes a norm of a given size for each of the time step, B and C (FalconMamba, Jamba).
     """
 
     float32_parameters = True  # a_log, d and the convolution; the projections are Linears of their own
 
     def __init__(
         self,
-        width: int,
+        hidden_size: int,
         channels: int,
         state_size: int,
         kernel: int,
@@ -44,18 +44,18 @@ class MambaMixer(nn.Module):
         check_activation(activation)
         self.channels, self.state_size, self.rank = channels, state_size, time_step_rank
         self.activation = activation
-        self.in_proj = Linear(width, {"x": channels, "gate": channels}, bias)
+        self.in_proj = Linear(hidden_size, {"x": channels, "gate": channels}, bias)
         self.x_proj = Linear(channels, {"dt": time_step_rank, "b": state_size, "c": state_size})
         self.dt_proj = Linear(time_step_rank, channels, bias=True)
-        self.out_proj = Linear(channels, width, bias)
+        self.out_proj = Linear(channels, hidden_size, bias)
         self.conv_weight = nn.Parameter(torch.empty(channels, kernel), requires_grad=False)
         self.conv_bias = nn.Parameter(torch.empty(channels), requires_grad=False) if conv_bias else None
         self.a_log = nn.Parameter(torch.empty(channels, state_size), requires_grad=False)
         self.d = nn.Parameter(torch.empty(channels), requires_grad=False)
         self.state = Recurrent((("conv", (kernel - 1, channels)), ("ssm", (3, channels, state_size))))
         self.state_index = -1
-        widths = {"dt": time_step_rank, "b": state_size, "c": state_size}
-        self.inner_norms = nn.ModuleDict({n: inner_norm(w) for n, w in widths.items()} if inner_norm else {})
+        sizes = {"dt": time_step_rank, "b": state_size, "c": state_size}
+        self.inner_norms = nn.ModuleDict({n: inner_norm(w) for n, w in sizes.items()} if inner_norm else {})
         self._a: Tensor | None = None
 
     def prepare(self, kernels: Kernels) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from octavo.architectures.kinds import (
+from octavo.architectures.config_kinds import (
     ACTIVATION,
     BASE,
     COUNT,

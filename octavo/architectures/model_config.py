@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar, overload
 
-from octavo.architectures.keys import KEYS, SPELLINGS
-from octavo.architectures.kinds import check
+from octavo.architectures.config_keys import KEYS, SPELLINGS
+from octavo.architectures.config_kinds import check
 from octavo.errors import CheckpointError
 
 T = TypeVar("T")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from octavo.architectures.config import Config
+from octavo.architectures.model_config import Config
 from octavo.parts import CausalLM, Linear
 
 Build = Callable[[Config], CausalLM]
@@ -21,7 +21,7 @@ def with_classes(build: Build) -> Build:
 
     def classifier(c: Config) -> CausalLM:
         model = build(c)
-        return model.score_with(Linear(model.width, num_labels(c), exact=True), {"score": "score"})
+        return model.score_with(Linear(model.hidden_size, num_labels(c), exact=True), {"score": "score"})
 
     return classifier
 
@@ -31,7 +31,7 @@ def with_reward(build: Build) -> Build:
 
     def reward_model(c: Config) -> CausalLM:
         model = build(c)
-        head = TwoLayers(model.width, c.get("num_labels", 1))
+        head = TwoLayers(model.hidden_size, c.get("num_labels", 1))
         return model.score_with(head, {"score.{0|2}": "score.{first|second}"})
 
     return reward_model
@@ -40,10 +40,10 @@ def with_reward(build: Build) -> Build:
 class TwoLayers(nn.Module):
     """`second(relu(first(x)))`."""
 
-    def __init__(self, width: int, scores: int) -> None:
+    def __init__(self, hidden_size: int, scores: int) -> None:
         super().__init__()
-        self.first = Linear(width, width, bias=True, exact=True)
-        self.second = Linear(width, scores, bias=True, exact=True)
+        self.first = Linear(hidden_size, hidden_size, bias=True, exact=True)
+        self.second = Linear(hidden_size, scores, bias=True, exact=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(torch.relu(self.first(x)))  # type: ignore[no-any-return]

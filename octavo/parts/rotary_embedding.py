@@ -1,4 +1,4 @@
-"""Rotary positions: which angle each pair of a head turns by, and its scalings for long contexts."""
+"""Rotary position embedding: each pair's angle per position, and its scalings for long contexts."""
 
 import math
 
@@ -36,7 +36,7 @@ def yarn_frequencies(
     beta_slow: float,
     truncate: bool = True,
 ) -> Tensor:
-    """YaRN (Peng et al. 2023): pairs that turn rarely are slowed by `factor`, those that turn often are kept."""
+    """YaRN (Peng et al. 2023): slow pairs are slowed further by `factor`, fast ones are kept."""
 
     def pair_of(rotations: float) -> float:
         return dim * math.log(original_length / (rotations * 2 * math.pi)) / (2 * math.log(base))
@@ -50,11 +50,11 @@ def yarn_frequencies(
     return plain / factor * ramp + plain * (1 - ramp)
 
 
-class Rotary(nn.Module):
-    """Turns queries and keys by their positions.
+class RotaryEmbedding(nn.Module):
+    """Rotates queries and keys by their positions.
 
     Args:
-        frequencies: [pairs] angles per position; a head's first 2 * pairs values turn.
+        frequencies: [pairs] angles per position; a head's first 2 * pairs values are rotated.
         scale: factor of cos and sin (YaRN's attention factor).
         interleaved: pairs are neighbours (GPT-J) instead of halves (GPT-NeoX).
     """
@@ -73,20 +73,26 @@ class Rotary(nn.Module):
         return batch.once(id(self), lambda: self._kernels.angles(self.table, batch.positions, batch.lengths))
 
 
-class LongRotary(Rotary):
+class LongRotaryEmbedding(RotaryEmbedding):
     """LongRoPE (Ding et al. 2024): two tables, of which a sequence's whole length chooses one.
 
-    A sequence that grows past `switch_length` turns all of its keys anew: the engine computes it again from its start.
+    The engine computes a sequence that grows past `long_rope_threshold` again from its start, with the other table.
 
     Args:
-        short, long: [pairs] angles per position up to and beyond the switch.
+        short, long: [pairs] angles per position up to and beyond the threshold.
         short_scale, long_scale: factors of cos and sin.
-        switch_length: the longest sequence that `short` serves.
+        long_rope_threshold: the longest sequence that `short` serves.
     """
 
     def __init__(
-        self, short: Tensor, long: Tensor, short_scale: float, long_scale: float, switch_length: int, interleaved: bool
+        self,
+        short: Tensor,
+        long: Tensor,
+        short_scale: float,
+        long_scale: float,
+        long_rope_threshold: int,
+        interleaved: bool,
     ) -> None:
         super().__init__(short, short_scale, interleaved)
-        self.switch_length = switch_length
-        self.table = RotaryTable(torch.stack([short, long]), (short_scale, long_scale), switch_length)
+        self.long_rope_threshold = long_rope_threshold
+        self.table = RotaryTable(torch.stack([short, long]), (short_scale, long_scale), long_rope_threshold)
