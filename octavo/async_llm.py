@@ -12,12 +12,12 @@ from typing import Any
 
 from octavo.config import DEFAULT_MODEL, EngineArgs, engine_args
 from octavo.engine.engine import Engine, FailedRequest
-from octavo.engine.inputs import CheckedPrompt
 from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError
 from octavo.llm import show_log
 from octavo.outputs import PoolingOutput, PoolingRequestOutput, RequestOutput
 from octavo.params import PoolingParams, RequestOutputKind, SamplingParams
 from octavo.prompts import Prompt
+from octavo.text.inputs import CheckedPrompt
 
 log = logging.getLogger("octavo")
 

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from octavo.engine.inputs import CheckedPrompt
 from octavo.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
 from octavo.params import BeamSearchParams, SamplingParams
 from octavo.prompts import Prompt
+from octavo.text.inputs import CheckedPrompt
 
 if TYPE_CHECKING:
     from octavo.llm import LLM

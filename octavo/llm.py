@@ -13,8 +13,6 @@ from octavo.beam_search import beam_search
 from octavo.config import DEFAULT_MODEL, EngineArgs, engine_args
 from octavo.engine.engine import Engine, FailedRequest
 from octavo.errors import InvalidRequestError, OctavoError
-from octavo.loading.chat import Message, render_chat
-from octavo.loading.tokenizer import Tokenizer
 from octavo.outputs import (
     BeamSearchOutput,
     ClassificationOutput,
@@ -29,6 +27,8 @@ from octavo.outputs import (
 )
 from octavo.params import BeamSearchParams, PoolingParams, RequestOutputKind, SamplingParams, recommended_sampling
 from octavo.prompts import Prompt
+from octavo.text.chat_prompt import Message, render_chat
+from octavo.text.tokenizer import Tokenizer
 
 log = logging.getLogger("octavo")
 

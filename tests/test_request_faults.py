@@ -13,9 +13,7 @@ import pytest
 
 from octavo import LLM, AsyncLLM, SamplingParams
 from octavo.config import EngineArgs
-from octavo.engine.detokenizer import TextStream
 from octavo.engine.engine import Engine, FailedRequest
-from octavo.engine.inputs import InputChecker
 from octavo.engine.pooling import Pooling
 from octavo.engine.request import Completion, GenerationRequest
 from octavo.errors import InvalidRequestError, OctavoError, RequestFailedError
@@ -26,6 +24,8 @@ from octavo.executor.sampling_state import SamplingState
 from octavo.outputs import RequestOutput
 from octavo.params import PoolingParams, RequestOutputKind, StructuredOutputsParams
 from octavo.parts import Pooler
+from octavo.text.detokenizer import TextStream
+from octavo.text.inputs import InputChecker
 from tests.server.conftest import write_tiny
 
 

@@ -12,8 +12,8 @@ from octavo.cli.options import SAMPLING_HELP, check_sampling_flags, engine_args_
 from octavo.cli.streaming import limit_hit, stream_answer
 from octavo.engine.engine import Engine
 from octavo.errors import InvalidRequestError, OctavoError, did_you_mean
-from octavo.loading.chat import render_chat
 from octavo.params import SamplingParams
+from octavo.text.chat_prompt import render_chat
 
 HELP = """\
 /help            these commands

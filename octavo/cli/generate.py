@@ -9,7 +9,7 @@ from octavo.cli.options import check_sampling_flags, engine_args_of, sampling_pa
 from octavo.cli.streaming import Answer, limit_hit, stream_answer
 from octavo.engine.engine import Engine
 from octavo.errors import InvalidRequestError
-from octavo.loading.chat import render_chat
+from octavo.text.chat_prompt import render_chat
 
 
 def run(namespace: argparse.Namespace) -> int:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from octavo.config import EngineArgs
-from octavo.engine.detokenizer import TextStream
-from octavo.engine.inputs import CheckedPrompt, EncoderInput, InputChecker
 from octavo.engine.kv_cache import HashChain, KVCacheManager
 from octavo.engine.pooling import Pooling
 from octavo.engine.preparing import Preparing
@@ -24,6 +22,8 @@ from octavo.executor.step import SequenceResult, SequenceStep
 from octavo.loading.model import LoadedModel, load_model
 from octavo.outputs import PoolingOutput, PoolingRequestOutput, RequestMetrics, RequestOutput
 from octavo.params import PoolingParams, SamplingParams
+from octavo.text.detokenizer import TextStream
+from octavo.text.inputs import CheckedPrompt, EncoderInput, InputChecker
 
 log = logging.getLogger("octavo")
 

@@ -8,12 +8,12 @@ and leaves out steps, while all others go on. Which tokens come does not depend 
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-from octavo.engine.inputs import InputChecker
 from octavo.engine.request import Completion, GenerationRequest
 from octavo.errors import failure
 from octavo.executor.bad_words import BadWords
 from octavo.executor.grammar import GrammarCompiler, GrammarSession
 from octavo.params import SamplingParams
+from octavo.text.inputs import InputChecker
 
 IDLE = 0.01
 """Seconds to wait where nothing else can be computed."""

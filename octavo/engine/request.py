@@ -3,15 +3,15 @@
 import time
 from dataclasses import dataclass, field
 
-from octavo.engine.detokenizer import TextStream
-from octavo.engine.inputs import CheckedPrompt
 from octavo.engine.sequence import Sequence
 from octavo.executor.sampling_state import SamplingState
-from octavo.loading.token_text import token_texts
-from octavo.loading.tokenizer import Tokenizer
 from octavo.outputs import CompletionOutput, RequestMetrics, RequestOutput, TokenLogprobs
 from octavo.params import PoolingParams, RequestOutputKind, SamplingParams
 from octavo.parts import Pooler
+from octavo.text.detokenizer import TextStream
+from octavo.text.inputs import CheckedPrompt
+from octavo.text.token_text import token_texts
+from octavo.text.tokenizer import Tokenizer
 
 
 @dataclass(eq=False)

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from octavo.errors import InvalidRequestError
 from octavo.executor.grammar_process import ALL, COMMAND, END, FAILED, HEAD, MASK, REFUSED, SLOW, START, STARTED, TOKEN
-from octavo.loading.tokenizer import FastTokenizer, Tokenizer, TransformersTokenizer
 from octavo.params import StructuredOutputsParams
+from octavo.text.tokenizer import FastTokenizer, Tokenizer, TransformersTokenizer
 
 PATIENCE = 0.005
 """Seconds that a step waits for masks; the usual one takes a tenth of them, and was begun before the step."""

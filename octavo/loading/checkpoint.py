@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from octavo.errors import CheckpointError, shorten
-from octavo.loading.files import open_file, read_json
+from octavo.files import open_file, read_json
 from octavo.loading.pickled import pickled_tensors
 from octavo.ops import StoredRows
 

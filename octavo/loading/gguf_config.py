@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from octavo.errors import UnsupportedModelError
-from octavo.loading.gguf import GGUFFile
+from octavo.loading.gguf_file import GGUFFile
 from octavo.loading.gguf_limits import check_sizes
 from octavo.loading.gguf_reader import shown
 from octavo.loading.gguf_vocab import token_id

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from octavo.errors import CheckpointError, UnsupportedModelError
-from octavo.loading.gguf import GGUFFile
+from octavo.loading.gguf_file import GGUFFile
 from octavo.loading.gguf_reader import Metadata, shown
 from octavo.loading.gguf_splits import SPLITS, Split
 from octavo.loading.gguf_vocab import CONTROL, UNKNOWN, USER_DEFINED, Vocabulary, numbers
-from octavo.loading.tokenizer import FastTokenizer
+from octavo.text.tokenizer import FastTokenizer
 
 log = logging.getLogger("octavo")
 

@@ -14,20 +14,20 @@ from octavo.architectures import Architecture, Config, all_architectures, find_a
 from octavo.architectures.rope_settings import position_limit
 from octavo.config import EngineArgs, PoolerConfig
 from octavo.errors import CheckpointError, ConfigError, OctavoError, UnsupportedModelError, did_you_mean
+from octavo.files import read_json
 from octavo.loading.checkpoint import ChangedSource, TensorSource, checkpoint_tensors
-from octavo.loading.files import read_json
-from octavo.loading.gguf import GGUFFile, tensor_names
 from octavo.loading.gguf_config import shared_config
+from octavo.loading.gguf_file import GGUFFile, tensor_names
 from octavo.loading.gguf_reader import shown
 from octavo.loading.model_tokenizer import model_tokenizer
-from octavo.loading.pooling import pooling_config
+from octavo.loading.pooling_config import pooling_config
 from octavo.loading.precision import Precision, choose_precision
 from octavo.loading.quantized import refuse_quantized
 from octavo.loading.source import ModelFiles, find_model
-from octavo.loading.tokenizer import Tokenizer
 from octavo.loading.weights import WeightLoader
 from octavo.ops import Kernels, choose_kernels
 from octavo.parts import CausalLM
+from octavo.text.tokenizer import Tokenizer
 
 log = logging.getLogger("octavo")
 

@@ -1,10 +1,10 @@
 """The tokenizer of a model, wherever its files are."""
 
 from octavo.config import EngineArgs
-from octavo.loading.gguf import GGUFFile
+from octavo.loading.gguf_file import GGUFFile
 from octavo.loading.gguf_tokenizer import gguf_tokenizer
 from octavo.loading.source import ModelFiles, find_model, find_tokenizer
-from octavo.loading.tokenizer import Tokenizer, load_tokenizer
+from octavo.text.tokenizer import Tokenizer, load_tokenizer
 
 
 def model_tokenizer(

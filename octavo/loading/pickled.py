@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import CheckpointError, shorten
-from octavo.loading.files import open_file
+from octavo.files import open_file
 
 PICKLE_MAX = 32 << 20
 """Bytes of a pickle, beside the storages."""

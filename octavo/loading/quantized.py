@@ -6,7 +6,7 @@ from typing import Any
 
 from octavo.architectures.config_kinds import OBJECT, check
 from octavo.errors import UnsupportedModelError
-from octavo.loading.files import read_json
+from octavo.files import read_json
 
 KEYS = ("quantization_config", "compression_config")
 """Of config.json; the second is how the first releases of compressed-tensors spell it."""

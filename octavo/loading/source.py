@@ -14,7 +14,7 @@ from pathlib import Path
 
 from octavo.config import EngineArgs
 from octavo.errors import CheckpointError, ConfigError, ModelNotFoundError
-from octavo.loading.files import check_files, check_plain
+from octavo.files import check_files, check_plain
 from octavo.loading.gguf_reader import PART_NAME
 
 TEXT_FILES = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from octavo.errors import InvalidRequestError
-from octavo.loading.chat import render_chat
 from octavo.server.body import JSONRoute
 from octavo.server.logprobs import LogprobsWriter, TokenEntry
 from octavo.server.protocol import ChatRequest
@@ -18,6 +17,7 @@ from octavo.server.streaming import event_response, json_response, while_connect
 from octavo.server.threads import size_of
 from octavo.server.tool_calls import Calls, call
 from octavo.server.tools import ToolParser, choose_parser, forced, read_forced
+from octavo.text.chat_prompt import render_chat
 
 
 async def render(service: Service, request: ChatRequest) -> str:

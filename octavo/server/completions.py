@@ -10,12 +10,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from octavo.errors import InvalidRequestError
-from octavo.loading.token_text import TokenText
 from octavo.server.body import JSONRoute
 from octavo.server.logprobs import LogprobsWriter, TokenEntry, prompt_texts
 from octavo.server.protocol import CompletionRequest
 from octavo.server.service import Answer, Run, Service
 from octavo.server.streaming import event_response, json_response, while_connected
+from octavo.text.token_text import TokenText
 
 DEFAULT_TOKENS = 16
 

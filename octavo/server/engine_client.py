@@ -20,7 +20,6 @@ import zmq
 import zmq.asyncio
 
 from octavo.config import EngineArgs
-from octavo.engine.inputs import CheckedPrompt
 from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError
 from octavo.params import PoolingParams, SamplingParams
 from octavo.server.messages import (
@@ -42,6 +41,7 @@ from octavo.server.messages import (
     pack_params,
     write_args,
 )
+from octavo.text.inputs import CheckedPrompt
 
 log = logging.getLogger("octavo")
 

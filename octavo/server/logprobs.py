@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from octavo.engine.detokenizer import TextStream
-from octavo.loading.token_text import REPLACEMENT, TokenText, token_spans, token_texts
-from octavo.loading.tokenizer import Tokenizer
 from octavo.outputs import TokenLogprobs
 from octavo.params import SamplingParams
+from octavo.text.detokenizer import TextStream
+from octavo.text.token_text import REPLACEMENT, TokenText, token_spans, token_texts
+from octavo.text.tokenizer import Tokenizer
 
 LEAST = -9999.0
 """Stands for minus infinity, which JSON does not have."""

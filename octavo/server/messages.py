@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 
 from octavo.config import EngineArgs
-from octavo.engine.inputs import CheckedPrompt
 from octavo.errors import InvalidRequestError
 from octavo.outputs import Logprob, TokenLogprobs
 from octavo.params import PoolingParams, SamplingParams, StructuredOutputsParams
+from octavo.text.inputs import CheckedPrompt
 
 PackedLogprobs = list[tuple[int, float, int]]
 """Token, log-probability and rank of each entry: the chosen token's first."""

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
 
 from octavo.errors import InvalidRequestError, did_you_mean
-from octavo.loading.chat import RESERVED
 from octavo.params import SamplingParams, StructuredOutputsParams
+from octavo.text.chat_prompt import RESERVED
 
 T = TypeVar("T")
 

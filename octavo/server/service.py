@@ -13,13 +13,8 @@ from typing import Any
 import numpy as np
 
 from octavo.config import EngineArgs
-from octavo.engine.detokenizer import TextStream
-from octavo.engine.inputs import CheckedPrompt, EncoderInput, InputChecker
 from octavo.errors import InvalidRequestError, OctavoError
-from octavo.loading.chat import render_chat
 from octavo.loading.model_tokenizer import model_tokenizer
-from octavo.loading.token_text import TokenText
-from octavo.loading.tokenizer import Tokenizer
 from octavo.outputs import TokenLogprobs
 from octavo.params import PoolingParams, SamplingParams, recommended_sampling
 from octavo.server.admission import Admission
@@ -29,6 +24,11 @@ from octavo.server.messages import Pooled, Ready, Stats, Tokens, unpack_logprobs
 from octavo.server.metrics import Metrics, RequestClock
 from octavo.server.options import ServerOptions
 from octavo.server.threads import TextThreads, size_of
+from octavo.text.chat_prompt import render_chat
+from octavo.text.detokenizer import TextStream
+from octavo.text.inputs import CheckedPrompt, EncoderInput, InputChecker
+from octavo.text.token_text import TokenText
+from octavo.text.tokenizer import Tokenizer
 
 
 class ModelUnknownError(OctavoError):

@@ -6,11 +6,11 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from octavo.errors import InvalidRequestError
-from octavo.loading.tokenizer import Tokenizer
 from octavo.params import StructuredOutputsParams
 from octavo.server.json_scanner import WHITESPACE, JsonScanner, Scan
 from octavo.server.protocol import ChatRequest, NamedTool, Tool
 from octavo.server.tool_calls import SURROGATE, Calls, finite, is_text, read_arguments, read_calls
+from octavo.text.tokenizer import Tokenizer
 
 FIRST_PRIVATE = 0xD800
 

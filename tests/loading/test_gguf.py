@@ -11,7 +11,7 @@ import torch
 from octavo import LLM, SamplingParams
 from octavo.architectures import all_architectures
 from octavo.errors import CheckpointError, OctavoError, UnsupportedModelError
-from octavo.loading.gguf import GGUFFile
+from octavo.loading.gguf_file import GGUFFile
 from tests.golden import case_named, tensors, write_model
 from tests.loading.gguf_models import KINDS, write_gguf
 

@@ -14,8 +14,8 @@ import pytest
 
 from octavo import LLM, SamplingParams
 from octavo.errors import CheckpointError, UnsupportedModelError
-from octavo.loading.gguf import GGUFFile
 from octavo.loading.gguf_config import shared_config
+from octavo.loading.gguf_file import GGUFFile
 from tests.golden import case_named, write_model
 from tests.loading.gguf_models import write_gguf
 from tests.loading.gguf_raw import F32, RawGGUF, Tensor, Value, byte_level, sentencepiece, take_apart, text, whole

@@ -11,8 +11,8 @@ import pytest
 
 from octavo import LLM, SamplingParams
 from octavo.errors import CheckpointError
-from octavo.loading.gguf import GGUFFile
 from octavo.loading.gguf_config import shared_config
+from octavo.loading.gguf_file import GGUFFile
 from octavo.loading.gguf_tokenizer import gguf_tokenizer
 from tests.golden import case_named
 from tests.loading.gguf_models import write_gguf

@@ -9,7 +9,7 @@ import pytest
 from octavo import LLM, SamplingParams
 from octavo.config import EngineArgs
 from octavo.errors import CheckpointError, ModelNotFoundError
-from octavo.loading.gguf import GGUFFile
+from octavo.loading.gguf_file import GGUFFile
 from octavo.loading.source import _check_folder, _of_quant, _wanted_files
 from tests.golden import case_named
 from tests.loading.gguf_models import write_gguf

@@ -11,10 +11,10 @@ import pytest
 from tokenizers import Regex, pre_tokenizers
 
 from octavo.errors import CheckpointError, UnsupportedModelError
-from octavo.loading.gguf import GGUFFile
+from octavo.loading.gguf_file import GGUFFile
 from octavo.loading.gguf_splits import SPLITS
 from octavo.loading.gguf_tokenizer import gguf_tokenizer
-from octavo.loading.tokenizer import FastTokenizer
+from octavo.text.tokenizer import FastTokenizer
 from tests.loading.gguf_raw import (
     ARRAY,
     BOOL,

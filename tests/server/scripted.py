@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from octavo.config import EngineArgs
-from octavo.engine.inputs import InputChecker
-from octavo.loading.tokenizer import FastTokenizer, Tokenizer
 from octavo.server.chat import Chat
 from octavo.server.completions import Completions
 from octavo.server.messages import PackedLogprobs, Ready, Tokens
@@ -16,6 +14,8 @@ from octavo.server.metrics import Metrics
 from octavo.server.options import ServerOptions
 from octavo.server.protocol import ChatRequest, CompletionRequest
 from octavo.server.service import Service
+from octavo.text.inputs import InputChecker
+from octavo.text.tokenizer import FastTokenizer, Tokenizer
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 

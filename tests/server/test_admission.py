@@ -9,7 +9,6 @@ import httpx
 import pytest
 
 from octavo.config import EngineArgs
-from octavo.engine.inputs import CheckedPrompt
 from octavo.errors import InvalidRequestError
 from octavo.server.admission import OverloadedError
 from octavo.server.app import create_app
@@ -17,6 +16,7 @@ from octavo.server.messages import Ready, Tokens
 from octavo.server.metrics import Metrics
 from octavo.server.options import ServerOptions
 from octavo.server.service import Service
+from octavo.text.inputs import CheckedPrompt
 from tests.engine.machine import Machine
 from tests.server.running import Running
 

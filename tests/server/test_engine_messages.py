@@ -16,7 +16,6 @@ import zmq
 
 from octavo.config import EngineArgs
 from octavo.engine.engine import Engine
-from octavo.engine.inputs import CheckedPrompt
 from octavo.errors import EngineDeadError, InvalidRequestError
 from octavo.params import SamplingParams
 from octavo.server import engine_server
@@ -24,6 +23,7 @@ from octavo.server.engine_client import EngineClient
 from octavo.server.engine_server import EngineServer
 from octavo.server.messages import Abort, Add, Failed, Stats, Step, Stop, Tokens, decode_report, encode
 from octavo.server.metrics import Metrics
+from octavo.text.inputs import CheckedPrompt
 from tests.server.running import server
 
 COUNTERS = ("prompt_tokens_total", "generation_tokens_total", "prefix_cache_queries_total", "engine_restarts_total")

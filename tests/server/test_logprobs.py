@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.engine.detokenizer import TextStream
-from octavo.loading.token_text import token_spans, token_texts
-from octavo.loading.tokenizer import FastTokenizer
 from octavo.params import SamplingParams
+from octavo.text.detokenizer import TextStream
+from octavo.text.token_text import token_spans, token_texts
+from octavo.text.tokenizer import FastTokenizer
 from tests.server.running import Running
 from tests.server.scripted import TEMPLATE, byte_tokenizer, chat, complete
 
@@ -309,9 +309,9 @@ def test_token_ids_alone() -> None:
 
 
 def test_minus_infinity_is_a_number_in_json() -> None:
-    from octavo.loading.token_text import TokenText
     from octavo.outputs import Logprob
     from octavo.server.logprobs import LogprobsWriter, TokenEntry
+    from octavo.text.token_text import TokenText
 
     entry = TokenEntry(65, TokenText("a", b"a"), {65: Logprob(float("-inf"), 2), 66: Logprob(-0.5, 1)})
     writer = LogprobsWriter(MADE[byte_tokenizer], as_ids=False)

@@ -8,14 +8,14 @@ from typing import Any
 import httpx
 import pytest
 
-from octavo.engine.inputs import InputChecker
 from octavo.errors import InvalidRequestError
-from octavo.loading.tokenizer import FastTokenizer, TransformersTokenizer
 from octavo.params import PoolingParams, SamplingParams
 from octavo.server.app import create_app
 from octavo.server.messages import Pooled, Ready
 from octavo.server.service import Service
 from octavo.server.threads import LONG, size_of
+from octavo.text.inputs import InputChecker
+from octavo.text.tokenizer import FastTokenizer, TransformersTokenizer
 from tests.server.running import Running
 from tests.server.scripted import ScriptedClient, byte_tokenizer, service
 

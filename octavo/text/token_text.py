@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from octavo.loading.tokenizer import Tokenizer
+from octavo.text.tokenizer import Tokenizer
 
 REPLACEMENT = "\ufffd"
 

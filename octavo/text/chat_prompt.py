@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from octavo.errors import InvalidRequestError
-from octavo.loading.template_process import render
-from octavo.loading.tokenizer import Tokenizer
+from octavo.text.template_files import ChatTemplates
+from octavo.text.template_process import render
 
 Message = Mapping[str, Any]
 
@@ -89,8 +89,16 @@ def _template(templates: Mapping[str, str], asked: str | None, has_tools: bool) 
     return templates[name]
 
 
+class Templated(Protocol):
+    """What a prompt needs of a tokenizer."""
+
+    chat_templates: ChatTemplates
+    special_tokens: dict[str, str]
+    """`bos_token`, `eos_token` and so on, as chat templates ask for them."""
+
+
 def render_chat(
-    tokenizer: Tokenizer,
+    tokenizer: Templated,
     messages: Sequence[Message],
     *,
     template: str | None = None,

@@ -10,12 +10,12 @@ from typing import Any, cast
 import pytest
 
 from octavo.errors import CheckpointError, InvalidRequestError
-from octavo.loading import template_process
-from octavo.loading.chat import render_chat
-from octavo.loading.files import TEXT_MAX
-from octavo.loading.template_files import read_templates
-from octavo.loading.tokenizer import Tokenizer
-from tests.loading.chat_templates import (
+from octavo.files import TEXT_MAX
+from octavo.text import template_process
+from octavo.text.chat_prompt import render_chat
+from octavo.text.template_files import read_templates
+from octavo.text.tokenizer import Tokenizer
+from tests.text.chat_templates import (
     COMMAND_R,
     DEEPSEEK_R1,
     HERMES,
@@ -308,7 +308,7 @@ def test_everything_in_the_environment(template: str, tools: Any) -> None:
 def test_filters_tests_and_globals_are_those_of_transformers() -> None:
     from transformers.utils import chat_template_utils
 
-    from octavo.loading.template_environment import environment
+    from octavo.text.template_environment import environment
 
     theirs, ours = chat_template_utils._compile_jinja_template("x").environment, environment()
     for kind in ("filters", "tests", "globals"):

@@ -9,9 +9,9 @@ import pytest
 
 from octavo import LLM
 from octavo.errors import CheckpointError, UnsupportedModelError
-from octavo.loading.gguf import GGUFFile
+from octavo.loading.gguf_file import GGUFFile
 from octavo.loading.gguf_tokenizer import gguf_tokenizer
-from octavo.loading.tokenizer import load_tokenizer
+from octavo.text.tokenizer import load_tokenizer
 
 
 def write_tokenizer(folder: Path, **settings: object) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo.errors import CheckpointError
-from octavo.loading.files import read_json
+from octavo.files import read_json
 
 STANDARD = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _SENTENCEPIECE = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}

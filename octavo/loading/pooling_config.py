@@ -5,7 +5,7 @@ from typing import Any
 
 from octavo.config import PoolerConfig
 from octavo.errors import CheckpointError, UnsupportedModelError
-from octavo.loading.files import read_json, read_json_value
+from octavo.files import read_json, read_json_value
 
 _TYPES = {
     "pooling_mode_lasttoken": "LAST",

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from octavo.errors import CheckpointError, InvalidRequestError, UnsupportedModelError, failure
-from octavo.loading.added_tokens import add_tokens
-from octavo.loading.files import read_json
-from octavo.loading.template_files import ChatTemplates, read_templates
+from octavo.files import read_json
+from octavo.text.added_tokens import add_tokens
+from octavo.text.chat_prompt import Templated, render_chat
+from octavo.text.template_files import ChatTemplates, read_templates
 
 T = TypeVar("T")
 
@@ -37,14 +38,11 @@ def decode_known(decode: Callable[[Sequence[int]], str], ids: Sequence[int]) -> 
     return text if text is not None else text_of([i for i in ids if text_of([i]) is not None]) or ""
 
 
-class Tokenizer(Protocol):
+class Tokenizer(Templated, Protocol):
     """What the engine needs of a tokenizer. A text that it cannot read is an InvalidRequestError."""
 
     eos_token_id: int | None
     bos_token_id: int | None
-    chat_templates: ChatTemplates
-    special_tokens: dict[str, str]
-    """`bos_token`, `eos_token` and so on, as chat templates ask for them."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -88,8 +86,6 @@ class _ChatTemplates:
         **variables: Any,
     ) -> str | list[int]:
         """The prompt of a conversation, as token ids or (`tokenize=False`) as text."""
-        from octavo.loading.chat import render_chat  # it needs this module's types
-
         text = render_chat(
             self,
             conversation,

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from octavo.errors import InvalidRequestError
-from octavo.loading.tokenizer import Tokenizer
 from octavo.params import PoolingParams, SamplingParams
+from octavo.text.tokenizer import Tokenizer
 
 ENCODER_KEYS = ("encoder_prompt", "decoder_prompt")
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from octavo.loading.template_environment import environment
+from octavo.text.template_environment import environment
 
 Message = dict[str, Any]
 

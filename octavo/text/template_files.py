@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo.errors import CheckpointError
-from octavo.loading.files import check_files, read_json
+from octavo.files import check_files, read_json
 
 ChatTemplates = dict[str, str]
 """Chat templates by name; the usual one is `default`."""

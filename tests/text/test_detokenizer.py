@@ -3,8 +3,8 @@
 import pytest
 
 from octavo import LLM, SamplingParams
-from octavo.engine.detokenizer import IncrementalDetokenizer, StopChecker
-from octavo.loading.tokenizer import FastTokenizer
+from octavo.text.detokenizer import IncrementalDetokenizer, StopChecker
+from octavo.text.tokenizer import FastTokenizer
 from tests.instructions import instructions
 
 TEXTS = [

@@ -4,10 +4,10 @@ import codecs
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from octavo.engine.stops import StopChecker
-from octavo.loading.token_text import REPLACEMENT, TokenText, token_texts
-from octavo.loading.tokenizer import Tokenizer
 from octavo.params import SamplingParams
+from octavo.text.stops import StopChecker
+from octavo.text.token_text import REPLACEMENT, TokenText, token_texts
+from octavo.text.tokenizer import Tokenizer
 
 CONTEXT = 5
 """Tokens before the answer that its first token is decoded with: some tokenizers write spaces by what comes before."""

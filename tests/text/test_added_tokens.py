@@ -10,8 +10,8 @@ import transformers
 from octavo.architectures.model_config import Config
 from octavo.errors import CheckpointError, InvalidRequestError
 from octavo.loading.model import _eos_tokens as end_tokens
-from octavo.loading.tokenizer import SLOW_CHARACTERS, FastTokenizer, TransformersTokenizer, load_tokenizer
-from tests.loading.test_tokenizer import write_tokenizer
+from octavo.text.tokenizer import SLOW_CHARACTERS, FastTokenizer, TransformersTokenizer, load_tokenizer
+from tests.text.test_tokenizer import write_tokenizer
 
 FIVE = int(transformers.__version__.split(".")[0]) >= 5
 TEXT = "a <pad> b<x> <tool>c<TOOL> </end>z<s>q</s> a<tool>b <img> <|eot|>Ä tool"

@@ -3,20 +3,19 @@
 A thread cannot be ended, and a template can keep one busy in too many ways (loops, `range`, `join`, widths, joined
 lists that double) to bound each by itself. A process can. It costs a fifth of a millisecond a prompt, and 0.1 s once.
 
-`render` is called here, `main` runs there.
+`render` is called here; what runs there is template_worker.
 """
 
 import atexit
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
 from typing import IO, Any
 
-from octavo.errors import InvalidRequestError, OctavoError
+from octavo.errors import InvalidRequestError
 
 SECONDS = 2.0
 """Most processor time for one prompt."""
@@ -35,7 +34,7 @@ class _Process:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", f"from {__name__} import main; main()"],
+            [sys.executable, "-P", "-c", "from octavo.text.template_worker import main; main()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -51,8 +50,8 @@ class _Process:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
-            _send(self._process.stdin, question)
-        return _receive(self._process.stdout)
+            send(self._process.stdin, question)
+        return receive(self._process.stdout)
 
     def close(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout):
@@ -112,7 +111,7 @@ os.register_at_fork(after_in_child=_forget)
 
 
 def render(question: dict[str, Any]) -> str:
-    """The prompt of a conversation: `question` has the arguments of `_answer`.
+    """The prompt of a conversation: `question` has the arguments of template_worker's `prompt`.
 
     Raises InvalidRequestError for messages that the template refuses, and where it takes too much.
     """
@@ -138,43 +137,15 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} is no plain value")
 
 
-def _send(pipe: IO[bytes], data: bytes) -> None:
+def send(pipe: IO[bytes], data: bytes) -> None:
+    """One message: its length in 8 bytes, and itself."""
     pipe.write(len(data).to_bytes(8, "little") + data)
     pipe.flush()
 
 
-def _receive(pipe: IO[bytes]) -> bytes | None:
+def receive(pipe: IO[bytes]) -> bytes | None:
+    """The next message; None where the pipe ends before its end."""
     head = pipe.read(8)
     size = int.from_bytes(head, "little")
     data = pipe.read(size) if len(head) == 8 else b""
     return data if len(head) == 8 and len(data) == size else None
-
-
-def _answer(source: str, special_tokens: dict[str, str], variables: dict[str, Any], **conversation: Any) -> str:
-    """Rendered here, in the process that has bounds."""
-    from octavo.loading.template import compiled  # here alone: Jinja takes a while to load
-
-    template = compiled(source, tuple(special_tokens.items()))
-    text = template.prompt(**conversation, **variables)
-    if len(text) > CHARACTERS:
-        raise OctavoError(f"the prompt has {len(text)} characters; {LIMITS}")
-    return text
-
-
-def main() -> None:
-    """Answer what comes on standard input until it ends."""
-    import resource
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    while (question := _receive(sys.stdin.buffer)) is not None:
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # whose signal ends the process
-        try:
-            answer = b"=" + _answer(**json.loads(question)).encode("utf-8", "surrogatepass")
-        except MemoryError:
-            return  # another process begins with an empty memory
-        except Exception as error:
-            answer = f"!{str(error) or type(error).__name__:.500}".encode("utf-8", "surrogatepass")
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        _send(sys.stdout.buffer, answer)

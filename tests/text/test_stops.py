@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.engine.detokenizer import StopChecker
-from octavo.engine.stops import StopStrings
+from octavo.text.detokenizer import StopChecker
+from octavo.text.stops import StopStrings
 
 
 def naive(stops: list[str], include: bool, text: str, num_new: int) -> tuple[int, str] | None:
