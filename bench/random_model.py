@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from octavo.architectures import find_architecture
 from octavo.loading.precision import Precision
 from octavo.loading.weights import WeightLoader
-from octavo.ops import choose_kernels
+from octavo.ops import select_backend
 
 
 def write_random_model(config: dict[str, Any], folder: Path, dtype: torch.dtype = torch.float32) -> Path:
@@ -18,7 +18,7 @@ def write_random_model(config: dict[str, Any], folder: Path, dtype: torch.dtype 
     with torch.device("meta"):
         architecture = find_architecture(config["architectures"])
         model = architecture.build(architecture.config(config))
-    loader = WeightLoader(model, Precision(dtype, dtype, dtype), choose_kernels(torch.device("cpu"), "torch"))
+    loader = WeightLoader(model, Precision(dtype, dtype, dtype), select_backend(torch.device("cpu"), "torch"))
     generator = torch.Generator().manual_seed(0)
     tensors = {}
     for path, slot in loader.slots.items():

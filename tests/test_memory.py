@@ -23,7 +23,7 @@ def peak():
 def load(path):
     return load_model(EngineArgs(model=path, dtype="bfloat16", skip_tokenizer_init=True))
 
-load(sys.argv[1])  # libraries and kernels are in memory now
+load(sys.argv[1])  # libraries and backend are in memory now
 before = peak()
 model = load(sys.argv[2]).model
 held = sum(p.numel() * p.element_size() for p in model.parameters())

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.ops import Kernels
-from octavo.ops.norm import rms_norm
+from octavo.ops import Backend
+from octavo.ops.torch.norms import rms_norm
 from octavo.parts import Block, CausalLM, Embedding, Into, Linear, MambaMixer, Names, Residual, RMSNorm, parameter
 
 
@@ -76,8 +76,8 @@ class PlainRMSNorm(nn.Module):
         super().__init__()
         self.size, self.eps = size, eps
 
-    def prepare(self, kernels: Kernels) -> None:
-        self._ones = torch.ones(self.size, device=kernels.device)
+    def prepare(self, backend: Backend) -> None:
+        self._ones = torch.ones(self.size, device=backend.device)
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self._ones, self.eps)

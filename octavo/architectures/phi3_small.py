@@ -9,7 +9,7 @@ from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope import make_rope
 from octavo.ops import BlockSparse
-from octavo.ops.activation import quick_gelu
+from octavo.ops.torch.activations import quick_gelu
 from octavo.parts import (
     Attention,
     Batch,

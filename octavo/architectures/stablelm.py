@@ -10,7 +10,7 @@ from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES, gated_mlp, llama_body
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.ops import Kernels
+from octavo.ops import Backend
 from octavo.parts import CausalLM, LayerNorm, Names, QKNorm, Residual, SharedNorm
 
 
@@ -22,7 +22,7 @@ class NormEachHead(nn.Module):
         self.norms = nn.ModuleList(LayerNorm(head_dim, eps, bias=False) for _ in range(num_heads))
         self.plain = LayerNorm(head_dim, eps, weight=False, bias=False)
 
-    def prepare(self, kernels: Kernels) -> None:
+    def prepare(self, backend: Backend) -> None:
         self._weights = torch.stack([cast(Tensor, norm.weight) for norm in self.norms])
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from octavo.executor.memory import available_memory
-from octavo.ops import choose_kernels
+from octavo.executor.caches import available_memory
+from octavo.ops import select_backend
 from octavo.sizes import format_size
 from octavo.version import __version__
 
@@ -43,9 +43,9 @@ def _versions() -> dict[str, str]:
 def linear_is_batch_invariant(dtype: torch.dtype) -> bool:
     """Whether rows of a product come out the same alone and among others, tried on this machine."""
     generator = torch.Generator().manual_seed(0)
-    kernels = choose_kernels(torch.device("cpu"))
+    backend = select_backend(torch.device("cpu"))
     for width, outputs in ((576, 960), (1536, 576), (2048, 2048)):
-        kernel = kernels.linear(torch.randn(outputs, width, generator=generator).to(dtype))
+        kernel = backend.linear(torch.randn(outputs, width, generator=generator).to(dtype))
         x = torch.randn(96, width, generator=generator).to(dtype)
         together = kernel(x)
         if any(not torch.equal(kernel(x[:n]), together[:n]) for n in (1, 2, 3, 7, 16, 31, 64)):
@@ -56,15 +56,15 @@ def linear_is_batch_invariant(dtype: torch.dtype) -> bool:
 def describe() -> dict[str, Any]:
     """The facts, by name."""
     cpu = torch.device("cpu")
-    kernels, dtypes = choose_kernels(cpu), {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    backend, dtypes = select_backend(cpu), {"float32": torch.float32, "bfloat16": torch.bfloat16}
     return {
         "octavo": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": processor(),
         "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": kernels.threads,
-        "operations": kernels.name,
+        "threads": backend.threads,
+        "operations": backend.name,
         "memory free": format_size(available_memory(cpu)),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         **_versions(),

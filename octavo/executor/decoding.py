@@ -16,7 +16,7 @@ from torch import Tensor
 
 from octavo.executor.shape import CacheShape
 from octavo.executor.step import SequenceStep
-from octavo.ops import AttentionPlan, Kernels, NotRecordableError, Program, RecurrentPlan
+from octavo.ops import AttentionPlan, Backend, NotRecordableError, Program, RecurrentPlan
 from octavo.parts import Batch, CausalLM
 from octavo.parts.batch import StateView
 
@@ -43,21 +43,21 @@ class RecordedSteps:
 
     Args:
         model: what is run.
-        kernels: what it computes with.
+        backend: what it computes with.
         shape: of the caches.
         tables: the block table of each group.
         views: makes a batch's state views of plans.
     """
 
     def __init__(
-        self, model: CausalLM, kernels: Kernels, shape: CacheShape, tables: Sequence[Tensor], views: Views
+        self, model: CausalLM, backend: Backend, shape: CacheShape, tables: Sequence[Tensor], views: Views
     ) -> None:
-        self.model, self.kernels, self.shape, self._views = model, kernels, shape, views
+        self.model, self.backend, self.shape, self._views = model, backend, shape, views
         self.rows = min(MOST_ROWS, shape.max_sequences)
         self._tables = tables
         self._recorded: dict[int, tuple[Batch, Program] | None] = {}
         self._tokens, self._positions, self._lengths = (torch.zeros(self.rows, dtype=torch.int64) for _ in range(3))
-        self._slots = [torch.zeros(self.rows, dtype=torch.int64) for _ in tables]
+        self._slot_mappings = [torch.zeros(self.rows, dtype=torch.int64) for _ in tables]
         # Runs of one token each.
         self._runs = [torch.ones(self.rows, 4, dtype=torch.int64) for _ in tables]
         self._recurrent_runs = torch.ones(self.rows, 3, dtype=torch.int64)
@@ -67,7 +67,7 @@ class RecordedSteps:
         self._filled = [t.numpy() for t in (self._tokens, self._positions, self._lengths, self._recurrent_runs)]
         self._groups = [
             (table.numpy(), slots.numpy(), runs.numpy())
-            for table, slots, runs in zip(tables, self._slots, self._runs, strict=True)
+            for table, slots, runs in zip(tables, self._slot_mappings, self._runs, strict=True)
         ]
 
     def run(self, steps: Sequence[SequenceStep]) -> tuple[Tensor, Tensor] | None:
@@ -79,7 +79,7 @@ class RecordedSteps:
         if len(steps) > self.rows or any(len(s.token_ids) != 1 or s.is_new or s.sampling is None for s in steps):
             return None
         found = self._for(self.rows)
-        if found is not None and found[1].whole:
+        if found is not None and found[1].fixed_rows:
             found = self._for(min(self.rows, 1 << (len(steps) - 1).bit_length()))
         if found is None:
             return None
@@ -96,7 +96,7 @@ class RecordedSteps:
                 hidden = self.model(batch)
                 return hidden, self.model.project(hidden)
 
-            program = self.kernels.record(step, rows)
+            program = self.backend.record(step, rows)
             self._recorded[rows] = None if program is None else (batch, program)
         return self._recorded[rows]
 
@@ -108,11 +108,11 @@ class RecordedSteps:
                 block_size=self.shape.block_size,
                 window=window,
                 num_tokens=rows,
-                slots=slots[:rows],
+                slot_mapping=slots[:rows],
                 run_table=runs[:rows],
             )
             for table, slots, runs, window in zip(
-                self._tables, self._slots, self._runs, self.shape.windows, strict=True
+                self._tables, self._slot_mappings, self._runs, self.shape.windows, strict=True
             )
         ]
         alone: Any = _BySequence()

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from octavo.config import EngineArgs
 from octavo.errors import failure
+from octavo.executor.caches import Caches, allocate_caches
 from octavo.executor.decoding import RecordedSteps
 from octavo.executor.grammar import late_grammars
-from octavo.executor.memory import Caches, allocate_caches
 from octavo.executor.sampler import describe, sample
 from octavo.executor.sampling_state import SamplingState
 from octavo.executor.shape import CacheShape
@@ -34,8 +34,8 @@ class ModelRunner:
     """
 
     def __init__(self, loaded: LoadedModel, args: EngineArgs) -> None:
-        self.model, self.kernels = loaded.model, loaded.kernels
-        self.device = loaded.kernels.device
+        self.model, self.backend = loaded.model, loaded.backend
+        self.device = loaded.backend.device
         self.caches: Caches = allocate_caches(
             loaded.model.states, args, loaded.precision.cache, self.device, loaded.max_model_len
         )
@@ -46,7 +46,7 @@ class ModelRunner:
         ]
 
         self._recorded = (
-            RecordedSteps(self.model, self.kernels, shape, self._tables, self._views) if self.kernels.records else None
+            RecordedSteps(self.model, self.backend, shape, self._tables, self._views) if self.backend.records else None
         )
 
     @property
@@ -55,7 +55,7 @@ class ModelRunner:
 
     def execute(self, steps: Sequence[SequenceStep]) -> list[SequenceResult]:
         """Compute one step. The results are in the order of `steps`."""
-        with torch.inference_mode(), self.kernels.computing():
+        with torch.inference_mode(), self.backend.computing():
             return self._execute(steps)
 
     def _execute(self, steps: Sequence[SequenceStep]) -> list[SequenceResult]:
@@ -71,7 +71,7 @@ class ModelRunner:
             hidden = self.model(batch)
         results = [SequenceResult() for _ in steps]
         count = sum(len(s.token_ids) for s in steps)
-        if not self.kernels.finite(hidden[:count]):
+        if not self.backend.finite(hidden[:count]):
             self._fail_non_finite(hidden[:count], self._batch(steps), steps, results)
         first = 0
         sampled: list[tuple[int, int]] = []
@@ -120,7 +120,7 @@ class ModelRunner:
             for view in batch.states:
                 if isinstance(view, PagedView):
                     # Whole blocks, however a block is laid out: none that is still to be filled is shared.
-                    blocks = view.plan.slots[rows] // self.shape.block_size
+                    blocks = view.plan.slot_mapping[rows] // self.shape.block_size
                     view.key_cache[blocks] = 0
                     view.value_cache[blocks] = 0
             self._forget_encoder(step, batch)
@@ -160,16 +160,16 @@ class ModelRunner:
             if not states:
                 return
             logits = logits[torch.tensor(on_time, device=self.device)]
-        for (i, _), state, choice in zip(sampled, states, sample(logits, states, self.kernels), strict=True):
+        for (i, _), state, choice in zip(sampled, states, sample(logits, states, self.backend), strict=True):
             state.late_logits = None
             results[i].token_id, results[i].logprobs = choice.token_id, choice.logprobs
             results[i].error, results[i].is_invalid = choice.error, choice.is_invalid
 
     def sample_late(self, states: Sequence[SamplingState]) -> list[SequenceResult]:
         """Choose the tokens whose logits were kept, now that their masks are there."""
-        with torch.inference_mode(), self.kernels.computing():
+        with torch.inference_mode(), self.backend.computing():
             kept = [s.late_logits for s in states if s.late_logits is not None]
-            choices = sample(torch.stack(kept), states, self.kernels)
+            choices = sample(torch.stack(kept), states, self.backend)
         for state in states:
             state.late_logits = None
         return [
@@ -206,7 +206,7 @@ class ModelRunner:
         starts = np.array([r.start - r.first_row for r in runs], dtype=np.int64)
         positions = np.arange(count) + np.repeat(starts, counts)
         lengths = np.repeat(np.array([s.length for s in steps], dtype=np.int64), counts)
-        padding = max(0, self.kernels.min_rows - count)
+        padding = max(0, self.backend.min_rows - count)
         return Batch(
             tokens=torch.tensor(tokens + [0] * padding, device=self.device),
             positions=torch.from_numpy(np.pad(positions, (0, padding))).to(self.device),
@@ -224,7 +224,7 @@ class ModelRunner:
             runs.append(SequenceRun(len(tokens), len(step.encoder_tokens), 0, step.row))
             tokens += step.encoder_tokens
             positions += range(len(step.encoder_tokens))
-        padding = [0] * max(0, self.kernels.min_rows - len(tokens))
+        padding = [0] * max(0, self.backend.min_rows - len(tokens))
         group = self.shape.encoder_group
         assert group is not None
         plan = plan_attention(runs, self._tables[group], self.shape.block_size, None, len(tokens))

@@ -12,7 +12,7 @@ from torch import Tensor
 from octavo.errors import failure
 from octavo.executor.grammar import Grammar, apply_grammars
 from octavo.executor.sampling_state import GREEDY, SamplingState
-from octavo.ops import NOT_FINITE, DrawBy, Kernels
+from octavo.ops import NOT_FINITE, Backend, DrawBy
 from octavo.outputs import Logprob, TokenLogprobs
 
 NOTHING_LEFT = (
@@ -33,7 +33,7 @@ class Choice:
     """Whether the error is of the request's own values."""
 
 
-def sample(logits: Tensor, states: Sequence[SamplingState], kernels: Kernels) -> list[Choice]:
+def sample(logits: Tensor, states: Sequence[SamplingState], backend: Backend) -> list[Choice]:
     """Choose a token for each row of `logits` `[rows, vocab]` (float32, changed in place).
 
     The order is vLLM's: structured outputs, allowed tokens, bad words, min_tokens, logit bias, the request's own
@@ -52,7 +52,7 @@ def sample(logits: Tensor, states: Sequence[SamplingState], kernels: Kernels) ->
     _restrict(logits, states, choices)
     _penalize(logits, states, choices)
     _keep_one(logits, states, ends, choices)
-    tokens = kernels.choose(logits, _draws(states, choices))
+    tokens = backend.sample(logits, _draws(states, choices))
     for choice, token in zip(choices, tokens.tolist(), strict=True):
         if token == NOT_FINITE:
             choice.error = choice.error or NOT_FINITE_MESSAGE

@@ -12,7 +12,7 @@ from torch import Tensor
 from octavo.errors import CheckpointError
 from octavo.loading.gguf_reader import GGUFTensor
 from octavo.ops import StoredRows
-from octavo.ops.weights import FLOATS, KINDS
+from octavo.ops.stored_rows import FLOATS, KINDS
 
 FLOAT_TYPES = {kind: dtype for dtype, kind in FLOATS.items()}
 

@@ -25,7 +25,7 @@ from octavo.loading.precision import Precision, choose_precision
 from octavo.loading.quantized import refuse_quantized
 from octavo.loading.source import ModelFiles, find_model
 from octavo.loading.weights import WeightLoader
-from octavo.ops import Kernels, choose_kernels
+from octavo.ops import Backend, select_backend
 from octavo.parts import CausalLM
 from octavo.text.tokenizer import Tokenizer
 
@@ -44,7 +44,7 @@ class LoadedModel:
     architecture: Architecture
     tokenizer: Tokenizer | None
     precision: Precision
-    kernels: Kernels
+    backend: Backend
     max_model_len: int
     eos_token_ids: frozenset[int]
     generation_config: dict[str, Any] = field(default_factory=dict)
@@ -81,17 +81,17 @@ def load_model(args: EngineArgs) -> LoadedModel:
     """
     checkpoint = open_checkpoint(args)
     task = _task(args, checkpoint.architecture)
-    config, kernels = checkpoint.config, choose_kernels(_device(args), args.ops)
+    config, backend = checkpoint.config, select_backend(_device(args), args.ops)
     if args.threads is not None:
-        kernels.set_threads(args.threads)
-    precision = choose_precision(args, config, kernels, checkpoint.gguf is not None)
+        backend.set_threads(args.threads)
+    precision = choose_precision(args, config, backend, checkpoint.gguf is not None)
     with _sound_config(checkpoint.files.path, config), torch.device("meta"):
         model = checkpoint.architecture.build(config)
     if task == "embedding":
         model.drop_head()
     tokenizer = model_tokenizer(args, checkpoint.files, checkpoint.gguf)
     with _sound_config(checkpoint.files.path, config):
-        WeightLoader(model, precision, kernels).load(checkpoint.tensors(model), str(checkpoint.files.path))
+        WeightLoader(model, precision, backend).load(checkpoint.tensors(model), str(checkpoint.files.path))
     generation = _generation_config(args, checkpoint.files)
     return LoadedModel(
         model=model.eval(),
@@ -99,7 +99,7 @@ def load_model(args: EngineArgs) -> LoadedModel:
         architecture=checkpoint.architecture,
         tokenizer=tokenizer,
         precision=precision,
-        kernels=kernels,
+        backend=backend,
         max_model_len=_max_model_len(args, config),
         eos_token_ids=_eos_tokens(config, generation, tokenizer, model.vocab_size),
         generation_config=generation,

@@ -9,7 +9,8 @@ import torch
 from octavo.architectures import Config
 from octavo.config import EngineArgs
 from octavo.errors import ConfigError
-from octavo.ops import Kernels, weights
+from octavo.ops import Backend
+from octavo.ops.stored_rows import Q4_1, Q8_0
 
 log = logging.getLogger("octavo")
 
@@ -21,7 +22,7 @@ DTYPES = {
     "half": torch.float16,
 }
 CACHE_DTYPES = {**DTYPES, "int8": torch.int8}
-ROUNDED = {"int8": weights.Q8_0, "q4": weights.Q4_1}
+ROUNDED = {"int8": Q8_0, "q4": Q4_1}
 """Quantizations of float checkpoints, by the kind that weights are rounded to."""
 
 
@@ -42,7 +43,7 @@ class Precision:
     """The same for the head and a tied token table, which lose more by it."""
 
 
-def choose_precision(args: EngineArgs, config: Config, kernels: Kernels, gguf: bool) -> Precision:
+def choose_precision(args: EngineArgs, config: Config, backend: Backend, gguf: bool) -> Precision:
     """What `args` ask for; `auto` is what the checkpoint is stored in.
 
     Raises ConfigError for a quantization that this checkpoint or machine cannot have.
@@ -55,15 +56,15 @@ def choose_precision(args: EngineArgs, config: Config, kernels: Kernels, gguf: b
         )
     if args.quantization == "gguf" and not gguf:
         raise ConfigError(f"quantization='gguf': {args.model} is not a GGUF file. Leave quantization out.")
-    if rounded and not kernels.kinds:
+    if rounded and not backend.kinds:
         raise ConfigError(
-            f"quantization={rounded!r} needs the compiled core on a CPU; this runs on {kernels.name}. "
+            f"quantization={rounded!r} needs the compiled core on a CPU; this runs on {backend.name}. "
             "Leave quantization out (and see `octavo env`)."
         )
-    as_stored = gguf and bool(kernels.kinds) and (args.dtype == "auto" or args.quantization == "gguf")
-    held = _held(args.dtype, config, kernels, gguf)
+    as_stored = gguf and bool(backend.kinds) and (args.dtype == "auto" or args.quantization == "gguf")
+    held = _held(args.dtype, config, backend, gguf)
     computed = held
-    if kernels.kinds and (as_stored or rounded or held == torch.float16 or not kernels.bfloat16_pairs):
+    if backend.kinds and (as_stored or rounded or held == torch.float16 or not backend.bfloat16_pairs):
         # The core's own products take float32 rows whatever the weights are.
         computed = torch.float32
     if as_stored and args.dtype != "auto":
@@ -75,20 +76,20 @@ def choose_precision(args: EngineArgs, config: Config, kernels: Kernels, gguf: b
         cache=cache,
         as_stored=as_stored,
         round_to=ROUNDED[rounded] if rounded else None,
-        round_head_to=weights.Q8_0 if rounded else None,
+        round_head_to=Q8_0 if rounded else None,
     )
 
 
-def _held(wanted: str, config: Config, kernels: Kernels, gguf: bool) -> torch.dtype:
+def _held(wanted: str, config: Config, backend: Backend, gguf: bool) -> torch.dtype:
     """The dtype that was asked for, or the checkpoint's own."""
     if wanted != "auto":
         dtype = DTYPES[wanted]
-        if dtype == torch.float16 and kernels.device.type == "cpu" and not kernels.kinds:
+        if dtype == torch.float16 and backend.device.type == "cpu" and not backend.kinds:
             raise ConfigError("dtype='float16' needs the compiled core on a CPU. Use dtype='auto', or bfloat16.")
         return dtype
     stored = str(config.first("dtype", "torch_dtype", default="bfloat16" if gguf else "float32"))
     dtype = DTYPES.get(stored.removeprefix("torch."), torch.float32)
-    if kernels.device.type == "cpu" and dtype != torch.float32 and not kernels.kinds:
+    if backend.device.type == "cpu" and dtype != torch.float32 and not backend.kinds:
         dtype = torch.bfloat16 if _fast_bfloat16() else torch.float32
         if stored != "bfloat16" or dtype == torch.float32:
             log.info("dtype auto: %s weights are computed in %s on this CPU", stored, str(dtype).removeprefix("torch."))

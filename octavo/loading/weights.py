@@ -13,8 +13,8 @@ from tqdm import tqdm
 from octavo.errors import CheckpointError, shorten
 from octavo.loading.checkpoint import ChangedSource, PlainSource, TensorSource, stored_rows
 from octavo.loading.precision import Precision
-from octavo.ops import Kernels, memory
-from octavo.ops.weights import StoredRows, of_floats
+from octavo.ops import Backend, large_pages
+from octavo.ops.stored_rows import StoredRows, of_floats
 from octavo.parts import CausalLM, Embedding, Linear
 from octavo.parts.names import Into, Transform
 
@@ -72,11 +72,11 @@ class WeightLoader:
     Args:
         model: its parameters are created here, one by one, so that nothing is held twice.
         precision: the number types that it is held in.
-        kernels: what computes.
+        backend: what computes.
     """
 
-    def __init__(self, model: CausalLM, precision: Precision, kernels: Kernels) -> None:
-        self.model, self.precision, self.kernels = model, precision, kernels
+    def __init__(self, model: CausalLM, precision: Precision, backend: Backend) -> None:
+        self.model, self.precision, self.backend = model, precision, backend
         model.dtype = precision.activations
         self._lock = threading.Lock()
         self.slots: dict[str, _Slot] = {}
@@ -130,11 +130,11 @@ class WeightLoader:
             head.missing.clear()
         problems.raise_if_any(where, self._missing(before=False))
         self._share_table()
-        memory.give_back()
+        large_pages.give_back()
         for module in self.model.modules():
             prepare = getattr(module, "prepare", None)
             if prepare is not None and not isinstance(module, Linear):
-                prepare(self.kernels)
+                prepare(self.backend)
 
     def _plan(
         self, tensors: Iterable[tuple[str, TensorSource]], problems: _Problems
@@ -178,13 +178,13 @@ class WeightLoader:
                 head.stored[None] = stored
             else:
                 head.weight = tokens.weight
-            head.prepare(self.kernels, self.precision.round_head_to, fine=True)
+            head.prepare(self.backend, self.precision.round_head_to, fine=True)
             assert head.kernel is not None
             tokens.read_from(head.kernel, self.precision.activations)
         elif stored is not None:
-            tokens.read_from(self.kernels.stored_linear([stored]), self.precision.activations)
+            tokens.read_from(self.backend.stored_linear([stored]), self.precision.activations)
         elif tokens.weight is not None and tokens.weight.dtype != self.precision.activations:
-            tokens.read_from(self.kernels.linear(tokens.weight.data), self.precision.activations)
+            tokens.read_from(self.backend.linear(tokens.weight.data), self.precision.activations)
 
     def _missing(self, *, before: bool) -> list[str]:
         """Published names of what is not filled, each once: several segments may come from one published tensor.
@@ -293,7 +293,7 @@ class WeightLoader:
         if parameter.is_meta:
             exact = getattr(slot.module, "float32_parameters", False) or slot.name == "bias"
             dtype = torch.float32 if exact else self._dtype(slot.module)
-            empty = torch.empty(slot.shape, dtype=dtype, device=self.kernels.device)
+            empty = torch.empty(slot.shape, dtype=dtype, device=self.backend.device)
             parameter = nn.Parameter(empty, requires_grad=False)
             setattr(slot.module, slot.name, parameter)
         return parameter.data
@@ -310,4 +310,4 @@ class WeightLoader:
             of_head = module is self.model.head
             # A logit's error is the answer's own: half of all that rounding would cost comes from the head's rows.
             round_to = self.precision.round_head_to if of_head else self.precision.round_to
-            module.prepare(self.kernels, round_to, fine=of_head)
+            module.prepare(self.backend, round_to, fine=of_head)

@@ -6,7 +6,7 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 
-from octavo.ops import Kernels
+from octavo.ops import Backend
 from octavo.parts.batch import Batch
 from octavo.parts.embedding import Embedding
 from octavo.parts.encoder import CrossAttention, EncoderBatch
@@ -75,8 +75,8 @@ class CausalLM(nn.Module):
                 module.state_index = len(self.states)  # type: ignore[assignment]
                 self.states.append(cast(StateSpec, module.state))
 
-    def prepare(self, kernels: Kernels) -> None:
-        self._kernels = kernels
+    def prepare(self, backend: Backend) -> None:
+        self._backend = backend
 
     def encode(self, batch: EncoderBatch) -> None:
         """Run the encoder, and have every cross-attention store its keys and values of the result."""
@@ -134,7 +134,7 @@ class CausalLM(nn.Module):
     def project(self, hidden: Tensor) -> Tensor:
         """The head alone: `[rows, vocab]` in float32, which `process_logits` makes logits of."""
         assert self.head is not None
-        return self._kernels.floats(self.head(hidden))
+        return self._backend.floats(self.head(hidden))
 
     def process_logits(self, logits: Tensor) -> Tensor:
         """What comes after the head: `[rows, vocab]`, which may be changed in place."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from octavo.ops import Kernels, LinearKernel
+from octavo.ops import Backend, PackedLinear
 from octavo.parts.batch import Batch
 from octavo.parts.encoder import EncoderBatch
 
@@ -19,13 +19,13 @@ class Embedding(nn.Module):
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.weight: nn.Parameter | None = nn.Parameter(torch.empty(num_embeddings, embedding_dim), requires_grad=False)
         self.scale = scale
-        self._table: LinearKernel | None = None
+        self._table: PackedLinear | None = None
         self._dtype = torch.float32
 
-    def prepare(self, kernels: Kernels) -> None:
-        self._kernels = kernels
+    def prepare(self, backend: Backend) -> None:
+        self._backend = backend
 
-    def read_from(self, table: LinearKernel, dtype: torch.dtype) -> None:
+    def read_from(self, table: PackedLinear, dtype: torch.dtype) -> None:
         """Take rows from `table` from now on, in `dtype`, and drop the plain one."""
         self._table, self._dtype, self.weight = table, dtype, None
         self.scale = float(torch.tensor(self.scale, dtype=dtype))
@@ -38,7 +38,7 @@ class Embedding(nn.Module):
 
     def lookup(self, index: Tensor) -> Tensor:
         assert self.weight is not None
-        return self._kernels.table_rows(self.weight.data, index)
+        return self._backend.table_rows(self.weight.data, index)
 
 
 class PositionedEmbedding(nn.Module):
@@ -50,8 +50,8 @@ class PositionedEmbedding(nn.Module):
         self.positions = positions
         self.scale = scale
 
-    def prepare(self, kernels: Kernels) -> None:
-        self._add = kernels.add
+    def prepare(self, backend: Backend) -> None:
+        self._add = backend.add
 
     def forward(self, batch: Batch | EncoderBatch) -> Tensor:
         x = self._add(self.tokens(batch), self.positions.lookup(batch.positions))

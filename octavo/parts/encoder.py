@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from octavo.ops import Kernels, full_attention
+from octavo.ops import Backend, full_attention
 from octavo.parts.batch import Batch, PagedView, StateView
 from octavo.parts.linear_layer import Linear
 from octavo.parts.state import PagedKV
@@ -62,8 +62,8 @@ class CrossAttention(nn.Module):
         self.state = PagedKV(num_heads, self.head_dim, self.head_dim, of_encoder=True)
         self.state_index = -1
 
-    def prepare(self, kernels: Kernels) -> None:
-        self._kernels = kernels
+    def prepare(self, backend: Backend) -> None:
+        self._backend = backend
 
     def write_cross_kv(self, encoded: Tensor, batch: EncoderBatch) -> None:
         """Store the keys and values of `encoded` `[rows, hidden_size]`."""
@@ -71,13 +71,13 @@ class CrossAttention(nn.Module):
         assert isinstance(view, PagedView)
         tokens = view.plan.num_tokens
         key, value = self.kv(encoded)[:tokens].view(tokens, 2, self.num_heads, -1).unbind(1)
-        self._kernels.write_kv(view.key_cache, key, view.plan)
-        self._kernels.write_kv(view.value_cache, value, view.plan)
+        self._backend.write_kv(view.key_cache, key, view.plan)
+        self._backend.write_kv(view.value_cache, value, view.plan)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         view = batch.paged(self.state_index)
         query = self.q(x)[: batch.num_tokens].float().view(batch.num_tokens, self.num_heads, self.head_dim)
-        out = self._kernels.paged_attention(
+        out = self._backend.paged_attention(
             query, view.key_cache, view.value_cache, view.plan, x.shape[0], x.dtype, self.head_dim**-0.5
         )
         return self.o(out.flatten(1))  # type: ignore[no-any-return]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from octavo.ops import Kernels, head_product, rotate
+from octavo.ops import Backend, head_product, rotate
 from octavo.parts.batch import Batch
 from octavo.parts.linear_layer import Linear
 from octavo.parts.norms import RMSNorm
@@ -62,8 +62,8 @@ class LatentAttention(nn.Module):
         self.state = PagedKV(1, rank + rope_dim, 0)  # values are the latents, a part of the keys
         self.state_index = -1
 
-    def prepare(self, kernels: Kernels) -> None:
-        self._kernels = kernels
+    def prepare(self, backend: Backend) -> None:
+        self._backend = backend
         by_head = self.kv_b.data.view(self.num_heads, self.nope_dim + self.value_dim, self.rank)
         self._to_key = by_head[:, : self.nope_dim].contiguous()
         """[heads, nope_dim, rank]"""
@@ -79,12 +79,12 @@ class LatentAttention(nn.Module):
         key = torch.cat(
             [self.kv_norm(latent).float().unsqueeze(1), rotate(key_rope.unsqueeze(1), cos, sin, interleaved)], dim=-1
         )
-        self._kernels.write_kv(view.key_cache, key, view.plan)
+        self._backend.write_kv(view.key_cache, key, view.plan)
 
         query, query_rope = torch.split(self._query(x)[:tokens], [self.nope_dim, self.rope_dim], dim=-1)
         absorbed = head_product(query.float(), self._to_key)
         query = torch.cat([absorbed, rotate(query_rope, cos, sin, interleaved)], dim=-1)
-        mixed = self._kernels.paged_attention(
+        mixed = self._backend.paged_attention(
             query, view.key_cache, view.key_cache, view.plan, tokens, torch.float32, self.scale
         )
         out = x.new_zeros(x.shape[0], self.num_heads * self.value_dim)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from octavo.ops import Kernels, LinearKernel, StoredRows
+from octavo.ops import Backend, PackedLinear, StoredRows
 
 
 class Linear(nn.Module):
@@ -31,7 +31,7 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(self.outputs), requires_grad=False) if bias else None
         self.stored: dict[str | None, StoredRows] = {}
         """Segments (None: the whole) that are computed with as their file has them, until they are laid out."""
-        self.kernel: LinearKernel | None = None
+        self.kernel: PackedLinear | None = None
 
     def segment(self, name: str) -> slice:
         """Rows of the weight that the segment `name` fills."""
@@ -42,26 +42,26 @@ class Linear(nn.Module):
             start += size
         raise KeyError(name)
 
-    def prepare(self, kernels: Kernels, round_to: int | None = None, fine: bool = False) -> None:
+    def prepare(self, backend: Backend, round_to: int | None = None, fine: bool = False) -> None:
         """Lay the filled weight out for computing, and drop the plain one.
 
         Args:
-            kernels: what computes.
-            round_to: a kind of octavo.ops.weights that the weight is rounded to.
+            backend: what computes.
+            round_to: a kind of octavo.ops.stored_rows that the weight is rounded to.
             fine: products with a quantized weight round rows to twice as many bits as others do.
         """
         if self.stored:
             # A file may have what is made of segments as one tensor.
             parts = [self.stored[name] for name in ([None] if None in self.stored else self.segments)]
             self.stored = {}
-            self.kernel = kernels.stored_linear(parts, fine)
+            self.kernel = backend.stored_linear(parts, fine)
         else:
             assert self.weight is not None
             weight = self.weight.data
             if round_to is None or self.exact:
-                self.kernel = kernels.linear(weight)
+                self.kernel = backend.linear(weight)
             else:
-                self.kernel = kernels.stored_linear([kernels.quantize(weight, round_to)], fine)
+                self.kernel = backend.stored_linear([backend.quantize(weight, round_to)], fine)
         self.weight = None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from octavo.ops import Kernels, ScanInput
+from octavo.ops import Backend, ScanInput
 from octavo.parts.batch import Batch
 from octavo.parts.linear_layer import Linear
 from octavo.parts.mlp import check_activation
@@ -58,14 +58,14 @@ class MambaMixer(nn.Module):
         self.inner_norms = nn.ModuleDict({n: inner_norm(w) for n, w in sizes.items()} if inner_norm else {})
         self._a: Tensor | None = None
 
-    def prepare(self, kernels: Kernels) -> None:
+    def prepare(self, backend: Backend) -> None:
         self._a = -torch.exp(self.a_log.data)
-        self._kernels = kernels
+        self._backend = backend
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        view, kernels = batch.recurrent(self.state_index), self._kernels
+        view, backend = batch.recurrent(self.state_index), self._backend
         inner, gate = self.in_proj(x).chunk(2, dim=-1)
-        mixed = kernels.convolve(
+        mixed = backend.convolve(
             inner, view.tensors["conv"], self.conv_weight, self.conv_bias, self.activation, view.plan
         )
         dt, b, c = self.x_proj(mixed).split([self.rank, self.state_size, self.state_size], dim=-1)
@@ -73,5 +73,5 @@ class MambaMixer(nn.Module):
             dt, b, c = self.inner_norms["dt"](dt), self.inner_norms["b"](b), self.inner_norms["c"](c)
         assert self._a is not None
         scanned = ScanInput(mixed, self.dt_proj(dt), self._a, b, c, self.d, gate, self.activation)
-        y = kernels.scan(scanned, view.tensors["ssm"], view.plan)
+        y = backend.scan(scanned, view.tensors["ssm"], view.plan)
         return self.out_proj(y)  # type: ignore[no-any-return]

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from octavo.ops import ACTIVATIONS, Kernels
+from octavo.ops import ACTIVATIONS, Backend
 from octavo.parts.batch import Batch
 from octavo.parts.linear_layer import Linear
 
@@ -23,8 +23,8 @@ class MLP(nn.Module):
         self.down = Linear(intermediate_size, hidden_size, bias)
         self.activation = activation
 
-    def prepare(self, kernels: Kernels) -> None:
-        self._activate = kernels.activate
+    def prepare(self, backend: Backend) -> None:
+        self._activate = backend.activate
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         return self.down(self._activate(self.up(x), self.activation))  # type: ignore[no-any-return]
@@ -40,8 +40,8 @@ class GatedMLP(nn.Module):
         self.down = Linear(intermediate_size, hidden_size, bias)
         self.activation = activation
 
-    def prepare(self, kernels: Kernels) -> None:
-        self._gated_linear = kernels.gated_linear
+    def prepare(self, backend: Backend) -> None:
+        self._gated_linear = backend.gated_linear
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         assert self.gate_up.kernel is not None, "prepare() comes before the first forward()"

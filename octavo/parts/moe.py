@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from octavo.ops import Kernels, LinearKernel
+from octavo.ops import Backend, PackedLinear
 from octavo.parts.batch import Batch
 from octavo.parts.linear_layer import Linear
 from octavo.parts.mlp import GatedMLP
@@ -36,10 +36,10 @@ class MoE(nn.Module):
         self.route = route
         self.activation = experts[0].activation
 
-    def prepare(self, kernels: Kernels) -> None:
-        self._gated, self._weighted_sum = kernels.gated, kernels.weighted_sum
-        self._gate_up = kernels.experts([_kernel_of(e.gate_up) for e in self.experts])  # type: ignore[arg-type]
-        self._down = kernels.experts([_kernel_of(e.down) for e in self.experts])  # type: ignore[arg-type]
+    def prepare(self, backend: Backend) -> None:
+        self._gated, self._weighted_sum = backend.gated, backend.weighted_sum
+        self._gate_up = backend.experts([_kernel_of(e.gate_up) for e in self.experts])  # type: ignore[arg-type]
+        self._down = backend.experts([_kernel_of(e.down) for e in self.experts])  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         rows = batch.num_tokens  # padding chooses nobody
@@ -59,7 +59,7 @@ def check_route(route: Route, experts: int) -> None:
         raise ValueError(f"the router chooses none of {experts} experts")
 
 
-def _kernel_of(linear: Linear) -> LinearKernel:
+def _kernel_of(linear: Linear) -> PackedLinear:
     assert linear.kernel is not None, "weights are laid out before what is made of them"
     assert linear.bias is None, "experts have no biases"
     return linear.kernel

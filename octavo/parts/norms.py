@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from octavo.ops import Kernels
+from octavo.ops import Backend
 
 
 class RMSNorm(nn.Module):
@@ -17,8 +17,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.offset = offset
 
-    def prepare(self, kernels: Kernels) -> None:
-        self._norm = kernels.rms_norm
+    def prepare(self, backend: Backend) -> None:
+        self._norm = backend.rms_norm
         if self.offset:
             self.weight.data = self.weight.data + self.offset
 
@@ -38,8 +38,8 @@ class LayerNorm(nn.Module):
         self.eps = eps
         self.offset = offset
 
-    def prepare(self, kernels: Kernels) -> None:
-        self._norm = kernels.layer_norm
+    def prepare(self, backend: Backend) -> None:
+        self._norm = backend.layer_norm
         if self.offset and self.weight is not None:
             self.weight.data = self.weight.data + self.offset
 

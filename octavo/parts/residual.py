@@ -4,15 +4,15 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from octavo.ops import Kernels
+from octavo.ops import Backend
 from octavo.parts.batch import Batch
 
 
 class _Adding(nn.Module):
     """A wiring that adds to the stream."""
 
-    def prepare(self, kernels: Kernels) -> None:
-        self._add = kernels.add
+    def prepare(self, backend: Backend) -> None:
+        self._add = backend.add
 
 
 class Residual(_Adding):

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from octavo.ops import Kernels, RotaryTable
+from octavo.ops import Backend, RotaryTable
 from octavo.parts.batch import Batch
 
 
@@ -65,12 +65,12 @@ class RotaryEmbedding(nn.Module):
         self.table = RotaryTable(frequencies.float().unsqueeze(0), (scale,))
         self.interleaved = interleaved
 
-    def prepare(self, kernels: Kernels) -> None:
-        self._kernels = kernels
+    def prepare(self, backend: Backend) -> None:
+        self._backend = backend
 
     def angles(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """cos and sin of the batch's positions, [rows, pairs] float32 each; computed once a step."""
-        return batch.once(id(self), lambda: self._kernels.angles(self.table, batch.positions, batch.lengths))
+        return batch.once(id(self), lambda: self._backend.angles(self.table, batch.positions, batch.lengths))
 
 
 class LongRotaryEmbedding(RotaryEmbedding):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from octavo.ops import BlockSparse, Kernels
+from octavo.ops import Backend, BlockSparse
 from octavo.parts.batch import Batch
 from octavo.parts.linear_layer import Linear
 from octavo.parts.rotary_embedding import RotaryEmbedding
@@ -64,10 +64,10 @@ class Attention(nn.Module):
         self.state = PagedKV(num_kv_heads, head_dim, head_dim, window or None)
         self.state_index = -1
 
-    def prepare(self, kernels: Kernels) -> None:
-        self._kernels = kernels
+    def prepare(self, backend: Backend) -> None:
+        self._backend = backend
         if self.alibi is not None:
-            self.alibi = self.alibi.to(kernels.device)
+            self.alibi = self.alibi.to(backend.device)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         return self.o(self.attend(self.qkv(x), batch))  # type: ignore[no-any-return]
@@ -80,11 +80,11 @@ class Attention(nn.Module):
         qkv = qkv.view(rows, -1, self.head_dim)
         if self.qk_transform is not None:
             qkv = self.qk_transform(qkv)
-        paired = self.sparse is None and self._kernels.pairs(view.key_cache, view.value_cache)
-        query = self._kernels.rotate_store(
+        paired = self.sparse is None and self._backend.pairs(view.key_cache, view.value_cache)
+        query = self._backend.rotate_store(
             qkv, angles, interleaved, view.key_cache, view.value_cache, view.plan, paired
         )
-        out = self._kernels.paged_attention(
+        out = self._backend.paged_attention(
             query,
             view.key_cache,
             view.value_cache,

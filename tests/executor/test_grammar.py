@@ -19,7 +19,7 @@ from octavo.executor import grammar as grammar_module
 from octavo.executor.grammar import Grammar, GrammarCompiler, GrammarSession, apply_grammars
 from octavo.executor.sampler import sample
 from octavo.executor.sampling_state import SamplingState
-from octavo.ops import choose_kernels
+from octavo.ops import select_backend
 from octavo.outputs import RequestOutput
 
 SCHEMA = {
@@ -236,7 +236,7 @@ def sampled(allowed: list[int], size: int, vocab: int = 20, end_ids: tuple[int, 
         ),
     ]
     logits = torch.arange(vocab).float().repeat(2, 1)
-    plain, other = sample(logits, states, choose_kernels(torch.device("cpu"), "auto"))
+    plain, other = sample(logits, states, select_backend(torch.device("cpu"), "auto"))
     assert plain.token_id == vocab - 1
     return other
 

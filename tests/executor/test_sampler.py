@@ -10,21 +10,21 @@ from torch import Tensor
 from octavo.executor.sampler import Choice
 from octavo.executor.sampler import sample as sample_with
 from octavo.executor.sampling_state import SamplingState, mix
-from octavo.ops import Kernels, choose_kernels
+from octavo.ops import Backend, select_backend
 from octavo.params import SamplingParams
 
 VOCAB = 3000
-KERNELS: list[Kernels] = []
+BACKEND: list[Backend] = []
 
 
 @pytest.fixture(autouse=True, params=["torch", "auto"])
-def kernels(request: pytest.FixtureRequest) -> None:
+def backend(request: pytest.FixtureRequest) -> None:
     """The reference's choice, and the compiled core's where there is one."""
-    KERNELS[:] = [choose_kernels(torch.device("cpu"), request.param)]
+    BACKEND[:] = [select_backend(torch.device("cpu"), request.param)]
 
 
 def sample(logits: Tensor, states: list[SamplingState]) -> list[Choice]:
-    return sample_with(logits, states, KERNELS[0])
+    return sample_with(logits, states, BACKEND[0])
 
 
 def state(

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from octavo import LLM, SamplingParams
 from octavo.errors import OctavoError
-from octavo.ops.native.kernels import NativeKernels
-from octavo.ops.weights import KINDS, Q4_1, Q8_0
+from octavo.ops.native import NativeBackend
+from octavo.ops.stored_rows import KINDS, Q4_1, Q8_0
 from tests.ops.stored import QUANTIZED, random_rows
 
 WIDTH, HEADS, VOCAB = 256, 4, 64
@@ -94,9 +94,9 @@ def test_damaged_files(sound: Path, tmp_path_factory: pytest.TempPathFactory, se
 def test_any_bits_can_be_packed(kind: int, rows: int, blocks: int, seed: int, tokens: int) -> None:
     """Scales that are not numbers, codes out of a writer's range: all are some weight."""
     from octavo.ops.native import Library, runnable
-    from octavo.ops.weights import StoredRows
+    from octavo.ops.stored_rows import StoredRows
 
-    native = NativeKernels(Library(runnable()[0]))
+    native = NativeBackend(Library(runnable()[0]))
     generator = torch.Generator().manual_seed(seed)
     stored, _ = random_rows(kind, rows, 256 * blocks, generator)
     noise = torch.randint(0, 256, stored.data.view(torch.uint8).shape, dtype=torch.uint8, generator=generator)

@@ -3,20 +3,20 @@
 import pytest
 import torch
 
-from octavo.ops import Kernels, choose_kernels
-from octavo.ops.native import Library, runnable
-from octavo.ops.native.kernels import NativeKernels
+from octavo.ops import Backend, select_backend
+from octavo.ops.native import Library, NativeBackend, runnable
+from octavo.ops.torch import TorchBackend
 
-REFERENCE = Kernels(torch.device("cpu"))
+REFERENCE = TorchBackend(torch.device("cpu"))
 
 
 @pytest.fixture(params=runnable())
-def native(request: pytest.FixtureRequest) -> NativeKernels:
-    return NativeKernels(Library(request.param))
+def native(request: pytest.FixtureRequest) -> NativeBackend:
+    return NativeBackend(Library(request.param))
 
 
 @pytest.fixture(params=["torch", *runnable()])
-def kernels(request: pytest.FixtureRequest) -> Kernels:
+def backend(request: pytest.FixtureRequest) -> Backend:
     if request.param == "torch":
-        return choose_kernels(torch.device("cpu"), "torch")
-    return NativeKernels(Library(request.param))
+        return select_backend(torch.device("cpu"), "torch")
+    return NativeBackend(Library(request.param))

@@ -6,7 +6,7 @@ import torch
 from gguf.quants import dequantize
 from torch import Tensor
 
-from octavo.ops.weights import BF16, F16, F32, KINDS, StoredRows
+from octavo.ops.stored_rows import BF16, F16, F32, KINDS, StoredRows
 
 FLOATS = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
 QUANTIZED = [kind for kind in KINDS if kind not in FLOATS]

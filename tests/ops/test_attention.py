@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.ops import BlockSparse, Kernels, SequenceRun, cache_row, plan_attention
-from octavo.ops.rotary import rotate
+from octavo.ops import Backend, BlockSparse, SequenceRun, cache_row, plan_attention
+from octavo.ops.torch.rope import rotate
 
 
 def as_cached(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -21,7 +21,7 @@ class Cache:
 
     def __init__(
         self,
-        kernels: Kernels,
+        backend: Backend,
         lengths: list[int],
         kv_heads: int,
         dim: int,
@@ -29,7 +29,7 @@ class Cache:
         generator: torch.Generator,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.kernels, self.lengths, self.block_size = kernels, lengths, block_size
+        self.backend, self.lengths, self.block_size = backend, lengths, block_size
         per_row = max(-(-n // block_size) for n in lengths)
         ids = torch.randperm(per_row * len(lengths), generator=generator) + 1
         self.table = ids.view(len(lengths), per_row)
@@ -41,11 +41,11 @@ class Cache:
         self.values = torch.full((blocks, kv_heads, block_size, row), finite[1], dtype=dtype)
         self.k = [as_cached(torch.randn(n, kv_heads, dim, generator=generator), dtype) for n in lengths]
         self.v = [as_cached(torch.randn(n, kv_heads, dim, generator=generator), dtype) for n in lengths]
-        self.paired = kernels.pairs(self.keys, self.values)
+        self.paired = backend.pairs(self.keys, self.values)
         for row, length in enumerate(lengths):
             plan = plan_attention([SequenceRun(0, length, 0, row)], self.table, block_size, None, length)
             qkv = torch.cat([self.k[row], self.k[row], self.v[row]], 1)
-            kernels.rotate_store(qkv, None, False, self.keys, self.values, plan, self.paired)
+            backend.rotate_store(qkv, None, False, self.keys, self.values, plan, self.paired)
 
     def attend(
         self, queries: list[tuple[int, int, Tensor]], window: int | None = None, **options: object
@@ -57,7 +57,7 @@ class Cache:
             first += len(q)
         plan = plan_attention(runs, self.table, self.block_size, window, first)
         query = torch.cat([q for *_, q in queries])
-        out = self.kernels.paged_attention(
+        out = self.backend.paged_attention(
             query, self.keys, self.values, plan, first, torch.float32, 0.25, paired=self.paired, **options
         )
         return list(out.split([len(q) for *_, q in queries]))
@@ -111,7 +111,7 @@ OPTIONS: dict[str, dict[str, object]] = {
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
 def test_agrees_with_the_plain_formula(
-    kernels: Kernels,
+    backend: Backend,
     heads: int,
     kv_heads: int,
     dim: int,
@@ -123,14 +123,14 @@ def test_agrees_with_the_plain_formula(
     options = dict(options)
     if options.get("alibi_slopes"):
         options["alibi_slopes"] = torch.rand(heads, generator=generator)
-    cache = Cache(kernels, [1, 37, 300, 128], kv_heads, dim, block_size, generator, dtype)
+    cache = Cache(backend, [1, 37, 300, 128], kv_heads, dim, block_size, generator, dtype)
     # One in decode, one whole prompt, one chunk in the middle, one last token.
     parts = [(0, 0, 1), (1, 0, 37), (2, 140, 100), (3, 127, 1)]
     queries = [(row, start, torch.randn(n, heads, dim, generator=generator)) for row, start, n in parts]
     for (row, start, q), got in zip(queries, cache.attend(queries, **options), strict=True):
         # A chunk may not look at keys after its end, though they are there.
         want = cache.reference(row, start, q, **options)
-        if dtype == torch.bfloat16 and kernels.bfloat16_pairs:
+        if dtype == torch.bfloat16 and backend.bfloat16_pairs:
             # The processor's product of bfloat16 pairs: queries and weights are rounded too, to 8 bits. A score of
             # 10, which widths of 256 reach here, is off by 10 / 512, so that a weight is by 2%.
             torch.testing.assert_close(got.double(), want, rtol=4e-2, atol=4e-2)
@@ -142,7 +142,7 @@ def test_agrees_with_the_plain_formula(
 @pytest.mark.parametrize("window", [None, 50, "sparse"])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 80), (16, 2, 24), (2, 2, 144)])
 def test_same_bits_alone_together_and_in_chunks(
-    kernels: Kernels,
+    backend: Backend,
     heads: int,
     kv_heads: int,
     dim: int,
@@ -151,7 +151,7 @@ def test_same_bits_alone_together_and_in_chunks(
     generator: torch.Generator,
 ) -> None:
     lengths = [300, 45, 1100, 1]
-    cache = Cache(kernels, lengths, kv_heads, dim, 16, generator, dtype)
+    cache = Cache(backend, lengths, kv_heads, dim, 16, generator, dtype)
     window, sparse = (None, BlockSparse(16, 2, 4, 1)) if window == "sparse" else (window, None)
     whole = [(row, 0, torch.randn(n, heads, dim, generator=generator)) for row, n in enumerate(lengths)]
     together = cache.attend(whole, window, sparse=sparse)
@@ -169,7 +169,7 @@ def test_same_bits_alone_together_and_in_chunks(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("pairs", [0, 5, 12])
 def test_rotate_store(
-    kernels: Kernels, interleaved: bool, dtype: torch.dtype, pairs: int, generator: torch.Generator
+    backend: Backend, interleaved: bool, dtype: torch.dtype, pairs: int, generator: torch.Generator
 ) -> None:
     """Queries come back turned, keys are turned in the cache, values are in the cache as they were."""
     tokens, heads, kv_heads, dim = 11, 4, 2, 24
@@ -179,7 +179,7 @@ def test_rotate_store(
     keys, values = torch.zeros(4, kv_heads, 4, dim, dtype=dtype), torch.zeros(4, kv_heads, 4, dim, dtype=dtype)
     plan = plan_attention([SequenceRun(0, tokens, 0, 0)], table, 4, None, tokens)
     angles = (angle.cos(), angle.sin()) if pairs else None
-    query = kernels.rotate_store(qkv, angles, interleaved, keys, values, plan)
+    query = backend.rotate_store(qkv, angles, interleaved, keys, values, plan)
     turned = rotate(qkv, angle.cos(), angle.sin(), interleaved)[:tokens]
     torch.testing.assert_close(query, turned[:, :heads])
     held_keys = keys[table[0]].transpose(1, 2).reshape(12, kv_heads, dim)[:tokens]
@@ -192,11 +192,11 @@ def test_rotate_store(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("window", [None, 5000])
 def test_a_long_context_is_the_same_whoever_shares_it(
-    kernels: Kernels, window: int | None, dtype: torch.dtype, generator: torch.Generator
+    backend: Backend, window: int | None, dtype: torch.dtype, generator: torch.Generator
 ) -> None:
     """Of 9,000 keys, which the core sums in three spans: by threads that share a few queries, or each by one."""
     length, heads, dim = 9000, 6, 32
-    cache = Cache(kernels, [length], 2, dim, 16, generator, dtype)
+    cache = Cache(backend, [length], 2, dim, 16, generator, dtype)
     q = torch.randn(200, heads, dim, generator=generator)
     together = cache.attend([(0, length - 200, q)], window)[0]
     for first, last in ((199, 200), (0, 1), (40, 47)):

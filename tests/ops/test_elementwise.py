@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from octavo.ops import Kernels
-from octavo.ops.activation import ACTIVATIONS, gelu, gelu_tanh, quick_gelu, relu, relu_squared, silu, softplus
-from octavo.ops.rotary import RotaryTable, rotate
+from octavo.ops import Backend
+from octavo.ops.torch.activations import ACTIVATIONS, gelu, gelu_tanh, quick_gelu, relu, relu_squared, silu, softplus
+from octavo.ops.torch.rope import RotaryTable, rotate
 
 REFERENCES: dict[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] = {
     silu: functional.silu,
@@ -42,61 +42,61 @@ def test_activation_does_not_depend_on_place(
 
 @pytest.mark.parametrize("width", [1, 33, 64, 576])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_norms(kernels: Kernels, width: int, dtype: torch.dtype, generator: torch.Generator) -> None:
+def test_norms(backend: Backend, width: int, dtype: torch.dtype, generator: torch.Generator) -> None:
     x = torch.randn(300, width, generator=generator).to(dtype)
     weight, bias = torch.randn(width, generator=generator), torch.randn(width, generator=generator)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2  # half a unit in bfloat16's last place
     x64 = x.double()
     want = x64 / (x64.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
-    got = kernels.rms_norm(x, weight, 1e-5)
+    got = backend.rms_norm(x, weight, 1e-5)
     torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=1e-6)
-    layer = kernels.layer_norm(x, weight, bias, 1e-5)
+    layer = backend.layer_norm(x, weight, bias, 1e-5)
     want = functional.layer_norm(x64, (width,), weight.double(), bias.double(), 1e-5)
     torch.testing.assert_close(layer.double(), want, rtol=tolerance, atol=tolerance)
     for rows in (1, 2, 7, 130):
         part = slice(3, 3 + rows)
-        assert torch.equal(kernels.rms_norm(x[part], weight, 1e-5), got[part])
-        assert torch.equal(kernels.layer_norm(x[part], weight, bias, 1e-5), layer[part])
+        assert torch.equal(backend.rms_norm(x[part], weight, 1e-5), got[part])
+        assert torch.equal(backend.layer_norm(x[part], weight, bias, 1e-5), layer[part])
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu_pytorch_tanh", "gelu", "relu"])
 @pytest.mark.parametrize("width", [7, 64, 1000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gated(kernels: Kernels, activation: str, width: int, dtype: torch.dtype, generator: torch.Generator) -> None:
+def test_gated(backend: Backend, activation: str, width: int, dtype: torch.dtype, generator: torch.Generator) -> None:
     x = (torch.randn(120, 2 * width, generator=generator) * 6).to(dtype)
     x[0, :6] = torch.tensor([0.0, -100.0, 100.0, 89.0, -89.0, -0.0])
     gate, up = x.double().chunk(2, -1)
     want = REFERENCES[ACTIVATIONS[activation]](gate) * up
-    got = kernels.gated(x, activation)
+    got = backend.gated(x, activation)
     tolerance = 3e-6 if dtype == torch.float32 else 1e-2
     torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
     for rows in (1, 3, 50):
-        assert torch.equal(kernels.gated(x[5 : 5 + rows], activation), got[5 : 5 + rows])
-    one = kernels.activate(x, activation)
+        assert torch.equal(backend.gated(x[5 : 5 + rows], activation), got[5 : 5 + rows])
+    one = backend.activate(x, activation)
     want = REFERENCES[ACTIVATIONS[activation]](x.double())
     torch.testing.assert_close(one.double(), want, rtol=tolerance, atol=tolerance)
-    assert torch.equal(kernels.activate(x[7:9], activation), one[7:9])
+    assert torch.equal(backend.activate(x[7:9], activation), one[7:9])
 
 
 @pytest.mark.parametrize("width", [1, 33, 576])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_add(kernels: Kernels, width: int, dtype: torch.dtype, generator: torch.Generator) -> None:
+def test_add(backend: Backend, width: int, dtype: torch.dtype, generator: torch.Generator) -> None:
     x, y = (torch.randn(90, width, generator=generator).to(dtype) for _ in range(2))
-    got = kernels.add(x, y, 0.22)
+    got = backend.add(x, y, 0.22)
     want = x.double() + 0.22 * y.double()
     tolerance = {torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
     torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
-    assert torch.equal(kernels.add(x[3:5], y[3:5], 0.22), got[3:5])
-    assert torch.equal(kernels.add(x, y), x + y)
+    assert torch.equal(backend.add(x[3:5], y[3:5], 0.22), got[3:5])
+    assert torch.equal(backend.add(x, y), x + y)
     wide = torch.cat([y, x], 1)  # rows that lie apart
-    assert torch.equal(kernels.add(wide[:, :width], wide[:, width:]), x + y)
+    assert torch.equal(backend.add(wide[:, :width], wide[:, width:]), x + y)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_table_rows(kernels: Kernels, dtype: torch.dtype, generator: torch.Generator) -> None:
+def test_table_rows(backend: Backend, dtype: torch.dtype, generator: torch.Generator) -> None:
     table = torch.randn(30, 17, generator=generator).to(dtype)
     ids = torch.tensor([3, 29, 0, 3])
-    assert torch.equal(kernels.table_rows(table, ids), table[ids])
+    assert torch.equal(backend.table_rows(table, ids), table[ids])
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
@@ -115,14 +115,14 @@ def test_rotary_turns_pairs(interleaved: bool, generator: torch.Generator) -> No
 
 @pytest.mark.parametrize("pairs", [1, 16, 20, 64])
 @pytest.mark.parametrize("switch", [None, 5000])
-def test_angles(kernels: Kernels, pairs: int, switch: int | None, generator: torch.Generator) -> None:
+def test_angles(backend: Backend, pairs: int, switch: int | None, generator: torch.Generator) -> None:
     positions = torch.cat([torch.arange(300), torch.randint(0, 1 << 20, (700,), generator=generator)])
     lengths = positions + torch.randint(1, 100, (1000,), generator=generator)
     fast, slow = 10000.0 ** -(torch.arange(pairs) / pairs), torch.rand(pairs, generator=generator)
     table = RotaryTable(fast.unsqueeze(0))
     if switch is not None:
         table = RotaryTable(torch.stack([fast, slow]), (1.5, 2.0), switch)
-    cos, sin = kernels.angles(table, positions, lengths)
+    cos, sin = backend.angles(table, positions, lengths)
     late = (lengths > (switch or 1 << 40)).unsqueeze(1)
     scale = 1.0 if switch is None else torch.where(late, 2.0, 1.5)
     turned = (positions.float().unsqueeze(1) * torch.where(late, slow, fast)).double()  # rounded, as everywhere
@@ -130,21 +130,21 @@ def test_angles(kernels: Kernels, pairs: int, switch: int | None, generator: tor
     torch.testing.assert_close(sin.double(), turned.sin() * scale, rtol=0, atol=3e-7)
     for first, rows in ((0, 1), (7, 3), (300, 40)):
         part = slice(first, first + rows)
-        one = kernels.angles(table, positions[part].contiguous(), lengths[part].contiguous())
+        one = backend.angles(table, positions[part].contiguous(), lengths[part].contiguous())
         assert torch.equal(one[0], cos[part])
         assert torch.equal(one[1], sin[part])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_finite_and_floats(kernels: Kernels, dtype: torch.dtype, generator: torch.Generator) -> None:
+def test_finite_and_floats(backend: Backend, dtype: torch.dtype, generator: torch.Generator) -> None:
     x = torch.randn(5, 37, generator=generator).to(dtype)
-    assert torch.equal(kernels.floats(x), x.float())
-    assert kernels.floats(x).dtype == torch.float32
-    assert kernels.finite(x)
-    assert kernels.finite(x[:0])
+    assert torch.equal(backend.floats(x), x.float())
+    assert backend.floats(x).dtype == torch.float32
+    assert backend.finite(x)
+    assert backend.finite(x[:0])
     for value in (torch.inf, -torch.inf, torch.nan):
         for row, column in ((0, 0), (4, 36), (2, 17)):
             broken = x.clone()
             broken[row, column] = value
-            assert not kernels.finite(broken)
-            assert kernels.finite(broken[:row])
+            assert not backend.finite(broken)
+            assert backend.finite(broken[:row])

@@ -4,19 +4,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.ops import Kernels, LinearKernel
-from octavo.ops.native.kernels import NativeKernels
-from octavo.ops.weights import Q4_1, Q8_0
+from octavo.ops import Backend, PackedLinear
+from octavo.ops.native import NativeBackend
+from octavo.ops.stored_rows import Q4_1, Q8_0
 from tests.ops.conftest import REFERENCE
 
 EXPERTS, ROWS = 5, 23
 
 
 def layers(
-    kernels: Kernels, width: int, outputs: int, kind: int | None, generator: torch.Generator
-) -> list[LinearKernel]:
+    backend: Backend, width: int, outputs: int, kind: int | None, generator: torch.Generator
+) -> list[PackedLinear]:
     weights = [torch.randn(outputs, width, generator=generator) for _ in range(EXPERTS)]
-    return [kernels.linear(w) if kind is None else kernels.stored_linear([kernels.quantize(w, kind)]) for w in weights]
+    return [backend.linear(w) if kind is None else backend.stored_linear([backend.quantize(w, kind)]) for w in weights]
 
 
 def choices(generator: torch.Generator, top_k: int) -> Tensor:
@@ -33,7 +33,7 @@ def choices(generator: torch.Generator, top_k: int) -> Tensor:
 @pytest.mark.parametrize(("top_k", "of_choice"), [(1, False), (2, False), (3, True)])
 @pytest.mark.parametrize(("width", "outputs"), [(64, 48), (96, 37)])
 def test_each_choice_is_its_own_product(
-    kernels: Kernels,
+    backend: Backend,
     width: int,
     outputs: int,
     top_k: int,
@@ -41,12 +41,12 @@ def test_each_choice_is_its_own_product(
     kind: int | None,
     generator: torch.Generator,
 ) -> None:
-    if kind is not None and not isinstance(kernels, NativeKernels):
+    if kind is not None and not isinstance(backend, NativeBackend):
         pytest.skip("the reference computes with floats")
-    each, chosen = layers(kernels, width, outputs, kind, generator), choices(generator, top_k)
+    each, chosen = layers(backend, width, outputs, kind, generator), choices(generator, top_k)
     wide = torch.randn(ROWS * (top_k if of_choice else 1), width + 5, generator=generator)
     x = wide[:, :width]  # rows lie apart
-    got = kernels.experts(each)(x, chosen)
+    got = backend.experts(each)(x, chosen)
     flat = chosen.flatten().tolist()
     rows = [x[i if of_choice else i // top_k].unsqueeze(0) for i in range(len(flat))]
     assert torch.equal(got, torch.cat([each[e](row) for e, row in zip(flat, rows, strict=True)]))
@@ -68,8 +68,8 @@ def test_experts_that_nobody_chose_are_not_run(generator: torch.Generator) -> No
     assert [e.calls for e in experts] == [1, 1, 0, 1, 1]
 
 
-def test_rows_do_not_meet(kernels: Kernels, generator: torch.Generator) -> None:
-    experts, chosen = kernels.experts(layers(kernels, 64, 32, None, generator)), choices(generator, 3)
+def test_rows_do_not_meet(backend: Backend, generator: torch.Generator) -> None:
+    experts, chosen = backend.experts(layers(backend, 64, 32, None, generator)), choices(generator, 3)
     x = torch.randn(ROWS, 64, generator=generator)
     whole = experts(x, chosen).view(ROWS, 3, -1)
     for i in range(ROWS):
@@ -78,10 +78,10 @@ def test_rows_do_not_meet(kernels: Kernels, generator: torch.Generator) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("terms", "width"), [(1, 16), (2, 37), (8, 128)])
-def test_weighted_sum(kernels: Kernels, terms: int, width: int, dtype: torch.dtype, generator: torch.Generator) -> None:
+def test_weighted_sum(backend: Backend, terms: int, width: int, dtype: torch.dtype, generator: torch.Generator) -> None:
     y = torch.randn(ROWS * terms, width, generator=generator).to(dtype)
     weights = torch.rand(ROWS, terms, generator=generator)
-    got = kernels.weighted_sum(y, weights)
+    got = backend.weighted_sum(y, weights)
     want = (y.view(ROWS, terms, width).double() * weights.unsqueeze(-1)).sum(1)
     assert got.dtype == dtype
     torch.testing.assert_close(got.double(), want, rtol=1e-2 if dtype != torch.float32 else 1e-6, atol=1e-2)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.ops import Kernels
-from octavo.ops.native.kernels import NativeKernels
-from octavo.ops.weights import F32, KINDS, Q4_1, Q8_0
+from octavo.ops import Backend
+from octavo.ops.native import NativeBackend
+from octavo.ops.stored_rows import F32, KINDS, Q4_1, Q8_0
 from tests.ops.stored import QUANTIZED, random_rows, width_for
 
 SHAPES = [(64, 96), (100, 37), (576, 960), (1536, 576), (2048, 512)]
@@ -16,10 +16,10 @@ SCALED = 32
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_rows_do_not_see_each_other(
-    kernels: Kernels, shape: tuple[int, int], dtype: torch.dtype, generator: torch.Generator
+    backend: Backend, shape: tuple[int, int], dtype: torch.dtype, generator: torch.Generator
 ) -> None:
     width, outputs = shape
-    kernel = kernels.linear(torch.randn(outputs, width, generator=generator).to(dtype))
+    kernel = backend.linear(torch.randn(outputs, width, generator=generator).to(dtype))
     bias = torch.randn(outputs, generator=generator)
     x = torch.randn(300, width, generator=generator).to(dtype)
     together = kernel(x, bias)
@@ -32,7 +32,7 @@ def test_rows_do_not_see_each_other(
 @pytest.mark.parametrize("kind", QUANTIZED, ids=KINDS.get)
 @pytest.mark.parametrize("shape", [(256, 16), (416, 33), (512, 77), (1024, 200)], ids=str)
 def test_rows_do_not_see_each_other_quantized(
-    native: NativeKernels, kind: int, shape: tuple[int, int], generator: torch.Generator
+    native: NativeBackend, kind: int, shape: tuple[int, int], generator: torch.Generator
 ) -> None:
     width, outputs = width_for(kind, shape[0]), shape[1]
     kernel = native.stored_linear([random_rows(kind, outputs, width, generator)[0]])
@@ -44,7 +44,7 @@ def test_rows_do_not_see_each_other_quantized(
 
 
 @pytest.mark.parametrize("kind", QUANTIZED, ids=KINDS.get)
-def test_fine_products_round_rows_to_16_bits(native: NativeKernels, kind: int, generator: torch.Generator) -> None:
+def test_fine_products_round_rows_to_16_bits(native: NativeBackend, kind: int, generator: torch.Generator) -> None:
     width = width_for(kind, 576)
     stored, weight = random_rows(kind, 37, width, generator)
     kernel = native.stored_linear([stored], fine=True)
@@ -75,7 +75,7 @@ def as_int8(x: Tensor, library: str) -> Tensor:
 @pytest.mark.parametrize("outputs", [1, 16, 37])
 @pytest.mark.parametrize("rows", [1, 3, 8, 21])
 def test_agrees_with_float64(
-    native: NativeKernels, kind: int, width: int, outputs: int, rows: int, generator: torch.Generator
+    native: NativeBackend, kind: int, width: int, outputs: int, rows: int, generator: torch.Generator
 ) -> None:
     """What remains is float32's own rounding, for the reference rounds activations as the core does."""
     width = width_for(kind, width)
@@ -91,7 +91,7 @@ def test_agrees_with_float64(
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=KINDS.get)
-def test_rows_are_the_stored_numbers(native: NativeKernels, kind: int, generator: torch.Generator) -> None:
+def test_rows_are_the_stored_numbers(native: NativeBackend, kind: int, generator: torch.Generator) -> None:
     width = width_for(kind, 96)
     stored, weight = random_rows(kind, 53, width, generator)
     ids = torch.tensor([0, 52, 17, 17, 31])
@@ -99,7 +99,7 @@ def test_rows_are_the_stored_numbers(native: NativeKernels, kind: int, generator
     torch.testing.assert_close(got.double(), 2 * weight[ids], rtol=1e-6, atol=1e-7)
 
 
-def test_parts_of_different_kinds(native: NativeKernels, generator: torch.Generator) -> None:
+def test_parts_of_different_kinds(native: NativeBackend, generator: torch.Generator) -> None:
     """As where a file stores a layer's keys in 4 bits and its values in 6."""
     parts = [random_rows(kind, outputs, 256, generator) for kind, outputs in [(12, 48), (12, 20), (14, 20), (F32, 3)]]
     x, bias = torch.randn(5, 256, generator=generator), torch.randn(91, generator=generator)
@@ -111,7 +111,7 @@ def test_parts_of_different_kinds(native: NativeKernels, generator: torch.Genera
     torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
 
 
-def test_outputs_and_inputs_in_halves(native: NativeKernels, generator: torch.Generator) -> None:
+def test_outputs_and_inputs_in_halves(native: NativeBackend, generator: torch.Generator) -> None:
     stored, weight = random_rows(Q4_1, 40, 64, generator)
     kernel = native.stored_linear([stored])
     for dtype, tolerance in ((torch.bfloat16, 1e-2), (torch.float16, 2e-3)):
@@ -123,16 +123,16 @@ def test_outputs_and_inputs_in_halves(native: NativeKernels, generator: torch.Ge
         )
 
 
-def test_rows_may_lie_apart(kernels: Kernels, generator: torch.Generator) -> None:
+def test_rows_may_lie_apart(backend: Backend, generator: torch.Generator) -> None:
     wide = torch.randn(12, 100, generator=generator)
-    kernel = kernels.linear(torch.randn(20, 40, generator=generator))
+    kernel = backend.linear(torch.randn(20, 40, generator=generator))
     assert torch.equal(kernel(wide[:, 30:70]), kernel(wide[:, 30:70].clone()))
 
 
 @pytest.mark.parametrize("kind", QUANTIZED, ids=KINDS.get)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite_stays_visible(
-    native: NativeKernels, kind: int, bad: float, generator: torch.Generator
+    native: NativeBackend, kind: int, bad: float, generator: torch.Generator
 ) -> None:
     """Rounding to int8 must not turn an overflow into a plausible number; other rows are not touched."""
     kernel = native.stored_linear([random_rows(kind, 20, 256, generator)[0]])
@@ -149,7 +149,7 @@ def test_what_is_not_finite_stays_visible(
 @pytest.mark.parametrize("shape", [(1, 32), (37, 100), (64, 576)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_quantizing_rounds_to_the_nearest(
-    native: NativeKernels,
+    native: NativeBackend,
     kind: int,
     error: float,
     shape: tuple[int, int],
@@ -173,7 +173,7 @@ def test_quantizing_rounds_to_the_nearest(
 
 @pytest.mark.parametrize("kind", QUANTIZED, ids=KINDS.get)
 def test_every_instruction_set_reads_the_same_numbers(
-    native: NativeKernels, kind: int, generator: torch.Generator
+    native: NativeBackend, kind: int, generator: torch.Generator
 ) -> None:
     """Codes are summed in integers, so that instruction sets differ by a few roundings, never by a code."""
     stored, weight = random_rows(kind, 33, 512, generator)
@@ -186,12 +186,12 @@ def test_every_instruction_set_reads_the_same_numbers(
 @pytest.mark.parametrize("width", [1, 33, 576])
 @pytest.mark.parametrize("rows", [1, 5, 40])
 def test_halves_by_halves(
-    kernels: Kernels, dtype: torch.dtype, width: int, rows: int, generator: torch.Generator
+    backend: Backend, dtype: torch.dtype, width: int, rows: int, generator: torch.Generator
 ) -> None:
     """Summed in float32, rounded once."""
     weight = torch.randn(50, width, generator=generator).to(dtype)
     x = torch.randn(rows, width, generator=generator).to(dtype)
-    got = kernels.linear(weight)(x)
+    got = backend.linear(weight)(x)
     assert got.dtype == dtype
     tolerance = {torch.float32: 4e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
     torch.testing.assert_close(got.double(), x.double() @ weight.double().T, rtol=tolerance, atol=tolerance)
@@ -203,7 +203,7 @@ def test_halves_by_halves(
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("hidden", [64, 24])  # a gate of 24 outputs shares a panel with what it gates
 def test_gated_in_the_product(
-    kernels: Kernels,
+    backend: Backend,
     hidden: int,
     with_bias: bool,
     kind: torch.dtype | int | None,
@@ -215,15 +215,15 @@ def test_gated_in_the_product(
     width = 256
     weight = torch.randn(2 * hidden, width, generator=generator)
     if isinstance(kind, int):
-        if not kernels.kinds:
+        if not backend.kinds:
             pytest.skip("the reference computes with floats")
-        stored = kernels.quantize(weight, kind) if kind != 14 else random_rows(kind, 2 * hidden, width, generator)[0]
-        gate_up = kernels.stored_linear([stored])
+        stored = backend.quantize(weight, kind) if kind != 14 else random_rows(kind, 2 * hidden, width, generator)[0]
+        gate_up = backend.stored_linear([stored])
     else:
-        gate_up = kernels.linear(weight if kind is None else weight.to(kind))
+        gate_up = backend.linear(weight if kind is None else weight.to(kind))
     x = torch.randn(rows, width, generator=generator).to(kind if isinstance(kind, torch.dtype) else torch.float32)
     bias = torch.randn(2 * hidden, generator=generator) if with_bias else None
-    got, apart = kernels.gated_linear(gate_up, x, bias, activation), kernels.gated(gate_up(x, bias), activation)
+    got, apart = backend.gated_linear(gate_up, x, bias, activation), backend.gated(gate_up(x, bias), activation)
     assert got.shape == (rows, hidden)
     if x.dtype == torch.float32:
         assert torch.equal(got, apart)

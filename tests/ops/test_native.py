@@ -12,21 +12,21 @@ import torch
 from torch import Tensor
 
 import octavo.ops.native.library as library_module
-from octavo.ops import Kernels, choose_kernels, memory
-from octavo.ops.native import Library, load, runnable, threads, trial
-from octavo.ops.native.kernels import NativeKernels
+from octavo.ops import large_pages, select_backend
+from octavo.ops.native import Library, NativeBackend, load, runnable, select_library, self_test, threads
 from octavo.ops.native.recording import Recording
+from octavo.ops.torch import TorchBackend
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def core() -> NativeKernels:
-    return NativeKernels(Library(runnable()[0]))
+def core() -> NativeBackend:
+    return NativeBackend(Library(runnable()[0]))
 
 
 class TestThreads:
-    def test_their_number_changes_no_bit(self, core: NativeKernels, generator: torch.Generator) -> None:
+    def test_their_number_changes_no_bit(self, core: NativeBackend, generator: torch.Generator) -> None:
         linear = core.linear(torch.randn(300, 200, generator=generator))
         x = torch.randn(50, 200, generator=generator)
         found = []
@@ -36,7 +36,7 @@ class TestThreads:
             found.append(linear(x))
         assert all(torch.equal(found[0], other) for other in found)
 
-    def test_callers_at_the_same_time(self, core: NativeKernels, generator: torch.Generator) -> None:
+    def test_callers_at_the_same_time(self, core: NativeBackend, generator: torch.Generator) -> None:
         """One has the pool, the others compute alone: all with the same bits, and nobody waits for ever."""
         core.set_threads(2)
         linear = core.linear(torch.randn(500, 300, generator=generator))
@@ -57,7 +57,7 @@ class TestThreads:
         assert not wrong
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-    def test_a_forked_child_computes(self, core: NativeKernels, generator: torch.Generator) -> None:
+    def test_a_forked_child_computes(self, core: NativeBackend, generator: torch.Generator) -> None:
         """The pool's threads are not there in the child, which must not wait for them."""
         core.set_threads(2)
         linear = core.linear(torch.randn(200, 100, generator=generator))
@@ -80,7 +80,7 @@ class TestThreads:
 
 
 class TestRecording:
-    def test_runs_again_for_fewer_rows(self, core: NativeKernels, generator: torch.Generator) -> None:
+    def test_runs_again_for_fewer_rows(self, core: NativeBackend, generator: torch.Generator) -> None:
         up = core.linear(torch.randn(64, 48, generator=generator))
         down = core.linear(torch.randn(48, 32, generator=generator))
         weight, x = torch.rand(48, generator=generator), torch.zeros(8, 48)
@@ -110,7 +110,7 @@ class TestRecording:
         recording.add("rms_norm", (8, 300, 400, 500, 48, 1e-5, 0))
         assert [name for name, _ in recording.operations[2:]] == ["add", "rms_norm"]
 
-    def test_what_pytorch_computes_is_called_again(self, core: NativeKernels, generator: torch.Generator) -> None:
+    def test_what_pytorch_computes_is_called_again(self, core: NativeBackend, generator: torch.Generator) -> None:
         router, x = torch.randn(6, 32, generator=generator), torch.zeros(8, 32)
 
         def step() -> tuple[Tensor]:
@@ -122,14 +122,14 @@ class TestRecording:
 
         program = core.record(step, 8)
         assert program is not None
-        assert program.whole
+        assert program.fixed_rows
         for rows in (8, 1, 5):
             x.copy_(torch.randn(8, 32, generator=generator))
             want = step()[0][:rows].clone()
             (got,) = program.run(rows)
             assert torch.equal(got, want)
 
-    def test_recording_writes_to_no_state(self, core: NativeKernels) -> None:
+    def test_recording_writes_to_no_state(self, core: NativeBackend) -> None:
         x, state = torch.ones(4, 16), torch.zeros(4, 16)
 
         def step() -> tuple[Tensor]:
@@ -146,7 +146,7 @@ class TestRecording:
         "looks", [lambda x: x.sum().item(), lambda x: x.nonzero(), lambda x: bool(x.any()), lambda x: x.bernoulli()]
     )
     def test_what_depends_on_values_cannot_be_recorded(
-        self, core: NativeKernels, looks: Callable[[Tensor], object], caplog: pytest.LogCaptureFixture
+        self, core: NativeBackend, looks: Callable[[Tensor], object], caplog: pytest.LogCaptureFixture
     ) -> None:
         x = torch.zeros(4, 16)
 
@@ -163,22 +163,22 @@ class TestRecording:
 
 class TestMemory:
     def test_buffers_are_apart_and_zero(self) -> None:
-        arena = memory.Arena()
+        arena = large_pages.Arena()
         parts = [arena.zeros((3, 5), torch.float32), arena.zeros((7,), torch.bfloat16), arena.bytes(1)]
         for i, part in enumerate(parts):
             assert not part.any()
             part.fill_(i + 1)
         assert [float(p.float().mean()) for p in parts] == [1.0, 2.0, 3.0]
-        assert all(p.data_ptr() % memory.ALIGNMENT == 0 for p in parts)
+        assert all(p.data_ptr() % large_pages.ALIGNMENT == 0 for p in parts)
 
     def test_larger_than_a_chunk(self) -> None:
-        arena = memory.Arena()
-        small, large = arena.bytes(10), arena.bytes(memory.CHUNK + 1)
+        arena = large_pages.Arena()
+        small, large = arena.bytes(10), arena.bytes(large_pages.CHUNK + 1)
         large[-1] = 7
-        assert (len(large), int(large[-1]), int(small.sum())) == (memory.CHUNK + 1, 7, 0)
+        assert (len(large), int(large[-1]), int(small.sum())) == (large_pages.CHUNK + 1, 7, 0)
 
     def test_nothing(self) -> None:
-        assert memory.Arena().zeros((4, 0), torch.float32).shape == (4, 0)
+        assert large_pages.Arena().zeros((4, 0), torch.float32).shape == (4, 0)
 
 
 def test_without_the_core_the_reference_serves(
@@ -189,8 +189,8 @@ def test_without_the_core_the_reference_serves(
     library_module.runnable.cache_clear()
     try:
         with caplog.at_level(logging.INFO, "octavo"):
-            kernels = choose_kernels(CPU)
-        assert type(kernels) is Kernels
+            backend = select_backend(CPU)
+        assert type(backend) is TorchBackend
         assert len(caplog.records) == 1
         assert "compiler" in caplog.text
     finally:
@@ -200,15 +200,15 @@ def test_without_the_core_the_reference_serves(
 
 
 @pytest.mark.parametrize("good", [True, False])
-def test_a_library_on_trial_serves_where_it_is_better(
+def test_a_library_that_is_tested_first_serves_where_it_is_better(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, good: bool
 ) -> None:
     if len(runnable()) < 2:
         pytest.skip("one library alone is here")
     best, *_, plain = runnable()
-    monkeypatch.setattr(library_module, "runnable", lambda: (best, plain))
-    monkeypatch.setattr(library_module, "ON_TRIAL", best)
-    monkeypatch.setattr(trial, "proves_itself", lambda library, before: good)
+    monkeypatch.setattr(select_library, "runnable", lambda: (best, plain))
+    monkeypatch.setattr(select_library, "SELF_TESTED", best)
+    monkeypatch.setattr(select_library, "self_test", lambda library, before: good)
     with caplog.at_level(logging.INFO, "octavo"):
         chosen = load.__wrapped__()
     assert chosen is not None
@@ -219,11 +219,11 @@ def test_a_library_on_trial_serves_where_it_is_better(
 @pytest.mark.parametrize(
     ("wrong_bits", "seconds", "proven"), [(0, (1.0, 2.0), True), (1, (1.0, 2.0), False), (0, (2.0, 1.0), False)]
 )
-def test_a_trial_is_of_every_bit_and_of_speed(
+def test_a_self_test_is_of_every_bit_and_of_speed(
     monkeypatch: pytest.MonkeyPatch, wrong_bits: int, seconds: tuple[float, float], proven: bool
 ) -> None:
     library, before = Library(runnable()[0]), Library(runnable()[0])
-    measured = trial._product
+    measured = self_test._product
 
     def product(candidate: Library, x: Tensor, weight: Tensor, kind: int) -> tuple[Tensor, float]:
         result, _ = measured(candidate, x, weight, kind)
@@ -231,8 +231,8 @@ def test_a_trial_is_of_every_bit_and_of_speed(
             result.view(torch.int32)[5, 7] ^= wrong_bits
         return result, seconds[candidate is before]
 
-    monkeypatch.setattr(trial, "_product", product)
-    assert trial.proves_itself(library, before) is proven
+    monkeypatch.setattr(self_test, "_product", product)
+    assert self_test.self_test(library, before) is proven
 
 
 @pytest.mark.skipif("OCTAVO_CORE" not in os.environ, reason="only `make sanitize` builds with sanitizers")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.ops import NOT_FINITE, DrawBy, Kernels
-from octavo.ops.native.kernels import NativeKernels
+from octavo.ops import NOT_FINITE, Backend, DrawBy
+from octavo.ops.native import NativeBackend
 from tests.ops.conftest import REFERENCE
 
 WAYS = {
@@ -36,7 +36,7 @@ def kept(logits: Tensor, by: DrawBy) -> set[int]:
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("vocab", [3, 250, 3001, 49152])
-def test_alike(native: NativeKernels, way: dict[str, float], vocab: int, generator: torch.Generator) -> None:
+def test_alike(native: NativeBackend, way: dict[str, float], vocab: int, generator: torch.Generator) -> None:
     """The same tokens, but for draws that fall within a rounding of a border: none here."""
     rows = 40
     logits = torch.randn(rows, vocab, generator=generator) * 3
@@ -51,10 +51,10 @@ def test_alike(native: NativeKernels, way: dict[str, float], vocab: int, generat
 
 
 @pytest.mark.parametrize("way", [{"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.3}, {"top_k": 7, "top_p": 0.6}])
-def test_all_that_is_kept_is_drawn(kernels: Kernels, way: dict[str, float], generator: torch.Generator) -> None:
+def test_all_that_is_kept_is_drawn(backend: Backend, way: dict[str, float], generator: torch.Generator) -> None:
     logits = torch.randn(60, generator=generator) * 1.5
     by = [DrawBy(**{"temperature": 1.0, **way}, draw=d / 4000) for d in range(4000)]
-    drawn = kernels.choose(logits.repeat(4000, 1), by)
+    drawn = backend.choose(logits.repeat(4000, 1), by)
     seen = set(drawn.tolist())
     assert seen <= kept(logits, by[0])
     assert len(seen) >= len(kept(logits, by[0])) - 1  # one may be too unlikely
@@ -65,22 +65,22 @@ def test_all_that_is_kept_is_drawn(kernels: Kernels, way: dict[str, float], gene
     torch.testing.assert_close(shares, want, atol=2e-3, rtol=0)
 
 
-def test_equals_are_taken_in_order(kernels: Kernels) -> None:
+def test_equals_are_taken_in_order(backend: Backend) -> None:
     logits = torch.zeros(1, 5000)
-    assert kernels.choose(logits, [DrawBy()]).tolist() == [0]
+    assert backend.choose(logits, [DrawBy()]).tolist() == [0]
     for draw, want in ((0.0, 0), (0.5, 5), (0.999, 9)):
-        assert kernels.choose(logits, [DrawBy(1.0, top_k=10, draw=draw)]).tolist() == [want]
-    assert kernels.choose(logits, [DrawBy(1.0, top_p=0.001, draw=0.99)]).tolist() == [4]
+        assert backend.choose(logits, [DrawBy(1.0, top_k=10, draw=draw)]).tolist() == [want]
+    assert backend.choose(logits, [DrawBy(1.0, top_p=0.001, draw=0.99)]).tolist() == [4]
 
 
-def test_what_is_not_finite(kernels: Kernels, generator: torch.Generator) -> None:
+def test_what_is_not_finite(backend: Backend, generator: torch.Generator) -> None:
     logits = torch.randn(6, 1000, generator=generator)
-    sound = kernels.choose(logits, [DrawBy()] * 6)
+    sound = backend.choose(logits, [DrawBy()] * 6)
     logits[1, 500] = torch.nan
     logits[2, 999] = torch.inf
     logits[3, :] = -torch.inf
     logits[4, 1:] = -torch.inf
     for by in (DrawBy(), DrawBy(1.0, draw=0.3), DrawBy(0.7, top_k=3, top_p=0.9, draw=0.8)):
-        got = kernels.choose(logits, [by] * 6).tolist()
+        got = backend.choose(logits, [by] * 6).tolist()
         assert got[1:5] == [NOT_FINITE, NOT_FINITE, 0, 0]
-    assert kernels.choose(logits, [DrawBy()] * 6)[[0, 5]].tolist() == sound[[0, 5]].tolist()
+    assert backend.choose(logits, [DrawBy()] * 6)[[0, 5]].tolist() == sound[[0, 5]].tolist()

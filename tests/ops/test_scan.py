@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.ops import Kernels, RecurrentPlan, RecurrentRun, ScanInput
-from octavo.ops import scan as scan_module
-from octavo.ops.activation import ACTIVATIONS
-from octavo.ops.scan import causal_conv, causal_conv_step, selective_scan, selective_scan_step
+from octavo.ops import Backend, RecurrentPlan, RecurrentRun, ScanInput
+from octavo.ops.torch import selective_scan as scan_module
+from octavo.ops.torch.activations import ACTIVATIONS
+from octavo.ops.torch.selective_scan import causal_conv, causal_conv_step, selective_scan, selective_scan_step
 
 CHANNELS, STATE, TOKENS = 6, 5, 150
 
@@ -98,7 +98,7 @@ TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 4e-3}
 @DTYPES
 @pytest.mark.parametrize(("channels", "width"), [(6, 5), (8, 16), (13, 8), (24, 17), (9, 64), (10, 128), (5, 90)])
 def test_every_implementation_scans_alike(
-    kernels: Kernels, channels: int, width: int, dtype: torch.dtype, generator: torch.Generator
+    backend: Backend, channels: int, width: int, dtype: torch.dtype, generator: torch.Generator
 ) -> None:
     """Against the recurrence in float64; and the same bits for a sequence cut anywhere, beside others."""
 
@@ -123,7 +123,7 @@ def test_every_implementation_scans_alike(
     def run(rows: list[Tensor], state: Tensor, runs: list[tuple[int, int, int, int]]) -> Tensor:
         x, raw, wide, gates = rows
         b, c = wide[:, 3:].split(width, dim=1)
-        return kernels.scan(ScanInput(x, raw, a, b, c, d, gates[:, channels:], "silu"), state, plan_of(runs))
+        return backend.scan(ScanInput(x, raw, a, b, c, d, gates[:, channels:], "silu"), state, plan_of(runs))
 
     whole = run([x, raw, wide, gates], torch.zeros(2, 3, channels, width), [(0, TOKENS, 0, 1)])
     assert whole.dtype == dtype
@@ -143,14 +143,14 @@ def test_every_implementation_scans_alike(
 @pytest.mark.parametrize("activation", sorted(set(ACTIVATIONS) - {"softplus"}))
 @pytest.mark.parametrize(("channels", "taps"), [(5, 4), (16, 4), (37, 2), (64, 3), (20, 6)])
 def test_every_implementation_convolves_alike(
-    kernels: Kernels, channels: int, taps: int, activation: str, dtype: torch.dtype, generator: torch.Generator
+    backend: Backend, channels: int, taps: int, activation: str, dtype: torch.dtype, generator: torch.Generator
 ) -> None:
     """Against PyTorch's convolution in float64; and the same bits for a sequence cut anywhere, beside others."""
     wide = torch.randn(TOKENS, 2 * channels, generator=generator).to(dtype)
     weight, bias = torch.randn(channels, taps, generator=generator), torch.randn(channels, generator=generator)
 
     def run(rows: Tensor, history: Tensor, runs: list[tuple[int, int, int, int]]) -> Tensor:
-        return kernels.convolve(rows[:, :channels], history, weight, bias, activation, plan_of(runs))
+        return backend.convolve(rows[:, :channels], history, weight, bias, activation, plan_of(runs))
 
     whole = run(wide, torch.zeros(2, taps - 1, channels), [(0, TOKENS, 0, 1)])
     x = wide[:, :channels].double().T[None]

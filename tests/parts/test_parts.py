@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.ops import choose_kernels
+from octavo.ops import select_backend
 from octavo.parts import Batch, GatedMLP, Linear, MoE, Names, Pooler, softmax_then_topk, transposed
 from octavo.parts.names import parameter
 
@@ -54,17 +54,17 @@ def rows_of(x: torch.Tensor) -> Batch:
 
 @pytest.mark.parametrize("preference", ["torch", "auto"])
 def test_experts_are_weighted_by_the_router(preference: str, generator: torch.Generator) -> None:
-    kernels = choose_kernels(torch.device("cpu"), preference)
+    backend = select_backend(torch.device("cpu"), preference)
     moe = MoE(8, [GatedMLP(8, 12, "silu") for _ in range(5)], softmax_then_topk(2))
     weights: dict[str, torch.Tensor] = {}
     for name, part in moe.named_modules():
         if isinstance(part, Linear):
             weights[name] = torch.randn(part.outputs, part.inputs, generator=generator)
             part.weight = nn.Parameter(weights[name].clone(), requires_grad=False)
-            part.prepare(kernels)
+            part.prepare(backend)
     for part in moe.modules():
         if isinstance(part, (GatedMLP, MoE)):
-            part.prepare(kernels)
+            part.prepare(backend)
     x = torch.randn(20, 8, generator=generator)
     got = moe(x, rows_of(x))
     top, chosen = (x @ weights["router"].T).softmax(-1).topk(2)

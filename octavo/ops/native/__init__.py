@@ -1,5 +1,7 @@
-"""The compiled CPU core: `src/` has its C++, `library` finds it, `kernels` are its operations over tensors."""
+"""The compiled CPU core: `src/` has its C++, `library` finds it, `native_backend` has its operations over tensors."""
 
-from octavo.ops.native.library import Library, load, runnable
+from octavo.ops.native.library import Library, runnable
+from octavo.ops.native.native_backend import NativeBackend
+from octavo.ops.native.select_library import load
 
-__all__ = ["Library", "load", "runnable"]
+__all__ = ["Library", "NativeBackend", "load", "runnable"]

@@ -12,12 +12,9 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 from struct import Struct
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from octavo.ops.native.threads import default_threads
-
-if TYPE_CHECKING:
-    from octavo.ops.native.recording import Recording
 
 log = logging.getLogger("octavo")
 
@@ -25,9 +22,6 @@ IS_ARM = platform.machine().lower() in ("aarch64", "arm64")
 X86_INSTRUCTIONS = ("avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx")
 INSTRUCTIONS = ("base", "dotprod") if IS_ARM else ("base", *X86_INSTRUCTIONS)
 """The libraries of this architecture, by the instruction set that they need, the best last."""
-
-ON_TRIAL = "amx"
-"""It was never run where it was made, and is chosen where it proves to be right and faster."""
 
 _ARGUMENTS = {
     "activate": "7q",
@@ -74,8 +68,14 @@ def runnable() -> tuple[str, ...]:
     return tuple(name for name in reversed(names) if _path(f"_core_{name}") is not None)
 
 
+class Recorder(Protocol):
+    """What takes operations in, in place of running them."""
+
+    def add(self, operation: str, arguments: Sequence[float]) -> None: ...
+
+
 class Library:
-    """One of the compiled libraries. Operations are called by `run`, which a Recording may take in instead."""
+    """One of the compiled libraries. Operations are called by `run`, which a Recorder may take in instead."""
 
     def __init__(self, name: str) -> None:
         path = _path(f"_core_{name}")
@@ -93,7 +93,7 @@ class Library:
             getattr(library, f"octavo_{name}").restype = ctypes.c_int64
         library.octavo_run.argtypes = [ctypes.c_char_p, *[ctypes.c_int64] * 3]
         self._library = library
-        self.recording: Recording | None = None
+        self.recording: Recorder | None = None
         self.threads = self.set_threads(default_threads())
 
     def run(self, operation: str, *arguments: float | None) -> None:
@@ -128,29 +128,3 @@ class Library:
     def row_bytes(self, kind: int, width: int) -> int:
         """Bytes of a row of a weight before it is packed."""
         return int(self._library.octavo_row_bytes(*map(ctypes.c_int64, (kind, width))))
-
-
-def _tried(library: Library, name: str) -> Library:
-    """The library, or the one named where that serves better."""
-    from octavo.ops.native.trial import proves_itself
-
-    before = Library(name)
-    chosen, other = (library, before) if proves_itself(library, before) else (before, library)
-    log.info("the compiled core for %s serves; it was tried beside the one for %s", chosen.name, other.name)
-    other.set_threads(1)
-    return chosen
-
-
-@functools.cache
-def load() -> Library | None:
-    """The best library for this processor, or None, with one line that says why."""
-    names = iter(runnable())
-    for name in names:
-        try:
-            library = Library(name)
-        except OSError as error:
-            log.warning("the compiled core for %s does not load (%s)", name, error)
-            continue
-        return _tried(library, next(names)) if name == ON_TRIAL else library
-    log.info("no compiled core (was there a C++ compiler at installation?); the PyTorch reference computes")
-    return None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from octavo.ops.kernels import NotRecordableError
+from octavo.ops.backend import NotRecordableError
 from octavo.ops.native.library import Library
 
 ARENA_BYTES = 1 << 30
@@ -150,7 +150,7 @@ class Program:
                 native = []
             if operation is not None:
                 self._parts.append(operation)
-        self.whole = any(callable(part) for part in self._parts)
+        self.fixed_rows = any(callable(part) for part in self._parts)
 
     def run(self, rows: int) -> tuple[Tensor, ...]:
         """Compute the first `rows` rows. The results are overwritten by the next run."""

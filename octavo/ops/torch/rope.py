@@ -1,21 +1,9 @@
 """Rotary position embedding (Su et al. 2021)."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class RotaryTable:
-    """How fast the pairs of a head turn."""
-
-    frequencies: Tensor
-    """[1, pairs] float32 angles per position; [2, pairs] where a sequence's length chooses (LongRoPE)."""
-    scales: tuple[float, ...] = (1.0,)
-    """Factors of cos and sin, one for each row of `frequencies`."""
-    switch_length: int | None = None
-    """The longest sequence that the first row serves."""
+from octavo.ops.plans import RotaryTable
 
 
 def angles(table: RotaryTable, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

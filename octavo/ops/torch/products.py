@@ -4,23 +4,9 @@ Library matrix products pick another kernel, with another order of sums, when th
 states the fewest rows from which its result no longer depends on their number, and pads up to it.
 """
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-
-class LinearKernel(Protocol):
-    """A weight `[out, in]`, ready to be multiplied with."""
-
-    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """`x` `[rows, in]` to `[rows, out]`; `bias` `[out]` is float32."""
-        ...
-
-    def rows(self, ids: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
-        """Rows `ids` `[count]` of the weight, times `scale`: `[count, in]` (what a tied token table is read by)."""
-        ...
 
 
 class TorchLinear:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from octavo.ops.memory import Arena
+from octavo.ops.large_pages import Arena
 from octavo.ops.native.library import Library
-from octavo.ops.weights import StoredRows
+from octavo.ops.stored_rows import StoredRows
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """The core's numbers of what memory holds."""

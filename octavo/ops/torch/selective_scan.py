@@ -7,63 +7,16 @@ step does exactly what one of those positions does. So prefill is parallel, and 
 whether it was computed in one run, in chunks that end anywhere, or one by one.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from octavo.ops.activation import ACTIVATIONS, softplus
+from octavo.ops.plans import RecurrentPlan, ScanInput
+from octavo.ops.torch.activations import ACTIVATIONS, softplus
 
 SCAN_GROUP = 32
 """Tokens in a group."""
 SEGMENT_VALUES = 1 << 23
 """Most values `[tokens, channels, state]` held at a time; longer prompts go in segments."""
-
-
-@dataclass(slots=True)
-class RecurrentRun:
-    """One request's tokens in a step, for a part with a state per request."""
-
-    first_row: int
-    num_tokens: int
-    start: int
-    slot: int
-
-
-@dataclass
-class RecurrentPlan:
-    """Which requests take one token in this step (computed together), and which take a run."""
-
-    step_rows: Tensor
-    """[steps] rows in the batch."""
-    step_slots: Tensor
-    """[steps] slots of the state."""
-    step_positions: Tensor
-    runs: list[RecurrentRun]
-    table: Tensor
-    """[steps and runs, 3] int64: first row, tokens, slot."""
-
-
-@dataclass(slots=True)
-class ScanInput:
-    """What Mamba's scan works on; rows past the plan's are padding."""
-
-    x: Tensor
-    """[rows, channels]"""
-    dt: Tensor
-    """[rows, channels], to be made positive by softplus."""
-    a: Tensor
-    """[channels, state] float32, negative."""
-    b: Tensor
-    """[rows, state]"""
-    c: Tensor
-    """[rows, state]"""
-    d: Tensor
-    """[channels] float32"""
-    gate: Tensor
-    """[rows, channels]"""
-    activation: str
-    """Of the gate, by its name in ACTIVATIONS."""
 
 
 def causal_conv(x: Tensor, history: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -216,26 +169,26 @@ def convolve(
     return ACTIVATIONS[activation](out).to(x.dtype)
 
 
-def scan(of: ScanInput, state: Tensor, plan: RecurrentPlan) -> Tensor:
+def scan(inputs: ScanInput, state: Tensor, plan: RecurrentPlan) -> Tensor:
     """The scan of a step's tokens of all sequences, times the activated gate; states go on in place.
 
     Args:
-        of: what is scanned.
+        inputs: what is scanned.
         state: [slots, 3, channels, state] float32
         plan: which rows go on from which slots.
 
-    Returns: [rows, channels] in the dtype of `of.x`.
+    Returns: [rows, channels] in the dtype of `inputs.x`.
     """
-    x, dt, b, c = of.x.float(), softplus(of.dt.float()), of.b.float(), of.c.float()
+    x, dt, b, c = inputs.x.float(), softplus(inputs.dt.float()), inputs.b.float(), inputs.c.float()
     y = torch.zeros_like(x)
     if len(plan.step_rows):
         rows, slots = plan.step_rows, plan.step_slots
         y[rows], state[slots] = selective_scan_step(
-            x[rows], dt[rows], of.a, b[rows], c[rows], of.d, state[slots], plan.step_positions
+            x[rows], dt[rows], inputs.a, b[rows], c[rows], inputs.d, state[slots], plan.step_positions
         )
     for run in plan.runs:
         part = slice(run.first_row, run.first_row + run.num_tokens)
         y[part], state[run.slot] = selective_scan(
-            x[part], dt[part], of.a, b[part], c[part], of.d, state[run.slot], run.start
+            x[part], dt[part], inputs.a, b[part], c[part], inputs.d, state[run.slot], run.start
         )
-    return (y * ACTIVATIONS[of.activation](of.gate.float())).to(of.x.dtype)
+    return (y * ACTIVATIONS[inputs.activation](inputs.gate.float())).to(inputs.x.dtype)

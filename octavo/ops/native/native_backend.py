@@ -1,4 +1,4 @@
-"""The compiled core's operations over tensors. Shapes and meaning are those of the reference in octavo.ops.kernels."""
+"""The compiled core's operations over tensors. Shapes and meaning are those of the reference in octavo.ops.torch."""
 
 import ctypes
 import logging
@@ -10,18 +10,23 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from octavo.ops.attention import AttentionPlan, BlockSparse, cache_dim
-from octavo.ops.experts import ExpertKernel
-from octavo.ops.kernels import Kernels, NotRecordableError
-from octavo.ops.linear import LinearKernel
-from octavo.ops.memory import Arena
+from octavo.ops.backend import NotRecordableError, PackedExperts, PackedLinear
+from octavo.ops.large_pages import Arena
 from octavo.ops.native import recording
 from octavo.ops.native.library import Library
-from octavo.ops.native.weights import TYPES, PackedWeight, pack, quantize
-from octavo.ops.rotary import RotaryTable
-from octavo.ops.sampling import DrawBy, as_array
-from octavo.ops.scan import RecurrentPlan, ScanInput
-from octavo.ops.weights import KINDS, StoredRows, of_floats
+from octavo.ops.native.packed_weight import TYPES, PackedWeight, pack, quantize
+from octavo.ops.plans import (
+    AttentionPlan,
+    BlockSparse,
+    DrawBy,
+    RecurrentPlan,
+    RotaryTable,
+    ScanInput,
+    as_array,
+    cache_dim,
+)
+from octavo.ops.stored_rows import KINDS, StoredRows, of_floats
+from octavo.ops.torch import TorchBackend
 
 log = logging.getLogger("octavo")
 
@@ -107,7 +112,7 @@ class NativeExperts:
         return out
 
 
-class NativeKernels(Kernels):
+class NativeBackend:
     """The operations of one of the compiled libraries."""
 
     min_rows = 1
@@ -115,7 +120,9 @@ class NativeKernels(Kernels):
     kinds = frozenset(KINDS)
 
     def __init__(self, library: Library) -> None:
-        super().__init__(torch.device("cpu"))
+        self.device = torch.device("cpu")
+        self._reference = TorchBackend(self.device)
+        """Computes what the library lacks."""
         self.library = library
         self.name = f"native ({library.name})"
         self.bfloat16_pairs = library.name in ("avx512_bf16", "amx")
@@ -199,9 +206,9 @@ class NativeKernels(Kernels):
 
     def finite(self, x: Tensor) -> bool:
         x = self._together(x)
-        poison = ctypes.c_float()
-        self._run("poison", x.shape[0], x.data_ptr(), x.shape[1], TYPES[x.dtype], ctypes.addressof(poison))
-        return poison.value == 0.0
+        non_finite = ctypes.c_float()
+        self._run("poison", x.shape[0], x.data_ptr(), x.shape[1], TYPES[x.dtype], ctypes.addressof(non_finite))
+        return non_finite.value == 0.0
 
     def floats(self, x: Tensor) -> Tensor:
         if x.dtype == torch.float32:
@@ -222,12 +229,12 @@ class NativeKernels(Kernels):
 
     def activate(self, x: Tensor, activation: str) -> Tensor:
         if activation not in ACTIVATIONS:
-            return super().activate(x, activation)
+            return self._reference.activate(x, activation)
         return self._by_rows("activate", (x,), ACTIVATIONS[activation], False)
 
     def gated(self, gate_up: Tensor, activation: str) -> Tensor:
         if activation not in ACTIVATIONS:
-            return super().gated(gate_up, activation)
+            return self._reference.gated(gate_up, activation)
         gate_up = self._together(gate_up)
         rows, width = gate_up.shape[0], gate_up.shape[1] // 2
         out = torch.empty(rows, width, dtype=gate_up.dtype)
@@ -243,10 +250,10 @@ class NativeKernels(Kernels):
         )
         return out
 
-    def gated_linear(self, gate_up: LinearKernel, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    def gated_linear(self, gate_up: PackedLinear, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         parts = gate_up.parts if isinstance(gate_up, NativeLinear) else []
         if len(parts) != 1 or parts[0].outputs % (2 * PANEL) or activation not in ACTIVATIONS:
-            return super().gated_linear(gate_up, x, bias, activation)
+            return self._reference.gated_linear(gate_up, x, bias, activation)
         out = torch.empty(x.shape[0], parts[0].outputs // 2, dtype=x.dtype)
         parts[0].multiply(x, out, 0, bias, ACTIVATIONS[activation])
         return out
@@ -293,7 +300,7 @@ class NativeKernels(Kernels):
             query.data_ptr(),
             key_cache.data_ptr(),
             value_cache.data_ptr(),
-            plan.slots.data_ptr(),
+            plan.slot_mapping.data_ptr(),
             block_size,
             heads,
             kv_heads,
@@ -320,7 +327,7 @@ class NativeKernels(Kernels):
             tokens,
             values.data_ptr(),
             cache.data_ptr(),
-            plan.slots.data_ptr(),
+            plan.slot_mapping.data_ptr(),
             cache.shape[2],
             heads,
             dim,
@@ -343,7 +350,7 @@ class NativeKernels(Kernels):
     ) -> Tensor:
         key_dim, value_dim = cache_dim(key_cache), cache_dim(value_cache)
         if max(key_dim, value_dim) > MAX_HEAD_DIM:
-            return super().paged_attention(
+            return self._reference.paged_attention(
                 query, key_cache, value_cache, plan, rows, dtype, scale, softcap, alibi_slopes, sparse
             )
         query = self._together(query)
@@ -375,10 +382,10 @@ class NativeKernels(Kernels):
         )
         return out
 
-    def experts(self, weights: Sequence[LinearKernel]) -> ExpertKernel:
+    def experts(self, weights: Sequence[PackedLinear]) -> PackedExperts:
         native = [w for w in weights if isinstance(w, NativeLinear)]
         if len(native) < len(weights) or len({tuple((p.kind, p.outputs) for p in w.parts) for w in native}) > 1:
-            return super().experts(weights)
+            return self._reference.experts(weights)
         return NativeExperts(self.library, native)
 
     def weighted_sum(self, y: Tensor, weights: Tensor) -> Tensor:
@@ -394,7 +401,7 @@ class NativeKernels(Kernels):
     ) -> Tensor:
         channels, taps = weight.shape
         if taps not in CONVOLUTION_TAPS or activation not in ACTIVATIONS:
-            return super().convolve(x, history, weight, bias, activation, plan)
+            return self._reference.convolve(x, history, weight, bias, activation, plan)
         out = torch.empty(x.shape, dtype=x.dtype)
         self._run(
             "causal_conv",
@@ -414,33 +421,33 @@ class NativeKernels(Kernels):
         )
         return out
 
-    def scan(self, of: ScanInput, state: Tensor, plan: RecurrentPlan) -> Tensor:
+    def scan(self, inputs: ScanInput, state: Tensor, plan: RecurrentPlan) -> Tensor:
         """The plain recurrence, one token after the other: the first of the three parts of `state` is all of it."""
-        channels, width = of.a.shape
-        if width not in SCAN_WIDTHS or of.activation not in ACTIVATIONS:
-            return super().scan(of, state, plan)
-        x, dt = self._together(of.x), self._together(of.dt)
+        channels, width = inputs.a.shape
+        if width not in SCAN_WIDTHS or inputs.activation not in ACTIVATIONS:
+            return self._reference.scan(inputs, state, plan)
+        x, dt = self._together(inputs.x), self._together(inputs.dt)
         y = torch.empty_like(x)
         self._run(
             "selective_scan",
             len(plan.table),
-            *(v.data_ptr() for v in (x, dt, of.a)),
-            *(v for t in (of.b, of.c) for v in (t.data_ptr(), t.stride(0))),
-            of.d.data_ptr(),
-            of.gate.data_ptr(),
-            of.gate.stride(0),
+            *(v.data_ptr() for v in (x, dt, inputs.a)),
+            *(v for t in (inputs.b, inputs.c) for v in (t.data_ptr(), t.stride(0))),
+            inputs.d.data_ptr(),
+            inputs.gate.data_ptr(),
+            inputs.gate.stride(0),
             y.data_ptr(),
             state.data_ptr(),
             state.stride(0),
             plan.table.data_ptr(),
             channels,
             width,
-            ACTIVATIONS[of.activation],
+            ACTIVATIONS[inputs.activation],
             TYPES[x.dtype],
         )
         return y
 
-    def choose(self, logits: Tensor, by: Sequence[DrawBy]) -> Tensor:
+    def sample(self, logits: Tensor, by: Sequence[DrawBy]) -> Tensor:
         logits = self._together(logits)
         rows, vocab = logits.shape
         how = as_array(by) if any(b.temperature for b in by) else None

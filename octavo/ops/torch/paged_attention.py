@@ -10,17 +10,20 @@ adding zeros before or after changes no bit, so that neither padding, nor chunki
 Keys that no query sees may hold anything finite: the executor keeps the caches free of infinities and NaN.
 """
 
-import functools
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from octavo.ops.linear import ROW_GRAIN, TERMS, grouped_sum
-from octavo.ops.rotary import rotate
+from octavo.ops.plans import SCALE_BYTES, AttentionPlan, BlockSparse, SequenceRun, cache_dim
+from octavo.ops.torch.products import ROW_GRAIN, TERMS, grouped_sum
+from octavo.ops.torch.rope import rotate
+
+T = TypeVar("T")
 
 KEY_GROUP = TERMS
 """Keys whose weighted values are summed in one product."""
@@ -30,19 +33,6 @@ QUERY_TILE = 128
 """Most queries of one sequence in a tile."""
 TILE_SCORES = 1 << 20
 """Most scores a head in one tile, which bounds the memory of a step."""
-
-
-@dataclass(slots=True)
-class SequenceRun:
-    """The tokens of one sequence in a step."""
-
-    first_row: int
-    """Its first row in the flat batch."""
-    num_tokens: int
-    start: int
-    """Position of the first token: how many were computed before."""
-    table_row: int
-    """Its row in the block tables."""
 
 
 @dataclass(slots=True)
@@ -67,81 +57,64 @@ class _Tile:
     """[n, 1, 1, 1, span] int64: key positions."""
 
 
-@dataclass(frozen=True)
-class BlockSparse:
-    """Which keys the heads of a block-sparse layer see (Phi-3-small): the last blocks, and every `stride`-th one.
-
-    Which of the blocks count as every `stride`-th slides with the head, by `head_step`.
-    """
-
-    block_size: int
-    local_blocks: int
-    stride: int
-    head_step: int
-
-    def bias(self, tile: "_Tile", heads: int) -> Tensor:
-        """[n, heads, t, 1, span] float32: 0 where a head's query sees a key, else -inf. Causality is another's."""
-        key_block = tile.keys // self.block_size
-        query_block = torch.div(tile.keys - tile.distance, self.block_size, rounding_mode="floor")
-        of_head = torch.arange(heads, device=tile.keys.device).view(1, heads, 1, 1, 1)
-        strided = (key_block + of_head * self.head_step + 1) % self.stride == 0
-        seen = (query_block - key_block < self.local_blocks) | strided
-        return torch.where(seen, 0.0, -torch.inf)
+def _once(plan: AttentionPlan, key: Hashable, make: Callable[[], T]) -> T:
+    """`make()`, computed once a plan."""
+    if key not in plan.memo:
+        plan.memo[key] = make()
+    value: T = plan.memo[key]
+    return value
 
 
-@dataclass
-class AttentionPlan:
-    """What a step's attention needs to know, for all layers of one block table."""
+def _tiles(plan: AttentionPlan) -> list[_Tile]:
+    """The plan's runs cut and grouped into padded tensors."""
+    return _once(plan, "tiles", lambda: _make_tiles(plan))
 
-    runs: Sequence[SequenceRun]
-    block_table: Tensor
-    """[table rows, blocks] int64"""
-    block_size: int
-    window: int | None
-    num_tokens: int
-    slots: Tensor
-    """[tokens] where each token's key and value go: block * block_size + offset."""
-    run_table: Tensor
-    """[runs, 4] int64: first row, tokens, start, table row."""
-    _indices: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-    _biases: dict[tuple[int, int, int, BlockSparse | None], Tensor] = field(default_factory=dict)
 
-    @functools.cached_property
-    def tiles(self) -> list[_Tile]:
-        """The runs cut and grouped for the reference, which works on padded tensors."""
-        return _make_tiles(self)
+def _sparse_bias(sparse: BlockSparse, tile: _Tile, heads: int) -> Tensor:
+    """[n, heads, t, 1, span] float32: 0 where a head's query sees a key, else -inf. Causality is another's."""
+    key_block = tile.keys // sparse.block_size
+    query_block = torch.div(tile.keys - tile.distance, sparse.block_size, rounding_mode="floor")
+    of_head = torch.arange(heads, device=tile.keys.device).view(1, heads, 1, 1, 1)
+    strided = (key_block + of_head * sparse.head_step + 1) % sparse.stride == 0
+    seen = (query_block - key_block < sparse.local_blocks) | strided
+    return torch.where(seen, 0.0, -torch.inf)
 
-    def bias(self, tile: int, kv_heads: int, group: int, sparse: BlockSparse | None) -> Tensor:
-        """[n * kv_heads, rows, span] float32: 0 for keys that a query sees, else -inf; rows as in the products."""
-        key = (tile, kv_heads, group, sparse)
-        if key not in self._biases:
-            of = self.tiles[tile]
-            bias = of.bias.expand(of.n, kv_heads, of.t, group, -1)
-            if sparse is not None:
-                by_head = sparse.bias(of, kv_heads * group).view(of.n, kv_heads, group, of.t, -1)
-                bias = bias + by_head.transpose(2, 3)
-            bias = bias.reshape(of.n * kv_heads, of.t * group, -1)
-            self._biases[key] = functional.pad(bias, (0, 0, 0, -bias.shape[1] % ROW_GRAIN))
-        return self._biases[key]
 
-    def block_rows(self, tile: int, heads: int) -> Tensor:
-        """Rows of a cache seen as `[blocks * heads, block_size * dim]`, in the order (run, head, block)."""
-        key = (tile, heads)
-        if key not in self._indices:
-            blocks = self.tiles[tile].blocks
-            of_head = torch.arange(heads, device=blocks.device).view(1, heads, 1)
-            self._indices[key] = (blocks.unsqueeze(1) * heads + of_head).flatten()
-        return self._indices[key]
+def _bias(plan: AttentionPlan, index: int, kv_heads: int, group: int, sparse: BlockSparse | None) -> Tensor:
+    """[n * kv_heads, rows, span] float32: 0 for keys that a query sees, else -inf; rows as in the products."""
 
-    def slot_rows(self, heads: int) -> Tensor:
-        """Rows of a cache seen as `[blocks * heads * block_size, dim]`, in the order (token, head)."""
-        key = (-1, heads)
-        if key not in self._indices:
-            block, offset = self.slots // self.block_size, self.slots % self.block_size
-            of_head = torch.arange(heads, device=block.device)
-            rows = (block.unsqueeze(1) * heads + of_head) * self.block_size + offset.unsqueeze(1)
-            self._indices[key] = rows.flatten()
-        return self._indices[key]
+    def make() -> Tensor:
+        tile = _tiles(plan)[index]
+        bias = tile.bias.expand(tile.n, kv_heads, tile.t, group, -1)
+        if sparse is not None:
+            by_head = _sparse_bias(sparse, tile, kv_heads * group).view(tile.n, kv_heads, group, tile.t, -1)
+            bias = bias + by_head.transpose(2, 3)
+        bias = bias.reshape(tile.n * kv_heads, tile.t * group, -1)
+        return functional.pad(bias, (0, 0, 0, -bias.shape[1] % ROW_GRAIN))
+
+    return _once(plan, ("bias", index, kv_heads, group, sparse), make)
+
+
+def _block_rows(plan: AttentionPlan, index: int, heads: int) -> Tensor:
+    """Rows of a cache seen as `[blocks * heads, block_size * dim]`, in the order (run, head, block)."""
+
+    def make() -> Tensor:
+        blocks = _tiles(plan)[index].blocks
+        of_head = torch.arange(heads, device=blocks.device).view(1, heads, 1)
+        return (blocks.unsqueeze(1) * heads + of_head).flatten()
+
+    return _once(plan, ("blocks", index, heads), make)
+
+
+def _slot_rows(plan: AttentionPlan, heads: int) -> Tensor:
+    """Rows of a cache seen as `[blocks * heads * block_size, dim]`, in the order (token, head)."""
+
+    def make() -> Tensor:
+        block, offset = plan.slot_mapping // plan.block_size, plan.slot_mapping % plan.block_size
+        of_head = torch.arange(heads, device=block.device)
+        return ((block.unsqueeze(1) * heads + of_head) * plan.block_size + offset.unsqueeze(1)).flatten()
+
+    return _once(plan, ("slots", heads), make)
 
 
 def _round_up(value: int, grain: int) -> int:
@@ -157,28 +130,6 @@ def _bucket(size: int) -> int:
 def _first_key(start: int, window: int | None) -> int:
     """The first key that the query at `start` sees, rounded down to a group."""
     return 0 if window is None else max(0, start - window + 1) // KEY_GROUP * KEY_GROUP
-
-
-def plan_attention(
-    runs: Sequence[SequenceRun],
-    block_table: Tensor,
-    block_size: int,
-    window: int | None,
-    num_tokens: int,
-) -> AttentionPlan:
-    """Where a step's queries, keys and values are.
-
-    Args:
-        runs: the sequences of the step; together they are rows 0 to num_tokens - 1.
-        block_table: [table rows, blocks] int64, the blocks of each sequence in order.
-        block_size: tokens in a block.
-        window: how many of the last tokens, itself included, a query sees; None for all.
-        num_tokens: tokens in the step.
-    """
-    slots = _slots(runs, block_table, block_size)
-    table = [(r.first_row, r.num_tokens, r.start, r.table_row) for r in runs]
-    run_table = torch.tensor(table, dtype=torch.int64).view(-1, 4)
-    return AttentionPlan(runs, block_table, block_size, window, num_tokens, slots, run_table)
 
 
 def _make_tiles(plan: AttentionPlan) -> list[_Tile]:
@@ -197,17 +148,6 @@ def _make_tiles(plan: AttentionPlan) -> list[_Tile]:
             part_of = members[i : i + most]
             tiles.append(_make_tile(part_of, plan.block_table, plan.block_size, plan.window, plan.num_tokens))
     return tiles
-
-
-def _slots(runs: Sequence[SequenceRun], block_table: Tensor, block_size: int) -> Tensor:
-    counts = [r.num_tokens for r in runs]
-    starts = np.array([r.start for r in runs], dtype=np.int64)
-    first = np.cumsum([0, *counts[:-1]])
-    position = np.arange(sum(counts)) + np.repeat(starts - first, counts)
-    table_row = np.repeat(np.array([r.table_row for r in runs], dtype=np.int64), counts)
-    positions = torch.from_numpy(position).to(block_table.device)
-    rows = torch.from_numpy(table_row).to(block_table.device)
-    return block_table[rows, positions // block_size] * block_size + positions % block_size
 
 
 def _make_tile(
@@ -249,20 +189,6 @@ def _make_tile(
     )
 
 
-SCALE_BYTES = 4
-"""A row of an int8 cache ends with the float32 that its codes are multiplied with."""
-
-
-def cache_dim(cache: Tensor) -> int:
-    """How many numbers a row of a cache holds."""
-    return cache.shape[-1] - SCALE_BYTES if cache.dtype == torch.int8 else cache.shape[-1]
-
-
-def cache_row(dim: int, dtype: torch.dtype) -> int:
-    """Elements of a cache's row that holds `dim` numbers."""
-    return dim + SCALE_BYTES if dtype == torch.int8 else dim
-
-
 def _to_cache(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Rows of numbers as a cache holds them."""
     if dtype != torch.int8:
@@ -285,7 +211,7 @@ def write_kv(cache: Tensor, values: Tensor, plan: AttentionPlan) -> None:
     """Store `values` `[tokens, heads, dim]` in `cache` `[blocks, heads, block_size, row]` at the plan's slots."""
     heads, dim = values.shape[1:]
     rows = _to_cache(values.reshape(-1, dim), cache.dtype)
-    cache.view(-1, cache.shape[-1]).index_copy_(0, plan.slot_rows(heads), rows)
+    cache.view(-1, cache.shape[-1]).index_copy_(0, _slot_rows(plan, heads), rows)
 
 
 def rotate_store(
@@ -338,7 +264,7 @@ def paged_attention(
         alibi_slopes: [heads], added times (key position - query position) (Press et al. 2022).
         sparse: which of the keys before it a query sees; all if None.
     """
-    for index, tile in enumerate(plan.tiles):
+    for index, tile in enumerate(_tiles(plan)):
         result = _attend(query, key_cache, value_cache, plan, index, scale, softcap, alibi_slopes, sparse)
         if tile.targets is None:  # one tile holds all queries in order
             out.copy_(result)
@@ -371,8 +297,8 @@ def _gather(cache: Tensor, plan: AttentionPlan, index: int) -> Tensor:
     Products of ragged widths are another matter of the library's choice.
     """
     _, heads, block_size, row = cache.shape
-    rows = cache.view(-1, block_size * row).index_select(0, plan.block_rows(index, heads))
-    return _pad_width(_from_cache(rows.view(plan.tiles[index].n * heads, -1, row)))
+    rows = cache.view(-1, block_size * row).index_select(0, _block_rows(plan, index, heads))
+    return _pad_width(_from_cache(rows.view(_tiles(plan)[index].n * heads, -1, row)))
 
 
 def _pad_width(x: Tensor) -> Tensor:
@@ -391,7 +317,7 @@ def _attend(
     sparse: BlockSparse | None,
 ) -> Tensor:
     """[n * t, heads, value_dim] of one tile."""
-    tile = plan.tiles[index]
+    tile = _tiles(plan)[index]
     n, t, kv_heads = tile.n, tile.t, key_cache.shape[1]
     heads, head_dim = query.shape[1:]
     group = heads // kv_heads
@@ -404,7 +330,7 @@ def _attend(
         queries = functional.pad(queries, (0, 0, 0, -rows % ROW_GRAIN))
 
     keys = _gather(key_cache, plan, index).transpose(1, 2)
-    bias = plan.bias(index, kv_heads, group, sparse)
+    bias = _bias(plan, index, kv_heads, group, sparse)
     if alibi_slopes is not None:
         # Not in one product: where in its sum a bias other than zero comes in is the library's choice.
         bias = bias + _alibi(tile, alibi_slopes, kv_heads, group)

@@ -12,7 +12,7 @@ from torch import Tensor
 from octavo.config import EngineArgs
 from octavo.errors import ConfigError
 from octavo.executor.shape import CacheShape
-from octavo.ops import cache_row, memory
+from octavo.ops import cache_row, large_pages
 from octavo.parts import PagedKV, Recurrent, StateSpec
 from octavo.sizes import format_size
 
@@ -141,7 +141,7 @@ def _create(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Caches:
-    arena = memory.Arena()
+    arena = large_pages.Arena()
 
     def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return arena.zeros(shape, dtype) if device.type == "cpu" else torch.zeros(shape, dtype=dtype, device=device)

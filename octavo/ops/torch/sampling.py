@@ -5,52 +5,29 @@ its number alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from octavo.ops.plans import NOT_FINITE, DrawBy
 
 CANDIDATES = 1024
 """A nucleus is looked for among so many of the likeliest tokens before the whole vocabulary is sorted."""
 SPAN = 256
 """Tokens in a partial sum when a draw is looked up."""
-NOT_FINITE = -1
-"""The choice of a row that has a value that is not a number, or infinite."""
 
 
-@dataclass(frozen=True, slots=True)
-class DrawBy:
-    """How a row's token is chosen."""
-
-    temperature: float = 0.0
-    """0 for the likeliest."""
-    min_p: float = 0.0
-    """Tokens less likely than so many times the likeliest are left out."""
-    top_k: int = 0
-    """How many of the likeliest stay; 0 for all."""
-    top_p: float = 1.0
-    """Of these, the likeliest that make up this share stay."""
-    draw: float = 0.0
-    """In [0, 1): where in the distribution the token is."""
-
-
-def as_array(rows: Sequence[DrawBy]) -> "np.ndarray[tuple[int, int], np.dtype[np.float64]]":
-    """[rows, 5], in the order of DrawBy."""
-    return np.array([(r.temperature, r.min_p, r.top_k, r.top_p, r.draw) for r in rows], dtype=np.float64)
-
-
-def choose(logits: Tensor, by: Sequence[DrawBy]) -> Tensor:
+def sample(logits: Tensor, by: Sequence[DrawBy]) -> Tensor:
     """[rows] int64: a token for each row of `logits` `[rows, vocab]` float32, or NOT_FINITE. Of equals, the first."""
     peak = logits.amax(-1)
     greedy = torch.tensor([b.temperature == 0 for b in by], device=logits.device)
     tokens = logits.argmax(-1)
     if drawn := [i for i, b in enumerate(by) if b.temperature != 0]:
         tokens[drawn] = _draw(logits[drawn], [by[i] for i in drawn])
-    strange = peak.isnan() | (peak == torch.inf)
+    non_finite = peak.isnan() | (peak == torch.inf)
     # A row in which nothing is possible has no distribution: its first token stands for it.
     tokens = torch.where((peak == -torch.inf) & ~greedy, 0, tokens)
-    return torch.where(strange, NOT_FINITE, tokens)
+    return torch.where(non_finite, NOT_FINITE, tokens)
 
 
 def _draw(logits: Tensor, by: Sequence[DrawBy]) -> Tensor:
@@ -72,7 +49,7 @@ def _keep(weights: Tensor, by: DrawBy) -> None:
     vocab = len(weights)
     limit = by.top_k if 0 < by.top_k < vocab else vocab
     whole = weights.sum(dtype=torch.float64)
-    if not whole > 0:  # a row that is not a distribution: `choose` says so
+    if not whole > 0:  # a row that is not a distribution: `sample` says so
         return
     found = torch.topk(weights, min(CANDIDATES, vocab)).values.sum(dtype=torch.float64)
     if limit <= CANDIDATES or bool(found >= by.top_p * whole):

@@ -1,33 +1,17 @@
 """Experts: each row is multiplied with the weights of those that were chosen for it."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from octavo.ops.linear import LinearKernel
-
-
-class ExpertKernel(Protocol):
-    """Weights of experts, `[out, in]` each, ready to be multiplied with."""
-
-    def __call__(self, x: Tensor, chosen: Tensor) -> Tensor:
-        """A result for each choice, in the order of `chosen`.
-
-        Args:
-            x: [rows, in], or [rows * choices, in] where each choice has a row of its own.
-            chosen: [rows, choices] int64 numbers of experts.
-
-        Returns: [rows * choices, out]
-        """
-        ...
+from octavo.ops.backend import PackedLinear
 
 
 class EachExpert:
     """The reference: rows are grouped by expert, and an expert that nobody chose costs nothing."""
 
-    def __init__(self, experts: Sequence[LinearKernel]) -> None:
+    def __init__(self, experts: Sequence[PackedLinear]) -> None:
         self.experts = experts
 
     def __call__(self, x: Tensor, chosen: Tensor) -> Tensor:

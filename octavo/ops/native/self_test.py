@@ -1,19 +1,19 @@
-"""Whether a library earns its place on this very machine: for instructions that its builders may not have had."""
+"""Whether a library is right and fast on this very machine: for instructions that its builders may not have had."""
 
 import time
 
 import torch
 from torch import Tensor
 
-from octavo.ops.memory import Arena
+from octavo.ops.large_pages import Arena
 from octavo.ops.native.library import Library
-from octavo.ops.native.weights import pack, quantize
-from octavo.ops.weights import Q4_1, Q8_0
+from octavo.ops.native.packed_weight import pack, quantize
+from octavo.ops.stored_rows import Q4_1, Q8_0
 
 ROWS, WIDTH, OUTPUTS, ROUNDS = 128, 1024, 512, 5
 
 
-def proves_itself(library: Library, before: Library) -> bool:
+def self_test(library: Library, before: Library) -> bool:
     """Whether products with quantized weights are, to the last bit, those of `before`, and faster."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(ROWS, WIDTH, generator=generator)

@@ -1,0 +1,36 @@
+"""Which of the compiled libraries serves."""
+
+import functools
+import logging
+
+from octavo.ops.native.library import Library, runnable
+from octavo.ops.native.self_test import self_test
+
+log = logging.getLogger("octavo")
+
+SELF_TESTED = "amx"
+"""It was never run where it was made, and is chosen where its self-test finds it right and faster."""
+
+
+def _tried(library: Library, name: str) -> Library:
+    """The library, or the one named where that serves better."""
+    before = Library(name)
+    chosen, other = (library, before) if self_test(library, before) else (before, library)
+    log.info("the compiled core for %s serves; it was tested beside the one for %s", chosen.name, other.name)
+    other.set_threads(1)
+    return chosen
+
+
+@functools.cache
+def load() -> Library | None:
+    """The best library for this processor, or None, with one line that says why."""
+    names = iter(runnable())
+    for name in names:
+        try:
+            library = Library(name)
+        except OSError as error:
+            log.warning("the compiled core for %s does not load (%s)", name, error)
+            continue
+        return _tried(library, next(names)) if name == SELF_TESTED else library
+    log.info("no compiled core (was there a C++ compiler at installation?); the PyTorch reference computes")
+    return None

@@ -1,0 +1,182 @@
+"""What operations are told of a step beside its tensors: plain data, made once a step, that all backends read."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NOT_FINITE = -1
+"""The choice of a row that has a value that is not a number, or infinite."""
+
+
+@dataclass(slots=True)
+class SequenceRun:
+    """The tokens of one sequence in a step."""
+
+    first_row: int
+    """Its first row in the flat batch."""
+    num_tokens: int
+    start: int
+    """Position of the first token: how many were computed before."""
+    table_row: int
+    """Its row in the block tables."""
+
+
+@dataclass(frozen=True)
+class BlockSparse:
+    """Which keys the heads of a block-sparse layer see (Phi-3-small): the last blocks, and every `stride`-th one.
+
+    Which of the blocks count as every `stride`-th slides with the head, by `head_step`.
+    """
+
+    block_size: int
+    local_blocks: int
+    stride: int
+    head_step: int
+
+
+@dataclass
+class AttentionPlan:
+    """What a step's attention needs to know, for all layers of one block table."""
+
+    runs: Sequence[SequenceRun]
+    block_table: Tensor
+    """[table rows, blocks] int64"""
+    block_size: int
+    window: int | None
+    num_tokens: int
+    slot_mapping: Tensor
+    """[tokens] where each token's key and value go: block * block_size + offset."""
+    run_table: Tensor
+    """[runs, 4] int64: first row, tokens, start, table row."""
+    memo: dict[Hashable, Any] = field(default_factory=dict)
+    """What a backend works out of the plan once, for all layers."""
+
+
+def plan_attention(
+    runs: Sequence[SequenceRun],
+    block_table: Tensor,
+    block_size: int,
+    window: int | None,
+    num_tokens: int,
+) -> AttentionPlan:
+    """Where a step's queries, keys and values are.
+
+    Args:
+        runs: the sequences of the step; together they are rows 0 to num_tokens - 1.
+        block_table: [table rows, blocks] int64, the blocks of each sequence in order.
+        block_size: tokens in a block.
+        window: how many of the last tokens, itself included, a query sees; None for all.
+        num_tokens: tokens in the step.
+    """
+    slot_mapping = _slot_mapping(runs, block_table, block_size)
+    table = [(r.first_row, r.num_tokens, r.start, r.table_row) for r in runs]
+    run_table = torch.tensor(table, dtype=torch.int64).view(-1, 4)
+    return AttentionPlan(runs, block_table, block_size, window, num_tokens, slot_mapping, run_table)
+
+
+def _slot_mapping(runs: Sequence[SequenceRun], block_table: Tensor, block_size: int) -> Tensor:
+    counts = [r.num_tokens for r in runs]
+    starts = np.array([r.start for r in runs], dtype=np.int64)
+    first = np.cumsum([0, *counts[:-1]])
+    position = np.arange(sum(counts)) + np.repeat(starts - first, counts)
+    table_row = np.repeat(np.array([r.table_row for r in runs], dtype=np.int64), counts)
+    positions = torch.from_numpy(position).to(block_table.device)
+    rows = torch.from_numpy(table_row).to(block_table.device)
+    return block_table[rows, positions // block_size] * block_size + positions % block_size
+
+
+SCALE_BYTES = 4
+"""A row of an int8 cache ends with the float32 that its codes are multiplied with."""
+
+
+def cache_dim(cache: Tensor) -> int:
+    """How many numbers a row of a cache holds."""
+    return cache.shape[-1] - SCALE_BYTES if cache.dtype == torch.int8 else cache.shape[-1]
+
+
+def cache_row(dim: int, dtype: torch.dtype) -> int:
+    """Elements of a cache's row that holds `dim` numbers."""
+    return dim + SCALE_BYTES if dtype == torch.int8 else dim
+
+
+@dataclass(slots=True)
+class RecurrentRun:
+    """One request's tokens in a step, for a part with a state per request."""
+
+    first_row: int
+    num_tokens: int
+    start: int
+    slot: int
+
+
+@dataclass
+class RecurrentPlan:
+    """Which requests take one token in this step (computed together), and which take a run."""
+
+    step_rows: Tensor
+    """[steps] rows in the batch."""
+    step_slots: Tensor
+    """[steps] slots of the state."""
+    step_positions: Tensor
+    runs: list[RecurrentRun]
+    table: Tensor
+    """[steps and runs, 3] int64: first row, tokens, slot."""
+
+
+@dataclass(slots=True)
+class ScanInput:
+    """What Mamba's scan works on; rows past the plan's are padding."""
+
+    x: Tensor
+    """[rows, channels]"""
+    dt: Tensor
+    """[rows, channels], to be made positive by softplus."""
+    a: Tensor
+    """[channels, state] float32, negative."""
+    b: Tensor
+    """[rows, state]"""
+    c: Tensor
+    """[rows, state]"""
+    d: Tensor
+    """[channels] float32"""
+    gate: Tensor
+    """[rows, channels]"""
+    activation: str
+    """Of the gate, by its name in ACTIVATIONS."""
+
+
+@dataclass(frozen=True)
+class RotaryTable:
+    """How fast the pairs of a head turn."""
+
+    frequencies: Tensor
+    """[1, pairs] float32 angles per position; [2, pairs] where a sequence's length chooses (LongRoPE)."""
+    scales: tuple[float, ...] = (1.0,)
+    """Factors of cos and sin, one for each row of `frequencies`."""
+    switch_length: int | None = None
+    """The longest sequence that the first row serves."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrawBy:
+    """How a row's token is chosen."""
+
+    temperature: float = 0.0
+    """0 for the likeliest."""
+    min_p: float = 0.0
+    """Tokens less likely than so many times the likeliest are left out."""
+    top_k: int = 0
+    """How many of the likeliest stay; 0 for all."""
+    top_p: float = 1.0
+    """Of these, the likeliest that make up this share stay."""
+    draw: float = 0.0
+    """In [0, 1): where in the distribution the token is."""
+
+
+def as_array(rows: Sequence[DrawBy]) -> "np.ndarray[tuple[int, int], np.dtype[np.float64]]":
+    """[rows, 5], in the order of DrawBy."""
+    return np.array([(r.temperature, r.min_p, r.top_k, r.top_p, r.draw) for r in rows], dtype=np.float64)
