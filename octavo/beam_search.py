@@ -1,37 +1,39 @@
 """Beam search on top of the engine: each step asks for the likeliest next tokens of every beam."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
+from octavo.engine.engine import Engine
 from octavo.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
 from octavo.params import BeamSearchParams, SamplingParams
 from octavo.prompts import Prompt
 from octavo.text.inputs import CheckedPrompt
-
-if TYPE_CHECKING:
-    from octavo.llm import LLM
+from octavo.text.tokenizer import Tokenizer
 
 
-def beam_search(llm: "LLM", prompts: list[Prompt], params: BeamSearchParams, use_tqdm: bool) -> list[BeamSearchOutput]:
+def beam_search(
+    engine: Engine,
+    generate: Callable[[list[Prompt], SamplingParams], list[RequestOutput]],
+    prompts: list[Prompt],
+    params: BeamSearchParams,
+    use_tqdm: bool,
+) -> list[BeamSearchOutput]:
     """The `beam_width` best continuations of each prompt. All prompts advance together, a token a step."""
-    checker = llm.engine.checker
     step_params = SamplingParams(
         max_tokens=1, temperature=params.temperature, logprobs=2 * params.beam_width, detokenize=False
     )
-    checked = [checker.prompt(p, step_params) for p in prompts]
-    searches = [_Search(c, params, llm.engine.eos_token_ids) for c in checked]
-    limit = llm.engine.max_model_len
+    checked = [engine.checker.prompt(p, step_params) for p in prompts]
+    searches = [_Search(c, params, engine.eos_token_ids) for c in checked]
+    limit = engine.max_model_len
     for _ in tqdm(range(params.max_tokens), desc="Beam search", disable=not use_tqdm):
         beams: list[Prompt] = [s.prompt(b) for s in searches for b in s.live if len(b.tokens) < limit]
         if not beams:
             break
-        outputs = llm.generate(beams, step_params, use_tqdm=False)
-        answers = iter(outputs)
+        answers = iter(generate(beams, step_params))
         for search in searches:
             search.advance(answers, limit)
-    return [BeamSearchOutput(s.best(llm)) for s in searches]
+    return [BeamSearchOutput(s.best(engine.tokenizer)) for s in searches]
 
 
 class _Search:
@@ -75,13 +77,13 @@ class _Search:
         length = len(beam.tokens) - (1 if beam.finish_reason == "stop" else 0)
         return float(beam.cum_logprob / max(1, length) ** self.params.length_penalty)
 
-    def best(self, llm: "LLM") -> list[BeamSearchSequence]:
+    def best(self, tokenizer: Tokenizer | None) -> list[BeamSearchSequence]:
         beams = sorted(self.done + self.live, key=self.score, reverse=True)[: self.params.beam_width]
         for beam in beams:
             beam.finish_reason = beam.finish_reason or "length"
-            if llm.engine.tokenizer is not None:
+            if tokenizer is not None:
                 tokens = beam.tokens
                 if beam.finish_reason == "stop" and not self.params.include_stop_str_in_output:
                     tokens = tokens[:-1]
-                beam.text = llm.engine.tokenizer.decode(tokens)
+                beam.text = tokenizer.decode(tokens)
         return beams

@@ -1,5 +1,6 @@
 """The Python interface: prompts in, outputs out, as vLLM's `LLM` has it."""
 
+import functools
 import itertools
 import logging
 import os
@@ -148,7 +149,8 @@ class LLM:
         self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, use_tqdm: bool = False
     ) -> list[BeamSearchOutput]:
         """The best beams for each prompt, best first."""
-        return beam_search(self, _prompt_list(prompts), params, use_tqdm)
+        generate = functools.partial(self.generate, use_tqdm=False)
+        return beam_search(self.engine, generate, _prompt_list(prompts), params, use_tqdm)
 
     def encode(
         self,

@@ -20,6 +20,8 @@ import sys
 import time
 from typing import Any
 
+from octavo.executor.grammar_text import to_llguidance
+
 COMMAND = struct.Struct("<cQ")
 START, SLOW, END = b"s", b"l", b"e"
 """Start a request's process; let it run only when nobody else wants to; end it."""
@@ -158,8 +160,6 @@ def serve(connection: socket.socket, file: int, tokenizer: Any, problem: str) ->
 def _matcher(kind: str, text: str, tokenizer: Any) -> tuple[Any, str]:
     """A grammar at its beginning, or why it cannot be used."""
     import llguidance
-
-    from octavo.executor.grammar_text import to_llguidance
 
     limits = llguidance.LLParserLimits(
         max_items_in_row=50_000, step_max_items=500_000, initial_lexer_fuel=10_000_000, verbose_errors=False

@@ -7,6 +7,7 @@ from octavo.errors import UnsupportedModelError
 from octavo.loading.gguf_file import GGUFFile
 from octavo.loading.gguf_limits import check_sizes
 from octavo.loading.gguf_reader import shown
+from octavo.loading.gguf_source import gguf_source
 from octavo.loading.gguf_vocab import token_id
 
 _KEYS: dict[str, tuple[str, ...]] = {
@@ -138,7 +139,7 @@ def _factors(file: GGUFFile, name: str) -> list[float]:
         file.metadata.fail(f"tensor {name} is missing, which its long contexts need")
     if tensor.shape != (pairs,):
         file.metadata.fail(f"tensor {name} has the shape {list(tensor.shape)}, and a head turns {pairs} pairs")
-    factors: list[float] = file.source(name).read().tolist()
+    factors: list[float] = gguf_source(file, name).read().tolist()
     if not all(math.isfinite(f) and f > 0 for f in factors):
         file.metadata.fail(f"tensor {name} has factors that are no positive numbers")
     return factors

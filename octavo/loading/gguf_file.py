@@ -9,15 +9,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from octavo.errors import CheckpointError
 from octavo.loading.gguf_limits import checked
 from octavo.loading.gguf_reader import PART_NAME, GGUFTensor, Metadata, read_header, shown
 from octavo.loading.gguf_vocab import Vocabulary, read_vocabulary
-
-if TYPE_CHECKING:
-    from octavo.loading.gguf_source import GGUFSource
 
 
 class GGUFFile:
@@ -46,11 +43,9 @@ class GGUFFile:
         if total not in (len(self.tensors), None):
             self.metadata.fail(f"its parts have {len(self.tensors)} tensors of {total}")
 
-    def source(self, name: str) -> "GGUFSource":
-        from octavo.loading.gguf_source import GGUFSource  # it needs torch, which those who read a header do without
-
-        tensor = self.tensors[name]
-        return GGUFSource(self._maps[tensor.part], tensor)
+    def data(self, tensor: GGUFTensor) -> mmap.mmap:
+        """The memory map that `tensor` lies in."""
+        return self._maps[tensor.part]
 
     @cached_property
     def vocabulary(self) -> Vocabulary | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import CheckpointError
+from octavo.loading.gguf_file import GGUFFile
 from octavo.loading.gguf_reader import GGUFTensor
 from octavo.ops import StoredRows
 from octavo.ops.stored_rows import FLOATS, KINDS
@@ -84,6 +85,12 @@ class GGUFSource:
         out = torch.empty(self.shape, dtype=torch.float32)
         self.copy_to(out)
         return out
+
+
+def gguf_source(file: GGUFFile, name: str) -> GGUFSource:
+    """The tensor `name` of `file`."""
+    tensor = file.tensors[name]
+    return GGUFSource(file.data(tensor), tensor)
 
 
 def _dequantize(rows: np.ndarray[Any, Any], kind: int, width: int) -> np.ndarray[Any, Any]:

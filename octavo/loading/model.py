@@ -19,6 +19,7 @@ from octavo.loading.checkpoint import ChangedSource, TensorSource, checkpoint_te
 from octavo.loading.gguf_config import shared_config
 from octavo.loading.gguf_file import GGUFFile, tensor_names
 from octavo.loading.gguf_reader import shown
+from octavo.loading.gguf_source import gguf_source
 from octavo.loading.model_tokenizer import model_tokenizer
 from octavo.loading.pooling_config import pooling_config
 from octavo.loading.precision import Precision, choose_precision
@@ -26,7 +27,7 @@ from octavo.loading.quantized import refuse_quantized
 from octavo.loading.source import ModelFiles, find_model
 from octavo.loading.weights import WeightLoader
 from octavo.ops import Backend, select_backend
-from octavo.parts import CausalLM
+from octavo.parts import CausalLM, Names
 from octavo.text.tokenizer import Tokenizer
 
 log = logging.getLogger("octavo")
@@ -221,7 +222,7 @@ def _gguf_tensors(
             continue
         module, _, suffix = stored.rpartition(".")
         name = names.get(stored) or (f"{names[module]}.{suffix}" if module in names else stored)
-        source = file.source(stored)
+        source = gguf_source(file, stored)
         change = undo.get(name) or undo.get(name.rpartition(".")[0])
         if "{e}" in name:
             for e in range(source.shape[0]):
@@ -235,8 +236,6 @@ def _gguf_tensors(
 def _undo(architecture: Architecture, templates: list[str]) -> Iterator[tuple[str, Any]]:
     """What llama.cpp changed, by published template with its alternatives spelled out."""
     assert architecture.gguf is not None
-    from octavo.parts.names import Names
-
     for key, function in architecture.gguf.undo.items():
         for name, _ in Names({key: key}).entries():
             yield name, function

@@ -12,6 +12,7 @@ from octavo import LLM, SamplingParams
 from octavo.architectures import all_architectures
 from octavo.errors import CheckpointError, OctavoError, UnsupportedModelError
 from octavo.loading.gguf_file import GGUFFile
+from octavo.loading.gguf_source import gguf_source
 from tests.golden import case_named, tensors, write_model
 from tests.loading.gguf_models import KINDS, write_gguf
 
@@ -136,7 +137,7 @@ def test_quantized_tensors_are_what_the_package_says(kind: str, tmp_path: Path) 
     file = GGUFFile(path)
     weight = tensors(case)["model.layers.0.mlp.up_proj.weight"]
     want = gguf.quants.dequantize(gguf.quants.quantize(weight, quantization), quantization)
-    got = file.source("blk.0.ffn_up.weight").read()
+    got = gguf_source(file, "blk.0.ffn_up.weight").read()
     assert torch.equal(got, torch.from_numpy(np.asarray(want, dtype=np.float32)))
 
 
@@ -155,7 +156,7 @@ def test_every_type_that_the_package_can_read(tmp_path: Path) -> None:
         for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
             write()
         writer.close()
-        got = GGUFFile(tmp_path / f"{kind.name}.gguf").source("x").read().numpy()
+        got = gguf_source(GGUFFile(tmp_path / f"{kind.name}.gguf"), "x").read().numpy()
         np.testing.assert_array_equal(got, gguf.quants.dequantize(raw, kind).astype(np.float32).reshape(3, block * 2))
         read += 1
     assert read > 15
@@ -192,7 +193,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         try:
             file = GGUFFile(broken)
             for name in file.tensors:
-                file.source(name).read()
+                gguf_source(file, name).read()
         except CheckpointError:  # and nothing else: no IndexError, no MemoryError, no crash
             refused += 1
     assert refused > 100

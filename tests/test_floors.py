@@ -1,0 +1,128 @@
+"""A module imports only from the floors below its own, and no two modules need each other: docs/design.md says why."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import octavo
+
+ROOT = Path(octavo.__file__).parent
+FLOORS = {
+    0: ("config", "errors", "files", "outputs", "params", "prompts", "sizes", "version"),
+    1: ("text",),
+    2: ("ops",),
+    3: ("parts",),
+    4: ("architectures",),
+    5: ("loading",),
+    6: ("executor",),
+    7: ("engine",),
+    8: ("", "async_llm", "beam_search", "llm"),
+    9: ("__main__", "cli", "compat", "server", "tools"),
+}
+"""The packages and modules of each floor; the empty name is `octavo` itself, whose names are loaded when asked for."""
+
+LATE = {
+    ("cli.main", "cli"): "a command loads what it needs, and --help nothing",
+    ("cli.main", "server.options"): "as above",
+    ("server.engine_process", "engine.engine"): "it sees to it that it ends with its parent before it loads torch",
+    ("server.engine_process", "server.engine_server"): "as above",
+    ("server.run", "server"): "the web framework loads while the engine's process starts",
+}
+"""Imports inside functions: which module, of which package, and why. Others stand at the top of their module."""
+
+
+@dataclass(frozen=True)
+class Import:
+    importer: str
+    imported: str
+    is_late: bool
+    """Inside a function, or for types alone."""
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its name, without the leading `octavo.`."""
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports() -> Iterator[Import]:
+    known = modules()
+    for name, path in known.items():
+        tree = ast.parse(path.read_text())
+        top = {id(node) for node in tree.body}
+        for node in ast.walk(tree):
+            names = list[str]()
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: write imports out"
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            for full in names:
+                if full.partition(".")[0] == "octavo":
+                    inner = full.removeprefix("octavo").removeprefix(".")
+                    inner = inner if inner in known else inner.rpartition(".")[0]
+                    yield Import(name, inner, id(node) not in top)
+
+
+IMPORTS = sorted(set(imports()), key=lambda i: (i.importer, i.imported))
+
+
+def floor(module: str) -> int:
+    return next(number for number, names in FLOORS.items() if module.partition(".")[0] in names)
+
+
+def is_in(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+def test_every_module_has_a_floor() -> None:
+    names = {name.partition(".")[0] for name in modules()}
+    assert names == {name for group in FLOORS.values() for name in group}
+
+
+def test_nothing_is_imported_from_above() -> None:
+    upward = [i for i in IMPORTS if floor(i.imported) > floor(i.importer) and i.importer]
+    assert not upward, upward
+
+
+def test_no_circles() -> None:
+    """Those that an import inside a function hides are found too."""
+    needs = dict[str, set[str]]()
+    for i in IMPORTS:
+        if i.importer and i.importer != i.imported:
+            needs.setdefault(i.importer, set()).add(i.imported)
+    done, path = set[str](), list[str]()
+
+    def visit(module: str) -> None:
+        assert module not in path, " -> ".join([*path[path.index(module) :], module])
+        if module not in done:
+            path.append(module)
+            for other in sorted(needs.get(module, ())):
+                visit(other)
+            done.add(path.pop())
+
+    for module in sorted(needs):
+        visit(module)
+
+
+def test_late_imports_are_for_a_quick_start() -> None:
+    late = {(i.importer, i.imported) for i in IMPORTS if i.is_late and i.importer}
+    known = {p: rule for p in late for rule in LATE if p[0] == rule[0] and is_in(p[1], rule[1])}
+    assert not late - known.keys(), "import these at the top of their module"
+    assert not LATE.keys() - known.values(), "these are mended: delete their lines"
+
+
+@pytest.mark.parametrize("package", ["octavo", "octavo.text"])
+def test_starts_without_torch(package: str) -> None:
+    names = [package, *(f"octavo.{name}" for name in modules() if is_in(f"octavo.{name}", package) and "." in package)]
+    program = f"import sys, {', '.join(names)}; assert 'torch' not in sys.modules, 'torch'"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
