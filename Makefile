@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-UNITS := $(addprefix tests/,architectures engine executor loading parts text tools)
+UNITS := $(addprefix tests/,architectures engine executor loading media parts text tools)
 
 .PHONY: demo check test sanitize lint format docs bench clean
 
