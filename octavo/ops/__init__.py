@@ -4,7 +4,7 @@ Each operation is *batch invariant*: a row of its result is computed by the same
 rows around it. docs/design.md says how; tests/ops holds every operation to it.
 """
 
-import torch
+from torch import device as Device  # the name torch is this package's own folder
 
 from octavo.ops.backend import Backend, NotRecordableError, PackedExperts, PackedLinear, Program
 from octavo.ops.native import NativeBackend, load
@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 
-def select_backend(device: torch.device, preference: str = "auto") -> Backend:
+def select_backend(device: Device, preference: str = "auto") -> Backend:
     """The fastest backend for `device`; `preference="torch"` forces the reference."""
     if preference == "auto" and device.type == "cpu" and (library := load()) is not None:
         return NativeBackend(library)
