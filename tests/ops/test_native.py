@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -181,18 +183,22 @@ class TestMemory:
         assert large_pages.Arena().zeros((4, 0), torch.float32).shape == (4, 0)
 
 
+@pytest.mark.parametrize(("files", "reason"), [((), "compiler"), (("_core_processor", "_core_base"), "base alone")])
 def test_without_the_core_the_reference_serves(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, files: tuple[str, ...], reason: str
 ) -> None:
-    monkeypatch.setattr(library_module, "_path", lambda name: None)
+    """The command line shows warnings, and so says why as well."""
+    monkeypatch.setattr(library_module, "_path", lambda name: Path(name) if name in files else None)
+    monkeypatch.setattr(library_module.ctypes, "CDLL", lambda path: SimpleNamespace(octavo_instructions=lambda: 0))
+    monkeypatch.setattr(library_module, "INSTRUCTIONS", ("none of it", *library_module.INSTRUCTIONS))
     load.cache_clear()
     library_module.runnable.cache_clear()
     try:
-        with caplog.at_level(logging.INFO, "octavo"):
+        with caplog.at_level(logging.WARNING, "octavo"):
             backend = select_backend(CPU)
         assert type(backend) is TorchBackend
         assert len(caplog.records) == 1
-        assert "compiler" in caplog.text
+        assert reason in caplog.text
     finally:
         monkeypatch.undo()
         load.cache_clear()

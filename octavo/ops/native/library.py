@@ -57,6 +57,11 @@ def _path(name: str) -> Path | None:
     return next(iter(sorted(folder.glob(f"{name}.*"))), None)
 
 
+def built() -> tuple[str, ...]:
+    """The libraries that are there, the best last."""
+    return tuple(name for name in INSTRUCTIONS if _path(f"_core_{name}") is not None)
+
+
 @functools.cache
 def runnable() -> tuple[str, ...]:
     """The libraries that are there and that this processor runs, the best first."""
@@ -64,8 +69,7 @@ def runnable() -> tuple[str, ...]:
     if processor is None:
         return ()
     has = 1 | int(ctypes.CDLL(str(processor)).octavo_instructions()) << 1  # a bit for each of INSTRUCTIONS
-    names = [name for i, name in enumerate(INSTRUCTIONS) if has >> i & 1]
-    return tuple(name for name in reversed(names) if _path(f"_core_{name}") is not None)
+    return tuple(name for name in reversed(built()) if has >> INSTRUCTIONS.index(name) & 1)
 
 
 class Recorder(Protocol):

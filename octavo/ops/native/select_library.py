@@ -3,7 +3,7 @@
 import functools
 import logging
 
-from octavo.ops.native.library import Library, runnable
+from octavo.ops.native.library import Library, built, runnable
 from octavo.ops.native.self_test import self_test
 
 log = logging.getLogger("octavo")
@@ -24,13 +24,16 @@ def _tried(library: Library, name: str) -> Library:
 @functools.cache
 def load() -> Library | None:
     """The best library for this processor, or None, with one line that says why."""
-    names = iter(runnable())
-    for name in names:
+    candidates = iter(runnable())
+    for name in candidates:
         try:
             library = Library(name)
         except OSError as error:
             log.warning("the compiled core for %s does not load (%s)", name, error)
             continue
-        return _tried(library, next(names)) if name == SELF_TESTED else library
-    log.info("no compiled core (was there a C++ compiler at installation?); the PyTorch reference computes")
+        return _tried(library, next(candidates)) if name == SELF_TESTED else library
+    reason = "there is no compiled core (was there a C++ compiler at installation?)"
+    if names := built():
+        reason = f"the core was compiled for {', '.join(names)} alone, and this processor runs none of these"
+    log.warning("%s; the PyTorch reference computes, which is slower. Install Octavo again on this machine", reason)
     return None
