@@ -7,6 +7,7 @@ import pytest
 
 from octavo import LLM, SamplingParams
 from tests.golden import CASES, read_case
+from tests.preemption import preempt_all
 from tests.test_golden import load, prompt_of
 
 ROWS = {p.stem.split("--")[0]: p for p in CASES if "output_token_ids" in read_case(p)["cases"][0]}
@@ -54,7 +55,7 @@ def test_batch_chunks_and_preemption_leave_no_trace(row: str, options: dict[str,
             if output.finished:
                 done[output.request_id] = bits(output)
         if step == 3:
-            llm.engine.preempt_all()
+            preempt_all(llm.engine)
     assert [done[str(i)] for i in range(len(prompts) * 2)] == together * 2
 
     chunked = LLM(

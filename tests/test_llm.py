@@ -10,6 +10,7 @@ from octavo import LLM, BeamSearchParams, RequestOutputKind, SamplingParams
 from octavo.errors import ConfigError, InvalidRequestError
 from octavo.outputs import RequestOutput
 from tests.golden import case_named, write_model
+from tests.preemption import preempt_all
 
 PROMPT = {"prompt_token_ids": [5, 6, 7, 8]}
 
@@ -177,7 +178,7 @@ class TestSampling:
         for step in range(40):
             outputs += llm.engine.step()
             if step in (1, 4):
-                llm.engine.preempt_all()
+                preempt_all(llm.engine)
         assert next(o for o in outputs if o.request_id == "asked" and o.finished).prompt_logprobs == want
 
     def test_failing_logits_processor_ends_its_request_alone(self, tiny: LLM) -> None:

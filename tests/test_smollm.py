@@ -8,6 +8,7 @@ import torch
 
 from octavo import LLM, SamplingParams
 from octavo.outputs import RequestOutput
+from tests.preemption import preempt_all
 
 PROMPTS = [
     "The capital of France is",
@@ -90,7 +91,7 @@ def test_after_preemption(models: tuple[dict[str, Any], list[Result]]) -> None:
         done |= {o.request_id: o for o in engine.step() if o.finished}
         steps += 1
         if steps in (5, 12, 20):
-            engine.preempt_all()
+            preempt_all(engine)
     assert engine.scheduler.num_preemptions >= 40
     assert [result(done[str(i)]) for i in range(len(PROMPTS))] == alone
 

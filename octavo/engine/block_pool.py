@@ -26,14 +26,6 @@ class BlockPool:
     def num_free(self) -> int:
         return len(self._free)
 
-    @property
-    def num_cached(self) -> int:
-        """Blocks whose contents can be found by their key."""
-        return len(self._block_of)
-
-    def references(self, block: int) -> int:
-        return self._references[block]
-
     def take(self, count: int) -> list[int]:
         """`count` blocks, each held once. The caller has checked `num_free`."""
         taken = []

@@ -368,9 +368,3 @@ class Engine:
         except BaseException as error:
             self._forget(request)
             return FailedRequest(request.request_id, failure(error))
-
-    def preempt_all(self) -> None:
-        """Preempt everything that runs, as if blocks had run out. Answers do not change; for tests and maintenance."""
-        for sequence in list(self.scheduler.running):
-            if sequence.status is Status.RUNNING:
-                self.scheduler.preempt(sequence)

@@ -216,7 +216,7 @@ def _gguf_tensors(
     model.names = model.names.extended(architecture.gguf.names)
     templates = [name for name, _ in model.names.entries()]
     names = tensor_names(file.arch, len(model.layers), iter(templates), model.names.prefix)
-    undo = {_filled(t, i): f for t, f in _undo(architecture, templates) for i in range(len(model.layers))}
+    undo = {_filled(t, i): f for t, f in _undo(architecture) for i in range(len(model.layers))}
     for stored in file.tensors:
         if stored.startswith(("rope_freqs.", "rope_factors_")):  # read with the config
             continue
@@ -233,7 +233,7 @@ def _gguf_tensors(
             yield name, source
 
 
-def _undo(architecture: Architecture, templates: list[str]) -> Iterator[tuple[str, Any]]:
+def _undo(architecture: Architecture) -> Iterator[tuple[str, Any]]:
     """What llama.cpp changed, by published template with its alternatives spelled out."""
     assert architecture.gguf is not None
     for key, function in architecture.gguf.undo.items():

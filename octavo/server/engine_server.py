@@ -195,4 +195,4 @@ class EngineServer:
         scheduler, pool = self.engine.scheduler, self.engine.cache.pool
         self.stats.running, self.stats.waiting = len(scheduler.running), scheduler.num_waiting
         self.stats.used_blocks = pool.num_blocks - pool.num_free
-        self.stats.cached_blocks, self.stats.preemptions = pool.num_cached, scheduler.num_preemptions
+        self.stats.preemptions = scheduler.num_preemptions

@@ -107,7 +107,6 @@ class Stats(Message):
     running: int = 0
     waiting: int = 0
     used_blocks: int = 0
-    cached_blocks: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
     preemptions: int = 0

@@ -133,7 +133,7 @@ class Machine:
                     if block:
                         held[block] += 1
         pool = self.cache.pool
-        assert all(pool.references(b) == n for b, n in held.items())
+        assert all(pool._references[b] == n for b, n in held.items())
         assert pool.num_free == sum(n == 0 for n in held.values())
 
     def run(self, limit: int = 10_000) -> None:

@@ -56,9 +56,9 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def books_balance(self) -> None:
         for block in range(1, SIZE + 1):
-            assert self.pool.references(block) == self.held.count(block)
+            assert self.pool._references[block] == self.held.count(block)
         assert self.pool.num_free == SIZE - len(set(self.held))
-        assert self.pool.num_cached == len(self.known)
+        assert len(self.pool._block_of) == len(self.known)
 
 
 PoolMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)

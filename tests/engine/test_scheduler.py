@@ -49,7 +49,7 @@ def test_random_schedules(seed: int) -> None:
             # Whatever was cached, chunked or preempted: the tokens are those of an undisturbed run.
             assert sequence.tokens == expected(prompt, answer)
     pool = machine.cache.pool
-    assert all(pool.references(b) == 0 for b in range(1, machine.num_blocks + 1))
+    assert all(pool._references[b] == 0 for b in range(1, machine.num_blocks + 1))
     assert pool.num_free == machine.num_blocks
     assert machine.scheduler.num_waiting == 0
 

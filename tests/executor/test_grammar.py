@@ -21,6 +21,7 @@ from octavo.executor.sampler import sample
 from octavo.executor.sampling_state import SamplingState
 from octavo.ops import select_backend
 from octavo.outputs import RequestOutput
+from tests.preemption import preempt_all
 
 SCHEMA = {
     "type": "object",
@@ -465,7 +466,7 @@ def test_an_answer_does_not_depend_on_when_its_masks_come(smollm: LLM, monkeypat
 
     def take(output: Any) -> None:
         if next(steps) % 11 == 5:
-            smollm.engine.preempt_all()
+            preempt_all(smollm.engine)
         if output.finished:
             ended[output.request_id] = output
 
