@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import document
 from random_model import write_random_model
 
 from octavo import LLM, SamplingParams
@@ -137,7 +138,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("kinds", nargs="*", choices=["context", "prefill", "experts", []], help="default: all")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--write", action="store_true", help="write the tables into docs/performance.md")
     options = parser.parse_args()
     logging.getLogger("octavo").setLevel(logging.ERROR)
-    for kind in options.kinds or ("context", "prefill", "experts"):
-        {"context": context, "prefill": prefill, "experts": experts}[kind](options.dtype)
+    with document.printed("bench/costs.py", options.write):
+        for kind in options.kinds or ("context", "prefill", "experts"):
+            {"context": context, "prefill": prefill, "experts": experts}[kind](options.dtype)

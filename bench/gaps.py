@@ -152,7 +152,6 @@ def gaps(model: tuple[str, ...], tree: str | None) -> None:
     """
     environment = {} if tree is None else {"PYTHONPATH": tree}
     here = contextlib.nullcontext() if tree is None else contextlib.chdir(tree)  # where `python -m` looks first
-    print(f"6. a running stream's largest gap while an input is served{f' by {tree}' if tree else ''}", flush=True)
     print("| input | largest gap | outcome |\n| --- | --- | --- |", flush=True)
     for name, (path, body) in inputs().items():
         with here, server(*model, "--trust-remote-code", **environment) as running, streaming(running) as stream:

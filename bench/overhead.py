@@ -4,6 +4,7 @@ A tiny model runs, so that nearly all of a step is overhead; the time inside the
 of waiting requests show that a step does not scan them.
 """
 
+import argparse
 import json
 import statistics
 import tempfile
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import document
 import torch
 from safetensors.torch import save_file
 
@@ -82,7 +84,10 @@ def overhead(folder: str, batch: int, waiting: int) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--write", action="store_true", help="write the table into docs/performance.md")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, document.printed("bench/overhead.py", options.write):
         write_tiny(Path(folder))
         print("| batch | waiting | step (ms) | outside the model (ms) |\n| --- | --- | --- | --- |")
         for batch in (1, 64):

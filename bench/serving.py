@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import document
 import httpx
 import psutil
 from random_model import write_random_model
@@ -56,7 +57,7 @@ def start() -> None:
         with server(*SMOLLM) as running:
             running.post("/v1/completions", {"prompt": "Hello", "max_tokens": 1})
             seconds.append(time.perf_counter() - begin)
-    print(f"1. process start to the first answer: {statistics.median(seconds):.2f} s (median of 5)", flush=True)
+    print(f"- process start to the first answer: {statistics.median(seconds):.2f} s (median of 5)", flush=True)
 
 
 def times(lines: Any, begin: float) -> tuple[float, float]:
@@ -87,7 +88,7 @@ def overhead() -> None:
         statistics.median(o[k] for o in outside[2:]) - statistics.median(i[k] for i in inside[2:]) for k in (0, 1)
     )
     print(
-        f"2. HTTP and process add {1e3 * first:.2f} ms to the first token, {1e3 * token:.3f} ms to each other one",
+        f"- HTTP and process add {1e3 * first:.2f} ms to the first token, {1e3 * token:.3f} ms to each other one",
         flush=True,
     )
 
@@ -128,7 +129,7 @@ def throughput() -> None:
                 served.append(json.loads(done.stdout)["output_tokens_per_second"])
     over_http, inside = statistics.median(served[1:]), statistics.median(offline[1:])
     print(
-        f"3. throughput at concurrency 64: {over_http:.0f} tokens/s served, {inside:.0f} offline: "
+        f"- throughput at concurrency 64: {over_http:.0f} tokens/s served, {inside:.0f} offline: "
         f"{over_http / inside:.0%} (the load's own process shares the two cores)",
         flush=True,
     )
@@ -158,7 +159,7 @@ def thousand(model: str) -> None:
             sizes.append(memory(running))
         held = ", ".join(f"{s:.0f}" for s in sizes)
         print(
-            f"4. 1,000 streams at once: {right} right, {seconds:.1f} s; MiB after each round: {held}",
+            f"- 1,000 streams at once: {right} right, {seconds:.1f} s; MiB after each round: {held}",
             flush=True,
         )
 
@@ -179,7 +180,7 @@ def ten_thousand(model: str) -> None:
         after = memory(running), descriptors(running)
         used = running.metric("kv_cache_usage_perc")
     print(
-        f"5. 10,000 requests in {seconds:.0f} s: memory {before[0]:.0f} to {after[0]:.0f} MiB "
+        f"- 10,000 requests in {seconds:.0f} s: memory {before[0]:.0f} to {after[0]:.0f} MiB "
         f"({after[0] / before[0] - 1:+.1%}), descriptors {before[1]} to {after[1]}, KV blocks in use {used:.1%}",
         flush=True,
     )
@@ -189,15 +190,16 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("parts", nargs="*", type=int, metavar="PART", help="which of them, 1 to 6 (default: 1 to 5)")
     parser.add_argument("--tree", help="another checkout of Octavo whose server part 6 measures")
+    parser.add_argument("--write", action="store_true", help="write what is measured into docs/performance.md")
     logging.getLogger("octavo").setLevel(logging.ERROR)
     options = parser.parse_args()
     wanted = options.parts or [1, 2, 3, 4, 5]
     if 6 in wanted:
-        gaps(SMOLLM, options.tree)
-    with tempfile.TemporaryDirectory() as folder:
+        with document.printed("bench/serving.py 6", options.write):
+            gaps(SMOLLM, options.tree)
+    with tempfile.TemporaryDirectory() as folder, document.printed("bench/serving.py", options.write and wanted != [6]):
         tiny = str(write_tiny(Path(folder) / "tiny"))
-        for part, function in enumerate(
-            (start, overhead, throughput, lambda: thousand(tiny), lambda: ten_thousand(tiny)), 1
-        ):
+        functions = (start, overhead, throughput, lambda: thousand(tiny), lambda: ten_thousand(tiny))
+        for part, function in enumerate(functions, 1):
             if part in wanted:
                 function()
