@@ -14,7 +14,7 @@ import octavo
 ROOT = Path(octavo.__file__).parent
 FLOORS = {
     0: ("config", "errors", "files", "outputs", "params", "prompts", "sizes", "version"),
-    1: ("text",),
+    1: ("media", "text"),
     2: ("ops",),
     3: ("parts",),
     4: ("architectures",),
@@ -120,7 +120,23 @@ def test_late_imports_are_for_a_quick_start() -> None:
     assert not LATE.keys() - known.values(), "these are mended: delete their lines"
 
 
-@pytest.mark.parametrize("package", ["octavo", "octavo.text"])
+def test_each_package_can_be_the_first() -> None:
+    """Also where `from octavo import LLM` would hide a failure, since Python then tries a second time."""
+    code = """
+import importlib, sys
+for name in sys.argv[1:]:
+    for loaded in [m for m in sys.modules if m.partition(".")[0] == "octavo"]:
+        del sys.modules[loaded]
+    importlib.import_module(name)
+"""
+    names = [f"octavo.{name}".rstrip(".") for name in modules() if "." not in name and name != "__main__"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *names], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("package", ["octavo", "octavo.media", "octavo.text"])
 def test_starts_without_torch(package: str) -> None:
     names = [package, *(f"octavo.{name}" for name in modules() if is_in(f"octavo.{name}", package) and "." in package)]
     program = f"import sys, {', '.join(names)}; assert 'torch' not in sys.modules, 'torch'"
