@@ -17,7 +17,8 @@ import torch
 
 from octavo import LLM, SamplingParams
 from octavo.executor.sampling_state import SamplingState
-from octavo.executor.step import SequenceStep
+from octavo.executor.sequences import SequenceState
+from octavo.executor.step import SequenceStart, SequenceStep
 
 BATCHES, CONTEXTS = (1, 2, 4, 8, 16, 32, 64), (128, 512, 2048, 8192)
 STEPS = 9
@@ -26,7 +27,7 @@ STEPS = 9
 def fill(llm: LLM) -> None:
     """Random keys and values everywhere."""
     noise = torch.randn(1 << 16)
-    for pair in llm.engine.runner.caches.paged:
+    for pair in llm.engine.executor.runner.caches.paged:
         for cache in pair or ():
             flat = cache.view(-1)
             for first in range(0, len(flat), len(noise)):
@@ -35,30 +36,34 @@ def fill(llm: LLM) -> None:
 
 
 def tokens_per_second(llm: LLM, batch: int, context: int) -> float:
-    runner = llm.engine.runner
+    runner = llm.engine.executor.runner
     blocks = -(-context // runner.shape.block_size)
     params = SamplingParams(temperature=0)
+
+    def states() -> list[SequenceState]:
+        start = SequenceStart(0, [])
+        return [SequenceState(start, SamplingState(params, 0, [], frozenset())) for _ in range(batch)]
 
     def steps(first: bool) -> list[SequenceStep]:
         return [
             SequenceStep(
+                seq_id=row,
                 row=row,
                 token_ids=[100 + row],
                 start=context - 1,
                 length=context,
                 new_blocks=[(0, list(range(1 + row * blocks, 1 + (row + 1) * blocks)) if first else [])],
-                is_new=False,
-                sampling=SamplingState(params, 0, [], frozenset()),
+                num_samples=1,
             )
             for row in range(batch)
         ]
 
-    runner.execute(steps(True))
+    runner.execute(steps(True), states())
     taken = []
     for _ in range(STEPS):
-        asked = steps(False)
+        step = steps(False), states()
         start = time.perf_counter()
-        runner.execute(asked)
+        runner.execute(*step)
         taken.append(time.perf_counter() - start)
     return batch / statistics.median(taken)
 

@@ -51,7 +51,7 @@ def write_tiny(folder: Path) -> None:
 def overhead(folder: str, batch: int, waiting: int) -> tuple[float, float]:
     """Milliseconds of a step, and of those outside the model, medians."""
     llm = LLM(folder, skip_tokenizer_init=True, max_num_seqs=batch, kv_cache_memory="256MiB")
-    engine, model = llm.engine, llm.engine.runner.model
+    engine, model = llm.engine, llm.engine.executor.runner.model
     inside = 0.0
 
     def timed(function: Any) -> Any:
@@ -70,7 +70,7 @@ def overhead(folder: str, batch: int, waiting: int) -> tuple[float, float]:
         engine.add_request(str(i), [i % 300, 2, 3], params)
     for _ in range(20):
         engine.step()
-    recorded = engine.runner._recorded
+    recorded = engine.executor.runner._recorded
     if recorded is not None and (program := recorded._program) is not None:
         program.run = timed(program.run)  # what runs in the model's stead
     whole, outside = [], []

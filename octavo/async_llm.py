@@ -10,9 +10,12 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
+import torch
+
 from octavo.config import DEFAULT_MODEL, EngineArgs, engine_args
 from octavo.engine.engine import Engine, FailedRequest
-from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError
+from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError, RequestFailedError
+from octavo.launch import launch_engine
 from octavo.llm import show_log
 from octavo.outputs import PoolingOutput, PoolingRequestOutput, RequestOutput
 from octavo.params import PoolingParams, RequestOutputKind, SamplingParams
@@ -67,13 +70,13 @@ class AsyncLLM:
         args, notes = engine_args(model, options)
         for note in notes:
             log.info(note)
-        self._start(Engine(args))
+        self._start(launch_engine(args))
 
     @classmethod
     def from_engine_args(cls, args: EngineArgs) -> "AsyncLLM":
         """An AsyncLLM of options that are already an EngineArgs."""
         llm = cls.__new__(cls)
-        llm._start(Engine(args))
+        llm._start(launch_engine(args))
         return llm
 
     def _start(self, engine: Engine) -> None:
@@ -111,6 +114,7 @@ class AsyncLLM:
         stream = self._request(prompt, pooling_params or PoolingParams(), request_id, 0, True)
         async with contextlib.aclosing(stream):
             async for output in stream:
+                output.outputs.data = torch.from_numpy(output.outputs.data)
                 return output  # type: ignore[no-any-return]
         raise EngineDeadError("the engine ended the request without an answer.")
 
@@ -138,7 +142,7 @@ class AsyncLLM:
                 if isinstance(output, FailedRequest):
                     if output.invalid:
                         raise InvalidRequestError(output.error)
-                    raise OctavoError(f"request {output.request_id} failed: {output.error}")
+                    raise RequestFailedError(f"request {output.request_id} failed: {output.error}")
                 yield output
         finally:
             self._streams.pop(name, None)

@@ -24,7 +24,7 @@ def beam_search(
         max_tokens=1, temperature=params.temperature, logprobs=2 * params.beam_width, detokenize=False
     )
     checked = [engine.checker.prompt(p, step_params) for p in prompts]
-    searches = [_Search(c, params, engine.eos_token_ids) for c in checked]
+    searches = [_Search(c, params, engine.info.eos_token_ids) for c in checked]
     limit = engine.max_model_len
     for _ in tqdm(range(params.max_tokens), desc="Beam search", disable=not use_tqdm):
         beams: list[Prompt] = [s.prompt(b) for s in searches for b in s.live if len(b.tokens) < limit]

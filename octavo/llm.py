@@ -8,12 +8,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
+import torch
 from tqdm import tqdm
 
 from octavo.beam_search import beam_search
 from octavo.config import DEFAULT_MODEL, EngineArgs, engine_args
-from octavo.engine.engine import Engine, FailedRequest
-from octavo.errors import InvalidRequestError, OctavoError
+from octavo.engine.engine import FailedRequest
+from octavo.errors import InvalidRequestError, RequestFailedError
+from octavo.launch import launch_engine
 from octavo.outputs import (
     BeamSearchOutput,
     ClassificationOutput,
@@ -59,14 +61,14 @@ class LLM:
         args, notes = engine_args(model, options)
         for note in notes:
             log.info(note)
-        self.engine = Engine(args)
+        self.engine = launch_engine(args)
         self._ids = itertools.count()
 
     @classmethod
     def from_args(cls, args: EngineArgs) -> "LLM":
         """An LLM of options that are already an EngineArgs."""
         llm = cls.__new__(cls)
-        llm.engine = Engine(args)
+        llm.engine = launch_engine(args)
         llm._ids = itertools.count()
         return llm
 
@@ -78,7 +80,7 @@ class LLM:
 
     def get_default_sampling_params(self) -> SamplingParams:
         """Sampling values that the model's generation_config.json recommends."""
-        config = self.engine.generation_config
+        config = self.engine.info.generation_config
         values = recommended_sampling(config)
         if config.get("max_new_tokens"):
             values["max_tokens"] = config["max_new_tokens"]
@@ -164,8 +166,10 @@ class LLM:
         params = pooling_params or PoolingParams()
         each = [params] * len(batch) if isinstance(params, PoolingParams) else list(params)
         _same_length("pooling_params", each, batch)
-        outputs = self._run(batch, each, None, use_tqdm, "Pooling")
-        return cast(list[PoolingRequestOutput[PoolingOutput]], outputs)
+        outputs = cast(list[PoolingRequestOutput[PoolingOutput]], self._run(batch, each, None, use_tqdm, "Pooling"))
+        for output in outputs:
+            output.outputs.data = torch.from_numpy(output.outputs.data)
+        return outputs
 
     def embed(
         self,
@@ -219,7 +223,7 @@ class LLM:
         if len(first) == 1:
             first = first * len(second)
         _same_length("text_1", first, second)
-        if self.engine.task == "classify":
+        if self.engine.info.task == "classify":
             return self._score_pairs(first, second, use_tqdm)
         self._need_task("embedding")
         outputs = self.encode([*first, *second], PoolingParams(normalize=True), use_tqdm=use_tqdm)
@@ -234,9 +238,9 @@ class LLM:
         ]
 
     def _score_pairs(self, first: list[Prompt], second: list[Prompt], use_tqdm: bool) -> list[ScoringRequestOutput]:
-        if self.engine.pooling.num_scores > 2:
+        if self.engine.info.num_scores > 2:
             raise InvalidRequestError(
-                f"score() is for classifiers of one or two classes; this one has {self.engine.pooling.num_scores}. "
+                f"score() is for classifiers of one or two classes; this one has {self.engine.info.num_scores}. "
                 "Use classify()."
             )
         tokenizer, prompts = self.get_tokenizer(), []
@@ -252,9 +256,9 @@ class LLM:
         ]
 
     def _need_task(self, task: str) -> None:
-        if self.engine.task != task:
+        if self.engine.info.task != task:
             raise InvalidRequestError(
-                f'this needs LLM(..., task="{task}") and a model for it; this engine serves {self.engine.task!r}.'
+                f'this needs LLM(..., task="{task}") and a model for it; this engine serves {self.engine.info.task!r}.'
             )
 
     def _params_list(
@@ -308,7 +312,7 @@ class LLM:
                         place = ids.index(output.request_id)
                         where = f"prompt {place}: " if len(ids) > 1 else ""
                         raise InvalidRequestError(f"{where}{output.error}")
-                    raise OctavoError(f"request {output.request_id} failed: {output.error}")
+                    raise RequestFailedError(f"request {output.request_id} failed: {output.error}")
                 done[output.request_id] = output
                 read += len(output.prompt_token_ids or [])
                 if isinstance(output, RequestOutput):

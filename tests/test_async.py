@@ -115,10 +115,10 @@ def test_bad_request_raises_and_harms_nobody(llm: AsyncLLM) -> None:
 
 
 def test_dead_engine_says_so(llm: AsyncLLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    def explode(steps: object) -> None:
+    def explode(*step: object) -> None:
         raise RuntimeError("no memory left")
 
-    monkeypatch.setattr(llm.engine.runner, "execute", explode)
+    monkeypatch.setattr(llm.engine.executor.runner, "execute", explode)
 
     async def main() -> None:
         for _ in range(2):

@@ -238,11 +238,11 @@ class TestEngine:
         folder = write_model(case_named("LlamaForCausalLM--llama1-keys"), tmp_path / "untied")
         llm = LLM(str(folder), dtype="float32", skip_tokenizer_init=True, kv_cache_memory="64KiB")
         sound = one(llm, [1, 2, 3], max_tokens=8)
-        llm.engine.runner.model.embed.weight[300] = torch.inf
+        llm.engine.executor.runner.model.embed.weight[300] = torch.inf
         bad, good = llm.generate([[300] * 20, [1, 2, 3]], SamplingParams(temperature=0, max_tokens=8), use_tqdm=False)
         assert bad.outputs[0].finish_reason == "error"
         assert good.outputs[0].token_ids == sound.outputs[0].token_ids
-        for cache in llm.engine.runner.caches.paged:
+        for cache in llm.engine.executor.runner.caches.paged:
             assert all(torch.isfinite(t).all() for t in cache)
 
     @pytest.mark.parametrize("kind", list(RequestOutputKind))

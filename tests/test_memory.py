@@ -64,7 +64,7 @@ peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before = peak()
 many = dict(max_num_seqs=100000, max_num_batched_tokens=100000)
 llm = LLM(sys.argv[1], skip_tokenizer_init=True, kv_cache_memory="2GiB", **many)
-assert llm.engine.runner.shape.num_blocks > 50000
+assert llm.engine.executor.runner.shape.num_blocks > 50000
 llm.generate([1, 2, 3], SamplingParams(max_tokens=8), use_tqdm=False)
 print(peak() - before)
 """

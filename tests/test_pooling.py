@@ -40,7 +40,7 @@ def test_tasks_that_need_a_head_are_refused(tiny_folder: Path, task: str) -> Non
 
 def test_task_follows_the_model(tmp_path: Path) -> None:
     llm = LLM(str(classifier(tmp_path)), **OPTIONS)
-    assert llm.engine.task == "classify"
+    assert llm.engine.info.task == "classify"
     with pytest.raises(InvalidRequestError, match="task='classify' and generates no text"):
         llm.generate("red")
     with pytest.raises(InvalidRequestError, match='task="embedding"'):

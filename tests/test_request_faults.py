@@ -14,13 +14,14 @@ import pytest
 from octavo import LLM, AsyncLLM, SamplingParams
 from octavo.config import EngineArgs
 from octavo.engine.engine import Engine, FailedRequest
-from octavo.engine.pooling import Pooling
 from octavo.engine.request import Completion, GenerationRequest
 from octavo.errors import InvalidRequestError, OctavoError, RequestFailedError
 from octavo.executor import sampler
 from octavo.executor.grammar import Grammar, GrammarCompiler, GrammarSession
+from octavo.executor.pooling import Pooling
 from octavo.executor.runner import ModelRunner
 from octavo.executor.sampling_state import SamplingState
+from octavo.launch import launch_engine
 from octavo.outputs import RequestOutput
 from octavo.params import PoolingParams, RequestOutputKind, StructuredOutputsParams
 from octavo.parts import Pooler
@@ -105,8 +106,10 @@ ADDING = [
     (InputChecker, "sampling"),
     (InputChecker, "bad_words"),
     (InputChecker, "length"),
-    (GrammarCompiler, "compile"),
     (TextStream, "__init__"),
+]
+STARTING = [
+    (GrammarCompiler, "compile"),
     (SamplingState, "__post_init__"),
 ]
 RUNNING = [
@@ -129,7 +132,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(tiny_model: Path) -> Engine:
-    return Engine(EngineArgs(str(tiny_model), dtype="float32", kv_cache_memory="16MiB", max_num_batched_tokens=64))
+    return launch_engine(
+        EngineArgs(str(tiny_model), dtype="float32", kv_cache_memory="16MiB", max_num_batched_tokens=64)
+    )
 
 
 Told = dict[str, Any]
@@ -199,6 +204,19 @@ def test_adding(engine: Engine, undisturbed: Told, owner: Any, name: str, error:
     check_others(ends, undisturbed)
 
 
+@pytest.mark.parametrize("error", FAULTS)
+@pytest.mark.parametrize(("owner", "name"), STARTING, ids=[n for _, n in STARTING])
+def test_starting(engine: Engine, undisturbed: Told, owner: Any, name: str, error: type[BaseException]) -> None:
+    """In the executor, which hears of a sequence with the next step."""
+    with fault(owner, name, error) as calls:
+        ends = run(engine, with_victim())
+    assert calls == [2]  # one for each of its sequences
+    assert isinstance(ends[VICTIM], FailedRequest)
+    assert "injected" in ends[VICTIM].error
+    assert not ends[VICTIM].invalid
+    check_others(ends, undisturbed)
+
+
 @pytest.mark.parametrize("after", [0, 5])
 @pytest.mark.parametrize("error", FAULTS)
 @pytest.mark.parametrize(("owner", "name"), RUNNING, ids=[n for _, n in RUNNING])
@@ -253,13 +271,13 @@ def test_each_end_is_told_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) 
     real = ModelRunner.execute
     steps = 0
 
-    def execute(self: ModelRunner, shares: Any) -> Any:
+    def execute(self: ModelRunner, *step_of: Any) -> Any:
         nonlocal steps
         steps += 1
-        results = real(self, shares)
+        results = real(self, *step_of)
         for place, step in ((1, 4), (0, 6), (0, 9)):
             if steps == step:
-                results[place].token_id, results[place].error = None, "injected"
+                results[place].token_ids, results[place].error = [], "injected"
         return results
 
     monkeypatch.setattr(ModelRunner, "execute", execute)
@@ -387,7 +405,7 @@ def test_async_llm_goes_on(tiny_model: Path) -> None:
         llm = AsyncLLM(str(tiny_model), dtype="float32", kv_cache_memory="16MiB")
         try:
             before = await text(llm, params(), "first")
-            for owner, name in [*ADDING[:1], *ADDING[3:], (GenerationRequest, "output")]:
+            for owner, name in [*ADDING[:1], *ADDING[3:], *STARTING, (GenerationRequest, "output")]:
                 with fault(owner, name, PanicException):
                     other, victim = await asyncio.gather(
                         text(llm, params(), "other"), text(llm, victim_params(), VICTIM), return_exceptions=True
@@ -404,7 +422,7 @@ def test_async_llm_goes_on(tiny_model: Path) -> None:
 @pytest.mark.parametrize("error", FAULTS)
 @pytest.mark.parametrize("name", ["pooler", "add", "result"])
 def test_pooling(tiny_model: Path, name: str, error: type[BaseException]) -> None:
-    engine = Engine(EngineArgs(str(tiny_model), dtype="float32", kv_cache_memory="16MiB", task="embedding"))
+    engine = launch_engine(EngineArgs(str(tiny_model), dtype="float32", kv_cache_memory="16MiB", task="embedding"))
 
     def pool(requests: dict[str, PoolingParams]) -> Told:
         ends: Told = {}

@@ -57,7 +57,7 @@ def startup(namespace: argparse.Namespace) -> dict[str, Any]:
 
 def _random_prompts(llm: LLM, namespace: argparse.Namespace, salt: int) -> list[list[int]]:
     """Prompts of different token ids, so that no prefix is shared."""
-    vocab, length = llm.engine.vocab_size, namespace.input_len
+    vocab, length = llm.engine.info.vocab_size, namespace.input_len
     return [
         [(7919 * (i + 1) + 104729 * salt + 31 * j) % vocab for j in range(length)] for i in range(namespace.num_prompts)
     ]

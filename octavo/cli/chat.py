@@ -12,6 +12,7 @@ from octavo.cli.options import SAMPLING_HELP, check_sampling_flags, engine_args_
 from octavo.cli.streaming import limit_hit, stream_answer
 from octavo.engine.engine import Engine
 from octavo.errors import InvalidRequestError, OctavoError, did_you_mean
+from octavo.launch import launch_engine
 from octavo.params import SamplingParams
 from octavo.text.chat_prompt import render_chat
 
@@ -139,8 +140,8 @@ def run(namespace: argparse.Namespace) -> int:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (line editing and history for input())
     check_sampling_flags(namespace)
-    engine = Engine(engine_args_of(namespace))
-    talk = Conversation(engine, sampling_values_of(namespace, engine.generation_config), namespace.system)
+    engine = launch_engine(engine_args_of(namespace))
+    talk = Conversation(engine, sampling_values_of(namespace, engine.info.generation_config), namespace.system)
     print("Talk to the model; /help lists the commands.")
     while True:
         try:

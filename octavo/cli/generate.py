@@ -9,14 +9,15 @@ from octavo.cli.options import check_sampling_flags, engine_args_of, sampling_pa
 from octavo.cli.streaming import Answer, limit_hit, stream_answer
 from octavo.engine.engine import Engine
 from octavo.errors import InvalidRequestError
+from octavo.launch import launch_engine
 from octavo.text.chat_prompt import render_chat
 
 
 def run(namespace: argparse.Namespace) -> int:
     text = _prompt(namespace)
     check_sampling_flags(namespace)
-    engine = Engine(engine_args_of(namespace))
-    params = sampling_params_of(namespace, engine.generation_config)
+    engine = launch_engine(engine_args_of(namespace))
+    params = sampling_params_of(namespace, engine.info.generation_config)
     prompt = _chat_prompt(engine, text, namespace)
 
     def show(piece: str) -> None:

@@ -7,23 +7,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from octavo.config import EngineArgs
+from octavo.engine.bad_words import BadWordTokens
 from octavo.engine.kv_cache import HashChain, KVCacheManager
-from octavo.engine.pooling import Pooling
-from octavo.engine.preparing import Preparing
 from octavo.engine.request import Completion, GenerationRequest, PoolingRequest, Request
 from octavo.engine.scheduler import ScheduledSequence, Scheduler
 from octavo.engine.sequence import Sequence, Status
 from octavo.errors import ConfigError, InvalidRequestError, OctavoError, RequestFailedError, failure
-from octavo.executor.grammar import GrammarCompiler
-from octavo.executor.runner import ModelRunner
-from octavo.executor.sampling_state import SamplingState, mix
-from octavo.executor.step import SequenceResult, SequenceStep
-from octavo.loading.model import LoadedModel, load_model
+from octavo.executor.executor import Executor
+from octavo.executor.step import Pooled, SequenceResult, SequenceStart, SequenceStep, Step, StepResult
 from octavo.outputs import PoolingOutput, PoolingRequestOutput, RequestMetrics, RequestOutput
 from octavo.params import PoolingParams, SamplingParams
 from octavo.text.detokenizer import TextStream
 from octavo.text.inputs import CheckedPrompt, EncoderInput, InputChecker
+from octavo.text.tokenizer import Tokenizer
 
 log = logging.getLogger("octavo")
 
@@ -44,56 +43,48 @@ class FailedRequest:
 class Engine:
     """Continuous batching over one model. Not safe to call from several threads at a time.
 
-    Raises the errors of octavo.errors at construction for everything wrong with the model or the options.
+    Args:
+        args: the engine's options.
+        executor: where the model runs.
+        tokenizer: the model's; None with skip_tokenizer_init.
+
+    Raises ConfigError for options that this model cannot follow.
     """
 
-    def __init__(self, args: EngineArgs) -> None:
-        self.args = args
-        loaded = load_model(args)
-        self.tokenizer = loaded.tokenizer
-        self.generates = loaded.task == "generate"
-        self.eos_token_ids = loaded.eos_token_ids
-        self.generation_config = loaded.generation_config
-        self.task, self.labels = loaded.task, loaded.labels
-        self.pooling = Pooling(loaded.task, loaded.model, args.override_pooler_config, loaded.pooling)
-        self.vocab_size: int = loaded.model.vocab_size
-        self._long_rope_threshold = loaded.model.long_rope_threshold
-        self.runner = ModelRunner(loaded, args)
-        self.cache = KVCacheManager(self.runner.shape, self._prefix_caching())
-        self.scheduler = Scheduler(self.cache, self.runner.shape.max_sequences, args.max_num_batched_tokens)
-        self.max_model_len = min(loaded.max_model_len, self.cache.longest_sequence(args.max_num_batched_tokens))
+    def __init__(self, args: EngineArgs, executor: Executor, tokenizer: Tokenizer | None) -> None:
+        self.args, self.executor, self.tokenizer = args, executor, tokenizer
+        self.info = info = executor.info
+        self.cache = KVCacheManager(executor.shape, self._prefix_caching())
+        self.scheduler = Scheduler(self.cache, executor.shape.max_sequences, args.max_num_batched_tokens)
+        self.max_model_len = min(info.max_model_len, self.cache.longest_sequence(args.max_num_batched_tokens))
         if self.max_model_len < 2:
             raise ConfigError("kv_cache_memory is too little for a single token; give more.")
-        if self.max_model_len < loaded.max_model_len:
+        if self.max_model_len < info.max_model_len:
             log.warning(
                 "requests are limited to %d tokens, not the model's %d, by the KV cache; set kv_cache_memory to more",
                 self.max_model_len,
-                loaded.max_model_len,
+                info.max_model_len,
             )
-        self.checker = InputChecker(
-            self.tokenizer, self.vocab_size, self.max_model_len, args.max_logprobs, self._encoder_input(loaded)
-        )
-        grammars = GrammarCompiler(self.tokenizer, self.vocab_size, self.eos_token_ids)
-        self.preparing = Preparing(grammars, self.checker)
+        encoder = EncoderInput(self.max_model_len, info.decoder_start_token_id) if info.has_encoder else None
+        self.checker = InputChecker(tokenizer, info.vocab_size, self.max_model_len, args.max_logprobs, encoder)
+        self._bad_words = BadWordTokens(self.checker)
         self._requests: dict[str, Request] = {}
         self._owner: dict[int, tuple[Request, Completion | None]] = {}
         self._last_seq_id = 0
         self._random = random.Random(args.seed)
-
-    def _encoder_input(self, loaded: LoadedModel) -> EncoderInput | None:
-        if loaded.model.encoder is None:
-            return None
-        return EncoderInput(self.max_model_len, loaded.decoder_start_token_id)
+        self._starts: list[SequenceStart] = []
+        self._ended: list[int] = []
+        """What the executor does not know yet."""
 
     def _prefix_caching(self) -> bool:
-        wanted, shape = self.args.enable_prefix_caching, self.runner.shape
+        enabled, shape = self.args.enable_prefix_caching, self.executor.shape
         possible = not shape.recurrent and bool(shape.windows)
-        if wanted and not possible:
+        if enabled and not possible:
             raise ConfigError(
                 "enable_prefix_caching=True: this model keeps a state of fixed size per request, which a prefix cache "
                 "cannot serve. Leave the argument out."
             )
-        return possible if wanted is None else wanted
+        return possible if enabled is None else enabled
 
     @property
     def has_work(self) -> bool:
@@ -110,14 +101,16 @@ class Engine:
         """
         if request_id in self._requests:
             raise InvalidRequestError(f"request id {request_id!r} is already in use.")
-        if isinstance(params, SamplingParams) and not self.generates:
-            raise InvalidRequestError(f"this engine was started for task={self.task!r} and generates no text.")
+        if isinstance(params, SamplingParams) and self.info.task != "generate":
+            raise InvalidRequestError(f"this engine was started for task={self.info.task!r} and generates no text.")
+        starts: list[SequenceStart] = []
         try:
-            request = self._request(request_id, prompt, params, priority)
-            waits = isinstance(request, GenerationRequest) and self.preparing.add(request)
-        except OctavoError:
-            raise
+            request = self._request(request_id, prompt, params, priority, starts)
+            waits = isinstance(params, SamplingParams) and self._hand_over(request_id, params, starts)
         except BaseException as error:
+            self._ended += [start.seq_id for start in starts]
+            if isinstance(error, OctavoError):
+                raise
             raise RequestFailedError(f"the request could not be prepared: {failure(error)}") from error
         self._requests[request_id] = request
         completions: list[Completion | None] = (
@@ -125,19 +118,41 @@ class Engine:
         )
         for sequence, completion in zip(request.sequences, completions, strict=True):
             self._owner[sequence.seq_id] = (request, completion)
-            if waits:
-                sequence.status = Status.PREPARING
-            else:
+            sequence.status = Status.PREPARING
+        if not waits:
+            self._start(request, starts)
+
+    def _hand_over(self, request_id: str, params: SamplingParams, starts: list[SequenceStart]) -> bool:
+        """What of sampling values is not in a SequenceStart yet; whether the request must wait for it."""
+        for start in starts if params.logits_processors else ():
+            self.executor.keep_processors(start.seq_id, params.logits_processors or ())
+        return self._bad_words.add(request_id, params, starts)
+
+    def _start(self, request: Request, starts: list[SequenceStart]) -> None:
+        """Tell the executor of a request's sequences; those that it need not prepare enter the schedule."""
+        self._starts += starts
+        if not starts[0].waits:
+            for sequence in request.sequences:
                 self.scheduler.add(sequence)
 
-    def _request(self, request_id: str, prompt: Any, params: SamplingParams | PoolingParams, priority: int) -> Request:
-        """All that may fail of adding a request; nothing else knows of it yet."""
+    def _request(
+        self,
+        request_id: str,
+        prompt: Any,
+        params: SamplingParams | PoolingParams,
+        priority: int,
+        starts: list[SequenceStart],
+    ) -> Request:
+        """All that may fail of adding a request; nothing else knows of it yet. What starts it goes to `starts`."""
         checked = prompt if isinstance(prompt, CheckedPrompt) else self.checker.prompt(prompt, params)
         self.checker.length(checked.token_ids, params)  # who checked it may not know this engine's memory
         priority = priority if self.args.scheduling_policy == "priority" else 0
         if isinstance(params, SamplingParams):
-            return self._generation(request_id, checked, params, priority)
-        return self._pooling(request_id, checked, params, priority)
+            return self._generation(request_id, checked, params, priority, starts)
+        reads_cache = self.info.pooling.pooling_type == "LAST"  # others need the hidden states of every token
+        sequence = self._sequence(checked, priority, reads_cache, self._chain(checked))
+        starts.append(self._sequence_start(sequence, checked, pooling=params))
+        return PoolingRequest(request_id, checked.token_ids, params, sequence, RequestMetrics(time.time()))
 
     def _sequence(self, checked: CheckedPrompt, priority: int, read_prefix_cache: bool, chain: HashChain) -> Sequence:
         self._last_seq_id += 1
@@ -157,43 +172,53 @@ class Engine:
             chain.extend(checked.token_ids, self.cache.block_size)
         return chain
 
+    @staticmethod
+    def _sequence_start(sequence: Sequence, checked: CheckedPrompt, **values: Any) -> SequenceStart:
+        return SequenceStart(sequence.seq_id, checked.token_ids, encoder_tokens=checked.encoder_token_ids, **values)
+
     def _generation(
-        self, request_id: str, checked: CheckedPrompt, params: SamplingParams, priority: int
+        self,
+        request_id: str,
+        checked: CheckedPrompt,
+        params: SamplingParams,
+        priority: int,
+        starts: list[SequenceStart],
     ) -> GenerationRequest:
         self.checker.sampling(params)
         params = params.clone()
+        params.logits_processors = None
         if params.num_sequences > params.n and params.logprobs is None:
             params.logprobs = 0  # best_of ranks by log-probability
-        eos = frozenset() if params.ignore_eos else self.eos_token_ids
+        eos = frozenset() if params.ignore_eos else self.info.eos_token_ids
+        stop_ids = sorted(eos | set(params.stop_token_ids or []))
         room = self.max_model_len - len(checked.token_ids)
-        read = params.prompt_logprobs is None and not params.skip_reading_prefix_cache
-        seed = self._random.getrandbits(64) if params.seed is None else params.seed
+        reads_cache = params.prompt_logprobs is None and not params.skip_reading_prefix_cache
+        seed = self._random.getrandbits(64) if params.seed is None else params.seed % (1 << 64)
         request = GenerationRequest(request_id, checked, params, [], RequestMetrics(arrival_time=time.time()))
         if params.prompt_logprobs is not None:
             request.prompt_logprobs = [None]
         chain = self._chain(checked)
         for index in range(params.num_sequences):
-            sequence = self._sequence(checked, priority, read, chain)
-            state = SamplingState(
-                params,
-                mix(seed, index),
-                checked.token_ids,
-                eos | set(params.stop_token_ids or []),
+            sequence = self._sequence(checked, priority, reads_cache, chain)
+            starts.append(
+                self._sequence_start(
+                    sequence,
+                    checked,
+                    index=index,
+                    count=params.num_sequences,
+                    sampling=params,
+                    seed=seed,
+                    stop_ids=stop_ids,
+                )
             )
             stream = (
                 TextStream(self.tokenizer, checked.token_ids, params)
                 if params.detokenize and self.tokenizer is not None
                 else None
             )
-            request.completions.append(Completion(index, sequence, state, min(params.max_tokens or room, room), stream))
+            longest = min(params.max_tokens or room, room)
+            request.completions.append(Completion(index, sequence, params, longest, stream))
         return request
-
-    def _pooling(self, request_id: str, checked: CheckedPrompt, params: PoolingParams, priority: int) -> PoolingRequest:
-        pooler = self.pooling.pooler(params)
-        sequence = self._sequence(checked, priority, not pooler.needs_every_token, self._chain(checked))
-        return PoolingRequest(
-            request_id, checked.token_ids, params, sequence, pooler, RequestMetrics(arrival_time=time.time())
-        )
 
     def abort(self, request_ids: Iterable[str]) -> list[Output | FailedRequest]:
         """End requests now and free what they hold. Unknown ids are ignored. Their last outputs."""
@@ -211,96 +236,105 @@ class Engine:
         return outputs
 
     def _forget(self, request: Request) -> None:
-        if isinstance(request, GenerationRequest):
-            self.preparing.forget(request)
+        self._bad_words.forget(request.request_id)
         for sequence in request.sequences:
-            self.scheduler.finish(sequence)
+            self._finish(sequence)
             self._owner.pop(sequence.seq_id, None)
         self._requests.pop(request.request_id, None)
+        if not self._requests:  # there may be no further step for long
+            self._run([])
+
+    def _finish(self, sequence: Sequence) -> None:
+        """A sequence is done: give back what it holds, here and in the executor."""
+        if sequence.status is not Status.FINISHED:
+            self.scheduler.finish(sequence)
+            self._ended.append(sequence.seq_id)
 
     def step(self) -> list[Output | FailedRequest]:
         """Compute one step, and the outputs that are due after it.
 
         An exception here is of the model or the machine, not of a request: no cached block is trusted after it.
         """
-        failed: list[Output | FailedRequest] = list(self._prepare())
-        touched: dict[str, Request] = {}
-        self._take_late(touched)
         scheduled = self.scheduler.schedule()
+        outputs: list[Output | FailedRequest] = []
+        complete, refused = self._bad_words.collect(is_idle=not scheduled) if self._bad_words.waits else ([], [])
+        for starts in complete:
+            self._start(self._owner[starts[0].seq_id][0], starts)
+        outputs += [self._refuse(self._requests[name], reason, True) for name, reason in refused]
+        done = self._run(scheduled)
+        for refusal in done.refused:
+            if owner := self._owner.get(refusal.seq_id):
+                outputs.append(self._refuse(owner[0], refusal.error or "", refusal.is_invalid))
+        for seq_id in done.ready:
+            if owner := self._owner.get(seq_id):
+                self.scheduler.add(next(s for s in owner[0].sequences if s.seq_id == seq_id))
+        return outputs + self._take_results(scheduled, done)
+
+    def _run(self, scheduled: list[ScheduledSequence]) -> StepResult:
+        """Have the executor compute a step, which hears of what has started and ended too."""
+        step = Step(self._starts, [self._to_step(entry) for entry in scheduled], self._ended)
+        self._starts, self._ended = [], []
         try:
-            results = self.runner.execute([self._to_step(entry) for entry in scheduled]) if scheduled else []
+            self.executor.submit(step)
+            done = self.executor.collect()
         except BaseException:
             self.cache.pool.reset()
             raise
-        if any(r.non_finite for r in results):  # nobody may find in the caches what was taken out
+        if any(r.non_finite for r in done.sequences):  # nobody may find in the caches what was taken out
             self.cache.pool.reset()
+        return done
+
+    def _refuse(self, request: Request, reason: str, invalid: bool) -> FailedRequest:
+        self._forget(request)
+        return FailedRequest(request.request_id, reason, invalid)
+
+    def _take_results(self, scheduled: list[ScheduledSequence], done: StepResult) -> list[Output | FailedRequest]:
+        """Hand each sequence what a step gave for it, and make the outputs that are due."""
         now = time.time()
-        for entry, result in zip(scheduled, results, strict=True):
-            request, completion = self._owner[entry.sequence.seq_id]
+        touched: dict[str, Request] = {}
+        for entry, result in zip(scheduled, done.sequences, strict=True):
             start = entry.sequence.num_computed
             entry.sequence.num_computed += entry.num_tokens
+            if (owner := self._owner.get(result.seq_id)) is None:
+                continue
+            request, completion = owner
             if request.metrics.first_scheduled_time is None:
                 request.metrics.first_scheduled_time = now
-            if completion is None:
-                assert isinstance(request, PoolingRequest)
-                request.error, request.done = result.error, result.pooled is not None or result.error is not None
-                if request.done:
-                    touched[request.request_id] = request
-            elif self._take(request, completion, result, start, now):
+            if isinstance(request, PoolingRequest):
+                request.error, request.pooled = result.error, result.pooled
+                is_due = request.finished
+            else:
+                is_due = completion is not None and self._take(request, completion, result, start, now)
+            if is_due:
                 touched[request.request_id] = request
-            elif result.is_late:
-                self.preparing.wait_for_mask(completion)
-        pooled = {self._owner[s.sequence.seq_id][0].request_id: r for s, r in zip(scheduled, results, strict=True)}
-        return failed + [o for r in touched.values() if (o := self._output(r, pooled.get(r.request_id))) is not None]
-
-    def _prepare(self) -> list[FailedRequest]:
-        """Let requests into the schedule that are ready for it; those that cannot be."""
-        ready, refused = self.preparing.collect(not self.scheduler.can_go_on)
-        for request in ready:
-            for sequence in request.sequences:
-                self.scheduler.add(sequence)
-        for request, _ in refused:
-            self._forget(request)
-        return [FailedRequest(request.request_id, reason, invalid=True) for request, reason in refused]
-
-    def _take_late(self, touched: dict[str, Request]) -> None:
-        """Add the tokens that waited for a mask which is there now."""
-        completions = self.preparing.take_on_time()
-        if not completions:
-            return
-        now = time.time()
-        results = self.runner.sample_late([c.state for c in completions])
-        for completion, result in zip(completions, results, strict=True):
-            request, _ = self._owner[completion.sequence.seq_id]
-            if self._take(request, completion, result, 0, now):
+        for result in done.late:
+            if (owner := self._owner.get(result.seq_id)) is None:
+                continue
+            request, completion = owner
+            if completion is not None and self._take(request, completion, result, 0, now):
                 touched[request.request_id] = request
+        return [output for request in touched.values() if (output := self._output(request)) is not None]
 
     def _to_step(self, entry: ScheduledSequence) -> SequenceStep:
         sequence = entry.sequence
         request, completion = self._owner[sequence.seq_id]
         assert sequence.blocks is not None
         start, end = sequence.num_computed, sequence.num_computed + entry.num_tokens
-        done = end == len(sequence.tokens)
         step = SequenceStep(
+            seq_id=sequence.seq_id,
             row=sequence.row,
             token_ids=sequence.tokens[start:end],
             start=start,
             length=len(sequence.tokens),
             new_blocks=self.cache.take_new_blocks(sequence.blocks),
+            num_encoder_tokens=len(sequence.encoder_tokens),
             is_new=entry.is_new,
-            encoder_tokens=sequence.encoder_tokens,
         )
-        if isinstance(request, PoolingRequest):
-            if entry.is_new and sequence.num_preemptions:
-                request.pooler.restart()
-            step.pooler, step.pool_finishes = request.pooler, done
-            return step
-        assert completion is not None
-        step.sampling = completion.state if done else None
-        # Only the first sequence reports the prompt, and not again what it reported before a preemption.
-        if request.prompt_logprobs is not None and completion.index == 0 and end >= len(request.prompt_logprobs):
-            step.prompt_logprobs = request.params.prompt_logprobs
-            step.prompt_targets = request.prompt_token_ids[start + 1 : end + 1]
+        if isinstance(request, GenerationRequest) and completion is not None:
+            step.num_samples = int(end == len(sequence.tokens))
+            # Only the first sequence reports the prompt, and not again what it reported before a preemption.
+            reported = request.prompt_logprobs
+            step.prompt_logprobs = reported is not None and completion.index == 0 and end >= len(reported)
         return step
 
     def _take(self, request: Request, completion: Completion, result: SequenceResult, start: int, now: float) -> bool:
@@ -319,8 +353,8 @@ class Engine:
         request.metrics.last_token_time = now
         sequence = completion.sequence
         if completion.finish_reason is not None:
-            self.scheduler.finish(sequence)
-        elif self._long_rope_threshold is not None and len(sequence.tokens) == self._long_rope_threshold + 1:
+            self._finish(sequence)
+        elif self.info.long_rope_threshold is not None and len(sequence.tokens) == self.info.long_rope_threshold + 1:
             sequence.chain = replace(sequence.chain, long_rope=True, hashes=[])
             self.scheduler.preempt(sequence)  # all of its keys turn anew
         return True
@@ -334,29 +368,30 @@ class Engine:
                 if self.tokenizer is not None and decodes:
                     request.decode_logprobs(self.tokenizer, entries)
                 request.prompt_logprobs.append(entries)
-        if result.token_id is None:
-            return False
-        if result.logprobs is not None and self.tokenizer is not None and decodes:
-            request.decode_logprobs(self.tokenizer, result.logprobs)
-        completion.append(result.token_id, result.logprobs, self.eos_token_ids)
-        return True
+        for place, token_id in enumerate(result.token_ids):
+            logprobs = result.logprobs[place] if result.logprobs else None
+            if logprobs is not None and self.tokenizer is not None and decodes:
+                request.decode_logprobs(self.tokenizer, logprobs)
+            ended = result.ended and place == len(result.token_ids) - 1
+            completion.append(token_id, logprobs, self.info.eos_token_ids, ended)
+        return bool(result.token_ids)
 
     def _is_long(self, tokens: list[int]) -> bool:
         """Whether a sequence of these tokens is computed with the long table of LongRoPE."""
-        return self._long_rope_threshold is not None and len(tokens) > self._long_rope_threshold
+        return self.info.long_rope_threshold is not None and len(tokens) > self.info.long_rope_threshold
 
-    def _output(self, request: Request, result: SequenceResult | None) -> Output | FailedRequest | None:
+    def _output(self, request: Request) -> Output | FailedRequest | None:
         if isinstance(request, GenerationRequest):
             output = self._generated(request)
             if request.finished:
                 self._forget(request)
             return output
         self._forget(request)
-        if request.error is not None or result is None or result.pooled is None:
+        if request.pooled is None:
             return FailedRequest(request.request_id, request.error or "no result")
         return PoolingRequestOutput(
             request_id=request.request_id,
-            outputs=PoolingOutput(result.pooled),
+            outputs=PoolingOutput(_array(request.pooled)),
             prompt_token_ids=request.prompt_token_ids,
             num_cached_tokens=request.sequence.num_cached,
         )
@@ -368,3 +403,7 @@ class Engine:
         except BaseException as error:
             self._forget(request)
             return FailedRequest(request.request_id, failure(error))
+
+
+def _array(pooled: Pooled) -> Any:
+    return np.frombuffer(bytearray(pooled.data), np.float32).reshape(pooled.shape)

@@ -4,10 +4,9 @@ import time
 from dataclasses import dataclass, field
 
 from octavo.engine.sequence import Sequence
-from octavo.executor.sampling_state import SamplingState
+from octavo.executor.step import Pooled
 from octavo.outputs import CompletionOutput, RequestMetrics, RequestOutput, TokenLogprobs
 from octavo.params import PoolingParams, RequestOutputKind, SamplingParams
-from octavo.parts import Pooler
 from octavo.text.detokenizer import TextStream
 from octavo.text.inputs import CheckedPrompt
 from octavo.text.token_text import token_texts
@@ -20,10 +19,11 @@ class Completion:
 
     index: int
     sequence: Sequence
-    state: SamplingState
+    params: SamplingParams
     max_tokens: int
     stream: TextStream | None
     """Its text; None where none is asked for."""
+    token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] | None = None
     cumulative_logprob: float = 0.0
     finish_reason: str | None = None
@@ -34,11 +34,9 @@ class Completion:
     sent_finish: bool = False
     """Whether an output has said how it ended."""
 
-    @property
-    def token_ids(self) -> list[int]:
-        return self.state.output_token_ids
-
-    def append(self, token_id: int, logprobs: TokenLogprobs | None, eos: frozenset[int]) -> None:
+    def append(
+        self, token_id: int, logprobs: TokenLogprobs | None, eos: frozenset[int], grammar_ended: bool = False
+    ) -> None:
         """Take the next token, and see whether the sequence is done."""
         self.token_ids.append(token_id)
         self.sequence.tokens.append(token_id)
@@ -47,13 +45,11 @@ class Completion:
                 self.logprobs = []
             self.logprobs.append(logprobs)
             self.cumulative_logprob += logprobs[token_id].logprob
-        params = self.state.params
+        params = self.params
         stop_token = token_id in (params.stop_token_ids or [])
         ended = (token_id in eos and not params.ignore_eos) or stop_token
         ended = ended and len(self.token_ids) >= params.min_tokens
-        if (grammar := self.state.grammar) is not None:
-            grammar.accept(token_id)
-            ended = ended or grammar.ended  # whatever ignore_eos and min_tokens say: nothing can follow
+        ended = ended or grammar_ended  # whatever ignore_eos and min_tokens say: nothing can follow
         if self.stream is not None and (not ended or params.include_stop_str_in_output):
             self.stream.add(token_id)
             if self.stream.stop is not None:
@@ -76,7 +72,7 @@ class Completion:
             text = self.stream.take(finished) if delta else self.stream.visible(finished)
         first_token = self.sent_tokens if delta else 0
         self.sent_tokens, self.sent_finish = len(self.token_ids), self.finish_reason is not None
-        wants_logprobs = self.state.params.logprobs is not None
+        wants_logprobs = self.params.logprobs is not None
         return CompletionOutput(
             index=self.index,
             text=text,
@@ -162,10 +158,9 @@ class PoolingRequest:
     prompt_token_ids: list[int]
     params: PoolingParams
     sequence: Sequence
-    pooler: Pooler
     metrics: RequestMetrics
     error: str | None = None
-    done: bool = field(default=False)
+    pooled: Pooled | None = None
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -173,7 +168,7 @@ class PoolingRequest:
 
     @property
     def finished(self) -> bool:
-        return self.done
+        return self.pooled is not None or self.error is not None
 
 
 Request = GenerationRequest | PoolingRequest

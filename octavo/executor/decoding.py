@@ -76,7 +76,7 @@ class RecordedSteps:
         Both are valid until the next call. None where the step must be run as usual. The block tables hold the steps'
         new blocks already.
         """
-        if len(steps) > self.rows or any(len(s.token_ids) != 1 or s.is_new or s.sampling is None for s in steps):
+        if len(steps) > self.rows or any(len(s.token_ids) != 1 or s.is_new or not s.num_samples for s in steps):
             return None
         found = self._for(self.rows)
         if found is not None and found[1].fixed_rows:
@@ -138,6 +138,6 @@ class RecordedSteps:
             slots[:count] = table[rows, blocks] * block_size + places
             runs[:count, 2] = positions
             if group == self.shape.encoder_group:  # each token comes after all of the encoder's
-                runs[:count, 2] = [len(s.encoder_tokens) - 1 for s in steps]
+                runs[:count, 2] = [s.num_encoder_tokens - 1 for s in steps]
             runs[:count, 3] = rows
         recurrent[:count, 2] = rows

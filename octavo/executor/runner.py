@@ -13,8 +13,9 @@ from octavo.executor.decoding import RecordedSteps
 from octavo.executor.grammar import late_grammars
 from octavo.executor.sampler import describe, sample
 from octavo.executor.sampling_state import SamplingState
+from octavo.executor.sequences import SequenceState
 from octavo.executor.shape import CacheShape
-from octavo.executor.step import SequenceResult, SequenceStep
+from octavo.executor.step import Pooled, SequenceResult, SequenceStep
 from octavo.loading.model import LoadedModel
 from octavo.ops import AttentionPlan, RecurrentPlan, RecurrentRun, SequenceRun, plan_attention
 from octavo.outputs import TokenLogprobs
@@ -37,10 +38,10 @@ class ModelRunner:
         self.model, self.backend = loaded.model, loaded.backend
         self.device = loaded.backend.device
         self.caches: Caches = allocate_caches(
-            loaded.model.states, args, loaded.precision.cache, self.device, loaded.max_model_len
+            loaded.model.states, args, loaded.precision.cache, self.device, loaded.info.max_model_len
         )
         shape = self.caches.shape
-        width = -(-loaded.max_model_len // shape.block_size) + 1
+        width = -(-loaded.info.max_model_len // shape.block_size) + 1
         self._tables = [
             torch.zeros(shape.max_sequences, width, dtype=torch.int64, device=self.device) for _ in shape.windows
         ]
@@ -53,12 +54,12 @@ class ModelRunner:
     def shape(self) -> CacheShape:
         return self.caches.shape
 
-    def execute(self, steps: Sequence[SequenceStep]) -> list[SequenceResult]:
-        """Compute one step. The results are in the order of `steps`."""
+    def execute(self, steps: Sequence[SequenceStep], states: Sequence[SequenceState]) -> list[SequenceResult]:
+        """Compute one step of sequences in these states. The results are in the order of `steps`."""
         with torch.inference_mode(), self.backend.computing():
-            return self._execute(steps)
+            return self._execute(steps, states)
 
-    def _execute(self, steps: Sequence[SequenceStep]) -> list[SequenceResult]:
+    def _execute(self, steps: Sequence[SequenceStep], states: Sequence[SequenceState]) -> list[SequenceResult]:
         self._take_blocks(steps)
         recorded = self._recorded.run(steps) if self._recorded is not None else None
         if recorded is not None:
@@ -66,40 +67,42 @@ class ModelRunner:
         else:
             projected = None
             batch = self._batch(steps)
-            if starting := [s for s in steps if s.is_new and s.encoder_tokens]:
-                self.model.encode(self._encoder_batch(starting))
+            if self.shape.encoder_group is not None and any(s.is_new for s in steps):
+                self.model.encode(self._encoder_batch(steps, states))
             hidden = self.model(batch)
-        results = [SequenceResult() for _ in steps]
+        results = [SequenceResult(s.seq_id, error=state.error) for s, state in zip(steps, states, strict=True)]
         count = sum(len(s.token_ids) for s in steps)
         if not self.backend.finite(hidden[:count]):
             self._fail_non_finite(hidden[:count], self._batch(steps), steps, results)
         first = 0
         sampled: list[tuple[int, int]] = []
         for i, step in enumerate(steps):
-            count = len(step.token_ids)
-            rows = hidden[first : first + count]
-            if results[i].error is not None:
-                first += count
-                continue
-            try:
-                self._read(rows, step, results[i])
-            except BaseException as error:  # of this sequence alone, such as no memory for what it asks for
-                results[i].error = failure(error)
-            if step.sampling is not None and results[i].error is None:
-                sampled.append((i, first + count - 1))
-            first += count
+            last = first + len(step.token_ids)
+            if results[i].error is None:
+                try:
+                    self._read(hidden[first:last], step, states[i], results[i])
+                    if step.num_samples:
+                        sampled.append((i, last - 1))
+                except BaseException as error:  # of this sequence alone, such as no memory for what it asks for
+                    results[i].error = failure(error)
+            first = last
         if sampled:
-            self._sample(hidden, projected, sampled, steps, results)
+            self._sample(hidden, projected, sampled, states, results)
         return results
 
-    def _read(self, rows: Tensor, step: SequenceStep, result: SequenceResult) -> None:
-        """What is asked of a sequence's hidden states, `[tokens, width]`, beside its next token."""
-        if step.prompt_logprobs is not None and step.prompt_targets:
-            result.prompt_logprobs = self._prompt_logprobs(rows, step.prompt_targets, step.prompt_logprobs)
-        if step.pooler is not None:
-            step.pooler.add(rows, torch.tensor(step.token_ids, device=self.device))
-            if step.pool_finishes:
-                result.pooled = step.pooler.result().cpu()
+    def _read(self, rows: Tensor, step: SequenceStep, state: SequenceState, result: SequenceResult) -> None:
+        """What a sequence wants of its hidden states, `[tokens, hidden_size]`, beside its next token."""
+        prompt, end = state.start.prompt_token_ids, step.start + len(step.token_ids)
+        if step.prompt_logprobs and state.sampling is not None:
+            count = state.sampling.params.prompt_logprobs or 0
+            result.prompt_logprobs = self._prompt_logprobs(rows, prompt[step.start + 1 : end + 1], count)
+        if state.pooler is not None:
+            if step.is_new:
+                state.pooler.restart()
+            state.pooler.add(rows, torch.tensor(step.token_ids, device=self.device))
+            if end == len(prompt):
+                pooled = state.pooler.result().cpu().contiguous()
+                result.pooled = Pooled(tuple(pooled.shape), pooled.numpy().tobytes())
 
     def _fail_non_finite(
         self, hidden: Tensor, batch: Batch, steps: Sequence[SequenceStep], results: list[SequenceResult]
@@ -131,7 +134,7 @@ class ModelRunner:
         group = self.shape.encoder_group
         if group is None:
             return
-        blocks = self._tables[group][step.row, : -(-len(step.encoder_tokens) // self.shape.block_size)]
+        blocks = self._tables[group][step.row, : -(-step.num_encoder_tokens // self.shape.block_size)]
         for view, view_group in zip(batch.states, self.caches.group_of, strict=True):
             if view_group == group and isinstance(view, PagedView):
                 view.key_cache[blocks] = 0
@@ -142,40 +145,49 @@ class ModelRunner:
         hidden: Tensor,
         projected: Tensor | None,
         sampled: list[tuple[int, int]],
-        steps: Sequence[SequenceStep],
+        states: Sequence[SequenceState],
         results: list[SequenceResult],
     ) -> None:
-        """Choose the next token of each of `sampled`, pairs of a place in `steps` and a row of `hidden`."""
-        states = [state for i, _ in sampled if (state := steps[i].sampling) is not None]
+        """Choose the next token of each of `sampled`, pairs of a place in `states` and a row of `hidden`."""
+        samplings = [s for i, _ in sampled if (s := states[i].sampling) is not None]
         rows = hidden if projected is None else projected
         if len(sampled) < rows.shape[0]:
             rows = rows[torch.tensor([row for _, row in sampled], device=self.device)]
         logits = self.model.process_logits(self.model.project(rows) if projected is None else rows)
-        if late := late_grammars([s.grammar for s in states]):
+        chosen = [results[i] for i, _ in sampled]
+        if late := late_grammars([s.grammar for s in samplings]):
             for place in late:
-                states[place].late_logits = logits[place].clone()
-                results[sampled[place][0]].is_late = True
-            on_time = [i for i in range(len(states)) if i not in late]
-            states, sampled = [states[i] for i in on_time], [sampled[i] for i in on_time]
-            if not states:
+                samplings[place].late_logits = logits[place].clone()
+            on_time = [i for i in range(len(samplings)) if i not in late]
+            samplings, chosen = [samplings[i] for i in on_time], [chosen[i] for i in on_time]
+            if not samplings:
                 return
             logits = logits[torch.tensor(on_time, device=self.device)]
-        for (i, _), state, choice in zip(sampled, states, sample(logits, states, self.backend), strict=True):
-            state.late_logits = None
-            results[i].token_id, results[i].logprobs = choice.token_id, choice.logprobs
-            results[i].error, results[i].is_invalid = choice.error, choice.is_invalid
+        self._choose(logits, samplings, chosen)
 
-    def sample_late(self, states: Sequence[SamplingState]) -> list[SequenceResult]:
+    def _choose(self, logits: Tensor, samplings: Sequence[SamplingState], results: Sequence[SequenceResult]) -> None:
+        """A token of each row of `logits`, for the sequence and into the result of the same place."""
+        for sampling, result, choice in zip(samplings, results, sample(logits, samplings, self.backend), strict=True):
+            sampling.late_logits = None
+            result.error, result.is_invalid = choice.error, choice.is_invalid
+            if choice.token_id is None:
+                continue
+            result.token_ids = [choice.token_id]
+            if choice.logprobs is not None:
+                result.logprobs = [choice.logprobs]
+            try:
+                result.ended = sampling.accept(choice.token_id)
+            except BaseException as error:  # the grammar's, and so of this sequence alone
+                result.error = failure(error)
+
+    def sample_late(self, states: Sequence[SequenceState]) -> list[SequenceResult]:
         """Choose the tokens whose logits were kept, now that their masks are there."""
+        results = [SequenceResult(s.start.seq_id) for s in states]
+        samplings = [s.sampling for s in states if s.sampling is not None]
         with torch.inference_mode(), self.backend.computing():
-            kept = [s.late_logits for s in states if s.late_logits is not None]
-            choices = sample(torch.stack(kept), states, self.backend)
-        for state in states:
-            state.late_logits = None
-        return [
-            SequenceResult(token_id=c.token_id, logprobs=c.logprobs, error=c.error, is_invalid=c.is_invalid)
-            for c in choices
-        ]
+            kept = [s.late_logits for s in samplings if s.late_logits is not None]
+            self._choose(torch.stack(kept), samplings, results)
+        return results
 
     def _prompt_logprobs(self, hidden: Tensor, targets: list[int], count: int) -> list[TokenLogprobs]:
         out: list[TokenLogprobs] = []
@@ -217,13 +229,14 @@ class ModelRunner:
             ),
         )
 
-    def _encoder_batch(self, steps: Sequence[SequenceStep]) -> EncoderBatch:
+    def _encoder_batch(self, steps: Sequence[SequenceStep], states: Sequence[SequenceState]) -> EncoderBatch:
         """The encoder's inputs of sequences that start."""
         tokens, positions, runs = list[int](), list[int](), list[SequenceRun]()
-        for step in steps:
-            runs.append(SequenceRun(len(tokens), len(step.encoder_tokens), 0, step.row))
-            tokens += step.encoder_tokens
-            positions += range(len(step.encoder_tokens))
+        for step, state in zip(steps, states, strict=True):
+            if step.is_new:
+                runs.append(SequenceRun(len(tokens), step.num_encoder_tokens, 0, step.row))
+                tokens += state.start.encoder_tokens
+                positions += range(step.num_encoder_tokens)
         padding = [0] * max(0, self.backend.min_rows - len(tokens))
         group = self.shape.encoder_group
         assert group is not None
@@ -279,7 +292,7 @@ class ModelRunner:
 def _each_sees_all(steps: Sequence[SequenceStep], runs: Sequence[SequenceRun]) -> list[SequenceRun]:
     """Each token as a run of its own that comes after the last of the encoder's: so it sees all of those."""
     return [
-        SequenceRun(run.first_row + i, 1, len(step.encoder_tokens) - 1, run.table_row)
+        SequenceRun(run.first_row + i, 1, step.num_encoder_tokens - 1, run.table_row)
         for step, run in zip(steps, runs, strict=True)
         for i in range(run.num_tokens)
     ]

@@ -60,6 +60,14 @@ class SamplingState:
         self._bad_words_state = 0
         self._bad_words_seen = 0
 
+    def accept(self, token_id: int) -> bool:
+        """The next token was chosen; whether the grammar lets nothing follow it."""
+        self.output_token_ids.append(token_id)
+        if self.grammar is None:
+            return False
+        self.grammar.accept(token_id)
+        return self.grammar.ended
+
     def draw_by(self) -> DrawBy:
         """How the next token is chosen."""
         p = self.params

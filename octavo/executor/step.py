@@ -1,55 +1,108 @@
-"""What the engine hands to the executor for a step, and what comes back."""
+"""What the engine and an executor say to each other: plain data that can be written to bytes and read again."""
 
-from dataclasses import dataclass, field
+import msgspec
 
-from torch import Tensor
-
-from octavo.executor.sampling_state import SamplingState
 from octavo.outputs import TokenLogprobs
-from octavo.parts import Pooler
+from octavo.params import PoolingParams, SamplingParams
 
 
-@dataclass(slots=True)
-class SequenceStep:
-    """What a step computes of one sequence."""
+class SequenceStart(msgspec.Struct):
+    """All that an executor must know of a sequence, told once: with its first step, or before it."""
 
+    seq_id: int
+    prompt_token_ids: list[int]
+    index: int = 0
+    """Its place among the sequences of its request, whose ids follow each other."""
+    count: int = 1
+    """How many sequences its request has."""
+    sampling: SamplingParams | None = None
+    """How its tokens are chosen. Logits processors are no plain data: see `Executor.keep_processors`."""
+    seed: int = 0
+    """Of its request, below 2**64."""
+    stop_ids: list[int] = []
+    """Tokens that may not come before `min_tokens`."""
+    bad_words: list[list[int]] = []
+    """Sequences of tokens that may not come."""
+    pooling: PoolingParams | None = None
+    """Pool the prompt's hidden states, and generate nothing."""
+    encoder_tokens: list[int] = []
+    """What the model's encoder reads when the sequence starts; empty in models without one."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether it may be computed only once a StepResult has called it ready."""
+        return bool(self.bad_words) or (self.sampling is not None and self.sampling.structured_outputs is not None)
+
+
+class SequenceStep(msgspec.Struct):
+    """The tokens of one sequence that a step computes."""
+
+    seq_id: int
     row: int
     """Its row in the block tables, which is also its slot in states of fixed size."""
     token_ids: list[int]
-    """The tokens to compute."""
     start: int
     """Position of the first of them."""
     length: int
     """Tokens that the sequence has in all, computed or not."""
     new_blocks: list[tuple[int, list[int]]]
     """For each group of the cache: where in the row's block table to write, and the blocks."""
-    is_new: bool
+    num_encoder_tokens: int = 0
+    """What the encoder has read for it, or reads now if the row is new."""
+    is_new: bool = False
     """The row begins a sequence, or begins one anew: its fixed-size states are zeroed."""
-    encoder_tokens: list[int] = field(default_factory=list)
-    """What the encoder has read, or reads now if the row is new; empty in models without one."""
-    sampling: SamplingState | None = None
-    """Choose the next token after the last one; None while more of the prompt is to come, and for pooling."""
-    prompt_logprobs: int | None = None
-    """How many log-probabilities to give for each of `prompt_targets`."""
-    prompt_targets: list[int] = field(default_factory=list)
-    """The prompt's own next tokens, for the first rows of this step."""
-    pooler: Pooler | None = None
-    pool_finishes: bool = False
+    num_samples: int = 0
+    """How many tokens to choose after the last one; 0 while more of the prompt is to come, and for pooling."""
+    prompt_logprobs: bool = False
+    """Whether the log-probabilities of the prompt's own next tokens are wanted."""
 
 
-@dataclass(slots=True)
-class SequenceResult:
+class Step(msgspec.Struct):
+    """One step of all sequences."""
+
+    starts: list[SequenceStart]
+    """Sequences that the executor hears of for the first time."""
+    sequences: list[SequenceStep]
+    """What to compute, in the order in which the tokens lie in the batch."""
+    ended: list[int]
+    """Sequences that are done, whose state goes. Their rows may be used again in this step."""
+
+
+class Pooled(msgspec.Struct):
+    """float32 values of some shape."""
+
+    shape: tuple[int, ...]
+    data: bytes
+
+
+class SequenceResult(msgspec.Struct):
     """What a step gave for one sequence."""
 
-    token_id: int | None = None
-    logprobs: TokenLogprobs | None = None
-    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
-    pooled: Tensor | None = None
+    seq_id: int
+    token_ids: list[int] = []
+    """The tokens that were chosen. None are while the next one waits for a grammar's mask: it comes `late`."""
+    logprobs: list[TokenLogprobs] = []
+    """Of each chosen token and its likeliest alternatives, where they were asked for."""
+    prompt_logprobs: list[TokenLogprobs] = []
+    pooled: Pooled | None = None
+    ended: bool = False
+    """Whether the grammar lets nothing follow."""
     error: str | None = None
     """Why this sequence cannot go on; the others are not concerned."""
     is_invalid: bool = False
     """Whether the error is of the request's own values, and not of the model or the machine."""
-    is_late: bool = False
-    """Its next token waits for the grammar's mask; `ModelRunner.sample_late` chooses it once that is there."""
     non_finite: bool = False
-    """Whether what it wrote was taken out of the caches again."""
+    """Whether it overflowed, and what it wrote was taken out of the caches again."""
+
+
+class StepResult(msgspec.Struct):
+    """What a step gave."""
+
+    sequences: list[SequenceResult]
+    """In the order of `Step.sequences`."""
+    late: list[SequenceResult] = []
+    """Tokens that waited for a mask, of sequences that need not be in the step."""
+    ready: list[int] = []
+    """Sequences that were waited for and may now be computed."""
+    refused: list[SequenceResult] = []
+    """Sequences that cannot be computed at all, and why."""

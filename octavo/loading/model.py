@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from octavo.loading.gguf_config import shared_config
 from octavo.loading.gguf_file import GGUFFile, tensor_names
 from octavo.loading.gguf_reader import shown
 from octavo.loading.gguf_source import gguf_source
+from octavo.loading.model_info import ModelInfo
 from octavo.loading.model_tokenizer import model_tokenizer
-from octavo.loading.pooling_config import pooling_config
+from octavo.loading.pooling_config import choose_pooling, pooling_config
 from octavo.loading.precision import Precision, choose_precision
 from octavo.loading.quantized import refuse_quantized
 from octavo.loading.source import ModelFiles, find_model
@@ -38,7 +39,7 @@ DEFAULT_LENGTH = 8192
 
 @dataclass
 class LoadedModel:
-    """What the engine runs."""
+    """What an executor runs."""
 
     model: CausalLM
     config: Config
@@ -46,17 +47,7 @@ class LoadedModel:
     tokenizer: Tokenizer | None
     precision: Precision
     backend: Backend
-    max_model_len: int
-    eos_token_ids: frozenset[int]
-    generation_config: dict[str, Any] = field(default_factory=dict)
-    labels: list[str] = field(default_factory=list)
-    """Names of a classifier's classes."""
-    task: str = "generate"
-    """generate, embedding, classify or reward."""
-    decoder_start_token_id: int | None = None
-    """What answers begin with, in models that have an encoder."""
-    pooling: PoolerConfig = field(default_factory=PoolerConfig)
-    """How the model's own files want embeddings pooled."""
+    info: ModelInfo
 
 
 @dataclass
@@ -93,7 +84,6 @@ def load_model(args: EngineArgs) -> LoadedModel:
     tokenizer = model_tokenizer(args, checkpoint.files, checkpoint.gguf)
     with _sound_config(checkpoint.files.path, config):
         WeightLoader(model, precision, backend).load(checkpoint.tensors(model), str(checkpoint.files.path))
-    generation = _generation_config(args, checkpoint.files)
     return LoadedModel(
         model=model.eval(),
         config=config,
@@ -101,13 +91,28 @@ def load_model(args: EngineArgs) -> LoadedModel:
         tokenizer=tokenizer,
         precision=precision,
         backend=backend,
+        info=_info(args, checkpoint, model, task, tokenizer),
+    )
+
+
+def _info(
+    args: EngineArgs, checkpoint: Checkpoint, model: CausalLM, task: str, tokenizer: Tokenizer | None
+) -> ModelInfo:
+    config, files = checkpoint.config, checkpoint.files
+    generation = _generation_config(args, files)
+    pooling = PoolerConfig() if files.is_gguf else pooling_config(files.path)
+    return ModelInfo(
+        task=task,
+        vocab_size=model.vocab_size,
         max_model_len=_max_model_len(args, config),
         eos_token_ids=_eos_tokens(config, generation, tokenizer, model.vocab_size),
         generation_config=generation,
-        task=task,
         labels=_labels(config),
+        num_scores=model.num_scores,
+        pooling=choose_pooling(task, args.override_pooler_config, pooling, model.num_scores),
+        has_encoder=model.encoder is not None,
         decoder_start_token_id=_start_token(config, model),
-        pooling=PoolerConfig() if checkpoint.files.is_gguf else pooling_config(checkpoint.files.path),
+        long_rope_threshold=model.long_rope_threshold,
     )
 
 

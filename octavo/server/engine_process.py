@@ -79,10 +79,10 @@ def main(address: str, parent: int) -> int:
         return 1
     context, socket = connection
     try:
-        from octavo.engine.engine import Engine
+        from octavo.launch import launch_engine
         from octavo.server.engine_server import EngineServer
 
-        server = EngineServer(Engine(read_args(options)), socket)
+        server = EngineServer(launch_engine(read_args(options)), socket)
         ready = server.ready()
     except Exception as error:
         said = str(error) if isinstance(error, OctavoError) else f"{type(error).__name__}: {error}"

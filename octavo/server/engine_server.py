@@ -3,7 +3,6 @@
 import logging
 from typing import Any
 
-import numpy as np
 import zmq
 
 from octavo.engine.engine import Engine, FailedRequest
@@ -48,18 +47,18 @@ class EngineServer:
         """Requests that the engine does not know yet, in their order."""
 
     def ready(self) -> Ready:
-        engine, shape = self.engine, self.engine.runner.shape
+        engine, shape = self.engine, self.engine.executor.shape
         encoder = engine.checker.encoder
         return Ready(
-            task=engine.task,
-            vocab_size=engine.vocab_size,
+            task=engine.info.task,
+            vocab_size=engine.info.vocab_size,
             max_model_len=engine.max_model_len,
-            eos_token_ids=sorted(engine.eos_token_ids),
-            generation_config={k: v for k, v in engine.generation_config.items() if isinstance(v, (int, float))},
+            eos_token_ids=sorted(engine.info.eos_token_ids),
+            generation_config={k: v for k, v in engine.info.generation_config.items() if isinstance(v, (int, float))},
             decoder_start_token_id=None if encoder is None else encoder.start_token_id,
             has_encoder=encoder is not None,
-            num_scores=engine.pooling.num_scores,
-            labels=engine.labels,
+            num_scores=engine.info.num_scores,
+            labels=engine.info.labels,
             num_blocks=shape.num_blocks,
             block_size=shape.block_size,
         )
@@ -168,7 +167,7 @@ class EngineServer:
         if isinstance(output, FailedRequest):
             return [Failed(output.request_id, output.error, output.invalid)]
         if isinstance(output, PoolingRequestOutput):
-            data = output.outputs.data.numpy().astype(np.float32)
+            data = output.outputs.data
             self.stats.cached_tokens += output.num_cached_tokens
             return [Pooled(output.request_id, data.shape, data.tobytes(), output.num_cached_tokens)]
         prompt_logprobs = None

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from octavo import LLM, SamplingParams
+from octavo.executor.local import LocalExecutor
 from octavo.tools.golden import reference
 
 
@@ -36,7 +37,8 @@ def streams_of_octavo(folder: Path, ids: Sequence[int]) -> tuple[list[Tensor], T
     )
     seen: list[Tensor] = []
     count = len(ids)
-    layers = llm.engine.runner.model.layers
+    assert isinstance(llm.engine.executor, LocalExecutor)
+    layers = llm.engine.executor.runner.model.layers
     layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:count].clone()))
     for layer in layers:
         layer.register_forward_hook(lambda _, inputs, output: seen.append(output[:count].clone()))

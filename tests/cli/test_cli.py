@@ -18,8 +18,8 @@ from octavo.cli.main import build_parser, main
 from octavo.cli.models import markdown
 from octavo.cli.options import engine_args_of, sampling_params_of, sampling_values_of
 from octavo.config import EngineArgs
-from octavo.engine.engine import Engine
 from octavo.errors import ConfigError, OctavoError
+from octavo.launch import launch_engine
 from octavo.params import recommended_sampling
 from tests.server.conftest import write_tiny
 
@@ -132,12 +132,12 @@ def recommending(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 def test_the_models_own_sampling_values(recommending: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    engine = Engine(EngineArgs(str(recommending), kv_cache_memory="16MiB"))
+    engine = launch_engine(EngineArgs(str(recommending), kv_cache_memory="16MiB"))
     parsed = build_parser().parse_args(["generate", "x", "--top-k", "3"])
-    params = sampling_params_of(parsed, engine.generation_config)
+    params = sampling_params_of(parsed, engine.info.generation_config)
     assert (params.repetition_penalty, params.temperature, params.top_k, params.top_p) == (1e6, 0.6, 3, 0.9)
     assert params.max_tokens == 256
-    served = recommended_sampling(engine.generation_config)
+    served = recommended_sampling(engine.info.generation_config)
     assert LLM.from_args(engine.args).get_default_sampling_params().temperature == served["temperature"] == 0.6
     arguments = ["generate", "hello", "--raw", "--json", "--model", str(recommending), "--kv-cache-memory", "16MiB"]
     ids = {}
@@ -175,9 +175,9 @@ def test_answers_that_end_one_after_the_other_keep_their_reasons() -> None:
 
 
 def test_set_keeps_the_models_other_values(recommending: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    engine = Engine(EngineArgs(str(recommending), kv_cache_memory="16MiB"))
+    engine = launch_engine(EngineArgs(str(recommending), kv_cache_memory="16MiB"))
     parsed = build_parser().parse_args(["chat", "--temperature", "0"])
-    talk = Conversation(engine, sampling_values_of(parsed, engine.generation_config), None)
+    talk = Conversation(engine, sampling_values_of(parsed, engine.info.generation_config), None)
     assert talk.params.greedy
     talk.set_value("temperature 0.8")
     assert (talk.params.temperature, talk.params.top_k, talk.params.top_p) == (0.8, 7, 0.9)

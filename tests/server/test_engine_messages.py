@@ -17,6 +17,7 @@ import zmq
 from octavo.config import EngineArgs
 from octavo.engine.engine import Engine
 from octavo.errors import EngineDeadError, InvalidRequestError
+from octavo.launch import launch_engine
 from octavo.params import SamplingParams
 from octavo.server import engine_server
 from octavo.server.engine_client import EngineClient
@@ -196,7 +197,7 @@ def test_a_value_that_no_message_holds_is_refused() -> None:
 
 @pytest.fixture(scope="module")
 def engine(tiny_model: Path) -> Engine:
-    return Engine(EngineArgs(str(tiny_model), dtype="float32", kv_cache_memory="16MiB"))
+    return launch_engine(EngineArgs(str(tiny_model), dtype="float32", kv_cache_memory="16MiB"))
 
 
 class Talk:

@@ -1,0 +1,62 @@
+"""The model in this process."""
+
+from collections import deque
+from collections.abc import Sequence
+
+from octavo.config import EngineArgs
+from octavo.executor.grammar import GrammarCompiler
+from octavo.executor.pooling import Pooling
+from octavo.executor.runner import ModelRunner
+from octavo.executor.sequences import SequenceStates
+from octavo.executor.step import SequenceResult, Step, StepResult
+from octavo.loading.model import LoadedModel
+from octavo.params import LogitsProcessor
+
+
+class LocalExecutor:
+    """An Executor that computes in this process, when a step is collected.
+
+    Args:
+        loaded: the model.
+        args: the engine's options.
+    """
+
+    def __init__(self, loaded: LoadedModel, args: EngineArgs) -> None:
+        self.info = info = loaded.info
+        self.runner = ModelRunner(loaded, args)
+        self.shape = self.runner.shape
+        grammars = GrammarCompiler(loaded.tokenizer, info.vocab_size, info.eos_token_ids)
+        self.sequences = SequenceStates(grammars, Pooling(info.task, loaded.model, info.pooling))
+        self._steps: deque[Step] = deque()
+        self._processors: dict[int, Sequence[LogitsProcessor]] = {}
+
+    def keep_processors(self, seq_id: int, processors: Sequence[LogitsProcessor]) -> None:
+        self._processors[seq_id] = processors
+
+    def submit(self, step: Step) -> None:
+        self._steps.append(step)
+
+    def collect(self) -> StepResult:
+        step = self._steps.popleft()
+        refused = self._start(step) if step.starts else []
+        if step.ended:
+            self.sequences.end(step.ended)
+            for seq_id in step.ended if self._processors else ():
+                self._processors.pop(seq_id, None)
+        results: list[SequenceResult] = []
+        if step.sequences:
+            states = [self.sequences[s.seq_id] for s in step.sequences]
+            results = self.runner.execute(step.sequences, states)
+            self.sequences.keep_late(states)
+        if not self.sequences.waits:
+            return StepResult(results, refused=refused)
+        ready, more = self.sequences.collect(not step.sequences)
+        late = self.sequences.take_on_time()
+        return StepResult(results, self.runner.sample_late(late) if late else [], ready, refused + more)
+
+    def _start(self, step: Step) -> list[SequenceResult]:
+        started = (self.sequences.start(s, self._processors.pop(s.seq_id, ())) for s in step.starts)
+        return [refusal for refusal in started if refusal is not None]
+
+    def close(self) -> None:
+        pass

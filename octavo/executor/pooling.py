@@ -1,0 +1,32 @@
+"""The pooler of each request, by the model's way of pooling and the request's own wishes."""
+
+from octavo.config import PoolerConfig
+from octavo.params import PoolingParams
+from octavo.parts import CausalLM, Pooler
+
+
+class Pooling:
+    """Makes the Pooler of each request.
+
+    Args:
+        task: embedding, classify or reward; a generating engine pools as for embedding.
+        model: whose scores the last two give.
+        config: how hidden states are pooled, with nothing left open.
+    """
+
+    def __init__(self, task: str, model: CausalLM, config: PoolerConfig) -> None:
+        self.config = config
+        self.score = model.scores if task in ("classify", "reward") else None
+
+    def pooler(self, params: PoolingParams) -> Pooler:
+        """For one request."""
+        config = self.config
+        return Pooler(
+            str(config.pooling_type),
+            score=self.score,
+            returned=config.returned_token_ids,
+            normalize=bool(config.normalize if params.normalize is None else params.normalize),
+            softmax=bool(config.softmax if params.softmax is None else params.softmax),
+            step_tag_id=config.step_tag_id,
+            dimensions=params.dimensions,
+        )

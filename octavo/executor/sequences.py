@@ -1,0 +1,189 @@
+"""What lives in the executor by sequence, and what sequences wait for beside the model: grammars, masks, long lists.
+
+Grammars are made ready and masks found in processes beside this one, the automata of long lists of words in a thread. A
+sequence is called ready once both are there. One whose mask is late keeps its logits and leaves out steps, while all
+others go on. Which tokens come does not depend on any of this: only when they do.
+"""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+from octavo.errors import InvalidRequestError, OctavoError, failure
+from octavo.executor.bad_words import BadWords
+from octavo.executor.grammar import GrammarCompiler, GrammarSession
+from octavo.executor.pooling import Pooling
+from octavo.executor.sampling_state import SamplingState, mix
+from octavo.executor.step import SequenceResult, SequenceStart
+from octavo.params import LogitsProcessor
+from octavo.parts import Pooler
+
+IDLE = 0.01
+"""Seconds to wait where nothing else can be computed."""
+FEW_TOKENS = 2000
+"""Tokens of bad words whose automaton is made at once: a thread would take longer."""
+
+
+@dataclass(eq=False, slots=True)
+class SequenceState:
+    """One sequence, from its SequenceStart to its end."""
+
+    start: SequenceStart
+    sampling: SamplingState | None = None
+    pooler: Pooler | None = None
+    error: str | None = None
+    """Why it cannot be computed."""
+
+
+@dataclass(eq=False, slots=True)
+class _Shared:
+    """What the sequences of one request share, and those of them that have not ended."""
+
+    session: GrammarSession | None
+    bad_words: "Future[BadWords] | BadWords"
+    alive: set[int]
+
+
+class SequenceStates:
+    """All sequences that the executor knows.
+
+    Args:
+        grammars: makes grammars.
+        pooling: makes the pooler of each request.
+    """
+
+    def __init__(self, grammars: GrammarCompiler, pooling: Pooling) -> None:
+        self._grammars, self._pooling = grammars, pooling
+        self._states: dict[int, SequenceState] = {}
+        self._shared: dict[int, _Shared] = {}
+        """By the id of a request's first sequence."""
+        self._waiting: dict[int, SequenceState] = {}
+        self._late: dict[int, SequenceState] = {}
+        self._threads: ThreadPoolExecutor | None = None
+
+    def __getitem__(self, seq_id: int) -> SequenceState:
+        return self._states[seq_id]
+
+    def start(self, start: SequenceStart, processors: Sequence[LogitsProcessor] = ()) -> SequenceResult | None:
+        """Begin with a sequence; the reason if it cannot be computed."""
+        state = self._states[start.seq_id] = SequenceState(start)
+        try:
+            self._prepare(state, processors)
+        except BaseException as error:  # of this request alone
+            reason = failure(error)
+            state.error = reason if isinstance(error, OctavoError) else f"the request could not be prepared: {reason}"
+            return SequenceResult(start.seq_id, error=state.error, is_invalid=isinstance(error, InvalidRequestError))
+        return None
+
+    def _prepare(self, state: SequenceState, processors: Sequence[LogitsProcessor]) -> None:
+        start = state.start
+        if start.pooling is not None:
+            state.pooler = self._pooling.pooler(start.pooling)
+        if start.sampling is None:
+            return
+        params = start.sampling
+        if processors:
+            params = params.clone()
+            params.logits_processors = list(processors)
+        sampling = SamplingState(
+            params, mix(start.seed, start.index), start.prompt_token_ids, frozenset(start.stop_ids)
+        )
+        if start.waits:
+            shared = self._share(start)
+            if shared.session is not None:
+                sampling.grammar = shared.session.grammars[start.index]
+            self._waiting[start.seq_id] = state
+        state.sampling = sampling
+
+    def _share(self, start: SequenceStart) -> _Shared:
+        first = start.seq_id - start.index
+        shared = self._shared.get(first)
+        if shared is None:
+            asked = None if start.sampling is None else start.sampling.structured_outputs
+            session = None if asked is None else self._grammars.compile(asked, start.count)
+            shared = self._shared[first] = _Shared(session, self._automaton(start.bad_words), set())
+        shared.alive.add(start.seq_id)
+        return shared
+
+    def _automaton(self, words: list[list[int]]) -> "Future[BadWords] | BadWords":
+        if sum(map(len, words)) <= FEW_TOKENS:
+            return BadWords(words)
+        self._threads = self._threads or ThreadPoolExecutor(1, thread_name_prefix="octavo-words")
+        return self._threads.submit(BadWords, words)
+
+    def end(self, seq_ids: Iterable[int]) -> None:
+        """Forget sequences; unknown ones are ignored."""
+        for seq_id in seq_ids:
+            if (state := self._states.pop(seq_id, None)) is None:
+                continue
+            self._waiting.pop(seq_id, None)
+            self._late.pop(seq_id, None)
+            first = seq_id - state.start.index
+            if shared := self._shared.get(first):
+                shared.alive.discard(seq_id)
+                if not shared.alive:
+                    del self._shared[first]
+                    if shared.session is not None:
+                        shared.session.close()
+
+    def keep_late(self, states: Iterable[SequenceState]) -> None:
+        """Of the sequences of a step, note those whose mask was not there, and whose logits are kept."""
+        if self._shared:
+            late = (s for s in states if s.sampling is not None and s.sampling.late_logits is not None)
+            self._late |= {s.start.seq_id: s for s in late}
+
+    @property
+    def waits(self) -> bool:
+        """Whether a sequence waits for something."""
+        return bool(self._waiting or self._late)
+
+    def collect(self, is_idle: bool) -> tuple[list[int], list[SequenceResult]]:
+        """Sequences that have become ready, and those that cannot be computed.
+
+        Takes what has come, and where the executor `is_idle` waits shortly for something.
+        """
+        shared = {id(s): s for state in self._waiting.values() if (s := self._shared_of(state))}
+        sessions = {s.session for s in shared.values() if s.session is not None}
+        samplings = [state.sampling for state in self._late.values() if state.sampling is not None]
+        sessions |= {s.grammar.session for s in samplings if s.grammar is not None}
+        for session in sessions:
+            session.slow_down()
+        if sessions:
+            self._grammars.wait(sessions, IDLE if is_idle else 0, until_first=True)
+        elif is_idle:
+            wait([s.bad_words for s in shared.values() if isinstance(s.bad_words, Future)], timeout=IDLE)
+        return self._prepared()
+
+    def _shared_of(self, state: SequenceState) -> _Shared:
+        return self._shared[state.start.seq_id - state.start.index]
+
+    def _prepared(self) -> tuple[list[int], list[SequenceResult]]:
+        ready: list[int] = []
+        refused: list[SequenceResult] = []
+        for seq_id, state in list(self._waiting.items()):
+            shared = self._shared_of(state)
+            if shared.session is not None and shared.session.refused is not None:
+                refused.append(SequenceResult(seq_id, error=shared.session.refused, is_invalid=True))
+            elif (isinstance(shared.bad_words, BadWords) or shared.bad_words.done()) and (
+                shared.session is None or shared.session.is_ready
+            ):
+                try:
+                    if isinstance(shared.bad_words, Future):
+                        shared.bad_words = shared.bad_words.result()
+                    assert state.sampling is not None
+                    state.sampling.bad_words = shared.bad_words
+                    ready.append(seq_id)
+                except BaseException as error:
+                    refused.append(SequenceResult(seq_id, error=failure(error), is_invalid=True))
+            else:
+                continue
+            del self._waiting[seq_id]
+        return ready, refused
+
+    def take_on_time(self) -> list[SequenceState]:
+        """Sequences whose mask has come since their step."""
+        ready = [s for s in self._late.values() if s.sampling and (not s.sampling.grammar or s.sampling.grammar.ready)]
+        for state in ready:
+            del self._late[state.start.seq_id]
+        # One that was preempted meanwhile may have had its token chosen when it was computed anew.
+        return [s for s in ready if s.sampling is not None and s.sampling.late_logits is not None]

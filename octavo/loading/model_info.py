@@ -1,0 +1,31 @@
+"""What the engine and those above it know of a model: integers and strings."""
+
+from typing import Any
+
+import msgspec
+
+from octavo.config import PoolerConfig
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A loaded model, seen from outside."""
+
+    task: str
+    """generate, embedding, classify or reward."""
+    vocab_size: int
+    max_model_len: int
+    """Longest prompt plus answer that its positions and the options allow, in tokens."""
+    eos_token_ids: frozenset[int]
+    generation_config: dict[str, Any]
+    """The model's generation_config.json."""
+    labels: list[str]
+    """Names of a classifier's classes."""
+    num_scores: int
+    """How many values a row's scores have: the outputs of its head for scores, or the vocabulary."""
+    pooling: PoolerConfig
+    """How hidden states are pooled: every field that the task needs is set."""
+    has_encoder: bool
+    decoder_start_token_id: int | None
+    """What answers begin with, in models that have an encoder."""
+    long_rope_threshold: int | None
+    """The longest sequence whose keys are turned by LongRoPE's short table; None without LongRoPE."""
