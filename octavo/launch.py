@@ -1,15 +1,19 @@
-"""An engine with its model in this process."""
+"""An engine with its model: in this process, or in another."""
 
 from octavo.config import EngineArgs
 from octavo.engine.engine import Engine
 from octavo.executor.local import LocalExecutor
+from octavo.executor.process import ExecutorProcess
 from octavo.loading.model import load_model
+from octavo.loading.model_tokenizer import model_tokenizer
 
 
-def launch_engine(args: EngineArgs) -> Engine:
-    """Load the model of `args`, and make an engine for it.
+def launch_engine(args: EngineArgs, process: ExecutorProcess | None = None) -> Engine:
+    """Load the model of `args`, in `process` if one is given, and make an engine for it.
 
     Raises the errors of octavo.errors for everything wrong with the model or the options.
     """
+    if process is not None:
+        return Engine(args, process.load(args), model_tokenizer(args))
     loaded = load_model(args)
     return Engine(args, LocalExecutor(loaded, args), loaded.tokenizer)

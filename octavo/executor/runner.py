@@ -81,7 +81,7 @@ class ModelRunner:
             if results[i].error is None:
                 try:
                     self._read(hidden[first:last], step, states[i], results[i])
-                    if step.num_samples:
+                    if step.num_samples and states[i].sampling is not None:
                         sampled.append((i, last - 1))
                 except BaseException as error:  # of this sequence alone, such as no memory for what it asks for
                     results[i].error = failure(error)

@@ -57,7 +57,7 @@ class SequenceStep(msgspec.Struct):
     """Whether the log-probabilities of the prompt's own next tokens are wanted."""
 
 
-class Step(msgspec.Struct):
+class Step(msgspec.Struct, tag=True):
     """One step of all sequences."""
 
     starts: list[SequenceStart]
@@ -95,7 +95,7 @@ class SequenceResult(msgspec.Struct):
     """Whether it overflowed, and what it wrote was taken out of the caches again."""
 
 
-class StepResult(msgspec.Struct):
+class StepResult(msgspec.Struct, tag=True):
     """What a step gave."""
 
     sequences: list[SequenceResult]

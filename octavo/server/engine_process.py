@@ -7,45 +7,21 @@ Nothing here imports the engine before this process is sure to end with its pare
 deep in libraries that let no thread of Python run.
 """
 
-import ctypes
 import logging
-import os
 import shutil
 import signal
 import sys
-import threading
 from pathlib import Path
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from octavo.errors import OctavoError
+from octavo.parent_process import end_with_parent, is_orphan
 from octavo.server.messages import LoadFailed, encode, read_args
 
-PR_SET_PDEATHSIG = 1
-"""Linux: the signal that a process gets when the thread that started it ends (prctl(2))."""
 LOOK_UP_EVERY = 100
 """Milliseconds after which a process that waits for its parent looks whether it is still there."""
-
-
-def is_orphan(parent: int) -> bool:
-    """Whether the process that started this one has ended. Windows gives orphans no new parent."""
-    return sys.platform != "win32" and os.getppid() != parent
-
-
-def end_with_parent(parent: int) -> None:
-    """From here on this process ends when `parent` does: by the kernel where it can, else when our input closes."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    def watch() -> None:
-        while os.read(0, 1024):
-            pass
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent", daemon=True).start()
-    if is_orphan(parent):
-        os._exit(1)
 
 
 def connect(address: str, parent: int) -> "tuple[zmq.Context[zmq.Socket[bytes]], zmq.Socket[bytes]] | None":

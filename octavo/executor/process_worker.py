@@ -1,0 +1,60 @@
+"""The process of an ExecutorProcess: it loads models and computes steps until its parent ends.
+
+Nothing here imports PyTorch before this process is sure to end with its parent: that takes seconds, most of them deep
+in libraries that let no thread of Python run.
+"""
+
+import queue
+import signal
+import sys
+import threading
+from multiprocessing.connection import Connection
+
+from octavo.config import EngineArgs
+from octavo.errors import failure
+from octavo.executor.executor import Executor
+from octavo.executor.process import Failed, Load, Loaded, Reply, decode_request, encode
+from octavo.parent_process import end_with_parent
+
+
+def main(connection: Connection) -> None:
+    """Answer one request after the other."""
+    messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+
+    def read() -> None:  # in a thread, so that who sends never waits while we compute, or send ourselves
+        try:
+            while True:
+                messages.put(connection.recv_bytes())
+        except (EOFError, OSError):
+            messages.put(None)
+
+    threading.Thread(target=read, name="messages", daemon=True).start()
+    executor: Executor | None = None
+    while (message := messages.get()) is not None:
+        reply: Reply
+        try:
+            request = decode_request(message)
+            if isinstance(request, Load):
+                executor = None  # its memory is the next one's
+                executor = _load(EngineArgs(**request.args))
+                reply = Loaded(executor.info, executor.shape)
+            else:
+                assert executor is not None
+                executor.submit(request)
+                reply = executor.collect()
+        except BaseException as error:
+            reply = Failed(type(error).__name__, failure(error))
+        connection.send_bytes(encode(reply))
+
+
+def _load(args: EngineArgs) -> Executor:
+    from octavo.executor.local import LocalExecutor
+    from octavo.loading.model import load_model
+
+    return LocalExecutor(load_model(args), args)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which says when to stop
+    end_with_parent(int(sys.argv[2]))
+    main(Connection(int(sys.argv[1])))

@@ -1,0 +1,30 @@
+"""For processes that may not outlive the one that started them."""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+
+PR_SET_PDEATHSIG = 1
+"""Linux: the signal that a process gets when the thread that started it ends (prctl(2))."""
+
+
+def is_orphan(parent: int) -> bool:
+    """Whether the process that started this one has ended. Windows gives orphans no new parent."""
+    return sys.platform != "win32" and os.getppid() != parent
+
+
+def end_with_parent(parent: int) -> None:
+    """From here on this process ends when `parent` does: by the kernel where it can, else when our input closes."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+    if is_orphan(parent):
+        os._exit(1)
