@@ -5,11 +5,11 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
+from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp, rms_norm
 from octavo.architectures.gguf_format import UNPERMUTE, GGUFFormat
-from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES, gated_mlp, llama_body
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.parts import CausalLM, Into, Names, alibi_slopes
+from octavo.parts import CausalLM, Into, PreNorm, alibi_slopes
 
 BAICHUAN2_VOCABULARY = 125696
 LAYERS_OF_13B = 40
@@ -20,17 +20,8 @@ def unit_rows(weight: Tensor) -> Tensor:
     return functional.normalize(weight.float(), dim=-1).to(weight.dtype)
 
 
-def names(normed_head: bool) -> Names:
-    return Names(
-        {
-            **ATTENTION_NAMES,
-            **MLP_NAMES,
-            "model.layers.{i}.self_attn.W_pack": "layers.{i}.attention.inner.qkv",
-            "lm_head": Into("head", unit_rows) if normed_head else "head",
-        },
-        IGNORED,
-        prefix="model.",
-    )
+BAICHUAN_NAMES = NAMES.replacing({"model.layers.{i}.self_attn.W_pack": "layers.{i}.attn.qkv"})
+NORMED_HEAD_NAMES = BAICHUAN_NAMES.replacing({"lm_head": Into("head", unit_rows)})
 
 
 @architecture(
@@ -45,7 +36,7 @@ def names(normed_head: bool) -> Names:
             if shared["num_hidden_layers"] == LAYERS_OF_13B
             else {}
         ),
-        names={"model.layers.{i}.self_attn.{q|k|v}_proj": "layers.{i}.attention.inner.qkv.{q|k|v}"},
+        names={"model.layers.{i}.self_attn.{q|k|v}_proj": "layers.{i}.attn.qkv.{q|k|v}"},
         undo=UNPERMUTE,
     ),
 )
@@ -54,5 +45,7 @@ def baichuan(c: Config) -> CausalLM:
     """The kinds are told apart by config keys: 13B has no max_position_embeddings, Baichuan2 has its vocabulary."""
     alibi = c.values.get("max_position_embeddings") is None and c.get("architectures", [""])[0] == "BaichuanForCausalLM"
     second = "z_loss_weight" in c or c.vocab_size == BAICHUAN2_VOCABULARY
-    positions: dict[str, Any] = {"alibi": alibi_slopes(c.num_attention_heads)} if alibi else {}
-    return llama_body(c, mlp=gated_mlp(c), names=names(second), rotates=not alibi, **positions)
+    positions: dict[str, Any] = {"rope": None, "alibi": alibi_slopes(c.num_attention_heads)} if alibi else {}
+    norm, attn, mlp = rms_norm(c), attention(c, **positions), gated_mlp(c)
+    names = NORMED_HEAD_NAMES if second else BAICHUAN_NAMES
+    return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp()), names)

@@ -12,7 +12,6 @@ from octavo.architectures.registry import architecture
 from octavo.parts import (
     MLP,
     Attention,
-    Block,
     CausalLM,
     CrossAttention,
     Embedding,
@@ -20,6 +19,7 @@ from octavo.parts import (
     EncoderBatch,
     Into,
     LayerNorm,
+    Linear,
     Names,
     NormedEmbedding,
     PositionedEmbedding,
@@ -33,12 +33,12 @@ def side(name: str, layers: str, embed: str) -> dict[str, str | Into]:
     return {
         f"model.{name}.embed_positions": Into(f"{embed}.tokens.positions", drop_padding),
         f"model.{name}.layernorm_embedding": f"{embed}.norm",
-        f"model.{name}.layers.{{i}}.self_attn.{{q|k|v}}_proj": f"{layers}.attention.inner.qkv.{{q|k|v}}",
-        f"model.{name}.layers.{{i}}.self_attn.out_proj": f"{layers}.attention.inner.o",
-        f"model.{name}.layers.{{i}}.self_attn_layer_norm": f"{layers}.attention.norm",
-        f"model.{name}.layers.{{i}}.fc1": f"{layers}.mlp.inner.up",
-        f"model.{name}.layers.{{i}}.fc2": f"{layers}.mlp.inner.down",
-        f"model.{name}.layers.{{i}}.final_layer_norm": f"{layers}.mlp.norm",
+        f"model.{name}.layers.{{i}}.self_attn.{{q|k|v}}_proj": f"{layers}.attn.qkv.{{q|k|v}}",
+        f"model.{name}.layers.{{i}}.self_attn.out_proj": f"{layers}.attn.o",
+        f"model.{name}.layers.{{i}}.self_attn_layer_norm": f"{layers}.attn_norm",
+        f"model.{name}.layers.{{i}}.fc1": f"{layers}.mlp.up",
+        f"model.{name}.layers.{{i}}.fc2": f"{layers}.mlp.down",
+        f"model.{name}.layers.{{i}}.final_layer_norm": f"{layers}.mlp_norm",
     }
 
 
@@ -47,10 +47,10 @@ NAMES = Names(
         "model.{shared|encoder.embed_tokens|decoder.embed_tokens}": "embed.tokens.tokens",
         **side("encoder", "encoder.layers.{i}", "encoder.embed"),
         **side("decoder", "layers.{i}", "embed"),
-        "model.decoder.layers.{i}.encoder_attn.q_proj": "layers.{i}.cross.inner.q",
-        "model.decoder.layers.{i}.encoder_attn.{k|v}_proj": "layers.{i}.cross.inner.kv.{k|v}",
-        "model.decoder.layers.{i}.encoder_attn.out_proj": "layers.{i}.cross.inner.o",
-        "model.decoder.layers.{i}.encoder_attn_layer_norm": "layers.{i}.cross.norm",
+        "model.decoder.layers.{i}.encoder_attn.q_proj": "layers.{i}.cross_attn.q",
+        "model.decoder.layers.{i}.encoder_attn.{k|v}_proj": "layers.{i}.cross_attn.kv.{k|v}",
+        "model.decoder.layers.{i}.encoder_attn.out_proj": "layers.{i}.cross_attn.o",
+        "model.decoder.layers.{i}.encoder_attn_layer_norm": "layers.{i}.cross_attn_norm",
         "final_logits_bias": parameter("logits_bias"),
         "lm_head": "head",
     },
@@ -102,19 +102,17 @@ def bart(c: Config) -> CausalLM:
     def embed() -> NormedEmbedding:
         return NormedEmbedding(PositionedEmbedding(tokens, Embedding(c.max_position_embeddings, hidden_size)), norm())
 
-    def mlp(intermediate_size: int) -> PostNorm:
-        return PostNorm(norm(), MLP(hidden_size, intermediate_size, activation, bias=True))
+    mlp = partial(MLP, hidden_size, activation=activation, bias=True)
 
-    def encoder_layer() -> Block:
-        attention = EncoderAttention(hidden_size, num_heads, bias=True)
-        return Block(attention=PostNorm(norm(), attention), mlp=mlp(c.encoder_ffn_dim))
+    def encoder_layer() -> PostNorm:
+        return PostNorm(norm, attn=EncoderAttention(hidden_size, num_heads, bias=True), mlp=mlp(c.encoder_ffn_dim))
 
-    def decoder_layer(i: int) -> Block:
-        num_heads = c.decoder_attention_heads
-        attention = Attention(hidden_size, num_heads, num_heads, hidden_size // num_heads, bias=True, out_bias=True)
-        return Block(
-            attention=PostNorm(norm(), attention),
-            cross=PostNorm(norm(), CrossAttention(hidden_size, num_heads, bias=True)),
+    def decoder_layer(i: int) -> PostNorm:
+        heads = c.decoder_attention_heads
+        return PostNorm(
+            norm,
+            attn=Attention(hidden_size, heads, heads, hidden_size // heads, bias=True, out_bias=True),
+            cross_attn=CrossAttention(hidden_size, heads, bias=True),
             mlp=mlp(c.decoder_ffn_dim),
         )
 
@@ -123,7 +121,8 @@ def bart(c: Config) -> CausalLM:
         layer=decoder_layer,
         layers=c.decoder_layers,
         norm=nn.Identity(),
-        head=None,
+        head=Linear(hidden_size, c.vocab_size),
         names=NAMES,
+        tied=True,
         encoder=Encoder(embed(), [encoder_layer() for _ in range(layers)]),
     )

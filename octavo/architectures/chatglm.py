@@ -11,7 +11,6 @@ from octavo.architectures.registry import architecture
 from octavo.architectures.rope import make_rope
 from octavo.parts import (
     Attention,
-    Block,
     CausalLM,
     Embedding,
     FromNormed,
@@ -19,19 +18,19 @@ from octavo.parts import (
     LayerNorm,
     Linear,
     Names,
-    Residual,
+    PreNorm,
     RMSNorm,
 )
 
 NAMES = Names(
     {
         "transformer.embedding.word_embeddings": "embed",
-        "transformer.encoder.layers.{i}.input_layernorm": "layers.{i}.attention.norm",
-        "transformer.encoder.layers.{i}.self_attention.query_key_value": "layers.{i}.attention.inner.qkv",
-        "transformer.encoder.layers.{i}.self_attention.dense": "layers.{i}.attention.inner.o",
-        "transformer.encoder.layers.{i}.post_attention_layernorm": "layers.{i}.mlp.norm",
-        "transformer.encoder.layers.{i}.mlp.dense_h_to_4h": "layers.{i}.mlp.inner.gate_up",
-        "transformer.encoder.layers.{i}.mlp.dense_4h_to_h": "layers.{i}.mlp.inner.down",
+        "transformer.encoder.layers.{i}.input_layernorm": "layers.{i}.attn_norm",
+        "transformer.encoder.layers.{i}.self_attention.query_key_value": "layers.{i}.attn.qkv",
+        "transformer.encoder.layers.{i}.self_attention.dense": "layers.{i}.attn.o",
+        "transformer.encoder.layers.{i}.post_attention_layernorm": "layers.{i}.mlp_norm",
+        "transformer.encoder.layers.{i}.mlp.dense_h_to_4h": "layers.{i}.mlp.gate_up",
+        "transformer.encoder.layers.{i}.mlp.dense_4h_to_h": "layers.{i}.mlp.down",
         "transformer.encoder.final_layernorm": "norm",
         "transformer.output_layer": "head",
     },
@@ -64,7 +63,7 @@ def chatglm(c: Config) -> CausalLM:
     hidden_size, num_heads, vocab = c.hidden_size, c.num_attention_heads, c.first("padded_vocab_size", "vocab_size")
     head_dim, bias = c.get("kv_channels", hidden_size // num_heads), c.add_bias_linear
     rope = make_rope(c, head_dim, base=10000.0 * c.rope_ratio, interleaved=True)
-    attention = partial(
+    attn = partial(
         Attention,
         hidden_size,
         num_heads,
@@ -76,12 +75,13 @@ def chatglm(c: Config) -> CausalLM:
     )
     mlp = partial(GatedMLP, hidden_size, c.ffn_hidden_size, "silu", bias)
     norm = partial(RMSNorm if c.rmsnorm else LayerNorm, hidden_size, c.layernorm_epsilon)
-    residual = FromNormed if c.apply_residual_connection_post_layernorm else Residual
+    wiring = FromNormed if c.apply_residual_connection_post_layernorm else PreNorm
     return CausalLM(
         embed=Embedding(vocab, hidden_size),
-        layer=lambda i: Block(attention=residual(norm(), attention()), mlp=residual(norm(), mlp())),
+        layer=lambda i: wiring(norm, attn=attn(), mlp=mlp()),
         layers=c.num_layers,
         norm=norm() if c.post_layer_norm else nn.Identity(),
-        head=None if c.tie_word_embeddings else Linear(hidden_size, vocab),
+        head=Linear(hidden_size, vocab),
         names=NAMES,
+        tied=c.tie_word_embeddings,
     )

@@ -5,33 +5,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from octavo.architectures.decoder import attention, decoder, gated_mlp
 from octavo.architectures.gguf_format import GGUFFormat
-from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope import make_rope
-from octavo.parts import (
-    Attention,
-    CausalLM,
-    Embedding,
-    GatedMLP,
-    LayerNorm,
-    Linear,
-    Names,
-    QKNorm,
-    SharedNorm,
-)
-
-NAMES = Names(
-    {
-        published: path.replace("attention.norm", "norm").replace(".inner", "")
-        for published, path in {**ATTENTION_NAMES, **MLP_NAMES}.items()
-        if not published.endswith("post_attention_layernorm")
-    }
-    | {"model.layers.{i}.self_attn.{q|k}_norm": "layers.{i}.attention.qk_transform.{q|k}"},
-    IGNORED,
-    prefix="model.",
-)
+from octavo.parts import CausalLM, LayerNorm, QKNorm, SharedNorm
 
 
 class HeadNorm(nn.Module):
@@ -58,33 +37,14 @@ class HeadNorm(nn.Module):
     ),
 )
 def cohere(c: Config) -> CausalLM:
-    hidden_size, num_heads, eps = c.hidden_size, c.num_attention_heads, c.layer_norm_eps
-    num_kv_heads, head_dim = c.get("num_key_value_heads", num_heads), hidden_size // num_heads
-    bias = c.attention_bias
-    norm = partial(LayerNorm, hidden_size, eps, bias=False)
-    rope = make_rope(c, head_dim, interleaved=True)
+    num_heads, eps, bias = c.num_attention_heads, c.layer_norm_eps, c.attention_bias
+    num_kv_heads, head_dim = c.get("num_key_value_heads", num_heads), c.hidden_size // num_heads
 
-    def attention() -> Attention:
+    def head_norms() -> QKNorm | None:
         norms = HeadNorm(num_heads, head_dim, eps), HeadNorm(num_kv_heads, head_dim, eps)
-        qk_transform = QKNorm(num_heads, num_kv_heads, *norms) if c.use_qk_norm else None
-        return Attention(
-            hidden_size,
-            num_heads,
-            num_kv_heads,
-            head_dim,
-            rope=rope,
-            bias=bias,
-            out_bias=bias,
-            qk_transform=qk_transform,
-        )
+        return QKNorm(num_heads, num_kv_heads, *norms) if c.use_qk_norm else None
 
-    mlp = partial(GatedMLP, hidden_size, c.intermediate_size, c.hidden_act)
-    return CausalLM(
-        embed=Embedding(c.vocab_size, hidden_size),
-        layer=lambda i: SharedNorm(norm(), attention=attention(), mlp=mlp()),
-        layers=c.num_hidden_layers,
-        norm=norm(),
-        head=None if c.tie_word_embeddings else Linear(hidden_size, c.vocab_size),
-        names=NAMES,
-        logit_scale=c.logit_scale,
-    )
+    rope = make_rope(c, head_dim, interleaved=True)
+    attn = attention(c, rope=rope, bias=bias, out_bias=bias, qk_transform=head_norms)
+    norm, mlp = partial(LayerNorm, c.hidden_size, eps, bias=False), gated_mlp(c)
+    return decoder(c, norm, lambda i: SharedNorm(norm, attn=attn(i), mlp=mlp()), logit_scale=c.logit_scale)

@@ -6,26 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octavo.architectures.decoder import decoder, moe
 from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope import make_rope
-from octavo.parts import (
-    Attention,
-    Block,
-    CausalLM,
-    Clip,
-    Embedding,
-    GatedMLP,
-    LayerNorm,
-    Linear,
-    MoE,
-    Names,
-    Residual,
-    stacked,
-)
+from octavo.parts import Attention, CausalLM, Clip, GatedMLP, LayerNorm, Names, PreNorm, stacked
 
-INNER = "layers.{i}.mlp.inner"
+MLP = "layers.{i}.mlp"
 
 
 def names(experts: int) -> Names:
@@ -40,15 +28,15 @@ def names(experts: int) -> Names:
     return Names(
         {
             "transformer.wte": "embed",
-            "transformer.blocks.{i}.norm_attn_norm.norm_1": "layers.{i}.attention.norm",
-            "transformer.blocks.{i}.norm_attn_norm.attn.Wqkv": "layers.{i}.attention.inner.qkv",
-            "transformer.blocks.{i}.norm_attn_norm.attn.out_proj": "layers.{i}.attention.inner.o",
-            "transformer.blocks.{i}.norm_attn_norm.norm_2": "layers.{i}.mlp.norm",
-            f"{published}.router.layer": f"{INNER}.router",
+            "transformer.blocks.{i}.norm_attn_norm.norm_1": "layers.{i}.attn_norm",
+            "transformer.blocks.{i}.norm_attn_norm.attn.Wqkv": "layers.{i}.attn.qkv",
+            "transformer.blocks.{i}.norm_attn_norm.attn.out_proj": "layers.{i}.attn.o",
+            "transformer.blocks.{i}.norm_attn_norm.norm_2": "layers.{i}.mlp_norm",
+            f"{published}.router.layer": f"{MLP}.router",
             f"{published}.experts.mlp.{{w1|v1}}": stacked(
-                INNER + ".experts.{e}.gate_up.{gate|up}.weight", unstack, full_name=True
+                MLP + ".experts.{e}.gate_up.{gate|up}.weight", unstack, full_name=True
             ),
-            f"{published}.experts.mlp.w2": stacked(INNER + ".experts.{e}.down.weight", unstack_down, full_name=True),
+            f"{published}.experts.mlp.w2": stacked(MLP + ".experts.{e}.down.weight", unstack_down, full_name=True),
             "transformer.norm_f": "norm",
             "lm_head": "head",
         },
@@ -89,8 +77,8 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
         "dbrx",
         config=_from_gguf,
         names={
-            "transformer.blocks.{i}.ffn.experts.{e}.mlp.{w1|v1}": INNER + ".experts.{e}.gate_up.{gate|up}",
-            "transformer.blocks.{i}.ffn.experts.{e}.mlp.w2": INNER + ".experts.{e}.down",
+            "transformer.blocks.{i}.ffn.experts.{e}.mlp.{w1|v1}": MLP + ".experts.{e}.gate_up.{gate|up}",
+            "transformer.blocks.{i}.ffn.experts.{e}.mlp.w2": MLP + ".experts.{e}.down",
         },
     ),
 )
@@ -98,7 +86,7 @@ def dbrx(c: Config) -> CausalLM:
     hidden_size, num_heads = c.d_model, c.n_heads
     settings, experts = c.section("attn_config"), c.section("ffn_config")
     head_dim, limit = hidden_size // num_heads, settings.get("clip_qkv")
-    attention = partial(
+    attn = partial(
         Attention,
         hidden_size,
         num_heads,
@@ -112,14 +100,5 @@ def dbrx(c: Config) -> CausalLM:
     expert = partial(GatedMLP, hidden_size, experts.ffn_hidden_size, activation)
     router = partial(route, top_k, experts.get("moe_normalize_expert_weights"))
     norm = partial(LayerNorm, hidden_size, 1e-5, bias=False)
-    return CausalLM(
-        embed=Embedding(c.vocab_size, hidden_size),
-        layer=lambda i: Block(
-            attention=Residual(norm(), attention()),
-            mlp=Residual(norm(), MoE(hidden_size, [expert() for _ in range(count)], router)),
-        ),
-        layers=c.n_layers,
-        norm=norm(),
-        head=None if c.tie_word_embeddings else Linear(hidden_size, c.vocab_size),
-        names=names(count),
-    )
+    mlp = moe(c, expert, count, router)
+    return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(), mlp=mlp()), names(count))

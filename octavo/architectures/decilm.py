@@ -1,27 +1,22 @@
 """DeciLM (Deci 2023) and Llama-Nemotron (NVIDIA 2024): Llama's body where a search chose each layer's pieces."""
 
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
+from octavo.architectures.decoder import NAMES, decoder, rms_norm
 from octavo.architectures.gguf_format import UNPERMUTE, GGUFFormat, GGUFHeader
-from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope import make_rope
 from octavo.errors import CheckpointError, UnsupportedModelError
-from octavo.parts import Attention, Batch, Block, CausalLM, Embedding, GatedMLP, Linear, Names, Residual, RMSNorm
+from octavo.parts import Attention, Batch, CausalLM, GatedMLP, Linear, PreNorm
 
-NAMES = Names(
+DECILM_NAMES = NAMES.extended(
     {
-        **ATTENTION_NAMES,
-        **MLP_NAMES,
-        "model.layers.{i}.self_attn.linear_attn": "layers.{i}.attention.inner.o",
-        "model.layers.{i}.mlp.linear_mlp": "layers.{i}.mlp.inner.o",
-    },
-    IGNORED,
-    prefix="model.",
+        "model.layers.{i}.self_attn.linear_attn": "layers.{i}.attn.o",
+        "model.layers.{i}.mlp.linear_mlp": "layers.{i}.mlp.o",
+    }
 )
 FFN_MULTIPLE = 256
 """Feed-forward sizes are rounded up to a multiple of it."""
@@ -89,11 +84,12 @@ def decilm(c: Config) -> CausalLM:
     hidden_size, num_heads = c.hidden_size, c.num_attention_heads
     head_dim = c.get("head_dim", hidden_size // num_heads)
     bias, mlp_bias = c.attention_bias, c.mlp_bias
-    norm = partial(RMSNorm, hidden_size, c.rms_norm_eps)
-    rope = make_rope(c, head_dim)
+    norm, rope = rms_norm(c), make_rope(c, head_dim)
     blocks = block_configs(c)
 
-    def attention(a: Config) -> nn.Module:
+    def attention(a: Config) -> nn.Module | None:
+        if a.get("no_op"):
+            return None
         if a.get("replace_with_linear"):
             return LinearPiece(hidden_size, bias)
         if refused := [key for key in ("num_sink_tokens", "sparsify") if a.values.get(key)]:
@@ -103,24 +99,14 @@ def decilm(c: Config) -> CausalLM:
             hidden_size, num_heads, num_kv_heads, head_dim, rope=rope, bias=bias, out_bias=bias, window=window
         )
 
-    def mlp(ffn: Config) -> nn.Module:
+    def mlp(ffn: Config) -> nn.Module | None:
+        if ffn.get("no_op"):
+            return None
         if ffn.get("replace_with_linear"):
             return LinearPiece(hidden_size, mlp_bias)
         return GatedMLP(hidden_size, ffn_size(c, ffn), c.hidden_act, mlp_bias)
 
-    def layer(i: int) -> Block:
-        pieces, a, ffn = {}, blocks[i].section("attention"), blocks[i].section("ffn")
-        if not a.get("no_op"):
-            pieces["attention"] = Residual(norm(), attention(a))
-        if not ffn.get("no_op"):
-            pieces["mlp"] = Residual(norm(), mlp(ffn))
-        return Block(**pieces)
+    def layer(i: int) -> PreNorm:
+        return PreNorm(norm, attn=attention(blocks[i].section("attention")), mlp=mlp(blocks[i].section("ffn")))
 
-    return CausalLM(
-        embed=Embedding(c.vocab_size, hidden_size),
-        layer=layer,
-        layers=c.num_hidden_layers,
-        norm=norm(),
-        head=None if c.tie_word_embeddings else Linear(hidden_size, c.vocab_size),
-        names=NAMES,
-    )
+    return decoder(c, norm, layer, DECILM_NAMES)

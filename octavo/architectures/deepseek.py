@@ -1,35 +1,52 @@
 """DeepSeek-MoE (Dai et al. 2024): Llama's body with fine experts, and a wide one that every token shares."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import Tensor, nn
 
+from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp, rms_norm
 from octavo.architectures.gguf_format import UNPERMUTE, GGUFFormat
-from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES, gated_mlp, llama_body
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.parts import Batch, CausalLM, GatedMLP, MoE, Names, softmax_then_topk
+from octavo.parts import Batch, CausalLM, GatedMLP, MoE, PreNorm, softmax_then_topk
+from octavo.parts.moe import Route
 
-MOE_NAMES = {
-    "model.layers.{i}.mlp.gate": "layers.{i}.mlp.inner.routed.router",
-    "model.layers.{i}.mlp.experts.{e}.{gate|up}_proj": "layers.{i}.mlp.inner.routed.experts.{e}.gate_up.{gate|up}",
-    "model.layers.{i}.mlp.experts.{e}.down_proj": "layers.{i}.mlp.inner.routed.experts.{e}.down",
-    "model.layers.{i}.mlp.shared_experts.{gate|up}_proj": "layers.{i}.mlp.inner.shared.gate_up.{gate|up}",
-    "model.layers.{i}.mlp.shared_experts.down_proj": "layers.{i}.mlp.inner.shared.down",
-}
-NAMES = Names({**ATTENTION_NAMES, **MLP_NAMES, **MOE_NAMES}, IGNORED, prefix="model.")
+DEEPSEEK_NAMES = NAMES.extended(
+    {
+        "model.layers.{i}.mlp.shared_experts.{gate|up}_proj": "layers.{i}.mlp.shared.gate_up.{gate|up}",
+        "model.layers.{i}.mlp.shared_experts.down_proj": "layers.{i}.mlp.shared.down",
+    }
+)
 
 
-class RoutedAndShared(nn.Module):
-    """`routed(x) + shared(x)`; no shared expert where there is none."""
+class MoEWithShared(MoE):
+    """Experts, and one that serves every token, if there is one."""
 
-    def __init__(self, routed: MoE, shared: GatedMLP | None) -> None:
-        super().__init__()
-        self.routed, self.shared = routed, shared
+    def __init__(
+        self, hidden_size: int, experts: Sequence[GatedMLP], route: Route, shared: GatedMLP | None = None
+    ) -> None:
+        super().__init__(hidden_size, experts, route)
+        self.shared = shared
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        routed: Tensor = self.routed(x, batch)
+        routed = super().forward(x, batch)
         return routed if self.shared is None else routed + self.shared(x, batch)
+
+
+def feed_forwards(c: Config, make_route: Callable[[Config], Route]) -> Callable[[int], nn.Module]:
+    """Makes the feed-forward of the layer of a given index, with experts or without."""
+    expert, dense = partial(GatedMLP, c.hidden_size, activation=c.hidden_act), gated_mlp(c)
+    count, shared, size = c.get("n_routed_experts", 0), c.get("n_shared_experts", 0), c.moe_intermediate_size
+    first, every, route = c.first_k_dense_replace, c.moe_layer_freq, make_route(c) if count else None
+
+    def make(layer: int) -> nn.Module:
+        if route is None or layer < first or layer % every:
+            return dense()
+        experts = [expert(size) for _ in range(count)]
+        return MoEWithShared(c.hidden_size, experts, route, expert(shared * size) if shared else None)
+
+    return make
 
 
 @architecture(
@@ -39,16 +56,7 @@ class RoutedAndShared(nn.Module):
     gguf=GGUFFormat("deepseek", undo=UNPERMUTE),
 )
 def deepseek(c: Config) -> CausalLM:
-    hidden_size, activation = c.hidden_size, c.hidden_act
-    expert = partial(GatedMLP, hidden_size, c.moe_intermediate_size, activation)
-    route = softmax_then_topk(c.get("num_experts_per_tok", 0), c.norm_topk_prob)
-    count, shared, bias = c.get("n_routed_experts", 0), c.get("n_shared_experts", 0), c.attention_bias
-    first, every = c.first_k_dense_replace, c.moe_layer_freq
-
-    def mlp(layer: int) -> nn.Module:
-        if not count or layer < first or layer % every:
-            return gated_mlp(c)(layer)
-        wide = GatedMLP(hidden_size, shared * c.moe_intermediate_size, activation) if shared else None
-        return RoutedAndShared(MoE(hidden_size, [expert() for _ in range(count)], route), wide)
-
-    return llama_body(c, mlp=mlp, names=NAMES, bias=bias, out_bias=bias)
+    norm, bias = rms_norm(c), c.attention_bias
+    attn = attention(c, bias=bias, out_bias=bias)
+    mlp = feed_forwards(c, lambda c: softmax_then_topk(c.num_experts_per_tok, c.norm_topk_prob))
+    return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp(i)), DEEPSEEK_NAMES)

@@ -2,36 +2,32 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from octavo.architectures.deepseek import MOE_NAMES, RoutedAndShared
+from octavo.architectures.decoder import NAMES, decoder, gated_mlp, rms_norm
+from octavo.architectures.deepseek import DEEPSEEK_NAMES, feed_forwards
 from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
-from octavo.architectures.llama import FRAME_NAMES, IGNORED, MLP_NAMES, gated_mlp, llama_body
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope import make_rope
 from octavo.architectures.rope_settings import rope_settings
 from octavo.errors import UnsupportedModelError
-from octavo.parts import CausalLM, GatedMLP, Into, LatentAttention, MoE, Names, parameter
+from octavo.parts import CausalLM, Embedding, Into, LatentAttention, PreNorm, parameter
 from octavo.parts.moe import Route
 
-ATTENTION = "layers.{i}.attention.inner"
-LATENT_NAMES: dict[str, str | Into] = {
-    **FRAME_NAMES,
-    "model.layers.{i}.self_attn.q_proj": ATTENTION + ".q",
-    "model.layers.{i}.self_attn.q_a_proj": ATTENTION + ".q_a",
-    "model.layers.{i}.self_attn.q_a_layernorm": ATTENTION + ".q_norm",
-    "model.layers.{i}.self_attn.q_b_proj": ATTENTION + ".q_b",
-    "model.layers.{i}.self_attn.kv_a_proj_with_mqa": ATTENTION + ".kv_a",
-    "model.layers.{i}.self_attn.kv_a_layernorm": ATTENTION + ".kv_norm",
-    "model.layers.{i}.self_attn.kv_b_proj.weight": parameter(ATTENTION + ".kv_b"),
-    **MLP_NAMES,
+LATENT: dict[str, str | Into] = {
+    "model.layers.{i}.self_attn.q_proj": "layers.{i}.attn.q",
+    "model.layers.{i}.self_attn.q_a_proj": "layers.{i}.attn.q_a",
+    "model.layers.{i}.self_attn.q_a_layernorm": "layers.{i}.attn.q_norm",
+    "model.layers.{i}.self_attn.q_b_proj": "layers.{i}.attn.q_b",
+    "model.layers.{i}.self_attn.kv_a_proj_with_mqa": "layers.{i}.attn.kv_a",
+    "model.layers.{i}.self_attn.kv_a_layernorm": "layers.{i}.attn.kv_norm",
+    "model.layers.{i}.self_attn.kv_b_proj.weight": parameter("layers.{i}.attn.kv_b"),
 }
-DEEPSEEK_NAMES = Names({**LATENT_NAMES, **MOE_NAMES}, IGNORED, prefix="model.")
-MINICPM3_NAMES = Names(LATENT_NAMES, IGNORED, prefix="model.")
 
 
 def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
@@ -48,13 +44,14 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
     }
 
 
-def latent_attention(c: Config, interleaved: bool, eps: float) -> Callable[[int], LatentAttention]:
+def latent_attention(c: Config, interleaved: bool, eps: float) -> Callable[[], LatentAttention]:
     """Makes the part that both configs describe."""
     nope_dim, rope_dim, settings = c.qk_nope_head_dim, c.qk_rope_head_dim, rope_settings(c)
     # Under YaRN the scores are scaled by the square of its magnitude as well.
     magnitude = 0.1 * settings.get("mscale_all_dim", 0.0) * math.log(max(settings.get("factor", 1.0), 1.0)) + 1.0
     rope = make_rope(c, rope_dim, partial=False, interleaved=interleaved)
-    return lambda layer: LatentAttention(
+    return partial(
+        LatentAttention,
         c.hidden_size,
         c.num_attention_heads,
         rank=c.kv_lora_rank,
@@ -99,25 +96,9 @@ def make_route(c: Config) -> Route:
     gguf=GGUFFormat("deepseek2", config=_from_gguf),
 )
 def deepseek_v2(c: Config) -> CausalLM:
-    hidden_size, intermediate_size, activation = c.hidden_size, c.moe_intermediate_size, c.hidden_act
-    count, shared = c.get("n_routed_experts", 0), c.get("n_shared_experts", 0)
-    first, every = c.first_k_dense_replace, c.moe_layer_freq
-
-    route = make_route(c) if count else None
-
-    def mlp(layer: int) -> nn.Module:
-        if route is None or layer < first or layer % every:
-            return gated_mlp(c)(layer)
-        experts = [GatedMLP(hidden_size, intermediate_size, activation) for _ in range(count)]
-        wide = GatedMLP(hidden_size, shared * intermediate_size, activation) if shared else None
-        return RoutedAndShared(MoE(hidden_size, experts, route), wide)
-
-    return llama_body(
-        c,
-        mlp=mlp,
-        names=DEEPSEEK_NAMES,
-        attend=latent_attention(c, True, c.rms_norm_eps),
-    )
+    norm, mlp = rms_norm(c), feed_forwards(c, make_route)
+    attn = latent_attention(c, True, c.rms_norm_eps)
+    return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(), mlp=mlp(i)), DEEPSEEK_NAMES.replacing(LATENT))
 
 
 def _minicpm3_from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
@@ -133,12 +114,13 @@ def _minicpm3_from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, A
 )
 def minicpm3(c: Config) -> CausalLM:
     """The norms inside attention keep their own epsilon, whatever the config says of the others."""
-    return llama_body(
+    norm, attn, mlp = rms_norm(c), latent_attention(c, False, 1e-6), gated_mlp(c)
+    scale = c.get("scale_depth", c.num_hidden_layers**0.5) / c.num_hidden_layers**0.5
+    return decoder(
         c,
-        mlp=gated_mlp(c),
-        names=MINICPM3_NAMES,
-        attend=latent_attention(c, False, 1e-6),
-        embed_scale=c.scale_emb,
-        residual_scale=c.get("scale_depth", c.num_hidden_layers**0.5) / c.num_hidden_layers**0.5,
+        norm,
+        lambda i: PreNorm(norm, attn=attn(), mlp=mlp(), scale=scale),
+        NAMES.replacing(LATENT),
+        embed=Embedding(c.vocab_size, c.hidden_size, c.scale_emb),
         logit_scale=c.get("dim_model_base", c.hidden_size) / c.hidden_size,
     )

@@ -4,8 +4,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from octavo.architectures.decoder import decoder
 from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
@@ -13,13 +14,10 @@ from octavo.architectures.rope import make_rope
 from octavo.parts import (
     MLP,
     Attention,
-    Block,
     CausalLM,
-    Embedding,
     LayerNorm,
-    Linear,
     Names,
-    Residual,
+    PreNorm,
     SharedNorm,
     SideBySide,
     alibi_slopes,
@@ -29,33 +27,17 @@ from octavo.parts import (
 QKV = "transformer.h.{i}.self_attention.query_key_value"
 
 
-def names(num_kv_heads: int, group: int, head_dim: int, shared: bool, two_norms: bool) -> Names:
-    """`shared`: one norm for both pieces; `two_norms`: published as ln_attn and ln_mlp."""
-    attention, mlp = (
-        ("layers.{i}.attention", "layers.{i}.mlp")
-        if shared
-        else (
-            "layers.{i}.attention.inner",
-            "layers.{i}.mlp.inner",
-        )
-    )
-    first, second = ("ln_attn", "ln_mlp") if two_norms else ("input_layernorm", "post_attention_layernorm")
-    norms = (
-        {"transformer.h.{i}.input_layernorm": "layers.{i}.norm"}
-        if shared
-        else {
-            f"transformer.h.{{i}}.{first}": "layers.{i}.attention.norm",
-            f"transformer.h.{{i}}.{second}": "layers.{i}.mlp.norm",
-        }
-    )
+def names(num_kv_heads: int, group: int, head_dim: int, two_norms: bool) -> Names:
+    """`two_norms`: published as ln_attn and ln_mlp."""
+    norms = "{ln_attn|ln_mlp}" if two_norms else "{input_layernorm|post_attention_layernorm}"
     return Names(
         {
             "transformer.word_embeddings": "embed",
-            **norms,
-            QKV: grouped_qkv(f"{attention}.qkv", num_kv_heads, group, head_dim),
-            "transformer.h.{i}.self_attention.dense": f"{attention}.o",
-            "transformer.h.{i}.mlp.dense_h_to_4h": f"{mlp}.up",
-            "transformer.h.{i}.mlp.dense_4h_to_h": f"{mlp}.down",
+            f"transformer.h.{{i}}.{norms}": "layers.{i}.{attn|mlp}_norm",
+            QKV: grouped_qkv("layers.{i}.attn.qkv", num_kv_heads, group, head_dim),
+            "transformer.h.{i}.self_attention.dense": "layers.{i}.attn.o",
+            "transformer.h.{i}.mlp.dense_h_to_4h": "layers.{i}.mlp.up",
+            "transformer.h.{i}.mlp.dense_4h_to_h": "layers.{i}.mlp.down",
             "transformer.ln_f": "norm",
             "lm_head": "head",
         },
@@ -103,7 +85,7 @@ def falcon(c: Config) -> CausalLM:
     shared = parallel and not (new and c.get("num_ln_in_parallel_attn", 2) == 2)
     norm = partial(LayerNorm, hidden_size, c.layer_norm_epsilon)
     alibi = c.alibi
-    attention = partial(
+    attn = partial(
         Attention,
         hidden_size,
         num_heads,
@@ -115,20 +97,11 @@ def falcon(c: Config) -> CausalLM:
         # Falcon adds the bias inside the scaling.
         alibi=alibi_slopes(num_heads) * head_dim**-0.5 if alibi else None,
     )
-    intermediate_size = c.get("ffn_hidden_size", 4 * hidden_size)
-    mlp = partial(MLP, hidden_size, intermediate_size, c.activation, bias=bias)
-
-    def layer(i: int) -> nn.Module:
-        if shared:
-            return SharedNorm(norm(), attention=attention(), mlp=mlp())
-        wire = SideBySide if parallel else Block
-        return wire(attention=Residual(norm(), attention()), mlp=Residual(norm(), mlp()))
-
-    return CausalLM(
-        embed=Embedding(c.vocab_size, hidden_size),
-        layer=layer,
-        layers=c.num_hidden_layers,
-        norm=norm(),
-        head=None if c.tie_word_embeddings else Linear(hidden_size, c.vocab_size),
-        names=names(num_kv_heads, num_heads // num_kv_heads, head_dim, shared, two_norms=new and not shared),
+    mlp = partial(MLP, hidden_size, c.get("ffn_hidden_size", 4 * hidden_size), c.activation, bias=bias)
+    wiring = SharedNorm if shared else SideBySide if parallel else PreNorm
+    return decoder(
+        c,
+        norm,
+        lambda i: wiring(norm, attn=attn(), mlp=mlp()),
+        names(num_kv_heads, num_heads // num_kv_heads, head_dim, two_norms=new and not shared),
     )

@@ -2,11 +2,11 @@
 
 from functools import partial
 
+from octavo.architectures.decoder import NAMES, attention, decoder
 from octavo.architectures.gguf_format import GGUFFormat, minus_one
-from octavo.architectures.llama import NAMES, llama_body
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.parts import CausalLM, GatedMLP, RMSNorm
+from octavo.parts import CausalLM, Embedding, GatedMLP, PreNorm, RMSNorm
 
 
 @architecture(
@@ -16,14 +16,10 @@ from octavo.parts import CausalLM, GatedMLP, RMSNorm
     gguf=GGUFFormat("gemma", undo={name: minus_one for name in NAMES.table if name.endswith("norm")}),
 )
 def gemma(c: Config) -> CausalLM:
-    bias = c.attention_bias
+    size, bias = c.hidden_size, c.attention_bias
     # The first release says hidden_act gelu and means its tanh approximation.
     activation = c.get("hidden_activation", "gelu_pytorch_tanh" if c.hidden_act == "gelu" else c.hidden_act)
-    return llama_body(
-        c,
-        mlp=lambda layer: GatedMLP(c.hidden_size, c.intermediate_size, activation),
-        norm=partial(RMSNorm, c.hidden_size, eps=c.rms_norm_eps, offset=1.0),
-        embed_scale=c.hidden_size**0.5,
-        bias=bias,
-        out_bias=bias,
-    )
+    norm = partial(RMSNorm, size, eps=c.rms_norm_eps, offset=1.0)
+    attn, mlp = attention(c, bias=bias, out_bias=bias), partial(GatedMLP, size, c.intermediate_size, activation)
+    embed = Embedding(c.vocab_size, size, size**0.5)
+    return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp()), embed=embed)

@@ -2,21 +2,19 @@
 
 from functools import partial
 
+from octavo.architectures.decoder import decoder
 from octavo.architectures.gguf_format import GGUFFormat, transposed_back
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.parts import (
     MLP,
     Attention,
-    Block,
     CausalLM,
     Embedding,
-    Into,
     LayerNorm,
-    Linear,
     Names,
     PositionedEmbedding,
-    Residual,
+    PreNorm,
     grouped_qkv,
     transposed,
 )
@@ -25,12 +23,12 @@ NAMES = Names(
     {
         "transformer.wte": "embed.tokens",
         "transformer.wpe": "embed.positions",
-        "transformer.h.{i}.ln_1": "layers.{i}.attention.norm",
-        "transformer.h.{i}.attn.c_attn": transposed("layers.{i}.attention.inner.qkv"),
-        "transformer.h.{i}.attn.c_proj": transposed("layers.{i}.attention.inner.o"),
-        "transformer.h.{i}.ln_2": "layers.{i}.mlp.norm",
-        "transformer.h.{i}.mlp.c_fc": transposed("layers.{i}.mlp.inner.up"),
-        "transformer.h.{i}.mlp.c_proj": transposed("layers.{i}.mlp.inner.down"),
+        "transformer.h.{i}.ln_1": "layers.{i}.attn_norm",
+        "transformer.h.{i}.attn.c_attn": transposed("layers.{i}.attn.qkv"),
+        "transformer.h.{i}.attn.c_proj": transposed("layers.{i}.attn.o"),
+        "transformer.h.{i}.ln_2": "layers.{i}.mlp_norm",
+        "transformer.h.{i}.mlp.c_fc": transposed("layers.{i}.mlp.up"),
+        "transformer.h.{i}.mlp.c_proj": transposed("layers.{i}.mlp.down"),
         "transformer.ln_f": "norm",
         "lm_head": "head",
     },
@@ -54,7 +52,7 @@ def gpt2(c: Config) -> CausalLM:
 
 
 BIGCODE_NAMES = Names(
-    {name: into.path if isinstance(into, Into) else into for name, into in NAMES.table.items()},
+    {name: into.path for name, into in NAMES.table.items()},
     ignored=NAMES.ignored,
     prefix="transformer.",
 )
@@ -70,16 +68,8 @@ def gpt_bigcode(c: Config) -> CausalLM:
     """GPT-2 with one key and value head, and weights as [out, in]."""
     if not c.multi_query:
         num_heads = c.n_head
-        names = Names(
-            {
-                **BIGCODE_NAMES.table,
-                "transformer.h.{i}.attn.c_attn": grouped_qkv(
-                    "layers.{i}.attention.inner.qkv", num_heads, 1, c.n_embd // num_heads
-                ),
-            },
-            ignored=NAMES.ignored,
-            prefix="transformer.",
-        )
+        qkv = grouped_qkv("layers.{i}.attn.qkv", num_heads, 1, c.n_embd // num_heads)
+        names = BIGCODE_NAMES.replacing({"transformer.h.{i}.attn.c_attn": qkv})
         return body(c, num_kv_heads=num_heads, names=names)
     return body(c, num_kv_heads=1, names=BIGCODE_NAMES)
 
@@ -91,16 +81,12 @@ def body(c: Config, *, num_kv_heads: int, names: Names) -> CausalLM:
     head_dim = hidden_size // num_heads
     scale = head_dim**-0.5 if c.scale_attn_weights else 1.0
     by_layer = c.scale_attn_by_inverse_layer_idx
-    attention = partial(Attention, hidden_size, num_heads, num_kv_heads, head_dim, bias=True, out_bias=True)
+    attn = partial(Attention, hidden_size, num_heads, num_kv_heads, head_dim, bias=True, out_bias=True)
     mlp = partial(MLP, hidden_size, c.get("n_inner", 4 * hidden_size), c.activation_function, bias=True)
-    return CausalLM(
+    return decoder(
+        c,
+        norm,
+        lambda i: PreNorm(norm, attn=attn(scale=scale / (i + 1) if by_layer else scale), mlp=mlp()),
+        names,
         embed=PositionedEmbedding(Embedding(c.vocab_size, hidden_size), Embedding(c.n_positions, hidden_size)),
-        layer=lambda i: Block(
-            attention=Residual(norm(), attention(scale=scale / (i + 1) if by_layer else scale)),
-            mlp=Residual(norm(), mlp()),
-        ),
-        layers=c.n_layer,
-        norm=norm(),
-        head=None if c.tie_word_embeddings else Linear(hidden_size, c.vocab_size),
-        names=names,
     )

@@ -2,37 +2,24 @@
 
 from functools import partial
 
+from octavo.architectures.decoder import decoder
 from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope import make_rope
-from octavo.parts import (
-    MLP,
-    Attention,
-    Block,
-    CausalLM,
-    Embedding,
-    LayerNorm,
-    Linear,
-    Names,
-    Residual,
-    SideBySide,
-    grouped_qkv,
-)
+from octavo.parts import MLP, Attention, CausalLM, LayerNorm, Names, PreNorm, SideBySide, grouped_qkv
 
 
 def names(num_heads: int, head_dim: int) -> Names:
     return Names(
         {
             "gpt_neox.embed_in": "embed",
-            "gpt_neox.layers.{i}.input_layernorm": "layers.{i}.attention.norm",
-            "gpt_neox.layers.{i}.attention.query_key_value": grouped_qkv(
-                "layers.{i}.attention.inner.qkv", num_heads, 1, head_dim
-            ),
-            "gpt_neox.layers.{i}.attention.dense": "layers.{i}.attention.inner.o",
-            "gpt_neox.layers.{i}.post_attention_layernorm": "layers.{i}.mlp.norm",
-            "gpt_neox.layers.{i}.mlp.dense_h_to_4h": "layers.{i}.mlp.inner.up",
-            "gpt_neox.layers.{i}.mlp.dense_4h_to_h": "layers.{i}.mlp.inner.down",
+            "gpt_neox.layers.{i}.input_layernorm": "layers.{i}.attn_norm",
+            "gpt_neox.layers.{i}.attention.query_key_value": grouped_qkv("layers.{i}.attn.qkv", num_heads, 1, head_dim),
+            "gpt_neox.layers.{i}.attention.dense": "layers.{i}.attn.o",
+            "gpt_neox.layers.{i}.post_attention_layernorm": "layers.{i}.mlp_norm",
+            "gpt_neox.layers.{i}.mlp.dense_h_to_4h": "layers.{i}.mlp.up",
+            "gpt_neox.layers.{i}.mlp.dense_4h_to_h": "layers.{i}.mlp.down",
             "gpt_neox.final_layer_norm": "norm",
             "embed_out": "head",
         },
@@ -56,7 +43,7 @@ def names(num_heads: int, head_dim: int) -> Names:
             "use_parallel_residual": file.value("use_parallel_residual", True),
             "attention_bias": "blk.0.attn_qkv.bias" in file.tensors,
         },
-        names={"gpt_neox.layers.{i}.attention.query_key_value": "layers.{i}.attention.inner.qkv"},
+        names={"gpt_neox.layers.{i}.attention.query_key_value": "layers.{i}.attn.qkv"},
     ),
 )
 def gpt_neox(c: Config) -> CausalLM:
@@ -64,14 +51,7 @@ def gpt_neox(c: Config) -> CausalLM:
     head_dim, bias = hidden_size // num_heads, c.attention_bias
     norm = partial(LayerNorm, hidden_size, c.layer_norm_eps)
     rope = make_rope(c, head_dim)
-    attention = partial(Attention, hidden_size, num_heads, num_heads, head_dim, rope=rope, bias=bias, out_bias=bias)
+    attn = partial(Attention, hidden_size, num_heads, num_heads, head_dim, rope=rope, bias=bias, out_bias=bias)
     mlp = partial(MLP, hidden_size, c.intermediate_size, c.hidden_act, bias=True)
-    wire = SideBySide if c.use_parallel_residual else Block
-    return CausalLM(
-        embed=Embedding(c.vocab_size, hidden_size),
-        layer=lambda i: wire(attention=Residual(norm(), attention()), mlp=Residual(norm(), mlp())),
-        layers=c.num_hidden_layers,
-        norm=norm(),
-        head=None if c.tie_word_embeddings else Linear(hidden_size, c.vocab_size),
-        names=names(num_heads, head_dim),
-    )
+    wiring = SideBySide if c.use_parallel_residual else PreNorm
+    return decoder(c, norm, lambda i: wiring(norm, attn=attn(), mlp=mlp()), names(num_heads, head_dim))

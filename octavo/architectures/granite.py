@@ -1,41 +1,40 @@
 """Granite 3.0 (IBM 2024): Llama's body with four multipliers; Granite MoE with experts in stacked tensors."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp, moe, rms_norm
 from octavo.architectures.gguf_format import UNPERMUTE, GGUFFormat, GGUFHeader
-from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, gated_mlp, llama_body
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.parts import CausalLM, GatedMLP, MoE, Names, stacked
+from octavo.parts import CausalLM, Embedding, Names, PreNorm, stacked
 
-EXPERT = "layers.{i}.mlp.inner.experts.{e}"
-MOE_NAMES = Names(
+EXPERT = "layers.{i}.mlp.experts.{e}"
+MOE_NAMES = NAMES.replacing(
     {
-        **ATTENTION_NAMES,
-        "model.layers.{i}.block_sparse_moe.router.layer": "layers.{i}.mlp.inner.router",
+        "model.layers.{i}.block_sparse_moe.router.layer": "layers.{i}.mlp.router",
         "model.layers.{i}.block_sparse_moe.input_linear": stacked(EXPERT + ".gate_up"),
         "model.layers.{i}.block_sparse_moe.output_linear": stacked(EXPERT + ".down"),
-    },
-    IGNORED,
-    prefix="model.",
+    }
 )
 
 
-def multipliers(c: Config) -> dict[str, Any]:
-    """The four, and the biases."""
-    bias = c.attention_bias
-    return {
-        "embed_scale": c.embedding_multiplier,
-        "residual_scale": c.residual_multiplier,
-        "logit_scale": 1.0 / c.logits_scaling,
-        "scale": c.attention_multiplier,
-        "bias": bias,
-        "out_bias": bias,
-    }
+def body(c: Config, mlp: Callable[[], nn.Module], names: Names = NAMES) -> CausalLM:
+    """Four multipliers around `mlp`."""
+    norm, bias, scale = rms_norm(c), c.attention_bias, c.residual_multiplier
+    attn = attention(c, bias=bias, out_bias=bias, scale=c.attention_multiplier)
+    return decoder(
+        c,
+        norm,
+        lambda i: PreNorm(norm, attn=attn(i), mlp=mlp(), scale=scale),
+        names,
+        embed=Embedding(c.vocab_size, c.hidden_size, c.embedding_multiplier),
+        logit_scale=1.0 / c.logits_scaling,
+    )
 
 
 def topk_then_softmax(top_k: int, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,7 +59,7 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
     gguf=GGUFFormat("granite", config=_from_gguf, undo=UNPERMUTE),
 )
 def granite(c: Config) -> CausalLM:
-    return llama_body(c, mlp=gated_mlp(c, c.mlp_bias), **multipliers(c))
+    return body(c, gated_mlp(c, c.mlp_bias))
 
 
 @architecture(
@@ -78,12 +77,5 @@ def granite(c: Config) -> CausalLM:
     ),
 )
 def granite_moe(c: Config) -> CausalLM:
-    expert = partial(GatedMLP, c.hidden_size, c.intermediate_size, c.hidden_act)
     route = partial(topk_then_softmax, c.num_experts_per_tok)
-    count = c.num_local_experts
-    return llama_body(
-        c,
-        mlp=lambda layer: MoE(c.hidden_size, [expert() for _ in range(count)], route),
-        names=MOE_NAMES,
-        **multipliers(c),
-    )
+    return body(c, moe(c, gated_mlp(c), c.num_local_experts, route), MOE_NAMES)

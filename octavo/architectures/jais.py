@@ -2,21 +2,20 @@
 
 from functools import partial
 
+from octavo.architectures.decoder import decoder
 from octavo.architectures.gguf_format import GGUFFormat, transposed_back
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.parts import (
     MLP,
     Attention,
-    Block,
     CausalLM,
     Embedding,
     GatedMLP,
     LayerNorm,
-    Linear,
     Names,
     PositionedEmbedding,
-    Residual,
+    PreNorm,
     alibi_slopes,
     transposed,
 )
@@ -25,16 +24,16 @@ LINEARS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_fc2", "mlp.c_proj")
 
 
 def names(alibi: bool, gated: bool) -> Names:
-    mlp = "layers.{i}.mlp.inner"
+    mlp = "layers.{i}.mlp"
     up = {"c_fc": f"{mlp}.gate_up.up", "c_fc2": f"{mlp}.gate_up.gate"} if gated else {"c_fc": f"{mlp}.up"}
     return Names(
         {
             "transformer.wte": "embed" if alibi else "embed.tokens",
             "transformer.wpe": "embed.positions",
-            "transformer.h.{i}.ln_1": "layers.{i}.attention.norm",
-            "transformer.h.{i}.attn.c_attn": transposed("layers.{i}.attention.inner.qkv"),
-            "transformer.h.{i}.attn.c_proj": transposed("layers.{i}.attention.inner.o"),
-            "transformer.h.{i}.ln_2": "layers.{i}.mlp.norm",
+            "transformer.h.{i}.ln_1": "layers.{i}.attn_norm",
+            "transformer.h.{i}.attn.c_attn": transposed("layers.{i}.attn.qkv"),
+            "transformer.h.{i}.attn.c_proj": transposed("layers.{i}.attn.o"),
+            "transformer.h.{i}.ln_2": "layers.{i}.mlp_norm",
             **{f"transformer.h.{{i}}.mlp.{name}": transposed(path) for name, path in up.items()},
             "transformer.h.{i}.mlp.c_proj": transposed(f"{mlp}.down"),
             "transformer.ln_f": "norm",
@@ -69,7 +68,7 @@ def jais(c: Config) -> CausalLM:
         "scale_qk_dot_by_d",
     )
     alibi = c.position_embedding_type == "alibi"
-    attention = partial(
+    attn = partial(
         Attention,
         hidden_size,
         num_heads,
@@ -93,12 +92,11 @@ def jais(c: Config) -> CausalLM:
         if alibi
         else PositionedEmbedding(Embedding(c.vocab_size, hidden_size), Embedding(c.n_positions, hidden_size), scale)
     )
-    return CausalLM(
+    return decoder(
+        c,
+        norm,
+        lambda i: PreNorm(norm, attn=attn(), mlp=mlp()),
+        names(alibi, gated),
         embed=embed,
-        layer=lambda i: Block(attention=Residual(norm(), attention()), mlp=Residual(norm(), mlp())),
-        layers=c.n_layer,
-        norm=norm(),
-        head=None if c.tie_word_embeddings else Linear(hidden_size, c.vocab_size),
-        names=names(alibi, gated),
         logit_scale=c.mup_output_alpha * c.first("mup_width_scale", "width_scale"),
     )

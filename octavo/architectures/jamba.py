@@ -5,33 +5,19 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 
+from octavo.architectures.decoder import decoder, gated_mlp, moe, rms_norm
 from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.mamba import drop_middle
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.parts import (
-    Attention,
-    Block,
-    CausalLM,
-    Embedding,
-    GatedMLP,
-    Linear,
-    MambaMixer,
-    MoE,
-    Names,
-    Residual,
-    RMSNorm,
-    parameter,
-    softmax_then_topk,
-)
+from octavo.parts import Attention, CausalLM, MambaMixer, Names, PreNorm, RMSNorm, parameter, softmax_then_topk
 
-MIXER, MLP = "layers.{i}.mixer.inner", "layers.{i}.mlp.inner"
+MIXER, MLP = "layers.{i}.mixer", "layers.{i}.mlp"
 NAMES = Names(
     {
         "model.embed_tokens": "embed",
-        "model.layers.{i}.input_layernorm": "layers.{i}.mixer.norm",
+        "model.layers.{i}.input_layernorm": "layers.{i}.mixer_norm",
         "model.layers.{i}.mamba.{in|x|dt|out}_proj": MIXER + ".{in|x|dt|out}_proj",
         "model.layers.{i}.mamba.{dt|b|c}_layernorm": MIXER + ".inner_norms.{dt|b|c}",
         "model.layers.{i}.mamba.conv1d.weight": parameter(MIXER + ".conv_weight", drop_middle),
@@ -40,7 +26,7 @@ NAMES = Names(
         "model.layers.{i}.mamba.D": parameter(MIXER + ".d"),
         "model.layers.{i}.self_attn.{q|k|v}_proj": MIXER + ".qkv.{q|k|v}",
         "model.layers.{i}.self_attn.o_proj": MIXER + ".o",
-        "model.layers.{i}.pre_ff_layernorm": "layers.{i}.mlp.norm",
+        "model.layers.{i}.pre_ff_layernorm": "layers.{i}.mlp_norm",
         "model.layers.{i}.feed_forward.{gate|up}_proj": MLP + ".gate_up.{gate|up}",
         "model.layers.{i}.feed_forward.down_proj": MLP + ".down",
         "model.layers.{i}.feed_forward.router": MLP + ".router",
@@ -78,8 +64,7 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
 )
 def jamba(c: Config) -> CausalLM:
     hidden_size, num_heads, rank = c.hidden_size, c.num_attention_heads, c.mamba_dt_rank
-    norm = partial(RMSNorm, hidden_size, c.rms_norm_eps)
-    activation = c.hidden_act
+    norm, mlp = rms_norm(c), gated_mlp(c)
     mamba = partial(
         MambaMixer,
         hidden_size,
@@ -87,7 +72,7 @@ def jamba(c: Config) -> CausalLM:
         c.mamba_d_state,
         c.mamba_d_conv,
         rank if isinstance(rank, int) else math.ceil(hidden_size / 16),
-        activation,
+        c.hidden_act,
         bias=c.mamba_proj_bias,
         conv_bias=c.mamba_conv_bias,
         inner_norm=partial(RMSNorm, eps=c.rms_norm_eps),
@@ -100,23 +85,15 @@ def jamba(c: Config) -> CausalLM:
         hidden_size // num_heads,
         window=c.get("sliding_window"),
     )
-    mlp = partial(GatedMLP, hidden_size, c.intermediate_size, activation)
-    count, route = c.num_experts, softmax_then_topk(c.num_experts_per_tok, renormalize=False)
+    count = c.num_experts
+    experts = moe(c, mlp, count, softmax_then_topk(c.num_experts_per_tok, renormalize=False))
 
     layers = range(c.num_hidden_layers)
     attention_at = c.get("attention_layers") or _every(layers, c.attn_layer_period, c.attn_layer_offset)
     experts_at = c.get("expert_layers") or _every(layers, c.expert_layer_period, c.expert_layer_offset)
 
-    def layer(i: int) -> Block:
-        attends, sparse = i in attention_at, count > 1 and i in experts_at
-        feed_forward: nn.Module = MoE(hidden_size, [mlp() for _ in range(count)], route) if sparse else mlp()
-        return Block(mixer=Residual(norm(), attention() if attends else mamba()), mlp=Residual(norm(), feed_forward))
+    def layer(i: int) -> PreNorm:
+        feed_forward = experts if count > 1 and i in experts_at else mlp
+        return PreNorm(norm, mixer=attention() if i in attention_at else mamba(), mlp=feed_forward())
 
-    return CausalLM(
-        embed=Embedding(c.vocab_size, hidden_size),
-        layer=layer,
-        layers=c.num_hidden_layers,
-        norm=norm(),
-        head=None if c.tie_word_embeddings else Linear(hidden_size, c.vocab_size),
-        names=NAMES,
-    )
+    return decoder(c, norm, layer, NAMES)

@@ -2,11 +2,11 @@
 
 from functools import partial
 
+from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp
 from octavo.architectures.gguf_format import UNPERMUTE, GGUFFormat, minus_one
-from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, gated_mlp, llama_body
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.parts import MLP, CausalLM, Clip, LayerNorm, Names
+from octavo.parts import MLP, CausalLM, Clip, LayerNorm, PreNorm
 
 
 @architecture(
@@ -16,7 +16,8 @@ from octavo.parts import MLP, CausalLM, Clip, LayerNorm, Names
     gguf=GGUFFormat("orion", config=lambda shared, file: {"rms_norm_eps": shared["layer_norm_epsilon"]}),
 )
 def orion(c: Config) -> CausalLM:
-    return llama_body(c, mlp=gated_mlp(c), norm=partial(LayerNorm, c.hidden_size, c.rms_norm_eps))
+    norm, attn, mlp = partial(LayerNorm, c.hidden_size, c.rms_norm_eps), attention(c), gated_mlp(c)
+    return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp()))
 
 
 @architecture(
@@ -29,25 +30,12 @@ def orion(c: Config) -> CausalLM:
 def olmo(c: Config) -> CausalLM:
     """Norms without weights; queries, keys and values are clipped where the config says."""
     limit, bias = c.get("clip_qkv"), c.attention_bias
-    return llama_body(
-        c,
-        mlp=gated_mlp(c),
-        norm=partial(LayerNorm, c.hidden_size, 1e-5, weight=False, bias=False),
-        qk_transform=lambda: None if limit is None else Clip(limit),
-        bias=bias,
-        out_bias=bias,
-    )
+    norm, mlp = partial(LayerNorm, c.hidden_size, 1e-5, weight=False, bias=False), gated_mlp(c)
+    attn = attention(c, qk_transform=lambda: None if limit is None else Clip(limit), bias=bias, out_bias=bias)
+    return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp()))
 
 
-STARCODER2_NAMES = Names(
-    {
-        **ATTENTION_NAMES,
-        "model.layers.{i}.mlp.c_fc": "layers.{i}.mlp.inner.up",
-        "model.layers.{i}.mlp.c_proj": "layers.{i}.mlp.inner.down",
-    },
-    IGNORED,
-    prefix="model.",
-)
+STARCODER2_NAMES = NAMES.replacing({"model.layers.{i}.mlp.{c_fc|c_proj}": "layers.{i}.mlp.{up|down}"})
 
 
 @architecture(
@@ -58,27 +46,13 @@ STARCODER2_NAMES = Names(
 )
 def starcoder2(c: Config) -> CausalLM:
     bias = c.use_bias
-    activation = c.hidden_act
-    return llama_body(
-        c,
-        mlp=lambda layer: MLP(c.hidden_size, c.intermediate_size, activation, bias),
-        names=STARCODER2_NAMES,
-        norm=partial(LayerNorm, c.hidden_size, c.norm_epsilon),
-        window=lambda layer: c.get("sliding_window"),
-        bias=bias,
-        out_bias=bias,
-    )
+    norm = partial(LayerNorm, c.hidden_size, c.norm_epsilon)
+    attn = attention(c, window=c.get("sliding_window"), bias=bias, out_bias=bias)
+    mlp = partial(MLP, c.hidden_size, c.intermediate_size, c.hidden_act, bias)
+    return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp()), STARCODER2_NAMES)
 
 
-NEMOTRON_NAMES = Names(
-    {
-        **ATTENTION_NAMES,
-        "model.layers.{i}.mlp.up_proj": "layers.{i}.mlp.inner.up",
-        "model.layers.{i}.mlp.down_proj": "layers.{i}.mlp.inner.down",
-    },
-    IGNORED,
-    prefix="model.",
-)
+NEMOTRON_NAMES = NAMES.replacing({"model.layers.{i}.mlp.{up|down}_proj": "layers.{i}.mlp.{up|down}"})
 
 
 @architecture(
@@ -92,12 +66,7 @@ NEMOTRON_NAMES = Names(
 def nemotron(c: Config) -> CausalLM:
     """Layer norms around 1, a squared relu, and rotary over half a head."""
     bias = c.attention_bias
-    activation = c.hidden_act
-    return llama_body(
-        c,
-        mlp=lambda layer: MLP(c.hidden_size, c.intermediate_size, activation, c.mlp_bias),
-        names=NEMOTRON_NAMES,
-        norm=partial(LayerNorm, c.hidden_size, c.norm_eps, offset=1.0),
-        bias=bias,
-        out_bias=bias,
-    )
+    norm = partial(LayerNorm, c.hidden_size, c.norm_eps, offset=1.0)
+    attn = attention(c, bias=bias, out_bias=bias)
+    mlp = partial(MLP, c.hidden_size, c.intermediate_size, c.hidden_act, c.mlp_bias)
+    return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp()), NEMOTRON_NAMES)

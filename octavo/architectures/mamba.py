@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from octavo.architectures.decoder import decoder
 from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.ops import Backend
 from octavo.ops.torch.norms import rms_norm
-from octavo.parts import Block, CausalLM, Embedding, Into, Linear, MambaMixer, Names, Residual, RMSNorm, parameter
+from octavo.parts import CausalLM, MambaMixer, Names, PreNorm, RMSNorm, parameter
 
 
 def drop_middle(weight: Tensor) -> Tensor:
@@ -25,14 +26,14 @@ MIXER = "backbone.layers.{i}.mixer"
 NAMES = Names(
     {
         "backbone.embeddings": "embed",
-        "backbone.layers.{i}.norm": "layers.{i}.mixer.norm",
-        f"{MIXER}.{{in|x|dt|out}}_proj": "layers.{i}.mixer.inner.{in|x|dt|out}_proj",
-        f"{MIXER}.conv1d.weight": parameter("layers.{i}.mixer.inner.conv_weight", drop_middle),
-        f"{MIXER}.conv1d.bias": parameter("layers.{i}.mixer.inner.conv_bias"),
-        f"{MIXER}.A_log": parameter("layers.{i}.mixer.inner.a_log"),
-        f"{MIXER}.D": parameter("layers.{i}.mixer.inner.d"),
+        "backbone.layers.{i}.norm": "layers.{i}.mixer_norm",
+        f"{MIXER}.{{in|x|dt|out}}_proj": "layers.{i}.mixer.{in|x|dt|out}_proj",
+        f"{MIXER}.conv1d.weight": parameter("layers.{i}.mixer.conv_weight", drop_middle),
+        f"{MIXER}.conv1d.bias": parameter("layers.{i}.mixer.conv_bias"),
+        f"{MIXER}.A_log": parameter("layers.{i}.mixer.a_log"),
+        f"{MIXER}.D": parameter("layers.{i}.mixer.d"),
         "backbone.norm_f": "norm",
-        "lm_head": Into("head"),
+        "lm_head": "head",
     },
     prefix="backbone.",
 )
@@ -111,11 +112,4 @@ def body(c: Config, *, inner_norm: Callable[[int], nn.Module] | None = None) -> 
         conv_bias=c.use_conv_bias,
         inner_norm=inner_norm,
     )
-    return CausalLM(
-        embed=Embedding(c.vocab_size, hidden_size),
-        layer=lambda i: Block(mixer=Residual(norm(), mixer())),
-        layers=c.num_hidden_layers,
-        norm=norm(),
-        head=None if c.tie_word_embeddings else Linear(hidden_size, c.vocab_size),
-        names=NAMES,
-    )
+    return decoder(c, norm, lambda i: PreNorm(norm, mixer=mixer()), NAMES)

@@ -1,27 +1,24 @@
 """MiniCPM (Hu et al. 2024): Llama's body with scaled embeddings, residuals and logits; also MoE and fatrelu."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp, moe, rms_norm
 from octavo.architectures.gguf_format import UNPERMUTE, GGUFFormat, GGUFHeader
-from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES, gated_mlp, llama_body
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.parts import Batch, CausalLM, GatedMLP, Linear, MoE, Names, softmax_then_topk
+from octavo.parts import Batch, CausalLM, Embedding, GatedMLP, Linear, PreNorm, softmax_then_topk
 
-NAMES = Names(
+EXPERTS = "layers.{i}.mlp.experts.{e}"
+MINICPM_NAMES = NAMES.replacing(
     {
-        **ATTENTION_NAMES,
-        **MLP_NAMES,
-        "model.layers.{i}.mlp.gate": "layers.{i}.mlp.inner.router",
-        "model.layers.{i}.mlp.experts.{e}.{w1|w3}": "layers.{i}.mlp.inner.experts.{e}.gate_up.{gate|up}",
-        "model.layers.{i}.mlp.experts.{e}.w2": "layers.{i}.mlp.inner.experts.{e}.down",
-    },
-    IGNORED,
-    prefix="model.",
+        "model.layers.{i}.mlp.experts.{e}.{w1|w3}": EXPERTS + ".gate_up.{gate|up}",
+        "model.layers.{i}.mlp.experts.{e}.w2": EXPERTS + ".down",
+    }
 )
 
 
@@ -58,25 +55,20 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
 )
 def minicpm(c: Config) -> CausalLM:
     hidden_size, intermediate_size, count = c.hidden_size, c.intermediate_size, c.num_experts
-    expert = partial(GatedMLP, hidden_size, intermediate_size, "silu")
-    route = softmax_then_topk(c.num_experts_per_tok)
-
-    def mlp(layer: int) -> nn.Module:
-        if count:
-            return MoE(hidden_size, [expert() for _ in range(count)], route)
-        if c.hidden_act == "fatrelu":
-            return FatReluMLP(hidden_size, intermediate_size, c.hidden_act_param)
-        return gated_mlp(c)(layer)
-
-    bias = c.attention_bias
-    return llama_body(
+    mlp: Callable[[], nn.Module] = gated_mlp(c)
+    if count:
+        expert = partial(GatedMLP, hidden_size, intermediate_size, "silu")
+        mlp = moe(c, expert, count, softmax_then_topk(c.num_experts_per_tok))
+    elif c.hidden_act == "fatrelu":
+        mlp = partial(FatReluMLP, hidden_size, intermediate_size, c.hidden_act_param)
+    norm, bias, scale = rms_norm(c), c.attention_bias, c.scale_depth / c.num_hidden_layers**0.5
+    attn = attention(c, bias=bias, out_bias=bias)
+    return decoder(
         c,
-        mlp=mlp,
-        names=NAMES,
-        embed_scale=c.scale_emb,
-        residual_scale=c.scale_depth / c.num_hidden_layers**0.5,
+        norm,
+        lambda i: PreNorm(norm, attn=attn(i), mlp=mlp(), scale=scale),
+        MINICPM_NAMES,
+        embed=Embedding(c.vocab_size, hidden_size, c.scale_emb),
         logit_scale=c.get("dim_model_base", hidden_size) / hidden_size,
-        tied_if_absent=True,
-        bias=bias,
-        out_bias=bias,
+        tied_if_absent="tie_word_embeddings" not in c,
     )

@@ -5,39 +5,38 @@ from typing import Any
 
 from torch import nn
 
+from octavo.architectures.decoder import decoder
 from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.parts import (
     MLP,
     Attention,
-    Block,
     CausalLM,
     Clip,
     Embedding,
     LayerNorm,
-    Linear,
     Names,
     PositionedEmbedding,
+    PreNorm,
     QKNorm,
-    Residual,
     alibi_slopes,
 )
 
 
 def names(clipped: bool) -> Names:
-    qk_transform = "layers.{i}.attention.inner.qk_transform" + (".after" if clipped else "")
+    qk_transform = "layers.{i}.attn.qk_transform" + (".after" if clipped else "")
     return Names(
         {
             "transformer.wte": "embed.tokens",
             "transformer.wpe": "embed.positions",
-            "transformer.blocks.{i}.norm_1": "layers.{i}.attention.norm",
-            "transformer.blocks.{i}.attn.Wqkv": "layers.{i}.attention.inner.qkv",
+            "transformer.blocks.{i}.norm_1": "layers.{i}.attn_norm",
+            "transformer.blocks.{i}.attn.Wqkv": "layers.{i}.attn.qkv",
             "transformer.blocks.{i}.attn.{q|k}_ln": qk_transform + ".{q|k}",
-            "transformer.blocks.{i}.attn.out_proj": "layers.{i}.attention.inner.o",
-            "transformer.blocks.{i}.norm_2": "layers.{i}.mlp.norm",
-            "transformer.blocks.{i}.ffn.up_proj": "layers.{i}.mlp.inner.up",
-            "transformer.blocks.{i}.ffn.down_proj": "layers.{i}.mlp.inner.down",
+            "transformer.blocks.{i}.attn.out_proj": "layers.{i}.attn.o",
+            "transformer.blocks.{i}.norm_2": "layers.{i}.mlp_norm",
+            "transformer.blocks.{i}.ffn.up_proj": "layers.{i}.mlp.up",
+            "transformer.blocks.{i}.ffn.down_proj": "layers.{i}.mlp.down",
             "transformer.norm_f": "norm",
             "lm_head": "head",
         },
@@ -89,7 +88,7 @@ def mpt(c: Config) -> CausalLM:
         return norms if limit is None else Clip(limit, norms)
 
     alibi = settings.alibi
-    attention = partial(
+    attn = partial(
         Attention,
         hidden_size,
         num_heads,
@@ -105,17 +104,12 @@ def mpt(c: Config) -> CausalLM:
     learned = c.learned_pos_emb and not alibi
     embed = PositionedEmbedding(tokens, Embedding(c.max_seq_len, hidden_size)) if learned else tokens
     scale: float | str = c.get("logit_scale", 1.0)
-    table = names(limit is not None).table
-    if not learned:
-        table = {**table, "transformer.wte": "embed"}
-    return CausalLM(
+    table = names(limit is not None)
+    return decoder(
+        c,
+        norm,
+        lambda i: PreNorm(norm, attn=attn(qk_transform=qk_transform()), mlp=mlp()),
+        table if learned else table.replacing({"transformer.wte": "embed"}),
         embed=embed,
-        layer=lambda i: Block(
-            attention=Residual(norm(), attention(qk_transform=qk_transform())), mlp=Residual(norm(), mlp())
-        ),
-        layers=c.n_layers,
-        norm=norm(),
-        head=None if c.tie_word_embeddings else Linear(hidden_size, c.vocab_size),
-        names=Names(table, prefix="transformer."),
         logit_scale=hidden_size**-0.5 if scale == "inv_sqrt_d_model" else float(scale),
     )

@@ -4,23 +4,11 @@ from functools import partial
 
 from torch import Tensor
 
+from octavo.architectures.decoder import attention, decoder, gated_mlp, moe, rms_norm
 from octavo.architectures.gguf_format import GGUFFormat
-from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, llama_body
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.parts import CausalLM, Clip, GatedMLP, MoE, Names, QKNorm, RMSNorm, softmax_then_topk
-
-NAMES = Names(
-    {
-        **ATTENTION_NAMES,
-        "model.layers.{i}.self_attn.{q|k}_norm": "layers.{i}.attention.inner.qk_transform.{q|k}",
-        "model.layers.{i}.mlp.gate": "layers.{i}.mlp.inner.router",
-        "model.layers.{i}.mlp.experts.{e}.{gate|up}_proj": "layers.{i}.mlp.inner.experts.{e}.gate_up.{gate|up}",
-        "model.layers.{i}.mlp.experts.{e}.down_proj": "layers.{i}.mlp.inner.experts.{e}.down",
-    },
-    IGNORED,
-    prefix="model.",
-)
+from octavo.parts import CausalLM, Clip, PreNorm, QKNorm, RMSNorm, softmax_then_topk
 
 
 class NormThenClip(QKNorm):
@@ -46,14 +34,7 @@ class NormThenClip(QKNorm):
 def olmoe(c: Config) -> CausalLM:
     num_heads, bias = c.num_attention_heads, c.attention_bias
     num_kv_heads, head_dim = c.get("num_key_value_heads", num_heads), c.hidden_size // num_heads
-    eps, count = c.rms_norm_eps, c.num_experts
-    expert = partial(GatedMLP, c.hidden_size, c.intermediate_size, c.hidden_act)
-    route = softmax_then_topk(c.num_experts_per_tok, c.norm_topk_prob)
-    return llama_body(
-        c,
-        mlp=lambda layer: MoE(c.hidden_size, [expert() for _ in range(count)], route),
-        names=NAMES,
-        qk_transform=lambda: NormThenClip(num_heads, num_kv_heads, head_dim, eps, c.get("clip_qkv")),
-        bias=bias,
-        out_bias=bias,
-    )
+    transform = partial(NormThenClip, num_heads, num_kv_heads, head_dim, c.rms_norm_eps, c.get("clip_qkv"))
+    norm, attn = rms_norm(c), attention(c, qk_transform=transform, bias=bias, out_bias=bias)
+    mlp = moe(c, gated_mlp(c), c.num_experts, softmax_then_topk(c.num_experts_per_tok, c.norm_topk_prob))
+    return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp()))

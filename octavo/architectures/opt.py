@@ -10,7 +10,6 @@ from octavo.parts import (
     MLP,
     Attention,
     Batch,
-    Block,
     CausalLM,
     Embedding,
     Into,
@@ -18,7 +17,7 @@ from octavo.parts import (
     Linear,
     Names,
     PostNorm,
-    Residual,
+    PreNorm,
 )
 
 POSITION_OFFSET = 2  # the first two rows of the published table stand for padding
@@ -33,12 +32,12 @@ NAMES = Names(
         "model.decoder.embed_tokens": "embed.tokens",
         "model.decoder.embed_positions": Into("embed.positions", drop_padding),
         "model.decoder.project_in": "embed.project",
-        "model.decoder.layers.{i}.self_attn_layer_norm": "layers.{i}.attention.norm",
-        "model.decoder.layers.{i}.self_attn.{q|k|v}_proj": "layers.{i}.attention.inner.qkv.{q|k|v}",
-        "model.decoder.layers.{i}.self_attn.out_proj": "layers.{i}.attention.inner.o",
-        "model.decoder.layers.{i}.final_layer_norm": "layers.{i}.mlp.norm",
-        "model.decoder.layers.{i}.fc1": "layers.{i}.mlp.inner.up",
-        "model.decoder.layers.{i}.fc2": "layers.{i}.mlp.inner.down",
+        "model.decoder.layers.{i}.self_attn_layer_norm": "layers.{i}.attn_norm",
+        "model.decoder.layers.{i}.self_attn.{q|k|v}_proj": "layers.{i}.attn.qkv.{q|k|v}",
+        "model.decoder.layers.{i}.self_attn.out_proj": "layers.{i}.attn.o",
+        "model.decoder.layers.{i}.final_layer_norm": "layers.{i}.mlp_norm",
+        "model.decoder.layers.{i}.fc1": "layers.{i}.mlp.up",
+        "model.decoder.layers.{i}.fc2": "layers.{i}.mlp.down",
         "model.decoder.final_layer_norm": "norm.norm",
         "model.decoder.project_out": "norm.project",
         "lm_head": "head",
@@ -79,20 +78,19 @@ def opt(c: Config) -> CausalLM:
     before = c.do_layer_norm_before
     affine = c.layer_norm_elementwise_affine
     norm = partial(LayerNorm, hidden_size, 1e-5, weight=affine, bias=affine)
-    attention = partial(
-        Attention, hidden_size, num_heads, num_heads, hidden_size // num_heads, bias=bias, out_bias=bias
-    )
+    attn = partial(Attention, hidden_size, num_heads, num_heads, hidden_size // num_heads, bias=bias, out_bias=bias)
     mlp = partial(MLP, hidden_size, c.ffn_dim, c.activation_function, bias=bias)
-    residual = Residual if before else PostNorm
+    wiring = PreNorm if before else PostNorm
     last = norm() if before and not c._remove_final_layer_norm else None
     into = Linear(narrow, hidden_size) if narrow != hidden_size else None
     out = Linear(hidden_size, narrow) if narrow != hidden_size else None
     positions = Embedding(c.max_position_embeddings, hidden_size)
     return CausalLM(
         embed=ProjectedEmbedding(Embedding(c.vocab_size, narrow), positions, into),
-        layer=lambda i: Block(attention=residual(norm(), attention()), mlp=residual(norm(), mlp())),
+        layer=lambda i: wiring(norm, attn=attn(), mlp=mlp()),
         layers=c.num_hidden_layers,
         norm=Ending(last, out),
-        head=None if c.tie_word_embeddings else Linear(narrow, c.vocab_size),
+        head=Linear(narrow, c.vocab_size),
         names=NAMES,
+        tied=c.tie_word_embeddings,
     )

@@ -2,25 +2,20 @@
 
 from functools import partial
 
+from octavo.architectures.decoder import NAMES, attention, decoder
 from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope import make_rope
-from octavo.parts import MLP, Attention, CausalLM, Embedding, LayerNorm, Linear, Names, QKNorm, SharedNorm
+from octavo.parts import MLP, Attention, CausalLM, LayerNorm, Names, QKNorm, SharedNorm
 
-PHI_NAMES = Names(
+PHI_NAMES = NAMES.replacing(
     {
-        "model.embed_tokens": "embed",
-        "model.layers.{i}.input_layernorm": "layers.{i}.norm",
-        "model.layers.{i}.self_attn.{q|k|v}_proj": "layers.{i}.attention.qkv.{q|k|v}",
-        "model.layers.{i}.self_attn.{q|k}_layernorm": "layers.{i}.attention.qk_transform.{q|k}",
-        "model.layers.{i}.self_attn.dense": "layers.{i}.attention.o",
-        "model.layers.{i}.mlp.fc1": "layers.{i}.mlp.up",
-        "model.layers.{i}.mlp.fc2": "layers.{i}.mlp.down",
+        "model.layers.{i}.self_attn.{q|k}_layernorm": "layers.{i}.attn.qk_transform.{q|k}",
+        "model.layers.{i}.self_attn.dense": "layers.{i}.attn.o",
+        "model.layers.{i}.mlp.{fc1|fc2}": "layers.{i}.mlp.{up|down}",
         "model.final_layernorm": "norm",
-        "lm_head": "head",
-    },
-    prefix="model.",
+    }
 )
 
 
@@ -28,40 +23,23 @@ PHI_NAMES = Names(
 def phi(c: Config) -> CausalLM:
     hidden_size, num_heads, eps = c.hidden_size, c.num_attention_heads, c.layer_norm_eps
     num_kv_heads, head_dim = c.get("num_key_value_heads", num_heads), hidden_size // num_heads
-    norm = partial(LayerNorm, hidden_size, eps)
-    rope = make_rope(c, head_dim)
 
-    def attention() -> Attention:
+    def head_norms() -> QKNorm | None:
         norms = LayerNorm(head_dim, eps), LayerNorm(head_dim, eps)
-        qk_transform = QKNorm(num_heads, num_kv_heads, *norms) if c.qk_layernorm else None
-        return Attention(
-            hidden_size,
-            num_heads,
-            num_kv_heads,
-            head_dim,
-            rope=rope,
-            bias=True,
-            out_bias=True,
-            qk_transform=qk_transform,
-        )
+        return QKNorm(num_heads, num_kv_heads, *norms) if c.qk_layernorm else None
 
+    norm = partial(LayerNorm, hidden_size, eps)
+    attn = attention(c, qk_transform=head_norms, bias=True, out_bias=True)
     mlp = partial(MLP, hidden_size, c.intermediate_size, c.hidden_act, bias=True)
-    return CausalLM(
-        embed=Embedding(c.vocab_size, hidden_size),
-        layer=lambda i: SharedNorm(norm(), attention=attention(), mlp=mlp()),
-        layers=c.num_hidden_layers,
-        norm=norm(),
-        head=Linear(hidden_size, c.vocab_size, bias=True),
-        names=PHI_NAMES,
-    )
+    return decoder(c, norm, lambda i: SharedNorm(norm, attn=attn(i), mlp=mlp()), PHI_NAMES, head_bias=True)
 
 
 GPTJ_NAMES = Names(
     {
         "transformer.wte": "embed",
-        "transformer.h.{i}.ln_1": "layers.{i}.norm",
-        "transformer.h.{i}.attn.{q|k|v}_proj": "layers.{i}.attention.qkv.{q|k|v}",
-        "transformer.h.{i}.attn.out_proj": "layers.{i}.attention.o",
+        "transformer.h.{i}.ln_1": "layers.{i}.attn_norm",
+        "transformer.h.{i}.attn.{q|k|v}_proj": "layers.{i}.attn.qkv.{q|k|v}",
+        "transformer.h.{i}.attn.out_proj": "layers.{i}.attn.o",
         "transformer.h.{i}.mlp.fc_in": "layers.{i}.mlp.up",
         "transformer.h.{i}.mlp.fc_out": "layers.{i}.mlp.down",
         "transformer.ln_f": "norm",
@@ -79,14 +57,6 @@ def gptj(c: Config) -> CausalLM:
     head_dim = hidden_size // num_heads
     norm = partial(LayerNorm, hidden_size, c.layer_norm_epsilon)
     rope = make_rope(c, c.get("rotary_dim", head_dim), base=10000.0, partial=False, interleaved=True)
-    attention = partial(Attention, hidden_size, num_heads, num_heads, head_dim, rope=rope)
-    intermediate_size = c.get("n_inner", 4 * hidden_size)
-    mlp = partial(MLP, hidden_size, intermediate_size, c.activation_function, bias=True)
-    return CausalLM(
-        embed=Embedding(c.vocab_size, hidden_size),
-        layer=lambda i: SharedNorm(norm(), attention=attention(), mlp=mlp()),
-        layers=c.n_layer,
-        norm=norm(),
-        head=Linear(hidden_size, c.vocab_size, bias=True),
-        names=GPTJ_NAMES,
-    )
+    attn = partial(Attention, hidden_size, num_heads, num_heads, head_dim, rope=rope)
+    mlp = partial(MLP, hidden_size, c.get("n_inner", 4 * hidden_size), c.activation_function, bias=True)
+    return decoder(c, norm, lambda i: SharedNorm(norm, attn=attn(), mlp=mlp()), GPTJ_NAMES, head_bias=True)

@@ -5,23 +5,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp, moe, rms_norm
 from octavo.architectures.gguf_format import GGUFFormat
-from octavo.architectures.llama import FRAME_NAMES, IGNORED, gated_mlp, llama_body
 from octavo.architectures.mistral import MIXTRAL_NAMES
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.errors import UnsupportedModelError
-from octavo.parts import CausalLM, GatedMLP, LayerNorm, MoE, Names
+from octavo.parts import CausalLM, LayerNorm, PreNorm
 
-NAMES = Names(
+PHI3_NAMES = NAMES.replacing(
     {
-        **FRAME_NAMES,
-        "model.layers.{i}.self_attn.qkv_proj": "layers.{i}.attention.inner.qkv",
-        "model.layers.{i}.mlp.gate_up_proj": "layers.{i}.mlp.inner.gate_up",
-        "model.layers.{i}.mlp.down_proj": "layers.{i}.mlp.inner.down",
-    },
-    IGNORED,
-    prefix="model.",
+        "model.layers.{i}.self_attn.qkv_proj": "layers.{i}.attn.qkv",
+        "model.layers.{i}.mlp.gate_up_proj": "layers.{i}.mlp.gate_up",
+    }
 )
 
 
@@ -36,12 +32,8 @@ NAMES = Names(
     gguf=GGUFFormat("phi3"),
 )
 def phi3(c: Config) -> CausalLM:
-    return llama_body(
-        c,
-        mlp=gated_mlp(c),
-        names=NAMES,
-        window=lambda layer: c.get("sliding_window"),
-    )
+    norm, attn, mlp = rms_norm(c), attention(c, window=c.get("sliding_window")), gated_mlp(c)
+    return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp()), PHI3_NAMES)
 
 
 def sparse_mixer(noise: float, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,19 +60,9 @@ def sparse_mixer(noise: float, logits: Tensor) -> tuple[Tensor, Tensor]:
     gguf=GGUFFormat("phimoe", config=lambda shared, file: {"lm_head_bias": "output.bias" in file.tensors}),
 )
 def phimoe(c: Config) -> CausalLM:
-    bias = c.attention_bias
-    expert = partial(GatedMLP, c.hidden_size, c.intermediate_size, c.hidden_act)
-    route = partial(sparse_mixer, c.router_jitter_noise)
-    count = c.num_local_experts
     if c.num_experts_per_tok != 2:
         raise UnsupportedModelError("config.json: num_experts_per_tok must be 2; the sparse mixer chooses two experts.")
-    return llama_body(
-        c,
-        mlp=lambda layer: MoE(c.hidden_size, [expert() for _ in range(count)], route),
-        names=MIXTRAL_NAMES,
-        norm=partial(LayerNorm, c.hidden_size, c.rms_norm_eps),
-        window=lambda layer: c.get("sliding_window"),
-        head_bias=c.lm_head_bias,
-        bias=bias,
-        out_bias=bias,
-    )
+    norm, bias = partial(LayerNorm, c.hidden_size, c.rms_norm_eps), c.attention_bias
+    attn = attention(c, window=c.get("sliding_window"), bias=bias, out_bias=bias)
+    mlp = moe(c, gated_mlp(c), c.num_local_experts, partial(sparse_mixer, c.router_jitter_noise))
+    return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp()), MIXTRAL_NAMES, head_bias=c.lm_head_bias)

@@ -5,6 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from octavo.architectures.decoder import NAMES
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope import make_rope
@@ -13,33 +14,26 @@ from octavo.ops.torch.activations import quick_gelu
 from octavo.parts import (
     Attention,
     Batch,
-    Block,
     CausalLM,
     Embedding,
     LayerNorm,
     Linear,
     Names,
-    Residual,
+    PreNorm,
     grouped_qkv,
 )
 
 
 def names(num_kv_heads: int, group: int, head_dim: int) -> Names:
-    return Names(
+    return NAMES.replacing(
         {
-            "model.embed_tokens": "embed",
-            "model.layers.{i}.input_layernorm": "layers.{i}.attention.norm",
             "model.layers.{i}.self_attn.query_key_value": grouped_qkv(
-                "layers.{i}.attention.inner.qkv", num_kv_heads, group, head_dim
+                "layers.{i}.attn.qkv", num_kv_heads, group, head_dim
             ),
-            "model.layers.{i}.self_attn.dense": "layers.{i}.attention.inner.o",
-            "model.layers.{i}.post_attention_layernorm": "layers.{i}.mlp.norm",
-            "model.layers.{i}.mlp.{up|down}_proj": "layers.{i}.mlp.inner.{up|down}",
+            "model.layers.{i}.self_attn.dense": "layers.{i}.attn.o",
+            "model.layers.{i}.mlp.{up|down}_proj": "layers.{i}.mlp.{up|down}",
             "model.final_layernorm": "norm",
-            "lm_head": "head",
-        },
-        ignored=("model.layers.{i}.self_attn.rotary_emb.inv_freq",),
-        prefix="model.",
+        }
     )
 
 
@@ -84,7 +78,7 @@ def phi3_small(c: Config) -> CausalLM:
         if c.get("rope_scaling")
         else {"rope_type": "linear", "factor": c.rope_position_scale}
     )
-    attention = partial(
+    attn = partial(
         Attention,
         hidden_size,
         num_heads,
@@ -104,19 +98,18 @@ def phi3_small(c: Config) -> CausalLM:
     norm = partial(LayerNorm, hidden_size, c.layer_norm_epsilon)
     mlp = partial(GegeluMLP, hidden_size, intermediate_size, c.get("gegelu_limit"))
 
-    def layer(i: int) -> Block:
+    def layer(i: int) -> PreNorm:
         dense = every and (i + 1) % every == 0
-        return Block(
-            attention=Residual(norm(), attention(sparse=None if dense else sparse)), mlp=Residual(norm(), mlp())
-        )
+        return PreNorm(norm, attn=attn(sparse=None if dense else sparse), mlp=mlp())
 
     model = WithoutDummies(
         embed=Embedding(c.vocab_size, hidden_size, c.mup_embedding_multiplier),
         layer=layer,
         layers=c.num_hidden_layers,
         norm=norm(),
-        head=None if c.tie_word_embeddings else Linear(hidden_size, c.vocab_size),
+        head=Linear(hidden_size, c.vocab_size),
         names=names(num_kv_heads, num_heads // num_kv_heads, head_dim),
+        tied=c.tie_word_embeddings,
         logit_scale=1.0 / c.mup_width_multiplier,
     )
     model.dummies = c.get("dummy_token_indices", [])

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
+from octavo.architectures.decoder import attention, decoder, gated_mlp, rms_norm
 from octavo.architectures.gguf_format import GGUFFormat
-from octavo.architectures.llama import gated_mlp, llama_body
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import CLASSIFIES, EMBEDS, REWARDS, architecture
 from octavo.architectures.rope_settings import SLIDING, layer_type, layer_types
 from octavo.architectures.score_heads import with_classes, with_reward
-from octavo.parts import CausalLM
+from octavo.parts import CausalLM, PreNorm
 
 
 @architecture(
@@ -22,7 +22,8 @@ from octavo.parts import CausalLM
 )
 def qwen2(c: Config) -> CausalLM:
     late = windows(c, lambda layer: layer >= c.max_window_layers)
-    return llama_body(c, bias=True, window=late.__getitem__, mlp=gated_mlp(c))
+    norm, attn, mlp = rms_norm(c), attention(c, window=late, bias=True), gated_mlp(c)
+    return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp()))
 
 
 @architecture(

@@ -1,44 +1,40 @@
 """Qwen2-MoE (Qwen Team 2024): Qwen2's body with many experts, and one that every token shares behind a gate."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp, rms_norm
 from octavo.architectures.gguf_format import GGUFFormat
-from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES, llama_body
 from octavo.architectures.model_config import Config
 from octavo.architectures.qwen2 import windows
 from octavo.architectures.registry import architecture
-from octavo.parts import Batch, CausalLM, GatedMLP, Linear, MoE, Names, softmax_then_topk
+from octavo.parts import Batch, CausalLM, GatedMLP, Linear, MoE, PreNorm, softmax_then_topk
+from octavo.parts.moe import Route
 
-NAMES = Names(
+QWEN2_MOE_NAMES = NAMES.extended(
     {
-        **ATTENTION_NAMES,
-        **MLP_NAMES,
-        "model.layers.{i}.mlp.gate": "layers.{i}.mlp.inner.routed.router",
-        "model.layers.{i}.mlp.experts.{e}.{gate|up}_proj": "layers.{i}.mlp.inner.routed.experts.{e}.gate_up.{gate|up}",
-        "model.layers.{i}.mlp.experts.{e}.down_proj": "layers.{i}.mlp.inner.routed.experts.{e}.down",
-        "model.layers.{i}.mlp.shared_expert.{gate|up}_proj": "layers.{i}.mlp.inner.shared.gate_up.{gate|up}",
-        "model.layers.{i}.mlp.shared_expert.down_proj": "layers.{i}.mlp.inner.shared.down",
-        "model.layers.{i}.mlp.shared_expert_gate": "layers.{i}.mlp.inner.gate",
-    },
-    IGNORED,
-    prefix="model.",
+        "model.layers.{i}.mlp.shared_expert.{gate|up}_proj": "layers.{i}.mlp.shared.gate_up.{gate|up}",
+        "model.layers.{i}.mlp.shared_expert.down_proj": "layers.{i}.mlp.shared.down",
+        "model.layers.{i}.mlp.shared_expert_gate": "layers.{i}.mlp.shared_gate",
+    }
 )
 
 
-class SharedExpertMoE(nn.Module):
-    """`routed(x) + sigmoid(gate(x)) * shared(x)`."""
+class MoEWithGatedShared(MoE):
+    """Experts, and one that serves every token, times `sigmoid(shared_gate(x))`."""
 
-    def __init__(self, hidden_size: int, routed: MoE, shared: GatedMLP) -> None:
-        super().__init__()
-        self.routed, self.shared = routed, shared
-        self.gate = Linear(hidden_size, 1, exact=True)
+    def __init__(self, hidden_size: int, experts: Sequence[GatedMLP], route: Route, shared: GatedMLP) -> None:
+        super().__init__(hidden_size, experts, route)
+        self.shared = shared
+        self.shared_gate = Linear(hidden_size, 1, exact=True)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        weight = 1.0 / (torch.exp(-self.gate(x).float()) + 1.0)
-        return self.routed(x, batch) + (self.shared(x, batch) * weight).to(x.dtype)  # type: ignore[no-any-return]
+        weight = 1.0 / (torch.exp(-self.shared_gate(x).float()) + 1.0)
+        shared: Tensor = self.shared(x, batch) * weight
+        return super().forward(x, batch) + shared.to(x.dtype)
 
 
 @architecture(
@@ -48,10 +44,8 @@ class SharedExpertMoE(nn.Module):
     gguf=GGUFFormat("qwen2moe"),
 )
 def qwen2_moe(c: Config) -> CausalLM:
-    hidden_size, activation = c.hidden_size, c.hidden_act
-    dense = partial(GatedMLP, hidden_size, c.intermediate_size, activation)
-    expert = partial(GatedMLP, hidden_size, c.moe_intermediate_size, activation)
-    shared = partial(GatedMLP, hidden_size, c.shared_expert_intermediate_size, activation)
+    gated = partial(GatedMLP, c.hidden_size, activation=c.hidden_act)
+    size, shared_size, dense = c.moe_intermediate_size, c.shared_expert_intermediate_size, gated_mlp(c)
     route = softmax_then_topk(c.num_experts_per_tok, c.norm_topk_prob)
     count, every = c.num_experts, c.decoder_sparse_step
     plain: list[int] = c.get("mlp_only_layers", [])
@@ -59,7 +53,8 @@ def qwen2_moe(c: Config) -> CausalLM:
     def mlp(layer: int) -> nn.Module:
         if layer in plain or count == 0 or (layer + 1) % every:
             return dense()
-        return SharedExpertMoE(hidden_size, MoE(hidden_size, [expert() for _ in range(count)], route), shared())
+        return MoEWithGatedShared(c.hidden_size, [gated(size) for _ in range(count)], route, gated(shared_size))
 
     slides = windows(c, lambda layer: layer % 2 == 0 and layer < c.max_window_layers)
-    return llama_body(c, mlp=mlp, names=NAMES, bias=c.qkv_bias, window=slides.__getitem__)
+    norm, attn = rms_norm(c), attention(c, window=slides, bias=c.qkv_bias)
+    return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp(i)), QWEN2_MOE_NAMES)

@@ -1,70 +1,63 @@
 """Solar Pro (Kim et al. 2024): Llama's body, with hidden states that later layers mix back in."""
 
+from collections.abc import Callable, Sequence
+
 from torch import Tensor, nn
 
-from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES, gated_mlp, llama_body
+from octavo.architectures.decoder import attention, decoder, gated_mlp, rms_norm
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.errors import CheckpointError
-from octavo.parts import Batch, Block, CausalLM, Names, Residual
+from octavo.parts import Batch, CausalLM, PreNorm
 
 
-class Keep(nn.Module):
-    """Remembers the stream under a name; a later one of the same name replaces it."""
+class SkippingLayer(PreNorm):
+    """A layer before which the stream is kept under names, and mixed with what was kept under others.
 
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
+    Args:
+        norm, pieces: as PreNorm's.
+        keeps, mixes: names, of which a later layer's replaces an earlier one's.
+        share: of what was kept in the mixture.
+    """
+
+    def __init__(
+        self,
+        norm: Callable[[], nn.Module],
+        keeps: Sequence[str],
+        mixes: Sequence[str],
+        share: float,
+        **pieces: nn.Module,
+    ) -> None:
+        super().__init__(norm, scale=1.0, **pieces)
+        self.keeps, self.mixes, self.share = keeps, mixes, share
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        batch.kept[self.name] = x
-        return x
+        for name in self.keeps:
+            batch.kept[name] = x
+        for name in self.mixes:
+            x = batch.kept[name] * self.share + x * (1 - self.share)
+        return super().forward(x, batch)
 
 
-class MixBack(nn.Module):
-    """`share * kept + (1 - share) * x`."""
-
-    def __init__(self, name: str, share: float) -> None:
-        super().__init__()
-        self.name, self.share = name, share
-
-    def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        return batch.kept[self.name] * self.share + x * (1 - self.share)
-
-
-NAMES = Names({**ATTENTION_NAMES, **MLP_NAMES}, IGNORED, prefix="model.")
+SKIPS = {"bskcn_1": "bskcn_3", "bskcn_2": "bskcn_4"}
+"""Keys of the layers that keep the stream, and of those that mix it in."""
 
 
 @architecture("SolarForCausalLM", about="Solar Pro", examples=("upstage/solar-pro-preview-instruct",))
 def solar(c: Config) -> CausalLM:
     share = c.bskcn_tv[1]  # the first is for training
-    bias = c.attention_bias
+    norm, mlp, bias = rms_norm(c), gated_mlp(c, c.mlp_bias), c.attention_bias
+    attn = attention(c, window=c.get("sliding_window"), bias=bias, out_bias=bias)
+    kept: dict[str, list[int]] = {key: c.get(key, []) for key in SKIPS}
+    mixed: dict[str, list[int]] = {key: c.get(by, []) for key, by in SKIPS.items()}
+    for key, layers in mixed.items():
+        if early := [i for i in layers if i < min([*kept[key], c.num_hidden_layers])]:
+            raise CheckpointError(
+                f"config.json: {SKIPS[key]} mixes in layer {early[0]} what no layer of {key} has kept."
+            )
 
-    for saves, mixes in (("bskcn_1", "bskcn_3"), ("bskcn_2", "bskcn_4")):
-        first, last = min(c.get(saves, []), default=c.num_hidden_layers), c.num_hidden_layers
-        mixed: list[int] = c.get(mixes, [])
-        if early := [layer for layer in mixed if layer < min(first, last)]:
-            raise CheckpointError(f"config.json: {mixes} mixes in layer {early[0]} what no layer of {saves} has kept.")
+    def layer(i: int) -> SkippingLayer:
+        keeps, mixes = ([key for key in SKIPS if i in layers[key]] for layers in (kept, mixed))
+        return SkippingLayer(norm, keeps, mixes, share, attn=attn(i), mlp=mlp())
 
-    def skips(layer: int) -> dict[str, nn.Module]:
-        """What happens to the stream before the layer."""
-        pieces: dict[str, nn.Module] = {}
-        for kept, saves, mixes in (("first", "bskcn_1", "bskcn_3"), ("second", "bskcn_2", "bskcn_4")):
-            if layer in c.get(saves, []):
-                pieces[f"keep_{kept}"] = Keep(kept)
-            if layer in c.get(mixes, []):
-                pieces[f"mix_{kept}"] = MixBack(kept, share)
-        return dict(sorted(pieces.items()))  # all that is kept is kept before anything is mixed
-
-    def wire(i: int, attention: Residual, mlp: Residual) -> nn.Module:
-        return Block(**skips(i), attention=attention, mlp=mlp)
-
-    return llama_body(
-        c,
-        mlp=gated_mlp(c, c.mlp_bias),
-        names=NAMES,
-        layer=wire,
-        window=lambda layer: c.get("sliding_window"),
-        bias=bias,
-        out_bias=bias,
-    )
+    return decoder(c, norm, layer)

@@ -6,12 +6,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp
 from octavo.architectures.gguf_format import GGUFFormat
-from octavo.architectures.llama import ATTENTION_NAMES, IGNORED, MLP_NAMES, gated_mlp, llama_body
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.ops import Backend
-from octavo.parts import CausalLM, LayerNorm, Names, QKNorm, Residual, SharedNorm
+from octavo.parts import CausalLM, LayerNorm, PreNorm, QKNorm, SharedNorm
 
 
 class NormEachHead(nn.Module):
@@ -30,25 +30,8 @@ class NormEachHead(nn.Module):
         return (normed * self._weights).to(x.dtype)
 
 
-STABLELM_NAMES = Names(
-    {
-        **ATTENTION_NAMES,
-        **MLP_NAMES,
-        "model.layers.{i}.self_attn.{q|k}_layernorm.norms.{h}": (
-            "layers.{i}.attention.inner.qk_transform.{q|k}.norms.{h}"
-        ),
-    },
-    IGNORED,
-    prefix="model.",
-)
-PARALLEL_STABLELM_NAMES = Names(
-    {
-        published: path.replace("attention.norm", "norm").replace(".inner", "")
-        for published, path in STABLELM_NAMES.table.items()
-        if isinstance(path, str) and not published.endswith("post_attention_layernorm")
-    },
-    IGNORED,
-    prefix="model.",
+STABLELM_NAMES = NAMES.replacing(
+    {"model.layers.{i}.self_attn.{q|k}_layernorm.norms.{h}": "layers.{i}.attn.qk_transform.{q|k}.norms.{h}"}
 )
 
 
@@ -64,7 +47,7 @@ PARALLEL_STABLELM_NAMES = Names(
             "use_qkv_bias": "blk.0.attn_q.bias" in file.tensors,
             "qk_layernorm": "blk.0.attn_q_norm.weight" in file.tensors,
         },
-        names={"model.layers.{i}.self_attn.{q|k}_layernorm.{e}": "layers.{i}.attention.qk_transform.{q|k}.norms.{e}"},
+        names={"model.layers.{i}.self_attn.{q|k}_layernorm.{e}": "layers.{i}.attn.qk_transform.{q|k}.norms.{e}"},
     ),
 )
 def stablelm(c: Config) -> CausalLM:
@@ -78,18 +61,7 @@ def stablelm(c: Config) -> CausalLM:
             num_heads, num_kv_heads, NormEachHead(num_heads, head_dim, eps), NormEachHead(num_kv_heads, head_dim, eps)
         )
 
-    parallel = c.use_parallel_residual
-    wiring = {"layer": _behind_one_norm, "names": PARALLEL_STABLELM_NAMES} if parallel else {"names": STABLELM_NAMES}
-    return llama_body(
-        c,
-        mlp=gated_mlp(c),
-        norm=partial(LayerNorm, c.hidden_size, eps),
-        qk_transform=head_norms,
-        bias=c.use_qkv_bias,
-        **wiring,
-    )
-
-
-def _behind_one_norm(i: int, attention: Residual, mlp: Residual) -> nn.Module:
-    """Both pieces side by side behind the attention's norm."""
-    return SharedNorm(attention.norm, attention=attention.inner, mlp=mlp.inner)
+    norm, mlp = partial(LayerNorm, c.hidden_size, eps), gated_mlp(c)
+    attn = attention(c, qk_transform=head_norms, bias=c.use_qkv_bias)
+    wiring = SharedNorm if c.use_parallel_residual else PreNorm
+    return decoder(c, norm, lambda i: wiring(norm, attn=attn(i), mlp=mlp()), STABLELM_NAMES)

@@ -12,16 +12,15 @@ from octavo.parts.moe import MoE, softmax_then_topk
 from octavo.parts.names import Into, Names, grouped_qkv, parameter, stacked, transposed
 from octavo.parts.norms import LayerNorm, RMSNorm
 from octavo.parts.pooler import Pooler
-from octavo.parts.residual import Block, FromNormed, PostNorm, Residual, SharedNorm, SideBySide
 from octavo.parts.rotary_embedding import LongRotaryEmbedding, RotaryEmbedding
 from octavo.parts.self_attention import Attention, Clip, QKNorm, alibi_slopes
 from octavo.parts.state import PagedKV, Recurrent, StateSpec
+from octavo.parts.wiring import FromNormed, PostNorm, PreNorm, SandwichNorm, SharedNorm, SideBySide, Wiring
 
 __all__ = [
     "MLP",
     "Attention",
     "Batch",
-    "Block",
     "CausalLM",
     "Clip",
     "CrossAttention",
@@ -44,15 +43,17 @@ __all__ = [
     "Pooler",
     "PositionedEmbedding",
     "PostNorm",
+    "PreNorm",
     "QKNorm",
     "RMSNorm",
     "Recurrent",
     "RecurrentView",
-    "Residual",
     "RotaryEmbedding",
+    "SandwichNorm",
     "SharedNorm",
     "SideBySide",
     "StateSpec",
+    "Wiring",
     "alibi_slopes",
     "grouped_qkv",
     "parameter",

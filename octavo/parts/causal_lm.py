@@ -27,8 +27,9 @@ class CausalLM(nn.Module):
         layer: makes the layer of a given index.
         layers: how many there are.
         norm: the last norm.
-        head: to the vocabulary; None where the embedding's table serves (tied).
+        head: to the vocabulary.
         names: published tensor names to the parts.
+        tied: whether the embedding's table serves as the head's weight.
         tied_if_absent: whether the table serves as the head where the checkpoint stores none.
         encoder: makes `[rows, hidden_size]` of an EncoderBatch, for the layers' cross-attention.
         zero_if_absent: paths of parameters that are zero where the checkpoint stores none.
@@ -42,9 +43,10 @@ class CausalLM(nn.Module):
         layer: Callable[[int], nn.Module],
         layers: int,
         norm: nn.Module,
-        head: Linear | None,
+        head: Linear,
         names: Names,
         *,
+        tied: bool = False,
         tied_if_absent: bool = False,
         encoder: nn.Module | None = None,
         zero_if_absent: tuple[str, ...] = (),
@@ -57,9 +59,9 @@ class CausalLM(nn.Module):
         self.embed = embed
         self.layers = nn.ModuleList([layer(i) for i in range(layers)])
         self.norm = norm
-        self.tied = head is None
+        self.tied = tied
         self.vocab_size, self.hidden_size = self.tokens.num_embeddings, self.tokens.embedding_dim
-        self.head: Linear | None = head if head is not None else Linear(self.hidden_size, self.vocab_size)
+        self.head: Linear | None = head
         self.encoder = encoder
         self.zero_if_absent = zero_if_absent
         self.score: nn.Module | None = None

@@ -2,7 +2,7 @@
 
 A table maps a module's published name to the path of a module here, for example
 
-    "model.layers.{i}.self_attn.{q|k|v}_proj": "layers.{i}.attention.inner.qkv.{q|k|v}"
+    "model.layers.{i}.self_attn.{q|k|v}_proj": "layers.{i}.attn.qkv.{q|k|v}"
 
 `{i}` (any name) stands for a number, and `{a|b}` for alternatives, which match by their order on both sides. The last
 component of a tensor's name (weight, bias) is carried over. A right side that names a segment of a merged Linear
@@ -107,20 +107,34 @@ class Names:
     """
 
     def __init__(self, table: Mapping[str, str | Into], ignored: tuple[str, ...] = (), prefix: str = "") -> None:
-        self.table = dict(table)
+        self.table = {
+            name: into.with_path(path)
+            for key, value in table.items()
+            for into in [Into(value) if isinstance(value, str) else value]
+            for name, path in _expand(key, into.path)
+        }
+        """Published name to place, alternatives expanded, numbers still templates."""
         self.ignored = ignored
         self.prefix = prefix
         self._ignored = [self._pattern(i, "") for i in ignored]
         self._entries = [
-            _Entry(name, into.with_path(path), self._pattern(name, "" if into.full_name else r"\.(?P<suffix>[^.]+)"))
-            for key, value in self.table.items()
-            for into in [Into(value) if isinstance(value, str) else value]
-            for name, path in _expand(key, into.path)
+            _Entry(name, into, self._pattern(name, "" if into.full_name else r"\.(?P<suffix>[^.]+)"))
+            for name, into in self.table.items()
         ]
 
     def extended(self, table: Mapping[str, str | Into]) -> "Names":
         """This table with more entries."""
         return Names({**self.table, **table}, self.ignored, self.prefix)
+
+    def replacing(self, table: Mapping[str, str | Into]) -> "Names":
+        """This table with other entries for the parameters, or parts of them, that `table` has names for."""
+        paths = [into.path for into in Names(table).table.values()]
+        kept = {
+            name: into
+            for name, into in self.table.items()
+            if not any(into.path == path or into.path.startswith(path + ".") for path in paths)
+        }
+        return Names({**kept, **table}, self.ignored, self.prefix)
 
     def _pattern(self, published: str, suffix: str) -> re.Pattern[str]:
         body = re.escape(published)
@@ -131,8 +145,7 @@ class Names:
 
     def entries(self) -> Iterator[tuple[str, Into]]:
         """Published name and place of every entry, alternatives expanded, numbers still templates."""
-        for entry in self._entries:
-            yield entry.published, entry.into
+        yield from self.table.items()
 
     def is_ignored(self, name: str) -> bool:
         return any(p.fullmatch(name) for p in self._ignored)

@@ -189,7 +189,7 @@ def test_windowed_layers_of_gemma_2_and_qwen_2_turn_by_their_own() -> None:
         with torch.device("meta"):
             model = row.build(row.config(config))
         for layer in model.layers:
-            attention = layer.attention.inner
+            attention = layer.attn
             base = 20.0 if attention.state.window else 500.0
             pairs = attention.head_dim // 2
             assert float(attention.rope.table.frequencies[0, 1]) == pytest.approx(base ** (-1 / pairs))

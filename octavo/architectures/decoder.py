@@ -1,0 +1,105 @@
+"""What most decoders have alike: Llama's published names, and what its config keys describe."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from octavo.architectures.model_config import Config
+from octavo.architectures.rope import make_rope
+from octavo.architectures.rope_settings import layer_type
+from octavo.parts import Attention, CausalLM, Embedding, GatedMLP, Linear, MoE, Names, RMSNorm
+from octavo.parts.moe import Route
+
+NAMES = Names(
+    {
+        "model.embed_tokens": "embed",
+        "model.layers.{i}.input_layernorm": "layers.{i}.attn_norm",
+        "model.layers.{i}.self_attn.{q|k|v}_proj": "layers.{i}.attn.qkv.{q|k|v}",
+        "model.layers.{i}.self_attn.{q|k}_norm": "layers.{i}.attn.qk_transform.{q|k}",
+        "model.layers.{i}.self_attn.o_proj": "layers.{i}.attn.o",
+        "model.layers.{i}.post_attention_layernorm": "layers.{i}.mlp_norm",
+        "model.layers.{i}.mlp.{gate|up}_proj": "layers.{i}.mlp.gate_up.{gate|up}",
+        "model.layers.{i}.mlp.down_proj": "layers.{i}.mlp.down",
+        "model.layers.{i}.mlp.gate": "layers.{i}.mlp.router",
+        "model.layers.{i}.mlp.experts.{e}.{gate|up}_proj": "layers.{i}.mlp.experts.{e}.gate_up.{gate|up}",
+        "model.layers.{i}.mlp.experts.{e}.down_proj": "layers.{i}.mlp.experts.{e}.down",
+        "model.norm": "norm",
+        "lm_head": "head",
+    },
+    # Buffers of older transformers, recomputed here.
+    ignored=("model.layers.{i}.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"),
+    prefix="model.",
+)
+"""Entries for parts that a model lacks do no harm. What a family has otherwise, its own table says: `replacing`."""
+
+
+def decoder(
+    c: Config,
+    norm: Callable[[], nn.Module],
+    layer: Callable[[int], nn.Module],
+    names: Names = NAMES,
+    *,
+    embed: nn.Module | None = None,
+    head_bias: bool = False,
+    **options: Any,
+) -> CausalLM:
+    """A model of the config's vocab_size, hidden_size, num_hidden_layers and tie_word_embeddings.
+
+    Args:
+        norm: makes the last norm.
+        layer: makes the layer of a given index.
+        names: where the published tensors go.
+        embed: in place of a plain table.
+        head_bias: whether the head has a bias.
+        options: more of CausalLM's arguments (tied, logit_scale).
+    """
+    return CausalLM(
+        embed=embed or Embedding(c.vocab_size, c.hidden_size),
+        layer=layer,
+        layers=c.num_hidden_layers,
+        norm=norm(),
+        head=Linear(c.hidden_size, c.vocab_size, head_bias),
+        names=names,
+        **{"tied": c.get("tie_word_embeddings", False), **options},
+    )
+
+
+def attention(
+    c: Config,
+    *,
+    window: int | Sequence[int | None] | None = None,
+    qk_transform: Callable[[], nn.Module | None] = lambda: None,
+    **options: Any,
+) -> Callable[[int], Attention]:
+    """Makes the attention of the layer of a given index, with rope as the config says.
+
+    Args:
+        window: the sliding window, of all layers or of each.
+        qk_transform: makes what changes queries and keys before rope.
+        options: more of Attention's arguments (biases, scale); `rope` in place of the config's.
+    """
+    num_heads, count = c.num_attention_heads, c.num_hidden_layers
+    num_kv_heads, head_dim = c.get("num_key_value_heads", num_heads), c.get("head_dim", c.hidden_size // num_heads)
+    windows = [window] * count if window is None or isinstance(window, int) else window
+    kinds = [layer_type(each) for each in windows]
+    ropes = {} if "rope" in options else {kind: make_rope(c, head_dim, layer=kind, layers=kinds) for kind in kinds}
+
+    def make(i: int) -> Attention:
+        own = {"rope": ropes.get(kinds[i]), "window": windows[i], "qk_transform": qk_transform(), **options}
+        return Attention(c.hidden_size, num_heads, num_kv_heads, head_dim, **own)
+
+    return make
+
+
+def gated_mlp(c: Config, bias: bool = False) -> Callable[[], GatedMLP]:
+    return partial(GatedMLP, c.hidden_size, c.intermediate_size, c.hidden_act, bias)
+
+
+def moe(c: Config, expert: Callable[[], GatedMLP], count: int, route: Route) -> Callable[[], MoE]:
+    return lambda: MoE(c.hidden_size, [expert() for _ in range(count)], route)
+
+
+def rms_norm(c: Config) -> Callable[[], RMSNorm]:
+    return partial(RMSNorm, c.hidden_size, c.rms_norm_eps)
