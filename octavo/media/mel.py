@@ -1,0 +1,60 @@
+"""Whisper's log-mel spectrogram, which several models hear by."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from octavo.media.sounds import Sound
+from octavo.media.sources import Array
+
+
+class LogMel:
+    """Whisper's feature extractor by its preprocessor_config.json."""
+
+    def __init__(self, config: Mapping[str, Any], num_mel_bins: int = 80) -> None:
+        self.rate = int(config.get("sampling_rate", 16000))
+        self.hop = int(config.get("hop_length", 160))
+        self.fft_length = int(config.get("n_fft", 400))
+        self.window = int(config.get("chunk_length", 30)) * self.rate
+        """Samples that are heard; what comes after them is cut off."""
+        self.num_bins = int(config.get("feature_size", num_mel_bins))
+
+    def samples(self, sound: Sound) -> Array:
+        """A sound's samples at the model's rate, as many as are heard."""
+        return sound.at_rate(self.rate).samples[: self.window]
+
+    def __call__(self, samples: Array) -> Array:
+        """float32 of shape (bins, samples // hop)."""
+        filters = mel_filters(self.fft_length // 2 + 1, self.num_bins, self.rate)
+        padded = np.pad(samples, self.fft_length // 2, mode="reflect")
+        frames = np.lib.stride_tricks.sliding_window_view(padded, self.fft_length)[:: self.hop][:-1]
+        hann = np.hanning(self.fft_length + 1)[:-1]
+        power = np.abs(np.fft.rfft(frames * hann)) ** 2
+        logs = np.log10(np.maximum(power @ filters, 1e-10)).T
+        levels: Array = (np.maximum(logs, logs.max() - 8.0) + 4.0) / 4.0
+        return levels.astype(np.float32)
+
+
+@functools.lru_cache(maxsize=8)
+def mel_filters(num_frequencies: int, num_bins: int, rate: int, highest: float = 8000.0) -> Array:
+    """Slaney's triangles, each with the area of its band: float64 of shape (frequencies, bins)."""
+    corners = _hertz(np.linspace(0.0, _mels(highest), num_bins + 2))
+    slopes = corners[None] - np.linspace(0, rate // 2, num_frequencies)[:, None]
+    widths = np.diff(corners)
+    rising, falling = -slopes[:, :-2] / widths[:-1], slopes[:, 2:] / widths[1:]
+    triangles: Array = np.maximum(0, np.minimum(rising, falling)) * (2.0 / (corners[2:] - corners[:-2]))
+    return triangles
+
+
+_STEP = 27.0 / np.log(6.4)
+"""Slaney's scale is even below 1,000 Hz (15 mels), and logarithmic above."""
+
+
+def _mels(hertz: float) -> float:
+    return float(15.0 + np.log(hertz / 1000.0) * _STEP) if hertz >= 1000.0 else 3.0 * hertz / 200.0
+
+
+def _hertz(mels: Array) -> Array:
+    return np.where(mels >= 15.0, 1000.0 * np.exp((mels - 15.0) / _STEP), 200.0 * mels / 3.0)

@@ -1,0 +1,258 @@
+"""What every family's processor is: how media and a prompt become features and a longer prompt."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from octavo.errors import CheckpointError, InvalidRequestError
+from octavo.files import read_json
+from octavo.media.feature import (
+    Data,
+    Embeddings,
+    Feature,
+    Item,
+    Option,
+    Processed,
+    Span,
+    checked_options,
+    content_digest,
+    find_sequence,
+    place,
+)
+from octavo.media.pictures import Picture
+from octavo.media.pixels import BICUBIC, CLIP_MEAN, CLIP_STD, Values, crop_centre, resize, size_of, square, target_size
+from octavo.media.sounds import Sound
+from octavo.media.sources import Array
+from octavo.media.vocabulary import Place, Vocabulary
+from octavo.text.tokenizer import Tokenizer
+
+KINDS = ("image", "video", "audio")
+Config = Mapping[str, Any]
+IMAGES: Mapping[str, int | None] = {"image": None}
+ONE_IMAGE: Mapping[str, int | None] = {"image": 1}
+ONE_VIDEO: Mapping[str, int | None] = {"video": 1}
+IMAGES_AND_VIDEOS: Mapping[str, int | None] = {"image": None, "video": None}
+AUDIOS: Mapping[str, int | None] = {"audio": None}
+NO_ROWS: frozenset[str] = frozenset()
+IMAGE_ROWS, AUDIO_ROWS, IMAGE_AND_VIDEO_ROWS = frozenset({"image"}), frozenset({"audio"}), frozenset({"image", "video"})
+
+
+@dataclass(frozen=True)
+class ProcessorFiles:
+    """A checkpoint's own words about its processor; empty where a file is missing."""
+
+    config: Config
+    """config.json, or params.json."""
+    preprocessor: Config = field(default_factory=dict)
+    """preprocessor_config.json."""
+    processor: Config = field(default_factory=dict)
+    """processor_config.json."""
+    video: Config = field(default_factory=dict)
+    """video_preprocessor_config.json, or that in the folder video_processor."""
+
+
+def read_processor_files(folder: Path, config: Config) -> ProcessorFiles:
+    """What processors need of a model's folder. Raises CheckpointError for one that is not readable JSON."""
+
+    def read(*names: str) -> Config:
+        return next((read_json(folder / name) for name in names if (folder / name).exists()), {})
+
+    processor = read("processor_config.json")
+    image = read("preprocessor_config.json") or processor.get("image_processor") or processor.get("feature_extractor")
+    video = read("video_preprocessor_config.json", "video_processor/preprocessor_config.json")
+    return ProcessorFiles(config, image or {}, processor, video or processor.get("video_processor") or {})
+
+
+class Processor:
+    """Makes features of media, and writes their tokens into a prompt. A family says what differs.
+
+    Args:
+        files: what the checkpoint says.
+        tokenizer: the model's; families whose placeholders are text, or tokens by name, need it.
+        limits: most items of a kind that a prompt may have, below what the family takes.
+
+    Raises CheckpointError where the files lack or contradict what the family needs.
+    """
+
+    family: ClassVar[str]
+    takes: ClassVar[Mapping[str, int | None]] = IMAGES
+    """Kinds of media, and how many of each a prompt may have (None: any number)."""
+    embeds: ClassVar[frozenset[str]] = NO_ROWS
+    """Kinds that may also be given as their tower's rows."""
+    options: ClassVar[tuple[Option, ...]] = ()
+    """Settings that a request may change."""
+    mean, std = CLIP_MEAN, CLIP_STD
+    placeholder: ClassVar[str] = "the model's own placeholder"
+    """How a prompt says where an item belongs, for messages."""
+
+    def __init__(
+        self, files: ProcessorFiles, tokenizer: Tokenizer | None = None, limits: Mapping[str, int] | None = None
+    ) -> None:
+        self.files, self.limits = files, dict(limits or {})
+        self.vocabulary = Vocabulary(tokenizer)
+        self.settings: dict[str, Any] = dict(files.preprocessor)
+        self._changed: dict[str, Processor] = {}
+        self._words = json.dumps([type(self).__name__, vars(files)], sort_keys=True, default=str)
+        try:
+            self.setup(files.config)
+            self.values = Values(self.settings, self.mean, self.std)
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, IndexError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            what = f"{type(error).__name__}: {error}"
+            raise CheckpointError(
+                f"the configuration of {self.family}'s media cannot be used ({what:.200})."
+            ) from error
+
+    def setting(self, name: str, default: Any = None) -> Any:
+        """A value of preprocessor_config.json, or else of config.json."""
+        return self.settings.get(name, self.files.config.get(name, default))
+
+    # What families say
+
+    def setup(self, config: Config) -> None:
+        """Take from the files what processing needs."""
+
+    def image(self, picture: Picture, index: int, count: int) -> tuple[Data, Span]:
+        """What the tower reads of the picture, the `index`-th of `count` in its prompt, and its tokens."""
+        raise NotImplementedError
+
+    def video(self, frames: Array, index: int, count: int) -> tuple[Data, Span]:
+        """The same of a film's frames."""
+        raise NotImplementedError
+
+    def audio(self, sound: Sound, index: int, count: int) -> tuple[Data, Span]:
+        """The same of a sound."""
+        raise NotImplementedError
+
+    def rows(self, kind: str, item: Embeddings, index: int, count: int) -> Span:
+        """The tokens of an item that came as rows."""
+        return Span([self.token(kind)] * len(item.rows))
+
+    def token(self, kind: str) -> int:
+        """The placeholder token of a kind."""
+        raise NotImplementedError
+
+    def prepare(self, token_ids: list[int]) -> list[int]:
+        """The prompt as it is when there are media, before they are written into it."""
+        return token_ids
+
+    def places(self, token_ids: list[int]) -> list[Place]:
+        """Where items belong, in order: by default at the placeholder tokens."""
+        kinds = {self.token(kind): kind for kind in self.takes}
+        return [Place(kinds[t], i, i + 1) for i, t in enumerate(token_ids) if t in kinds]
+
+    def finish(self, processed: Processed) -> Processed:
+        """The last word."""
+        return processed
+
+    # What is the same for all
+
+    def __call__(
+        self,
+        token_ids: Sequence[int],
+        images: Sequence[Item] = (),
+        videos: Sequence[Item] = (),
+        audios: Sequence[Item] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> Processed:
+        """The prompt with its placeholders written out, and the features of its media.
+
+        Raises InvalidRequestError for media that the model does not take, that its prompt has no place for, or that
+        cannot be processed, and for options that it does not have.
+        """
+        if options:
+            return self._with(options)(token_ids, images, videos, audios)
+        items = dict(zip(KINDS, (images, videos, audios), strict=True))
+        self._check_counts(items)
+        if not any(items.values()):
+            return Processed(list(token_ids), [])
+        encoded = {kind: [self._encode(kind, x, i, len(xs)) for i, x in enumerate(xs)] for kind, xs in items.items()}
+        return self.finish(self._written(list(token_ids), encoded) or self._write(list(token_ids), encoded))
+
+    def standard(self, picture: Picture) -> Array:
+        """The steps that most preprocessors consist of: resize, crop, rescale, normalize. (3, height, width)."""
+        settings = self.settings
+        if settings.get("do_resize", True):
+            size = target_size(size_of(picture), settings["size"])
+            picture = resize(picture, size, settings.get("resample", BICUBIC))
+        if settings.get("do_center_crop", "crop_size" in settings):
+            picture = crop_centre(picture, square(settings["crop_size"]))
+        return self.values(picture)
+
+    def _with(self, options: Mapping[str, Any]) -> "Processor":
+        """This processor with other settings."""
+        options = checked_options(options, self.options, self.family)
+        key = json.dumps(options, sort_keys=True)
+        if key not in self._changed:
+            if len(self._changed) >= 16:
+                self._changed.clear()
+            files = dataclasses.replace(self.files, preprocessor={**self.files.preprocessor, **options})
+            self._changed[key] = type(self)(files, self.vocabulary.tokenizer, self.limits)
+        return self._changed[key]
+
+    def _check_counts(self, items: Mapping[str, Sequence[Item]]) -> None:
+        for kind, given in items.items():
+            if not given:
+                continue
+            if kind not in self.takes:
+                raise InvalidRequestError(f"{self.family} takes no {kind}; it takes {' and '.join(self.takes)}.")
+            if any(isinstance(item, Embeddings) for item in given) and kind not in self.embeds:
+                raise InvalidRequestError(f"{self.family} takes no embeddings for {kind}; give the {kind} itself.")
+            most = min(n for n in (self.takes[kind], self.limits.get(kind), 1 << 30) if n is not None)
+            if len(given) > most:
+                why = f"{self.family} takes" if most == self.takes[kind] else "limit_mm_per_prompt allows"
+                raise InvalidRequestError(f"the prompt has {len(given)} {kind} items; {why} {most} a prompt.")
+
+    def _encode(self, kind: str, item: Item, index: int, count: int) -> tuple[Data, Span, bytes]:
+        digest = content_digest(item, kind, self._words, count == 1)
+        if isinstance(item, Embeddings):
+            return {"embeddings": item.rows}, self.rows(kind, item, index, count), digest
+        data, span = getattr(self, kind)(item, index, count)
+        return data, span, digest
+
+    def _written(self, token_ids: list[int], encoded: Mapping[str, list[tuple[Data, Span, bytes]]]) -> Processed | None:
+        """The prompt as it is, if every item's tokens are written out in it already, and no others."""
+        features: list[Feature] = []
+        left = list(token_ids)
+        for kind, items in encoded.items():
+            start = 0
+            for data, span, digest in items:
+                start = find_sequence(token_ids, span.token_ids, start)
+                if start < 0:
+                    return None
+                features.append(place(span, start, kind, data, digest))
+                left[start : start + len(span.token_ids)] = [-1] * len(span.token_ids)
+                start += len(span.token_ids)
+        if any(p.stop > p.start for p in self.places([t for t in left if t >= 0])):
+            return None
+        return Processed(token_ids, sorted(features, key=lambda f: f.offset))
+
+    def _write(self, token_ids: list[int], encoded: Mapping[str, list[tuple[Data, Span, bytes]]]) -> Processed:
+        token_ids = self.prepare(token_ids)
+        places = self.places(token_ids)
+        self._check_places(places, encoded)
+        written: list[int] = []
+        features: list[Feature] = []
+        counts = dict.fromkeys(KINDS, 0)
+        done = 0
+        for spot in places:
+            index = counts[spot.kind] if spot.index is None else spot.index
+            counts[spot.kind] += 1
+            data, span, digest = encoded[spot.kind][index]
+            written += token_ids[done : spot.start] + spot.before
+            features.append(place(span, len(written), spot.kind, data, digest))
+            written += span.token_ids + spot.after
+            done = spot.stop
+        return Processed(written + token_ids[done:], features)
+
+    def _check_places(self, places: list[Place], encoded: Mapping[str, list[tuple[Data, Span, bytes]]]) -> None:
+        for kind, items in encoded.items():
+            found = [p.index for p in places if p.kind == kind]
+            numbered = [i for i in found if i is not None]
+            if len(found) != len(items) or (numbered and sorted(numbered) != list(range(len(items)))):
+                has = f"the prompt has {len(found)} places for {kind} items, and {len(items)} are given"
+                raise InvalidRequestError(f"{has}. Write {self.placeholder} once for each, or use the chat template.")

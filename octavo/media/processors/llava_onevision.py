@@ -1,0 +1,55 @@
+"""LLaVA-OneVision: one picture in tiles, several as a square each, films as a tile a frame."""
+
+import math
+
+import numpy as np
+from PIL import Image
+
+from octavo.media.feature import Data, Span
+from octavo.media.pictures import Picture
+from octavo.media.pixels import CLIP_MEAN, Values, pad_centre, resize, size_of, square
+from octavo.media.processor import IMAGES_AND_VIDEOS, NO_ROWS, Config
+from octavo.media.processors.llava import patch_tokens
+from octavo.media.processors.llava_next import LlavaNextProcessor
+from octavo.media.sources import Array
+
+
+class LlavaOnevisionProcessor(LlavaNextProcessor):
+    """LlavaOnevisionForConditionalGeneration. A pixel_values of one tile is one of several pictures."""
+
+    family = "LLaVA-OneVision"
+    takes = IMAGES_AND_VIDEOS
+    embeds = NO_ROWS
+    placeholder = "<image> or <video>"
+
+    def setup(self, config: Config) -> None:
+        super().setup(config)
+        self.video_token = int(config.get("video_token_index", config.get("video_token_id", 151647)))
+        self.film = {**self.settings, **self.files.video}
+        self.film_values = Values(self.film)
+        self.most_tiles = int(str(config.get("vision_aspect_ratio", "anyres_max_9")).rpartition("_")[2])
+        mean = np.broadcast_to(self.settings.get("image_mean", CLIP_MEAN), (3,))
+        self.background = (int(255 * mean[0]), int(255 * mean[1]), int(255 * mean[2]))
+
+    def token(self, kind: str) -> int:
+        return self.image_token if kind == "image" else self.video_token
+
+    def image(self, picture: Picture, index: int, count: int) -> tuple[Data, Span]:
+        if count == 1:
+            return super().image(picture, index, count)
+        edge = max(picture.size)
+        pixels = self.standard(pad_centre(picture, (edge, edge), self.background))[None]
+        tokens = patch_tokens(self.files.config, self.grid**2) + 1
+        return {"pixel_values": pixels, "image_sizes": np.array(size_of(picture))}, Span([self.image_token] * tokens)
+
+    def joined(self, rows: int, columns: int) -> int:
+        ratio = math.sqrt(rows * columns / (self.most_tiles * self.grid**2))
+        if ratio > 1.1:
+            rows, columns = int(rows // ratio), int(columns // ratio)
+        return rows * (columns + 1)
+
+    def video(self, frames: Array, index: int, count: int) -> tuple[Data, Span]:
+        size, resample = square(self.film["size"]), self.film.get("resample", 3)
+        pixels = self.film_values.many([resize(Image.fromarray(frame), size, resample) for frame in frames])
+        pooled = math.ceil(size[0] // self.patch / 2)
+        return {"pixel_values_videos": pixels}, Span([self.video_token] * (len(frames) * pooled**2 + 1))

@@ -1,0 +1,83 @@
+"""Qwen2-VL (also DSE): pictures and films of any shape, as patches of two frames each."""
+
+import math
+
+import numpy as np
+from PIL import Image
+
+from octavo.errors import InvalidRequestError
+from octavo.media.feature import Data, Embeddings, Option, Span
+from octavo.media.pictures import Picture
+from octavo.media.pixels import BICUBIC, Size, resize, size_of
+from octavo.media.processor import IMAGE_AND_VIDEO_ROWS, IMAGES_AND_VIDEOS, Config, Processor
+from octavo.media.sources import Array
+
+
+def smart_size(size: Size, factor: int, least: int, most: int) -> Size:
+    """Both edges as multiples of `factor`, the shape nearly kept, pixels between `least` and `most`."""
+    height, width = size
+    rows, columns = round(height / factor), round(width / factor)
+    pixels = rows * columns * factor**2
+    if pixels > most:
+        scale = math.sqrt(height * width / most)
+        rows, columns = (max(1, math.floor(edge / scale / factor)) for edge in size)
+    elif pixels < least:
+        scale = math.sqrt(least / (height * width))
+        rows, columns = (math.ceil(edge * scale / factor) for edge in size)
+    return rows * factor, columns * factor
+
+
+class Qwen2VLProcessor(Processor):
+    """Qwen2VLForConditionalGeneration: pixel_values (patches, 3 * 2 * 14 * 14) in blocks of 2 x 2, grid_thw (3,)."""
+
+    family = "Qwen2-VL"
+    takes = IMAGES_AND_VIDEOS
+    embeds = IMAGE_AND_VIDEO_ROWS
+    options = (
+        Option("min_pixels", 1, 1 << 24),
+        Option("max_pixels", 1, 1 << 24),
+    )
+    placeholder = "<|vision_start|><|image_pad|><|vision_end|> (or <|video_pad|>)"
+
+    def setup(self, config: Config) -> None:
+        settings = self.settings
+        self.tokens = {"image": int(config["image_token_id"]), "video": int(config.get("video_token_id", 151656))}
+        self.patch, self.pair = int(settings.get("patch_size", 14)), int(settings.get("temporal_patch_size", 2))
+        self.merge = int(settings.get("merge_size", 2))
+        size = settings.get("size") or {}
+        self.least = int(settings.get("min_pixels") or size.get("shortest_edge", 56 * 56))
+        self.most = int(settings.get("max_pixels") or size.get("longest_edge", 28 * 28 * 1280))
+
+    def token(self, kind: str) -> int:
+        return self.tokens[kind]
+
+    def image(self, picture: Picture, index: int, count: int) -> tuple[Data, Span]:
+        pixels, grid = self._patches([picture])
+        return {"pixel_values": pixels, "image_grid_thw": grid}, self._span("image", grid)
+
+    def video(self, frames: Array, index: int, count: int) -> tuple[Data, Span]:
+        pixels, grid = self._patches([Image.fromarray(frame) for frame in frames])
+        return {"pixel_values_videos": pixels, "video_grid_thw": grid}, self._span("video", grid)
+
+    def rows(self, kind: str, item: Embeddings, index: int, count: int) -> Span:
+        rows = math.prod(item.grid) // self.merge**2
+        if len(item.grid) != 3 or rows != len(item.rows):
+            given = f"{kind} {index + 1} has {len(item.rows)} rows and the grid {item.grid}"
+            raise InvalidRequestError(f"{given}. Give {kind}_grid_thw: time, height and width in patches.")
+        return Span([self.tokens[kind]] * rows)
+
+    def _span(self, kind: str, grid: Array) -> Span:
+        return Span([self.tokens[kind]] * (int(grid.prod()) // self.merge**2))
+
+    def _patches(self, frames: list[Picture]) -> tuple[Array, Array]:
+        size = smart_size(size_of(frames[0]), self.patch * self.merge, self.least, self.most)
+        pixels = self.values.many([resize(f, size, self.settings.get("resample", BICUBIC)) for f in frames])
+        missing = -len(pixels) % self.pair
+        pixels = np.concatenate([pixels, np.repeat(pixels[-1:], missing, axis=0)]) if missing else pixels
+        times, rows, columns = len(pixels) // self.pair, size[0] // self.patch, size[1] // self.patch
+        blocks = pixels.reshape(
+            *(times, self.pair, 3),
+            *(rows // self.merge, self.merge, self.patch, columns // self.merge, self.merge, self.patch),
+        ).transpose(0, 3, 6, 4, 7, 2, 1, 5, 8)
+        flat = blocks.reshape(times * rows * columns, 3 * self.pair * self.patch**2)
+        return flat, np.array([times, rows, columns])

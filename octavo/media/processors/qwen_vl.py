@@ -1,0 +1,38 @@
+"""Qwen-VL: a square, whose queries stand between <img> and </img>."""
+
+from octavo.media.feature import Data, Embeddings, Span
+from octavo.media.pictures import Picture
+from octavo.media.pixels import BICUBIC, resize
+from octavo.media.processor import IMAGE_ROWS, Config, Processor
+from octavo.media.vocabulary import Place
+
+
+class QwenVLProcessor(Processor):
+    """QWenLMHeadModel with `visual`: pixel_values are (3, side, side)."""
+
+    family = "Qwen-VL"
+    embeds = IMAGE_ROWS
+    placeholder = "Picture 1: <img></img>"
+
+    def setup(self, config: Config) -> None:
+        visual = config["visual"]
+        self.side, self.queries = int(visual["image_size"]), int(visual.get("n_queries", 256))
+        self.start = int(visual["image_start_id"])
+        self.end, self.image_token = self.start + 1, self.start + 2
+
+    def places(self, token_ids: list[int]) -> list[Place]:
+        found = []
+        for i, token in enumerate(token_ids):
+            if token == self.start and self.end in token_ids[i:]:
+                found.append(Place("image", i, token_ids.index(self.end, i) + 1))
+        return found
+
+    def image(self, picture: Picture, index: int, count: int) -> tuple[Data, Span]:
+        pixels = self.values(resize(picture, (self.side, self.side), BICUBIC))
+        return {"pixel_values": pixels}, self._span(self.queries)
+
+    def rows(self, kind: str, item: Embeddings, index: int, count: int) -> Span:
+        return self._span(len(item.rows))
+
+    def _span(self, rows: int) -> Span:
+        return Span([self.start, *[self.image_token] * rows, self.end], self.image_token)
