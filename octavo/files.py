@@ -90,7 +90,7 @@ def check_files(folder: Path) -> None:
             status = path.stat()
         except OSError as error:
             raise CheckpointError(
-                f"{shorten(path, 300)} leads nowhere ({error.strerror}). Download it again."
+                f"{shorten(path, 300)} cannot be opened ({error.strerror}). Download it again."
             ) from error
         check_plain(path, status)
         if is_text and status.st_size > TEXT_MAX:
@@ -98,4 +98,6 @@ def check_files(folder: Path) -> None:
         if name.endswith(".jinja") and path.is_symlink():
             target = path.resolve()
             if not target.is_relative_to(folder.resolve()) and target.parent.name != "blobs":
-                raise CheckpointError(f"{path} leads out of its folder, to {shorten(target, 200)}; it is refused.")
+                raise CheckpointError(
+                    f"{path} points out of its folder, to {shorten(target, 200)}, which is not allowed."
+                )

@@ -36,7 +36,7 @@ class TestPrompts:
             ({"prompt_token_ids": []}, "empty"),
             ({"prompt_token_ids": [320]}, "outside this model's vocabulary"),
             ({"prompt_token_ids": [-1]}, "outside"),
-            ({"prompt_token_ids": ["x"]}, "whole numbers"),
+            ({"prompt_token_ids": ["x"]}, "integers"),
             ({"prompt_token_ids": [1] * 256}, "256 tokens, and this model takes 255"),
             ({"text": "x"}, "needs prompt or prompt_token_ids"),
             ("text", "skip_tokenizer_init"),
@@ -341,7 +341,7 @@ class TestText:
 
     def test_template_is_sandboxed(self, smollm: LLM) -> None:
         evil = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
-        with pytest.raises(InvalidRequestError, match="refuses"):
+        with pytest.raises(InvalidRequestError, match="rejected"):
             smollm.chat([{"role": "user", "content": "x"}], chat_template=evil)
 
     @pytest.mark.parametrize("include", [False, True])

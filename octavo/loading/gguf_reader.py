@@ -136,11 +136,11 @@ class Metadata(Mapping[str, Any]):
         found: str | None = self.one_of(key, str, "a text")
         return found
 
-    def integer(self, key: str, low: int, high: int) -> int | None:
+    def integer(self, key: str, min: int, max: int) -> int | None:
         """A whole number of the range, or None if the file does not have it."""
         value: int | None = self.one_of(key, int, "a whole number")
-        if value is not None and not low <= value <= high:
-            self.fail(f"{shown(key)} is {value}, and must be in {low} to {high}")
+        if value is not None and not min <= value <= max:
+            self.fail(f"{shown(key)} is {value}, and must be in {min} to {max}")
         return value
 
     def _numbers(self, kind: int, at: int, count: int) -> "np.ndarray[Any, Any]":

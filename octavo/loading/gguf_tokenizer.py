@@ -27,11 +27,11 @@ def gguf_tokenizer(file: GGUFFile) -> FastTokenizer:
     """
     vocabulary, data = file.vocabulary, file.metadata
     if vocabulary is None:
-        raise CheckpointError(f"{file.path} carries no tokenizer. Give one with tokenizer=.")
+        raise CheckpointError(f"{file.path} contains no tokenizer. Give one with tokenizer=.")
     builders = {"gpt2": _byte_level, "gemma4": _byte_level, "llama": _sentencepiece, "bert": _wordpiece, "t5": _unigram}
     if vocabulary.kind not in builders:
         raise UnsupportedModelError(
-            f"{file.path} carries a tokenizer of kind {shown(vocabulary.kind)}; {', '.join(builders)} are read. Give "
+            f"{file.path} has a tokenizer of kind {shown(vocabulary.kind)}; supported are {', '.join(builders)}. Give "
             "another with tokenizer=."
         )
     inner = builders[vocabulary.kind](file, vocabulary)
@@ -118,7 +118,7 @@ def _merges(file: GGUFFile, ids: dict[str, int]) -> list[tuple[str, str]]:
     data, key = file.metadata, "tokenizer.ggml.merges"
     written = data.texts(key, MAX_MERGES)
     if written is None:
-        raise CheckpointError(f"{file.path} carries a vocabulary without merges. Give a tokenizer with tokenizer=.")
+        raise CheckpointError(f"{file.path} has a vocabulary without merges. Give a tokenizer with tokenizer=.")
     pairs = []
     for number, merge in enumerate(written):
         cut = merge.find(" ", 1)

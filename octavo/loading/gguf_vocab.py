@@ -123,7 +123,7 @@ def numbers(metadata: Metadata, key: str, count: int, whole: bool) -> list[Any] 
     if len(array) < count:
         metadata.fail(f"{key} has {len(array)} values for {count} tokens")
     if not np.isfinite(array).all():
-        metadata.fail(f"{key} has values that are no numbers")
+        metadata.fail(f"{key} has values that are not numbers")
     values: list[Any] = array[:count].tolist()
     return values
 

@@ -47,7 +47,7 @@ def _method(settings: Mapping[str, Any], otherwise: str) -> str:
 
 def _unsupported(method: str, where: str, path: Path) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"{path}: the weights are quantized with {method} ({where}), which Octavo does not read. It reads folders of "
+        f"{path}: the weights are quantized with {method} ({where}), which is not supported. Supported are folders of "
         "float32, bfloat16 and float16 weights, which quantization='int8' or 'q4' rounds as they load, and GGUF files. "
         "Take the model's folder without quantization, or a GGUF of it."
     )

@@ -50,7 +50,7 @@ def _content(content: Any, index: int) -> str | list[dict[str, str]] | None:
         kind = part.get("type") if isinstance(part, Mapping) else "text"
         key = TEXT_PARTS.get(kind) if isinstance(kind, str) else None
         if key is None:
-            raise InvalidRequestError(f"message {index}: only text parts are understood, not {part!r:.80}.")
+            raise InvalidRequestError(f"message {index}: only text parts are supported, not {part!r:.80}.")
         text = part.get(key, "") if isinstance(part, Mapping) else part
         if not isinstance(text, str):
             raise InvalidRequestError(f"message {index}: a part's {key} must be text, not {text!r:.80}.")
@@ -72,10 +72,10 @@ def _calls(calls: Any, index: int) -> list[dict[str, Any]]:
     return [dict(call) for call in calls]
 
 
-def _template(templates: Mapping[str, str], asked: str | None, has_tools: bool) -> str:
-    """The Jinja text that is asked for, by name or itself; the model's default if None."""
-    if asked is not None:
-        return templates.get(asked, asked)
+def _template(templates: Mapping[str, str], name_or_text: str | None, has_tools: bool) -> str:
+    """The Jinja text, given by its name or itself; the model's default if None."""
+    if name_or_text is not None:
+        return templates.get(name_or_text, name_or_text)
     name = "tool_use" if has_tools and "tool_use" in templates else "default"
     if templates and name not in templates:
         names = ", ".join(sorted(templates))
@@ -123,7 +123,7 @@ def render_chat(
     """
     checked = check_messages(messages)
     if continue_final_message and add_generation_prompt:
-        raise InvalidRequestError("continue_final_message and add_generation_prompt exclude each other.")
+        raise InvalidRequestError("continue_final_message and add_generation_prompt cannot both be set.")
     if reserved := sorted(RESERVED.intersection(variables or ())):
         raise InvalidRequestError(
             f"chat_template_kwargs holds {reserved[0]!r}, a name of the template's own. Choose another, or use the "

@@ -86,7 +86,7 @@ class InputChecker:
         self._check_ids(encoder_ids, "encoder_prompt", encoder_text)
         if len(encoder_ids) > encoder.max_tokens:
             raise InvalidRequestError(
-                f"the encoder's prompt has {len(encoder_ids)} tokens, and this model reads {encoder.max_tokens}. "
+                f"the encoder's prompt has {len(encoder_ids)} tokens, and this encoder takes {encoder.max_tokens}. "
                 "Shorten it."
             )
         text, ids = None, list[int]()
@@ -138,9 +138,11 @@ class InputChecker:
             return prompt, self._encode(prompt, room), ""
         if isinstance(prompt, Mapping):
             if refused := [k for k in ENCODER_KEYS if prompt.get(k)]:
-                raise InvalidRequestError(f"{refused[0]} is not taken: this model has no encoder. Give one prompt.")
+                raise InvalidRequestError(
+                    f"{refused[0]} is not supported: this model has no encoder. Give a single prompt."
+                )
             if prompt.get("multi_modal_data"):
-                raise InvalidRequestError("multi_modal_data is not taken: this model reads text.")
+                raise InvalidRequestError("multi_modal_data is not supported: this model takes text only.")
             text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
             salt = str(prompt.get("cache_salt") or "")
             if ids is not None:
@@ -186,7 +188,7 @@ class InputChecker:
         try:
             return [int(i) for i in ids]
         except (TypeError, ValueError) as error:
-            raise InvalidRequestError("prompt_token_ids must be a list of whole numbers.") from error
+            raise InvalidRequestError("prompt_token_ids must be a list of integers.") from error
 
     def _check_ids(self, ids: Iterable[int], name: str, text: str | None = None) -> None:
         wrong = next((i for i in ids if not 0 <= i < self.vocab_size), None)
@@ -216,13 +218,13 @@ class InputChecker:
         if self.tokenizer is None:
             for name in ("stop", "bad_words"):
                 if getattr(params, name):
-                    raise InvalidRequestError(f"{name} needs a tokenizer, and skip_tokenizer_init=True loads none.")
+                    raise InvalidRequestError(f"{name} needs a tokenizer, but skip_tokenizer_init=True is set.")
 
     def bad_words(self, params: SamplingParams) -> list[list[int]]:
         """The token sequences of bad words, at the start of a text and inside it; of each, those that can come."""
         words = dict.fromkeys(word.lstrip() for word in params.bad_words or [])
         if words and self.tokenizer is None:
-            raise InvalidRequestError("bad_words needs a tokenizer, and skip_tokenizer_init=True loads none.")
+            raise InvalidRequestError("bad_words needs a tokenizer, but skip_tokenizer_init=True is set.")
         found = dict[tuple[int, ...], None]()
         for word in words:
             if not self._fits(len(word), self.max_model_len):

@@ -40,7 +40,7 @@ class _Namespace(Namespace):
 
 def _check_name(name: Any) -> None:
     if str(name).startswith("_"):
-        raise SecurityError(f"a namespace takes no name that begins with an underscore, such as {name!r}")
+        raise SecurityError(f"a namespace name cannot begin with an underscore, as in {name!r}")
 
 
 def _raise_exception(message: str) -> None:

@@ -118,13 +118,13 @@ def render(question: dict[str, Any]) -> str:
     try:
         data = json.dumps(question, default=_plain).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequestError(f"the messages cannot be given to a chat template: {error!s:.200}") from error
+        raise InvalidRequestError(f"the messages cannot be passed to a chat template: {error!s:.200}") from error
     answer = _pool.ask(data)
     if answer is None:
-        raise InvalidRequestError(f"the chat template takes too much for these messages: {LIMITS}.")
+        raise InvalidRequestError(f"the chat template exceeded its limits on these messages: {LIMITS}.")
     kind, text = answer[:1], answer[1:].decode("utf-8", "surrogatepass")
     if kind == b"!":
-        raise InvalidRequestError(f"the chat template refuses these messages: {text}")
+        raise InvalidRequestError(f"the chat template rejected these messages: {text}")
     return text
 
 
@@ -134,7 +134,7 @@ def _plain(value: Any) -> Any:
         return value.model_dump()
     if hasattr(value, "keys"):
         return dict(value)
-    raise TypeError(f"a {type(value).__name__} is no plain value")
+    raise TypeError(f"a {type(value).__name__} is not a plain value")
 
 
 def send(pipe: IO[bytes], data: bytes) -> None:

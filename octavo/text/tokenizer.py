@@ -22,15 +22,15 @@ def guarded(work: Callable[[], T]) -> T:
     try:
         return work()
     except BaseException as error:
-        raise InvalidRequestError(f"the tokenizer cannot read this text ({failure(error):.200}).") from error
+        raise InvalidRequestError(f"the tokenizer failed on this text ({failure(error):.200}).") from error
 
 
 def decode_known(decode: Callable[[Sequence[int]], str], ids: Sequence[int]) -> str:
     """The text of `ids`. Of tokens that the tokenizer fails on, since it does not know them, there is none."""
 
-    def text_of(some: Sequence[int]) -> str | None:
+    def text_of(part: Sequence[int]) -> str | None:
         try:
-            return guarded(lambda: decode(some))
+            return guarded(lambda: decode(part))
         except InvalidRequestError:
             return None
 
@@ -194,7 +194,7 @@ class TransformersTokenizer(_ChatTemplates):
         options: dict[str, Any] = {"skip_special_tokens": skip_special_tokens, "clean_up_tokenization_spaces": False}
         if not getattr(self.inner, "is_fast", False):
             options["spaces_between_special_tokens"] = spaces_between
-        return decode_known(lambda some: str(self.inner.decode(list(some), **options)), ids)
+        return decode_known(lambda part: str(self.inner.decode(list(part), **options)), ids)
 
     def token(self, token_id: int) -> str | None:
         try:

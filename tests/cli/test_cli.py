@@ -306,3 +306,10 @@ def test_env() -> None:
     assert facts["torch"] != "not installed"
     assert facts["linear float32 batch-invariant"] is True
     assert facts["linear bfloat16 batch-invariant"] is True
+
+
+def test_a_missing_core_is_said(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCTAVO_CORE", str(tmp_path))
+    done = octavo("generate", "Hi", "--model", str(tiny_model), "--kv-cache-memory", "8MiB", "--max-tokens", "1")
+    assert done.returncode == 0, done.stderr
+    assert "no compiled core" in done.stderr

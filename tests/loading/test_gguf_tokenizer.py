@@ -348,7 +348,7 @@ def test_a_table_of_normalized_texts_that_points_beyond_itself(make: Made) -> No
 
 
 def test_scores_that_are_no_numbers(make: Made) -> None:
-    with pytest.raises(CheckpointError, match="scores has values that are no numbers"):
+    with pytest.raises(CheckpointError, match="scores has values that are not numbers"):
         make(sentencepiece(300), scores=Value(ARRAY, [float("nan")] * 300, F32))
     with pytest.raises(CheckpointError, match="scores must be"):
         make(sentencepiece(300), scores=Value(ARRAY, [True] * 300, BOOL))

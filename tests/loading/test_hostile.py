@@ -93,7 +93,7 @@ OTHERS = ("model.safetensors.index.json", "pytorch_model.bin", "chat_template.ji
 @pytest.mark.parametrize("name", FILES + OTHERS)
 def test_what_is_no_file(model: Path, name: str, kind: str) -> None:
     stand_in(model / name, kind)
-    word = {"nowhere": "leads nowhere", "itself": "leads nowhere"}.get(kind, f"is a {kind}")
+    word = {"nowhere": "cannot be opened", "itself": "cannot be opened"}.get(kind, f"is a {kind}")
     refused(model, name, word)
 
 
@@ -131,7 +131,7 @@ def test_weights_may_lie_elsewhere_and_templates_not(model: Path, tmp_path: Path
     assert answer(load(model)) == want
     (tmp_path / "secret").write_text("a key")
     (model / "chat_template.jinja").symlink_to(tmp_path / "secret")
-    assert "a key" not in refused(model, "leads out of its folder")
+    assert "a key" not in refused(model, "points out of its folder")
 
 
 DEEP = "[" * 100_000

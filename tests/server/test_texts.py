@@ -205,7 +205,7 @@ def test_bad_words_are_read_once_and_in_linear_time() -> None:
     assert len(read) == 6000
     assert {len(ids) for ids in found} == {len(text) for text in read}
     throwing = InputChecker(TransformersTokenizer(Throwing(), {}), 100, 100, 5)
-    with pytest.raises(InvalidRequestError, match=r"bad_words: the tokenizer cannot read"):
+    with pytest.raises(InvalidRequestError, match=r"bad_words: the tokenizer failed"):
         throwing.bad_words(SamplingParams(bad_words=["a", "fail"]))
 
 
@@ -278,7 +278,7 @@ def test_a_tokenizer_that_throws_is_that_requests_400(task: str, path: str, body
     made = service(tokenizer, client)
     answer = asyncio.run(ask(made, path, body))
     assert answer.status_code == 400
-    assert "the tokenizer cannot read this text (KeyError" in answer.json()["error"]["message"]
+    assert "the tokenizer failed on this text (KeyError" in answer.json()["error"]["message"]
 
 
 def test_special_tokens_of_a_completion() -> None:

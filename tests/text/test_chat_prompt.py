@@ -276,7 +276,7 @@ def test_continued_where_it_is_hard(template: str, content: Any, want: str) -> N
 def test_a_last_message_that_is_not_shown() -> None:
     with pytest.raises(InvalidRequestError, match="cannot be continued"):
         rendered("{{ messages[0].content }}", TALK, continue_final_message=True)
-    with pytest.raises(InvalidRequestError, match="exclude each other"):
+    with pytest.raises(InvalidRequestError, match="cannot both be set"):
         rendered(KEEPS, TALK, True, continue_final_message=True)
 
 
@@ -404,7 +404,7 @@ def test_nothing_that_a_process_has_rendered_leaves_it_without_memory() -> None:
     text = "x" * (12 << 20)
     for i in range(40):
         assert len(rendered(f"{{# {i} #}}{text}", TALK)) == len(text)
-    with pytest.raises(InvalidRequestError, match="takes too much"):
+    with pytest.raises(InvalidRequestError, match="exceeded its limits"):
         rendered("{{ 'a' * 10 ** 9 }}", TALK)
     assert len(rendered("{{ messages[0].content }}", [{"role": "user", "content": text}])) == len(text)
 
@@ -471,7 +471,7 @@ class TestFiles:
         assert read_templates(tmp_path, {"chat_template": {"default": "A", "rag": "B"}}) == {"default": "A", "rag": "B"}
         assert read_templates(tmp_path, {"chat_template": None}) == read_templates(tmp_path, {}) == {}
 
-    @pytest.mark.parametrize("kind", ["FIFO", "MiB", "leads out", "leads nowhere"])
+    @pytest.mark.parametrize("kind", ["FIFO", "MiB", "points out", "cannot be opened"])
     def test_named_files_are_checked_as_those_beside_the_config(self, kind: str, tmp_path: Path) -> None:
         file = tmp_path / "model" / "additional_chat_templates" / "rag.jinja"
         file.parent.mkdir(parents=True)
@@ -482,7 +482,7 @@ class TestFiles:
                 made.truncate(TEXT_MAX + 1)
         else:
             (tmp_path / "secret").write_text("A")
-            file.symlink_to(tmp_path / ("secret" if kind == "leads out" else "gone"))
+            file.symlink_to(tmp_path / ("secret" if kind == "points out" else "gone"))
         with pytest.raises(CheckpointError, match=kind):
             read_templates(tmp_path / "model", {"chat_template": "A"})
 
