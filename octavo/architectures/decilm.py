@@ -30,7 +30,7 @@ class LinearPiece(nn.Module):
         self.o = Linear(hidden_size, hidden_size, bias)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        return self.o(x)  # type: ignore[no-any-return]
+        return self.o(x, batch)  # type: ignore[no-any-return]
 
 
 def block_configs(c: Config) -> list[Config]:

@@ -16,7 +16,7 @@ from octavo.architectures.registry import architecture
 from octavo.architectures.rope import make_rope
 from octavo.architectures.rope_settings import rope_settings
 from octavo.errors import UnsupportedModelError
-from octavo.parts import CausalLM, Embedding, Into, LatentAttention, PreNorm, parameter
+from octavo.parts import CausalLM, Embedding, Into, LatentAttention, PreNorm
 from octavo.parts.moe import Route
 
 LATENT: dict[str, str | Into] = {
@@ -26,7 +26,7 @@ LATENT: dict[str, str | Into] = {
     "model.layers.{i}.self_attn.q_b_proj": "layers.{i}.attn.q_b",
     "model.layers.{i}.self_attn.kv_a_proj_with_mqa": "layers.{i}.attn.kv_a",
     "model.layers.{i}.self_attn.kv_a_layernorm": "layers.{i}.attn.kv_norm",
-    "model.layers.{i}.self_attn.kv_b_proj.weight": parameter("layers.{i}.attn.kv_b"),
+    "model.layers.{i}.self_attn.kv_b_proj": "layers.{i}.attn.kv_b",
 }
 
 

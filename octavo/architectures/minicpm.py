@@ -32,8 +32,8 @@ class FatReluMLP(nn.Module):
         self.threshold = threshold
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(torch.where(gate > self.threshold, gate, 0.0) * up)  # type: ignore[no-any-return]
+        gate, up = self.gate_up(x, batch).chunk(2, dim=-1)
+        return self.down(torch.where(gate > self.threshold, gate, 0.0) * up, batch)  # type: ignore[no-any-return]
 
 
 def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:

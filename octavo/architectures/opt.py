@@ -1,6 +1,7 @@
 """OPT (Zhang et al. 2022): learned positions, norms before the pieces, or after them in 350M."""
 
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -38,8 +39,8 @@ NAMES = Names(
         "model.decoder.layers.{i}.final_layer_norm": "layers.{i}.mlp_norm",
         "model.decoder.layers.{i}.fc1": "layers.{i}.mlp.up",
         "model.decoder.layers.{i}.fc2": "layers.{i}.mlp.down",
-        "model.decoder.final_layer_norm": "norm.norm",
-        "model.decoder.project_out": "norm.project",
+        "model.decoder.final_layer_norm": "norm",
+        "model.decoder.project_out": "project_out",
         "lm_head": "head",
     },
     prefix="model.",
@@ -55,20 +56,20 @@ class ProjectedEmbedding(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         x: Tensor = self.tokens(batch)
-        x = x if self.project is None else self.project(x)
+        x = x if self.project is None else self.project(x, batch)
         return x + self.positions.lookup(batch.positions)
 
 
-class Ending(nn.Module):
-    """The last norm, and the projection back to the tokens' width; either may be missing."""
+class OPT(CausalLM):
+    """With a projection back to the tokens' size at the end."""
 
-    def __init__(self, norm: nn.Module | None, project: Linear | None) -> None:
-        super().__init__()
-        self.norm, self.project = norm, project
+    def __init__(self, project_out: Linear | None, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.project_out = project_out
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x if self.norm is None else self.norm(x)
-        return x if self.project is None else self.project(x)
+    def forward(self, batch: Batch) -> Tensor:
+        x = super().forward(batch)
+        return x if self.project_out is None else self.project_out(x, batch)
 
 
 @architecture("OPTForCausalLM", about="OPT, OPT-IML", examples=("facebook/opt-66b", "facebook/opt-iml-max-30b"))
@@ -81,15 +82,15 @@ def opt(c: Config) -> CausalLM:
     attn = partial(Attention, hidden_size, num_heads, num_heads, hidden_size // num_heads, bias=bias, out_bias=bias)
     mlp = partial(MLP, hidden_size, c.ffn_dim, c.activation_function, bias=bias)
     wiring = PreNorm if before else PostNorm
-    last = norm() if before and not c._remove_final_layer_norm else None
+    last = norm() if before and not c._remove_final_layer_norm else nn.Identity()
     into = Linear(narrow, hidden_size) if narrow != hidden_size else None
-    out = Linear(hidden_size, narrow) if narrow != hidden_size else None
     positions = Embedding(c.max_position_embeddings, hidden_size)
-    return CausalLM(
+    return OPT(
+        project_out=Linear(hidden_size, narrow) if narrow != hidden_size else None,
         embed=ProjectedEmbedding(Embedding(c.vocab_size, narrow), positions, into),
         layer=lambda i: wiring(norm, attn=attn(), mlp=mlp()),
         layers=c.num_hidden_layers,
-        norm=Ending(last, out),
+        norm=last,
         head=Linear(narrow, c.vocab_size),
         names=NAMES,
         tied=c.tie_word_embeddings,

@@ -47,9 +47,9 @@ class GegeluMLP(nn.Module):
         self.limit = torch.inf if limit is None else limit
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        gate, up = self.up(x).float().unflatten(-1, (-1, 2)).unbind(-1)
+        gate, up = self.up(x, batch).float().unflatten(-1, (-1, 2)).unbind(-1)
         up = up.clamp(-self.limit, self.limit)
-        return self.down((quick_gelu(gate.clamp(max=self.limit)) * (up + 1)).to(x.dtype))  # type: ignore[no-any-return]
+        return self.down((quick_gelu(gate.clamp(max=self.limit)) * (up + 1)).to(x.dtype), batch)  # type: ignore[no-any-return]
 
 
 class WithoutDummies(CausalLM):

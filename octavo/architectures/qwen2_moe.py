@@ -32,7 +32,7 @@ class MoEWithGatedShared(MoE):
         self.shared_gate = Linear(hidden_size, 1, exact=True)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        weight = 1.0 / (torch.exp(-self.shared_gate(x).float()) + 1.0)
+        weight = 1.0 / (torch.exp(-self.shared_gate(x, batch).float()) + 1.0)
         shared: Tensor = self.shared(x, batch) * weight
         return super().forward(x, batch) + shared.to(x.dtype)
 

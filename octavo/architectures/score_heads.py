@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.architectures.model_config import Config
-from octavo.parts import CausalLM, Linear
+from octavo.parts import Batch, CausalLM, Linear
 
 Build = Callable[[Config], CausalLM]
 
@@ -45,5 +45,5 @@ class TwoLayers(nn.Module):
         self.first = Linear(hidden_size, hidden_size, bias=True, exact=True)
         self.second = Linear(hidden_size, scores, bias=True, exact=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(torch.relu(self.first(x)))  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        return self.second(torch.relu(self.first(x, batch)), batch)  # type: ignore[no-any-return]

@@ -70,10 +70,10 @@ class RecordedSteps:
             for table, slots, runs in zip(tables, self._slot_mappings, self._runs, strict=True)
         ]
 
-    def run(self, steps: Sequence[SequenceStep]) -> tuple[Tensor, Tensor] | None:
-        """Hidden states `[sequences, width]` and what the head makes of them, `[sequences, vocab]`.
+    def run(self, steps: Sequence[SequenceStep]) -> tuple[Batch, Tensor, Tensor] | None:
+        """The batch, hidden states `[sequences, hidden_size]` and what the head makes of them, `[sequences, vocab]`.
 
-        Both are valid until the next call. None where the step must be run as usual. The block tables hold the steps'
+        All are valid until the next call. None where the step must be run as usual. The block tables hold the steps'
         new blocks already.
         """
         if len(steps) > self.rows or any(len(s.token_ids) != 1 or s.is_new or not s.num_samples for s in steps):
@@ -85,7 +85,7 @@ class RecordedSteps:
             return None
         self._fill(steps)
         hidden, projected = found[1].run(len(steps))
-        return hidden, projected
+        return found[0], hidden, projected
 
     def _for(self, rows: int) -> tuple[Batch, Program] | None:
         """A recording for as many rows, made when it is first asked for."""
@@ -94,7 +94,7 @@ class RecordedSteps:
 
             def step() -> tuple[Tensor, Tensor]:
                 hidden = self.model(batch)
-                return hidden, self.model.project(hidden)
+                return hidden, self.model.project(hidden, batch)
 
             program = self.backend.record(step, rows)
             self._recorded[rows] = None if program is None else (batch, program)

@@ -63,7 +63,7 @@ class ModelRunner:
         self._take_blocks(steps)
         recorded = self._recorded.run(steps) if self._recorded is not None else None
         if recorded is not None:
-            hidden, projected = recorded
+            batch, hidden, projected = recorded
         else:
             projected = None
             batch = self._batch(steps)
@@ -80,28 +80,30 @@ class ModelRunner:
             last = first + len(step.token_ids)
             if results[i].error is None:
                 try:
-                    self._read(hidden[first:last], step, states[i], results[i])
+                    self._read(hidden[first:last], batch, step, states[i], results[i])
                     if step.num_samples and states[i].sampling is not None:
                         sampled.append((i, last - 1))
                 except BaseException as error:  # of this sequence alone, such as no memory for what it asks for
                     results[i].error = failure(error)
             first = last
         if sampled:
-            self._sample(hidden, projected, sampled, states, results)
+            self._sample(hidden, projected, batch, sampled, states, results)
         return results
 
-    def _read(self, rows: Tensor, step: SequenceStep, state: SequenceState, result: SequenceResult) -> None:
+    def _read(
+        self, rows: Tensor, batch: Batch, step: SequenceStep, state: SequenceState, result: SequenceResult
+    ) -> None:
         """What a sequence wants of its hidden states, `[tokens, hidden_size]`, beside its next token."""
         prompt, end = state.start.prompt_token_ids, step.start + len(step.token_ids)
         if step.prompt_logprobs and state.sampling is not None:
             count = state.sampling.params.prompt_logprobs or 0
-            result.prompt_logprobs = self._prompt_logprobs(rows, prompt[step.start + 1 : end + 1], count)
+            result.prompt_logprobs = self._prompt_logprobs(rows, batch, prompt[step.start + 1 : end + 1], count)
         if state.pooler is not None:
             if step.is_new:
                 state.pooler.restart()
             state.pooler.add(rows, torch.tensor(step.token_ids, device=self.device))
             if end == len(prompt):
-                pooled = state.pooler.result().cpu().contiguous()
+                pooled = state.pooler.result(batch).cpu().contiguous()
                 result.pooled = Pooled(tuple(pooled.shape), pooled.numpy().tobytes())
 
     def _fail_non_finite(
@@ -144,6 +146,7 @@ class ModelRunner:
         self,
         hidden: Tensor,
         projected: Tensor | None,
+        batch: Batch,
         sampled: list[tuple[int, int]],
         states: Sequence[SequenceState],
         results: list[SequenceResult],
@@ -153,7 +156,7 @@ class ModelRunner:
         rows = hidden if projected is None else projected
         if len(sampled) < rows.shape[0]:
             rows = rows[torch.tensor([row for _, row in sampled], device=self.device)]
-        logits = self.model.process_logits(self.model.project(rows) if projected is None else rows)
+        logits = self.model.process_logits(self.model.project(rows, batch) if projected is None else rows)
         chosen = [results[i] for i, _ in sampled]
         if late := late_grammars([s.grammar for s in samplings]):
             for place in late:
@@ -189,11 +192,11 @@ class ModelRunner:
             self._choose(torch.stack(kept), samplings, results)
         return results
 
-    def _prompt_logprobs(self, hidden: Tensor, targets: list[int], count: int) -> list[TokenLogprobs]:
+    def _prompt_logprobs(self, hidden: Tensor, batch: Batch, targets: list[int], count: int) -> list[TokenLogprobs]:
         out: list[TokenLogprobs] = []
         for first in range(0, len(targets), LOGITS_ROWS):
             part = targets[first : first + LOGITS_ROWS]
-            logits = self.model.logits(hidden[first : first + len(part)])
+            logits = self.model.logits(hidden[first : first + len(part)], batch)
             chosen = torch.tensor(part, device=self.device)
             out += describe(torch.log_softmax(logits, -1), chosen, [count] * len(part))
         return out

@@ -1,9 +1,9 @@
 """Torch modules of which models are composed. A part takes plain values, never a config.json."""
 
-from octavo.parts.batch import Batch, PagedView, RecurrentView
+from octavo.parts.batch import Batch, EncoderBatch, PagedView, RecurrentView
 from octavo.parts.causal_lm import CausalLM
 from octavo.parts.embedding import Embedding, NormedEmbedding, PositionedEmbedding
-from octavo.parts.encoder import CrossAttention, EncoderAttention, EncoderBatch
+from octavo.parts.encoder import CrossAttention, EncoderAttention
 from octavo.parts.latent import LatentAttention
 from octavo.parts.linear_layer import Linear
 from octavo.parts.mamba_mixer import MambaMixer

@@ -70,3 +70,20 @@ class Batch:
         view = self.states[index]
         assert isinstance(view, RecurrentView)
         return view
+
+
+@dataclass
+class EncoderBatch:
+    """The inputs of all requests that start in a step, one after the other.
+
+    Rows from the last run's end on are padding.
+    """
+
+    tokens: Tensor
+    """[rows] int64"""
+    positions: Tensor
+    """[rows] int64"""
+    runs: list[tuple[int, int]]
+    """First row and number of tokens of each request."""
+    cross_kv: list[StateView]
+    """The caches of each part that declared a state, with where the encoder's tokens go in those of its group."""

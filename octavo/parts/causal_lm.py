@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from octavo.ops import Backend
-from octavo.parts.batch import Batch
+from octavo.parts.batch import Batch, EncoderBatch
 from octavo.parts.embedding import Embedding
-from octavo.parts.encoder import CrossAttention, EncoderBatch
+from octavo.parts.encoder import CrossAttention
 from octavo.parts.linear_layer import Linear
 from octavo.parts.names import Names
 from octavo.parts.rotary_embedding import LongRotaryEmbedding
@@ -104,7 +104,7 @@ class CausalLM(nn.Module):
         self.head = None
 
     def score_with(self, score: nn.Module, names: Mapping[str, str]) -> Self:
-        """Replace the head by `score`, `[rows, hidden_size]` to `[rows, scores]`; `names` are its tensors'."""
+        """Replace the head by `score(hidden, batch)`, which gives `[rows, scores]`; `names` are its tensors'."""
         self.drop_head()
         self.score = score
         self.names = self.names.extended(names)
@@ -124,19 +124,19 @@ class CausalLM(nn.Module):
             x = layer(x, batch)
         return self.norm(x)  # type: ignore[no-any-return]
 
-    def scores(self, hidden: Tensor) -> Tensor:
-        """`[rows, scores]` of rows of hidden states, in any dtype; logits where the model has no head for scores."""
+    def scores(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """`[rows, scores]` of rows of the step `batch`, in any dtype; logits where the model has no head for scores."""
         hidden = hidden.to(self.dtype)
-        return self.logits(hidden) if self.score is None else self.score(hidden)
+        return self.logits(hidden, batch) if self.score is None else self.score(hidden, batch)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """`[rows, vocab]` in float32."""
-        return self.process_logits(self.project(hidden))
+    def logits(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """`[rows, vocab]` in float32 of rows of the step `batch`."""
+        return self.process_logits(self.project(hidden, batch))
 
-    def project(self, hidden: Tensor) -> Tensor:
+    def project(self, hidden: Tensor, batch: Batch) -> Tensor:
         """The head alone: `[rows, vocab]` in float32, which `process_logits` makes logits of."""
         assert self.head is not None
-        return self._backend.floats(self.head(hidden))
+        return self._backend.floats(self.head(hidden, batch))
 
     def process_logits(self, logits: Tensor) -> Tensor:
         """What comes after the head: `[rows, vocab]`, which may be changed in place."""

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.ops import Backend, PackedLinear
-from octavo.parts.batch import Batch
-from octavo.parts.encoder import EncoderBatch
+from octavo.parts.batch import Batch, EncoderBatch
 
 
 class Embedding(nn.Module):

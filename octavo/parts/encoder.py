@@ -1,30 +1,11 @@
 """Encoders: they read a request's whole input at once, and cross-attention reads what they make of it."""
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
 from octavo.ops import Backend, full_attention
-from octavo.parts.batch import Batch, PagedView, StateView
+from octavo.parts.batch import Batch, EncoderBatch, PagedView
 from octavo.parts.linear_layer import Linear
 from octavo.parts.state import PagedKV
-
-
-@dataclass
-class EncoderBatch:
-    """The inputs of all requests that start in a step, one after the other.
-
-    Rows from the last run's end on are padding.
-    """
-
-    tokens: Tensor
-    """[rows] int64"""
-    positions: Tensor
-    """[rows] int64"""
-    runs: list[tuple[int, int]]
-    """First row and number of tokens of each request."""
-    cross_kv: list[StateView]
-    """The caches of each part that declared a state, with where the encoder's tokens go in those of its group."""
 
 
 class EncoderAttention(nn.Module):
@@ -39,13 +20,13 @@ class EncoderAttention(nn.Module):
         self.o = Linear(hidden_size, hidden_size, bias)
 
     def forward(self, x: Tensor, batch: EncoderBatch) -> Tensor:
-        qkv = self.qkv(x).view(x.shape[0], 3, self.num_heads, self.head_dim)
+        qkv = self.qkv(x, batch).view(x.shape[0], 3, self.num_heads, self.head_dim)
         out = x.new_zeros(x.shape)
         for first, count in batch.runs:
             rows = slice(first, first + count)
             query, key, value = qkv[rows].float().unbind(1)
             out[rows] = full_attention(query, key, value, self.head_dim**-0.5).flatten(1).to(x.dtype)
-        return self.o(out)  # type: ignore[no-any-return]
+        return self.o(out, batch)  # type: ignore[no-any-return]
 
 
 class CrossAttention(nn.Module):
@@ -70,14 +51,14 @@ class CrossAttention(nn.Module):
         view = batch.cross_kv[self.state_index]
         assert isinstance(view, PagedView)
         tokens = view.plan.num_tokens
-        key, value = self.kv(encoded)[:tokens].view(tokens, 2, self.num_heads, -1).unbind(1)
+        key, value = self.kv(encoded, batch)[:tokens].view(tokens, 2, self.num_heads, -1).unbind(1)
         self._backend.write_kv(view.key_cache, key, view.plan)
         self._backend.write_kv(view.value_cache, value, view.plan)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         view = batch.paged(self.state_index)
-        query = self.q(x)[: batch.num_tokens].float().view(batch.num_tokens, self.num_heads, self.head_dim)
+        query = self.q(x, batch)[: batch.num_tokens].float().view(batch.num_tokens, self.num_heads, self.head_dim)
         out = self._backend.paged_attention(
             query, view.key_cache, view.value_cache, view.plan, x.shape[0], x.dtype, self.head_dim**-0.5
         )
-        return self.o(out.flatten(1))  # type: ignore[no-any-return]
+        return self.o(out.flatten(1), batch)  # type: ignore[no-any-return]

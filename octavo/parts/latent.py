@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from octavo.ops import Backend, head_product, rotate
+from octavo.ops import Backend, rotate
 from octavo.parts.batch import Batch
-from octavo.parts.linear_layer import Linear
+from octavo.parts.linear_layer import HeadLinear, Linear
 from octavo.parts.norms import RMSNorm
 from octavo.parts.rotary_embedding import RotaryEmbedding
 from octavo.parts.state import PagedKV
@@ -28,8 +28,6 @@ class LatentAttention(nn.Module):
         bias: of the projections from and to the residual stream, but not of a single query projection.
         scale: of the scores; (nope_dim + rope_dim) ** -0.5 if None.
     """
-
-    float32_parameters = True  # kv_b; the projections are Linears of their own
 
     def __init__(
         self,
@@ -57,47 +55,41 @@ class LatentAttention(nn.Module):
         self.q_b = None if q_rank is None else Linear(q_rank, query_size)
         self.kv_a = Linear(hidden_size, rank + rope_dim, bias)
         self.kv_norm = RMSNorm(rank, eps)
-        self.kv_b = nn.Parameter(torch.empty(num_heads * (nope_dim + value_dim), rank), requires_grad=False)
+        self.kv_b = HeadLinear(rank, num_heads, nope_dim, value_dim)
         self.o = Linear(num_heads * value_dim, hidden_size, bias)
         self.state = PagedKV(1, rank + rope_dim, 0)  # values are the latents, a part of the keys
         self.state_index = -1
 
     def prepare(self, backend: Backend) -> None:
         self._backend = backend
-        by_head = self.kv_b.data.view(self.num_heads, self.nope_dim + self.value_dim, self.rank)
-        self._to_key = by_head[:, : self.nope_dim].contiguous()
-        """[heads, nope_dim, rank]"""
-        self._to_value = by_head[:, self.nope_dim :].transpose(1, 2).contiguous()
-        """[heads, rank, value_dim]"""
-        del self.kv_b
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         view, tokens = batch.paged(self.state_index), batch.num_tokens
         cos, sin = (part[:tokens] for part in self.rope.angles(batch))
         interleaved = self.rope.interleaved
-        latent, key_rope = torch.split(self.kv_a(x)[:tokens], [self.rank, self.rope_dim], dim=1)
+        latent, key_rope = torch.split(self.kv_a(x, batch)[:tokens], [self.rank, self.rope_dim], dim=1)
         key = torch.cat(
             [self.kv_norm(latent).float().unsqueeze(1), rotate(key_rope.unsqueeze(1), cos, sin, interleaved)], dim=-1
         )
         self._backend.write_kv(view.key_cache, key, view.plan)
 
-        query, query_rope = torch.split(self._query(x)[:tokens], [self.nope_dim, self.rope_dim], dim=-1)
-        absorbed = head_product(query.float(), self._to_key)
+        query, query_rope = torch.split(self._query(x, batch)[:tokens], [self.nope_dim, self.rope_dim], dim=-1)
+        absorbed = self.kv_b.absorb_keys(query.float(), batch)
         query = torch.cat([absorbed, rotate(query_rope, cos, sin, interleaved)], dim=-1)
         mixed = self._backend.paged_attention(
             query, view.key_cache, view.key_cache, view.plan, tokens, torch.float32, self.scale
         )
         out = x.new_zeros(x.shape[0], self.num_heads * self.value_dim)
-        out[:tokens] = head_product(mixed[..., : self.rank], self._to_value).flatten(1).to(x.dtype)
-        return self.o(out)  # type: ignore[no-any-return]
+        out[:tokens] = self.kv_b.values(mixed[..., : self.rank], batch).flatten(1).to(x.dtype)
+        return self.o(out, batch)  # type: ignore[no-any-return]
 
-    def _query(self, x: Tensor) -> Tensor:
+    def _query(self, x: Tensor, batch: Batch) -> Tensor:
         """[rows, heads, nope_dim + rope_dim]"""
         if self.q is not None:
-            query = self.q(x)
+            query = self.q(x, batch)
         else:
             assert self.q_a is not None
             assert self.q_norm is not None
             assert self.q_b is not None
-            query = self.q_b(self.q_norm(self.q_a(x)))
+            query = self.q_b(self.q_norm(self.q_a(x, batch)), batch)
         return query.view(x.shape[0], self.num_heads, -1)  # type: ignore[no-any-return]

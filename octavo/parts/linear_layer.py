@@ -1,11 +1,15 @@
-"""Linear layers, merged ones included."""
+"""Where weights meet rows: Linear, and what stands beside it for experts and for heads.
 
-from collections.abc import Mapping
+Nobody else holds a weight that rows are multiplied with. Each product is told the batch that its rows are of.
+"""
+
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from octavo.ops import Backend, PackedLinear, StoredRows
+from octavo.ops import Backend, PackedLinear, StoredRows, head_product
+from octavo.parts.batch import Batch, EncoderBatch
 
 
 class Linear(nn.Module):
@@ -63,7 +67,72 @@ class Linear(nn.Module):
             else:
                 self.kernel = backend.stored_linear([backend.quantize(weight, round_to)], fine)
         self.weight = None
+        self._gated = backend.gated_linear
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, batch: Batch | EncoderBatch) -> Tensor:
+        """`x` `[rows, inputs]`, rows of `batch`, to `[rows, outputs]`."""
         assert self.kernel is not None, "prepare() comes before the first forward()"
         return self.kernel(x, self.bias)
+
+    def gated(self, x: Tensor, batch: Batch | EncoderBatch, activation: str) -> Tensor:
+        """`activation(y[:, :half]) * y[:, half:]` of the result `y`: `[rows, outputs / 2]`."""
+        assert self.kernel is not None, "prepare() comes before the first forward()"
+        return self._gated(self.kernel, x, self.bias, activation)
+
+
+class ExpertLinear:
+    """One layer of all experts: each row is multiplied with the weights of those that were chosen for it.
+
+    Args:
+        experts: their Linears, prepared and alike in all but their weights; without biases.
+        backend: what computes.
+    """
+
+    def __init__(self, experts: Sequence[Linear], backend: Backend) -> None:
+        packed = [e.kernel for e in experts if e.kernel is not None]
+        assert len(packed) == len(experts), "weights are laid out before what is made of them"
+        assert all(e.bias is None for e in experts), "experts have no biases"
+        self._packed = backend.experts(packed)
+
+    def __call__(self, x: Tensor, chosen: Tensor, batch: Batch) -> Tensor:
+        """A result for each choice, `[rows * choices, outputs]`, in the order of `chosen`.
+
+        Args:
+            x: [rows, inputs], or [rows * choices, inputs] where each choice has a row of its own.
+            chosen: [rows, choices] int64 numbers of experts.
+            batch: what the rows are of.
+        """
+        return self._packed(x, chosen)
+
+
+class HeadLinear(nn.Module):
+    """Each head's keys and values of one latent, used from both sides, head by head. It is held in float32.
+
+    Args:
+        rank: values of the latent.
+        num_heads: how many.
+        key_dim, value_dim: values of a head's key and value; the published weight has them in turn for each head.
+    """
+
+    float32_parameters = True
+
+    def __init__(self, rank: int, num_heads: int, key_dim: int, value_dim: int) -> None:
+        super().__init__()
+        self.rank, self.num_heads, self.key_dim, self.value_dim = rank, num_heads, key_dim, value_dim
+        self.weight = nn.Parameter(torch.empty(num_heads * (key_dim + value_dim), rank), requires_grad=False)
+
+    def prepare(self, backend: Backend) -> None:
+        by_head = self.weight.data.view(self.num_heads, self.key_dim + self.value_dim, self.rank)
+        self._keys = by_head[:, : self.key_dim].contiguous()
+        """[heads, key_dim, rank]"""
+        self._values = by_head[:, self.key_dim :].transpose(1, 2).contiguous()
+        """[heads, rank, value_dim]"""
+        del self.weight
+
+    def absorb_keys(self, query: Tensor, batch: Batch) -> Tensor:
+        """What queries `[rows, heads, key_dim]` of keys are as queries of latents: `[rows, heads, rank]`."""
+        return head_product(query, self._keys)
+
+    def values(self, latents: Tensor, batch: Batch) -> Tensor:
+        """Each head's values `[rows, heads, value_dim]` of its mixed latents `[rows, heads, rank]`."""
+        return head_product(latents, self._values)

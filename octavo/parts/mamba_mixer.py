@@ -64,14 +64,14 @@ class MambaMixer(nn.Module):
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         view, backend = batch.recurrent(self.state_index), self._backend
-        inner, gate = self.in_proj(x).chunk(2, dim=-1)
+        inner, gate = self.in_proj(x, batch).chunk(2, dim=-1)
         mixed = backend.convolve(
             inner, view.tensors["conv"], self.conv_weight, self.conv_bias, self.activation, view.plan
         )
-        dt, b, c = self.x_proj(mixed).split([self.rank, self.state_size, self.state_size], dim=-1)
+        dt, b, c = self.x_proj(mixed, batch).split([self.rank, self.state_size, self.state_size], dim=-1)
         if self.inner_norms:
             dt, b, c = self.inner_norms["dt"](dt), self.inner_norms["b"](b), self.inner_norms["c"](c)
         assert self._a is not None
-        scanned = ScanInput(mixed, self.dt_proj(dt), self._a, b, c, self.d, gate, self.activation)
+        scanned = ScanInput(mixed, self.dt_proj(dt, batch), self._a, b, c, self.d, gate, self.activation)
         y = backend.scan(scanned, view.tensors["ssm"], view.plan)
-        return self.out_proj(y)  # type: ignore[no-any-return]
+        return self.out_proj(y, batch)  # type: ignore[no-any-return]

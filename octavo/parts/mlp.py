@@ -27,7 +27,7 @@ class MLP(nn.Module):
         self._activate = backend.activate
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        return self.down(self._activate(self.up(x), self.activation))  # type: ignore[no-any-return]
+        return self.down(self._activate(self.up(x, batch), self.activation), batch)  # type: ignore[no-any-return]
 
 
 class GatedMLP(nn.Module):
@@ -40,10 +40,5 @@ class GatedMLP(nn.Module):
         self.down = Linear(intermediate_size, hidden_size, bias)
         self.activation = activation
 
-    def prepare(self, backend: Backend) -> None:
-        self._gated_linear = backend.gated_linear
-
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        assert self.gate_up.kernel is not None, "prepare() comes before the first forward()"
-        inner = self._gated_linear(self.gate_up.kernel, x, self.gate_up.bias, self.activation)
-        return self.down(inner)  # type: ignore[no-any-return]
+        return self.down(self.gate_up.gated(x, batch, self.activation), batch)  # type: ignore[no-any-return]

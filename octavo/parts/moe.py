@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from octavo.ops import Backend, PackedLinear
+from octavo.ops import Backend
 from octavo.parts.batch import Batch
-from octavo.parts.linear_layer import Linear
+from octavo.parts.linear_layer import ExpertLinear, Linear
 from octavo.parts.mlp import GatedMLP
 
 Route = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -38,14 +38,14 @@ class MoE(nn.Module):
 
     def prepare(self, backend: Backend) -> None:
         self._gated, self._weighted_sum = backend.gated, backend.weighted_sum
-        self._gate_up = backend.experts([_kernel_of(e.gate_up) for e in self.experts])  # type: ignore[arg-type]
-        self._down = backend.experts([_kernel_of(e.down) for e in self.experts])  # type: ignore[arg-type]
+        self._gate_up = ExpertLinear([e.gate_up for e in self.experts], backend)  # type: ignore[misc]
+        self._down = ExpertLinear([e.down for e in self.experts], backend)  # type: ignore[misc]
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         rows = batch.num_tokens  # padding chooses nobody
-        weights, chosen = self.route(self.router(x)[:rows].float())
-        inner = self._gated(self._gate_up(x[:rows], chosen), self.activation)
-        total = self._weighted_sum(self._down(inner, chosen), weights)
+        weights, chosen = self.route(self.router(x, batch)[:rows].float())
+        inner = self._gated(self._gate_up(x[:rows], chosen, batch), self.activation)
+        total = self._weighted_sum(self._down(inner, chosen, batch), weights)
         return total if rows == x.shape[0] else functional.pad(total, (0, 0, 0, x.shape[0] - rows))
 
 
@@ -57,9 +57,3 @@ def check_route(route: Route, experts: int) -> None:
         raise ValueError(f"the router cannot choose among {experts} experts: {error}") from error
     if not chosen:
         raise ValueError(f"the router chooses none of {experts} experts")
-
-
-def _kernel_of(linear: Linear) -> PackedLinear:
-    assert linear.kernel is not None, "weights are laid out before what is made of them"
-    assert linear.bias is None, "experts have no biases"
-    return linear.kernel

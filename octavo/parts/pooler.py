@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from octavo.parts.batch import Batch
+
+Score = Callable[[Tensor, Batch], Tensor]
+"""Pooled rows `[rows, hidden_size]`, of a request of the step, to `[rows, scores]`."""
 SCORED_ROWS = 64
 """Rows that are scored at a time, which bounds the memory where scores are logits of a whole vocabulary."""
 
@@ -15,7 +19,7 @@ class Pooler:
 
     Args:
         pooling_type: LAST, CLS (the first token), MEAN, ALL (every row) or STEP (rows of `step_tag_id`).
-        score: what makes scores of pooled rows, `[rows, width]` to `[rows, scores]`; None to give the rows themselves.
+        score: what makes scores of pooled rows; None to give the rows themselves.
         returned: which of the scores to keep; None for all.
         normalize: scale each result to length one.
         softmax: scores become probabilities (of a single score, its sigmoid).
@@ -27,7 +31,7 @@ class Pooler:
         self,
         pooling_type: str,
         *,
-        score: Callable[[Tensor], Tensor] | None = None,
+        score: Score | None = None,
         returned: Sequence[int] | None = None,
         normalize: bool = False,
         softmax: bool = False,
@@ -70,20 +74,20 @@ class Pooler:
             self._kept.append(hidden.clone())
         self._count += hidden.shape[0]
 
-    def result(self) -> Tensor:
+    def result(self, batch: Batch) -> Tensor:
         """`[width]` or `[scores]`; for ALL and STEP one such row a token."""
         pooled = torch.cat(self._kept) if self._sum is None else (self._sum / self._count).float().unsqueeze(0)
         if self.score is not None:
-            pooled = torch.cat([self._scores(rows) for rows in torch.split(pooled, SCORED_ROWS)])
+            pooled = torch.cat([self._scores(rows, batch) for rows in torch.split(pooled, SCORED_ROWS)])
         if self.dimensions is not None:
             pooled = pooled[:, : self.dimensions]
         if self.normalize:
             pooled = functional.normalize(pooled, dim=-1)
         return pooled if self.pooling_type in ("ALL", "STEP") else pooled[0]
 
-    def _scores(self, rows: Tensor) -> Tensor:
+    def _scores(self, rows: Tensor, batch: Batch) -> Tensor:
         assert self.score is not None
-        scores = self.score(rows).float()
+        scores = self.score(rows, batch).float()
         if self.returned is not None:
             scores = scores[:, self.returned]
         if not self.softmax:

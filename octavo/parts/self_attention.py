@@ -70,7 +70,7 @@ class Attention(nn.Module):
             self.alibi = self.alibi.to(backend.device)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        return self.o(self.attend(self.qkv(x), batch))  # type: ignore[no-any-return]
+        return self.o(self.attend(self.qkv(x, batch), batch), batch)  # type: ignore[no-any-return]
 
     def attend(self, qkv: Tensor, batch: Batch) -> Tensor:
         """`[rows, num_heads * head_dim]` of queries, keys and values side by side."""
