@@ -23,7 +23,7 @@ from peers import Contender, interpreters, quantizer_of, run
 
 from octavo import LLM
 from octavo.cli.env import processor
-from octavo.loading.source import cache_folder
+from octavo.loading.model_files import cache_folder
 from octavo.ops.native.library import runnable
 
 TEXTS = [document.ROOT / "tests" / "data" / name for name in ("alice.txt", "code.txt")]

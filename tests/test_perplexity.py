@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from octavo import LLM, SamplingParams
 from octavo.config import EngineArgs
-from octavo.loading.model import open_checkpoint
+from octavo.loading.checkpoint import open_checkpoint
 
 TEXT = Path(__file__).with_name("data") / "alice.txt"
 OPTIONS: dict[str, Any] = {"kv_cache_memory": "128MiB", "max_model_len": 2048}
@@ -49,8 +49,8 @@ def folder(smollm_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("smollm")
     checkpoint = open_checkpoint(EngineArgs(model=str(smollm_file)))
     with torch.device("meta"):
-        model = checkpoint.architecture.build(checkpoint.config)
-    weights = {name: source.read().bfloat16() for name, source in checkpoint.tensors(model)}
+        names = checkpoint.weights.names(checkpoint.architecture.build(checkpoint.config).names)
+    weights = {name: source.read().bfloat16() for name, source in checkpoint.weights.weights(names)}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps({**checkpoint.config.values, "torch_dtype": "bfloat16"}))
     return folder

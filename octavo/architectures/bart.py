@@ -77,11 +77,12 @@ class Bart(CausalLM):
     """The decoder, with a bias on the logits."""
 
     def __init__(self, **parts: Any) -> None:
-        super().__init__(**parts, zero_if_absent=("logits_bias",))
-        self.logits_bias = nn.Parameter(torch.empty(1, self.vocab_size), requires_grad=False)
+        super().__init__(**parts, optional=("logits_bias",))
+        self.logits_bias: nn.Parameter | None = nn.Parameter(torch.empty(1, self.vocab_size), requires_grad=False)
 
     def process_logits(self, logits: Tensor) -> Tensor:
-        return super().process_logits(logits) + self.logits_bias.float()
+        logits = super().process_logits(logits)
+        return logits if self.logits_bias is None else logits + self.logits_bias.float()
 
 
 @architecture(

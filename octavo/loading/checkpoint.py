@@ -1,241 +1,103 @@
-"""The tensors of a checkpoint folder: safetensors or PyTorch files, sharded or not."""
+"""A model's files, with its config read: what is opened before any weight is."""
 
-import json
-import os
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-
-from octavo.errors import CheckpointError, shorten
-from octavo.files import open_file, read_json
-from octavo.loading.pickled import pickled_tensors
-from octavo.ops import StoredRows
-
-HEADER_MAX = 32 << 20
-"""Bytes of a safetensors file's header: some 200,000 tensors."""
-INDEX_MAX = 64 << 20
-"""Bytes of an index, which names every tensor of a model."""
-REOPEN_AFTER = 32 << 20
-"""Bytes read through one memory map before it is dropped, so that pages already used do not count as ours."""
+from octavo.architectures import Architecture, Config, all_architectures, find_architecture
+from octavo.config import EngineArgs
+from octavo.errors import CheckpointError, OctavoError, UnsupportedModelError, did_you_mean
+from octavo.files import read_json
+from octavo.loading.formats import GGUFWeights, WeightFormat, folder_format
+from octavo.loading.gguf_config import shared_config
+from octavo.loading.gguf_file import GGUFFile
+from octavo.loading.gguf_reader import shown
+from octavo.loading.model_files import ModelFiles, find_model
 
 
-class TensorSource(Protocol):
-    """A stored tensor, read when wanted."""
+@dataclass
+class Checkpoint:
+    """A model's config, and where its weights are."""
 
-    shape: tuple[int, ...]
-
-    def read(self) -> Tensor:
-        """The tensor, in the dtype in which it is stored."""
-        ...
-
-    def copy_to(self, target: Tensor) -> None:
-        """Fill `target` of the same shape, whatever its dtype and device."""
-        ...
+    config: Config
+    architecture: Architecture
+    files: ModelFiles
+    weights: WeightFormat
+    gguf: GGUFFile | None = None
 
 
-class PlainSource:
-    """A tensor that is already there."""
+def open_checkpoint(args: EngineArgs) -> Checkpoint:
+    """The checkpoint of `args`: its config read, its weights not yet.
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-        self.shape = tuple(tensor.shape)
-
-    def read(self) -> Tensor:
-        return self.tensor
-
-    def copy_to(self, target: Tensor) -> None:
-        target.copy_(self.tensor)
-
-
-class ChangedSource:
-    """A tensor that is changed as it is read."""
-
-    def __init__(self, source: TensorSource, change: Callable[[Tensor], Tensor]) -> None:
-        self.source, self.change = source, change
-        self.shape = tuple(change(torch.empty(source.shape, device="meta")).shape)
-
-    def read(self) -> Tensor:
-        return self.change(self.source.read())
-
-    def copy_to(self, target: Tensor) -> None:
-        target.copy_(self.read())
-
-    def stored(self) -> StoredRows | None:
-        rows = stored_rows(self.source)
-        order = None if rows is None else row_order(self.change, self.source.shape)
-        if rows is None or order is None:
-            return None
-        return StoredRows(rows.kind, rows.width, rows.data[order])
-
-
-def stored_rows(source: TensorSource) -> StoredRows | None:
-    """A weight's rows as its file has them, where they are of a kind that is computed with as it is."""
-    stored = getattr(source, "stored", None)
-    return None if stored is None else stored()
-
-
-def row_order(change: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Tensor | None:
-    """Which row each row of a changed `[rows, width]` tensor was, where the change does no more than move rows."""
-    if len(shape) != 2:
-        return None
-    rows = shape[0]
-    tagged = torch.stack([torch.arange(rows), torch.arange(rows) + rows], dim=1)  # two columns that tell their rows
-    try:
-        moved = change(tagged)
-    except (RuntimeError, TypeError):
-        return None
-    if moved.dim() != 2 or moved.shape[1] != 2 or moved.dtype != tagged.dtype:
-        return None
-    order = moved[:, 0]
-    sound = (moved[:, 1] - order == rows) & (order >= 0) & (order < rows)
-    return order if bool(sound.all()) else None
-
-
-NamedSources = Iterator[tuple[str, TensorSource]]
-
-
-def checkpoint_tensors(folder: Path, load_format: str = "auto") -> NamedSources:
-    """Name and source of every tensor in the folder's weight files.
-
-    Raises CheckpointError for missing shards, damaged files, pickles that hold code, and a name that is there twice.
+    Raises the errors of octavo.errors for a name, files or a config that no model can be made of.
     """
-    kinds = {
-        "auto": (("safetensors", _safetensors), ("bin", pickled_tensors)),
-        "safetensors": (("safetensors", _safetensors),),
-        "pt": (("bin", pickled_tensors), ("pt", pickled_tensors)),
-    }[load_format if load_format in ("safetensors", "pt") else "auto"]
-    for suffix, read in kinds:
-        files = _weight_files(folder, suffix)
-        if files:
-            seen: dict[str, str] = {}
-            for file in files:
-                for name, source in read(file):
-                    if name in seen:
-                        raise CheckpointError(
-                            f"{folder} has {shorten(name)} twice, in {seen[name]} and in {file.name}. Leave only the "
-                            "files of one download."
-                        )
-                    seen[name] = file.name
-                    yield name, source
-            return
-    raise CheckpointError(
-        f"{folder} has a config.json but no weights ({' or '.join('*.' + k for k, _ in kinds)}). "
-        "Download the whole model, or point to the folder that holds its weights."
+    files = find_model(args)
+    return _open_gguf(files, args) if files.is_gguf else _open_folder(files, args)
+
+
+def _open_gguf(files: ModelFiles, args: EngineArgs) -> Checkpoint:
+    file = GGUFFile(files.path)
+    with sound_config(files.path):
+        architecture = _gguf_architecture(file)
+        assert architecture.gguf is not None
+        shared = shared_config(file)
+        own = {**architecture.gguf.config(shared, file), "architectures": [architecture.name]}
+    # llama.cpp turns whole heads unless a file says otherwise, whatever the published config's default is.
+    config = architecture.config({"partial_rotary_factor": 1.0, **shared, **own, **args.hf_overrides})
+    return Checkpoint(config, architecture, files, GGUFWeights(file, architecture, config), file)
+
+
+def _open_folder(files: ModelFiles, args: EngineArgs) -> Checkpoint:
+    values = {**read_json(files.path / "config.json"), **args.hf_overrides}
+    names = values.get("architectures")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(
+            f"{files.path / 'config.json'} does not say its architecture ('architectures'). Add it with "
+            "hf_overrides={'architectures': ['LlamaForCausalLM']} if you know it."
+        )
+    architecture = find_architecture(names)
+    weights = folder_format(files.path, args.load_format, values)
+    return Checkpoint(architecture.config(values), architecture, files, weights)
+
+
+def _gguf_architecture(file: GGUFFile) -> Architecture:
+    served = [a for a in all_architectures().values() if a.gguf is not None]
+    for architecture in served:
+        if architecture.gguf and architecture.gguf.arch == file.arch and architecture.gguf.when(file):
+            return architecture
+    known = {a.gguf.arch for a in served if a.gguf}
+    raise UnsupportedModelError(
+        f"{file.path} is a GGUF of architecture {shown(file.arch)}, which Octavo does not read."
+        f"{did_you_mean(file.arch, known)} It reads {', '.join(sorted(known))}."
     )
 
 
-def _weight_files(folder: Path, suffix: str) -> list[Path]:
-    """The files that the folder's index names, or all of the kind."""
-    stem = "model" if suffix == "safetensors" else "pytorch_model"
-    index = folder / f"{stem}.{suffix}.index.json"
-    if not index.is_file():
-        return sorted(
-            f
-            for f in folder.glob(f"*.{suffix}")
-            if not f.name.startswith(("consolidated", "training_args", "optimizer", "scheduler"))
-        )
-    weight_map = read_json(index, INDEX_MAX).get("weight_map", {})
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise CheckpointError(f"{index}: its weight_map must name a file for each tensor. Download it again.")
-    names = sorted(set(weight_map.values()))
-    for name in names:
-        if Path(name).name != name or len(os.fsencode(name)) > 255 or "\0" in name:
-            raise CheckpointError(
-                f"{index} names {shorten(name)!r}, which is not a file in its own folder; it is refused."
-            )
-    missing = [n for n in names if not (folder / n).is_file()]
-    if missing:
-        raise CheckpointError(
-            f"{folder} lacks {len(missing)} of {len(names)} weight files that {index.name} names: "
-            f"{', '.join(shorten(name) for name in missing[:4])}. Download them."
-        )
-    return [folder / n for n in names]
+@contextmanager
+def sound_config(path: Path, config: Config | None = None) -> Iterator[None]:
+    """A damaged config fails in as many ways as there are values in it: all are the checkpoint's error.
 
-
-class _SafetensorsFile:
-    """Reads tensors through a memory map that is renewed now and then."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock = threading.Lock()
-        self._open()
-
-    def _open(self) -> None:
-        try:
-            self.handle: Any = safe_open(self.path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{self.path} is damaged or cut short ({shorten(error, 200)}). Download it again."
-            ) from error
-        self._read = 0
-
-    def get(self, name: str) -> Tensor:
-        with self._lock:
-            if self._read > REOPEN_AFTER:
-                self._open()
-            try:
-                tensor: Tensor = self.handle.get_tensor(name)
-            except (SafetensorError, OSError, RuntimeError, AttributeError) as error:
-                raise CheckpointError(
-                    f"{self.path}: {shorten(name)} cannot be read ({shorten(error, 200)}). Is it of a type that this "
-                    "PyTorch has?"
-                ) from error
-            self._read += tensor.nbytes
-            return tensor
-
-
-class _SafetensorsSource:
-    def __init__(self, file: _SafetensorsFile, name: str, shape: tuple[int, ...]) -> None:
-        self.file, self.name, self.shape = file, name, shape
-
-    def read(self) -> Tensor:
-        return self.file.get(self.name)
-
-    def copy_to(self, target: Tensor) -> None:
-        target.copy_(self.read())
-
-
-def _safetensors(path: Path) -> NamedSources:
-    shapes = _safetensors_shapes(path)
-    file = _SafetensorsFile(path)
-    for name, shape in shapes.items():
-        yield name, _SafetensorsSource(file, name, shape)
-
-
-def _safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Each tensor's shape, by the file's header; its own library, which has no bounds, then checks the rest."""
-    with open_file(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise CheckpointError(f"{path} is damaged or cut short (its header is longer than it). Download it again.")
-        if length > HEADER_MAX:
-            raise CheckpointError(f"{path} has a header of {length} bytes; {HEADER_MAX >> 20} MiB are read.")
-        header = file.read(length)
+    It names the sizes that `config` leaves out.
+    """
     try:
-        entries = json.loads(header, object_pairs_hook=_without_duplicates)
-        entries.pop("__metadata__", None)
-        shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
-        if any(type(n) is not int or not 0 <= n < 2**48 for shape in shapes.values() for n in shape):
-            raise ValueError("a shape that is none")
-    except RecursionError as error:
-        raise CheckpointError(f"{path} is damaged (its header nests too deeply). Download it again.") from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        yield
+    except UnsupportedModelError:
+        raise
+    except CheckpointError as error:
+        if not (note := _left_out(config)):
+            raise
+        raise CheckpointError(f"{error}{note}") from error
+    except OctavoError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is damaged or cut short (its header: {shorten(error, 200)}). Download it again."
+            f"{path}: the values of its config make no model ({type(error).__name__}: {str(error)[:200]}). "
+            f"Is the file damaged?{_left_out(config)}"
         ) from error
-    return shapes
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"{shorten(twice)} is there twice")
-    return found
+def _left_out(config: Config | None) -> str:
+    assumed = {} if config is None else config.assumed
+    sizes = {k: v for k, v in assumed.items() if isinstance(v, int) and not isinstance(v, bool)}
+    named = ", ".join(f"{key} ({size})" for key, size in sizes.items())
+    return f" config.json leaves out {named}; these are its config class's defaults." if named else ""

@@ -5,11 +5,10 @@ of types and its map of tensor names serve the rest.
 """
 
 import mmap
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from octavo.errors import CheckpointError
 from octavo.loading.gguf_limits import checked
@@ -91,39 +90,3 @@ def _part_paths(path: Path, metadata: Metadata) -> list[Path]:
         if not part.is_file():
             raise CheckpointError(f"{path} is one of {count} parts, and {part.name} is missing beside it. Download it.")
     return parts
-
-
-def name_map(arch: str, layers: int) -> Any:
-    """The gguf package's map of published names for an architecture.
-
-    Made from a copy of what its class knows: it writes one architecture's exceptions over the others' names.
-    """
-    import gguf
-
-    kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
-    if arch not in kinds:
-        raise CheckpointError(f"GGUF architecture {shown(arch)} is not known to the gguf package that is installed.")
-
-    class Map(gguf.TensorNameMap):  # type: ignore[misc]
-        block_mappings_cfg: ClassVar[dict[Any, Any]] = dict(gguf.TensorNameMap.block_mappings_cfg)
-
-    return Map(kinds[arch], layers)
-
-
-def tensor_names(arch: str, layers: int, published: Iterator[str], prefix: str) -> Mapping[str, str]:
-    """llama.cpp's name of a tensor's module to the published template (with `{i}` filled in and `{e}` kept).
-
-    `published` are the name table's left sides, and `prefix` what some checkpoints leave out of them. Made with the
-    gguf package's own map from published names.
-    """
-    table, found = name_map(arch, layers), {}
-    for template in published:
-        for layer in range(layers) if "{i}" in template else (0,):
-            name = template.replace("{i}", str(layer))
-            # llama.cpp keeps a layer's experts in one tensor, named without their number.
-            known = name.replace(".{e}", "")
-            for spelled in (known, known.removeprefix(prefix)):
-                if (key := table.get_name(spelled, try_suffixes=(".weight", ".bias"))) is not None:
-                    found[key] = name
-                    break
-    return found

@@ -12,6 +12,7 @@ from torch import Tensor
 from octavo.errors import CheckpointError
 from octavo.loading.gguf_file import GGUFFile
 from octavo.loading.gguf_reader import GGUFTensor
+from octavo.loading.tensor_source import TensorSource
 from octavo.ops import StoredRows
 from octavo.ops.stored_rows import FLOATS, KINDS
 
@@ -21,13 +22,12 @@ _PIECE_BYTES = 1 << 17
 """Stored bytes dequantized at a time: what a core's cache holds with the values and temporaries."""
 
 
-class GGUFSource:
+class GGUFSource(TensorSource):
     """A tensor of a GGUF file, dequantized as it is read."""
 
-    def __init__(self, data: mmap.mmap, tensor: GGUFTensor, part: slice | int | None = None) -> None:
-        self._data, self._tensor = data, tensor
-        self._part = part
-        self.shape = tensor.shape[1:] if isinstance(part, int) else tensor.shape
+    def __init__(self, data: mmap.mmap, tensor: GGUFTensor, index: int | None = None) -> None:
+        self._data, self._tensor, self._index = data, tensor, index
+        self.shape = tensor.shape if index is None else tensor.shape[1:]
 
     def item(self, index: int) -> "GGUFSource":
         """One of a stack of tensors (llama.cpp keeps a layer's experts in one)."""
@@ -39,9 +39,9 @@ class GGUFSource:
         width = t.shape[-1] if t.shape else 1
         rows = max(1, int(np.prod(t.shape[:-1], dtype=np.int64)))
         stored = np.frombuffer(self._data, dtype=np.uint8, count=t.nbytes, offset=t.offset).reshape(rows, -1)
-        if isinstance(self._part, int):
+        if self._index is not None:
             each = rows // t.shape[0]
-            stored = stored[self._part * each : (self._part + 1) * each]
+            stored = stored[self._index * each : (self._index + 1) * each]
         return stored, width
 
     def copy_to(self, target: Tensor) -> None:

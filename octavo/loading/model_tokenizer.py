@@ -3,7 +3,7 @@
 from octavo.config import EngineArgs
 from octavo.loading.gguf_file import GGUFFile
 from octavo.loading.gguf_tokenizer import gguf_tokenizer
-from octavo.loading.source import ModelFiles, find_model, find_tokenizer
+from octavo.loading.model_files import ModelFiles, find_model, find_tokenizer
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
 
 

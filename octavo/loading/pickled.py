@@ -23,6 +23,7 @@ from torch import Tensor
 
 from octavo.errors import CheckpointError, shorten
 from octavo.files import open_file
+from octavo.loading.tensor_source import TensorSource
 
 PICKLE_MAX = 32 << 20
 """Bytes of a pickle, beside the storages."""
@@ -95,7 +96,7 @@ class _View:
         return 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
 
 
-class PickledSource:
+class PickledTensor(TensorSource):
     """A tensor of a PyTorch file, read when wanted."""
 
     def __init__(self, path: Path, view: _View, start: int) -> None:
@@ -112,11 +113,8 @@ class PickledSource:
                 raise CheckpointError(f"{self.path} is cut short. Download it again.")
         return torch.from_numpy(data).view(self.view.dtype).as_strided(self.shape, self.view.stride)
 
-    def copy_to(self, target: Tensor) -> None:
-        target.copy_(self.read())
 
-
-def pickled_tensors(path: Path) -> Iterator[tuple[str, PickledSource]]:
+def pickled_tensors(path: Path) -> Iterator[tuple[str, PickledTensor]]:
     """Name and source of every tensor of a state dict. Raises CheckpointError for what is none, or not whole."""
     try:
         with open_file(path) as file:
@@ -140,7 +138,7 @@ def pickled_tensors(path: Path) -> Iterator[tuple[str, PickledSource]]:
         if isinstance(view, _View) and isinstance(name, str):
             if view.storage not in starts:
                 raise CheckpointError(f"{path} lacks the numbers of {shorten(name)}. Download it again.")
-            yield name, PickledSource(path, view, starts[view.storage])
+            yield name, PickledTensor(path, view, starts[view.storage])
 
 
 def _zipped(file: BinaryIO) -> tuple[Any, dict[_Storage, int]]:

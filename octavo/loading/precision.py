@@ -9,8 +9,10 @@ import torch
 from octavo.architectures import Config
 from octavo.config import EngineArgs
 from octavo.errors import ConfigError
+from octavo.loading.formats import WeightFormat
 from octavo.ops import Backend
 from octavo.ops.stored_rows import Q4_1, Q8_0
+from octavo.parts.weight_slots import Role
 
 log = logging.getLogger("octavo")
 
@@ -36,33 +38,52 @@ class Precision:
     cache: torch.dtype
     """Of keys and values."""
     as_stored: bool = False
-    """Weights of a GGUF file stay in their file's own kinds."""
+    """Weights stay in the kinds in which their file has them, where it has kinds that the backend multiplies with."""
     round_to: int | None = None
     """The kind that weights are rounded to."""
     round_head_to: int | None = None
     """The same for the head and a tied token table, which lose more by it."""
 
+    def keeps(self, role: Role) -> bool:
+        """Whether weights of `role` stay as they are stored."""
+        return self.as_stored and role not in (Role.FLOAT32, Role.ADDED)
 
-def choose_precision(args: EngineArgs, config: Config, backend: Backend, gguf: bool) -> Precision:
+    def dtype_of(self, role: Role) -> torch.dtype:
+        """What values of `role` are held in, those aside that are kept or rounded."""
+        return {Role.FLOAT32: torch.float32, Role.ADDED: self.activations}.get(role, self.weights)
+
+    def rounding_of(self, role: Role) -> int | None:
+        """The kind that weights of `role` are rounded to; None where they are not."""
+        if role in (Role.HEAD, Role.TIED):
+            return self.round_head_to
+        return self.round_to if role is Role.MULTIPLIED else None
+
+    @staticmethod
+    def is_fine(role: Role) -> bool:
+        """Whether products with a quantized weight round rows to twice as many bits."""
+        return role in (Role.HEAD, Role.TIED)
+
+
+def choose_precision(args: EngineArgs, config: Config, backend: Backend, weights: WeightFormat) -> Precision:
     """What `args` ask for; `auto` is what the checkpoint is stored in.
 
     Raises ConfigError for a quantization that this checkpoint or machine cannot have.
     """
     rounded = args.quantization if args.quantization in ROUNDED else None
-    if rounded and gguf:
+    if rounded and weights.as_stored:
         raise ConfigError(
             f"quantization={rounded!r}: {args.model} is a GGUF file, whose weights are used as they are. "
             "Leave quantization out, or give a safetensors checkpoint."
         )
-    if args.quantization == "gguf" and not gguf:
+    if args.quantization == "gguf" and weights.name != "gguf":
         raise ConfigError(f"quantization='gguf': {args.model} is not a GGUF file. Leave quantization out.")
     if rounded and not backend.kinds:
         raise ConfigError(
             f"quantization={rounded!r} needs the compiled core on a CPU; this runs on {backend.name}. "
             "Leave quantization out (and see `octavo env`)."
         )
-    as_stored = gguf and bool(backend.kinds) and (args.dtype == "auto" or args.quantization == "gguf")
-    held = _held(args.dtype, config, backend, gguf)
+    as_stored = weights.as_stored and bool(backend.kinds) and (args.dtype == "auto" or args.quantization == "gguf")
+    held = _held(args.dtype, config, backend, "bfloat16" if weights.as_stored else "float32")
     computed = held
     if backend.kinds and (as_stored or rounded or held == torch.float16 or not backend.bfloat16_pairs):
         # The core's own products take float32 rows whatever the weights are.
@@ -80,14 +101,14 @@ def choose_precision(args: EngineArgs, config: Config, backend: Backend, gguf: b
     )
 
 
-def _held(wanted: str, config: Config, backend: Backend, gguf: bool) -> torch.dtype:
-    """The dtype that was asked for, or the checkpoint's own."""
-    if wanted != "auto":
-        dtype = DTYPES[wanted]
+def _held(requested: str, config: Config, backend: Backend, default: str) -> torch.dtype:
+    """The requested dtype; for auto the checkpoint's own, or `default` where its config does not say."""
+    if requested != "auto":
+        dtype = DTYPES[requested]
         if dtype == torch.float16 and backend.device.type == "cpu" and not backend.kinds:
             raise ConfigError("dtype='float16' needs the compiled core on a CPU. Use dtype='auto', or bfloat16.")
         return dtype
-    stored = str(config.first("dtype", "torch_dtype", default="bfloat16" if gguf else "float32"))
+    stored = str(config.first("dtype", "torch_dtype", default=default))
     dtype = DTYPES.get(stored.removeprefix("torch."), torch.float32)
     if backend.device.type == "cpu" and dtype != torch.float32 and not backend.kinds:
         dtype = torch.bfloat16 if _fast_bfloat16() else torch.float32

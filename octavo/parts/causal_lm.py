@@ -1,12 +1,13 @@
 """A decoder: embedding, layers, norm, head."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from octavo.ops import Backend
+from octavo.ops import Backend, PackedLinear
 from octavo.parts.batch import Batch, EncoderBatch
 from octavo.parts.embedding import Embedding
 from octavo.parts.encoder import CrossAttention
@@ -14,6 +15,7 @@ from octavo.parts.linear_layer import Linear
 from octavo.parts.names import Names
 from octavo.parts.rotary_embedding import LongRotaryEmbedding
 from octavo.parts.state import StateSpec
+from octavo.parts.weight_slots import Role, WeightSlot, weight_slots
 
 MOST_LAYERS = 4096
 """A damaged config may ask for a billion."""
@@ -32,7 +34,7 @@ class CausalLM(nn.Module):
         tied: whether the embedding's table serves as the head's weight.
         tied_if_absent: whether the table serves as the head where the checkpoint stores none.
         encoder: makes `[rows, hidden_size]` of an EncoderBatch, for the layers' cross-attention.
-        zero_if_absent: paths of parameters that are zero where the checkpoint stores none.
+        optional: own parameters that become None where the checkpoint stores none.
         logit_scale: factor of the logits.
         softcap: logits become softcap * tanh(logits / softcap) (Gemma 2).
     """
@@ -49,7 +51,7 @@ class CausalLM(nn.Module):
         tied: bool = False,
         tied_if_absent: bool = False,
         encoder: nn.Module | None = None,
-        zero_if_absent: tuple[str, ...] = (),
+        optional: tuple[str, ...] = (),
         logit_scale: float = 1.0,
         softcap: float | None = None,
     ) -> None:
@@ -63,22 +65,62 @@ class CausalLM(nn.Module):
         self.vocab_size, self.hidden_size = self.tokens.num_embeddings, self.tokens.embedding_dim
         self.head: Linear | None = head
         self.encoder = encoder
-        self.zero_if_absent = zero_if_absent
+        self.optional = optional
         self.score: nn.Module | None = None
         self.tied_if_absent = tied_if_absent
         self.names = names
         self.logit_scale = logit_scale
         self.softcap = softcap
         self.dtype = torch.float32
-        """Of activations; the loader sets it."""
+        """Of activations."""
         self.states: list[StateSpec] = []
         for module in self.modules():
             if hasattr(module, "state_index"):
                 module.state_index = len(self.states)  # type: ignore[assignment]
                 self.states.append(cast(StateSpec, module.state))
 
+    def weight_slots_in(self, dtype: torch.dtype) -> dict[str, WeightSlot]:
+        """All that the model takes of a checkpoint, by path; activations will be of `dtype`."""
+        self.dtype = dtype
+        slots = weight_slots(self)
+        for name in self.optional:
+            slots[name].do_without = partial(setattr, self, name, None)
+        table = next(slots[f"{path}.weight"] for path, part in self.named_modules() if part is self.tokens)
+        table.role, table.load = Role.TABLE, partial(self.tokens.load, dtype=dtype)
+        if self.head is None:
+            return slots
+        if self.tied:
+            del slots["head.weight"]
+            self._tie(table)
+        else:
+            head = slots["head.weight"]
+            head.role = Role.HEAD
+            head.do_without = partial(self._tie, table) if self.tied_if_absent else None
+        return slots
+
+    def _tie(self, table: WeightSlot) -> None:
+        """Have the table serve as the head."""
+        self.tied = True
+        table.role, table.load = Role.TIED, self._load_shared
+
+    def _load_shared(self, table: Tensor | PackedLinear) -> None:
+        assert self.head is not None
+        self.head.load(table)
+        self.tokens.load(table, self.dtype)
+
+    def does_without(self, path: str) -> bool:
+        """Whether a checkpoint may have a tensor for `path` though the model has no place for it.
+
+        A head that is tied, or that embeddings do without, may be stored.
+        """
+        return path.split(".")[0] == "head"
+
     def prepare(self, backend: Backend) -> None:
+        """Have every part make what it computes with. All weights are loaded."""
         self._backend = backend
+        for module in self.modules():
+            if module is not self and (prepare := getattr(module, "prepare", None)) is not None:
+                prepare(backend)
 
     def encode(self, batch: EncoderBatch) -> None:
         """Run the encoder, and have every cross-attention store its keys and values of the result."""

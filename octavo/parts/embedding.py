@@ -5,39 +5,47 @@ from torch import Tensor, nn
 
 from octavo.ops import Backend, PackedLinear
 from octavo.parts.batch import Batch, EncoderBatch
+from octavo.parts.weight_slots import Role, WeightSlot
 
 
 class Embedding(nn.Module):
-    """A row of `weight` `[num_embeddings, embedding_dim]` a token, times `scale` (in the activations' dtype).
+    """A row of a table `[num_embeddings, embedding_dim]` a token, times `scale` (in the activations' dtype).
 
-    The table is plain, or a weight laid out for products, which a tied head then shares with it (`read_from`).
+    The table is plain, or a weight packed for products, as a head that is tied to it needs it.
     """
 
     def __init__(self, num_embeddings: int, embedding_dim: int, scale: float = 1.0) -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.weight: nn.Parameter | None = nn.Parameter(torch.empty(num_embeddings, embedding_dim), requires_grad=False)
         self.scale = scale
-        self._table: PackedLinear | None = None
-        self._dtype = torch.float32
+        self.weight: nn.Parameter | None = None
+        self._packed: PackedLinear | None = None
+
+    def weight_slots(self) -> dict[str, WeightSlot]:
+        """The table; CausalLM says which is the tokens'."""
+        return {"weight": WeightSlot((self.num_embeddings, self.embedding_dim), Role.ADDED, self.load)}
+
+    def load(self, table: Tensor | PackedLinear, dtype: torch.dtype = torch.float32) -> None:
+        """Take the table; of a packed one, rows are read in `dtype`."""
+        if isinstance(table, Tensor):
+            self.weight = nn.Parameter(table, requires_grad=False)
+        else:
+            self._packed, self._dtype = table, dtype
+            self.scale = float(torch.tensor(self.scale, dtype=dtype))
 
     def prepare(self, backend: Backend) -> None:
-        self._backend = backend
-
-    def read_from(self, table: PackedLinear, dtype: torch.dtype) -> None:
-        """Take rows from `table` from now on, in `dtype`, and drop the plain one."""
-        self._table, self._dtype, self.weight = table, dtype, None
-        self.scale = float(torch.tensor(self.scale, dtype=dtype))
+        self._table_rows = backend.table_rows
 
     def forward(self, batch: Batch | EncoderBatch) -> Tensor:
-        if self._table is not None:
-            return self._table.rows(batch.tokens, self._dtype, self.scale)
+        if self._packed is not None:
+            return self._packed.rows(batch.tokens, self._dtype, self.scale)
         rows = self.lookup(batch.tokens)
         return rows if self.scale == 1.0 else rows * torch.tensor(self.scale, dtype=rows.dtype, device=rows.device)
 
-    def lookup(self, index: Tensor) -> Tensor:
-        assert self.weight is not None
-        return self._backend.table_rows(self.weight.data, index)
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Rows `ids` of a plain table, without the scale."""
+        assert self.weight is not None, "weights are loaded before anything is computed"
+        return self._table_rows(self.weight, ids)
 
 
 class PositionedEmbedding(nn.Module):

@@ -8,19 +8,20 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from octavo.ops import Backend, PackedLinear, StoredRows, head_product
+from octavo.ops import Backend, PackedLinear, head_product
 from octavo.parts.batch import Batch, EncoderBatch
+from octavo.parts.weight_slots import Role, WeightSlot
 
 
 class Linear(nn.Module):
-    """`x @ weight.T + bias` on `[rows, in]`.
+    """`x @ weight.T + bias` on `[rows, inputs]`.
 
     Args:
         inputs: values of a row.
         outputs: values of a result, or named segments of it: `{"q": 64, "k": 32, "v": 32}` merges three published
             layers into one product, and each segment is filled by its own name.
         bias: whether there is one. It is held in float32.
-        exact: the weight stays as it is stored where others are rounded to fewer bits (routers, heads of scores).
+        exact: the weight is never rounded to fewer bits than it is stored in (routers, heads of scores).
     """
 
     def __init__(
@@ -30,68 +31,53 @@ class Linear(nn.Module):
         self.segments = dict(outputs) if isinstance(outputs, Mapping) else {}
         self.inputs = inputs
         self.outputs = sum(self.segments.values()) if isinstance(outputs, Mapping) else outputs
-        self.exact = exact
-        self.weight: nn.Parameter | None = nn.Parameter(torch.empty(self.outputs, inputs), requires_grad=False)
-        self.bias = nn.Parameter(torch.empty(self.outputs), requires_grad=False) if bias else None
-        self.stored: dict[str | None, StoredRows] = {}
-        """Segments (None: the whole) that are computed with as their file has them, until they are laid out."""
-        self.kernel: PackedLinear | None = None
+        self.has_bias, self.exact = bias, exact
+        self.bias: nn.Parameter | None = None
+        self._packed: PackedLinear | None = None
 
-    def segment(self, name: str) -> slice:
-        """Rows of the weight that the segment `name` fills."""
-        start = 0
-        for other, size in self.segments.items():
-            if other == name:
-                return slice(start, start + size)
-            start += size
-        raise KeyError(name)
+    def weight_slots(self) -> dict[str, WeightSlot]:
+        """The weight, packed, and the bias."""
+        role = Role.EXACT if self.exact else Role.MULTIPLIED
+        slots = {"weight": WeightSlot((self.outputs, self.inputs), role, self.load, self.segments)}
+        if self.has_bias:
+            slots["bias"] = WeightSlot((self.outputs,), Role.FLOAT32, self._load_bias, self.segments)
+        return slots
 
-    def prepare(self, backend: Backend, round_to: int | None = None, fine: bool = False) -> None:
-        """Lay the filled weight out for computing, and drop the plain one.
+    def load(self, weight: Tensor | PackedLinear) -> None:
+        """Take the weight, packed."""
+        assert not isinstance(weight, Tensor)
+        self._packed = weight
 
-        Args:
-            backend: what computes.
-            round_to: a kind of octavo.ops.stored_rows that the weight is rounded to.
-            fine: products with a quantized weight round rows to twice as many bits as others do.
-        """
-        if self.stored:
-            # A file may have what is made of segments as one tensor.
-            parts = [self.stored[name] for name in ([None] if None in self.stored else self.segments)]
-            self.stored = {}
-            self.kernel = backend.stored_linear(parts, fine)
-        else:
-            assert self.weight is not None
-            weight = self.weight.data
-            if round_to is None or self.exact:
-                self.kernel = backend.linear(weight)
-            else:
-                self.kernel = backend.stored_linear([backend.quantize(weight, round_to)], fine)
-        self.weight = None
-        self._gated = backend.gated_linear
+    def _load_bias(self, bias: Tensor | PackedLinear) -> None:
+        assert isinstance(bias, Tensor)
+        self.bias = nn.Parameter(bias, requires_grad=False)
+
+    def prepare(self, backend: Backend) -> None:
+        self._gated_linear = backend.gated_linear
 
     def forward(self, x: Tensor, batch: Batch | EncoderBatch) -> Tensor:
         """`x` `[rows, inputs]`, rows of `batch`, to `[rows, outputs]`."""
-        assert self.kernel is not None, "prepare() comes before the first forward()"
-        return self.kernel(x, self.bias)
+        assert self._packed is not None, "weights are loaded before anything is computed"
+        return self._packed(x, self.bias)
 
     def gated(self, x: Tensor, batch: Batch | EncoderBatch, activation: str) -> Tensor:
         """`activation(y[:, :half]) * y[:, half:]` of the result `y`: `[rows, outputs / 2]`."""
-        assert self.kernel is not None, "prepare() comes before the first forward()"
-        return self._gated(self.kernel, x, self.bias, activation)
+        assert self._packed is not None, "weights are loaded before anything is computed"
+        return self._gated_linear(self._packed, x, self.bias, activation)
 
 
 class ExpertLinear:
     """One layer of all experts: each row is multiplied with the weights of those that were chosen for it.
 
     Args:
-        experts: their Linears, prepared and alike in all but their weights; without biases.
+        experts: their Linears, loaded and alike in all but their weights; without biases.
         backend: what computes.
     """
 
     def __init__(self, experts: Sequence[Linear], backend: Backend) -> None:
-        packed = [e.kernel for e in experts if e.kernel is not None]
-        assert len(packed) == len(experts), "weights are laid out before what is made of them"
-        assert all(e.bias is None for e in experts), "experts have no biases"
+        packed = [e._packed for e in experts if e._packed is not None]
+        assert len(packed) == len(experts), "weights are loaded before what is made of them"
+        assert all(not e.has_bias for e in experts), "experts have no biases"
         self._packed = backend.experts(packed)
 
     def __call__(self, x: Tensor, chosen: Tensor, batch: Batch) -> Tensor:

@@ -14,7 +14,8 @@ from octavo.architectures import Config, all_architectures
 from octavo.architectures.config_kinds import MAX_LAYERS
 from octavo.architectures.rope_settings import position_limit
 from octavo.errors import CheckpointError, InvalidRequestError, OctavoError
-from octavo.loading.model import _sound_config
+from octavo.loading.checkpoint import sound_config
+from octavo.parts.weight_slots import weight_slots
 from tests.architectures.published import build, recorded
 from tests.golden import CASES, case_named, read_case, write_model
 from tests.test_golden import answers, load, prompt_of
@@ -44,13 +45,13 @@ def places(config: dict[str, Any], keys: set[tuple[str, str]]) -> Iterator[tuple
 
 
 def shapes(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Of the parameters of the model that `config` makes. Raises CheckpointError, as loading does."""
-    with _sound_config(folder), torch.device("meta"):
+    """Of the weights of the model that `config` makes. Raises CheckpointError, as loading does."""
+    with sound_config(folder), torch.device("meta"):
         row = all_architectures()[config["architectures"][0]]
         made = row.config(config)
         model = row.build(made)
         position_limit(made)
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return {name: slot.shape for name, slot in weight_slots(model).items()}
 
 
 @pytest.mark.parametrize("row", ROWS)

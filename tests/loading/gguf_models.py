@@ -8,7 +8,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from octavo.loading.gguf_file import name_map
+from octavo.loading.formats.gguf import name_map
 from tests.golden import tensors
 
 Array = np.ndarray

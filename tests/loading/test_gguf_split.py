@@ -10,7 +10,7 @@ from octavo import LLM, SamplingParams
 from octavo.config import EngineArgs
 from octavo.errors import CheckpointError, ModelNotFoundError
 from octavo.loading.gguf_file import GGUFFile
-from octavo.loading.source import _check_folder, _of_quant, _wanted_files
+from octavo.loading.model_files import _check_folder, _of_quant, _wanted_files
 from tests.golden import case_named
 from tests.loading.gguf_models import write_gguf
 from tests.loading.gguf_raw import U16, RawGGUF, Value, take_apart, whole

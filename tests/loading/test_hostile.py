@@ -21,9 +21,9 @@ from safetensors.numpy import load_file, save_file
 from octavo import LLM, SamplingParams
 from octavo.errors import CheckpointError, OctavoError
 from octavo.files import read_json
-from octavo.loading.checkpoint import HEADER_MAX
+from octavo.loading.formats.plain import HEADER_MAX
 from octavo.loading.pickled import pickled_tensors
-from octavo.loading.weights import WeightLoader
+from octavo.loading.weight_loader import WeightLoader
 from tests.golden import case_named, write_model
 from tests.server.conftest import write_tiny
 

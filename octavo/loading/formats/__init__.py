@@ -1,0 +1,34 @@
+"""Weight formats: a file for each way in which checkpoints store weights.
+
+To add one for quantized folders: a file with a PlainWeights that says which `suffixes` make a weight, and gives of them
+a TensorSource whose `stored()` has the rows that backends multiply with, and whose `read()` has floats; and its
+quant_method in `QUANTIZED`.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from octavo.loading.formats.gguf import GGUFWeights
+from octavo.loading.formats.plain import PlainWeights
+from octavo.loading.formats.quantization_config import quantization_of, unsupported
+from octavo.loading.formats.weight_format import WeightFormat
+
+__all__ = ["QUANTIZED", "GGUFWeights", "PlainWeights", "WeightFormat", "folder_format"]
+
+QUANTIZED: dict[str, Callable[[Path, str, Mapping[str, Any]], WeightFormat]] = {}
+"""By quant_method: makes a format of the folder, load_format and the quantization's settings."""
+
+
+def folder_format(folder: Path, load_format: str, config: Mapping[str, Any]) -> WeightFormat:
+    """The format of the weights in a folder whose config.json has the values `config`.
+
+    Raises UnsupportedModelError where they are quantized in a way that is not in QUANTIZED, and CheckpointError for
+    settings of another type.
+    """
+    quantization = quantization_of(config, folder)
+    if quantization is None:
+        return PlainWeights(folder, load_format)
+    if quantization.method not in QUANTIZED:
+        raise unsupported(quantization)
+    return QUANTIZED[quantization.method](folder, load_format, quantization.settings)

@@ -1,0 +1,292 @@
+"""Fill a model with a checkpoint's weights: every one goes where the name table says, or the load fails naming it."""
+
+import math
+import sys
+import threading
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from octavo.errors import CheckpointError, shorten
+from octavo.loading.formats import WeightFormat
+from octavo.loading.precision import Precision
+from octavo.loading.tensor_source import TensorInMemory, TensorSource, Transform, TransformedTensor
+from octavo.ops import Backend, PackedLinear, StoredRows
+from octavo.ops.large_pages import give_back
+from octavo.ops.stored_rows import of_floats
+from octavo.parts import CausalLM, Into, Names
+from octavo.parts.weight_slots import Role, WeightSlot
+
+SHOWN = 6
+PROGRESS_ABOVE = 1 << 30
+"""Bytes of weights from which loading shows a progress bar."""
+
+
+def load_weights(
+    model: CausalLM, weights: WeightFormat, precision: Precision, backend: Backend, where: str
+) -> CausalLM:
+    """`model`, built on the meta device, with the weights of a checkpoint, ready to compute.
+
+    Args:
+        where: the checkpoint's place, for messages.
+
+    Raises CheckpointError that names every tensor at fault.
+    """
+    names = weights.names(model.names)
+    loader = WeightLoader(model, names, precision, backend)
+    loader.load(weights.weights(names), where)
+    model.prepare(backend)
+    return model
+
+
+@dataclass
+class _Filling:
+    """A slot that is being filled."""
+
+    slot: WeightSlot
+    missing: set[str | None]
+    """Segments that are still to come; None for a slot without."""
+    unclaimed: set[str | None]
+    """Those that no tensor's name and shape says it fills."""
+    floats: Tensor | None = None
+    stored: dict[str | None, StoredRows] = field(default_factory=dict)
+    """What is kept as it is stored. A file may have what is made of segments as one tensor (None)."""
+
+
+@dataclass
+class _Place:
+    """Where a tensor goes."""
+
+    filling: _Filling
+    segment: str | None
+    transform: Transform | None
+    """What is done to the tensor first."""
+
+
+@dataclass
+class _Problems:
+    """What is wrong with a checkpoint, gathered so that one error tells all."""
+
+    unexpected: list[str] = field(default_factory=list)
+    misshapen: list[str] = field(default_factory=list)
+
+    def raise_if_any(self, where: str, missing: list[str]) -> None:
+        parts = []
+        for label, names in (
+            ("tensors missing", missing),
+            ("tensors that the model has no place for", self.unexpected),
+            ("tensors of a wrong shape", self.misshapen),
+        ):
+            if names:
+                more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+                shown = ", ".join(shorten(name, 200) for name in names[:SHOWN])
+                parts.append(f"{len(names)} {label}: {shown}{more}")
+        if parts:
+            raise CheckpointError(
+                f"{where} does not fit its config: {'; '.join(parts)}. "
+                "Is the download complete, and config.json its own?"
+            )
+
+
+class WeightLoader:
+    """Fills a model's slots tensor by tensor, and packs each weight as soon as it is whole, so that none is held twice.
+
+    Args:
+        model: says what it takes.
+        names: the table from published names.
+        precision: the number types that weights are held in.
+        backend: what computes.
+    """
+
+    def __init__(self, model: CausalLM, names: Names, precision: Precision, backend: Backend) -> None:
+        self.model, self.names, self.precision, self.backend = model, names, precision, backend
+        self._lock = threading.Lock()
+        self._fillings = dict[str, _Filling]()
+        for path, slot in model.weight_slots_in(precision.activations).items():
+            segments: set[str | None] = {*slot.segments} or {None}
+            self._fillings[path] = _Filling(slot, segments, segments.copy())
+
+    def load(self, tensors: Iterable[tuple[str, TensorSource]], where: str) -> None:
+        """Fill the whole model. Raises CheckpointError that names every tensor at fault.
+
+        By their names and shapes, all are held against the model before any is read.
+        """
+        problems = _Problems()
+        plan = self._plan(tensors, problems)
+        self._leave_out()
+        problems.raise_if_any(where, self._missing([f.unclaimed for f in self._fillings.values()]))
+        itemsize = self.precision.weights.itemsize
+        total = sum(math.prod(f.slot.shape) for f in self._fillings.values()) * itemsize
+        bar = tqdm(
+            total=total,
+            unit="B",
+            unit_scale=True,
+            desc="Loading weights",
+            disable=total < PROGRESS_ABOVE or not sys.stderr.isatty(),
+        )
+
+        def place(planned: tuple[str, TensorSource, Into | _Place]) -> None:
+            name, source, to = planned
+            if isinstance(to, Into):
+                self._place_stack(name, source, to, problems)
+            else:
+                self._place(source, to)
+            bar.update(math.prod(source.shape) * itemsize)
+
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            for _ in pool.map(place, plan):
+                pass
+        bar.close()
+        problems.raise_if_any(where, self._missing([f.missing for f in self._fillings.values()]))
+        give_back()
+
+    def _plan(
+        self, tensors: Iterable[tuple[str, TensorSource]], problems: _Problems
+    ) -> list[tuple[str, TensorSource, Into | _Place]]:
+        """Where each tensor goes. What goes nowhere is noted in `problems`."""
+        plan = list[tuple[str, TensorSource, Into | _Place]]()
+        for name, source in tensors:
+            if self.names.is_ignored(name):
+                continue
+            into = self.names.locate(name)
+            if into is not None and into.stacked:
+                experts = 0
+                while place := self._find(into.path.replace("{e}", str(experts))):
+                    self._claim(*place)
+                    experts += 1
+                if _num_stacked(source, into) == experts:
+                    plan.append((name, source, into))
+                else:
+                    problems.misshapen.append(f"{name} {list(source.shape)} (wanted {experts} experts)")
+            elif (located := self._locate(name, source, into, problems)) is not None:
+                plan.append((name, source, located))
+        return plan
+
+    def _leave_out(self) -> None:
+        """Tell parts of what the checkpoint does not have and they can do without."""
+        for path, filling in list(self._fillings.items()):
+            if filling.unclaimed and filling.slot.do_without is not None:
+                filling.slot.do_without()
+                del self._fillings[path]
+
+    def _missing(self, segments: Iterable[set[str | None]]) -> list[str]:
+        """Published names of what is not filled, each once: several segments may come from one published tensor."""
+        names, missing = self.names, []
+        for path, absent in zip(self._fillings, segments, strict=True):
+            owner, _, leaf = path.rpartition(".")
+            for segment in sorted(absent, key=str):
+                part = path if segment is None else f"{owner}.{segment}.{leaf}"
+                published = names.published(part)
+                missing.append(names.published(path) if published == part else published)
+        return list(dict.fromkeys(missing))
+
+    def _find(self, path: str) -> tuple[_Filling, str | None] | None:
+        """What the tensor at `path` fills, and the segment of it that `path` names."""
+        if path in self._fillings:
+            return self._fillings[path], None
+        owner, _, leaf = path.rpartition(".")
+        owner, _, segment = owner.rpartition(".")
+        filling = self._fillings.get(f"{owner}.{leaf}")
+        return (filling, segment) if filling is not None and segment in filling.slot.segments else None
+
+    @staticmethod
+    def _claim(filling: _Filling, segment: str | None) -> None:
+        filling.unclaimed.clear() if segment is None else filling.unclaimed.discard(segment)
+
+    def _locate(self, name: str, source: TensorSource, into: Into | None, problems: _Problems) -> _Place | None:
+        """Where a tensor goes; None, with the problem noted, where it goes nowhere."""
+        place = None if into is None else self._find(into.path)
+        if into is None or place is None:
+            if into is None or not self.model.does_without(into.path):
+                problems.unexpected.append(name)
+            return None
+        filling, segment = place
+        self._claim(filling, segment)
+        rows = filling.slot.rows(segment)
+        fits = filling.slot.shape if segment is None else (rows.stop - rows.start, *filling.slot.shape[1:])
+        shape = source.shape
+        if into.transform is not None:
+            shape = tuple(into.transform(torch.empty(shape, device="meta")).shape)
+        if shape != fits:
+            # The shape as the file would have it.
+            published = list(reversed(fits)) if shape != source.shape and len(fits) == 2 else list(fits)
+            problems.misshapen.append(f"{name} {list(source.shape)} (wanted {published})")
+            filling.missing.discard(segment)
+            return None
+        return _Place(filling, segment, into.transform)
+
+    def _place_stack(self, name: str, source: TensorSource, into: Into, problems: _Problems) -> None:
+        """Put a tensor that stacks one for each expert where its parts go."""
+        stack = source.read()
+        if into.transform is not None:
+            stack = into.transform(stack)
+        for e, tensor in enumerate(stack):
+            expert, part = Into(into.path.replace("{e}", str(e))), TensorInMemory(tensor)
+            with self._lock:
+                place = self._locate(f"{name}[{e}]", part, expert, problems)
+            if place is not None:
+                self._place(part, place)
+
+    def _place(self, source: TensorSource, place: _Place) -> None:
+        """Put one tensor where it goes. Several threads do this at a time."""
+        filling, segment = place.filling, place.segment
+        stored = self._stored(source, place) if self.precision.keeps(filling.slot.role) else None
+        if stored is None:
+            with self._lock:
+                if filling.floats is None:
+                    dtype = self.precision.dtype_of(filling.slot.role)
+                    filling.floats = torch.empty(filling.slot.shape, dtype=dtype, device=self.backend.device)
+                target = filling.floats[filling.slot.rows(segment)] if filling.slot.shape else filling.floats
+            if place.transform is None:
+                source.copy_to(target)
+            else:
+                target.copy_(place.transform(source.read()))
+        with self._lock:
+            if stored is not None:
+                filling.stored[segment] = stored
+            filling.missing.clear() if segment is None else filling.missing.discard(segment)
+            if not filling.missing:
+                self._finish(filling)
+
+    @staticmethod
+    def _stored(source: TensorSource, place: _Place) -> StoredRows | None:
+        """A weight's rows as they are stored, or in float16 where no product is made of such; None for a table's."""
+        stored = (source if place.transform is None else TransformedTensor(source, place.transform)).stored()
+        if stored is not None or place.filling.slot.role in (Role.TABLE, Role.TIED):
+            return stored
+        floats = torch.empty(source.shape)
+        source.copy_to(floats)
+        return of_floats((floats if place.transform is None else place.transform(floats)).half())
+
+    def _finish(self, filling: _Filling) -> None:
+        """Hand a slot that is whole to its part."""
+        slot, floats, stored = filling.slot, filling.floats, filling.stored
+        filling.floats, filling.stored = None, {}
+        if stored:
+            rows = [stored[name] for name in ([None] if None in stored else slot.segments)]
+            slot.load(self.backend.stored_linear(rows, self.precision.is_fine(slot.role)))
+            return
+        assert floats is not None
+        plain = slot.role is Role.TABLE and floats.dtype == self.precision.activations
+        slot.load(floats if plain or slot.role in (Role.FLOAT32, Role.ADDED) else self._packed(floats, slot.role))
+
+    def _packed(self, weight: Tensor, role: Role) -> PackedLinear:
+        kind = self.precision.rounding_of(role)
+        if kind is None:
+            return self.backend.linear(weight)
+        return self.backend.stored_linear([self.backend.quantize(weight, kind)], self.precision.is_fine(role))
+
+
+def _num_stacked(source: TensorSource, into: Into) -> int | None:
+    """For how many experts a tensor is; None where its shape is none of a stack."""
+    shape = source.shape
+    if into.transform is not None:
+        try:
+            shape = tuple(into.transform(torch.empty(shape, device="meta")).shape)
+        except RuntimeError:  # the transform's reshape does not fit
+            return None
+    return shape[0] if shape else None
