@@ -4,7 +4,6 @@ import functools
 import itertools
 import logging
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
@@ -12,10 +11,14 @@ import torch
 from tqdm import tqdm
 
 from octavo.beam_search import beam_search
+from octavo.client.local_client import LocalRequests
+from octavo.client.scoring import pair_up, plan_scores
 from octavo.config import DEFAULT_MODEL, EngineArgs, engine_args
-from octavo.engine.engine import FailedRequest
+from octavo.engine.engine import Engine
+from octavo.engine.messages import Failed
 from octavo.errors import InvalidRequestError, RequestFailedError
 from octavo.launch import launch_engine
+from octavo.logs import log_to_stderr
 from octavo.outputs import (
     BeamSearchOutput,
     ClassificationOutput,
@@ -36,14 +39,13 @@ from octavo.text.tokenizer import Tokenizer
 log = logging.getLogger("octavo")
 
 
-def show_log() -> None:
-    """Write Octavo's log to stderr, unless the program has set up logging itself."""
-    logger = logging.getLogger("octavo")
-    if not logger.handlers and not logging.getLogger().handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("octavo: %(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
+def start_engine(model: str | os.PathLike[str], options: dict[str, Any]) -> Engine:
+    """An engine by the arguments of LLM and AsyncLLM. What vLLM's have beside ours is said to have no effect."""
+    log_to_stderr(if_unset=True)
+    args, notes = engine_args(model, options)
+    for note in notes:
+        log.info(note)
+    return launch_engine(args)
 
 
 class LLM:
@@ -57,20 +59,18 @@ class LLM:
     """
 
     def __init__(self, model: str | os.PathLike[str] = DEFAULT_MODEL, **options: Any) -> None:
-        show_log()
-        args, notes = engine_args(model, options)
-        for note in notes:
-            log.info(note)
-        self.engine = launch_engine(args)
-        self._ids = itertools.count()
+        self._start(start_engine(model, options))
 
     @classmethod
     def from_args(cls, args: EngineArgs) -> "LLM":
         """An LLM of options that are already an EngineArgs."""
         llm = cls.__new__(cls)
-        llm.engine = launch_engine(args)
-        llm._ids = itertools.count()
+        llm._start(launch_engine(args))
         return llm
+
+    def _start(self, engine: Engine) -> None:
+        self.engine, self.requests = engine, LocalRequests(engine)
+        self._ids = itertools.count()
 
     def get_tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises InvalidRequestError with skip_tokenizer_init."""
@@ -80,11 +80,7 @@ class LLM:
 
     def get_default_sampling_params(self) -> SamplingParams:
         """Sampling values that the model's generation_config.json recommends."""
-        config = self.engine.info.generation_config
-        values = recommended_sampling(config)
-        if config.get("max_new_tokens"):
-            values["max_tokens"] = config["max_new_tokens"]
-        return SamplingParams.from_optional(**values)
+        return SamplingParams(**recommended_sampling(self.engine.info.generation_config))
 
     def generate(
         self,
@@ -162,14 +158,20 @@ class LLM:
         use_tqdm: bool = True,
     ) -> list[PoolingRequestOutput[PoolingOutput]]:
         """Pooled hidden states, scores or rewards of prompts, as tensors."""
+        return [as_tensor(output) for output in self._pool(prompts, pooling_params, use_tqdm)]
+
+    def _pool(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None,
+        use_tqdm: bool,
+    ) -> list[PoolingRequestOutput[PoolingOutput]]:
+        """What `encode` gives, as arrays."""
         batch = _prompt_list(prompts)
         params = pooling_params or PoolingParams()
         each = [params] * len(batch) if isinstance(params, PoolingParams) else list(params)
         _same_length("pooling_params", each, batch)
-        outputs = cast(list[PoolingRequestOutput[PoolingOutput]], self._run(batch, each, None, use_tqdm, "Pooling"))
-        for output in outputs:
-            output.outputs.data = torch.from_numpy(output.outputs.data)
-        return outputs
+        return cast(list[PoolingRequestOutput[PoolingOutput]], self._run(batch, each, None, use_tqdm, "Pooling"))
 
     def embed(
         self,
@@ -188,7 +190,7 @@ class LLM:
                 o.finished,
                 o.num_cached_tokens,
             )
-            for o in self.encode(prompts, pooling_params, use_tqdm=use_tqdm)
+            for o in self._pool(prompts, pooling_params, use_tqdm)
         ]
 
     def classify(
@@ -208,7 +210,7 @@ class LLM:
                 o.finished,
                 o.num_cached_tokens,
             )
-            for o in self.encode(prompts, pooling_params, use_tqdm=use_tqdm)
+            for o in self._pool(prompts, pooling_params, use_tqdm)
         ]
 
     def score(
@@ -219,40 +221,20 @@ class LLM:
         An embedding engine gives the cosine of their embeddings. A classifier of one or two classes reads both texts
         as one input and gives the probability of its last class.
         """
-        first, second = _prompt_list(text_1), _prompt_list(text_2)
-        if len(first) == 1:
-            first = first * len(second)
-        _same_length("text_1", first, second)
-        if self.engine.info.task == "classify":
-            return self._score_pairs(first, second, use_tqdm)
-        self._need_task("embedding")
-        outputs = self.encode([*first, *second], PoolingParams(normalize=True), use_tqdm=use_tqdm)
+        pairs = pair_up(_prompt_list(text_1), _prompt_list(text_2))
+        if self.engine.info.task != "classify":
+            self._need_task("embedding")
+        plan = plan_scores(pairs, self.engine.ready, self.engine.checker)
+        outputs = self._pool(plan.prompts, plan.params, use_tqdm)
+        scores = plan.scores([output.outputs.data for output in outputs])
         return [
             ScoringRequestOutput(
-                f"{one.request_id}-{two.request_id}",
-                ScoringOutput(float(one.outputs.data @ two.outputs.data)),
-                one.prompt_token_ids + two.prompt_token_ids,
-                num_cached_tokens=one.num_cached_tokens + two.num_cached_tokens,
+                "-".join(outputs[place].request_id for place in places),
+                ScoringOutput(score),
+                [token for place in places for token in outputs[place].prompt_token_ids],
+                num_cached_tokens=sum(outputs[place].num_cached_tokens for place in places),
             )
-            for one, two in zip(outputs[: len(first)], outputs[len(first) :], strict=True)
-        ]
-
-    def _score_pairs(self, first: list[Prompt], second: list[Prompt], use_tqdm: bool) -> list[ScoringRequestOutput]:
-        if self.engine.info.num_scores > 2:
-            raise InvalidRequestError(
-                f"score() is for classifiers of one or two classes; this one has {self.engine.info.num_scores}. "
-                "Use classify()."
-            )
-        tokenizer, prompts = self.get_tokenizer(), []
-        for one, two in zip(first, second, strict=True):
-            if not isinstance(one, str) or not isinstance(two, str):
-                raise InvalidRequestError("score() with a classifier reads pairs of texts, not of token ids.")
-            prompts.append(tokenizer.encode_pair(one, two))
-        return [
-            ScoringRequestOutput(
-                o.request_id, ScoringOutput(o.outputs.probs[-1]), o.prompt_token_ids, o.finished, o.num_cached_tokens
-            )
-            for o in self.classify(cast(list[Prompt], prompts), use_tqdm=use_tqdm)
+            for score, places in zip(scores, plan.places, strict=True)
         ]
 
     def _need_task(self, task: str) -> None:
@@ -289,14 +271,14 @@ class LLM:
         try:
             for i, (request_id, prompt) in enumerate(zip(ids, prompts, strict=True)):
                 try:
-                    self.engine.add_request(request_id, prompt, params[i], priority[i] if priority else 0)
+                    self.requests.add(request_id, prompt, params[i], priority[i] if priority else 0)
                 except InvalidRequestError as error:
                     where = f"prompt {i}: " if len(prompts) > 1 else ""
                     raise InvalidRequestError(f"{where}{error}") from error
             return self._finish(ids, use_tqdm, label)
         except BaseException:
             # Nothing of a call that failed is left behind in the engine.
-            self.engine.abort(ids)
+            self.requests.abort(ids)
             raise
 
     def _finish(self, ids: list[str], use_tqdm: bool, label: str) -> list[Any]:
@@ -304,15 +286,12 @@ class LLM:
         done: dict[str, Any] = {}
         read = written = 0
         while len(done) < len(ids):
-            for output in self.engine.step():
+            for output in self.requests.step():
+                if isinstance(output, Failed):
+                    where = f"prompt {ids.index(output.request_id)}: " if len(ids) > 1 else ""
+                    raise (InvalidRequestError if output.invalid else RequestFailedError)(f"{where}{output.error}")
                 if not output.finished:
                     continue
-                if isinstance(output, FailedRequest):
-                    if output.invalid:
-                        place = ids.index(output.request_id)
-                        where = f"prompt {place}: " if len(ids) > 1 else ""
-                        raise InvalidRequestError(f"{where}{output.error}")
-                    raise RequestFailedError(f"request {output.request_id} failed: {output.error}")
                 done[output.request_id] = output
                 read += len(output.prompt_token_ids or [])
                 if isinstance(output, RequestOutput):
@@ -335,6 +314,12 @@ def _refuse_lora(lora_request: Any) -> None:
 def _same_length(name: str, values: Sequence[Any], prompts: Sequence[Any]) -> None:
     if len(values) != len(prompts):
         raise InvalidRequestError(f"there are {len(prompts)} prompts but {len(values)} {name}; give one each.")
+
+
+def as_tensor(output: PoolingRequestOutput[PoolingOutput]) -> PoolingRequestOutput[PoolingOutput]:
+    """The output with its data as a tensor instead of a numpy array."""
+    output.outputs.data = torch.from_numpy(output.outputs.data.copy())
+    return output
 
 
 def _final_only(params: SamplingParams) -> SamplingParams:

@@ -15,6 +15,8 @@ class Logprob:
 
 
 TokenLogprobs = dict[int, Logprob]
+PackedLogprobs = list[tuple[int, float, int]]
+"""Token, log-probability and rank of each entry of a TokenLogprobs: the chosen token's first."""
 
 
 @dataclass

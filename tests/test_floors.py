@@ -13,7 +13,7 @@ import octavo
 
 ROOT = Path(octavo.__file__).parent
 FLOORS = {
-    0: ("config", "errors", "files", "outputs", "params", "parent_process", "prompts", "sizes", "version"),
+    0: ("config", "errors", "files", "logs", "outputs", "params", "parent_process", "prompts", "sizes", "version"),
     1: ("media", "text"),
     2: ("ops",),
     3: ("parts",),
@@ -21,8 +21,9 @@ FLOORS = {
     5: ("loading",),
     6: ("executor",),
     7: ("engine",),
-    8: ("", "async_llm", "beam_search", "launch", "llm"),
-    9: ("__main__", "cli", "compat", "server", "tools"),
+    8: ("client", "launch"),
+    9: ("", "async_llm", "beam_search", "llm"),
+    10: ("__main__", "cli", "compat", "server", "tools"),
 }
 """The packages and modules of each floor; the empty name is `octavo` itself, whose names are loaded when asked for."""
 
@@ -31,8 +32,8 @@ LATE = {
     ("cli.main", "server.options"): "as above",
     ("executor.process_worker", "executor.local"): "it sees to it that it ends with its parent before it loads torch",
     ("executor.process_worker", "loading.model"): "as above",
-    ("server.engine_process", "launch"): "as above",
-    ("server.engine_process", "server.engine_server"): "as above",
+    ("client.engine_process", "client.engine_server"): "as above",
+    ("client.engine_process", "launch"): "as above",
     ("server.run", "server"): "the web framework loads while the engine's process starts",
 }
 """Imports inside functions: which module, of which package, and why. Others stand at the top of their module."""

@@ -48,10 +48,10 @@ def test_batch_chunks_and_preemption_leave_no_trace(row: str, options: dict[str,
     assert run(llm, prompts * 4) == together * 4
 
     for i, prompt in enumerate(prompts * 2):
-        llm.engine.add_request(str(i), prompt, PARAMS)
+        llm.requests.add(str(i), prompt, PARAMS)
     done: dict[str, Any] = {}
     for step in range(200):
-        for output in llm.engine.step():
+        for output in llm.requests.step():
             if output.finished:
                 done[output.request_id] = bits(output)
         if step == 3:

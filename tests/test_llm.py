@@ -172,11 +172,11 @@ class TestSampling:
             max_num_batched_tokens=16,
         )
         params = SamplingParams(temperature=0, prompt_logprobs=1, max_tokens=2)
-        llm.engine.add_request("first", [9, 9, 9], SamplingParams(max_tokens=3, ignore_eos=True))
-        llm.engine.add_request("asked", prompt, params)
+        llm.requests.add("first", [9, 9, 9], SamplingParams(max_tokens=3, ignore_eos=True))
+        llm.requests.add("asked", prompt, params)
         outputs = []
         for step in range(40):
-            outputs += llm.engine.step()
+            outputs += llm.requests.step()
             if step in (1, 4):
                 preempt_all(llm.engine)
         assert next(o for o in outputs if o.request_id == "asked" and o.finished).prompt_logprobs == want
@@ -226,9 +226,9 @@ class TestEngine:
     def test_abort_frees_everything(self, tiny: LLM) -> None:
         engine = tiny.engine
         free = engine.cache.pool.num_free
-        engine.add_request("a", [1, 2, 3], SamplingParams(max_tokens=50, ignore_eos=True))
-        engine.step()
-        last = engine.abort(["a", "unknown"])
+        tiny.requests.add("a", [1, 2, 3], SamplingParams(max_tokens=50, ignore_eos=True))
+        tiny.requests.step()
+        last = tiny.requests.abort(["a", "unknown"])
         assert last[0].outputs[0].finish_reason == "abort"
         assert not engine.has_work
         assert engine.cache.pool.num_free == free
@@ -248,12 +248,12 @@ class TestEngine:
     @pytest.mark.parametrize("kind", list(RequestOutputKind))
     def test_output_kinds(self, tiny: LLM, kind: RequestOutputKind) -> None:
         want = one(tiny, max_tokens=6, ignore_eos=True, logprobs=1).outputs[0]
-        tiny.engine.add_request(
+        tiny.requests.add(
             "k", PROMPT, SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, logprobs=1, output_kind=kind)
         )
         outputs = []
-        while tiny.engine.has_work:
-            outputs += tiny.engine.step()
+        while tiny.requests.has_work:
+            outputs += tiny.requests.step()
         pieces = [o.outputs[0] for o in outputs]
         if kind is RequestOutputKind.DELTA:
             assert [t for p in pieces for t in p.token_ids] == want.token_ids
@@ -272,10 +272,10 @@ class TestEngine:
             scheduling_policy="priority",
         )
         for name, priority in (("late", 9), ("soon", 1)):
-            llm.engine.add_request(name, PROMPT, SamplingParams(max_tokens=2), priority)
+            llm.requests.add(name, PROMPT, SamplingParams(max_tokens=2), priority)
         order = []
         while llm.engine.has_work:
-            order += [o.request_id for o in llm.engine.step() if o.finished]
+            order += [o.request_id for o in llm.requests.step() if o.finished]
         assert order == ["soon", "late"]
 
     def test_ignored_and_impossible_vllm_arguments(self, tiny_folder: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -357,10 +357,10 @@ class TestText:
         free = one(smollm, "Count: one, two, three,", max_tokens=20).outputs[0].text
         stop = free[6:14]
         params = SamplingParams(temperature=0, max_tokens=20, stop=stop, output_kind=RequestOutputKind.DELTA)
-        smollm.engine.add_request("s", "Count: one, two, three,", params)
+        smollm.requests.add("s", "Count: one, two, three,", params)
         shown = ""
         while smollm.engine.has_work:
-            for output in smollm.engine.step():
+            for output in smollm.requests.step():
                 shown += output.outputs[0].text
                 assert free.startswith(shown)
         assert shown == free[: free.index(stop)]

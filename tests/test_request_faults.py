@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 
 from octavo import LLM, AsyncLLM, SamplingParams
+from octavo.client.local_client import LocalRequests
+from octavo.client.output_processor import Answer, OutputProcessor
 from octavo.config import EngineArgs
-from octavo.engine.engine import Engine, FailedRequest
-from octavo.engine.request import Completion, GenerationRequest
+from octavo.engine.engine import Engine
+from octavo.engine.messages import Failed
+from octavo.engine.request import Completion
 from octavo.errors import InvalidRequestError, OctavoError, RequestFailedError
 from octavo.executor import sampler
 from octavo.executor.grammar import Grammar, GrammarCompiler, GrammarSession
@@ -36,7 +39,6 @@ class PanicException(BaseException):
 
 FAULTS: list[type[BaseException]] = [ValueError, MemoryError, RecursionError, KeyError, PanicException]
 VICTIM = "victim"
-MARK = {"victim": True}
 
 
 def params(**values: Any) -> SamplingParams:
@@ -54,7 +56,6 @@ OTHERS = {
 def victim_params() -> SamplingParams:
     """A request that meets every place where code runs for one request."""
     return params(
-        extra_args=MARK,
         logprobs=1,
         prompt_logprobs=1,
         stop=[VICTIM],
@@ -68,7 +69,7 @@ def victim_params() -> SamplingParams:
 def of_victim(*things: Any) -> bool:
     """Whether the call is for the victim, by whatever it is given."""
     for thing in things:
-        if getattr(thing, "request_id", None) == VICTIM or getattr(thing, "extra_args", None) == MARK:
+        if getattr(thing, "request_id", None) == VICTIM or getattr(thing, "stop", None) == [VICTIM]:
             return True
         for inner in ("params", "state"):
             if of_victim(*filter(None, [getattr(thing, inner, None)])):
@@ -119,9 +120,9 @@ RUNNING = [
     (TextStream, "add"),
     (TextStream, "visible"),
     (Completion, "append"),
-    (Completion, "output"),
-    (GenerationRequest, "decode_logprobs"),
-    (GenerationRequest, "output"),
+    (Answer, "append"),
+    (Answer, "output"),
+    (OutputProcessor, "output"),
 ]
 
 
@@ -140,19 +141,20 @@ def engine(tiny_model: Path) -> Engine:
 Told = dict[str, Any]
 
 
-def run(engine: Engine, requests: dict[str, SamplingParams]) -> Told:
+def run(engine: Engine, wanted: dict[str, SamplingParams]) -> Told:
     """What every request ends with: its tokens, texts and log-probabilities, or an error."""
     ends: Told = {}
-    for name, wanted in requests.items():
+    requests = LocalRequests(engine)
+    for name, params in wanted.items():
         try:
-            engine.add_request(name, f"This is what {name} says. " * 5, wanted)
+            requests.add(name, f"This is what {name} says. " * 5, params)
         except OctavoError as error:
             ends[name] = error
     for _ in range(500):
-        if not engine.has_work:
+        if not requests.has_work:
             break
-        for output in engine.step():
-            if output.finished:
+        for output in requests.step():
+            if isinstance(output, Failed) or output.finished:
                 assert output.request_id not in ends
                 ends[output.request_id] = told(output)
     assert not engine.has_work
@@ -211,7 +213,7 @@ def test_starting(engine: Engine, undisturbed: Told, owner: Any, name: str, erro
     with fault(owner, name, error) as calls:
         ends = run(engine, with_victim())
     assert calls == [2]  # one for each of its sequences
-    assert isinstance(ends[VICTIM], FailedRequest)
+    assert isinstance(ends[VICTIM], Failed)
     assert "injected" in ends[VICTIM].error
     assert not ends[VICTIM].invalid
     check_others(ends, undisturbed)
@@ -227,7 +229,7 @@ def test_running(
         ends = run(engine, with_victim())
     assert calls[0] > after
     end = ends[VICTIM]
-    if isinstance(end, FailedRequest):
+    if isinstance(end, Failed):
         assert "injected" in end.error
     else:
         assert "error" in [c[2] for c in end]
@@ -283,10 +285,11 @@ def test_each_end_is_told_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(ModelRunner, "execute", execute)
     wanted = params(n=4, max_tokens=12)
     wanted.output_kind = RequestOutputKind.DELTA
-    engine.add_request("several", "Hello", wanted)
+    requests = LocalRequests(engine)
+    requests.add("several", "Hello", wanted)
     ends: dict[int, str] = {}
-    while engine.has_work:
-        for output in engine.step():
+    while requests.has_work:
+        for output in requests.step():
             assert isinstance(output, RequestOutput)
             for answer in output.outputs:
                 assert answer.index not in ends
@@ -405,7 +408,7 @@ def test_async_llm_goes_on(tiny_model: Path) -> None:
         llm = AsyncLLM(str(tiny_model), dtype="float32", kv_cache_memory="16MiB")
         try:
             before = await text(llm, params(), "first")
-            for owner, name in [*ADDING[:1], *ADDING[3:], *STARTING, (GenerationRequest, "output")]:
+            for owner, name in [*ADDING[:1], *ADDING[3:], *STARTING, (OutputProcessor, "output")]:
                 with fault(owner, name, PanicException):
                     other, victim = await asyncio.gather(
                         text(llm, params(), "other"), text(llm, victim_params(), VICTIM), return_exceptions=True
@@ -426,14 +429,15 @@ def test_pooling(tiny_model: Path, name: str, error: type[BaseException]) -> Non
 
     def pool(requests: dict[str, PoolingParams]) -> Told:
         ends: Told = {}
+        local = LocalRequests(engine)
         for request, wanted in requests.items():
             try:
-                engine.add_request(request, f"This is what {request} says.", wanted)
+                local.add(request, f"This is what {request} says.", wanted)
             except OctavoError as refused:
                 ends[request] = refused
-        while engine.has_work:
-            for output in engine.step():
-                found = output if isinstance(output, FailedRequest) else output.outputs.data.tolist()  # type: ignore[union-attr]
+        while local.has_work:
+            for output in local.step():
+                found = output if isinstance(output, Failed) else output.outputs.data.tolist()  # type: ignore[union-attr]
                 ends[output.request_id] = found
         return ends
 
@@ -458,5 +462,5 @@ def test_pooling(tiny_model: Path, name: str, error: type[BaseException]) -> Non
         ends = pool({"one": others["one"], VICTIM: PoolingParams(dimensions=7), "two": others["two"]})
     finally:
         Pooling.pooler = real  # type: ignore[method-assign]
-    assert isinstance(ends[VICTIM], RequestFailedError | FailedRequest)
+    assert isinstance(ends[VICTIM], RequestFailedError | Failed)
     assert {n: ends[n] for n in others} == before

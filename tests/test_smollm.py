@@ -82,13 +82,14 @@ def test_after_a_prefix_hit(models: tuple[dict[str, Any], list[Result]]) -> None
 
 def test_after_preemption(models: tuple[dict[str, Any], list[Result]]) -> None:
     options, alone = models
-    engine = LLM(**options).engine
+    llm = LLM(**options)
+    engine = llm.engine
     for i, prompt in enumerate(PROMPTS):
-        engine.add_request(str(i), prompt, params(options["dtype"]))
+        llm.requests.add(str(i), prompt, params(options["dtype"]))
     done: dict[str, RequestOutput] = {}
     steps = 0
     while engine.has_work:
-        done |= {o.request_id: o for o in engine.step() if o.finished}
+        done |= {o.request_id: o for o in llm.requests.step() if o.finished}
         steps += 1
         if steps in (5, 12, 20):
             preempt_all(engine)

@@ -10,6 +10,7 @@ from typing import Any
 
 from octavo.cli.options import SAMPLING_HELP, check_sampling_flags, engine_args_of, sampling_values_of
 from octavo.cli.streaming import limit_hit, stream_answer
+from octavo.client.local_client import LocalRequests
 from octavo.engine.engine import Engine
 from octavo.errors import InvalidRequestError, OctavoError, did_you_mean
 from octavo.launch import launch_engine
@@ -35,7 +36,7 @@ class Conversation:
     def __init__(self, engine: Engine, sampling: dict[str, Any], system: str | None) -> None:
         if engine.tokenizer is None or not engine.tokenizer.chat_templates:
             raise InvalidRequestError("this model has no chat template; use `octavo generate --raw`.")
-        self.engine, self.tokenizer = engine, engine.tokenizer
+        self.requests, self.tokenizer = LocalRequests(engine), engine.tokenizer
         self.sampling, self.params = sampling, SamplingParams(**sampling)
         self.system = system
         self.messages: list[dict[str, str]] = []
@@ -55,7 +56,7 @@ class Conversation:
 
         prompt = {"prompt": text, "add_special_tokens": False}
         try:
-            answer = stream_answer(self.engine, prompt, self.params, show)
+            answer = stream_answer(self.requests, prompt, self.params, show)
             count, seconds = answer.token_counts[0], answer.seconds
             if (cut := answer.cut_at(0)) is not None:
                 reason = limit_hit(cut, self.params, "/set max_tokens", "--max-model-len")

@@ -7,6 +7,7 @@ from typing import Any
 
 from octavo.cli.options import check_sampling_flags, engine_args_of, sampling_params_of
 from octavo.cli.streaming import Answer, limit_hit, stream_answer
+from octavo.client.local_client import LocalRequests
 from octavo.engine.engine import Engine
 from octavo.errors import InvalidRequestError
 from octavo.launch import launch_engine
@@ -24,7 +25,7 @@ def run(namespace: argparse.Namespace) -> int:
         sys.stdout.write(piece)
         sys.stdout.flush()
 
-    answer = stream_answer(engine, prompt, params, (lambda piece: None) if namespace.json else show)
+    answer = stream_answer(LocalRequests(engine), prompt, params, (lambda piece: None) if namespace.json else show)
     if namespace.json:
         print(json.dumps(_as_json(answer), ensure_ascii=False))
     else:

@@ -10,6 +10,7 @@ from typing import Any
 
 from octavo.cli.options import add_engine_flags, add_flags, add_sampling_flags
 from octavo.errors import OctavoError
+from octavo.logs import log_to_stderr
 from octavo.version import __version__
 
 DESCRIPTION = """\
@@ -172,9 +173,7 @@ def _command(name: str, kind: str | None = None) -> Callable[[argparse.Namespace
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; its exit status. Errors are one line on stderr, without a stack."""
     namespace = build_parser().parse_args(arguments)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("octavo: %(message)s"))
-    logging.getLogger("octavo").handlers = [handler]
+    log_to_stderr(level=logging.WARNING)
     try:
         # What is imported stays: looking through it for garbage takes a tenth of the time, and finds nothing.
         gc.disable()

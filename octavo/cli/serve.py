@@ -2,10 +2,9 @@
 
 import argparse
 import dataclasses
-import logging
-import sys
 
 from octavo.cli.options import engine_args_of
+from octavo.logs import log_to_stderr
 from octavo.server.options import ServerOptions
 from octavo.server.run import serve
 
@@ -16,11 +15,7 @@ def run(namespace: argparse.Namespace) -> int:
         args = dataclasses.replace(args, model=namespace.served)
     names = {f.name for f in dataclasses.fields(ServerOptions)}
     options = ServerOptions(**{k: v for k, v in vars(namespace).items() if k in names})
-    logging.getLogger("octavo").setLevel(logging.INFO)
-    requests = logging.getLogger("octavo.requests")
-    requests.propagate = False
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    requests.handlers = [handler]
+    log_to_stderr()
+    log_to_stderr("octavo.requests", "%(message)s")
     serve(args, options)
     return 0

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from octavo.engine.engine import Engine
-from octavo.errors import OctavoError
+from octavo.client.local_client import LocalRequests
+from octavo.engine.messages import Failed
+from octavo.errors import InvalidRequestError, OctavoError, RequestFailedError
 from octavo.outputs import RequestOutput
 from octavo.params import RequestOutputKind, SamplingParams
 
@@ -41,7 +42,7 @@ def limit_hit(num_tokens: int, params: SamplingParams, option: str, other: str) 
     return f": the model's length, which {other} limits."
 
 
-def stream_answer(engine: Engine, prompt: Any, params: SamplingParams, show: Callable[[str], None]) -> Answer:
+def stream_answer(requests: LocalRequests, prompt: Any, params: SamplingParams, show: Callable[[str], None]) -> Answer:
     """Run one request, calling `show` with each new piece of its first answer. Ctrl-C aborts it and is raised on."""
     params = params.clone()
     params.output_kind = RequestOutputKind.DELTA
@@ -51,10 +52,12 @@ def stream_answer(engine: Engine, prompt: Any, params: SamplingParams, show: Cal
     finish_reasons: list[str | None] = [None] * count
     stop_reasons: list[int | str | None] = [None] * count
     output = None
-    engine.add_request("answer", prompt, params)
+    requests.add("answer", prompt, params)
     try:
-        while engine.has_work:
-            for output in engine.step():
+        while requests.has_work:
+            for output in requests.step():
+                if isinstance(output, Failed):
+                    raise (InvalidRequestError if output.invalid else RequestFailedError)(output.error)
                 assert isinstance(output, RequestOutput)
                 first = first or time.perf_counter() - start
                 for piece in output.outputs:
@@ -65,7 +68,7 @@ def stream_answer(engine: Engine, prompt: Any, params: SamplingParams, show: Cal
                     if piece.index == 0 and piece.text:
                         show(piece.text)
     except BaseException:
-        engine.abort(["answer"])
+        requests.abort(["answer"])
         raise
     assert isinstance(output, RequestOutput)
     return Answer(output, texts, counts, finish_reasons, stop_reasons, first, time.perf_counter() - start)

@@ -4,40 +4,24 @@ import logging
 import random
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
-
-import numpy as np
 
 from octavo.config import EngineArgs
 from octavo.engine.bad_words import BadWordTokens
 from octavo.engine.kv_cache import HashChain, KVCacheManager
+from octavo.engine.messages import Failed, Output, Pooled, Ready
 from octavo.engine.request import Completion, GenerationRequest, PoolingRequest, Request
 from octavo.engine.scheduler import ScheduledSequence, Scheduler
 from octavo.engine.sequence import Sequence, Status
 from octavo.errors import ConfigError, InvalidRequestError, OctavoError, RequestFailedError, failure
 from octavo.executor.executor import Executor
-from octavo.executor.step import Pooled, SequenceResult, SequenceStart, SequenceStep, Step, StepResult
-from octavo.outputs import PoolingOutput, PoolingRequestOutput, RequestMetrics, RequestOutput
+from octavo.executor.step import SequenceResult, SequenceStart, SequenceStep, Step, StepResult
 from octavo.params import PoolingParams, SamplingParams
-from octavo.text.detokenizer import TextStream
-from octavo.text.inputs import CheckedPrompt, EncoderInput, InputChecker
+from octavo.text.inputs import CheckedPrompt
 from octavo.text.tokenizer import Tokenizer
 
 log = logging.getLogger("octavo")
-
-Output = RequestOutput | PoolingRequestOutput[PoolingOutput]
-
-
-@dataclass
-class FailedRequest:
-    """A request that came to an end without an answer."""
-
-    request_id: str
-    error: str
-    invalid: bool = False
-    """Whether the request itself was wrong: an InvalidRequestError."""
-    finished: bool = True
 
 
 class Engine:
@@ -65,8 +49,8 @@ class Engine:
                 self.max_model_len,
                 info.max_model_len,
             )
-        encoder = EncoderInput(self.max_model_len, info.decoder_start_token_id) if info.has_encoder else None
-        self.checker = InputChecker(tokenizer, info.vocab_size, self.max_model_len, args.max_logprobs, encoder)
+        self.ready = self._ready()
+        self.checker = self.ready.checker(tokenizer, args.max_logprobs)
         self._bad_words = BadWordTokens(self.checker)
         self._requests: dict[str, Request] = {}
         self._owner: dict[int, tuple[Request, Completion | None]] = {}
@@ -75,6 +59,22 @@ class Engine:
         self._starts: list[SequenceStart] = []
         self._ended: list[int] = []
         """What the executor does not know yet."""
+
+    def _ready(self) -> Ready:
+        info, shape = self.info, self.executor.shape
+        return Ready(
+            task=info.task,
+            vocab_size=info.vocab_size,
+            max_model_len=self.max_model_len,
+            eos_token_ids=sorted(info.eos_token_ids),
+            generation_config={k: v for k, v in info.generation_config.items() if isinstance(v, (int, float))},
+            decoder_start_token_id=info.decoder_start_token_id,
+            has_encoder=info.has_encoder,
+            num_scores=info.num_scores,
+            labels=info.labels,
+            num_blocks=shape.num_blocks,
+            block_size=shape.block_size,
+        )
 
     def _prefix_caching(self) -> bool:
         enabled, shape = self.args.enable_prefix_caching, self.executor.shape
@@ -91,13 +91,13 @@ class Engine:
         return bool(self._requests)
 
     def add_request(
-        self, request_id: str, prompt: Any, params: SamplingParams | PoolingParams, priority: int = 0
+        self, request_id: str, prompt: CheckedPrompt, params: SamplingParams | PoolingParams, priority: int = 0
     ) -> None:
-        """Queue a request, of a prompt or one that `checker.prompt` has checked.
+        """Queue a request, of a prompt that `checker.prompt` has checked.
 
         Raises InvalidRequestError, before anything runs, for one that cannot be served, and RequestFailedError for
         one that something unexpected happened to; then nothing of it stays. What takes time to be found out, such as
-        whether a grammar can be used, comes as a FailedRequest from `step`.
+        whether a grammar can be used, comes as a Failed from `step`.
         """
         if request_id in self._requests:
             raise InvalidRequestError(f"request id {request_id!r} is already in use.")
@@ -138,21 +138,23 @@ class Engine:
     def _request(
         self,
         request_id: str,
-        prompt: Any,
+        checked: CheckedPrompt,
         params: SamplingParams | PoolingParams,
         priority: int,
         starts: list[SequenceStart],
     ) -> Request:
         """All that may fail of adding a request; nothing else knows of it yet. What starts it goes to `starts`."""
-        checked = prompt if isinstance(prompt, CheckedPrompt) else self.checker.prompt(prompt, params)
         self.checker.length(checked.token_ids, params)  # who checked it may not know this engine's memory
-        priority = priority if self.args.scheduling_policy == "priority" else 0
+        if priority and self.args.scheduling_policy != "priority":
+            raise InvalidRequestError(
+                f'priority={priority} has no effect here: start the engine with scheduling_policy="priority".'
+            )
         if isinstance(params, SamplingParams):
             return self._generation(request_id, checked, params, priority, starts)
         reads_cache = self.info.pooling.pooling_type == "LAST"  # others need the hidden states of every token
         sequence = self._sequence(checked, priority, reads_cache, self._chain(checked))
         starts.append(self._sequence_start(sequence, checked, pooling=params))
-        return PoolingRequest(request_id, checked.token_ids, params, sequence, RequestMetrics(time.time()))
+        return PoolingRequest(request_id, params, sequence)
 
     def _sequence(self, checked: CheckedPrompt, priority: int, read_prefix_cache: bool, chain: HashChain) -> Sequence:
         self._last_seq_id += 1
@@ -187,14 +189,12 @@ class Engine:
         self.checker.sampling(params)
         params = params.clone()
         params.logits_processors = None
-        if params.num_sequences > params.n and params.logprobs is None:
-            params.logprobs = 0  # best_of ranks by log-probability
         eos = frozenset() if params.ignore_eos else self.info.eos_token_ids
         stop_ids = sorted(eos | set(params.stop_token_ids or []))
         room = self.max_model_len - len(checked.token_ids)
         reads_cache = params.prompt_logprobs is None and not params.skip_reading_prefix_cache
         seed = self._random.getrandbits(64) if params.seed is None else params.seed % (1 << 64)
-        request = GenerationRequest(request_id, checked, params, [], RequestMetrics(arrival_time=time.time()))
+        request = GenerationRequest(request_id, params, [])
         if params.prompt_logprobs is not None:
             request.prompt_logprobs = [None]
         chain = self._chain(checked)
@@ -211,29 +211,34 @@ class Engine:
                     stop_ids=stop_ids,
                 )
             )
-            stream = (
-                TextStream(self.tokenizer, checked.token_ids, params)
-                if params.detokenize and self.tokenizer is not None
-                else None
-            )
             longest = min(params.max_tokens or room, room)
-            request.completions.append(Completion(index, sequence, params, longest, stream))
+            request.completions.append(Completion(index, sequence, params, longest))
         return request
 
-    def abort(self, request_ids: Iterable[str]) -> list[Output | FailedRequest]:
-        """End requests now and free what they hold. Unknown ids are ignored. Their last outputs."""
-        outputs: list[Output | FailedRequest] = []
+    def abort(self, request_ids: Iterable[str]) -> list[Output]:
+        """End requests now and free what they hold. Unknown ids are ignored. The last messages of their sequences."""
+        outputs: list[Output] = []
         for request_id in request_ids:
             request = self._requests.get(request_id)
             if request is None:
                 continue
             if isinstance(request, GenerationRequest):
                 for completion in request.completions:
-                    completion.finish_reason = completion.finish_reason or "abort"
-                if output := self._generated(request):
-                    outputs.append(output)
+                    if completion.finish_reason is None:
+                        completion.finish_reason = "abort"
+                        outputs.append(request.message(completion, [], []))
             self._forget(request)
         return outputs
+
+    def finish(self, request_id: str, index: int) -> None:
+        """End one of a request's sequences, whose stop string has come. Unknown ones are ignored."""
+        request = self._requests.get(request_id)
+        if isinstance(request, GenerationRequest) and index < len(request.completions):
+            completion = request.completions[index]
+            completion.finish_reason = completion.finish_reason or "stop"
+            self._finish(completion.sequence)
+            if request.finished:
+                self._forget(request)
 
     def _forget(self, request: Request) -> None:
         self._bad_words.forget(request.request_id)
@@ -250,13 +255,13 @@ class Engine:
             self.scheduler.finish(sequence)
             self._ended.append(sequence.seq_id)
 
-    def step(self) -> list[Output | FailedRequest]:
-        """Compute one step, and the outputs that are due after it.
+    def step(self) -> list[Output]:
+        """Compute one step, and what is new after it.
 
         An exception here is of the model or the machine, not of a request: no cached block is trusted after it.
         """
         scheduled = self.scheduler.schedule()
-        outputs: list[Output | FailedRequest] = []
+        outputs: list[Output] = []
         complete, refused = self._bad_words.collect(is_idle=not scheduled) if self._bad_words.waits else ([], [])
         for starts in complete:
             self._start(self._owner[starts[0].seq_id][0], starts)
@@ -284,36 +289,26 @@ class Engine:
             self.cache.pool.reset()
         return done
 
-    def _refuse(self, request: Request, reason: str, invalid: bool) -> FailedRequest:
+    def _refuse(self, request: Request, reason: str, invalid: bool) -> Failed:
         self._forget(request)
-        return FailedRequest(request.request_id, reason, invalid)
+        return Failed(request.request_id, reason, invalid)
 
-    def _take_results(self, scheduled: list[ScheduledSequence], done: StepResult) -> list[Output | FailedRequest]:
-        """Hand each sequence what a step gave for it, and make the outputs that are due."""
+    def _take_results(self, scheduled: list[ScheduledSequence], done: StepResult) -> list[Output]:
+        """Hand each sequence what a step gave for it; what is new."""
         now = time.time()
-        touched: dict[str, Request] = {}
+        outputs: list[Output] = []
         for entry, result in zip(scheduled, done.sequences, strict=True):
             start = entry.sequence.num_computed
             entry.sequence.num_computed += entry.num_tokens
-            if (owner := self._owner.get(result.seq_id)) is None:
-                continue
-            request, completion = owner
-            if request.metrics.first_scheduled_time is None:
-                request.metrics.first_scheduled_time = now
-            if isinstance(request, PoolingRequest):
-                request.error, request.pooled = result.error, result.pooled
-                is_due = request.finished
-            else:
-                is_due = completion is not None and self._take(request, completion, result, start, now)
-            if is_due:
-                touched[request.request_id] = request
+            if (owner := self._owner.get(result.seq_id)) is not None:
+                owner[0].scheduled_time = owner[0].scheduled_time or now
+                if (message := self._take(*owner, result, start)) is not None:
+                    outputs.append(message)
         for result in done.late:
-            if (owner := self._owner.get(result.seq_id)) is None:
-                continue
-            request, completion = owner
-            if completion is not None and self._take(request, completion, result, 0, now):
-                touched[request.request_id] = request
-        return [output for request in touched.values() if (output := self._output(request)) is not None]
+            owner = self._owner.get(result.seq_id)
+            if owner is not None and (message := self._take(*owner, result, 0)) is not None:
+                outputs.append(message)
+        return outputs
 
     def _to_step(self, entry: ScheduledSequence) -> SequenceStep:
         sequence = entry.sequence
@@ -337,73 +332,47 @@ class Engine:
             step.prompt_logprobs = reported is not None and completion.index == 0 and end >= len(reported)
         return step
 
-    def _take(self, request: Request, completion: Completion, result: SequenceResult, start: int, now: float) -> bool:
-        """Add the result of a step that began at position `start`; whether there is something new to tell."""
-        assert isinstance(request, GenerationRequest)
-        if result.error is None:
-            try:
-                if not self._append(request, completion, result, start):
-                    return False
-            except BaseException as error:  # the grammar's, the tokenizer's or the text's: of this sequence alone
-                result.error = failure(error)
+    def _take(
+        self, request: Request, completion: Completion | None, result: SequenceResult, start: int
+    ) -> Output | None:
+        """Add the result of a step that began at position `start`; what is new, if anything is."""
+        if isinstance(request, PoolingRequest):
+            return self._pooled(request, result)
+        assert completion is not None
+        if result.prompt_logprobs and request.prompt_logprobs is not None:
+            known = len(request.prompt_logprobs) - (start + 1)
+            request.prompt_logprobs += result.prompt_logprobs[max(0, known) :]
+        if result.error is None and not result.token_ids:
+            return None
+        token_ids = [] if result.error is not None else result.token_ids
+        try:
+            for place, token_id in enumerate(token_ids):
+                ended = result.ended and place == len(token_ids) - 1
+                completion.append(token_id, self.info.eos_token_ids, ended)
+        except BaseException as error:  # of this sequence alone
+            result.error = failure(error)
         if result.error is not None:
             completion.finish_reason, completion.stop_reason = "error", result.error
             completion.is_invalid = result.is_invalid
-        request.metrics.first_token_time = request.metrics.first_token_time or now
-        request.metrics.last_token_time = now
         sequence = completion.sequence
         if completion.finish_reason is not None:
             self._finish(sequence)
         elif self.info.long_rope_threshold is not None and len(sequence.tokens) == self.info.long_rope_threshold + 1:
             sequence.chain = replace(sequence.chain, long_rope=True, hashes=[])
             self.scheduler.preempt(sequence)  # all of its keys turn anew
-        return True
+        message = request.message(completion, token_ids, result.logprobs)
+        if request.finished:
+            self._forget(request)
+        return message
 
-    def _append(self, request: GenerationRequest, completion: Completion, result: SequenceResult, start: int) -> bool:
-        """Add a step's log-probabilities of the prompt and its token; whether there was a token."""
-        decodes = self.tokenizer is not None and request.params.detokenize
-        if result.prompt_logprobs and request.prompt_logprobs is not None:
-            known = len(request.prompt_logprobs) - (start + 1)
-            for entries in result.prompt_logprobs[max(0, known) :]:
-                if self.tokenizer is not None and decodes:
-                    request.decode_logprobs(self.tokenizer, entries)
-                request.prompt_logprobs.append(entries)
-        for place, token_id in enumerate(result.token_ids):
-            logprobs = result.logprobs[place] if result.logprobs else None
-            if logprobs is not None and self.tokenizer is not None and decodes:
-                request.decode_logprobs(self.tokenizer, logprobs)
-            ended = result.ended and place == len(result.token_ids) - 1
-            completion.append(token_id, logprobs, self.info.eos_token_ids, ended)
-        return bool(result.token_ids)
+    def _pooled(self, request: PoolingRequest, result: SequenceResult) -> Output | None:
+        if result.pooled is None and result.error is None:
+            return None  # more of the prompt is to come
+        self._forget(request)
+        if result.pooled is None:
+            return Failed(request.request_id, result.error or "", invalid=False)
+        return Pooled(request.request_id, result.pooled.shape, result.pooled.data, request.sequence.num_cached)
 
     def _is_long(self, tokens: list[int]) -> bool:
         """Whether a sequence of these tokens is computed with the long table of LongRoPE."""
         return self.info.long_rope_threshold is not None and len(tokens) > self.info.long_rope_threshold
-
-    def _output(self, request: Request) -> Output | FailedRequest | None:
-        if isinstance(request, GenerationRequest):
-            output = self._generated(request)
-            if request.finished:
-                self._forget(request)
-            return output
-        self._forget(request)
-        if request.pooled is None:
-            return FailedRequest(request.request_id, request.error or "no result")
-        return PoolingRequestOutput(
-            request_id=request.request_id,
-            outputs=PoolingOutput(_array(request.pooled)),
-            prompt_token_ids=request.prompt_token_ids,
-            num_cached_tokens=request.sequence.num_cached,
-        )
-
-    def _generated(self, request: GenerationRequest) -> RequestOutput | FailedRequest | None:
-        """The output that is due now; a request whose output cannot be made has failed, and is forgotten."""
-        try:
-            return request.output()
-        except BaseException as error:
-            self._forget(request)
-            return FailedRequest(request.request_id, failure(error))
-
-
-def _array(pooled: Pooled) -> Any:
-    return np.frombuffer(bytearray(pooled.data), np.float32).reshape(pooled.shape)

@@ -18,7 +18,7 @@ from octavo.executor.shape import CacheShape
 from octavo.executor.step import Pooled, SequenceResult, SequenceStep
 from octavo.loading.model import LoadedModel
 from octavo.ops import AttentionPlan, RecurrentPlan, RecurrentRun, SequenceRun, plan_attention
-from octavo.outputs import TokenLogprobs
+from octavo.outputs import PackedLogprobs
 from octavo.parts import Batch, EncoderBatch, PagedView, RecurrentView
 from octavo.parts.batch import StateView
 
@@ -192,8 +192,8 @@ class ModelRunner:
             self._choose(torch.stack(kept), samplings, results)
         return results
 
-    def _prompt_logprobs(self, hidden: Tensor, batch: Batch, targets: list[int], count: int) -> list[TokenLogprobs]:
-        out: list[TokenLogprobs] = []
+    def _prompt_logprobs(self, hidden: Tensor, batch: Batch, targets: list[int], count: int) -> list[PackedLogprobs]:
+        out: list[PackedLogprobs] = []
         for first in range(0, len(targets), LOGITS_ROWS):
             part = targets[first : first + LOGITS_ROWS]
             logits = self.model.logits(hidden[first : first + len(part)], batch)

@@ -13,7 +13,7 @@ from octavo.errors import failure
 from octavo.executor.grammar import Grammar, apply_grammars
 from octavo.executor.sampling_state import GREEDY, SamplingState
 from octavo.ops import NOT_FINITE, Backend, DrawBy
-from octavo.outputs import Logprob, TokenLogprobs
+from octavo.outputs import PackedLogprobs
 
 NOTHING_LEFT = (
     "no token may come next: what structured_outputs, allowed_token_ids, bad_words, logits_processors and min_tokens "
@@ -27,7 +27,7 @@ class Choice:
     """A row's outcome."""
 
     token_id: int | None = None
-    logprobs: TokenLogprobs | None = None
+    logprobs: PackedLogprobs | None = None
     error: str | None = None
     is_invalid: bool = False
     """Whether the error is of the request's own values."""
@@ -66,7 +66,7 @@ def sample(logits: Tensor, states: Sequence[SamplingState], backend: Backend) ->
     return choices
 
 
-def describe(logprobs: Tensor, chosen: Tensor, counts: Sequence[int]) -> list[TokenLogprobs]:
+def describe(logprobs: Tensor, chosen: Tensor, counts: Sequence[int]) -> list[PackedLogprobs]:
     """For each row of `logprobs` `[rows, vocab]` the `chosen` token's entry and those of the likeliest `counts[row]`.
 
     A count of -1 means the whole vocabulary.
@@ -82,10 +82,8 @@ def describe(logprobs: Tensor, chosen: Tensor, counts: Sequence[int]) -> list[To
     )
     out = []
     for token, value, rank, count, values, ids in rows:
-        entries = {token: Logprob(value, rank)}
-        for place, (other, logprob) in enumerate(zip(ids[:count], values[:count], strict=True), 1):
-            entries.setdefault(other, Logprob(logprob, place))
-        out.append(entries)
+        likeliest = zip(ids[:count], values[:count], range(1, count + 1), strict=True)
+        out.append([(token, value, rank), *(entry for entry in likeliest if entry[0] != token)])
     return out
 
 

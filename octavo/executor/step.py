@@ -2,7 +2,7 @@
 
 import msgspec
 
-from octavo.outputs import TokenLogprobs
+from octavo.outputs import PackedLogprobs
 from octavo.params import PoolingParams, SamplingParams
 
 
@@ -81,9 +81,9 @@ class SequenceResult(msgspec.Struct):
     seq_id: int
     token_ids: list[int] = []
     """The tokens that were chosen. None are while the next one waits for a grammar's mask: it comes `late`."""
-    logprobs: list[TokenLogprobs] = []
+    logprobs: list[PackedLogprobs] = []
     """Of each chosen token and its likeliest alternatives, where they were asked for."""
-    prompt_logprobs: list[TokenLogprobs] = []
+    prompt_logprobs: list[PackedLogprobs] = []
     pooled: Pooled | None = None
     ended: bool = False
     """Whether the grammar lets nothing follow."""

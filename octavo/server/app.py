@@ -9,9 +9,9 @@ from starlette.types import ASGIApp
 
 from octavo.errors import InvalidRequestError
 from octavo.server import chat, completions, errors, pooling
+from octavo.server.access import AccessMiddleware
 from octavo.server.admission import AdmissionScope
 from octavo.server.body import JSONRoute
-from octavo.server.gate import Gate
 from octavo.server.protocol import DetokenizeRequest, TokenizeRequest
 from octavo.server.service import Service
 from octavo.server.streaming import json_response
@@ -28,11 +28,11 @@ def create_app(service: Service) -> ASGIApp:
         app.include_router(pages())
     errors.install(app)
     # Around the whole app, so that errors pass them too; pages may read refusals, so CORS is the outermost.
-    gate = Gate(AdmissionScope(app, service.admission), service.options)
+    access = AccessMiddleware(AdmissionScope(app, service.admission), service.options)
     if not service.options.allowed_origins:
-        return gate
+        return access
     return CORSMiddleware(
-        gate,
+        access,
         allow_origins=service.options.allowed_origins,
         allow_methods=["*"],
         allow_headers=["*"],

@@ -8,11 +8,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from octavo.client.output_processor import Chunk, TokenEntry
 from octavo.errors import InvalidRequestError
 from octavo.server.body import JSONRoute
-from octavo.server.logprobs import LogprobsWriter, TokenEntry
+from octavo.server.logprobs import LogprobsWriter
 from octavo.server.protocol import ChatRequest
-from octavo.server.service import Answer, Run, Service
+from octavo.server.service import Run, Service
 from octavo.server.streaming import event_response, json_response, while_connected
 from octavo.server.threads import size_of
 from octavo.server.tool_calls import Calls, call
@@ -108,7 +109,7 @@ class Chat:
         choices = [self._choice(i, a) for i, a in enumerate(answers)]
         return {**self.chunk("chat.completion", choices), "usage": self.run.usage(), **self._prompt_logprobs()}
 
-    def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
+    def _choice(self, index: int, answer: Chunk) -> dict[str, Any]:
         content, calls = answer.text, Calls()
         if self.forced is not None:
             calls = read_forced(self.request, answer.text)

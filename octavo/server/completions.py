@@ -9,11 +9,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from octavo.client.output_processor import Chunk, TokenEntry
 from octavo.errors import InvalidRequestError
 from octavo.server.body import JSONRoute
-from octavo.server.logprobs import LogprobsWriter, TokenEntry, prompt_texts
+from octavo.server.logprobs import LogprobsWriter, prompt_texts
 from octavo.server.protocol import CompletionRequest
-from octavo.server.service import Answer, Run, Service
+from octavo.server.service import Run, Service
 from octavo.server.streaming import event_response, json_response, while_connected
 from octavo.text.token_text import TokenText
 
@@ -116,10 +117,10 @@ class Completions:
                 choices.append(self._choice(len(choices), run, prompt, answer))
         return {**self.chunk(choices), "usage": self.usage()}
 
-    def _choice(self, index: int, run: Run, prompt: list[TokenText], answer: Answer) -> dict[str, Any]:
+    def _choice(self, index: int, run: Run, prompt: list[TokenText], answer: Chunk) -> dict[str, Any]:
         logprobs = None
         if self.only_prompt:
-            answer = Answer(finish_reason="length")
+            answer = Chunk(answer.index, "", [], finish_reason="length")
         if self.request.logprobs is not None:
             entries = self._echoed_entries(run, prompt) + answer.entries
             logprobs, _ = self.writer.completion(entries, 0)

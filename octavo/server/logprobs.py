@@ -1,10 +1,10 @@
 """Log-probabilities as OpenAI's clients read them."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from octavo.outputs import TokenLogprobs
+from octavo.client.output_processor import NO_TEXT, TokenEntry
+from octavo.outputs import Logprob, TokenLogprobs
 from octavo.params import SamplingParams
 from octavo.text.detokenizer import TextStream
 from octavo.text.token_text import REPLACEMENT, TokenText, token_spans, token_texts
@@ -12,15 +12,6 @@ from octavo.text.tokenizer import Tokenizer
 
 LEAST = -9999.0
 """Stands for minus infinity, which JSON does not have."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenEntry:
-    """A token of an answer or a prompt: what it has of the text, and the log-probabilities at its place."""
-
-    token_id: int
-    text: TokenText
-    logprobs: TokenLogprobs | None
 
 
 def _number(logprob: float) -> float:
@@ -109,12 +100,12 @@ class LogprobsWriter:
         if entries is None:
             return None
         return [
-            None if place is None else {str(t): self._prompt_entry(t, x) for t, x in place.items()} for place in entries
+            None if place is None else {str(token): self._prompt_entry(entry) for token, entry in place.items()}
+            for place in entries
         ]
 
-    def _prompt_entry(self, token_id: int, entry: Any) -> dict[str, Any]:
-        text = None if self._texts is None else self._texts.own(token_id).text
-        return {"logprob": _number(entry.logprob), "rank": entry.rank, "decoded_token": text}
+    def _prompt_entry(self, entry: Logprob) -> dict[str, Any]:
+        return {"logprob": _number(entry.logprob), "rank": entry.rank, "decoded_token": entry.decoded_token}
 
 
 def prompt_texts(
@@ -126,7 +117,7 @@ def prompt_texts(
     normalizing has changed the text, a token has what fits, and the last one what is left over.
     """
     if tokenizer is None:
-        return [TokenText("", b"")] * len(token_ids)
+        return [NO_TEXT] * len(token_ids)
     if text is not None:
         spans = token_spans(tokenizer, text, token_ids)
         if spans is not None:
@@ -144,7 +135,7 @@ def prompt_texts(
     at, fitted = 0, list[TokenText]()
     for part in found:
         fits = text.startswith(part.text, at)
-        fitted.append(part if fits else TokenText("", b""))
+        fitted.append(part if fits else NO_TEXT)
         at += len(part.text) if fits else 0
     return [*fitted[:-1], _as_token(fitted[-1].text + text[at:])]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from octavo.server.messages import Stats
+from octavo.engine.messages import Stats
 
 FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
@@ -96,8 +96,8 @@ class RequestClock:
     last: float = 0.0
     tokens: int = 0
 
-    def came(self, count: int) -> None:
-        """So many tokens came now."""
+    def on_tokens(self, count: int) -> None:
+        """So many tokens have come."""
         now = time.monotonic()
         if not count:
             return

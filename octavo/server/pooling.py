@@ -7,7 +7,6 @@ import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from octavo.errors import InvalidRequestError
 from octavo.params import PoolingParams
 from octavo.server.body import JSONRoute
 from octavo.server.completions import prompts_of
@@ -64,25 +63,10 @@ async def classified(service: Service, body: ClassifyRequest) -> dict[str, Any]:
 async def scores(
     service: Service, first: list[str], second: list[str], truncate: int | None
 ) -> tuple[list[float], int]:
-    """How well texts go together: the classifier's score of a pair, or the cosine of two embeddings."""
-    if len(first) == 1:
-        first = first * len(second)
-    if len(first) != len(second):
-        raise InvalidRequestError(
-            f"there are {len(first)} texts and {len(second)} partners; give one each, or one text."
-        )
-    if service.ready.task == "classify":
-        if service.ready.num_scores > 2 or service.tokenizer is None:
-            raise InvalidRequestError("scores need a tokenizer and a classifier of one or two classes; use /classify.")
-        params = PoolingParams(truncate_prompt_tokens=truncate)
-        pairs = await service.encode_pairs(list(zip(first, second, strict=True)), params)
-        results, tokens = await service.pool_all([{"prompt_token_ids": ids} for ids in pairs], params)
-        return [float(r[-1]) for r in results], tokens
-    params = PoolingParams(normalize=True, truncate_prompt_tokens=truncate)
-    texts = list(dict.fromkeys([*first, *second]))
-    results, tokens = await service.pool_all(texts, params)
-    found = dict(zip(texts, results, strict=True))
-    return [float(found[a] @ found[b]) for a, b in zip(first, second, strict=True)], tokens
+    """How well texts go together, and how many tokens were read."""
+    plan = await service.plan_scores(first, second, truncate)
+    results, tokens = await service.pool_all(plan.prompts, plan.params)
+    return plan.scores(results), tokens
 
 
 def router(service: Service) -> APIRouter:

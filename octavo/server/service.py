@@ -1,33 +1,32 @@
-"""What the endpoints have in common: prompts checked, requests run, tokens made text, times counted."""
+"""What the endpoints have in common: prompts checked, requests run, times counted."""
 
 import asyncio
 import contextlib
 import time
 import uuid
-from collections import deque
 from collections.abc import AsyncGenerator
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from octavo.client.async_requests import AsyncRequests
+from octavo.client.output_processor import Chunk, OutputProcessor, PoolingProcessor
+from octavo.client.process_client import ProcessClient
+from octavo.client.scoring import ScorePlan, pair_up, plan_scores
 from octavo.config import EngineArgs
+from octavo.engine.messages import Ready, Stats
 from octavo.errors import InvalidRequestError, OctavoError
 from octavo.loading.model_tokenizer import model_tokenizer
 from octavo.outputs import TokenLogprobs
-from octavo.params import PoolingParams, SamplingParams, recommended_sampling
+from octavo.params import PoolingParams, RequestOutputKind, SamplingParams, recommended_sampling
 from octavo.server.admission import Admission
-from octavo.server.engine_client import EngineClient
-from octavo.server.logprobs import TokenEntry
-from octavo.server.messages import Pooled, Ready, Stats, Tokens, unpack_logprobs
 from octavo.server.metrics import Metrics, RequestClock
 from octavo.server.options import ServerOptions
+from octavo.server.request_log import add_to_request_log
 from octavo.server.threads import TextThreads, size_of
 from octavo.text.chat_prompt import render_chat
-from octavo.text.detokenizer import TextStream
-from octavo.text.inputs import CheckedPrompt, EncoderInput, InputChecker
-from octavo.text.token_text import TokenText
+from octavo.text.inputs import CheckedPrompt, InputChecker
 from octavo.text.tokenizer import Tokenizer
 
 
@@ -37,90 +36,6 @@ class ModelUnknownError(OctavoError):
 
 class RequestTimeoutError(OctavoError):
     """A request took longer than the server allows."""
-
-
-_notes: ContextVar[dict[str, Any] | None] = ContextVar("notes", default=None)
-
-
-def take_notes() -> dict[str, Any]:
-    """A dict that what this task does from now on writes into, for the request's line in the log."""
-    notes: dict[str, Any] = {}
-    _notes.set(notes)
-    return notes
-
-
-def note(**values: Any) -> None:
-    """Add to the line that is written of this HTTP request. Numbers of several runs are added up."""
-    notes = _notes.get()
-    if notes is not None:
-        for key, value in values.items():
-            notes[key] = notes.get(key, 0) + value if isinstance(value, int) else value
-
-
-@dataclass
-class Piece:
-    """What came new for one of a request's answers."""
-
-    index: int
-    text: str
-    token_ids: list[int]
-    entries: list[TokenEntry]
-    """The tokens whose text is certain, where log-probabilities are asked for."""
-    finish_reason: str | None
-    stop_reason: int | str | None
-
-
-@dataclass
-class Answer:
-    """One whole answer."""
-
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    entries: list[TokenEntry] = field(default_factory=list)
-    finish_reason: str | None = None
-    stop_reason: int | str | None = None
-
-
-class Text:
-    """The text of one of a request's answers, and the tokens that wait until theirs is certain."""
-
-    def __init__(self, tokenizer: Tokenizer | None, run: "Run") -> None:
-        self.stream = None if tokenizer is None else TextStream(tokenizer, run.prompt.token_ids, run.params, run.shown)
-        self._ends_as_text = run.params.include_stop_str_in_output
-        self._waiting: deque[tuple[int, TokenLogprobs]] = deque()
-
-    def piece(self, output: Tokens) -> Piece:
-        """What came new."""
-        token_ids, logprobs = output.token_ids, output.logprobs
-        piece = Piece(output.index, "", token_ids, [], output.finish_reason, output.stop_reason)
-        if self.stream is not None:
-            # The token that ended the answer is no part of its text, unless asked for.
-            ended = output.finish_reason == "stop" and not self._ends_as_text
-            for i, token in enumerate(token_ids):
-                if ended and i + 1 == len(token_ids):
-                    self.stream.end()
-                else:
-                    self.stream.add(token)
-                if self.stream.stop is not None:
-                    piece.token_ids = token_ids[: i + 1]
-                    piece.finish_reason, piece.stop_reason = "stop", self.stream.stop
-                    break
-            piece.text = self.stream.take(piece.finish_reason is not None)
-        if logprobs is not None:
-            self._waiting += [(t, unpack_logprobs(p)) for t, p in zip(piece.token_ids, logprobs, strict=False)]
-        piece.entries = self._entries(piece.finish_reason is not None)
-        return piece
-
-    def _entries(self, finished: bool) -> list[TokenEntry]:
-        if self.stream is None:
-            texts = [TokenText("", b"")] * len(self._waiting)
-        else:
-            texts = self.stream.take_tokens(finished)
-        return [TokenEntry(*self._next(text)) for text in texts if self._waiting]
-
-    def _next(self, text: TokenText) -> tuple[int, TokenText, TokenLogprobs]:
-        token, logprobs = self._waiting.popleft()
-        return token, text, logprobs
 
 
 @dataclass
@@ -135,6 +50,14 @@ class Run:
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     shown: dict[int, str] = field(default_factory=dict)
     """Special tokens that are in the text though others are skipped, and what stands for them."""
+
+    def update(self, processor: OutputProcessor) -> None:
+        """Note what has been used. Raises the error of an answer that ended as one."""
+        self.num_cached, self.num_generated = processor.num_cached, processor.num_tokens
+        self.prompt_logprobs = processor.prompt_logprobs
+        for answer in processor.answers:
+            if answer.finish_reason == "error":
+                raise (InvalidRequestError if answer.is_invalid else OctavoError)(str(answer.stop_reason))
 
     def usage(self) -> dict[str, Any]:
         prompt, generated = len(self.prompt.encoder_token_ids or self.prompt.token_ids), self.num_generated
@@ -153,7 +76,8 @@ class Service:
         self.args, self.options = args, options
         self.model_name = options.served_model_name or args.model
         self.created = int(time.time())
-        self.client = EngineClient(args, on_stats=self._on_stats)
+        self.requests = AsyncRequests()
+        self.client = ProcessClient(args, self.requests.on_outputs, self.requests.fail_all, self._on_stats)
         self.tokenizer: Tokenizer | None = None
         self.chat_template: str | None = None
         self.metrics: Metrics | None = None
@@ -180,10 +104,7 @@ class Service:
             except (OSError, UnicodeDecodeError) as error:
                 raise OctavoError(f"chat_template {self.options.chat_template} cannot be read: {error}") from error
         self.metrics = Metrics(self.model_name)
-        encoder = EncoderInput(ready.max_model_len, ready.decoder_start_token_id) if ready.has_encoder else None
-        self._checker = InputChecker(
-            self.tokenizer, ready.vocab_size, ready.max_model_len, self.args.max_logprobs, encoder
-        )
+        self._checker = ready.checker(self.tokenizer, self.args.max_logprobs)
 
     def _load_tokenizer(self) -> Tokenizer | None:
         tokenizer = model_tokenizer(self.args)
@@ -207,13 +128,12 @@ class Service:
     async def _stop(self) -> None:
         self.accepting = False
         deadline = time.monotonic() + self.options.shutdown_timeout
-        while (self.client.num_requests or self.admission.load.requests) and time.monotonic() < deadline:
+        while (len(self.requests) or self.admission.load.requests) and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         await self.client.stop()
 
     @property
     def ready(self) -> Ready:
-        assert self.client.ready is not None
         return self.client.ready
 
     @property
@@ -247,7 +167,7 @@ class Service:
         checked = await self.threads.run(size_of(prompts), self._checked, prompts, params)
         if self.options.log_prompts:
             for one in checked:
-                note(prompt=one.text if one.text is not None else one.token_ids)
+                add_to_request_log(prompt=one.text if one.text is not None else one.token_ids)
         return checked
 
     def _checked(self, prompts: list[Any], params: SamplingParams | PoolingParams) -> list[CheckedPrompt]:
@@ -262,56 +182,57 @@ class Service:
                 raise InvalidRequestError(f"input {i}: {error}" if len(prompts) > 1 else str(error)) from error
         return checked
 
-    async def encode_pairs(self, pairs: list[tuple[str, str]], params: PoolingParams) -> list[list[int]]:
-        """Token ids of each two texts that are one input."""
-        checker = self._checker
-        assert checker is not None
-        return await self.threads.run(size_of(pairs), lambda: [checker.encode_pair(a, b, params) for a, b in pairs])
+    async def plan_scores(self, first: list[str], second: list[str], truncate: int | None) -> ScorePlan:
+        """What gives the scores of texts and their partners; found off the event loop."""
+        assert self._checker is not None
+        pairs = pair_up(first, second)
+        return await self.threads.run(size_of(pairs), plan_scores, pairs, self.ready, self._checker, truncate)
 
     @staticmethod
     def new_id(kind: str) -> str:
         return f"{kind}-{uuid.uuid4().hex}"
 
-    async def generate(self, run: Run, priority: int = 0) -> AsyncGenerator[Piece, None]:
-        """Pieces of a request's answers as they come. Closing the generator ends the request.
+    async def generate(
+        self, run: Run, priority: int = 0, kind: RequestOutputKind = RequestOutputKind.DELTA
+    ) -> AsyncGenerator[Chunk, None]:
+        """What is new of a request's answers as it comes. Closing the generator ends the request.
 
         Raises OctavoErrors for what cannot run, takes too long, or ran into the engine's end.
         """
         assert self.metrics is not None
-        params = run.params
-        texts = [Text(self.tokenizer, run) for _ in range(params.n)]
-        done, reason, clock = [False] * params.n, "abort", RequestClock(self.metrics)
-        engine_params = params.clone()
-        engine_params.stop = []  # stop strings are found here, where the text is
-        source = self.client.generate(run.request_id, run.prompt, engine_params, priority)
+        clock, reason = RequestClock(self.metrics), "abort"
+        processor = OutputProcessor(
+            run.request_id, run.prompt, run.params, self.tokenizer, run.shown, with_entries=True
+        )
+        processor.params.output_kind = kind
+
+        def on_tokens(count: int) -> None:
+            clock.on_tokens(count)
+            run.update(processor)
+
         try:
-            async with contextlib.aclosing(source):
-                async for output in self._in_time(source):
-                    assert isinstance(output, Tokens)
-                    if done[output.index]:
-                        continue
-                    piece = self._piece(run, output, texts[output.index])
-                    clock.came(len(piece.token_ids))
-                    done[piece.index] = piece.finish_reason is not None
-                    reason = piece.finish_reason or reason
-                    yield piece
-                    if all(done):
-                        return
+            outputs = self.requests.generate(self.client, processor, priority, on_tokens)
+            async with contextlib.aclosing(outputs):
+                async for output in self._in_time(outputs):
+                    if output.finished:
+                        reason = output.outputs[-1].finish_reason
+                    for chunk in output.outputs:
+                        yield chunk
         finally:
-            clock.end(reason if all(done) else "abort")
-            note(
+            clock.end(reason)
+            add_to_request_log(
                 prompt_tokens=len(run.prompt.encoder_token_ids or run.prompt.token_ids),
                 completion_tokens=run.num_generated,
-                finish=reason if all(done) else "abort",
+                finish=reason,
             )
 
-    async def _in_time(self, source: AsyncGenerator[Tokens | Pooled, None]) -> AsyncGenerator[Tokens | Pooled, None]:
-        """What `source` gives. Raises RequestTimeoutError where it does not end within the server's limit."""
+    async def _in_time(self, outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+        """What `outputs` gives. Raises RequestTimeoutError where it does not end within the server's limit."""
         deadline = asyncio.get_running_loop().time() + self.options.request_timeout
         while True:
             try:
                 async with asyncio.timeout_at(deadline):
-                    output = await anext(source)
+                    output = await anext(outputs)
             except StopAsyncIteration:
                 return
             except TimeoutError as error:
@@ -320,39 +241,20 @@ class Service:
                 ) from error
             yield output
 
-    @staticmethod
-    def _piece(run: Run, output: Tokens, text: Text) -> Piece:
-        run.num_cached = max(run.num_cached, output.num_cached or 0)
-        if output.prompt_logprobs is not None and run.prompt_logprobs is None:
-            run.prompt_logprobs = [None if p is None else unpack_logprobs(p) for p in output.prompt_logprobs]
-        piece = text.piece(output)
-        if piece.finish_reason == "error":
-            raise (InvalidRequestError if output.is_invalid else OctavoError)(str(piece.stop_reason))
-        run.num_generated += len(piece.token_ids)
-        return piece
-
-    async def whole(self, run: Run, priority: int = 0) -> list[Answer]:
+    async def whole(self, run: Run, priority: int = 0) -> list[Chunk]:
         """A request's answers, when all are there."""
-        answers = [Answer() for _ in range(run.params.n)]
-        async for piece in self.generate(run, priority):
-            answer = answers[piece.index]
-            answer.text += piece.text
-            answer.token_ids += piece.token_ids
-            answer.entries += piece.entries
-            answer.finish_reason, answer.stop_reason = piece.finish_reason, piece.stop_reason
-        return answers
+        return [answer async for answer in self.generate(run, priority, RequestOutputKind.FINAL_ONLY)]
 
     async def pool(self, prompt: CheckedPrompt, params: PoolingParams) -> "np.ndarray[Any, Any]":
         """A pooling request's result as float32."""
         assert self.metrics is not None
         clock, reason = RequestClock(self.metrics), "abort"
-        source = self.client.generate(self.new_id("pool"), prompt, params)
+        outputs = self.requests.generate(self.client, PoolingProcessor(self.new_id("pool"), prompt, params))
         try:
-            async with contextlib.aclosing(source):
-                async for output in self._in_time(source):
-                    assert isinstance(output, Pooled)
+            async with contextlib.aclosing(outputs):
+                async for output in self._in_time(outputs):
                     reason = "stop"
-                    return np.frombuffer(output.data, np.float32).reshape(output.shape)
+                    return output.outputs.data  # type: ignore[no-any-return]
         finally:
             clock.end(reason)
         raise OctavoError("the engine gave no result.")

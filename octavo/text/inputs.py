@@ -154,9 +154,12 @@ class InputChecker:
             return None, self._ids(prompt), ""
         raise InvalidRequestError(f"a prompt is text, a list of token ids or a dict, not {type(prompt).__name__}.")
 
-    def encode_pair(self, first: str, second: str, params: PoolingParams) -> list[int]:
-        """Two texts as one input. Raises InvalidRequestError for texts that are too long."""
-        assert self.tokenizer is not None
+    def encode_pair(self, first: Any, second: Any, params: PoolingParams) -> list[int]:
+        """Two texts as one input. Raises InvalidRequestError for texts that are too long, and for what is no text."""
+        if not isinstance(first, str) or not isinstance(second, str):
+            raise InvalidRequestError("a classifier scores pairs of texts, not of token ids.")
+        if self.tokenizer is None:
+            raise InvalidRequestError("scores of pairs need a tokenizer, and skip_tokenizer_init=True loads none.")
         if params.truncate_prompt_tokens is None:
             self._check_length(len(first) + len(second), self._room(params))
         return self.tokenizer.encode_pair(first, second)

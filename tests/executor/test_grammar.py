@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from octavo import LLM, SamplingParams, StructuredOutputsParams
-from octavo.engine.engine import FailedRequest
+from octavo.engine.messages import Failed
 from octavo.errors import InvalidRequestError
 from octavo.executor import grammar as grammar_module
 from octavo.executor.grammar import Grammar, GrammarCompiler, GrammarSession, apply_grammars
@@ -341,7 +341,7 @@ def drain(smollm: LLM, on_output: Callable[[Any], None], seconds: float = 300) -
     """Run the engine until all is done, with an end."""
     end = time.monotonic() + seconds
     while smollm.engine.has_work:
-        for output in smollm.engine.step():
+        for output in smollm.requests.step():
             on_output(output)
         assert time.monotonic() < end
 
@@ -350,7 +350,7 @@ def drain(smollm: LLM, on_output: Callable[[Any], None], seconds: float = 300) -
 def idle(smollm: LLM) -> Iterator[None]:
     """Nothing is left behind for the next test."""
     yield
-    smollm.engine.abort(list(smollm.engine._requests))
+    smollm.requests.abort(list(smollm.engine._requests))
 
 
 @pytest.mark.usefixtures("impatient", "idle")
@@ -362,9 +362,9 @@ def test_a_hostile_grammar_ends_by_itself_and_beside_it_goes_a_stream(smollm: LL
     hostile = SamplingParams(
         temperature=1, seed=1, max_tokens=25, structured_outputs=StructuredOutputsParams(**HOSTILE[name])
     )
-    smollm.engine.add_request("plain", "The capital of France is", plain)
-    smollm.engine.add_request("hostile", "Hello", hostile)
-    smollm.engine.add_request("friend", "A person:", friend)
+    smollm.requests.add("plain", "The capital of France is", plain)
+    smollm.requests.add("hostile", "Hello", hostile)
+    smollm.requests.add("friend", "A person:", friend)
     ended: dict[str, Any] = {}
 
     def take(output: Any) -> None:
@@ -374,7 +374,7 @@ def test_a_hostile_grammar_ends_by_itself_and_beside_it_goes_a_stream(smollm: LL
     drain(smollm, take)
     assert ended["plain"].outputs[0].token_ids == alone[0].outputs[0].token_ids
     assert ended["friend"].outputs[0].token_ids == alone[1].outputs[0].token_ids
-    if isinstance(ended["hostile"], FailedRequest):
+    if isinstance(ended["hostile"], Failed):
         assert ended["hostile"].invalid
         assert "structured_outputs" in ended["hostile"].error
     else:
@@ -389,10 +389,10 @@ def test_a_mask_over_its_limit_ends_its_request_only(smollm: LLM, monkeypatch: p
     monkeypatch.setattr(grammar_module, "TOTAL_SECONDS", 0.001)
     hostile = params(grammar=ambiguous(25))
     hostile.min_tokens = 55
-    smollm.engine.add_request("late", "Hello", hostile)
-    smollm.engine.step()  # in which its grammar is begun
+    smollm.requests.add("late", "Hello", hostile)
+    smollm.requests.step()  # in which its grammar is begun
     monkeypatch.undo()
-    smollm.engine.add_request("friend", "A person:", params(json=SCHEMA))
+    smollm.requests.add("friend", "A person:", params(json=SCHEMA))
     ended: dict[str, RequestOutput] = {}
     drain(smollm, lambda o: ended.update({o.request_id: o}) if o.finished else None)
     late = ended["late"].outputs[0]
@@ -411,10 +411,10 @@ def test_on_a_busy_machine_nobody_waits_without_end(
     monkeypatch.setattr(grammar_module, "COMPILE_SECONDS", 1000)
     monkeypatch.setattr(grammar_module, "LONGEST", 1000 if running else 0.3)
     hostile = params(regex="[a-z]{900}") if running else params(json={"type": "integer", "multipleOf": 999983})
-    smollm.engine.add_request("late", "Hello", hostile)
+    smollm.requests.add("late", "Hello", hostile)
     [completion] = smollm.engine._requests["late"].completions  # type: ignore[union-attr]
     while running and not completion.token_ids:
-        smollm.engine.step()
+        smollm.requests.step()
     if running:  # it is never given its next mask
         monkeypatch.setattr(grammar_module, "LONGEST", 0.3)
         monkeypatch.setattr(GrammarSession, "receive", lambda self: None)
@@ -439,8 +439,8 @@ def test_what_is_wrong_while_it_runs_is_an_error_and_no_end(smollm: LLM) -> None
 @pytest.mark.usefixtures("idle")
 def test_others_go_on_while_a_grammar_is_prepared(smollm: LLM) -> None:
     """A stream that begins after a grammar that takes seconds is done before it."""
-    smollm.engine.add_request("slow", "Hello", params(json={"type": "integer", "multipleOf": 999983}))
-    smollm.engine.add_request("plain", "The capital of France is", SamplingParams(temperature=0, max_tokens=4))
+    smollm.requests.add("slow", "Hello", params(json={"type": "integer", "multipleOf": 999983}))
+    smollm.requests.add("plain", "The capital of France is", SamplingParams(temperature=0, max_tokens=4))
     order: list[str] = []
     drain(smollm, lambda o: order.append(o.request_id) if o.finished else None)
     assert order == ["plain", "slow"]
@@ -461,7 +461,7 @@ def test_an_answer_does_not_depend_on_when_its_masks_come(smollm: LLM, monkeypat
 
     monkeypatch.setattr(GrammarCompiler, "wait", staticmethod(late))
     for i, (text, each) in enumerate(zip(texts, asked, strict=True)):
-        smollm.engine.add_request(str(i), text, each)
+        smollm.requests.add(str(i), text, each)
     ended: dict[str, Any] = {}
     steps = iter(range(10**9))
 

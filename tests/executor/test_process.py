@@ -13,8 +13,10 @@ import pytest
 
 import octavo.llm
 from octavo import LLM, SamplingParams
+from octavo.client.local_client import LocalRequests
 from octavo.config import EngineArgs
-from octavo.engine.engine import Engine, FailedRequest
+from octavo.engine.engine import Engine
+from octavo.engine.messages import Failed
 from octavo.errors import CheckpointError, EngineDeadError, InvalidRequestError
 from octavo.executor.process import ExecutorProcess, ProcessExecutor
 from octavo.executor.step import SequenceStart, SequenceStep, Step
@@ -85,14 +87,13 @@ def args(tiny_model: Path) -> EngineArgs:
 
 
 def run(engine: Engine, **requests: SamplingParams) -> dict[str, Any]:
+    local = LocalRequests(engine)
     for name, params in requests.items():
-        engine.add_request(name, "This is a prompt.", params)
+        local.add(name, "This is a prompt.", params)
     ends: dict[str, Any] = {}
-    while engine.has_work:
-        ends |= {o.request_id: o for o in engine.step() if o.finished}
-    return {
-        n: e if isinstance(e, FailedRequest) else [(c.token_ids, c.text) for c in e.outputs] for n, e in ends.items()
-    }
+    while local.has_work:
+        ends |= {o.request_id: o for o in local.step() if isinstance(o, Failed) or o.finished}
+    return {n: e if isinstance(e, Failed) else [(c.token_ids, c.text) for c in e.outputs] for n, e in ends.items()}
 
 
 def test_grammars_and_bad_words(process: ExecutorProcess, args: EngineArgs) -> None:
@@ -115,7 +116,7 @@ def test_values_that_no_message_can_hold_are_their_requests_error(process: Execu
 def test_logits_processors_are_refused(process: ExecutorProcess, args: EngineArgs) -> None:
     engine = launch_engine(args, process)
     with pytest.raises(InvalidRequestError, match="logits_processors are Python objects of this process"):
-        engine.add_request("r", "Hello", SamplingParams(logits_processors=[lambda ids, logits: logits]))
+        LocalRequests(engine).add("r", "Hello", SamplingParams(logits_processors=[lambda ids, logits: logits]))
     assert not engine.has_work
 
 
@@ -129,9 +130,9 @@ def test_several_steps_in_flight(process: ExecutorProcess, args: EngineArgs) -> 
     executor.submit(Step([], [SequenceStep(1, 0, prompt[9:], 9, 20, [(3, [])], num_samples=1)], []))
     assert executor.collect().sequences[0].token_ids == []
     [token] = executor.collect().sequences[0].token_ids
-    engine = launch_engine(args)
-    engine.add_request("r", prompt, SamplingParams(temperature=0, max_tokens=1))
-    [output] = engine.step()
+    requests = LocalRequests(launch_engine(args))
+    requests.add("r", prompt, SamplingParams(temperature=0, max_tokens=1))
+    [output] = requests.step()
     assert output.outputs[0].token_ids == [token]  # type: ignore[union-attr]
 
 
@@ -144,13 +145,13 @@ def test_a_model_that_cannot_be_loaded(process: ExecutorProcess, args: EngineArg
 
 def test_a_process_that_dies_is_a_dead_engine(args: EngineArgs) -> None:
     process = ExecutorProcess()
-    engine = launch_engine(args, process)
-    engine.add_request("r", "Hello", SamplingParams(max_tokens=50, ignore_eos=True))
-    engine.step()
+    requests = LocalRequests(launch_engine(args, process))
+    requests.add("r", "Hello", SamplingParams(max_tokens=50, ignore_eos=True))
+    requests.step()
     process.process.kill()
     process.process.wait()
     with pytest.raises(EngineDeadError, match="has ended"):
-        engine.step()
+        requests.step()
     process.close()
 
 

@@ -2,14 +2,15 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from octavo.config import EngineArgs
+from octavo.engine.messages import Output, Ready, Tokens
+from octavo.outputs import PackedLogprobs
 from octavo.server.chat import Chat
 from octavo.server.completions import Completions
-from octavo.server.messages import PackedLogprobs, Ready, Tokens
 from octavo.server.metrics import Metrics
 from octavo.server.options import ServerOptions
 from octavo.server.protocol import ChatRequest, CompletionRequest
@@ -36,11 +37,12 @@ def byte_tokenizer(*special: str) -> FastTokenizer:
 class ScriptedClient:
     """What the HTTP process knows of the engine: here, a script."""
 
-    num_requests = 0
     state = "running"
 
     def __init__(self, answers: Sequence[Sequence[int]], finish: str, others: Sequence[int]) -> None:
-        self.answers, self.finish, self.others = answers, finish, others
+        self.answers, self.finish_reason, self.others = answers, finish, others
+        self.on_outputs: Callable[[list[Output]], None] = lambda messages: None
+        self.saying: dict[str, asyncio.Future[None]] = {}
         self.ready = Ready("generate", 10_000, 10_000, [], {}, None, False, 0, [], 8, 16)
 
     def place(self, token: int, count: int | None) -> PackedLogprobs:
@@ -48,9 +50,22 @@ class ScriptedClient:
         likeliest = [(t, -float(rank) / 2, rank) for rank, t in enumerate([o for o in self.others if o != token], 1)]
         return [(token, -1.25, 3), *likeliest[: count or 0]]
 
-    async def generate(
-        self, request_id: str, prompt: Any, params: Any, priority: int = 0
-    ) -> AsyncGenerator[Tokens, None]:
+    def add(self, request_id: str, prompt: Any, params: Any, priority: int = 0) -> None:
+        """Begin to say what the script has."""
+
+        async def say() -> None:
+            async for message in self.messages(request_id, prompt, params):
+                self.on_outputs([message])
+
+        self.saying[request_id] = asyncio.ensure_future(say())
+
+    def finish(self, request_id: str, index: int) -> None:
+        """Such a script is said to its end."""
+
+    def abort(self, request_id: str) -> None:
+        self.saying[request_id].cancel()
+
+    async def messages(self, request_id: str, prompt: Any, params: Any) -> AsyncGenerator[Output, None]:
         """Two tokens of each answer at a time, in turn."""
         about_prompt = None
         if params.prompt_logprobs is not None:
@@ -65,7 +80,7 @@ class ScriptedClient:
                     index,
                     ids,
                     None if params.logprobs is None else [self.place(t, params.logprobs) for t in ids],
-                    self.finish if done else None,
+                    self.finish_reason if done else None,
                     None,
                     0,
                     about_prompt,
@@ -76,6 +91,7 @@ class ScriptedClient:
 def service(tokenizer: Tokenizer | None, client: ScriptedClient, tool_parser: str = "none") -> Service:
     made = Service(EngineArgs(), ServerOptions(tool_parser=tool_parser))
     made.client, made.tokenizer = client, tokenizer  # type: ignore[assignment]
+    client.on_outputs = made.requests.on_outputs
     made.metrics = Metrics("scripted")
     made._checker = InputChecker(tokenizer, 10_000, 10_000, 20, None)
     return made

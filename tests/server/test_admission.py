@@ -2,17 +2,16 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 
 from octavo.config import EngineArgs
+from octavo.engine.messages import Ready, Tokens
 from octavo.errors import InvalidRequestError
 from octavo.server.admission import OverloadedError
 from octavo.server.app import create_app
-from octavo.server.messages import Ready, Tokens
 from octavo.server.metrics import Metrics
 from octavo.server.options import ServerOptions
 from octavo.server.service import Service
@@ -42,14 +41,13 @@ class Checker:
 def service(**options: Any) -> tuple[Service, Checker]:
     """A service without a process behind it: every request is answered with one token."""
     made, checker = Service(EngineArgs("none"), ServerOptions(**options)), Checker()
-    made.client.ready = Ready("generate", 10, 100, [], {}, None, False, 1, [], 10, 16)
+    made.client._ready = Ready("generate", 10, 100, [], {}, None, False, 1, [], 10, 16)
     made.client.state, made.metrics, made._checker = "running", Metrics("m"), checker  # type: ignore[assignment]
 
-    async def generate(request_id: str, prompt: CheckedPrompt, params: Any, priority: int = 0) -> AsyncIterator[Tokens]:
-        for index in range(params.n):
-            yield Tokens(request_id, index, [7], finish_reason="length")
+    def add(request_id: str, prompt: CheckedPrompt, params: Any, priority: int = 0) -> None:
+        made.requests.on_outputs([Tokens(request_id, i, [7], finish_reason="length") for i in range(params.n)])
 
-    made.client.generate = generate  # type: ignore[method-assign,assignment]
+    made.client.add = add  # type: ignore[method-assign]
     return made, checker
 
 

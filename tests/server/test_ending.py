@@ -118,7 +118,7 @@ def test_without_the_kernels_help(folder: Path) -> None:
         "import subprocess, sys\n"
         "child = '''import sys, time\n"
         'sys.platform = "darwin"\n'
-        "from octavo.server.engine_process import end_with_parent\n"
+        "from octavo.parent_process import end_with_parent\n"
         "end_with_parent(int(sys.argv[1]))\n"
         'print("ready", flush=True)\n'
         "time.sleep(600)'''\n"

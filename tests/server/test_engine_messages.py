@@ -14,15 +14,17 @@ import msgspec
 import pytest
 import zmq
 
+from octavo.client import engine_server
+from octavo.client.async_requests import AsyncRequests
+from octavo.client.engine_server import EngineServer
+from octavo.client.output_processor import processor_of
+from octavo.client.process_client import ProcessClient
 from octavo.config import EngineArgs
 from octavo.engine.engine import Engine
+from octavo.engine.messages import Abort, Add, Failed, Stats, Step, Stop, Tokens, decode_report, encode
 from octavo.errors import EngineDeadError, InvalidRequestError
 from octavo.launch import launch_engine
 from octavo.params import SamplingParams
-from octavo.server import engine_server
-from octavo.server.engine_client import EngineClient
-from octavo.server.engine_server import EngineServer
-from octavo.server.messages import Abort, Add, Failed, Stats, Step, Stop, Tokens, decode_report, encode
 from octavo.server.metrics import Metrics
 from octavo.text.inputs import CheckedPrompt
 from tests.server.running import server
@@ -95,7 +97,7 @@ SAID: list[Any] = [
 
 ENGINE = """
 import sys, zmq
-from octavo.server.messages import *
+from octavo.engine.messages import *
 socket = zmq.Context().socket(zmq.PAIR)
 socket.connect(sys.argv[1])
 ready = Ready("generate", 10, 100, [], {{}}, None, False, 1, [], 10, 16)
@@ -120,12 +122,19 @@ def said_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(command: list[str], **options: Any) -> Any:
         return real([sys.executable, "-c", ENGINE.format(said=SAID), command[3]], **options)
 
-    monkeypatch.setattr("octavo.server.engine_client.subprocess.Popen", start)
+    monkeypatch.setattr("octavo.client.process_client.subprocess.Popen", start)
 
 
-async def answer(client: EngineClient, name: str = "one", **values: Any) -> list[Any]:
-    params = SamplingParams(max_tokens=1, **values)
-    return [output async for output in client.generate(name, CheckedPrompt("x", [1]), params)]
+class Requests(AsyncRequests):
+    """Requests to a process."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.client = ProcessClient(EngineArgs("none"), self.on_outputs, self.fail_all, **options)
+
+    async def answer(self, name: str = "one", **values: Any) -> list[list[int]]:
+        processor = processor_of(name, CheckedPrompt("x", [1]), SamplingParams(max_tokens=1, **values), None)
+        return [output.outputs[0].token_ids async for output in self.generate(self.client, processor)]
 
 
 @pytest.mark.usefixtures("said_engine")
@@ -134,12 +143,12 @@ def test_whatever_the_engine_says_its_reader_goes_on() -> None:
         raise ValueError("counters cannot fall")
 
     async def main() -> None:
-        client = EngineClient(EngineArgs("none"), on_stats=fails)
+        requests = Requests(on_stats=fails)
+        client = requests.client
         try:
             await client.start()
             for i in range(3):
-                outputs = await asyncio.wait_for(answer(client, str(i)), 20)
-                assert [o.token_ids for o in outputs] == [[7]]
+                assert await asyncio.wait_for(requests.answer(str(i)), 20) == [[7]]
         finally:
             await client.stop()
 
@@ -150,23 +159,24 @@ def test_whatever_the_engine_says_its_reader_goes_on() -> None:
 def test_the_readers_end_is_the_servers_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """If it ends all the same, nobody waits for ever: not those who wait, not those who come, not the server."""
 
-    def breaks(self: EngineClient, report: Step) -> None:
+    def breaks(self: ProcessClient, report: Step) -> None:
         if report.outputs and report.outputs[0].request_id == "last":
             raise MemoryError("nobody foresaw this")
 
     async def main() -> None:
         ended = asyncio.Event()
-        client = EngineClient(EngineArgs("none"))
+        requests = Requests()
+        client = requests.client
         client.on_failure = ended.set
         try:
             await client.start()
-            monkeypatch.setattr(EngineClient, "_take", breaks)
+            monkeypatch.setattr(ProcessClient, "_take", breaks)
             with pytest.raises(EngineDeadError):
-                await asyncio.wait_for(answer(client, "last"), 20)
+                await asyncio.wait_for(requests.answer("last"), 20)
             await asyncio.wait_for(ended.wait(), 20)
             assert isinstance(client.failure, MemoryError)
             with pytest.raises(EngineDeadError):
-                await answer(client, "later")
+                await requests.answer("later")
         finally:
             await client.stop()
 
@@ -176,19 +186,20 @@ def test_the_readers_end_is_the_servers_end(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.usefixtures("said_engine")
 def test_a_value_that_no_message_holds_is_refused() -> None:
     async def main() -> None:
-        client = EngineClient(EngineArgs("none"))
+        requests = Requests()
+        client = requests.client
         try:
             await client.start()
             for values in (
                 {"seed": 1 << 70},
                 {"top_k": 1 << 65},
                 {"bad_words": ["\ud800"]},
-                {"extra_args": {"a": {1j}}},
+                {"allowed_token_ids": [1 << 70]},
             ):
                 with pytest.raises(InvalidRequestError, match="cannot be sent"):
-                    await answer(client, **values)
-            assert client.num_requests == 0
-            assert len(await asyncio.wait_for(answer(client), 20)) == 1
+                    await requests.answer(**values)
+            assert len(requests) == 0
+            assert await asyncio.wait_for(requests.answer(), 20) == [[7]]
         finally:
             await client.stop()
 
@@ -281,15 +292,9 @@ def test_whatever_the_engine_is_told_it_goes_on(engine: Engine) -> None:
     assert talk.tokens["after"] == before.tokens["good"]
 
 
-@pytest.mark.parametrize("name", ["pack_logprobs", "encode"])
-def test_an_answer_that_cannot_be_told_is_its_requests_error(
-    engine: Engine, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_answer_that_cannot_be_told_is_its_requests_error(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     before = heard(engine, add("good"), count=1)
-    real = getattr(engine_server, name)
-
-    def pack_logprobs(entries: Any) -> Any:
-        raise OverflowError("injected")
+    real = engine_server.encode
 
     def encode_or_not(value: Any) -> Any:
         outputs = value.outputs if isinstance(value, Step) else [value]
@@ -297,7 +302,7 @@ def test_an_answer_that_cannot_be_told_is_its_requests_error(
             raise OverflowError("injected")
         return real(value)
 
-    monkeypatch.setattr(engine_server, name, pack_logprobs if name == "pack_logprobs" else encode_or_not)
+    monkeypatch.setattr(engine_server, "encode", encode_or_not)
     talk = heard(engine, add("good"), add("victim", logprobs=2), add("more"), count=3)
     assert "injected" in talk.ends.pop("victim")
     assert set(talk.ends.values()) == {"length"}

@@ -8,10 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
+from octavo.engine.messages import Pooled, Ready
 from octavo.errors import InvalidRequestError
 from octavo.params import PoolingParams, SamplingParams
 from octavo.server.app import create_app
-from octavo.server.messages import Pooled, Ready
 from octavo.server.service import Service
 from octavo.server.threads import LONG, size_of
 from octavo.text.inputs import InputChecker
@@ -59,7 +59,7 @@ class PoolingClient(ScriptedClient):
         super().__init__([[0]], "stop", [])
         self.ready = Ready(task, 10_000, 10_000, [], {}, None, False, 1, [], 8, 16)
 
-    async def generate(self, request_id: str, prompt: Any, params: Any, priority: int = 0) -> Any:
+    async def messages(self, request_id: str, prompt: Any, params: Any) -> Any:
         yield Pooled(request_id, (2,), b"\0\0\x80?\0\0\x80?", 0)
 
 

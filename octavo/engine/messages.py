@@ -1,4 +1,4 @@
-"""What the HTTP process and the engine's process say to each other: msgspec structs over ZeroMQ."""
+"""What the engine is told and what it says: plain data, in this process or between two."""
 
 import dataclasses
 import json
@@ -9,12 +9,10 @@ import msgspec
 
 from octavo.config import EngineArgs
 from octavo.errors import InvalidRequestError
-from octavo.outputs import Logprob, TokenLogprobs
+from octavo.outputs import PackedLogprobs
 from octavo.params import PoolingParams, SamplingParams, StructuredOutputsParams
-from octavo.text.inputs import CheckedPrompt
-
-PackedLogprobs = list[tuple[int, float, int]]
-"""Token, log-probability and rank of each entry: the chosen token's first."""
+from octavo.text.inputs import CheckedPrompt, EncoderInput, InputChecker
+from octavo.text.tokenizer import Tokenizer
 
 
 class Message(msgspec.Struct, tag=True, array_like=True, omit_defaults=True):
@@ -30,6 +28,15 @@ class Add(Message):
     pooling: dict[str, Any] | None
     priority: int = 0
 
+    def params(self) -> SamplingParams | PoolingParams:
+        """What the request asks for. Raises InvalidRequestError for values that cannot be."""
+        if self.pooling is not None:
+            return PoolingParams(**self.pooling)
+        values = self.sampling or {}
+        if "structured_outputs" in values:
+            values = {**values, "structured_outputs": StructuredOutputsParams(**values["structured_outputs"])}
+        return SamplingParams(**values)
+
 
 class Abort(Message):
     """End requests now; unknown ids are ignored."""
@@ -37,15 +44,22 @@ class Abort(Message):
     request_ids: list[str]
 
 
+class Finish(Message):
+    """End one of a request's sequences, because a stop string has come."""
+
+    request_id: str
+    index: int
+
+
 class Stop(Message):
     """End the process."""
 
 
-Command = Add | Abort | Stop
+Command = Add | Abort | Finish | Stop
 
 
 class Ready(Message):
-    """The model is loaded: what the HTTP process must know of it."""
+    """The model is loaded: what must be known of the engine by those who send it requests."""
 
     task: str
     vocab_size: int
@@ -58,6 +72,11 @@ class Ready(Message):
     labels: list[str]
     num_blocks: int
     block_size: int
+
+    def checker(self, tokenizer: Tokenizer | None, max_logprobs: int) -> InputChecker:
+        """Checks prompts and sampling values for this engine."""
+        encoder = EncoderInput(self.max_model_len, self.decoder_start_token_id) if self.has_encoder else None
+        return InputChecker(tokenizer, self.vocab_size, self.max_model_len, max_logprobs, encoder)
 
 
 class LoadFailed(Message):
@@ -75,10 +94,14 @@ class Tokens(Message):
     logprobs: list[PackedLogprobs] | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
-    num_cached: int | None = None
+    num_cached: int = 0
     prompt_logprobs: list[PackedLogprobs | None] | None = None
     is_invalid: bool = False
     """Whether an error that finished it is of the request's own values."""
+    scheduled_time: float | None = None
+    """In the first of a request's: when it was first scheduled."""
+    num_preemptions: int = 0
+    """In the last of a sequence's."""
 
 
 class Pooled(Message):
@@ -155,14 +178,6 @@ def unpack_sampling(values: dict[str, Any]) -> SamplingParams:
     if "structured_outputs" in values:
         values = {**values, "structured_outputs": StructuredOutputsParams(**values["structured_outputs"])}
     return SamplingParams(**values)
-
-
-def pack_logprobs(entries: TokenLogprobs) -> PackedLogprobs:
-    return [(token, entry.logprob, entry.rank or 0) for token, entry in entries.items()]
-
-
-def unpack_logprobs(packed: PackedLogprobs) -> TokenLogprobs:
-    return {token: Logprob(logprob, rank) for token, logprob, rank in packed}
 
 
 def write_args(args: EngineArgs) -> str:

@@ -1,13 +1,12 @@
 """The engine's own process. It lives no longer than the process that started it, whatever happens to that one.
 
-EngineClient starts it: `python -m octavo.server.engine_process ADDRESS PARENT`, with EngineArgs as a line of JSON on
+ProcessClient starts it: `python -m octavo.client.engine_process ADDRESS PARENT`, with EngineArgs as a line of JSON on
 standard input, which stays open as long as the parent lives.
 
 Nothing here imports the engine before this process is sure to end with its parent: that takes seconds, most of them
 deep in libraries that let no thread of Python run.
 """
 
-import logging
 import shutil
 import signal
 import sys
@@ -16,9 +15,10 @@ from pathlib import Path
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from octavo.engine.messages import LoadFailed, encode, read_args
 from octavo.errors import OctavoError
+from octavo.logs import log_to_stderr
 from octavo.parent_process import end_with_parent, is_orphan
-from octavo.server.messages import LoadFailed, encode, read_args
 
 LOOK_UP_EVERY = 100
 """Milliseconds after which a process that waits for its parent looks whether it is still there."""
@@ -47,7 +47,7 @@ def connect(address: str, parent: int) -> "tuple[zmq.Context[zmq.Socket[bytes]],
 
 def main(address: str, parent: int) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that serves; it says when to stop
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="octavo: %(message)s")
+    log_to_stderr()
     options = sys.stdin.readline()
     connection = connect(address, parent)
     end_with_parent(parent)
@@ -55,17 +55,16 @@ def main(address: str, parent: int) -> int:
         return 1
     context, socket = connection
     try:
+        from octavo.client.engine_server import EngineServer
         from octavo.launch import launch_engine
-        from octavo.server.engine_server import EngineServer
 
         server = EngineServer(launch_engine(read_args(options)), socket)
-        ready = server.ready()
     except Exception as error:
         said = str(error) if isinstance(error, OctavoError) else f"{type(error).__name__}: {error}"
         socket.send(encode(LoadFailed(said)))
         context.destroy(linger=2000)
         return 1
-    socket.send(encode(ready))
+    socket.send(encode(server.engine.ready))
     server.run()
     context.destroy(linger=0)
     return 0

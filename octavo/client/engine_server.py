@@ -1,32 +1,28 @@
 """The engine at its end of the socket: commands in, steps out. It never waits for HTTP, JSON or text."""
 
 import logging
-from typing import Any
 
 import zmq
 
-from octavo.engine.engine import Engine, FailedRequest
-from octavo.errors import InvalidRequestError, failure
-from octavo.outputs import PoolingOutput, PoolingRequestOutput, RequestOutput
-from octavo.params import PoolingParams, RequestOutputKind
-from octavo.server.messages import (
+from octavo.engine.engine import Engine
+from octavo.engine.messages import (
     Abort,
     Add,
     Command,
     Failed,
+    Finish,
     Output,
     Pooled,
-    Ready,
     Stats,
     Step,
     Stop,
     Tokens,
     decode_command,
     encode,
-    pack_logprobs,
     request_of,
-    unpack_sampling,
 )
+from octavo.errors import InvalidRequestError, failure
+from octavo.params import SamplingParams
 
 log = logging.getLogger("octavo")
 
@@ -46,23 +42,6 @@ class EngineServer:
         self._arrived: dict[str, Add] = {}
         """Requests that the engine does not know yet, in their order."""
 
-    def ready(self) -> Ready:
-        engine, shape = self.engine, self.engine.executor.shape
-        encoder = engine.checker.encoder
-        return Ready(
-            task=engine.info.task,
-            vocab_size=engine.info.vocab_size,
-            max_model_len=engine.max_model_len,
-            eos_token_ids=sorted(engine.info.eos_token_ids),
-            generation_config={k: v for k, v in engine.info.generation_config.items() if isinstance(v, (int, float))},
-            decoder_start_token_id=None if encoder is None else encoder.start_token_id,
-            has_encoder=encoder is not None,
-            num_scores=engine.info.num_scores,
-            labels=engine.info.labels,
-            num_blocks=shape.num_blocks,
-            block_size=shape.block_size,
-        )
-
     def run(self) -> None:
         """Serve until told to stop."""
         while True:
@@ -71,9 +50,11 @@ class EngineServer:
             for command in self._read(outputs):
                 if isinstance(command, Stop):
                     return
-                if isinstance(command, Abort):
-                    self._abort(command)
-                    aborted = True  # which changes the numbers without giving anything
+                if isinstance(command, Finish):
+                    self.engine.finish(command.request_id, command.index)
+                elif isinstance(command, Abort):
+                    outputs += self._abort(command)
+                    aborted = True  # which may change the numbers without giving anything
                 elif command.request_id in self._arrived:
                     outputs.append(Failed(command.request_id, "this request id is already in use.", invalid=True))
                 else:
@@ -99,10 +80,10 @@ class EngineServer:
                     refused.append(Failed(request_id, f"the engine cannot read this request: {error}", invalid=True))
         return commands
 
-    def _abort(self, command: Abort) -> None:
+    def _abort(self, command: Abort) -> list[Output]:
         for request_id in command.request_ids:
             self._arrived.pop(request_id, None)
-        self.engine.abort(command.request_ids)
+        return self.engine.abort(command.request_ids)
 
     def _add_some(self) -> list[Output]:
         """Hand the engine requests that have arrived; what it refuses."""
@@ -120,16 +101,10 @@ class EngineServer:
 
     def _add(self, command: Add) -> int:
         """Add a request; how many sequences it has."""
-        if command.pooling is not None:
-            params: Any = PoolingParams(**command.pooling)
-            count = 1
-        else:
-            params = unpack_sampling(command.sampling or {})
-            params.output_kind, params.detokenize = RequestOutputKind.DELTA, False
-            count = params.num_sequences
+        params = command.params()
         self.engine.add_request(command.request_id, command.prompt, params, command.priority)
         self.stats.prompt_tokens += len(command.prompt.token_ids)
-        return count
+        return params.num_sequences if isinstance(params, SamplingParams) else 1
 
     def _send(self, outputs: list[Output]) -> None:
         """Tell what a step gave, and how the engine is now."""
@@ -154,41 +129,14 @@ class EngineServer:
         if not self.engine.has_work:
             return []
         self.stats.steps += 1
-        outputs: list[Output] = []
-        for output in self.engine.step():
-            try:
-                outputs += self._messages(output)
-            except BaseException as error:
-                self.engine.abort([output.request_id])
-                outputs.append(Failed(output.request_id, failure(error), invalid=False))
+        outputs = self.engine.step()
+        self.stats.cached_tokens += sum(
+            output.num_cached
+            for output in outputs
+            if isinstance(output, Pooled)
+            or (isinstance(output, Tokens) and output.index == 0 and output.scheduled_time is not None)
+        )
         return outputs
-
-    def _messages(self, output: RequestOutput | PoolingRequestOutput[PoolingOutput] | FailedRequest) -> list[Output]:
-        if isinstance(output, FailedRequest):
-            return [Failed(output.request_id, output.error, output.invalid)]
-        if isinstance(output, PoolingRequestOutput):
-            data = output.outputs.data
-            self.stats.cached_tokens += output.num_cached_tokens
-            return [Pooled(output.request_id, data.shape, data.tobytes(), output.num_cached_tokens)]
-        prompt_logprobs = None
-        if output.prompt_logprobs is not None:
-            prompt_logprobs = [None if p is None else pack_logprobs(p) for p in output.prompt_logprobs]
-        if output.finished:
-            self.stats.cached_tokens += output.num_cached_tokens or 0
-        return [
-            Tokens(
-                output.request_id,
-                c.index,
-                list(c.token_ids),
-                None if c.logprobs is None else [pack_logprobs(entries) for entries in c.logprobs],
-                c.finish_reason,
-                c.stop_reason,
-                output.num_cached_tokens,
-                prompt_logprobs,
-                c.is_invalid,
-            )
-            for c in output.outputs
-        ]
 
     def _count(self) -> None:
         scheduler, pool = self.engine.scheduler, self.engine.cache.pool

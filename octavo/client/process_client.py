@@ -1,4 +1,4 @@
-"""The HTTP process' side of the engine: it starts the engine's process, sends requests, hands out what comes back.
+"""An engine in a process of its own: started here, sent requests, and what it says handed out.
 
 If the engine dies, everybody who waits gets an error, and it is started again, a bounded number of times.
 """
@@ -13,34 +13,33 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import zmq
 import zmq.asyncio
 
 from octavo.config import EngineArgs
-from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError
-from octavo.params import PoolingParams, SamplingParams
-from octavo.server.messages import (
+from octavo.engine.messages import (
     Abort,
     Add,
     Command,
-    Failed,
+    Finish,
     LoadFailed,
     Output,
-    Pooled,
     Ready,
     Report,
     Stats,
     Step,
     Stop,
-    Tokens,
     decode_report,
     encode,
     pack_params,
     write_args,
 )
+from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError
+from octavo.params import PoolingParams, SamplingParams
 from octavo.text.inputs import CheckedPrompt
 
 log = logging.getLogger("octavo")
@@ -53,45 +52,13 @@ CHECK_EVERY = 0.05
 """Seconds after which a process that has died is noticed."""
 
 
-class Mailbox:
-    """What has come for one request and was not taken yet. Tokens that nobody took are kept together, not in a row."""
-
-    def __init__(self) -> None:
-        self._items: list[Output | OctavoError] = []
-        self._event = asyncio.Event()
-
-    def put(self, item: Output | OctavoError) -> None:
-        last = self._items[-1] if self._items else None
-        if isinstance(item, Tokens) and isinstance(last, Tokens) and _goes_on(last, item):
-            last.token_ids += item.token_ids
-            if item.logprobs is not None:
-                last.logprobs = (last.logprobs or []) + item.logprobs
-            last.finish_reason, last.stop_reason = item.finish_reason, item.stop_reason
-            last.is_invalid = item.is_invalid
-        else:
-            self._items.append(item)
-        self._event.set()
-
-    async def take(self) -> Output:
-        while not self._items:
-            self._event.clear()
-            await self._event.wait()
-        item = self._items.pop(0)
-        if isinstance(item, OctavoError):
-            raise item
-        return item
-
-
-def _goes_on(last: Tokens, new: Tokens) -> bool:
-    """Whether `new` is more of what `last` is the latest of."""
-    return last.index == new.index and last.finish_reason is None and new.prompt_logprobs is None
-
-
-class EngineClient:
-    """Use `start()` before anything else, and `stop()` at the end.
+class ProcessClient:
+    """An EngineClient over ZeroMQ. Use `start()` before anything else, and `stop()` at the end.
 
     Args:
         args: the engine's options.
+        on_outputs: called with what a step has given.
+        on_death: called when the engine has died or is stopped, with the error for all who wait.
         on_stats: called with every report of the engine's numbers, and how often it was started again: each of its
             processes counts anew.
         environment: of the engine's process, beside this one's.
@@ -100,15 +67,18 @@ class EngineClient:
     def __init__(
         self,
         args: EngineArgs,
+        on_outputs: Callable[[list[Output]], None] = lambda outputs: None,
+        on_death: Callable[[OctavoError], None] = lambda error: None,
         on_stats: Callable[[Stats, int], None] = lambda stats, restarts: None,
         **environment: str,
     ) -> None:
-        self.args, self.on_stats, self.environment = args, on_stats, environment
+        self.args, self.environment = args, environment
+        self.on_outputs, self.on_death, self.on_stats = on_outputs, on_death, on_stats
         self.on_failure: Callable[[], None] = lambda: None
         """Called if nobody reads what the engine says any more, for a reason that nobody foresaw."""
         self.failure: BaseException | None = None
         """That reason."""
-        self.ready: Ready | None = None
+        self._ready: Ready | None = None
         self.stats = Stats()
         self.state = "starting"
         """starting, running, restarting or dead."""
@@ -116,15 +86,14 @@ class EngineClient:
         self._folder: Path | None = None
         self._context = zmq.asyncio.Context()
         self._socket: zmq.asyncio.Socket | None = None
-        self._mailboxes: dict[str, Mailbox] = {}
         self._restarts: collections.deque[float] = collections.deque()
         self._starts = 0
         self._keeper: asyncio.Task[None] | None = None
 
     @property
-    def num_requests(self) -> int:
-        """Requests that have not ended."""
-        return len(self._mailboxes)
+    def ready(self) -> Ready:
+        assert self._ready is not None, "start() comes first"
+        return self._ready
 
     def launch(self) -> None:
         """Start the process. Called before the event loop runs too, so that the model loads meanwhile.
@@ -141,7 +110,7 @@ class EngineClient:
         self._socket.set_hwm(0)
         self._socket.bind(address)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "octavo.server.engine_process", address, str(os.getpid())],
+            [sys.executable, "-m", "octavo.client.engine_process", address, str(os.getpid())],
             stdin=subprocess.PIPE,
             text=True,
             env={**os.environ, **self.environment},
@@ -166,11 +135,11 @@ class EngineClient:
         """Wait until the model is loaded. Raises OctavoError with the reason if it cannot be."""
         if self.process is None:
             self.launch()
-        self.ready = await self._await_ready()
+        self._ready = await self._await_ready()
         self.state = "running"
         self._keeper = asyncio.create_task(self._keep())
         self._keeper.add_done_callback(self._ended)
-        return self.ready
+        return self._ready
 
     async def _await_ready(self) -> Ready:
         while not isinstance(report := await self._receive(), Ready):
@@ -198,7 +167,7 @@ class EngineClient:
             if report is None:
                 assert self.process is not None
                 log.error("the engine's process has died (exit status %s)", self.process.returncode)
-                self._fail_all(EngineDeadError("the engine has died while it worked on this request. Try it again."))
+                self.on_death(EngineDeadError("the engine has died while it worked on this request. Try it again."))
                 if not await self._restart():
                     return
             elif isinstance(report, Step):
@@ -209,15 +178,10 @@ class EngineClient:
     def _take(self, report: Step) -> None:
         """Hand out a step. Whatever it holds, the next one is handed out too."""
         self._tell(report.stats)
-        for output in report.outputs:
-            mailbox = self._mailboxes.get(output.request_id)
-            if mailbox is None:
-                continue  # it has ended here already
-            try:
-                mailbox.put(output)
-            except Exception as error:
-                log.exception("an output that cannot be handed out")
-                mailbox.put(OctavoError(f"the engine's answer cannot be read: {type(error).__name__}: {error}"))
+        try:
+            self.on_outputs(report.outputs)
+        except Exception:
+            log.exception("a step's outputs could not be handed out")
 
     def _tell(self, stats: Stats) -> None:
         self.stats = stats
@@ -232,7 +196,7 @@ class EngineClient:
             return
         log.error("reading from the engine has failed", exc_info=error)
         self.state, self.failure = "dead", error
-        self._fail_all(EngineDeadError("the server has lost its engine."))
+        self.on_death(EngineDeadError("the server has lost its engine."))
         self.on_failure()
 
     async def _restart(self) -> bool:
@@ -248,7 +212,7 @@ class EngineClient:
         try:
             self.launch()
             self._tell(Stats())
-            self.ready = await self._await_ready()
+            self._ready = await self._await_ready()
         except (OctavoError, OSError) as error:
             self.state = "dead"
             log.error("the engine does not start again: %s", error)
@@ -257,11 +221,7 @@ class EngineClient:
         log.info("the engine runs again")
         return True
 
-    def _fail_all(self, error: OctavoError) -> None:
-        for mailbox in self._mailboxes.values():
-            mailbox.put(error)
-
-    async def _send(self, command: Command) -> None:
+    def _send(self, command: Command) -> None:
         """Raises EngineDeadError where nobody is at the other end, rather than wait for somebody.
 
         Raises InvalidRequestError for a command with a value that no message can hold, such as half a character.
@@ -274,51 +234,39 @@ class EngineClient:
                 f"the request holds a value that cannot be sent to the engine: {error}"
             ) from error
         try:
-            await self._socket.send(message, zmq.DONTWAIT)
-        except zmq.ZMQError as error:
+            sent = cast("asyncio.Future[object]", self._socket.send(message, zmq.DONTWAIT))
+            sent.result()  # which is there at once: it was sent, or never will be
+        except (zmq.ZMQError, asyncio.InvalidStateError) as error:
             raise EngineDeadError("the engine does not run. Try again in a moment.") from error
 
-    async def generate(
+    def add(
         self, request_id: str, prompt: CheckedPrompt, params: SamplingParams | PoolingParams, priority: int = 0
-    ) -> AsyncGenerator[Tokens | Pooled, None]:
-        """What comes for a request, until all of it is there. Closing the generator aborts the request.
-
-        Raises InvalidRequestError for what the engine refuses, EngineDeadError if it dies or does not run.
-        """
+    ) -> None:
         if self.state != "running":
             raise EngineDeadError(f"the engine is {self.state}. Try again in a moment.")
-        if request_id in self._mailboxes:
-            raise InvalidRequestError(f"request id {request_id!r} is already in use.")
-        sampling = pack_params(params) if isinstance(params, SamplingParams) else None
-        pooling = pack_params(params) if isinstance(params, PoolingParams) else None
-        mailbox = self._mailboxes[request_id] = Mailbox()
-        left, sent_to = (params.n if isinstance(params, SamplingParams) else 1), self._starts
-        try:
-            await self._send(Add(request_id, prompt, sampling, pooling, priority))
-            while left:
-                output = await mailbox.take()
-                if isinstance(output, Failed):
-                    left = 0
-                    raise InvalidRequestError(output.error) if output.invalid else OctavoError(output.error)
-                if isinstance(output, Pooled) or output.finish_reason is not None:
-                    left -= 1
-                yield output
-        finally:
-            del self._mailboxes[request_id]
-            if left and self.state == "running" and sent_to == self._starts:
-                # Not awaited where the generator is closed by a task that is being cancelled.
-                with contextlib.suppress(EngineDeadError):
-                    await asyncio.shield(self._send(Abort([request_id])))
+        packed, is_sampling = pack_params(params), isinstance(params, SamplingParams)
+        self._send(Add(request_id, prompt, packed if is_sampling else None, None if is_sampling else packed, priority))
+
+    def finish(self, request_id: str, index: int) -> None:
+        self._tell_engine(Finish(request_id, index))
+
+    def abort(self, request_id: str) -> None:
+        self._tell_engine(Abort([request_id]))
+
+    def _tell_engine(self, command: Command) -> None:
+        """Send what an engine that does not run need not know."""
+        if self.state == "running":
+            with contextlib.suppress(EngineDeadError):
+                self._send(command)
 
     async def stop(self) -> None:
         """End the engine's process: politely where it works, at once where it still loads."""
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
-        self._fail_all(EngineDeadError("the server is shutting down."))
+        self.on_death(EngineDeadError("the server is shutting down."))
         if self.state == "running" and self.process is not None and self.process.poll() is None:
-            with contextlib.suppress(EngineDeadError):
-                await self._send(Stop())
+            self._tell_engine(Stop())
             with contextlib.suppress(subprocess.TimeoutExpired):
                 await asyncio.to_thread(self.process.wait, 2)
         self._drop_process()

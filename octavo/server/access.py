@@ -1,32 +1,27 @@
-"""What every HTTP request passes: keys, sizes, and a line in the log."""
+"""What every HTTP request passes: keys, sizes, and the request log."""
 
 import hmac
-import json
-import logging
 import os
 import re
 import time
 import uuid
-from typing import Any
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.server.errors import CLIENT_GONE, error_response
 from octavo.server.options import ServerOptions
-from octavo.server.service import take_notes
-
-log = logging.getLogger("octavo.requests")
+from octavo.server.request_log import Fields, begin_request_log, write_request_log
 
 OPEN = frozenset(["/health", "/ping", "/version", "/metrics", "/", "/stats", "/openapi.json"])
-"""Paths that need no key: nothing of them runs the model or tells of its prompts."""
+"""Paths that need no key: none of them runs the model or shows prompts."""
 REQUEST_ID = re.compile(r"[!-~]{1,128}")
 """Clients' request ids that are taken over; others could rewrite what a terminal shows of the log."""
 QUIET = frozenset(["/health", "/ping", "/metrics"])
 """Paths that are asked all the time, and get no line in the log."""
 
 
-class Gate:
+class AccessMiddleware:
     """ASGI middleware around the whole app.
 
     Args:
@@ -47,7 +42,7 @@ class Gate:
         named = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = named if REQUEST_ID.fullmatch(named) else uuid.uuid4().hex
         start, status, too_large, refused, size = time.monotonic(), 0, False, False, 0
-        notes = take_notes()
+        fields = begin_request_log()
 
         async def counted() -> Message:
             nonlocal size, too_large
@@ -92,7 +87,7 @@ class Gate:
         finally:
             if scope["path"] not in QUIET:
                 seconds = time.monotonic() - start
-                self._write(scope, request_id, status, seconds, notes)
+                self._write_log(scope, request_id, status, seconds, fields)
 
     def _allowed(self, scope: Scope, headers: dict[bytes, bytes]) -> bool:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
@@ -113,7 +108,7 @@ class Gate:
         return response
 
     @staticmethod
-    def _write(scope: Scope, request_id: str, status: int, seconds: float, notes: dict[str, Any]) -> None:
+    def _write_log(scope: Scope, request_id: str, status: int, seconds: float, fields: Fields) -> None:
         line = {
             "id": request_id,
             "method": scope["method"],
@@ -121,19 +116,9 @@ class Gate:
             "status": "client gone" if status in (0, CLIENT_GONE) else status,
             "seconds": round(seconds, 4),
             "client": (scope.get("client") or ("",))[0],
-            **notes,
+            **fields,
         }
-        log.info(printable(json.dumps(line, ensure_ascii=False)))
-
-
-def printable(line: str) -> str:
-    """JSON whose controls, marks of direction and lone surrogates are escaped; what people read stays as it is."""
-
-    def escaped(char: str) -> str:
-        units = char.encode("utf-16-be", "surrogatepass")
-        return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))
-
-    return line if line.isprintable() else "".join(c if c.isprintable() else escaped(c) for c in line)
+        write_request_log(line)
 
 
 def _number(value: bytes) -> int:

@@ -1,0 +1,147 @@
+"""Requests of coroutines: each reads its own stream, whatever client the engine is behind."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+from octavo.client.engine_client import EngineClient
+from octavo.client.output_processor import Processor
+from octavo.engine.messages import Failed, Output, Tokens
+from octavo.errors import InvalidRequestError, OctavoError, RequestFailedError, failure
+
+
+class RequestStream:
+    """What has come for one request and was not taken yet, on its way to a coroutine.
+
+    Tokens of one sequence that nobody took are kept together, so that a backlog costs no more than an answer.
+    """
+
+    def __init__(self) -> None:
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        self._messages: list[Output] = []
+        self._latest: dict[int, Tokens] = {}
+        self._error: OctavoError | None = None
+        self._ready = asyncio.Event()
+
+    def put(self, item: Output | OctavoError) -> None:
+        """Called on any thread."""
+        if threading.get_ident() == self._thread:
+            self._put(item)
+        else:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                self._loop.call_soon_threadsafe(self._put, item)
+
+    def _put(self, item: Output | OctavoError) -> None:
+        if isinstance(item, OctavoError):
+            self._error = self._error or item
+        elif isinstance(item, Tokens):
+            latest = self._latest.get(item.index)
+            if latest is None or item.prompt_logprobs is not None:
+                self._latest[item.index] = item
+                self._messages.append(item)
+            else:
+                _join(latest, item)
+        else:
+            self._messages.append(item)
+        self._ready.set()
+
+    async def take(self) -> list[Output]:
+        """All that has come since the last call; waits for something. Raises the error that ended the request."""
+        await self._ready.wait()
+        self._ready.clear()
+        messages, self._messages, self._latest = self._messages, [], {}
+        if self._error is not None:
+            if not messages:
+                raise self._error
+            self._ready.set()
+        return messages
+
+
+def _join(first: Tokens, second: Tokens) -> None:
+    """Add to tokens those that came after them."""
+    first.token_ids += second.token_ids
+    if second.logprobs is not None:
+        first.logprobs = (first.logprobs or []) + second.logprobs
+    first.finish_reason, first.stop_reason = second.finish_reason, second.stop_reason
+    first.is_invalid = second.is_invalid
+    first.num_preemptions += second.num_preemptions
+
+
+class AsyncRequests:
+    """Requests that coroutines wait for. A client hands what its engine says to `on_outputs`, or to `fail_all`."""
+
+    def __init__(self) -> None:
+        self._streams: dict[str, RequestStream] = {}
+
+    def __len__(self) -> int:
+        """Requests that have not ended."""
+        return len(self._streams)
+
+    def on_outputs(self, messages: list[Output]) -> None:
+        """Hand out what a step gave. Called on any thread."""
+        for message in messages:
+            if (stream := self._streams.get(message.request_id)) is not None:  # otherwise it has ended here already
+                stream.put(message)
+
+    def fail_all(self, error: OctavoError) -> None:
+        """End all requests with an error. Called on any thread."""
+        for stream in list(self._streams.values()):
+            stream.put(error)
+
+    async def generate(
+        self,
+        client: EngineClient,
+        processor: Processor,
+        priority: int = 0,
+        on_tokens: Callable[[int], None] = lambda count: None,
+    ) -> AsyncGenerator[Any, None]:
+        """Run the request of `processor`: its outputs as they come. Closing the generator aborts the request.
+
+        Args:
+            client: takes the request.
+            processor: makes its outputs.
+            priority: smaller goes first.
+            on_tokens: called whenever tokens have come, with how many.
+
+        Raises InvalidRequestError for what the engine refuses, RequestFailedError for what fails, and EngineDeadError
+        if the engine dies or does not run.
+        """
+        request_id = processor.request_id
+        if request_id in self._streams:
+            raise InvalidRequestError(f"request id {request_id!r} is already in use.")
+        stream = self._streams[request_id] = RequestStream()
+        is_running = False
+        try:
+            client.add(request_id, processor.prompt, processor.params, priority)
+            is_running = True
+            while is_running:
+                messages, before = await stream.take(), processor.num_tokens
+                is_running = not any(isinstance(message, Failed) for message in messages)
+                output = _next_output(processor, messages)
+                on_tokens(processor.num_tokens - before)
+                if processor.finished:
+                    is_running = False
+                    del self._streams[request_id]  # what the engine still says of it is of no use
+                processor.settle(client)
+                if output is not None:
+                    yield output
+        finally:
+            self._streams.pop(request_id, None)
+            if is_running:
+                client.abort(request_id)
+
+
+def _next_output(processor: Processor, messages: list[Output]) -> Any:
+    """The output that is due after what has come."""
+    try:
+        for message in messages:
+            if isinstance(message, Failed):
+                raise (InvalidRequestError if message.invalid else RequestFailedError)(message.error)
+            processor.add(message)
+        return processor.output()
+    except OctavoError:
+        raise
+    except BaseException as error:
+        raise RequestFailedError(failure(error)) from error

@@ -1,0 +1,38 @@
+"""What everybody who runs requests speaks to: an engine, wherever it runs."""
+
+from typing import Protocol
+
+from octavo.engine.messages import Ready
+from octavo.params import PoolingParams, SamplingParams
+from octavo.text.inputs import CheckedPrompt
+
+
+class EngineClient(Protocol):
+    """Takes requests for an engine, in this process or in another.
+
+    What the engine says of them (messages.Output) is handed out a step at a time, each client in its own way:
+    LocalClient to who calls its `receive`, ThreadClient and ProcessClient to their `on_outputs`.
+    """
+
+    @property
+    def ready(self) -> Ready:
+        """What must be known of the engine."""
+        ...
+
+    def add(
+        self, request_id: str, prompt: CheckedPrompt, params: SamplingParams | PoolingParams, priority: int = 0
+    ) -> None:
+        """Queue a request. Never waits for the engine.
+
+        Raises InvalidRequestError for one that cannot be served (if that is found out later it comes as a Failed),
+        RequestFailedError for one that could not be prepared, and EngineDeadError where no engine runs.
+        """
+        ...
+
+    def finish(self, request_id: str, index: int) -> None:
+        """End one of a request's sequences, because a stop string has come. Unknown ones are ignored."""
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """End a request; its last messages have the finish reason "abort". Unknown ones are ignored."""
+        ...

@@ -1,0 +1,237 @@
+"""An engine in this process: computed by who waits for it, or in a thread of its own."""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from octavo.client.output_processor import Processor, processor_of
+from octavo.engine.engine import Engine
+from octavo.engine.messages import Failed, Output, Ready
+from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError, RequestFailedError, failure
+from octavo.outputs import PoolingOutput, PoolingRequestOutput, RequestOutput
+from octavo.params import PoolingParams, SamplingParams
+from octavo.text.inputs import CheckedPrompt
+
+log = logging.getLogger("octavo")
+
+ACTIONS_PER_STEP = 32
+"""Most requests that are added or ended between two steps."""
+
+
+class LocalClient:
+    """An EngineClient whose engine computes a step whenever somebody waits for one.
+
+    Args:
+        engine: the engine.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._outputs: list[Output] = []
+
+    @property
+    def ready(self) -> Ready:
+        return self.engine.ready
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `receive` has anything to compute or to give."""
+        return self.engine.has_work or bool(self._outputs)
+
+    def add(
+        self, request_id: str, prompt: CheckedPrompt, params: SamplingParams | PoolingParams, priority: int = 0
+    ) -> None:
+        self.engine.add_request(request_id, prompt, params, priority)
+
+    def finish(self, request_id: str, index: int) -> None:
+        self.engine.finish(request_id, index)
+
+    def abort(self, request_id: str) -> None:
+        self._outputs += self.engine.abort([request_id])
+
+    def pending(self) -> list[Output]:
+        """What there is to give without computing anything."""
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def receive(self) -> list[Output]:
+        """Compute a step, and give what has come."""
+        return self.pending() + self.engine.step()
+
+
+class ThreadClient:
+    """An EngineClient whose engine computes in a thread of its own, until `close`.
+
+    Args:
+        engine: the engine; nobody else may use it from now on.
+        on_outputs: called with what a step has given, on the engine's thread.
+        on_death: called on that thread when the engine has ended, with the error for all who wait.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        on_outputs: Callable[[list[Output]], None],
+        on_death: Callable[[EngineDeadError], None],
+    ) -> None:
+        self._local = LocalClient(engine)
+        self._on_outputs, self._on_death = on_outputs, on_death
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._death: str | None = None
+        self._thread = threading.Thread(target=self._run, name="octavo-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def ready(self) -> Ready:
+        return self._local.ready
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do, and nothing waits to be told."""
+        return not self._inbox and not self._local.has_work
+
+    def add(
+        self, request_id: str, prompt: CheckedPrompt, params: SamplingParams | PoolingParams, priority: int = 0
+    ) -> None:
+        self.check_alive()
+        self._post(lambda: self._add(request_id, prompt, params, priority))
+
+    def check_alive(self) -> None:
+        """Raises EngineDeadError if the engine has ended."""
+        if self._death is not None or self._closing:
+            raise EngineDeadError(self._death or "the engine has been stopped by shutdown(). Start a new one.")
+
+    def finish(self, request_id: str, index: int) -> None:
+        self._post(lambda: self._local.finish(request_id, index))
+
+    def abort(self, request_id: str) -> None:
+        self._post(lambda: self._local.abort(request_id))
+
+    def close(self) -> None:
+        """Stop the thread. Requests that run are ended."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _post(self, action: Callable[[], None]) -> None:
+        with self._wake:
+            self._inbox.append(action)
+            self._wake.notify()
+
+    def _add(self, request_id: str, prompt: CheckedPrompt, params: Any, priority: int) -> None:
+        try:
+            self._local.add(request_id, prompt, params, priority)
+        except OctavoError as error:
+            self._on_outputs([Failed(request_id, str(error), isinstance(error, InvalidRequestError))])
+
+    def _run(self) -> None:
+        reason = ""
+        try:
+            while True:
+                with self._wake:
+                    while not (self._inbox or self._closing or self._local.has_work):
+                        self._wake.wait()
+                    if self._closing:
+                        break
+                    # In slices, so that a crowd that arrives at once does not hold up those who run.
+                    actions = [self._inbox.popleft() for _ in range(min(len(self._inbox), ACTIONS_PER_STEP))]
+                for action in actions:
+                    action()
+                self._on_outputs(self._local.receive())
+        except BaseException as error:
+            log.exception("the engine has stopped")
+            reason = f": {error}"
+        self._death = f"the engine has stopped{reason}. Start a new one."
+        self._on_death(EngineDeadError(self._death))
+
+
+class LocalRequests:
+    """Requests of those who compute the engine's steps themselves.
+
+    Args:
+        engine: the engine.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.client = engine, LocalClient(engine)
+        self._processors: dict[str, Processor] = {}
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request has not ended."""
+        return bool(self._processors)
+
+    def add(self, request_id: str, prompt: Any, params: SamplingParams | PoolingParams, priority: int = 0) -> None:
+        """Queue a request, of a prompt or one that `engine.checker` has checked.
+
+        Raises InvalidRequestError, before anything runs, for one that cannot be served, and RequestFailedError for
+        one that something unexpected happened to; then nothing of it stays. What takes time to be found out, such as
+        whether a grammar can be used, comes as a Failed from `step`.
+        """
+        if request_id in self._processors:
+            raise InvalidRequestError(f"request id {request_id!r} is already in use.")
+        try:
+            checked = prompt if isinstance(prompt, CheckedPrompt) else self.engine.checker.prompt(prompt, params)
+            processor = processor_of(request_id, checked, params, self.engine.tokenizer)
+            self.client.add(request_id, checked, processor.params, priority)
+        except OctavoError:
+            raise
+        except BaseException as error:
+            raise RequestFailedError(f"the request could not be prepared: {failure(error)}") from error
+        self._processors[request_id] = processor
+
+    def abort(self, request_ids: Iterable[str]) -> list[RequestOutput | PoolingRequestOutput[PoolingOutput] | Failed]:
+        """End requests now and free what they hold. Unknown ids are ignored. Their last outputs."""
+        for request_id in request_ids:
+            self.client.abort(request_id)
+        outputs = self._process(self.client.pending())
+        for request_id in request_ids:  # a pooling request says nothing when it is aborted
+            self._processors.pop(request_id, None)
+        return outputs
+
+    def step(self) -> list[RequestOutput | PoolingRequestOutput[PoolingOutput] | Failed]:
+        """Compute one step, and the outputs that are due after it."""
+        return self._process(self.client.receive())
+
+    def _process(self, messages: list[Output]) -> list[RequestOutput | PoolingRequestOutput[PoolingOutput] | Failed]:
+        outputs: list[RequestOutput | PoolingRequestOutput[PoolingOutput] | Failed] = []
+        touched: dict[str, Processor] = {}
+        for message in messages:
+            request_id = message.request_id
+            processor = self._processors.get(request_id)
+            if processor is None:
+                continue  # it has ended here already
+            if isinstance(message, Failed):
+                outputs.append(message)
+                del self._processors[request_id]
+                continue
+            try:
+                processor.add(message)
+                touched[request_id] = processor
+            except BaseException as error:
+                outputs.append(self._failed(request_id, error))
+        for request_id, processor in touched.items():
+            if request_id not in self._processors:
+                continue
+            try:
+                output = processor.output()
+            except BaseException as error:
+                outputs.append(self._failed(request_id, error))
+                continue
+            if processor.finished:
+                del self._processors[request_id]
+            processor.settle(self.client)
+            if output is not None:
+                outputs.append(output)
+        return outputs
+
+    def _failed(self, request_id: str, error: BaseException) -> Failed:
+        """A request whose output cannot be made has failed, and is forgotten."""
+        del self._processors[request_id]
+        self.client.abort(request_id)
+        return Failed(request_id, failure(error), invalid=False)
