@@ -27,9 +27,9 @@ STEPS = 9
 def fill(llm: LLM) -> None:
     """Random keys and values everywhere."""
     noise = torch.randn(1 << 16)
-    for pair in llm.engine.executor.runner.caches.paged:
-        for cache in pair or ():
-            flat = cache.view(-1)
+    for cache in llm.engine.executor.runner.caches.paged:
+        for tensor in () if cache is None else (cache.keys, cache.values):
+            flat = tensor.view(-1)
             for first in range(0, len(flat), len(noise)):
                 part = flat[first : first + len(noise)]
                 part.copy_(noise[: len(part)])

@@ -71,7 +71,7 @@ def overhead(folder: str, batch: int, waiting: int) -> tuple[float, float]:
     for _ in range(20):
         engine.step()
     recorded = engine.executor.runner._recorded
-    if recorded is not None and (program := recorded._program) is not None:
+    for program in filter(None, recorded.programs.values() if recorded is not None else ()):
         program.run = timed(program.run)  # what runs in the model's stead
     whole, outside = [], []
     for _ in range(STEPS):

@@ -3,17 +3,18 @@
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from octavo.architectures.decoder import attention, decoder, gated_mlp
 from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope import make_rope
-from octavo.parts import CausalLM, LayerNorm, QKNorm, SharedNorm
+from octavo.ops import NormSpec
+from octavo.parts import CausalLM, LayerNorm, Norm, QKNorm, SharedNorm
 
 
-class HeadNorm(nn.Module):
+class HeadNorm(Norm):
     """A layer norm of each head, weights `[heads, head_dim]`, no biases (Command-R+)."""
 
     float32_parameters = True
@@ -21,11 +22,10 @@ class HeadNorm(nn.Module):
     def __init__(self, num_heads: int, head_dim: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_heads, head_dim), requires_grad=False)
-        self.plain = LayerNorm(head_dim, eps, weight=False, bias=False)
+        self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        normed: Tensor = self.plain(x.float())
-        return (normed * self.weight).to(x.dtype)
+    def spec(self) -> NormSpec:
+        return NormSpec("layer", self.weight, None, self.eps)
 
 
 @architecture(
@@ -42,7 +42,7 @@ def cohere(c: Config) -> CausalLM:
 
     def head_norms() -> QKNorm | None:
         norms = HeadNorm(num_heads, head_dim, eps), HeadNorm(num_kv_heads, head_dim, eps)
-        return QKNorm(num_heads, num_kv_heads, *norms) if c.use_qk_norm else None
+        return QKNorm(*norms) if c.use_qk_norm else None
 
     rope = make_rope(c, head_dim, interleaved=True)
     attn = attention(c, rope=rope, bias=bias, out_bias=bias, qk_transform=head_norms)

@@ -9,7 +9,7 @@ from torch import nn
 from octavo.architectures.model_config import Config
 from octavo.architectures.rope import make_rope
 from octavo.architectures.rope_settings import layer_type
-from octavo.parts import Attention, CausalLM, Embedding, GatedMLP, Linear, MoE, Names, RMSNorm
+from octavo.parts import Attention, CausalLM, Embedding, GatedMLP, Linear, MoE, Names, QKTransform, RMSNorm
 from octavo.parts.moe import Route
 
 NAMES = Names(
@@ -70,7 +70,7 @@ def attention(
     c: Config,
     *,
     window: int | Sequence[int | None] | None = None,
-    qk_transform: Callable[[], nn.Module | None] = lambda: None,
+    qk_transform: Callable[[], QKTransform | None] = lambda: None,
     **options: Any,
 ) -> Callable[[int], Attention]:
     """Makes the attention of the layer of a given index, with rope as the config says.

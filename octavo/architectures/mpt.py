@@ -3,8 +3,6 @@
 from functools import partial
 from typing import Any
 
-from torch import nn
-
 from octavo.architectures.decoder import decoder
 from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
@@ -20,6 +18,7 @@ from octavo.parts import (
     PositionedEmbedding,
     PreNorm,
     QKNorm,
+    QKTransform,
     alibi_slopes,
 )
 
@@ -79,12 +78,12 @@ def mpt(c: Config) -> CausalLM:
     limit = settings.get("clip_qkv")
     norm = partial(LayerNorm, hidden_size, eps, bias=bias)
 
-    def qk_transform() -> nn.Module | None:
+    def qk_transform() -> QKTransform | None:
         """Clipped first, then normed over the full width."""
         norms = None
         if settings.qk_ln:
             q, k = LayerNorm(hidden_size, eps, bias=bias), LayerNorm(num_kv_heads * head_dim, eps, bias=bias)
-            norms = QKNorm(num_heads, num_kv_heads, q, k, full_width=True)
+            norms = QKNorm(q, k, full_width=True)
         return norms if limit is None else Clip(limit, norms)
 
     alibi = settings.alibi

@@ -2,12 +2,11 @@
 
 from functools import partial
 
-from torch import Tensor
-
 from octavo.architectures.decoder import attention, decoder, gated_mlp, moe, rms_norm
 from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
+from octavo.ops import HeadTransform
 from octavo.parts import CausalLM, Clip, PreNorm, QKNorm, RMSNorm, softmax_then_topk
 
 
@@ -15,13 +14,11 @@ class NormThenClip(QKNorm):
     """OLMoE's order: norms of q and k over their full width, then all three between limits."""
 
     def __init__(self, num_heads: int, num_kv_heads: int, head_dim: int, eps: float, limit: float | None) -> None:
-        q, k = RMSNorm(num_heads * head_dim, eps), RMSNorm(num_kv_heads * head_dim, eps)
-        super().__init__(num_heads, num_kv_heads, q, k, full_width=True)
+        super().__init__(RMSNorm(num_heads * head_dim, eps), RMSNorm(num_kv_heads * head_dim, eps), full_width=True)
         self.clip = None if limit is None else Clip(limit)
 
-    def forward(self, qkv: Tensor) -> Tensor:
-        normed = super().forward(qkv)
-        return normed if self.clip is None else self.clip(normed)
+    def specs(self) -> tuple[HeadTransform, ...]:
+        return super().specs() + (() if self.clip is None else self.clip.specs())
 
 
 @architecture(

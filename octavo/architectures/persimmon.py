@@ -17,7 +17,7 @@ def persimmon(c: Config) -> CausalLM:
 
     def head_norms() -> QKNorm | None:
         norms = LayerNorm(head_dim, eps), LayerNorm(head_dim, eps)
-        return QKNorm(num_heads, num_heads, *norms) if c.qk_layernorm else None
+        return QKNorm(*norms) if c.qk_layernorm else None
 
     norm, mlp = partial(LayerNorm, hidden_size, eps), partial(MLP, hidden_size, c.intermediate_size, c.hidden_act, True)
     attn = attention(c.replace(num_key_value_heads=num_heads), qk_transform=head_norms, bias=True, out_bias=True)

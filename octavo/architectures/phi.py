@@ -22,11 +22,11 @@ PHI_NAMES = NAMES.replacing(
 @architecture("PhiForCausalLM", about="Phi", examples=("microsoft/phi-1_5", "microsoft/phi-2"), gguf=GGUFFormat("phi2"))
 def phi(c: Config) -> CausalLM:
     hidden_size, num_heads, eps = c.hidden_size, c.num_attention_heads, c.layer_norm_eps
-    num_kv_heads, head_dim = c.get("num_key_value_heads", num_heads), hidden_size // num_heads
+    head_dim = hidden_size // num_heads
 
     def head_norms() -> QKNorm | None:
         norms = LayerNorm(head_dim, eps), LayerNorm(head_dim, eps)
-        return QKNorm(num_heads, num_kv_heads, *norms) if c.qk_layernorm else None
+        return QKNorm(*norms) if c.qk_layernorm else None
 
     norm = partial(LayerNorm, hidden_size, eps)
     attn = attention(c, qk_transform=head_norms, bias=True, out_bias=True)

@@ -10,24 +10,20 @@ from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp
 from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.ops import Backend
-from octavo.parts import CausalLM, LayerNorm, PreNorm, QKNorm, SharedNorm
+from octavo.ops import NormSpec
+from octavo.parts import CausalLM, LayerNorm, Norm, PreNorm, QKNorm, SharedNorm
 
 
-class NormEachHead(nn.Module):
+class NormEachHead(Norm):
     """A layer norm for each head of `[rows, heads, head_dim]`, published one by one (StableLM 2 12B)."""
 
     def __init__(self, num_heads: int, head_dim: int, eps: float) -> None:
         super().__init__()
         self.norms = nn.ModuleList(LayerNorm(head_dim, eps, bias=False) for _ in range(num_heads))
-        self.plain = LayerNorm(head_dim, eps, weight=False, bias=False)
+        self.eps = eps
 
-    def prepare(self, backend: Backend) -> None:
-        self._weights = torch.stack([cast(Tensor, norm.weight) for norm in self.norms])
-
-    def forward(self, x: Tensor) -> Tensor:
-        normed: Tensor = self.plain(x.float())
-        return (normed * self._weights).to(x.dtype)
+    def spec(self) -> NormSpec:
+        return NormSpec("layer", torch.stack([cast(Tensor, norm.weight) for norm in self.norms]), None, self.eps)
 
 
 STABLELM_NAMES = NAMES.replacing(
@@ -57,9 +53,7 @@ def stablelm(c: Config) -> CausalLM:
     def head_norms() -> QKNorm | None:
         if not c.qk_layernorm:
             return None
-        return QKNorm(
-            num_heads, num_kv_heads, NormEachHead(num_heads, head_dim, eps), NormEachHead(num_kv_heads, head_dim, eps)
-        )
+        return QKNorm(NormEachHead(num_heads, head_dim, eps), NormEachHead(num_kv_heads, head_dim, eps))
 
     norm, mlp = partial(LayerNorm, c.hidden_size, eps), gated_mlp(c)
     attn = attention(c, qk_transform=head_norms, bias=c.use_qkv_bias)

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from octavo.executor.caches import available_memory
-from octavo.ops import select_backend
+from octavo.ops import host_memory, select_backend
 from octavo.sizes import format_size
 from octavo.version import __version__
 
@@ -43,7 +42,7 @@ def _versions() -> dict[str, str]:
 def linear_is_batch_invariant(dtype: torch.dtype) -> bool:
     """Whether rows of a product come out the same alone and among others, tried on this machine."""
     generator = torch.Generator().manual_seed(0)
-    backend = select_backend(torch.device("cpu"))
+    backend = select_backend("cpu")
     for width, outputs in ((576, 960), (1536, 576), (2048, 2048)):
         kernel = backend.linear(torch.randn(outputs, width, generator=generator).to(dtype))
         x = torch.randn(96, width, generator=generator).to(dtype)
@@ -55,8 +54,7 @@ def linear_is_batch_invariant(dtype: torch.dtype) -> bool:
 
 def describe() -> dict[str, Any]:
     """The facts, by name."""
-    cpu = torch.device("cpu")
-    backend, dtypes = select_backend(cpu), {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    backend, dtypes = select_backend("cpu"), {"float32": torch.float32, "bfloat16": torch.bfloat16}
     return {
         "octavo": __version__,
         "python": platform.python_version(),
@@ -65,7 +63,7 @@ def describe() -> dict[str, Any]:
         "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": backend.threads,
         "operations": backend.name,
-        "memory free": format_size(available_memory(cpu)),
+        "memory free": format_size(host_memory.available()),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         **_versions(),
         **{f"linear {n} batch-invariant": linear_is_batch_invariant(d) for n, d in dtypes.items()},

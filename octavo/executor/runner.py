@@ -9,7 +9,6 @@ from torch import Tensor
 from octavo.config import EngineArgs
 from octavo.errors import failure
 from octavo.executor.caches import Caches, allocate_caches
-from octavo.executor.decoding import RecordedSteps
 from octavo.executor.grammar import late_grammars
 from octavo.executor.sampler import describe, sample
 from octavo.executor.sampling_state import SamplingState
@@ -17,7 +16,7 @@ from octavo.executor.sequences import SequenceState
 from octavo.executor.shape import CacheShape
 from octavo.executor.step import Pooled, SequenceResult, SequenceStep
 from octavo.loading.model import LoadedModel
-from octavo.ops import AttentionPlan, RecurrentPlan, RecurrentRun, SequenceRun, plan_attention
+from octavo.ops import AttentionPlan, BlockTables, DecodeInputs, RecurrentPlan, SequenceRun
 from octavo.outputs import PackedLogprobs
 from octavo.parts import Batch, EncoderBatch, PagedView, RecurrentView
 from octavo.parts.batch import StateView
@@ -38,7 +37,7 @@ class ModelRunner:
         self.model, self.backend = loaded.model, loaded.backend
         self.device = loaded.backend.device
         self.caches: Caches = allocate_caches(
-            loaded.model.states, args, loaded.precision.cache, self.device, loaded.info.max_model_len
+            loaded.model.states, args, loaded.precision.cache, self.backend, loaded.info.max_model_len
         )
         shape = self.caches.shape
         width = -(-loaded.info.max_model_len // shape.block_size) + 1
@@ -46,9 +45,10 @@ class ModelRunner:
             torch.zeros(shape.max_sequences, width, dtype=torch.int64, device=self.device) for _ in shape.windows
         ]
 
-        self._recorded = (
-            RecordedSteps(self.model, self.backend, shape, self._tables, self._views) if self.backend.records else None
-        )
+        tables = BlockTables(self._tables, shape.block_size, shape.windows, shape.encoder_group)
+        self._decode_batch: Batch | None = None
+        """The largest of recorded steps: all of them read the same buffers."""
+        self._recorded = self.backend.record_decode(self._decode, tables, shape.max_sequences)
 
     @property
     def shape(self) -> CacheShape:
@@ -61,9 +61,9 @@ class ModelRunner:
 
     def _execute(self, steps: Sequence[SequenceStep], states: Sequence[SequenceState]) -> list[SequenceResult]:
         self._take_blocks(steps)
-        recorded = self._recorded.run(steps) if self._recorded is not None else None
-        if recorded is not None:
-            batch, hidden, projected = recorded
+        recorded = self._run_recorded(steps)
+        if recorded is not None and self._decode_batch is not None:
+            batch, (hidden, projected) = self._decode_batch, recorded
         else:
             projected = None
             batch = self._batch(steps)
@@ -89,6 +89,28 @@ class ModelRunner:
         if sampled:
             self._sample(hidden, projected, batch, sampled, states, results)
         return results
+
+    def _decode(self, inputs: DecodeInputs) -> tuple[Tensor, Tensor]:
+        """Hidden states `[rows, hidden_size]` and what the head makes of them, `[rows, vocab]`."""
+        states = self._views(inputs.attention, inputs.recurrent if self.shape.recurrent else None)
+        batch = Batch(inputs.tokens, inputs.positions, inputs.lengths, len(inputs.tokens), states)
+        self._decode_batch = self._decode_batch or batch
+        hidden = self.model(batch)
+        return hidden, self.model.project(hidden, batch)
+
+    def _run_recorded(self, steps: Sequence[SequenceStep]) -> tuple[Tensor, ...] | None:
+        """What `_decode` gives for a step in which every sequence takes one token; None for other steps."""
+        if self._recorded is None or len(steps) > self._recorded.max_rows:
+            return None
+        if any(len(s.token_ids) != 1 or s.is_new or not s.num_samples for s in steps):
+            return None
+        return self._recorded.run(
+            [s.token_ids[0] for s in steps],
+            [s.row for s in steps],
+            [s.start for s in steps],
+            [s.length for s in steps],
+            [s.num_encoder_tokens for s in steps],
+        )
 
     def _read(
         self, rows: Tensor, batch: Batch, step: SequenceStep, state: SequenceState, result: SequenceResult
@@ -126,8 +148,7 @@ class ModelRunner:
                 if isinstance(view, PagedView):
                     # Whole blocks, however a block is laid out: none that is still to be filled is shared.
                     blocks = view.plan.slot_mapping[rows] // self.shape.block_size
-                    view.key_cache[blocks] = 0
-                    view.value_cache[blocks] = 0
+                    view.cache.clear(blocks)
             self._forget_encoder(step, batch)
             self._zero(step.row)
 
@@ -139,8 +160,7 @@ class ModelRunner:
         blocks = self._tables[group][step.row, : -(-step.num_encoder_tokens // self.shape.block_size)]
         for view, view_group in zip(batch.states, self.caches.group_of, strict=True):
             if view_group == group and isinstance(view, PagedView):
-                view.key_cache[blocks] = 0
-                view.value_cache[blocks] = 0
+                view.cache.clear(blocks)
 
     def _sample(
         self,
@@ -228,7 +248,8 @@ class ModelRunner:
             lengths=torch.from_numpy(np.pad(lengths, (0, padding))).to(self.device),
             num_tokens=count,
             states=self._views(
-                self._attention_plans(steps, runs, count), self._recurrent_plan(runs) if self.shape.recurrent else None
+                self._attention_plans(steps, runs, count),
+                self.backend.plan_recurrent(runs) if self.shape.recurrent else None,
             ),
         )
 
@@ -243,7 +264,7 @@ class ModelRunner:
         padding = [0] * max(0, self.backend.min_rows - len(tokens))
         group = self.shape.encoder_group
         assert group is not None
-        plan = plan_attention(runs, self._tables[group], self.shape.block_size, None, len(tokens))
+        plan = self.backend.plan_attention(runs, self._tables[group], self.shape.block_size, None, len(tokens))
         return EncoderBatch(
             tokens=torch.tensor(tokens + padding, device=self.device),
             positions=torch.tensor(positions + padding, device=self.device),
@@ -263,33 +284,17 @@ class ModelRunner:
         plans = []
         for group, (table, window) in enumerate(zip(self._tables, self.shape.windows, strict=True)):
             seen = _each_sees_all(steps, runs) if group == self.shape.encoder_group else runs
-            plans.append(plan_attention(seen, table, self.shape.block_size, window, count))
+            plans.append(self.backend.plan_attention(seen, table, self.shape.block_size, window, count))
         return plans
 
     def _views(self, plans: Sequence[AttentionPlan], recurrent: RecurrentPlan | None) -> list[StateView]:
         views: list[StateView] = []
         for cache, tensors, group in zip(self.caches.paged, self.caches.recurrent, self.caches.group_of, strict=True):
             if cache is not None:
-                views.append(PagedView(cache[0], cache[1], plans[group]))
+                views.append(PagedView(cache, plans[group]))
             elif tensors is not None and recurrent is not None:
                 views.append(RecurrentView(tensors, recurrent))
         return views
-
-    def _recurrent_plan(self, runs: Sequence[SequenceRun]) -> RecurrentPlan:
-        single = [r for r in runs if r.num_tokens == 1]
-        longer = [r for r in runs if r.num_tokens > 1]
-        table = [(r.first_row, r.num_tokens, r.table_row) for r in (*single, *longer)]
-
-        def tensor(values: list[int]) -> Tensor:
-            return torch.tensor(values, dtype=torch.long, device=self.device)
-
-        return RecurrentPlan(
-            step_rows=tensor([r.first_row for r in single]),
-            step_slots=tensor([r.table_row for r in single]),
-            step_positions=tensor([r.start for r in single]),
-            runs=[RecurrentRun(r.first_row, r.num_tokens, r.start, r.table_row) for r in longer],
-            table=torch.tensor(table, dtype=torch.int64).view(-1, 3),
-        )
 
 
 def _each_sees_all(steps: Sequence[SequenceStep], runs: Sequence[SequenceRun]) -> list[SequenceRun]:

@@ -49,7 +49,7 @@ def load_model(args: EngineArgs) -> LoadedModel:
     """
     checkpoint = open_checkpoint(args)
     task = _task(args, checkpoint.architecture)
-    config, backend = checkpoint.config, select_backend(_device(args), args.ops)
+    config, backend = checkpoint.config, select_backend(args.device, args.ops)
     if args.threads is not None:
         backend.set_threads(args.threads)
     precision = choose_precision(args, config, backend, checkpoint.weights)
@@ -120,18 +120,6 @@ def _task(args: EngineArgs, architecture: Architecture) -> str:
         f"task={task!r}: {architecture.name} has no head for it; it serves {', '.join(tasks)}."
         + (remedy if of_tokens else "")
     )
-
-
-def _device(args: EngineArgs) -> torch.device:
-    if args.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(args.device)
-    except RuntimeError as error:
-        raise ConfigError(f"device={args.device!r} is unknown; give cpu, cuda or cuda:1.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device={args.device!r}: PyTorch sees no GPU here. Use device='cpu'.")
-    return device
 
 
 def _max_model_len(args: EngineArgs, config: Config) -> int:

@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -69,6 +68,7 @@ def choose_precision(args: EngineArgs, config: Config, backend: Backend, weights
 
     Raises ConfigError for a quantization that this checkpoint or machine cannot have.
     """
+    can = backend.capabilities
     rounded = args.quantization if args.quantization in ROUNDED else None
     if rounded and weights.as_stored:
         raise ConfigError(
@@ -77,16 +77,15 @@ def choose_precision(args: EngineArgs, config: Config, backend: Backend, weights
         )
     if args.quantization == "gguf" and weights.name != "gguf":
         raise ConfigError(f"quantization='gguf': {args.model} is not a GGUF file. Leave quantization out.")
-    if rounded and not backend.kinds:
+    if rounded and not can.weight_kinds:
         raise ConfigError(
             f"quantization={rounded!r} needs the compiled core on a CPU; this runs on {backend.name}. "
             "Leave quantization out (and see `octavo env`)."
         )
-    as_stored = weights.as_stored and bool(backend.kinds) and (args.dtype == "auto" or args.quantization == "gguf")
+    as_stored = weights.as_stored and bool(can.weight_kinds) and (args.dtype == "auto" or args.quantization == "gguf")
     held = _held(args.dtype, config, backend, "bfloat16" if weights.as_stored else "float32")
     computed = held
-    if backend.kinds and (as_stored or rounded or held == torch.float16 or not backend.bfloat16_pairs):
-        # The core's own products take float32 rows whatever the weights are.
+    if as_stored or rounded or held not in can.row_dtypes:
         computed = torch.float32
     if as_stored and args.dtype != "auto":
         computed = held
@@ -105,27 +104,12 @@ def _held(requested: str, config: Config, backend: Backend, default: str) -> tor
     """The requested dtype; for auto the checkpoint's own, or `default` where its config does not say."""
     if requested != "auto":
         dtype = DTYPES[requested]
-        if dtype == torch.float16 and backend.device.type == "cpu" and not backend.kinds:
+        if dtype == torch.float16 and dtype not in backend.capabilities.dtypes:
             raise ConfigError("dtype='float16' needs the compiled core on a CPU. Use dtype='auto', or bfloat16.")
         return dtype
     stored = str(config.first("dtype", "torch_dtype", default=default))
     dtype = DTYPES.get(stored.removeprefix("torch."), torch.float32)
-    if backend.device.type == "cpu" and dtype != torch.float32 and not backend.kinds:
-        dtype = torch.bfloat16 if _fast_bfloat16() else torch.float32
-        if stored != "bfloat16" or dtype == torch.float32:
-            log.info("dtype auto: %s weights are computed in %s on this CPU", stored, str(dtype).removeprefix("torch."))
+    if dtype not in backend.capabilities.dtypes:
+        dtype = torch.bfloat16 if torch.bfloat16 in backend.capabilities.dtypes else torch.float32
+        log.info("dtype auto: %s weights are computed in %s on this CPU", stored, str(dtype).removeprefix("torch."))
     return dtype
-
-
-def _fast_bfloat16() -> bool:
-    """Whether PyTorch multiplies bfloat16 natively on this CPU (AVX-512 BF16, AMX, or Arm's BF16)."""
-    bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    if bf16 is None or amx is None:
-        return False
-    if bf16() or amx():
-        return True
-    try:
-        return "bf16" in Path("/proc/cpuinfo").read_text().split("Features", 1)[1].split("\n", 1)[0]
-    except (OSError, IndexError):
-        return False

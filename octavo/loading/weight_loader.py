@@ -16,7 +16,7 @@ from octavo.loading.formats import WeightFormat
 from octavo.loading.precision import Precision
 from octavo.loading.tensor_source import TensorInMemory, TensorSource, Transform, TransformedTensor
 from octavo.ops import Backend, PackedLinear, StoredRows
-from octavo.ops.large_pages import give_back
+from octavo.ops.host_memory import give_back
 from octavo.ops.stored_rows import of_floats
 from octavo.parts import CausalLM, Into, Names
 from octavo.parts.weight_slots import Role, WeightSlot

@@ -4,27 +4,33 @@ Each operation is *batch invariant*: a row of its result is computed by the same
 rows around it. docs/design.md says how; tests/ops holds every operation to it.
 """
 
-from torch import device as Device  # the name torch is this package's own folder
-
-from octavo.ops.backend import Backend, NotRecordableError, PackedExperts, PackedLinear, Program
-from octavo.ops.native import NativeBackend, load
+from octavo.ops.backend import Backend, PackedExperts, PackedLinear, RecordedDecode
+from octavo.ops.paged_cache import KVCache
 from octavo.ops.plans import (
     NOT_FINITE,
     AttentionPlan,
-    BlockSparse,
+    BlockTables,
+    DecodeInputs,
     DrawBy,
     RecurrentPlan,
-    RecurrentRun,
-    RotaryTable,
     ScanInput,
     SequenceRun,
-    cache_row,
     plan_attention,
+    plan_recurrent,
+)
+from octavo.ops.selection import select_backend
+from octavo.ops.specs import (
+    AttentionSpec,
+    BlockSparse,
+    CacheSpec,
+    HeadClip,
+    HeadNorms,
+    HeadTransform,
+    NormSpec,
+    RotaryTable,
 )
 from octavo.ops.stored_rows import StoredRows
-from octavo.ops.torch import TorchBackend
 from octavo.ops.torch.activations import ACTIVATIONS
-from octavo.ops.torch.paged_attention import full_attention
 from octavo.ops.torch.products import head_product
 from octavo.ops.torch.rope import rotate
 
@@ -32,30 +38,29 @@ __all__ = [
     "ACTIVATIONS",
     "NOT_FINITE",
     "AttentionPlan",
+    "AttentionSpec",
     "Backend",
     "BlockSparse",
+    "BlockTables",
+    "CacheSpec",
+    "DecodeInputs",
     "DrawBy",
-    "NotRecordableError",
+    "HeadClip",
+    "HeadNorms",
+    "HeadTransform",
+    "KVCache",
+    "NormSpec",
     "PackedExperts",
     "PackedLinear",
-    "Program",
+    "RecordedDecode",
     "RecurrentPlan",
-    "RecurrentRun",
     "RotaryTable",
     "ScanInput",
     "SequenceRun",
     "StoredRows",
-    "cache_row",
-    "full_attention",
     "head_product",
     "plan_attention",
+    "plan_recurrent",
     "rotate",
     "select_backend",
 ]
-
-
-def select_backend(device: Device, preference: str = "auto") -> Backend:
-    """The fastest backend for `device`; `preference="torch"` forces the reference."""
-    if preference == "auto" and device.type == "cpu" and (library := load()) is not None:
-        return NativeBackend(library)
-    return TorchBackend(device)

@@ -11,12 +11,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from octavo.ops.plans import AttentionPlan, BlockSparse, DrawBy, RecurrentPlan, RotaryTable, ScanInput
+from octavo.ops.paged_cache import KVCache
+from octavo.ops.plans import AttentionPlan, BlockTables, DecodeInputs, DrawBy, RecurrentPlan, ScanInput, SequenceRun
+from octavo.ops.specs import AttentionSpec, CacheSpec, Capabilities, RotaryTable
 from octavo.ops.stored_rows import StoredRows
-
-
-class NotRecordableError(Exception):
-    """What a model computes depends on more than the step's rows."""
 
 
 class PackedLinear(Protocol):
@@ -46,14 +44,31 @@ class PackedExperts(Protocol):
         ...
 
 
-class Program(Protocol):
-    """A recorded step."""
+class RecordedDecode(Protocol):
+    """Decode steps, which run again from a recording."""
 
-    fixed_rows: bool
-    """Whether some of it is computed for all of the rows that were recorded, however few are asked for."""
+    max_rows: int
+    """Sequences that a step may have."""
 
-    def run(self, rows: int) -> tuple[Tensor, ...]:
-        """Compute the first `rows` rows of what was recorded. It is overwritten by the next run."""
+    def run(
+        self,
+        tokens: Sequence[int],
+        table_rows: Sequence[int],
+        positions: Sequence[int],
+        lengths: Sequence[int],
+        encoder_lengths: Sequence[int],
+    ) -> tuple[Tensor, ...] | None:
+        """What the recorded function gives for one token of each sequence; None where it cannot be recorded.
+
+        The block tables hold the tokens' blocks already. Results are valid until the next call.
+
+        Args:
+            tokens: of each sequence.
+            table_rows: the sequences' rows of the block tables.
+            positions: of the tokens.
+            lengths: tokens that each sequence has in all.
+            encoder_lengths: tokens that the encoder has read for each sequence.
+        """
         ...
 
 
@@ -65,12 +80,7 @@ class Backend(Protocol):
     """Where tensors are."""
     min_rows: int
     """A batch is padded to so many rows: products of fewer would each be padded by themselves."""
-    records: bool
-    """Whether operations can be recorded, and run again without a Python call for each."""
-    bfloat16_pairs: bool
-    """Whether the processor multiplies pairs of bfloat16 faster than float32, and the operations make use of it."""
-    kinds: frozenset[int]
-    """Kinds of octavo.ops.stored_rows that `stored_linear` takes; of others, the loader makes floats."""
+    capabilities: Capabilities
 
     @property
     def threads(self) -> int: ...
@@ -83,11 +93,45 @@ class Backend(Protocol):
         """What a step is computed within."""
         ...
 
-    def record(self, function: Callable[[], tuple[Tensor, ...]], rows: int) -> Program | None:
-        """The operations of `function`, which works on buffers of `rows` rows, to be run again for fewer or as many.
+    def free_memory(self) -> int:
+        """Bytes that are free where tensors are."""
+        ...
 
-        None where they cannot be recorded.
-        """
+    def cache_budget(self, device_share: float) -> int:
+        """Bytes that caches take by default at most, `device_share` being how much of a GPU may be taken in all."""
+        ...
+
+    def make_cache(self, spec: CacheSpec, blocks: int, block_size: int, dtype: torch.dtype) -> KVCache:
+        """An empty cache of `blocks` blocks of `block_size` tokens each."""
+        ...
+
+    def block_bytes(self, spec: CacheSpec, block_size: int, dtype: torch.dtype) -> int:
+        """Bytes that a block of such a cache takes."""
+        ...
+
+    def make_state(self, shape: tuple[int, ...]) -> Tensor:
+        """Zeros in float32, for what a recurrent layer remembers."""
+        ...
+
+    def plan_attention(
+        self,
+        runs: Sequence[SequenceRun],
+        block_table: Tensor,
+        block_size: int,
+        window: int | None,
+        num_tokens: int,
+    ) -> AttentionPlan:
+        """Where a step's queries, keys and values are. See octavo.ops.plans."""
+        ...
+
+    def plan_recurrent(self, runs: Sequence[SequenceRun]) -> RecurrentPlan:
+        """Which states a step's tokens go on from. See octavo.ops.plans."""
+        ...
+
+    def record_decode(
+        self, function: Callable[[DecodeInputs], tuple[Tensor, ...]], tables: BlockTables, max_rows: int
+    ) -> RecordedDecode | None:
+        """Have decode steps of up to `max_rows` sequences run from a recording of `function`; None where none can."""
         ...
 
     def linear(self, weight: Tensor) -> PackedLinear:
@@ -104,7 +148,7 @@ class Backend(Protocol):
         ...
 
     def quantize(self, weight: Tensor, kind: int) -> StoredRows:
-        """A weight `[out, in]` rounded to the nearest values of one of `kinds`."""
+        """A weight `[out, in]` rounded to the nearest values of one of `capabilities.weight_kinds`."""
         ...
 
     def experts(self, weights: Sequence[PackedLinear]) -> PackedExperts:
@@ -151,45 +195,43 @@ class Backend(Protocol):
         """See octavo.ops.torch.rope."""
         ...
 
-    def rotate_store(
+    def attend(
         self,
         qkv: Tensor,
-        angles: tuple[Tensor, Tensor] | None,
-        interleaved: bool,
-        key_cache: Tensor,
-        value_cache: Tensor,
+        cache: KVCache,
         plan: AttentionPlan,
-        paired: bool = False,
+        spec: AttentionSpec,
+        angles: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
-        """See octavo.ops.torch.paged_attention. `paired`: the caches are laid out as `pairs` allows."""
-        ...
+        """Causal attention of a step's tokens, whose keys and values go to the cache first.
 
-    def pairs(self, key_cache: Tensor, value_cache: Tensor) -> bool:
-        """Whether a block of these caches may hold its tokens in an order of the backend's own.
+        Args:
+            qkv: [rows, (heads + 2 * kv heads) * head_dim], queries, keys and values side by side, which may be
+                overwritten. Rows past the plan's tokens are padding.
+            cache: of the layer. It is written by this operation alone, or by `store` alone.
+            plan: where each sequence's tokens and blocks are.
+            spec: of the layer.
+            angles: cos and sin as `angles` gives them, or None where positions come otherwise.
 
-        Such caches are written by `rotate_store` and read by `paged_attention` alone, both with `paired` set.
+        Returns: [rows, heads * head_dim]; padding is zero.
         """
         ...
 
-    def write_kv(self, cache: Tensor, values: Tensor, plan: AttentionPlan) -> None:
-        """See octavo.ops.torch.paged_attention."""
+    def store(self, keys: Tensor, values: Tensor | None, cache: KVCache, plan: AttentionPlan) -> None:
+        """Write keys and values, `[tokens, kv heads, dim]`, to the plan's slots."""
         ...
 
-    def paged_attention(
-        self,
-        query: Tensor,
-        key_cache: Tensor,
-        value_cache: Tensor,
-        plan: AttentionPlan,
-        rows: int,
-        dtype: torch.dtype,
-        scale: float,
-        softcap: float | None = None,
-        alibi_slopes: Tensor | None = None,
-        sparse: BlockSparse | None = None,
-        paired: bool = False,
+    def attend_stored(
+        self, query: Tensor, cache: KVCache, plan: AttentionPlan, spec: AttentionSpec, rows: int, dtype: torch.dtype
     ) -> Tensor:
-        """`[rows, heads, value_dim]` in `dtype`; rows past the plan's tokens are zero."""
+        """Attention over what `store` has written: `[rows, heads, value_dim]` in `dtype`; padding is zero.
+
+        `query` is `[tokens, heads, head_dim]` in float32.
+        """
+        ...
+
+    def full_attention(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """See octavo.ops.torch.paged_attention."""
         ...
 
     def weighted_sum(self, y: Tensor, weights: Tensor) -> Tensor:

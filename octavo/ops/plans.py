@@ -22,20 +22,7 @@ class SequenceRun:
     start: int
     """Position of the first token: how many were computed before."""
     table_row: int
-    """Its row in the block tables."""
-
-
-@dataclass(frozen=True)
-class BlockSparse:
-    """Which keys the heads of a block-sparse layer see (Phi-3-small): the last blocks, and every `stride`-th one.
-
-    Which of the blocks count as every `stride`-th slides with the head, by `head_step`.
-    """
-
-    block_size: int
-    local_blocks: int
-    stride: int
-    head_step: int
+    """Its row in the block tables, which is also its slot in states of fixed size."""
 
 
 @dataclass
@@ -89,42 +76,48 @@ def _slot_mapping(runs: Sequence[SequenceRun], block_table: Tensor, block_size: 
     return block_table[rows, positions // block_size] * block_size + positions % block_size
 
 
-SCALE_BYTES = 4
-"""A row of an int8 cache ends with the float32 that its codes are multiplied with."""
+@dataclass
+class RecurrentPlan:
+    """Which requests' states a step's tokens go on from."""
+
+    runs: Sequence[SequenceRun]
+    table: Tensor
+    """[runs, 3] int64: first row, tokens, slot."""
+    memo: dict[Hashable, Any] = field(default_factory=dict)
+    """What a backend works out of the plan once, for all layers."""
 
 
-def cache_dim(cache: Tensor) -> int:
-    """How many numbers a row of a cache holds."""
-    return cache.shape[-1] - SCALE_BYTES if cache.dtype == torch.int8 else cache.shape[-1]
-
-
-def cache_row(dim: int, dtype: torch.dtype) -> int:
-    """Elements of a cache's row that holds `dim` numbers."""
-    return dim + SCALE_BYTES if dtype == torch.int8 else dim
-
-
-@dataclass(slots=True)
-class RecurrentRun:
-    """One request's tokens in a step, for a part with a state per request."""
-
-    first_row: int
-    num_tokens: int
-    start: int
-    slot: int
+def plan_recurrent(runs: Sequence[SequenceRun]) -> RecurrentPlan:
+    """The states of the runs' sequences."""
+    table = [(r.first_row, r.num_tokens, r.table_row) for r in runs]
+    return RecurrentPlan(runs, torch.tensor(table, dtype=torch.int64).view(-1, 3))
 
 
 @dataclass
-class RecurrentPlan:
-    """Which requests take one token in this step (computed together), and which take a run."""
+class DecodeInputs:
+    """What a recorded decode step reads: buffers that each step fills anew, a row for each sequence."""
 
-    step_rows: Tensor
-    """[steps] rows in the batch."""
-    step_slots: Tensor
-    """[steps] slots of the state."""
-    step_positions: Tensor
-    runs: list[RecurrentRun]
-    table: Tensor
-    """[steps and runs, 3] int64: first row, tokens, slot."""
+    tokens: Tensor
+    """[rows] int64, as all of these"""
+    positions: Tensor
+    lengths: Tensor
+    """Tokens that each row's sequence has in all."""
+    attention: Sequence[AttentionPlan]
+    """One for each group of block tables."""
+    recurrent: RecurrentPlan
+
+
+@dataclass(frozen=True)
+class BlockTables:
+    """The block tables of a model's sequences, which the executor writes to."""
+
+    tables: Sequence[Tensor]
+    """[sequences, blocks] int64 each, one for each group of layers."""
+    block_size: int
+    windows: Sequence[int | None]
+    """Of each group: how many of the last tokens a query sees; None for all."""
+    encoder_group: int | None
+    """The group that holds the encoder's tokens."""
 
 
 @dataclass(slots=True)
@@ -147,18 +140,6 @@ class ScanInput:
     """[rows, channels]"""
     activation: str
     """Of the gate, by its name in ACTIVATIONS."""
-
-
-@dataclass(frozen=True)
-class RotaryTable:
-    """How fast the pairs of a head turn."""
-
-    frequencies: Tensor
-    """[1, pairs] float32 angles per position; [2, pairs] where a sequence's length chooses (LongRoPE)."""
-    scales: tuple[float, ...] = (1.0,)
-    """Factors of cos and sin, one for each row of `frequencies`."""
-    switch_length: int | None = None
-    """The longest sequence that the first row serves."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,11 @@ from octavo.parts.mamba_mixer import MambaMixer
 from octavo.parts.mlp import MLP, GatedMLP
 from octavo.parts.moe import MoE, softmax_then_topk
 from octavo.parts.names import Into, Names, grouped_qkv, parameter, stacked, transposed
-from octavo.parts.norms import LayerNorm, RMSNorm
+from octavo.parts.norms import LayerNorm, Norm, RMSNorm
 from octavo.parts.pooler import Pooler
+from octavo.parts.qk_transform import Clip, QKNorm, QKTransform
 from octavo.parts.rotary_embedding import LongRotaryEmbedding, RotaryEmbedding
-from octavo.parts.self_attention import Attention, Clip, QKNorm, alibi_slopes
+from octavo.parts.self_attention import Attention, alibi_slopes
 from octavo.parts.state import PagedKV, Recurrent, StateSpec
 from octavo.parts.wiring import FromNormed, PostNorm, PreNorm, SandwichNorm, SharedNorm, SideBySide, Wiring
 
@@ -37,6 +38,7 @@ __all__ = [
     "MambaMixer",
     "MoE",
     "Names",
+    "Norm",
     "NormedEmbedding",
     "PagedKV",
     "PagedView",
@@ -45,6 +47,7 @@ __all__ = [
     "PostNorm",
     "PreNorm",
     "QKNorm",
+    "QKTransform",
     "RMSNorm",
     "Recurrent",
     "RecurrentView",

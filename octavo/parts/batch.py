@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from octavo.ops import AttentionPlan, RecurrentPlan
+from octavo.ops import AttentionPlan, KVCache, RecurrentPlan
 
 T = TypeVar("T")
 
@@ -15,10 +15,7 @@ T = TypeVar("T")
 class PagedView:
     """A part's cache and where this step's tokens stand in it."""
 
-    key_cache: Tensor
-    """[blocks, kv_heads, block_size, key_dim]"""
-    value_cache: Tensor
-    """[blocks, kv_heads, block_size, value_dim]"""
+    cache: KVCache
     plan: AttentionPlan
 
 

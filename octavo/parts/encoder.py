@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from octavo.ops import Backend, full_attention
+from octavo.ops import AttentionSpec, Backend
 from octavo.parts.batch import Batch, EncoderBatch, PagedView
 from octavo.parts.linear_layer import Linear
 from octavo.parts.state import PagedKV
@@ -19,13 +19,16 @@ class EncoderAttention(nn.Module):
         self.qkv = Linear(hidden_size, {"q": hidden_size, "k": hidden_size, "v": hidden_size}, bias)
         self.o = Linear(hidden_size, hidden_size, bias)
 
+    def prepare(self, backend: Backend) -> None:
+        self._attention = backend.full_attention
+
     def forward(self, x: Tensor, batch: EncoderBatch) -> Tensor:
         qkv = self.qkv(x, batch).view(x.shape[0], 3, self.num_heads, self.head_dim)
         out = x.new_zeros(x.shape)
         for first, count in batch.runs:
             rows = slice(first, first + count)
             query, key, value = qkv[rows].float().unbind(1)
-            out[rows] = full_attention(query, key, value, self.head_dim**-0.5).flatten(1).to(x.dtype)
+            out[rows] = self._attention(query, key, value, self.head_dim**-0.5).flatten(1).to(x.dtype)
         return self.o(out, batch)  # type: ignore[no-any-return]
 
 
@@ -45,6 +48,7 @@ class CrossAttention(nn.Module):
 
     def prepare(self, backend: Backend) -> None:
         self._backend = backend
+        self._spec = AttentionSpec(self.num_heads, self.num_heads, self.head_dim, self.head_dim**-0.5)
 
     def write_cross_kv(self, encoded: Tensor, batch: EncoderBatch) -> None:
         """Store the keys and values of `encoded` `[rows, hidden_size]`."""
@@ -52,13 +56,10 @@ class CrossAttention(nn.Module):
         assert isinstance(view, PagedView)
         tokens = view.plan.num_tokens
         key, value = self.kv(encoded, batch)[:tokens].view(tokens, 2, self.num_heads, -1).unbind(1)
-        self._backend.write_kv(view.key_cache, key, view.plan)
-        self._backend.write_kv(view.value_cache, value, view.plan)
+        self._backend.store(key, value, view.cache, view.plan)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         view = batch.paged(self.state_index)
-        query = self.q(x, batch)[: batch.num_tokens].float().view(batch.num_tokens, self.num_heads, self.head_dim)
-        out = self._backend.paged_attention(
-            query, view.key_cache, view.value_cache, view.plan, x.shape[0], x.dtype, self.head_dim**-0.5
-        )
+        query = self._backend.floats(self.q(x, batch)[: batch.num_tokens]).view(batch.num_tokens, self.num_heads, -1)
+        out = self._backend.attend_stored(query, view.cache, view.plan, self._spec, x.shape[0], x.dtype)
         return self.o(out.flatten(1), batch)  # type: ignore[no-any-return]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from octavo.ops import Backend, rotate
+from octavo.ops import AttentionSpec, Backend, rotate
 from octavo.parts.batch import Batch
 from octavo.parts.linear_layer import HeadLinear, Linear
 from octavo.parts.norms import RMSNorm
@@ -62,6 +62,7 @@ class LatentAttention(nn.Module):
 
     def prepare(self, backend: Backend) -> None:
         self._backend = backend
+        self._spec = AttentionSpec(self.num_heads, 1, self.rank + self.rope_dim, self.scale)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         view, tokens = batch.paged(self.state_index), batch.num_tokens
@@ -71,14 +72,12 @@ class LatentAttention(nn.Module):
         key = torch.cat(
             [self.kv_norm(latent).float().unsqueeze(1), rotate(key_rope.unsqueeze(1), cos, sin, interleaved)], dim=-1
         )
-        self._backend.write_kv(view.key_cache, key, view.plan)
+        self._backend.store(key, None, view.cache, view.plan)
 
         query, query_rope = torch.split(self._query(x, batch)[:tokens], [self.nope_dim, self.rope_dim], dim=-1)
         absorbed = self.kv_b.absorb_keys(query.float(), batch)
         query = torch.cat([absorbed, rotate(query_rope, cos, sin, interleaved)], dim=-1)
-        mixed = self._backend.paged_attention(
-            query, view.key_cache, view.key_cache, view.plan, tokens, torch.float32, self.scale
-        )
+        mixed = self._backend.attend_stored(query, view.cache, view.plan, self._spec, tokens, torch.float32)
         out = x.new_zeros(x.shape[0], self.num_heads * self.value_dim)
         out[:tokens] = self.kv_b.values(mixed[..., : self.rank], batch).flatten(1).to(x.dtype)
         return self.o(out, batch)  # type: ignore[no-any-return]

@@ -3,10 +3,17 @@
 import torch
 from torch import Tensor, nn
 
-from octavo.ops import Backend
+from octavo.ops import Backend, NormSpec
 
 
-class RMSNorm(nn.Module):
+class Norm(nn.Module):
+    """What can also be told to a backend as data, for norms of queries and keys."""
+
+    def spec(self) -> NormSpec:
+        raise NotImplementedError
+
+
+class RMSNorm(Norm):
     """Root mean square norm. `offset` is added to the weight (1 in Gemma, whose weights are around 0)."""
 
     float32_parameters = True
@@ -25,8 +32,11 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self._norm(x, self.weight, self.eps)
 
+    def spec(self) -> NormSpec:
+        return NormSpec("rms", self.weight, None, self.eps)
 
-class LayerNorm(nn.Module):
+
+class LayerNorm(Norm):
     """Mean and variance norm, with or without weight and bias. `offset` is added to the weight (Nemotron's is 1)."""
 
     float32_parameters = True
@@ -45,3 +55,6 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._norm(x, self.weight, self.bias, self.eps)
+
+    def spec(self) -> NormSpec:
+        return NormSpec("layer", self.weight, self.bias, self.eps)

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from octavo.ops import Backend, BlockSparse
+from octavo.ops import AttentionSpec, Backend, BlockSparse
 from octavo.parts.batch import Batch
 from octavo.parts.linear_layer import Linear
+from octavo.parts.qk_transform import QKTransform
 from octavo.parts.rotary_embedding import RotaryEmbedding
 from octavo.parts.state import PagedKV
 
@@ -23,8 +24,7 @@ class Attention(nn.Module):
         window: how many of the last tokens a query sees; None or 0 for all.
         softcap: of the scores (Gemma 2).
         alibi: [num_heads] slopes of a bias by distance (Press et al. 2022), in place of rope.
-        qk_transform: changes `[rows, num_heads + 2 * num_kv_heads, head_dim]`, queries, keys and values, before
-            positions are applied: a QKNorm, a Clip.
+        qk_transform: changes queries, keys and values before positions are applied: a QKNorm, a Clip.
         sparse: which blocks of keys the heads see (Phi-3-small).
     """
 
@@ -42,7 +42,7 @@ class Attention(nn.Module):
         window: int | None = None,
         softcap: float | None = None,
         alibi: Tensor | None = None,
-        qk_transform: nn.Module | None = None,
+        qk_transform: QKTransform | None = None,
         sparse: BlockSparse | None = None,
     ) -> None:
         super().__init__()
@@ -66,75 +66,26 @@ class Attention(nn.Module):
 
     def prepare(self, backend: Backend) -> None:
         self._backend = backend
-        if self.alibi is not None:
-            self.alibi = self.alibi.to(backend.device)
+        self._spec = AttentionSpec(
+            self.num_heads,
+            self.num_kv_heads,
+            self.head_dim,
+            self.scale,
+            softcap=self.softcap,
+            alibi_slopes=None if self.alibi is None else self.alibi.to(backend.device),
+            interleaved=self.rope is not None and self.rope.interleaved,
+            sparse=self.sparse,
+            transforms=() if self.qk_transform is None else self.qk_transform.specs(),
+        )
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         return self.o(self.attend(self.qkv(x, batch), batch), batch)  # type: ignore[no-any-return]
 
     def attend(self, qkv: Tensor, batch: Batch) -> Tensor:
         """`[rows, num_heads * head_dim]` of queries, keys and values side by side."""
-        view, rows = batch.paged(self.state_index), qkv.shape[0]
+        view = batch.paged(self.state_index)
         angles = None if self.rope is None else self.rope.angles(batch)
-        interleaved = self.rope is not None and self.rope.interleaved
-        qkv = qkv.view(rows, -1, self.head_dim)
-        if self.qk_transform is not None:
-            qkv = self.qk_transform(qkv)
-        paired = self.sparse is None and self._backend.pairs(view.key_cache, view.value_cache)
-        query = self._backend.rotate_store(
-            qkv, angles, interleaved, view.key_cache, view.value_cache, view.plan, paired
-        )
-        out = self._backend.paged_attention(
-            query,
-            view.key_cache,
-            view.value_cache,
-            view.plan,
-            rows,
-            qkv.dtype,
-            self.scale,
-            self.softcap,
-            self.alibi,
-            self.sparse,
-            paired,
-        )
-        return out.flatten(1)
-
-
-class QKNorm(nn.Module):
-    """Norms of queries and keys, head by head or (`full_width`) over all heads at once.
-
-    Args:
-        num_heads, num_kv_heads: as the attention's.
-        q, k: norms over head_dim, or over all heads at once.
-        full_width: whether the norms see all heads side by side (OLMoE, MPT) or one at a time (Phi, StableLM 2).
-    """
-
-    def __init__(self, num_heads: int, num_kv_heads: int, q: nn.Module, k: nn.Module, full_width: bool = False) -> None:
-        super().__init__()
-        self.sizes = [num_heads, num_kv_heads, num_kv_heads]
-        self.q, self.k = q, k
-        self.full_width = full_width
-
-    def forward(self, qkv: Tensor) -> Tensor:
-        q, k, v = torch.split(qkv, self.sizes, dim=1)
-        if self.full_width:
-            q, k = self.q(q.flatten(1)).view(q.shape), self.k(k.flatten(1)).view(k.shape)
-        else:
-            q, k = self.q(q), self.k(k)
-        return torch.cat([q, k, v], dim=1)
-
-
-class Clip(nn.Module):
-    """Queries, keys and values between -limit and limit, then `after` (MPT, OLMo)."""
-
-    def __init__(self, limit: float, after: nn.Module | None = None) -> None:
-        super().__init__()
-        self.limit = limit
-        self.after = after
-
-    def forward(self, qkv: Tensor) -> Tensor:
-        qkv = qkv.clamp(-self.limit, self.limit)
-        return qkv if self.after is None else self.after(qkv)
+        return self._backend.attend(qkv, view.cache, view.plan, self._spec, angles)
 
 
 def alibi_slopes(num_heads: int, bias_max: float = 8.0) -> Tensor:

@@ -237,7 +237,7 @@ def sampled(allowed: list[int], size: int, vocab: int = 20, end_ids: tuple[int, 
         ),
     ]
     logits = torch.arange(vocab).float().repeat(2, 1)
-    plain, other = sample(logits, states, select_backend(torch.device("cpu"), "auto"))
+    plain, other = sample(logits, states, select_backend("cpu", "auto"))
     assert plain.token_id == vocab - 1
     return other
 

@@ -20,7 +20,7 @@ BACKEND: list[Backend] = []
 @pytest.fixture(autouse=True, params=["torch", "auto"])
 def backend(request: pytest.FixtureRequest) -> None:
     """The reference's choice, and the compiled core's where there is one."""
-    BACKEND[:] = [select_backend(torch.device("cpu"), request.param)]
+    BACKEND[:] = [select_backend("cpu", request.param)]
 
 
 def sample(logits: Tensor, states: list[SamplingState]) -> list[Choice]:

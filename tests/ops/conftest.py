@@ -18,5 +18,5 @@ def native(request: pytest.FixtureRequest) -> NativeBackend:
 @pytest.fixture(params=["torch", *runnable()])
 def backend(request: pytest.FixtureRequest) -> Backend:
     if request.param == "torch":
-        return select_backend(torch.device("cpu"), "torch")
+        return select_backend("cpu", "torch")
     return NativeBackend(Library(request.param))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.ops import Backend, BlockSparse, SequenceRun, cache_row, plan_attention
+from octavo.ops import AttentionSpec, Backend, BlockSparse, CacheSpec, HeadClip, HeadNorms, NormSpec, SequenceRun
 from octavo.ops.torch.rope import rotate
 
 
@@ -34,18 +34,13 @@ class Cache:
         ids = torch.randperm(per_row * len(lengths), generator=generator) + 1
         self.table = ids.view(len(lengths), per_row)
         blocks = int(ids.max()) + 1
+        self.cache = backend.make_cache(CacheSpec(kv_heads, dim, dim), blocks, block_size, dtype)
         # What no query sees may be anything finite.
-        row = cache_row(dim, dtype)
-        finite = (77.0, -55.0) if dtype != torch.int8 else (7, 5)
-        self.keys = torch.full((blocks, kv_heads, block_size, row), finite[0], dtype=dtype)
-        self.values = torch.full((blocks, kv_heads, block_size, row), finite[1], dtype=dtype)
+        self.cache.keys.fill_(77 if dtype != torch.int8 else 7)
+        self.cache.values.fill_(-55 if dtype != torch.int8 else 5)
         self.k = [as_cached(torch.randn(n, kv_heads, dim, generator=generator), dtype) for n in lengths]
         self.v = [as_cached(torch.randn(n, kv_heads, dim, generator=generator), dtype) for n in lengths]
-        self.paired = backend.pairs(self.keys, self.values)
-        for row, length in enumerate(lengths):
-            plan = plan_attention([SequenceRun(0, length, 0, row)], self.table, block_size, None, length)
-            qkv = torch.cat([self.k[row], self.k[row], self.v[row]], 1)
-            backend.rotate_store(qkv, None, False, self.keys, self.values, plan, self.paired)
+        self.attend([(row, 0, k) for row, k in enumerate(self.k)])
 
     def attend(
         self, queries: list[tuple[int, int, Tensor]], window: int | None = None, **options: object
@@ -55,11 +50,14 @@ class Cache:
         for row, start, q in queries:
             runs.append(SequenceRun(first, len(q), start, row))
             first += len(q)
-        plan = plan_attention(runs, self.table, self.block_size, window, first)
-        query = torch.cat([q for *_, q in queries])
-        out = self.backend.paged_attention(
-            query, self.keys, self.values, plan, first, torch.float32, 0.25, paired=self.paired, **options
-        )
+        plan = self.backend.plan_attention(runs, self.table, self.block_size, window, first)
+        rows = [
+            torch.cat([q, self.k[row][start : start + len(q)], self.v[row][start : start + len(q)]], 1).flatten(1)
+            for row, start, q in queries
+        ]
+        _, heads, dim = queries[0][2].shape
+        spec = AttentionSpec(heads, self.k[0].shape[1], dim, 0.25, **options)
+        out = self.backend.attend(torch.cat(rows), self.cache, plan, spec, None).view(first, heads, dim)
         return list(out.split([len(q) for *_, q in queries]))
 
     def reference(
@@ -130,7 +128,7 @@ def test_agrees_with_the_plain_formula(
     for (row, start, q), got in zip(queries, cache.attend(queries, **options), strict=True):
         # A chunk may not look at keys after its end, though they are there.
         want = cache.reference(row, start, q, **options)
-        if dtype == torch.bfloat16 and backend.bfloat16_pairs:
+        if dtype == torch.bfloat16 and backend.name in ("native (avx512_bf16)", "native (amx)"):
             # The processor's product of bfloat16 pairs: queries and weights are rounded too, to 8 bits. A score of
             # 10, which widths of 256 reach here, is off by 10 / 512, so that a weight is by 2%.
             torch.testing.assert_close(got.double(), want, rtol=4e-2, atol=4e-2)
@@ -168,25 +166,27 @@ def test_same_bits_alone_together_and_in_chunks(
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("pairs", [0, 5, 12])
-def test_rotate_store(
+def test_positions(
     backend: Backend, interleaved: bool, dtype: torch.dtype, pairs: int, generator: torch.Generator
 ) -> None:
-    """Queries come back turned, keys are turned in the cache, values are in the cache as they were."""
+    """Queries are turned, keys are turned in the cache, values are in the cache as they were."""
     tokens, heads, kv_heads, dim = 11, 4, 2, 24
     qkv = torch.randn(tokens + 3, heads + 2 * kv_heads, dim, generator=generator).to(dtype)  # 3 rows of padding
     angle = torch.randn(tokens + 3, pairs, generator=generator)
     table = torch.tensor([[3, 1, 2]])
-    keys, values = torch.zeros(4, kv_heads, 4, dim, dtype=dtype), torch.zeros(4, kv_heads, 4, dim, dtype=dtype)
-    plan = plan_attention([SequenceRun(0, tokens, 0, 0)], table, 4, None, tokens)
-    angles = (angle.cos(), angle.sin()) if pairs else None
-    query = backend.rotate_store(qkv, angles, interleaved, keys, values, plan)
-    turned = rotate(qkv, angle.cos(), angle.sin(), interleaved)[:tokens]
-    torch.testing.assert_close(query, turned[:, :heads])
-    held_keys = keys[table[0]].transpose(1, 2).reshape(12, kv_heads, dim)[:tokens]
-    held_values = values[table[0]].transpose(1, 2).reshape(12, kv_heads, dim)[:tokens]
-    torch.testing.assert_close(held_keys.float(), turned[:, heads : heads + kv_heads], rtol=1e-2, atol=1e-6)
-    assert torch.equal(held_values, qkv[:tokens, heads + kv_heads :])
-    assert not keys[0].any()
+    plan = backend.plan_attention([SequenceRun(0, tokens, 0, 0)], table, 4, None, tokens)
+    spec = AttentionSpec(heads, kv_heads, dim, 0.25, interleaved=interleaved)
+    turned = torch.cat([rotate(qkv[:, :-kv_heads], angle.cos(), angle.sin(), interleaved), qkv[:, -kv_heads:]], 1)
+    cache, other = (backend.make_cache(CacheSpec(kv_heads, dim, dim), 4, 4, dtype) for _ in range(2))
+    got = backend.attend(qkv.clone().flatten(1), cache, plan, spec, (angle.cos(), angle.sin()) if pairs else None)
+    want = backend.attend(turned.flatten(1), other, plan, spec, None)
+    torch.testing.assert_close(got.float(), want, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-2)
+    held_keys = cache.keys[table[0]].transpose(1, 2).reshape(12, kv_heads, dim)[:tokens]
+    held_values = cache.values[table[0]].transpose(1, 2).reshape(12, kv_heads, dim)[:tokens]
+    torch.testing.assert_close(held_keys.float(), turned[:tokens, heads:-kv_heads], rtol=1e-2, atol=1e-6)
+    assert torch.equal(held_values, qkv[:tokens, -kv_heads:])
+    assert not cache.keys[0].any()
+    assert not got[tokens:].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -207,3 +207,72 @@ def test_a_long_context_is_the_same_whoever_shares_it(
     want = cache.reference(0, length - 200, q, window)
     tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5  # bfloat16: see above
     torch.testing.assert_close(together.double(), want, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+def test_what_is_stored_apart_is_attended_alike(
+    backend: Backend, dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    """As cross-attention and latent attention do it."""
+    tokens, heads, kv_heads, dim, spec = 20, 4, 2, 24, AttentionSpec(4, 2, 24, 0.25)
+    qkv = torch.randn(tokens, heads + 2 * kv_heads, dim, generator=generator)
+    plan = backend.plan_attention([SequenceRun(0, tokens, 0, 0)], torch.tensor([[1, 2]]), 16, None, tokens)
+    cache, other = (backend.make_cache(CacheSpec(kv_heads, dim, dim), 3, 16, dtype) for _ in range(2))
+    query, key, value = qkv.split([heads, kv_heads, kv_heads], dim=1)
+    backend.store(key, value, other, plan)
+    got = backend.attend_stored(query, other, plan, spec, tokens + 2, torch.float32)
+    want = backend.attend(qkv.flatten(1), cache, plan, spec, None)
+    assert torch.equal(got[:tokens].flatten(1), want)
+    assert not got[tokens:].any()
+
+
+NORMS = {
+    "rms": lambda size: NormSpec("rms", torch.rand(size), None, 1e-5),
+    "layer": lambda size: NormSpec("layer", torch.rand(size), torch.rand(size), 1e-5),
+    "bare": lambda size: NormSpec("layer", None, None, 1e-5),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [*NORMS, "each head", "full width"])
+@pytest.mark.parametrize("order", ["norm", "clip", "norm, clip", "clip, norm"])
+def test_norms_and_clips_of_heads(
+    backend: Backend, order: str, kind: str, dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    """As if they had been applied before, one row at a time."""
+    tokens, heads, kv_heads, dim = 9, 4, 2, 24
+
+    def norms(count: int) -> NormSpec:
+        if kind == "each head":
+            return NormSpec("layer", torch.rand(count, dim, generator=generator), None, 1e-5)
+        return NORMS["layer" if kind == "full width" else kind](count * dim if kind == "full width" else dim)
+
+    both = {"norm": HeadNorms(norms(heads), norms(kv_heads), kind == "full width"), "clip": HeadClip(0.7)}
+    transforms = tuple(both[name] for name in order.split(", "))
+    qkv = torch.randn(tokens, heads + 2 * kv_heads, dim, generator=generator).to(dtype)
+    changed = qkv
+    for transform in transforms:
+        if isinstance(transform, HeadClip):
+            changed = changed.clamp(-0.7, 0.7)
+            continue
+        parts = []
+        query, key, value = changed.split([heads, kv_heads, kv_heads], 1)
+        for norm, part in ((transform.query, query), (transform.key, key)):
+            x = part.double().flatten(1) if transform.full_width else part.double()
+            x = x if norm.kind == "rms" else x - x.mean(-1, keepdim=True)
+            x = x / (x.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+            x = x * (1 if norm.weight is None else norm.weight) + (0 if norm.bias is None else norm.bias)
+            parts.append(x.view(part.shape).to(dtype))
+        changed = torch.cat([*parts, value], 1)
+    plan = backend.plan_attention([SequenceRun(0, tokens, 0, 0)], torch.tensor([[1, 2, 3]]), 4, None, tokens)
+    found = []
+    for rows, spec in (
+        (qkv, AttentionSpec(heads, kv_heads, dim, 0.25, transforms=transforms)),
+        (changed, AttentionSpec(heads, kv_heads, dim, 0.25)),
+    ):
+        cache = backend.make_cache(CacheSpec(kv_heads, dim, dim), 4, 4, torch.float32)
+        found.append(backend.attend(rows.clone().flatten(1), cache, plan, spec, None))
+        found.append(cache.keys)
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-4
+    torch.testing.assert_close(found[0], found[2], rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(found[1], found[3], rtol=tolerance, atol=tolerance)

@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from octavo.ops import Backend
+from octavo.ops.specs import RotaryTable
 from octavo.ops.torch.activations import ACTIVATIONS, gelu, gelu_tanh, quick_gelu, relu, relu_squared, silu, softplus
-from octavo.ops.torch.rope import RotaryTable, rotate
+from octavo.ops.torch.rope import rotate
 
 REFERENCES: dict[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] = {
     silu: functional.silu,

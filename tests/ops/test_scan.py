@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.ops import Backend, RecurrentPlan, RecurrentRun, ScanInput
+from octavo.ops import Backend, RecurrentPlan, ScanInput, SequenceRun, plan_recurrent
 from octavo.ops.torch import selective_scan as scan_module
 from octavo.ops.torch.activations import ACTIVATIONS
 from octavo.ops.torch.selective_scan import causal_conv, causal_conv_step, selective_scan, selective_scan_step
@@ -84,10 +84,7 @@ def test_convolution(generator: torch.Generator) -> None:
 
 def plan_of(runs: list[tuple[int, int, int, int]]) -> RecurrentPlan:
     """Of (first row, tokens, start, slot)."""
-    singles = [r for r in runs if r[1] == 1]
-    columns = [torch.tensor([r[i] for r in singles], dtype=torch.long) for i in (0, 3, 2)]
-    table = torch.tensor([(first, tokens, slot) for first, tokens, _, slot in runs])
-    return RecurrentPlan(*columns, [RecurrentRun(*r) for r in runs if r[1] > 1], table=table)
+    return plan_recurrent([SequenceRun(*run) for run in runs])
 
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -54,7 +54,7 @@ def rows_of(x: torch.Tensor) -> Batch:
 
 @pytest.mark.parametrize("preference", ["torch", "auto"])
 def test_experts_are_weighted_by_the_router(preference: str, generator: torch.Generator) -> None:
-    backend = select_backend(torch.device("cpu"), preference)
+    backend = select_backend("cpu", preference)
     moe = MoE(8, [GatedMLP(8, 12, "silu") for _ in range(5)], softmax_then_topk(2))
     weights: dict[str, torch.Tensor] = {}
     for name, part in moe.named_modules():

@@ -1,7 +1,6 @@
 """The compiled core's operations over tensors. Shapes and meaning are those of the reference in octavo.ops.torch."""
 
 import ctypes
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple
@@ -10,25 +9,28 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from octavo.ops.backend import NotRecordableError, PackedExperts, PackedLinear
-from octavo.ops.large_pages import Arena
-from octavo.ops.native import recording
+from octavo.ops.backend import PackedExperts, PackedLinear
+from octavo.ops.host_memory import Arena
 from octavo.ops.native.library import Library
 from octavo.ops.native.packed_weight import TYPES, PackedWeight, pack, quantize
+from octavo.ops.native.recorded_steps import RecordedSteps
+from octavo.ops.paged_cache import KVCache
 from octavo.ops.plans import (
     AttentionPlan,
-    BlockSparse,
+    BlockTables,
+    DecodeInputs,
     DrawBy,
     RecurrentPlan,
-    RotaryTable,
     ScanInput,
+    SequenceRun,
     as_array,
-    cache_dim,
+    plan_attention,
+    plan_recurrent,
 )
+from octavo.ops.specs import AttentionSpec, CacheSpec, Capabilities, NormSpec, RotaryTable
 from octavo.ops.stored_rows import KINDS, StoredRows, of_floats
 from octavo.ops.torch import TorchBackend
-
-log = logging.getLogger("octavo")
+from octavo.ops.torch.paged_attention import transform_heads
 
 ACTIVATIONS = {
     "silu": 0,
@@ -116,8 +118,6 @@ class NativeBackend:
     """The operations of one of the compiled libraries."""
 
     min_rows = 1
-    records = True
-    kinds = frozenset(KINDS)
 
     def __init__(self, library: Library) -> None:
         self.device = torch.device("cpu")
@@ -125,7 +125,10 @@ class NativeBackend:
         """Computes what the library lacks."""
         self.library = library
         self.name = f"native ({library.name})"
-        self.bfloat16_pairs = library.name in ("avx512_bf16", "amx")
+        self._multiplies_pairs = library.name in ("avx512_bf16", "amx")
+        """Whether the processor multiplies pairs of bfloat16 faster than float32."""
+        row_dtypes = [torch.float32, torch.bfloat16] if self._multiplies_pairs else [torch.float32]
+        self.capabilities = Capabilities(frozenset(KINDS), frozenset(TYPES), frozenset(row_dtypes))
         self._run = library.run
         self._memory = Arena()
 
@@ -145,12 +148,38 @@ class NativeBackend:
         finally:
             torch.set_num_threads(before)
 
-    def record(self, function: Callable[[], tuple[Tensor, ...]], rows: int) -> recording.Program | None:
-        try:
-            return recording.record(self.library, function, rows)
-        except NotRecordableError as error:
-            log.info("decode steps are run operation by operation: %s", error)
-            return None
+    def free_memory(self) -> int:
+        return self._reference.free_memory()
+
+    def cache_budget(self, device_share: float) -> int:
+        return self._reference.cache_budget(device_share)
+
+    def make_cache(self, spec: CacheSpec, blocks: int, block_size: int, dtype: torch.dtype) -> KVCache:
+        return self._reference.make_cache(spec, blocks, block_size, dtype)
+
+    def block_bytes(self, spec: CacheSpec, block_size: int, dtype: torch.dtype) -> int:
+        return self._reference.block_bytes(spec, block_size, dtype)
+
+    def make_state(self, shape: tuple[int, ...]) -> Tensor:
+        return self._reference.make_state(shape)
+
+    def plan_attention(
+        self,
+        runs: Sequence[SequenceRun],
+        block_table: Tensor,
+        block_size: int,
+        window: int | None,
+        num_tokens: int,
+    ) -> AttentionPlan:
+        return plan_attention(runs, block_table, block_size, window, num_tokens)
+
+    def plan_recurrent(self, runs: Sequence[SequenceRun]) -> RecurrentPlan:
+        return plan_recurrent(runs)
+
+    def record_decode(
+        self, function: Callable[[DecodeInputs], tuple[Tensor, ...]], tables: BlockTables, max_rows: int
+    ) -> RecordedSteps:
+        return RecordedSteps(self.library, function, tables, max_rows)
 
     @property
     def threads(self) -> int:
@@ -272,115 +301,126 @@ class NativeBackend:
             sin.data_ptr(),
             table.scales[0],
             table.scales[-1],
-            NEVER if table.switch_length is None else table.switch_length,
+            NEVER if table.long_rope_threshold is None else table.long_rope_threshold,
         )
         return cos, sin
 
-    def rotate_store(
+    def attend(
         self,
         qkv: Tensor,
-        angles: tuple[Tensor, Tensor] | None,
-        interleaved: bool,
-        key_cache: Tensor,
-        value_cache: Tensor,
+        cache: KVCache,
         plan: AttentionPlan,
-        paired: bool = False,
+        spec: AttentionSpec,
+        angles: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
-        tokens, all_heads, dim = plan.num_tokens, qkv.shape[1], qkv.shape[2]
-        kv_heads, block_size = key_cache.shape[1], key_cache.shape[2]
-        heads = all_heads - 2 * kv_heads
-        qkv = self._together(qkv)
-        query = torch.empty(tokens, heads, dim)
+        if max(cache.dims) > MAX_HEAD_DIM:
+            return self._reference.attend(qkv, cache, plan, spec, angles)
+        rows = qkv.shape[0]
+        heads = self._together(transform_heads(qkv.view(rows, -1, spec.head_dim), spec, self._apply_norm))
+        query = torch.empty(plan.num_tokens, spec.num_heads, spec.head_dim)
+        paired = self._can_pair(cache)
         self._run(
             "rotate_store",
-            tokens,
-            qkv.data_ptr(),
+            plan.num_tokens,
+            heads.data_ptr(),
             angles[0].data_ptr() if angles else None,
             angles[1].data_ptr() if angles else None,
             query.data_ptr(),
-            key_cache.data_ptr(),
-            value_cache.data_ptr(),
+            cache.keys.data_ptr(),
+            cache.values.data_ptr(),
             plan.slot_mapping.data_ptr(),
-            block_size,
-            heads,
-            kv_heads,
-            dim,
+            plan.block_size,
+            spec.num_heads,
+            spec.num_kv_heads,
+            spec.head_dim,
             angles[0].shape[1] if angles else 0,
-            interleaved,
+            spec.interleaved,
             TYPES[qkv.dtype],
-            CACHE_TYPES[key_cache.dtype],
+            CACHE_TYPES[cache.keys.dtype],
             paired,
         )
-        return query
+        return self._attend(query, cache, plan, spec, rows, qkv.dtype, paired).flatten(1)
 
-    def pairs(self, key_cache: Tensor, value_cache: Tensor) -> bool:
-        if not self.bfloat16_pairs or key_cache.dtype != torch.bfloat16 or key_cache.shape[2] % PAIRED_TOKENS:
+    def _apply_norm(self, norm: NormSpec, x: Tensor) -> Tensor:
+        if norm.kind == "rms":
+            assert norm.weight is not None
+            return self.rms_norm(x, norm.weight, norm.eps)
+        if norm.weight is None or norm.weight.dim() == 1:
+            return self.layer_norm(x, norm.weight, norm.bias, norm.eps)
+        return (self.layer_norm(x.float(), None, None, norm.eps) * norm.weight).to(x.dtype)
+
+    def _can_pair(self, cache: KVCache) -> bool:
+        """Whether a cache's tokens lie as the processor's product of pairs of bfloat16 reads them."""
+        if not self._multiplies_pairs or cache.keys.dtype != torch.bfloat16 or cache.keys.shape[2] % PAIRED_TOKENS:
             return False
-        dims = key_cache.shape[3], value_cache.shape[3]
-        return max(dims) <= MAX_HEAD_DIM and not any(dim % PAIRED_TOKENS for dim in dims)
+        return not any(dim % PAIRED_TOKENS for dim in cache.dims)
 
-    def write_kv(self, cache: Tensor, values: Tensor, plan: AttentionPlan) -> None:
-        values = self._together(values.float())
-        tokens, heads, dim = values.shape
-        self._run(
-            "store_rows",
-            tokens,
-            values.data_ptr(),
-            cache.data_ptr(),
-            plan.slot_mapping.data_ptr(),
-            cache.shape[2],
-            heads,
-            dim,
-            CACHE_TYPES[cache.dtype],
-        )
+    def store(self, keys: Tensor, values: Tensor | None, cache: KVCache, plan: AttentionPlan) -> None:
+        for rows, target in ((keys, cache.keys), (values, cache.values)):
+            if rows is None:
+                continue
+            rows = self._together(self.floats(rows))
+            tokens, heads, dim = rows.shape
+            self._run(
+                "store_rows",
+                tokens,
+                rows.data_ptr(),
+                target.data_ptr(),
+                plan.slot_mapping.data_ptr(),
+                plan.block_size,
+                heads,
+                dim,
+                CACHE_TYPES[target.dtype],
+            )
 
-    def paged_attention(
+    def attend_stored(
+        self, query: Tensor, cache: KVCache, plan: AttentionPlan, spec: AttentionSpec, rows: int, dtype: torch.dtype
+    ) -> Tensor:
+        if max(cache.dims) > MAX_HEAD_DIM:
+            return self._reference.attend_stored(query, cache, plan, spec, rows, dtype)
+        return self._attend(self._together(query), cache, plan, spec, rows, dtype, paired=False)
+
+    def _attend(
         self,
         query: Tensor,
-        key_cache: Tensor,
-        value_cache: Tensor,
+        cache: KVCache,
         plan: AttentionPlan,
+        spec: AttentionSpec,
         rows: int,
         dtype: torch.dtype,
-        scale: float,
-        softcap: float | None = None,
-        alibi_slopes: Tensor | None = None,
-        sparse: BlockSparse | None = None,
-        paired: bool = False,
+        paired: bool,
     ) -> Tensor:
-        key_dim, value_dim = cache_dim(key_cache), cache_dim(value_cache)
-        if max(key_dim, value_dim) > MAX_HEAD_DIM:
-            return self._reference.paged_attention(
-                query, key_cache, value_cache, plan, rows, dtype, scale, softcap, alibi_slopes, sparse
-            )
-        query = self._together(query)
+        key_dim, value_dim = cache.dims
         make = torch.empty if rows == plan.num_tokens else torch.zeros
-        out = make(rows, query.shape[1], value_dim, dtype=dtype)
+        out = make(rows, spec.num_heads, value_dim, dtype=dtype)
         self._run(
             "attention",
             plan.run_table.shape[0],
             query.data_ptr(),
-            key_cache.data_ptr(),
-            value_cache.data_ptr(),
+            cache.keys.data_ptr(),
+            cache.values.data_ptr(),
             out.data_ptr(),
             plan.run_table.data_ptr(),
             plan.block_table.data_ptr(),
             plan.block_table.shape[1],
             plan.block_size,
-            query.shape[1],
-            key_cache.shape[1],
+            spec.num_heads,
+            spec.num_kv_heads,
             key_dim,
             value_dim,
-            scale,
-            softcap or 0.0,
-            None if alibi_slopes is None else alibi_slopes.data_ptr(),
+            spec.scale,
+            spec.softcap or 0.0,
+            None if spec.alibi_slopes is None else spec.alibi_slopes.data_ptr(),
             plan.window or 0,
-            CACHE_TYPES[key_cache.dtype],
+            CACHE_TYPES[cache.keys.dtype],
             TYPES[dtype],
             paired,
-            *((0, 0, 0, 0) if sparse is None else astuple(sparse)),
+            *((0, 0, 0, 0) if spec.sparse is None else astuple(spec.sparse)),
         )
         return out
+
+    def full_attention(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        return self._reference.full_attention(query, key, value, scale)
 
     def experts(self, weights: Sequence[PackedLinear]) -> PackedExperts:
         native = [w for w in weights if isinstance(w, NativeLinear)]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from octavo.ops.large_pages import Arena
+from octavo.ops.host_memory import Arena
 from octavo.ops.native.library import Library
 from octavo.ops.stored_rows import StoredRows
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from octavo.ops.backend import NotRecordableError
 from octavo.ops.native.library import Library
 
 ARENA_BYTES = 1 << 30
@@ -31,6 +30,10 @@ _VIEWS = frozenset(
 )
 _ALLOCATIONS = frozenset(["empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"])
 _UNRECORDABLE = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded)
+
+
+class NotRecordableError(Exception):
+    """What a model computes depends on more than the step's rows."""
 
 
 class _Arena:

@@ -5,7 +5,7 @@ import time
 import torch
 from torch import Tensor
 
-from octavo.ops.large_pages import Arena
+from octavo.ops.host_memory import Arena
 from octavo.ops.native.library import Library
 from octavo.ops.native.packed_weight import pack, quantize
 from octavo.ops.stored_rows import Q4_1, Q8_0

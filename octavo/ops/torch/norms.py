@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from octavo.ops.specs import NormSpec
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`x / sqrt(mean(x**2) + eps) * weight`, `weight` `[width]` in float32 (Zhang & Sennrich 2019)."""
@@ -15,3 +17,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """`(x - mean) / sqrt(variance + eps) * weight + bias`, parameters `[width]` in float32 (Ba et al. 2016)."""
     return functional.layer_norm(x.float(), x.shape[-1:], weight, bias, eps).to(x.dtype)
+
+
+def apply_norm(norm: NormSpec, x: Tensor) -> Tensor:
+    """`x` `[..., size]`, or `[rows, heads, size]` where each head has a weight of its own."""
+    if norm.kind == "rms":
+        assert norm.weight is not None
+        return rms_norm(x, norm.weight, norm.eps)
+    if norm.weight is None or norm.weight.dim() == 1:
+        return layer_norm(x, norm.weight, norm.bias, norm.eps)
+    return (layer_norm(x.float(), None, None, norm.eps) * norm.weight).to(x.dtype)

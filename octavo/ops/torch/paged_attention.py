@@ -19,7 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from octavo.ops.plans import SCALE_BYTES, AttentionPlan, BlockSparse, SequenceRun, cache_dim
+from octavo.ops.paged_cache import SCALE_BYTES, KVCache
+from octavo.ops.plans import AttentionPlan, SequenceRun
+from octavo.ops.specs import AttentionSpec, BlockSparse, HeadClip, NormSpec
+from octavo.ops.torch.norms import apply_norm
 from octavo.ops.torch.products import ROW_GRAIN, TERMS, grouped_sum
 from octavo.ops.torch.rope import rotate
 
@@ -207,65 +210,72 @@ def _from_cache(rows: Tensor) -> Tensor:
     return rows[..., :-SCALE_BYTES].float() * scale
 
 
-def write_kv(cache: Tensor, values: Tensor, plan: AttentionPlan) -> None:
+def store(cache: Tensor, values: Tensor, plan: AttentionPlan) -> None:
     """Store `values` `[tokens, heads, dim]` in `cache` `[blocks, heads, block_size, row]` at the plan's slots."""
     heads, dim = values.shape[1:]
     rows = _to_cache(values.reshape(-1, dim), cache.dtype)
     cache.view(-1, cache.shape[-1]).index_copy_(0, _slot_rows(plan, heads), rows)
 
 
+def transform_heads(
+    qkv: Tensor, spec: AttentionSpec, apply_norm: Callable[[NormSpec, Tensor], Tensor] = apply_norm
+) -> Tensor:
+    """Queries, keys and values `[rows, heads + 2 * kv heads, head_dim]` after the spec's transforms."""
+    for transform in spec.transforms:
+        if isinstance(transform, HeadClip):
+            qkv = qkv.clamp(-transform.limit, transform.limit)
+            continue
+        query, key, value = torch.split(qkv, [spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], dim=1)
+        if transform.full_width:
+            query = apply_norm(transform.query, query.flatten(1)).view(query.shape)
+            key = apply_norm(transform.key, key.flatten(1)).view(key.shape)
+        else:
+            query, key = apply_norm(transform.query, query), apply_norm(transform.key, key)
+        qkv = torch.cat([query, key, value], dim=1)
+    return qkv
+
+
 def rotate_store(
     qkv: Tensor,
     angles: tuple[Tensor, Tensor] | None,
-    interleaved: bool,
-    key_cache: Tensor,
-    value_cache: Tensor,
+    cache: KVCache,
     plan: AttentionPlan,
+    spec: AttentionSpec,
 ) -> Tensor:
-    """Turn queries and keys by their positions, store keys and values, and give back the queries.
+    """Rotate queries and keys by their positions, store keys and values, and give back the queries.
 
     Args:
-        qkv: [rows, heads + 2 * kv_heads, head_dim]: queries, keys, values; rows past the plan's tokens are padding.
+        qkv: [rows, heads + 2 * kv heads, head_dim]: queries, keys, values; rows past the plan's tokens are padding.
         angles: cos and sin, [rows, pairs] float32 each, or None where positions come otherwise.
-        interleaved: as in `rotate`.
-        key_cache, value_cache: [blocks, kv_heads, block_size, head_dim]
+        cache: where keys and values go.
+        plan: in which of its slots.
+        spec: of the layer.
 
     Returns: [tokens, heads, head_dim] float32.
     """
-    kv_heads, tokens = key_cache.shape[1], plan.num_tokens
-    turning, value = qkv[:tokens, :-kv_heads], qkv[:tokens, -kv_heads:]
-    turned = turning.float() if angles is None else rotate(turning, angles[0][:tokens], angles[1][:tokens], interleaved)
-    write_kv(key_cache, turned[:, -kv_heads:], plan)
-    write_kv(value_cache, value, plan)
-    return turned[:, :-kv_heads]
+    tokens, key_head, value_head = plan.num_tokens, spec.num_heads, spec.num_heads + spec.num_kv_heads
+    turned = qkv[:tokens, :value_head]
+    if angles is None:
+        turned = turned.float()
+    else:
+        turned = rotate(turned, angles[0][:tokens], angles[1][:tokens], spec.interleaved)
+    store(cache.keys, turned[:, key_head:], plan)
+    store(cache.values, qkv[:tokens, value_head:], plan)
+    return turned[:, :key_head]
 
 
-def paged_attention(
-    query: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    plan: AttentionPlan,
-    out: Tensor,
-    scale: float,
-    softcap: float | None = None,
-    alibi_slopes: Tensor | None = None,
-    sparse: BlockSparse | None = None,
-) -> None:
+def attend(query: Tensor, cache: KVCache, plan: AttentionPlan, spec: AttentionSpec, out: Tensor) -> None:
     """Causal attention of a step's queries over their sequences' cached keys and values.
 
     Args:
         query: [tokens, heads, head_dim] float32; `heads` is a multiple of the cache's heads (grouped queries).
-        key_cache: [blocks, kv_heads, block_size, row], a row being head_dim numbers, or for int8 also their scale.
-        value_cache: [blocks, kv_heads, block_size, row] of value_dim numbers.
+        cache: the keys and values.
         plan: where each sequence's queries and blocks are.
+        spec: of the layer.
         out: [tokens, heads, value_dim], filled. Computed in float32, rounded once.
-        scale: factor of the scores.
-        softcap: scores become softcap * tanh(scores / softcap) (Gemma 2).
-        alibi_slopes: [heads], added times (key position - query position) (Press et al. 2022).
-        sparse: which of the keys before it a query sees; all if None.
     """
     for index, tile in enumerate(_tiles(plan)):
-        result = _attend(query, key_cache, value_cache, plan, index, scale, softcap, alibi_slopes, sparse)
+        result = _attend(query, cache, plan, index, spec)
         if tile.targets is None:  # one tile holds all queries in order
             out.copy_(result)
         else:
@@ -305,20 +315,10 @@ def _pad_width(x: Tensor) -> Tensor:
     return functional.pad(x, (0, -x.shape[-1] % ROW_GRAIN)) if x.shape[-1] % ROW_GRAIN else x
 
 
-def _attend(
-    query: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    plan: AttentionPlan,
-    index: int,
-    scale: float,
-    softcap: float | None,
-    alibi_slopes: Tensor | None,
-    sparse: BlockSparse | None,
-) -> Tensor:
+def _attend(query: Tensor, cache: KVCache, plan: AttentionPlan, index: int, spec: AttentionSpec) -> Tensor:
     """[n * t, heads, value_dim] of one tile."""
     tile = _tiles(plan)[index]
-    n, t, kv_heads = tile.n, tile.t, key_cache.shape[1]
+    n, t, kv_heads, scale = tile.n, tile.t, spec.num_kv_heads, spec.scale
     heads, head_dim = query.shape[1:]
     group = heads // kv_heads
     rows = t * group
@@ -329,21 +329,21 @@ def _attend(
     if rows % ROW_GRAIN:
         queries = functional.pad(queries, (0, 0, 0, -rows % ROW_GRAIN))
 
-    keys = _gather(key_cache, plan, index).transpose(1, 2)
-    bias = _bias(plan, index, kv_heads, group, sparse)
-    if alibi_slopes is not None:
+    keys = _gather(cache.keys, plan, index).transpose(1, 2)
+    bias = _bias(plan, index, kv_heads, group, spec.sparse)
+    if spec.alibi_slopes is not None:
         # Not in one product: where in its sum a bias other than zero comes in is the library's choice.
-        bias = bias + _alibi(tile, alibi_slopes, kv_heads, group)
+        bias = bias + _alibi(tile, spec.alibi_slopes, kv_heads, group)
         scores = torch.bmm(queries, keys).mul_(scale).add_(bias)
-    elif softcap is None:
+    elif spec.softcap is None:
         scores = torch.baddbmm(bias, queries, keys, alpha=scale)
     else:
-        scores = torch.bmm(queries, keys).mul_(scale / softcap).tanh_().mul_(softcap).add_(bias)
+        scores = torch.bmm(queries, keys).mul_(scale / spec.softcap).tanh_().mul_(spec.softcap).add_(bias)
 
     weights = torch.softmax(scores, -1)
-    values = _gather(value_cache, plan, index)
+    values = _gather(cache.values, plan, index)
     mixed = grouped_sum(weights, values)
-    mixed = mixed[:, :rows, : cache_dim(value_cache)]
+    mixed = mixed[:, :rows, : cache.dims[1]]
     return mixed.reshape(n, kv_heads, t, group, -1).transpose(1, 2).reshape(n * t, heads, -1)
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from octavo.ops.plans import RotaryTable
+from octavo.ops.specs import RotaryTable
 
 
 def angles(table: RotaryTable, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -13,8 +13,8 @@ def angles(table: RotaryTable, positions: Tensor, lengths: Tensor) -> tuple[Tens
     """
     device = positions.device
     frequencies, scale = table.frequencies.to(device), torch.tensor(table.scales, device=device).unsqueeze(1)
-    if table.switch_length is not None:
-        row = (lengths > table.switch_length).long()
+    if table.long_rope_threshold is not None:
+        row = (lengths > table.long_rope_threshold).long()
         frequencies, scale = frequencies[row], scale[row]
     turned = positions.float().unsqueeze(1) * frequencies
     return turned.cos() * scale, turned.sin() * scale

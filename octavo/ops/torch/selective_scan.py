@@ -7,10 +7,12 @@ step does exactly what one of those positions does. So prefill is parallel, and 
 whether it was computed in one run, in chunks that end anywhere, or one by one.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from octavo.ops.plans import RecurrentPlan, ScanInput
+from octavo.ops.plans import RecurrentPlan, ScanInput, SequenceRun
 from octavo.ops.torch.activations import ACTIVATIONS, softplus
 
 SCAN_GROUP = 32
@@ -144,6 +146,20 @@ def _scan_segment(
     return _read(states, c, x, d), torch.stack([carry, local[-1], decay[-1]])
 
 
+def _single(plan: RecurrentPlan, device: torch.device) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Rows, slots and positions of the runs of one token, which are computed together; None where there are none."""
+    if "single" not in plan.memo:
+        alone = [(r.first_row, r.table_row, r.start) for r in plan.runs if r.num_tokens == 1]
+        plan.memo["single"] = torch.tensor(alone, device=device).unbind(1) if alone else None
+    single: tuple[Tensor, Tensor, Tensor] | None = plan.memo["single"]
+    return single
+
+
+def _longer(plan: RecurrentPlan) -> Iterator[SequenceRun]:
+    """The other runs."""
+    return (run for run in plan.runs if run.num_tokens > 1)
+
+
 def convolve(
     x: Tensor, history: Tensor, weight: Tensor, bias: Tensor | None, activation: str, plan: RecurrentPlan
 ) -> Tensor:
@@ -160,12 +176,12 @@ def convolve(
     Returns: [rows, channels] in the dtype of `x`.
     """
     given, out = x.float(), torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-    if len(plan.step_rows):
-        rows, slots = plan.step_rows, plan.step_slots
+    if single := _single(plan, x.device):
+        rows, slots, _ = single
         out[rows], history[slots] = causal_conv_step(given[rows], history[slots], weight, bias)
-    for run in plan.runs:
+    for run in _longer(plan):
         part = slice(run.first_row, run.first_row + run.num_tokens)
-        out[part], history[run.slot] = causal_conv(given[part], history[run.slot], weight, bias)
+        out[part], history[run.table_row] = causal_conv(given[part], history[run.table_row], weight, bias)
     return ACTIVATIONS[activation](out).to(x.dtype)
 
 
@@ -181,14 +197,14 @@ def scan(inputs: ScanInput, state: Tensor, plan: RecurrentPlan) -> Tensor:
     """
     x, dt, b, c = inputs.x.float(), softplus(inputs.dt.float()), inputs.b.float(), inputs.c.float()
     y = torch.zeros_like(x)
-    if len(plan.step_rows):
-        rows, slots = plan.step_rows, plan.step_slots
+    if single := _single(plan, x.device):
+        rows, slots, positions = single
         y[rows], state[slots] = selective_scan_step(
-            x[rows], dt[rows], inputs.a, b[rows], c[rows], inputs.d, state[slots], plan.step_positions
+            x[rows], dt[rows], inputs.a, b[rows], c[rows], inputs.d, state[slots], positions
         )
-    for run in plan.runs:
+    for run in _longer(plan):
         part = slice(run.first_row, run.first_row + run.num_tokens)
-        y[part], state[run.slot] = selective_scan(
-            x[part], dt[part], inputs.a, b[part], c[part], inputs.d, state[run.slot], run.start
+        y[part], state[run.table_row] = selective_scan(
+            x[part], dt[part], inputs.a, b[part], c[part], inputs.d, state[run.table_row], run.start
         )
     return (y * ACTIVATIONS[inputs.activation](inputs.gate.float())).to(inputs.x.dtype)

@@ -2,13 +2,27 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from octavo.ops.backend import PackedExperts, PackedLinear, Program
-from octavo.ops.plans import AttentionPlan, BlockSparse, DrawBy, RecurrentPlan, RotaryTable, ScanInput, cache_dim
+from octavo.ops import host_memory
+from octavo.ops.backend import PackedExperts, PackedLinear, RecordedDecode
+from octavo.ops.paged_cache import KVCache, block_bytes, make_cache
+from octavo.ops.plans import (
+    AttentionPlan,
+    BlockTables,
+    DecodeInputs,
+    DrawBy,
+    RecurrentPlan,
+    ScanInput,
+    SequenceRun,
+    plan_attention,
+    plan_recurrent,
+)
+from octavo.ops.specs import AttentionSpec, CacheSpec, Capabilities, RotaryTable
 from octavo.ops.stored_rows import StoredRows
 from octavo.ops.torch import experts, norms, paged_attention, rope, sampling, selective_scan
 from octavo.ops.torch.activations import ACTIVATIONS
@@ -24,12 +38,18 @@ class TorchBackend:
 
     name = "torch"
     min_rows = 8
-    records = False
-    bfloat16_pairs = False
-    kinds: frozenset[int] = frozenset()
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        dtypes = {torch.float32}
+        if device.type != "cpu":
+            dtypes |= {torch.bfloat16, torch.float16}
+        elif _has_fast_bfloat16():
+            dtypes.add(torch.bfloat16)
+        self.capabilities = Capabilities(
+            frozenset(), frozenset(dtypes), frozenset([torch.float32, torch.bfloat16, torch.float16])
+        )
+        self._arena = host_memory.Arena()
 
     def set_threads(self, count: int) -> None:
         torch.set_num_threads(count)
@@ -37,12 +57,50 @@ class TorchBackend:
     def computing(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def record(self, function: Callable[[], tuple[Tensor, ...]], rows: int) -> Program | None:
-        return None
-
     @property
     def threads(self) -> int:
         return torch.get_num_threads()
+
+    def free_memory(self) -> int:
+        return host_memory.available() if self.device.type == "cpu" else int(torch.cuda.mem_get_info(self.device)[0])
+
+    def cache_budget(self, device_share: float) -> int:
+        if self.device.type == "cpu":
+            return int(host_memory.available() * host_memory.CACHE_SHARE)
+        free, total = torch.cuda.mem_get_info(self.device)
+        return max(0, int(free - total * (1 - device_share)))
+
+    def make_cache(self, spec: CacheSpec, blocks: int, block_size: int, dtype: torch.dtype) -> KVCache:
+        return make_cache(spec, blocks, block_size, dtype, self._zeros)
+
+    def block_bytes(self, spec: CacheSpec, block_size: int, dtype: torch.dtype) -> int:
+        return block_bytes(spec, block_size, dtype)
+
+    def make_state(self, shape: tuple[int, ...]) -> Tensor:
+        return self._zeros(shape, torch.float32)
+
+    def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        if self.device.type == "cpu":
+            return self._arena.zeros(shape, dtype)
+        return torch.zeros(shape, dtype=dtype, device=self.device)
+
+    def plan_attention(
+        self,
+        runs: Sequence[SequenceRun],
+        block_table: Tensor,
+        block_size: int,
+        window: int | None,
+        num_tokens: int,
+    ) -> AttentionPlan:
+        return plan_attention(runs, block_table, block_size, window, num_tokens)
+
+    def plan_recurrent(self, runs: Sequence[SequenceRun]) -> RecurrentPlan:
+        return plan_recurrent(runs)
+
+    def record_decode(
+        self, function: Callable[[DecodeInputs], tuple[Tensor, ...]], tables: BlockTables, max_rows: int
+    ) -> RecordedDecode | None:
+        return None
 
     def linear(self, weight: Tensor) -> PackedLinear:
         return TorchLinear(weight)
@@ -84,45 +142,33 @@ class TorchBackend:
     def angles(self, table: RotaryTable, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         return rope.angles(table, positions, lengths)
 
-    def rotate_store(
+    def attend(
         self,
         qkv: Tensor,
+        cache: KVCache,
+        plan: AttentionPlan,
+        spec: AttentionSpec,
         angles: tuple[Tensor, Tensor] | None,
-        interleaved: bool,
-        key_cache: Tensor,
-        value_cache: Tensor,
-        plan: AttentionPlan,
-        paired: bool = False,
     ) -> Tensor:
-        return paged_attention.rotate_store(qkv, angles, interleaved, key_cache, value_cache, plan)
+        rows = qkv.shape[0]
+        heads = paged_attention.transform_heads(qkv.view(rows, -1, spec.head_dim), spec)
+        query = paged_attention.rotate_store(heads, angles, cache, plan, spec)
+        return self.attend_stored(query, cache, plan, spec, rows, qkv.dtype).flatten(1)
 
-    def pairs(self, key_cache: Tensor, value_cache: Tensor) -> bool:
-        return False
+    def store(self, keys: Tensor, values: Tensor | None, cache: KVCache, plan: AttentionPlan) -> None:
+        paged_attention.store(cache.keys, keys, plan)
+        if values is not None:
+            paged_attention.store(cache.values, values, plan)
 
-    def write_kv(self, cache: Tensor, values: Tensor, plan: AttentionPlan) -> None:
-        paged_attention.write_kv(cache, values, plan)
-
-    def paged_attention(
-        self,
-        query: Tensor,
-        key_cache: Tensor,
-        value_cache: Tensor,
-        plan: AttentionPlan,
-        rows: int,
-        dtype: torch.dtype,
-        scale: float,
-        softcap: float | None = None,
-        alibi_slopes: Tensor | None = None,
-        sparse: BlockSparse | None = None,
-        paired: bool = False,
+    def attend_stored(
+        self, query: Tensor, cache: KVCache, plan: AttentionPlan, spec: AttentionSpec, rows: int, dtype: torch.dtype
     ) -> Tensor:
-        width = cache_dim(value_cache)
-        out = torch.zeros(rows, query.shape[1], width, dtype=dtype, device=query.device)
-        filled = out[: plan.num_tokens]
-        paged_attention.paged_attention(
-            query, key_cache, value_cache, plan, filled, scale, softcap, alibi_slopes, sparse
-        )
+        out = torch.zeros(rows, spec.num_heads, cache.dims[1], dtype=dtype, device=query.device)
+        paged_attention.attend(query, cache, plan, spec, out[: plan.num_tokens])
         return out
+
+    def full_attention(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        return paged_attention.full_attention(query, key, value, scale)
 
     def experts(self, weights: Sequence[PackedLinear]) -> PackedExperts:
         return experts.EachExpert(weights)
@@ -140,3 +186,17 @@ class TorchBackend:
 
     def sample(self, logits: Tensor, by: Sequence[DrawBy]) -> Tensor:
         return sampling.sample(logits, by)
+
+
+def _has_fast_bfloat16() -> bool:
+    """Whether PyTorch multiplies bfloat16 natively on this CPU (AVX-512 BF16, AMX, or Arm's BF16)."""
+    bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    if bf16 is None or amx is None:
+        return False
+    if bf16() or amx():
+        return True
+    try:
+        return "bf16" in Path("/proc/cpuinfo").read_text().split("Features", 1)[1].split("\n", 1)[0]
+    except (OSError, IndexError):
+        return False

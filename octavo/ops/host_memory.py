@@ -1,4 +1,4 @@
-"""Memory on a CPU for what stays: weights and caches. The system is asked for large pages.
+"""Memory on a CPU: how much is free, and large pages for what stays there, weights and caches.
 
 Address translations of 4 KiB pages cost more than the reading where a step goes through all weights once. Pages are
 taken when they are first written, and are zero before.
@@ -9,8 +9,10 @@ import ctypes
 import mmap
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -18,6 +20,8 @@ ALIGNMENT = 64
 CHUNK = 64 << 20
 """Bytes that small buffers share a mapping of."""
 LARGE_PAGE = 2 << 20
+CACHE_SHARE = 0.6
+"""Of the free memory, what caches take by default at most. Pages are touched only as they fill."""
 
 
 class Arena:
@@ -41,6 +45,20 @@ class Arena:
             buffer = torch.frombuffer(self._memory, dtype=torch.uint8, count=size, offset=self._start)
             self._start += -(-size // ALIGNMENT) * ALIGNMENT
         return buffer
+
+
+def available() -> int:
+    """Bytes that are free, also within this process's control group."""
+    free = int(psutil.virtual_memory().available)
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):  # no such control group, or no limit ("max")
+            continue
+    return max(0, free)
 
 
 def give_back() -> None:

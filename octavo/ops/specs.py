@@ -1,0 +1,107 @@
+"""What parts tell a backend of themselves once, when their weights are there: plain data."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """A cache of keys and values in blocks."""
+
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+    """0 where values are the first part of keys (latent attention)."""
+
+
+@dataclass(frozen=True, eq=False)
+class NormSpec:
+    """A norm over the last dimension."""
+
+    kind: Literal["rms", "layer"]
+    weight: Tensor | None
+    """[size] float32, or [heads, size] where each head has a row of its own."""
+    bias: Tensor | None
+    """[size] float32"""
+    eps: float
+
+
+@dataclass(frozen=True, eq=False)
+class HeadNorms:
+    """Norms of queries and of keys."""
+
+    query: NormSpec
+    key: NormSpec
+    full_width: bool = False
+    """All heads side by side are one row; otherwise each head is one."""
+
+
+@dataclass(frozen=True)
+class HeadClip:
+    """Queries, keys and values between -limit and limit."""
+
+    limit: float
+
+
+HeadTransform = HeadNorms | HeadClip
+
+
+@dataclass(frozen=True)
+class BlockSparse:
+    """Which keys the heads of a block-sparse layer see (Phi-3-small): the last blocks, and every `stride`-th one.
+
+    Which of the blocks count as every `stride`-th slides with the head, by `head_step`.
+    """
+
+    block_size: int
+    local_blocks: int
+    stride: int
+    head_step: int
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionSpec:
+    """How a layer attends. Its window is its block table's, and so the plan's."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    """Factor of the scores."""
+    softcap: float | None = None
+    """Scores become softcap * tanh(scores / softcap) (Gemma 2)."""
+    alibi_slopes: Tensor | None = None
+    """[num_heads], added to the scores times (key position - query position) (Press et al. 2022)."""
+    interleaved: bool = False
+    """Rotary pairs are neighbours (GPT-J) instead of halves (GPT-NeoX)."""
+    sparse: BlockSparse | None = None
+    """Which of the keys before it a query sees; all if None."""
+    transforms: tuple[HeadTransform, ...] = ()
+    """What happens to queries, keys and values before positions are applied, in this order."""
+
+
+@dataclass(frozen=True)
+class RotaryTable:
+    """The frequencies of rotary pairs."""
+
+    frequencies: Tensor
+    """[1, pairs] float32 angles per position; [2, pairs] where a sequence's length chooses (LongRoPE)."""
+    scales: tuple[float, ...] = (1.0,)
+    """Factors of cos and sin, one for each row of `frequencies`."""
+    long_rope_threshold: int | None = None
+    """The longest sequence that the first row serves."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a backend computes with beside float32."""
+
+    weight_kinds: frozenset[int]
+    """Kinds of octavo.ops.stored_rows that `stored_linear` takes; of others, the loader makes floats."""
+    dtypes: frozenset[torch.dtype]
+    """What weights may be held in without being slower than in float32."""
+    row_dtypes: frozenset[torch.dtype]
+    """Of these, what rows may be in where weights are plain; all other products take rows of float32."""
