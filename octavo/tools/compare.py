@@ -3,11 +3,12 @@
     python -m octavo.tools.compare FOLDER [--prompt "1 2 3"]
 
 Both compute in float32, Octavo with its PyTorch reference. The first layer whose difference stands out is where to
-look.
+look. A folder without weights gets those that the golden case would have.
 """
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from octavo import LLM, SamplingParams
 from octavo.executor.local import LocalExecutor
-from octavo.tools.golden import reference
+from octavo.tools.golden import reference, skeleton
+from octavo.tools.recipe import write_model
 
 
 @dataclass
@@ -73,7 +75,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--prompt", default="5 17 40 3 99 12 7 55", help='token ids (default: "%(default)s")')
     parser.add_argument("--trust-remote-code", action="store_true", help="run the folder's own Python")
     given = parser.parse_args(arguments)
-    found = compare(given.folder, [int(i) for i in given.prompt.split()], given.trust_remote_code)
+    with tempfile.TemporaryDirectory() as made:
+        folder = given.folder
+        if not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
+            folder = write_model(skeleton(folder, "", given.trust_remote_code), Path(made))
+        found = compare(folder, [int(i) for i in given.prompt.split()], given.trust_remote_code)
     for index, difference in enumerate(found.layers):
         name = "embedding" if index == 0 else f"layer {index - 1}"
         print(f"{name:12s} {difference:.1e}")

@@ -1,8 +1,15 @@
-"""The config classes that transformers has for the tree's architectures, and which keys of a config a family reads."""
+"""The config classes that transformers has for the tree's architectures, and which keys of a config a family reads.
+
+`python -m tests.architectures.published ROW` puts the defaults of a new row's class into defaults.json, once it has a
+golden case.
+"""
 
 import dataclasses
+import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +20,11 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING_NAMES,
 )
 
+import octavo
 from octavo.architectures import Architecture, Config, all_architectures
+from octavo.architectures.config_keys import SPELLINGS
+from octavo.architectures.rope_settings import position_limit
+from tests.golden import CASES, read_case
 
 _TABLES = (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -73,3 +84,24 @@ def build(architecture: Architecture, values: dict[str, Any]) -> None:
     """Compose the model of a config, without weights."""
     with torch.device("meta"):
         architecture.build(architecture.config(values))
+
+
+def read_defaults(name: str) -> dict[str, Any]:
+    """Of the class' defaults, those that the row reads and that are not taken for granted."""
+    row, defaults = all_architectures()[name], class_defaults(PUBLISHED[name])
+    cases = [case["config"] for path in CASES if (case := read_case(path))["row"] == name]
+    with recorded() as asked:
+        for config in [{"num_hidden_layers": 2}, *cases]:
+            values = {**defaults, **config, "architectures": [name]}
+            build(row, values)
+            position_limit(row.config(values))
+    keys = {other for path, key in asked if not path for other in (key, *SPELLINGS.get(key, ()))}
+    usual = {"rope_theta": 10000.0, "partial_rotary_factor": 1.0}
+    return {key: value for key, value in defaults.items() if key in keys and usual.get(key) != value}
+
+
+if __name__ == "__main__":
+    path = Path(octavo.__file__).parent / "architectures" / "defaults.json"
+    table = json.loads(path.read_text()) | {name: read_defaults(name) for name in sys.argv[1:]}
+    rows = (f"{json.dumps(name)}: {json.dumps(table[name])}" for name in sorted(table))
+    path.write_text("{\n" + ",\n".join(rows) + "\n}\n")

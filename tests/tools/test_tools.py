@@ -50,6 +50,12 @@ def test_a_folder_without_a_config_is_named(tmp_path: Path, capsys: pytest.Captu
     assert f"{tmp_path} has no config.json" in capsys.readouterr().err
 
 
+def test_a_folder_without_weights_is_compared_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare.main([str(folder)]) == 0
+    assert "layer 1" in capsys.readouterr().out
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+
+
 def test_the_layer_at_fault_is_seen(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = write_model(golden.skeleton(folder, "x"), tmp_path / "model")
     same = compare.compare(model, PROMPT)
