@@ -7,7 +7,9 @@ import pytest
 
 from octavo import LLM, BeamSearchParams, SamplingParams
 from octavo.errors import InvalidRequestError
+from octavo.executor.local import LocalExecutor
 from tests.golden import case_named, write_model
+from tests.preemption import preempt_all
 
 START = 2
 SOURCE = [5, 6, 7, 8]
@@ -61,7 +63,7 @@ def test_beams_keep_their_encoder(bart: LLM) -> None:
     [
         ({"encoder_prompt": [], "decoder_prompt": [START]}, "encoder's prompt is empty"),
         ({"encoder_prompt": [400], "decoder_prompt": [START]}, "encoder_prompt holds 400"),
-        ({"encoder_prompt": [1] * 129, "decoder_prompt": [START]}, "has 129 tokens, and this model reads 128"),
+        ({"encoder_prompt": [1] * 129, "decoder_prompt": [START]}, "has 129 tokens, and this encoder takes 128"),
         ({"encoder_prompt": SOURCE, "decoder_prompt": []}, "prompt is empty"),
         ({"encoder_prompt": SOURCE, "decoder_prompt": [START] * 128}, "takes 127"),
     ],
@@ -75,3 +77,33 @@ def test_models_without_an_encoder_say_so(tiny_folder: Path) -> None:
     llm = LLM(str(tiny_folder), skip_tokenizer_init=True, kv_cache_memory="8MiB")
     with pytest.raises(InvalidRequestError, match="this model has no encoder"):
         answer(llm, {"encoder_prompt": SOURCE, "decoder_prompt": [START]})
+
+
+def test_the_encoder_reads_an_input_once(bart: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever brings it, whether in one step or later, and after a preemption too."""
+    assert isinstance(bart.engine.executor, LocalExecutor)
+    model = bart.engine.executor.runner.model
+    bart.engine.cache.pool.reset()
+    read: list[int] = []
+    real = model.encode
+
+    def encode(batch: Any) -> None:
+        read.extend(count for _, count in batch.runs)
+        real(batch)
+
+    monkeypatch.setattr(model, "encode", encode)
+    source, other = list(range(20, 31)), list(range(20, 32))
+    params = SamplingParams(temperature=0.9, seed=1, n=3, max_tokens=8, ignore_eos=True, logprobs=1)
+    together = bart.generate([source, other, source], params, use_tqdm=False)
+    assert sorted(read) == [11, 12]
+    bart.requests.add("again", source, params)
+    bart.requests.step()
+    preempt_all(bart.engine)
+    [again] = [output for _ in range(20) for output in bart.requests.step() if output.finished]
+    assert sorted(read) == [11, 12]
+    for output in (together[2], again):
+        assert [c.logprobs for c in output.outputs] == [c.logprobs for c in together[0].outputs]
+    bart.engine.cache.pool.reset()
+    alone = bart.generate([source], params, use_tqdm=False)[0]
+    assert sorted(read) == [11, 11, 12]
+    assert [c.logprobs for c in alone.outputs] == [c.logprobs for c in together[0].outputs]

@@ -4,7 +4,6 @@ import logging
 import random
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 from octavo.config import EngineArgs
@@ -156,27 +155,29 @@ class Engine:
         starts.append(self._sequence_start(sequence, checked, pooling=params))
         return PoolingRequest(request_id, params, sequence)
 
-    def _sequence(self, checked: CheckedPrompt, priority: int, read_prefix_cache: bool, chain: HashChain) -> Sequence:
+    def _sequence(self, checked: CheckedPrompt, priority: int, reads_cache: bool, chain: HashChain) -> Sequence:
         self._last_seq_id += 1
+        threshold = self.info.long_rope_threshold
+        if threshold is not None and len(checked.token_ids) > threshold:
+            threshold = None  # it is computed for that length from its start
         return Sequence(
-            self._last_seq_id,
-            list(checked.token_ids),
-            priority,
-            read_prefix_cache,
-            checked.encoder_token_ids,
-            replace(chain, hashes=list(chain.hashes)),
+            self._last_seq_id, list(checked.token_ids), priority, reads_cache, chain.copy(), recompute_beyond=threshold
         )
 
     def _chain(self, checked: CheckedPrompt) -> HashChain:
         """The prompt's hashes for the prefix cache, computed once for all of a request's sequences."""
-        chain = HashChain(checked.cache_salt, self._is_long(checked.token_ids), checked.encoder_token_ids)
+        fields = {"salt": checked.cache_salt.encode("utf-8", "surrogatepass")}
+        threshold = self.info.long_rope_threshold
+        if threshold is not None and len(checked.token_ids) > threshold:
+            fields["grown"] = b"1"
+        chain = HashChain(fields, checked.features)
         if self.cache.prefix_caching:
             chain.extend(checked.token_ids, self.cache.block_size)
         return chain
 
     @staticmethod
     def _sequence_start(sequence: Sequence, checked: CheckedPrompt, **values: Any) -> SequenceStart:
-        return SequenceStart(sequence.seq_id, checked.token_ids, encoder_tokens=checked.encoder_token_ids, **values)
+        return SequenceStart(sequence.seq_id, checked.token_ids, features=checked.features, **values)
 
     def _generation(
         self,
@@ -273,7 +274,17 @@ class Engine:
         for seq_id in done.ready:
             if owner := self._owner.get(seq_id):
                 self.scheduler.add(next(s for s in owner[0].sequences if s.seq_id == seq_id))
-        return outputs + self._take_results(scheduled, done)
+        outputs += self._take_results(scheduled, done)
+        if failed := {e.sequence.chain.root for e, r in zip(scheduled, done.sequences, strict=True) if r.non_finite}:
+            self._distrust(failed)
+        return outputs
+
+    def _distrust(self, roots: set[bytes]) -> None:
+        """Values were not finite, and were taken out of the caches: nobody may find them there, or go on with them."""
+        self.cache.pool.reset()
+        for sequence in list(self.scheduler.running):
+            if sequence.chain.features and sequence.chain.root in roots:
+                self.scheduler.preempt(sequence)
 
     def _run(self, scheduled: list[ScheduledSequence]) -> StepResult:
         """Have the executor compute a step, which hears of what has started and ended too."""
@@ -285,8 +296,6 @@ class Engine:
         except BaseException:
             self.cache.pool.reset()
             raise
-        if any(r.non_finite for r in done.sequences):  # nobody may find in the caches what was taken out
-            self.cache.pool.reset()
         return done
 
     def _refuse(self, request: Request, reason: str, invalid: bool) -> Failed:
@@ -322,8 +331,9 @@ class Engine:
             start=start,
             length=len(sequence.tokens),
             new_blocks=self.cache.take_new_blocks(sequence.blocks),
-            num_encoder_tokens=len(sequence.encoder_tokens),
+            num_cross_rows=sequence.blocks.num_cross_rows,
             is_new=entry.is_new,
+            encodes=entry.encodes,
         )
         if isinstance(request, GenerationRequest) and completion is not None:
             step.num_samples = int(end == len(sequence.tokens))
@@ -357,9 +367,8 @@ class Engine:
         sequence = completion.sequence
         if completion.finish_reason is not None:
             self._finish(sequence)
-        elif self.info.long_rope_threshold is not None and len(sequence.tokens) == self.info.long_rope_threshold + 1:
-            sequence.chain = replace(sequence.chain, long_rope=True, hashes=[])
-            self.scheduler.preempt(sequence)  # all of its keys turn anew
+        else:
+            self.scheduler.recompute_if_grown(sequence)
         message = request.message(completion, token_ids, result.logprobs)
         if request.finished:
             self._forget(request)
@@ -372,7 +381,3 @@ class Engine:
         if result.pooled is None:
             return Failed(request.request_id, result.error or "", invalid=False)
         return Pooled(request.request_id, result.pooled.shape, result.pooled.data, request.sequence.num_cached)
-
-    def _is_long(self, tokens: list[int]) -> bool:
-        """Whether a sequence of these tokens is computed with the long table of LongRoPE."""
-        return self.info.long_rope_threshold is not None and len(tokens) > self.info.long_rope_threshold

@@ -5,8 +5,9 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from octavo.engine.block_pool import NULL_BLOCK, BlockPool
+from octavo.engine.block_pool import NULL_BLOCK, BlockKey, BlockPool
 from octavo.executor.shape import CacheShape
+from octavo.features import Feature
 
 HASH_BYTES = 32
 """Nobody finds two inputs of one hash of this length, though attackers may choose both."""
@@ -22,8 +23,10 @@ class SequenceBlocks:
     """For each group the first index that was not given back."""
     sent: list[int]
     """For each group how many entries the executor knows."""
-    encoder_tokens: int = 0
-    """How many tokens the table of the encoder's group holds."""
+    num_cross_rows: int = 0
+    """How many rows the table of the cross-attention's group holds."""
+    has_cross_rows: bool = False
+    """Whether these were computed for another sequence."""
     num_cached_blocks: int = 0
     """How many full blocks are findable (or were tried)."""
 
@@ -32,42 +35,41 @@ class SequenceBlocks:
 class HashChain:
     """Hashes of a sequence's full blocks, each over all tokens before its end and over what else decides their keys.
 
-    The chain begins with a hash of every field below, each under its own name and with its own length, so that no
-    value of one can stand for another's; and a root is never taken for a block's hash, whatever a client chooses.
+    The chain begins with a hash of the named `fields`, each with its name and its own length, so that no value of one
+    can stand for another's; and this root is never taken for a block's hash, whatever a client chooses.
     """
 
-    salt: str = ""
-    """The client's: only requests with the same one share blocks."""
-    long_rope: bool = False
-    """Whether the keys are rotated by the table for long sequences."""
-    encoder_tokens: Sequence[int] = ()
-    """What the model's encoder has read: cross-attention makes the decoder's keys depend on it."""
+    fields: dict[str, bytes] = field(default_factory=dict)
+    """What all keys depend on, such as the client's salt: only sequences with equal fields share blocks."""
+    features: Sequence[Feature] = ()
+    """Those that all layers attend to decide all keys; one in place of tokens, those from its block on."""
     hashes: list[bytes] = field(default_factory=list)
+
+    def copy(self) -> "HashChain":
+        """One that grows by itself."""
+        return HashChain(self.fields, self.features, self.hashes.copy())
 
     def extend(self, tokens: list[int], block_size: int) -> None:
         """Hash the full blocks of `tokens` that are not hashed yet."""
         for first in range(len(self.hashes) * block_size, len(tokens) - block_size + 1, block_size):
-            parent = self.hashes[-1] if self.hashes else self._root()
+            parent = self.hashes[-1] if self.hashes else self.root
             digest = hashlib.blake2b(parent, digest_size=HASH_BYTES, person=b"octavo block")
-            digest.update(_bytes(tokens[first : first + block_size]))
+            digest.update(array("q", tokens[first : first + block_size]).tobytes())
+            for feature in self.features:
+                if feature.offset is not None and first <= feature.offset < first + block_size:
+                    digest.update((feature.offset - first).to_bytes(8, "little") + feature.digest)
             self.hashes.append(digest.digest())
 
-    def _root(self) -> bytes:
-        fields = {
-            b"salt": self.salt.encode("utf-8", "surrogatepass"),
-            b"long_rope": bytes([self.long_rope]),
-            b"encoder_tokens": _bytes(self.encoder_tokens),
-        }
+    @property
+    def root(self) -> bytes:
+        """A hash of the fields, and of the features that all layers attend to."""
         digest = hashlib.blake2b(digest_size=HASH_BYTES, person=b"octavo root")
-        for name, value in fields.items():
-            for part in (name, value):
+        features = b"".join(f.digest for f in self.features if f.offset is None)
+        for name, value in [*sorted(self.fields.items()), ("", features)]:
+            for part in (name.encode(), value):
                 digest.update(len(part).to_bytes(8, "little"))
                 digest.update(part)
         return digest.digest()
-
-
-def _bytes(tokens: Sequence[int]) -> bytes:
-    return array("q", tokens).tobytes()
 
 
 class KVCacheManager:
@@ -99,15 +101,43 @@ class KVCacheManager:
             return max(0, (self.pool.num_blocks - fixed) // unbounded * self.block_size)
         return 1 << 62 if fixed <= self.pool.num_blocks else self.pool.num_blocks // len(self.windows) * self.block_size
 
-    def find_prefix(self, chain: HashChain, tokens: list[int], encoder_tokens: int = 0) -> tuple[SequenceBlocks, int]:
-        """Blocks of the longest beginning of `tokens` that is cached, held for the caller, and its length in tokens.
+    def begin(self, chain: HashChain) -> SequenceBlocks:
+        """Empty tables, but for features that all layers attend to and that are there already, held for the caller."""
+        count = len(self.windows)
+        rows = sum(f.length for f in chain.features if f.offset is None)
+        blocks = SequenceBlocks([[] for _ in range(count)], [0] * count, [0] * count, rows)
+        if rows and self.prefix_caching:
+            found = [self.pool.find(key) for key in self._cross_keys(blocks, chain)]
+            held = [block for block in found if block is not None]
+            if len(held) == len(found):
+                for block in held:
+                    self.pool.incref(block)
+                blocks.tables[self._cross_group] = held
+                blocks.has_cross_rows = True
+        return blocks
+
+    @property
+    def _cross_group(self) -> int:
+        assert self.encoder_group is not None
+        return self.encoder_group
+
+    def _cross_keys(self, blocks: SequenceBlocks, chain: HashChain) -> list[BlockKey]:
+        root, count = chain.root, -(-blocks.num_cross_rows // self.block_size)
+        return [(self._cross_group, root + i.to_bytes(8, "little")) for i in range(count)]
+
+    def cache_features(self, blocks: SequenceBlocks, chain: HashChain) -> None:
+        """Make the rows of features findable that this step computes."""
+        if self.prefix_caching:
+            for block, key in zip(blocks.tables[self._cross_group], self._cross_keys(blocks, chain), strict=True):
+                self.pool.cache_block(block, key)
+
+    def find_prefix(self, blocks: SequenceBlocks, chain: HashChain, tokens: list[int]) -> int:
+        """Enter blocks of the longest beginning of `tokens` that is cached, held for the caller; its length in tokens.
 
         At least one token is left to compute. Groups with a window need only the blocks that the next token can see.
-        The encoder's blocks are never found: what is equal for two requests is in their decoders' `chain`.
         """
-        blocks = self.empty(encoder_tokens)
         if not self.prefix_caching:
-            return blocks, 0
+            return 0
         chain.extend(tokens, self.block_size)
         usable = min(len(chain.hashes), (len(tokens) - 1) // self.block_size)
         needs = {g: None if w is None else -(-(w - 1) // self.block_size) for g, w in self._growing}
@@ -133,23 +163,19 @@ class KVCacheManager:
                 blocks.tables[group].append(block)
             blocks.first_held[group] = first
         blocks.num_cached_blocks = length
-        return blocks, length * self.block_size
+        return length * self.block_size
 
     @property
     def _growing(self) -> list[tuple[int, int | None]]:
         """Groups whose tables grow with a sequence, and their windows."""
         return [(g, w) for g, w in enumerate(self.windows) if g != self.encoder_group]
 
-    def empty(self, encoder_tokens: int = 0) -> SequenceBlocks:
-        count = len(self.windows)
-        return SequenceBlocks([[] for _ in range(count)], [0] * count, [0] * count, encoder_tokens)
-
     def extend(self, blocks: SequenceBlocks, num_computed: int, num_new: int) -> bool:
         """Blocks for `num_new` more tokens after `num_computed`; False, and nothing taken, where there are too few."""
         self._give_back_unseen(blocks, num_computed)
         missing = []
         for group, table in enumerate(blocks.tables):
-            tokens = blocks.encoder_tokens if group == self.encoder_group else num_computed + num_new
+            tokens = blocks.num_cross_rows if group == self.encoder_group else num_computed + num_new
             missing.append(max(0, -(-tokens // self.block_size) - len(table)))
         if sum(missing) > self.pool.num_free:
             return False

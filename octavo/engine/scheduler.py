@@ -3,7 +3,7 @@
 import heapq
 from dataclasses import dataclass
 
-from octavo.engine.kv_cache import KVCacheManager
+from octavo.engine.kv_cache import HashChain, KVCacheManager
 from octavo.engine.sequence import Sequence, Status
 
 
@@ -14,6 +14,8 @@ class ScheduledSequence:
     sequence: Sequence
     num_tokens: int
     is_new: bool = False
+    encodes: bool = False
+    """Whether the rows of its features are computed in this step too."""
 
 
 class Scheduler:
@@ -110,16 +112,14 @@ class Scheduler:
         """Start waiting sequences while there is room for them."""
         started = False
         while budget > 0 and self._free_rows and (sequence := self._peek()) is not None:
-            # An encoder's pass cannot be cut: one that is too long for the budget may still start first in a step.
-            encoder = len(sequence.encoder_tokens)
-            if started and encoder >= budget:
+            blocks = self.cache.begin(sequence.chain)
+            # Rows of features cannot be made in parts: one that is too long for the budget may start first in a step.
+            encoded = 0 if blocks.has_cross_rows else blocks.num_cross_rows
+            if started and encoded >= budget:
                 return
-            blocks, cached = (
-                self.cache.find_prefix(sequence.chain, sequence.tokens, encoder)
-                if sequence.read_prefix_cache
-                else (self.cache.empty(encoder), 0)
-            )
-            budget = max(1, budget - encoder)
+            reads = sequence.read_prefix_cache
+            cached = self.cache.find_prefix(blocks, sequence.chain, sequence.tokens) if reads else 0
+            budget = max(1, budget - encoded)
             count = min(len(sequence.tokens) - cached, budget)
             sequence.blocks, sequence.num_computed = blocks, cached
             if not self._extend(sequence, count):
@@ -132,11 +132,13 @@ class Scheduler:
                 sequence.num_cached = cached
             sequence.status, sequence.row = Status.RUNNING, self._free_rows.pop()
             self.running.append(sequence)
-            entry = scheduled[sequence.seq_id] = ScheduledSequence(sequence, count, is_new=True)
+            entry = scheduled[sequence.seq_id] = ScheduledSequence(sequence, count, is_new=True, encodes=encoded > 0)
             budget -= count
             started = True
-            # Blocks filled in this step serve others that start in it: keys are written before any are read.
+            # What is computed in this step serves others that start in it: keys are written before any are read.
             self._cache_blocks(entry)
+            if encoded:
+                self.cache.cache_features(blocks, sequence.chain)
 
     def _peek(self) -> Sequence | None:
         while self._waiting:
@@ -165,6 +167,15 @@ class Scheduler:
         sequence.num_preemptions += 1
         self.num_preemptions += 1
         self.add(sequence)
+
+    def recompute_if_grown(self, sequence: Sequence) -> None:
+        """A sequence whose keys are others from this length on gives back what it has, and is computed anew."""
+        if sequence.recompute_beyond is None or len(sequence.tokens) <= sequence.recompute_beyond:
+            return
+        sequence.recompute_beyond = None
+        sequence.chain = HashChain({**sequence.chain.fields, "grown": b"1"}, sequence.chain.features)
+        if sequence.status is Status.RUNNING:
+            self.preempt(sequence)
 
     def _give_back(self, sequence: Sequence) -> None:
         assert sequence.blocks is not None

@@ -27,9 +27,10 @@ class Sequence:
     priority: int = 0
     """Smaller runs sooner."""
     read_prefix_cache: bool = True
-    encoder_tokens: list[int] = field(default_factory=list)
-    """What the model's encoder reads, whole and in one step, when the sequence starts."""
     chain: HashChain = field(default_factory=HashChain)
+    """What its blocks are known by: its features too, those that it attends to computed whole when it starts."""
+    recompute_beyond: int | None = None
+    """The length after which all of its keys are others (LongRoPE's second table); None where they stay."""
     status: Status = Status.WAITING
     num_computed: int = 0
     num_cached: int = 0

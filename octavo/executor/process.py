@@ -133,7 +133,7 @@ class ProcessExecutor:
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             reason = f"the request holds a value that cannot be sent to the model's process: {error}"
             self._refused[-1].append(SequenceResult(start.seq_id, error=reason, is_invalid=True))
-            return SequenceStart(start.seq_id, start.prompt_token_ids, encoder_tokens=start.encoder_tokens)
+            return SequenceStart(start.seq_id, start.prompt_token_ids, features=start.features)
         return start
 
     def collect(self) -> StepResult:

@@ -67,7 +67,7 @@ class ModelRunner:
         else:
             projected = None
             batch = self._batch(steps)
-            if self.shape.encoder_group is not None and any(s.is_new for s in steps):
+            if self.shape.encoder_group is not None and any(s.encodes for s in steps):
                 self.model.encode(self._encoder_batch(steps, states))
             hidden = self.model(batch)
         results = [SequenceResult(s.seq_id, error=state.error) for s, state in zip(steps, states, strict=True)]
@@ -109,7 +109,7 @@ class ModelRunner:
             [s.row for s in steps],
             [s.start for s in steps],
             [s.length for s in steps],
-            [s.num_encoder_tokens for s in steps],
+            [s.num_cross_rows for s in steps],
         )
 
     def _read(
@@ -157,7 +157,7 @@ class ModelRunner:
         group = self.shape.encoder_group
         if group is None:
             return
-        blocks = self._tables[group][step.row, : -(-step.num_encoder_tokens // self.shape.block_size)]
+        blocks = self._tables[group][step.row, : -(-step.num_cross_rows // self.shape.block_size)]
         for view, view_group in zip(batch.states, self.caches.group_of, strict=True):
             if view_group == group and isinstance(view, PagedView):
                 view.cache.clear(blocks)
@@ -254,13 +254,13 @@ class ModelRunner:
         )
 
     def _encoder_batch(self, steps: Sequence[SequenceStep], states: Sequence[SequenceState]) -> EncoderBatch:
-        """The encoder's inputs of sequences that start."""
+        """What the encoder reads for sequences that start, one after the other."""
         tokens, positions, runs = list[int](), list[int](), list[SequenceRun]()
         for step, state in zip(steps, states, strict=True):
-            if step.is_new:
-                runs.append(SequenceRun(len(tokens), step.num_encoder_tokens, 0, step.row))
-                tokens += state.start.encoder_tokens
-                positions += range(step.num_encoder_tokens)
+            for feature in state.start.features if step.encodes else ():
+                runs.append(SequenceRun(len(tokens), feature.length, 0, step.row))
+                tokens += feature.data
+                positions += range(feature.length)
         padding = [0] * max(0, self.backend.min_rows - len(tokens))
         group = self.shape.encoder_group
         assert group is not None
@@ -300,7 +300,7 @@ class ModelRunner:
 def _each_sees_all(steps: Sequence[SequenceStep], runs: Sequence[SequenceRun]) -> list[SequenceRun]:
     """Each token as a run of its own that comes after the last of the encoder's: so it sees all of those."""
     return [
-        SequenceRun(run.first_row + i, 1, step.num_encoder_tokens - 1, run.table_row)
+        SequenceRun(run.first_row + i, 1, step.num_cross_rows - 1, run.table_row)
         for step, run in zip(steps, runs, strict=True)
         for i in range(run.num_tokens)
     ]

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from octavo.features import Feature
 from octavo.outputs import PackedLogprobs
 from octavo.params import PoolingParams, SamplingParams
 
@@ -25,8 +26,8 @@ class SequenceStart(msgspec.Struct):
     """Sequences of tokens that may not come."""
     pooling: PoolingParams | None = None
     """Pool the prompt's hidden states, and generate nothing."""
-    encoder_tokens: list[int] = []
-    """What the model's encoder reads when the sequence starts; empty in models without one."""
+    features: list[Feature] = []
+    """Inputs that are not tokens."""
 
     @property
     def waits(self) -> bool:
@@ -47,10 +48,12 @@ class SequenceStep(msgspec.Struct):
     """Tokens that the sequence has in all, computed or not."""
     new_blocks: list[tuple[int, list[int]]]
     """For each group of the cache: where in the row's block table to write, and the blocks."""
-    num_encoder_tokens: int = 0
-    """What the encoder has read for it, or reads now if the row is new."""
+    num_cross_rows: int = 0
+    """How many rows its tokens see in cross-attention: those of its features."""
     is_new: bool = False
     """The row begins a sequence, or begins one anew: its fixed-size states are zeroed."""
+    encodes: bool = False
+    """Whether the rows of its features are to be computed first; otherwise its new blocks have them already."""
     num_samples: int = 0
     """How many tokens to choose after the last one; 0 while more of the prompt is to come, and for pooling."""
     prompt_logprobs: bool = False

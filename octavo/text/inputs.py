@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from octavo.errors import InvalidRequestError
+from octavo.features import ENCODER, Feature, encoder_feature
 from octavo.params import PoolingParams, SamplingParams
 from octavo.text.tokenizer import Tokenizer
 
@@ -19,8 +20,13 @@ class CheckedPrompt:
     token_ids: list[int]
     cache_salt: str = ""
     encoder_text: str | None = None
-    encoder_token_ids: list[int] = field(default_factory=list)
-    """What the model's encoder reads; empty where it has none."""
+    features: list[Feature] = field(default_factory=list)
+    """Inputs that are not tokens of the prompt: what the model's encoder reads."""
+
+    @property
+    def encoder_token_ids(self) -> list[int]:
+        """What the model's encoder reads; empty where it has none."""
+        return next((list(f.data) for f in self.features if f.kind == ENCODER), [])
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ class InputChecker:
             more = self._encode(text, self._room(params), add_special_tokens=False) if text else []
             ids = [encoder.start_token_id, *more]
         checked = self._checked(text, ids, salt, params)
-        checked.encoder_text, checked.encoder_token_ids = encoder_text, encoder_ids
+        checked.encoder_text, checked.features = encoder_text, [encoder_feature(encoder_ids)]
         return checked
 
     def _checked(

@@ -11,11 +11,17 @@ from octavo.engine.kv_cache import HashChain, KVCacheManager
 from octavo.engine.scheduler import ScheduledSequence, Scheduler
 from octavo.engine.sequence import Sequence, Status
 from octavo.executor.shape import CacheShape
+from octavo.features import encoder_feature
 
 
 def next_token(tokens: list[int]) -> int:
     """The stand-in model's answer: a function of everything before."""
     return hash(tuple(tokens)) % 7
+
+
+def encoder_tokens(sequence: Sequence) -> tuple[int, ...]:
+    """What the stand-in for an encoder reads for a sequence."""
+    return tuple(t for feature in sequence.chain.features for t in feature.data)
 
 
 @dataclass
@@ -34,6 +40,7 @@ class Machine:
     wanted: dict[int, int] = field(default_factory=dict)
     finished: list[Sequence] = field(default_factory=list)
     last_seq_id: int = 0
+    num_encoded: int = 0
 
     def __post_init__(self) -> None:
         shape = CacheShape(
@@ -42,10 +49,10 @@ class Machine:
         self.cache = KVCacheManager(shape, self.prefix_caching)
         self.scheduler = Scheduler(self.cache, self.max_sequences, self.max_tokens)
 
-    def add(self, prompt: list[int], answer: int, priority: int = 0, encoder_tokens: tuple[int, ...] = ()) -> Sequence:
+    def add(self, prompt: list[int], answer: int, priority: int = 0, features: tuple[int, ...] = ()) -> Sequence:
         self.last_seq_id += 1
-        chain = HashChain(str(encoder_tokens))
-        sequence = Sequence(self.last_seq_id, list(prompt), priority, True, list(encoder_tokens), chain)
+        chain = HashChain(features=[encoder_feature(features)] if features else [])
+        sequence = Sequence(self.last_seq_id, list(prompt), priority, True, chain)
         self.wanted[sequence.seq_id] = len(prompt) + answer
         self.scheduler.add(sequence)
         return sequence
@@ -53,7 +60,7 @@ class Machine:
     def step(self) -> list[ScheduledSequence]:
         scheduled = self.scheduler.schedule()
         assert sum(s.num_tokens for s in scheduled) <= self.max_tokens
-        encoders = [len(s.sequence.encoder_tokens) for s in scheduled if s.is_new]
+        encoders = [len(encoder_tokens(s.sequence)) for s in scheduled if s.encodes]
         assert sum(encoders) <= max(self.max_tokens, *encoders, 0)  # one may be longer than the budget
         assert len({s.sequence.row for s in scheduled}) == len(scheduled)
         for entry in scheduled:
@@ -73,13 +80,13 @@ class Machine:
             table[at : at + len(blocks)] = blocks
 
     def _digest(self, sequence: Sequence, position: int) -> int:
-        return hash((tuple(sequence.encoder_tokens), tuple(sequence.tokens[: position + 1])))
+        return hash((encoder_tokens(sequence), tuple(sequence.tokens[: position + 1])))
 
     def _encoder_cells(self, sequence: Sequence) -> list[tuple[tuple[int, int, int], tuple[int, int]]]:
         """Where each of the encoder's tokens lies, and what must be there."""
-        group, whole = self.encoder_group, hash(tuple(sequence.encoder_tokens))
+        group, whole = self.encoder_group, hash(encoder_tokens(sequence))
         cells = []
-        for position in range(len(sequence.encoder_tokens)):
+        for position in range(len(encoder_tokens(sequence))):
             block = self.tables[sequence.row, group][position // self.block_size]
             assert block != 0
             cells.append(((group, block, position % self.block_size), (position, whole)))
@@ -87,7 +94,9 @@ class Machine:
 
     def _write(self, entry: ScheduledSequence) -> None:
         s = entry.sequence
-        if entry.is_new:
+        if entry.encodes:
+            assert entry.is_new
+            self.num_encoded += 1
             self.memory.update(self._encoder_cells(s))
         for position in range(s.num_computed, s.num_computed + entry.num_tokens):
             for group in range(len(self.windows)):

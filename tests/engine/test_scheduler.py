@@ -135,9 +135,47 @@ def test_salt_keeps_prompts_apart() -> None:
     machine.add([5] * 12, 1)
     machine.run()
     salted = machine.add([5] * 12, 1)
-    salted.chain.salt = "another tenant"
+    salted.chain.fields["salt"] = b"another tenant"
     machine.run()
     assert salted.num_cached == 0
+
+
+def test_rows_of_a_feature_are_made_once_for_all_that_bring_it() -> None:
+    machine = Machine(num_blocks=64, windows=(None, None), encoder_group=1, max_tokens=64)
+    first = [machine.add([i] * 5, 20, features=(1, 2, 3, 4, 5)) for i in range(2)]
+    other = machine.add([1] * 5, 2, features=(1, 2, 3, 4, 6))
+    machine.step()
+    assert machine.num_encoded == 2
+    assert first[0].blocks.tables[1] == first[1].blocks.tables[1] != other.blocks.tables[1]
+    late = machine.add([3] * 5, 2, features=(1, 2, 3, 4, 5))
+    machine.scheduler.preempt(first[0])
+    machine.run()
+    assert machine.num_encoded == 2
+    assert late.tokens == expected([3] * 5, 2)
+
+
+def test_rows_of_a_feature_count_in_the_budget_only_where_they_are_made() -> None:
+    machine = Machine(num_blocks=64, windows=(None, None), encoder_group=1, max_tokens=16)
+    for i in range(4):
+        machine.add([i] * 2, 5, features=tuple(range(10)))
+    assert len(machine.step()) == 3  # 10 rows and 3 times 2 tokens
+    assert machine.num_encoded == 1
+
+
+def test_a_sequence_that_grows_past_its_threshold_is_computed_anew() -> None:
+    machine = Machine(num_blocks=64, max_tokens=64)
+    grown = machine.add([1] * 14, 6)
+    grown.recompute_beyond = 16
+    while len(grown.tokens) < 17:
+        machine.step()
+    machine.scheduler.recompute_if_grown(grown)
+    assert (grown.num_preemptions, grown.num_computed, grown.blocks) == (1, 0, None)
+    machine.scheduler.recompute_if_grown(grown)  # and not again
+    again = machine.add([1] * 14, 1)  # whose keys are still those of short sequences
+    machine.run()
+    assert grown.num_preemptions == 1
+    assert grown.tokens == expected([1] * 14, 6)
+    assert again.num_cached == 12
 
 
 def test_window_gives_blocks_back() -> None:

@@ -11,17 +11,15 @@ from hypothesis import strategies as st
 
 from octavo.config import PoolerConfig
 from octavo.executor.step import Pooled, SequenceResult, SequenceStart, SequenceStep, Step, StepResult
+from octavo.features import Feature, encoder_feature
 from octavo.loading.model_info import ModelInfo
-from octavo.outputs import Logprob
 from octavo.params import PoolingParams, SamplingParams, StructuredOutputsParams
 
 T = TypeVar("T")
 IDS = st.lists(st.integers(0, 1 << 31), max_size=6)
 SEQ = st.integers(0, 1 << 62)
 FLOATS = st.floats(allow_nan=False, width=32)
-LOGPROBS = st.dictionaries(
-    st.integers(0, 1 << 31), st.builds(Logprob, FLOATS, st.none() | st.integers(1, 1 << 20)), max_size=4
-)
+LOGPROBS = st.lists(st.tuples(st.integers(0, 1 << 31), FLOATS, st.integers(1, 1 << 20)), max_size=4)
 SAMPLING = st.builds(
     SamplingParams,
     n=st.just(1),
@@ -42,6 +40,9 @@ SAMPLING = st.builds(
     | st.builds(StructuredOutputsParams, json=st.just({"type": "object", "properties": {"a": {"minimum": 1.5}}}))
     | st.builds(StructuredOutputsParams, choice=st.lists(st.text(min_size=1), min_size=1, max_size=3)),
 )
+FEATURES = st.builds(encoder_feature, IDS) | st.builds(
+    Feature, st.text(), st.binary(), SEQ, st.binary(min_size=32, max_size=32), st.none() | SEQ
+)
 STARTS = st.builds(
     SequenceStart,
     seq_id=SEQ,
@@ -53,7 +54,7 @@ STARTS = st.builds(
     stop_ids=IDS,
     bad_words=st.lists(IDS, max_size=3),
     pooling=st.none() | st.builds(PoolingParams, dimensions=st.none() | st.integers(1, 99)),
-    encoder_tokens=IDS,
+    features=st.lists(FEATURES, max_size=2),
 )
 STEPS = st.builds(
     Step,

@@ -1,0 +1,34 @@
+"""Inputs of a prompt that are not its tokens: what an encoder reads, and later pictures, films and sounds."""
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+
+import msgspec
+
+ENCODER = "encoder"
+"""The tokens that the encoder of an encoder-decoder reads; all layers attend to what it makes of them."""
+
+
+class Feature(msgspec.Struct, frozen=True):
+    """An input that the executor makes rows of, once for all sequences that bring the same.
+
+    Equal digests mean equal rows: the digest names them in caches and in the prefix cache's hashes.
+    """
+
+    kind: str
+    data: list[int] | bytes
+    """Token ids, or the bytes of an array."""
+    length: int
+    """How many rows are made of it: what it takes of a step's token budget."""
+    digest: bytes
+    """32 bytes that nobody finds twice."""
+    offset: int | None = None
+    """The first of the `length` placeholder tokens in the prompt whose embeddings the rows replace; None where layers
+    attend to the rows instead (cross-attention)."""
+
+
+def encoder_feature(token_ids: Sequence[int]) -> Feature:
+    """What an encoder reads, as a feature."""
+    digest = hashlib.blake2b(array("q", token_ids).tobytes(), digest_size=32, person=b"octavo encoder")
+    return Feature(ENCODER, list(token_ids), len(token_ids), digest.digest())
