@@ -56,8 +56,3 @@ UNPERMUTE = {"model.layers.{i}.self_attn.{q|k}_proj": unpermute}
 def minus_one(weight: Tensor, c: Config) -> Tensor:
     """Norm weights that are published around 0 are stored with the 1 already added."""
     return weight - 1.0
-
-
-def transposed_back(weight: Tensor, c: Config) -> Tensor:
-    """[out, in], which a name table for [in, out] is about to transpose, as it was published."""
-    return weight.t() if weight.dim() == 2 else weight

@@ -3,7 +3,7 @@
 from functools import partial
 
 from octavo.architectures.decoder import decoder
-from octavo.architectures.gguf_format import GGUFFormat, transposed_back
+from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.parts import (
@@ -42,10 +42,7 @@ NAMES = Names(
     "GPT2LMHeadModel",
     about="GPT-2",
     examples=("gpt2", "gpt2-xl"),
-    gguf=GGUFFormat(
-        "gpt2",
-        undo={name: transposed_back for name in NAMES.table if name.endswith(("c_attn", "c_proj", "c_fc"))},
-    ),
+    gguf=GGUFFormat("gpt2", names={name: into.path for name, into in NAMES.table.items() if into.transform}),
 )
 def gpt2(c: Config) -> CausalLM:
     return body(c, num_kv_heads=c.n_head, names=NAMES)

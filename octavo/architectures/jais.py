@@ -3,7 +3,7 @@
 from functools import partial
 
 from octavo.architectures.decoder import decoder
-from octavo.architectures.gguf_format import GGUFFormat, transposed_back
+from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.parts import (
@@ -19,8 +19,6 @@ from octavo.parts import (
     alibi_slopes,
     transposed,
 )
-
-LINEARS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_fc2", "mlp.c_proj")
 
 
 def names(alibi: bool, gated: bool) -> Names:
@@ -56,7 +54,7 @@ def names(alibi: bool, gated: bool) -> Names:
             "activation_function": "swiglu",
             "scale_qk_dot_by_d": True,
         },
-        undo={f"transformer.h.{{i}}.{name}": transposed_back for name in LINEARS},
+        names={name: into.path for name, into in names(alibi=True, gated=True).table.items() if into.transform},
     ),
 )
 def jais(c: Config) -> CausalLM:

@@ -252,12 +252,13 @@ class WeightLoader:
             if not filling.missing:
                 self._finish(filling)
 
-    @staticmethod
-    def _stored(source: TensorSource, place: _Place) -> StoredRows | None:
+    def _stored(self, source: TensorSource, place: _Place) -> StoredRows | None:
         """A weight's rows as they are stored, or in float16 where no product is made of such; None for a table's."""
         stored = (source if place.transform is None else TransformedTensor(source, place.transform)).stored()
-        if stored is not None or place.filling.slot.role in (Role.TABLE, Role.TIED):
+        if stored is not None and stored.kind in self.backend.capabilities.weight_kinds:
             return stored
+        if place.filling.slot.role in (Role.TABLE, Role.TIED):
+            return None
         floats = torch.empty(source.shape)
         source.copy_to(floats)
         return of_floats((floats if place.transform is None else place.transform(floats)).half())

@@ -10,9 +10,13 @@ import torch
 
 from octavo import LLM, SamplingParams
 from octavo.architectures import all_architectures
+from octavo.config import EngineArgs
 from octavo.errors import CheckpointError, OctavoError, UnsupportedModelError
 from octavo.loading.gguf_file import GGUFFile
 from octavo.loading.gguf_source import gguf_source
+from octavo.loading.model import load_model
+from octavo.ops.stored_rows import Q8_0
+from octavo.parts import Linear
 from tests.golden import case_named, tensors, write_model
 from tests.loading.gguf_models import KINDS, write_gguf
 
@@ -103,6 +107,22 @@ def test_weights_of_fused_projections_are_used_as_they_are(name: str, tmp_path: 
     params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
     prompt = {"prompt_token_ids": want["prompt_token_ids"]}
     assert llm.generate(prompt, params, use_tqdm=False)[0].outputs[0].token_ids == want["output_token_ids"][:4]
+
+
+REORDERED = [n for n in CASES if n.startswith(("GPT2", "JAIS", "LlamaForCausalLM--gqa", "Falcon", "Mixtral"))]
+
+
+@pytest.mark.parametrize("name", REORDERED)
+def test_every_quantized_layer_is_kept_as_it_is(name: str, tmp_path: Path) -> None:
+    """Transposed, merged and stacked ones included: none is held in floats."""
+    path = write_gguf(case_named(name), tmp_path / "m.gguf", gguf.GGMLQuantizationType.Q8_0)
+    loaded = load_model(EngineArgs(model=str(path), skip_tokenizer_init=True))
+    if not loaded.backend.capabilities.weight_kinds:
+        pytest.skip("the reference computes with floats")
+    layers = [m for m in loaded.model.modules() if isinstance(m, Linear) and m.inputs % 32 == 0 and not m.exact]
+    assert layers
+    for layer in layers:
+        assert {part.kind for part in layer._packed.parts} == {Q8_0}
 
 
 def test_arctic_has_experts_in_every_layer(tmp_path: Path) -> None:
