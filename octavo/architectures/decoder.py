@@ -9,7 +9,18 @@ from torch import nn
 from octavo.architectures.model_config import Config
 from octavo.architectures.rope import make_rope
 from octavo.architectures.rope_settings import layer_type
-from octavo.parts import Attention, CausalLM, Embedding, GatedMLP, Linear, MoE, Names, QKTransform, RMSNorm
+from octavo.parts import (
+    Attention,
+    CausalLM,
+    Embedding,
+    GatedFeedForward,
+    GatedMLP,
+    Linear,
+    MoE,
+    Names,
+    QKTransform,
+    RMSNorm,
+)
 from octavo.parts.moe import Route
 
 NAMES = Names(
@@ -97,8 +108,8 @@ def gated_mlp(c: Config, bias: bool = False) -> Callable[[], GatedMLP]:
     return partial(GatedMLP, c.hidden_size, c.intermediate_size, c.hidden_act, bias)
 
 
-def moe(c: Config, expert: Callable[[], GatedMLP], count: int, route: Route) -> Callable[[], MoE]:
-    return lambda: MoE(c.hidden_size, [expert() for _ in range(count)], route)
+def moe(c: Config, expert: Callable[[], GatedFeedForward], count: int, route: Route) -> Callable[[], MoE]:
+    return lambda: MoE(Linear(c.hidden_size, count, exact=True), [expert() for _ in range(count)], route)
 
 
 def rms_norm(c: Config) -> Callable[[], RMSNorm]:

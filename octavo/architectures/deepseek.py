@@ -9,7 +9,8 @@ from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp, r
 from octavo.architectures.gguf_format import UNPERMUTE, GGUFFormat
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.parts import Batch, CausalLM, GatedMLP, MoE, PreNorm, softmax_then_topk
+from octavo.ops import Backend
+from octavo.parts import Batch, CausalLM, GatedMLP, Linear, MoE, PreNorm, softmax_then_topk
 from octavo.parts.moe import Route
 
 DEEPSEEK_NAMES = NAMES.extended(
@@ -23,15 +24,17 @@ DEEPSEEK_NAMES = NAMES.extended(
 class MoEWithShared(MoE):
     """Experts, and one that serves every token, if there is one."""
 
-    def __init__(
-        self, hidden_size: int, experts: Sequence[GatedMLP], route: Route, shared: GatedMLP | None = None
-    ) -> None:
-        super().__init__(hidden_size, experts, route)
+    def __init__(self, router: Linear, experts: Sequence[GatedMLP], route: Route, shared: GatedMLP | None) -> None:
+        super().__init__(router, experts, route)
         self.shared = shared
+
+    def prepare(self, backend: Backend) -> None:
+        super().prepare(backend)
+        self._add = backend.add
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         routed = super().forward(x, batch)
-        return routed if self.shared is None else routed + self.shared(x, batch)
+        return routed if self.shared is None else self._add(routed, self.shared(x, batch))
 
 
 def feed_forwards(c: Config, make_route: Callable[[Config], Route]) -> Callable[[int], nn.Module]:
@@ -43,8 +46,8 @@ def feed_forwards(c: Config, make_route: Callable[[Config], Route]) -> Callable[
     def make(layer: int) -> nn.Module:
         if route is None or layer < first or layer % every:
             return dense()
-        experts = [expert(size) for _ in range(count)]
-        return MoEWithShared(c.hidden_size, experts, route, expert(shared * size) if shared else None)
+        router, experts = Linear(c.hidden_size, count, exact=True), [expert(size) for _ in range(count)]
+        return MoEWithShared(router, experts, route, expert(shared * size) if shared else None)
 
     return make
 

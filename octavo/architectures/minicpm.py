@@ -11,7 +11,7 @@ from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp, m
 from octavo.architectures.gguf_format import UNPERMUTE, GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.parts import Batch, CausalLM, Embedding, GatedMLP, Linear, PreNorm, softmax_then_topk
+from octavo.parts import CausalLM, Embedding, GatedFeedForward, GatedMLP, PreNorm, softmax_then_topk
 
 EXPERTS = "layers.{i}.mlp.experts.{e}"
 MINICPM_NAMES = NAMES.replacing(
@@ -22,18 +22,16 @@ MINICPM_NAMES = NAMES.replacing(
 )
 
 
-class FatReluMLP(nn.Module):
+class FatReluMLP(GatedFeedForward):
     """`down(gate(x) * up(x))` where the gate is above a threshold, and zero elsewhere (MiniCPM-S)."""
 
     def __init__(self, hidden_size: int, intermediate_size: int, threshold: float) -> None:
-        super().__init__()
-        self.gate_up = Linear(hidden_size, {"gate": intermediate_size, "up": intermediate_size})
-        self.down = Linear(intermediate_size, hidden_size)
+        super().__init__(hidden_size, intermediate_size)
         self.threshold = threshold
 
-    def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        gate, up = self.gate_up(x, batch).chunk(2, dim=-1)
-        return self.down(torch.where(gate > self.threshold, gate, 0.0) * up, batch)  # type: ignore[no-any-return]
+    def combine(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return torch.where(gate > self.threshold, gate, 0.0) * up
 
 
 def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
+from octavo.ops import Backend
 from octavo.parts import (
     MLP,
     Attention,
@@ -54,10 +55,13 @@ class ProjectedEmbedding(nn.Module):
         super().__init__()
         self.tokens, self.positions, self.project = tokens, positions, project
 
+    def prepare(self, backend: Backend) -> None:
+        self._add = backend.add
+
     def forward(self, batch: Batch) -> Tensor:
         x: Tensor = self.tokens(batch)
         x = x if self.project is None else self.project(x, batch)
-        return x + self.positions.lookup(batch.positions)
+        return self._add(x, self.positions.lookup(batch.positions))
 
 
 class OPT(CausalLM):

@@ -1,25 +1,26 @@
 """Phi-3-small (Abdin et al. 2024): block-sparse layers between dense ones, a clamped gelu gate, muP's multipliers."""
 
+import math
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from octavo.architectures.decoder import NAMES
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope import make_rope
 from octavo.ops import BlockSparse
-from octavo.ops.torch.activations import quick_gelu
 from octavo.parts import (
     Attention,
-    Batch,
     CausalLM,
+    ClampedGatedMLP,
     Embedding,
     LayerNorm,
     Linear,
     Names,
     PreNorm,
+    alternating,
     grouped_qkv,
 )
 
@@ -31,25 +32,11 @@ def names(num_kv_heads: int, group: int, head_dim: int) -> Names:
                 "layers.{i}.attn.qkv", num_kv_heads, group, head_dim
             ),
             "model.layers.{i}.self_attn.dense": "layers.{i}.attn.o",
-            "model.layers.{i}.mlp.{up|down}_proj": "layers.{i}.mlp.{up|down}",
+            "model.layers.{i}.mlp.up_proj": alternating("layers.{i}.mlp.gate_up"),
+            "model.layers.{i}.mlp.down_proj": "layers.{i}.mlp.down",
             "model.final_layernorm": "norm",
         }
     )
-
-
-class GegeluMLP(nn.Module):
-    """`down(quick_gelu(gate) * (up + 1))`, gate and up being neighbours in the projection, and clamped."""
-
-    def __init__(self, hidden_size: int, intermediate_size: int, limit: float | None) -> None:
-        super().__init__()
-        self.up = Linear(hidden_size, 2 * intermediate_size, bias=True)
-        self.down = Linear(intermediate_size, hidden_size, bias=True)
-        self.limit = torch.inf if limit is None else limit
-
-    def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        gate, up = self.up(x, batch).float().unflatten(-1, (-1, 2)).unbind(-1)
-        up = up.clamp(-self.limit, self.limit)
-        return self.down((quick_gelu(gate.clamp(max=self.limit)) * (up + 1)).to(x.dtype), batch)  # type: ignore[no-any-return]
 
 
 class WithoutDummies(CausalLM):
@@ -96,7 +83,7 @@ def phi3_small(c: Config) -> CausalLM:
         head_step=0 if c.blocksparse_homo_head_pattern else max(1, stride // num_heads),
     )
     norm = partial(LayerNorm, hidden_size, c.layer_norm_epsilon)
-    mlp = partial(GegeluMLP, hidden_size, intermediate_size, c.get("gegelu_limit"))
+    mlp = partial(ClampedGatedMLP, hidden_size, intermediate_size, c.get("gegelu_limit", math.inf), bias=True)
 
     def layer(i: int) -> PreNorm:
         dense = every and (i + 1) % every == 0

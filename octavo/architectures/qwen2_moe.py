@@ -11,6 +11,7 @@ from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.model_config import Config
 from octavo.architectures.qwen2 import windows
 from octavo.architectures.registry import architecture
+from octavo.ops import Backend
 from octavo.parts import Batch, CausalLM, GatedMLP, Linear, MoE, PreNorm, softmax_then_topk
 from octavo.parts.moe import Route
 
@@ -26,15 +27,19 @@ QWEN2_MOE_NAMES = NAMES.extended(
 class MoEWithGatedShared(MoE):
     """Experts, and one that serves every token, times `sigmoid(shared_gate(x))`."""
 
-    def __init__(self, hidden_size: int, experts: Sequence[GatedMLP], route: Route, shared: GatedMLP) -> None:
-        super().__init__(hidden_size, experts, route)
+    def __init__(self, router: Linear, experts: Sequence[GatedMLP], route: Route, shared: GatedMLP) -> None:
+        super().__init__(router, experts, route)
         self.shared = shared
-        self.shared_gate = Linear(hidden_size, 1, exact=True)
+        self.shared_gate = Linear(router.inputs, 1, exact=True)
+
+    def prepare(self, backend: Backend) -> None:
+        super().prepare(backend)
+        self._add = backend.add
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         weight = 1.0 / (torch.exp(-self.shared_gate(x, batch).float()) + 1.0)
         shared: Tensor = self.shared(x, batch) * weight
-        return super().forward(x, batch) + shared.to(x.dtype)
+        return self._add(super().forward(x, batch), shared.to(x.dtype))
 
 
 @architecture(
@@ -53,7 +58,8 @@ def qwen2_moe(c: Config) -> CausalLM:
     def mlp(layer: int) -> nn.Module:
         if layer in plain or count == 0 or (layer + 1) % every:
             return dense()
-        return MoEWithGatedShared(c.hidden_size, [gated(size) for _ in range(count)], route, gated(shared_size))
+        router, experts = Linear(c.hidden_size, count, exact=True), [gated(size) for _ in range(count)]
+        return MoEWithGatedShared(router, experts, route, gated(shared_size))
 
     slides = windows(c, lambda layer: layer % 2 == 0 and layer < c.max_window_layers)
     norm, attn = rms_norm(c), attention(c, window=slides, bias=c.qkv_bias)

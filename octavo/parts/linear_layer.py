@@ -70,15 +70,17 @@ class ExpertLinear:
     """One layer of all experts: each row is multiplied with the weights of those that were chosen for it.
 
     Args:
-        experts: their Linears, loaded and alike in all but their weights; without biases.
+        experts: their Linears, loaded and alike in all but their weights.
         backend: what computes.
     """
 
     def __init__(self, experts: Sequence[Linear], backend: Backend) -> None:
         packed = [e._packed for e in experts if e._packed is not None]
         assert len(packed) == len(experts), "weights are loaded before what is made of them"
-        assert all(not e.has_bias for e in experts), "experts have no biases"
         self._packed = backend.experts(packed)
+        biases = [e.bias for e in experts if e.bias is not None]
+        self._bias = torch.stack([bias.data for bias in biases]) if biases else None
+        """[experts, outputs]"""
 
     def __call__(self, x: Tensor, chosen: Tensor, batch: Batch) -> Tensor:
         """A result for each choice, `[rows * choices, outputs]`, in the order of `chosen`.
@@ -88,7 +90,8 @@ class ExpertLinear:
             chosen: [rows, choices] int64 numbers of experts.
             batch: what the rows are of.
         """
-        return self._packed(x, chosen)
+        y = self._packed(x, chosen)
+        return y if self._bias is None else (y + self._bias[chosen.flatten()]).to(y.dtype)
 
 
 class HeadLinear(nn.Module):

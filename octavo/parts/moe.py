@@ -9,7 +9,7 @@ from torch.nn import functional
 from octavo.ops import Backend
 from octavo.parts.batch import Batch
 from octavo.parts.linear_layer import ExpertLinear, Linear
-from octavo.parts.mlp import GatedMLP
+from octavo.parts.mlp import GatedFeedForward
 
 Route = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Router logits [rows, experts] in float32 to the chosen experts' weights and numbers, [rows, top_k] each."""
@@ -26,25 +26,30 @@ def softmax_then_topk(top_k: int, renormalize: bool = True) -> Route:
 
 
 class MoE(nn.Module):
-    """The weighted sum of the chosen experts, gated feed-forwards that are all alike but for their weights."""
+    """The weighted sum of the chosen experts.
 
-    def __init__(self, hidden_size: int, experts: Sequence[GatedMLP], route: Route) -> None:
+    Args:
+        router: an exact Linear from the stream to a logit for each expert.
+        experts: gated feed-forwards that are all alike but for their weights.
+        route: chooses among them by the router's logits.
+    """
+
+    def __init__(self, router: Linear, experts: Sequence[GatedFeedForward], route: Route) -> None:
         super().__init__()
         check_route(route, len(experts))
-        self.router = Linear(hidden_size, len(experts), exact=True)
+        self.router, self.route = router, route
         self.experts = nn.ModuleList(experts)
-        self.route = route
-        self.activation = experts[0].activation
+        self._combine = experts[0].combine
 
     def prepare(self, backend: Backend) -> None:
-        self._gated, self._weighted_sum = backend.gated, backend.weighted_sum
+        self._weighted_sum = backend.weighted_sum
         self._gate_up = ExpertLinear([e.gate_up for e in self.experts], backend)  # type: ignore[misc]
         self._down = ExpertLinear([e.down for e in self.experts], backend)  # type: ignore[misc]
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         rows = batch.num_tokens  # padding chooses nobody
         weights, chosen = self.route(self.router(x, batch)[:rows].float())
-        inner = self._gated(self._gate_up(x[:rows], chosen, batch), self.activation)
+        inner = self._combine(self._gate_up(x[:rows], chosen, batch))
         total = self._weighted_sum(self._down(inner, chosen, batch), weights)
         return total if rows == x.shape[0] else functional.pad(total, (0, 0, 0, x.shape[0] - rows))
 

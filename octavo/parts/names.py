@@ -70,6 +70,11 @@ def grouped_qkv(path: str, num_kv_heads: int, group: int, head_dim: int) -> Into
     return Into(path, regroup)
 
 
+def alternating(path: str) -> Into:
+    """For fused gate and up whose outputs alternate, gate first (Phi-3-small)."""
+    return Into(path, lambda w: w.reshape(-1, 2, *w.shape[1:]).transpose(0, 1).reshape(w.shape))
+
+
 _ALTERNATIVES = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 _NUMBER = re.compile(r"\{(\w+)\}")
 
@@ -142,10 +147,6 @@ class Names:
         if self.prefix and published.startswith(self.prefix):
             body = f"(?:{re.escape(self.prefix)})?" + body.removeprefix(re.escape(self.prefix))
         return re.compile(body + suffix)
-
-    def entries(self) -> Iterator[tuple[str, Into]]:
-        """Published name and place of every entry, alternatives expanded, numbers still templates."""
-        yield from self.table.items()
 
     def is_ignored(self, name: str) -> bool:
         return any(p.fullmatch(name) for p in self._ignored)

@@ -1,11 +1,13 @@
 """Name tables, experts and poolers on their own."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from octavo.ops import select_backend
-from octavo.parts import Batch, GatedMLP, Linear, MoE, Names, Pooler, softmax_then_topk, transposed
+from octavo.parts import Batch, ClampedGatedMLP, GatedMLP, Linear, MoE, Names, Pooler, softmax_then_topk, transposed
 from octavo.parts.names import parameter
 
 NAMES = Names(
@@ -52,17 +54,36 @@ def rows_of(x: torch.Tensor) -> Batch:
     return Batch(index, index, index, len(x), [])
 
 
+def silu_gate(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return nn.functional.silu(gate) * up
+
+
+def clamped_gate(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    gate = gate.clamp(max=2.0)
+    return gate * torch.sigmoid(1.702 * gate) * (up.clamp(-2.0, 2.0) + 1)
+
+
 @pytest.mark.parametrize("preference", ["torch", "auto"])
-def test_experts_are_weighted_by_the_router(preference: str, generator: torch.Generator) -> None:
+@pytest.mark.parametrize(
+    ("expert", "combine"),
+    [(lambda: GatedMLP(8, 12, "silu"), silu_gate), (lambda: ClampedGatedMLP(8, 12, 2.0, bias=True), clamped_gate)],
+    ids=["silu", "clamped"],
+)
+def test_experts_are_weighted_by_the_router(
+    preference: str, expert: Any, combine: Any, generator: torch.Generator
+) -> None:
     backend = select_backend("cpu", preference)
-    moe = MoE(8, [GatedMLP(8, 12, "silu") for _ in range(5)], softmax_then_topk(2))
+    moe = MoE(Linear(8, 5, exact=True), [expert() for _ in range(5)], softmax_then_topk(2))
     weights: dict[str, torch.Tensor] = {}
     for name, part in moe.named_modules():
         if isinstance(part, Linear):
             weights[name] = torch.randn(part.outputs, part.inputs, generator=generator)
+            weights[name + ".bias"] = torch.randn(part.outputs, generator=generator) * part.has_bias
             part.load(backend.linear(weights[name].clone()))
+            if part.has_bias:
+                part.weight_slots()["bias"].load(weights[name + ".bias"])
     for part in moe.modules():
-        if isinstance(part, (Linear, MoE)):
+        if hasattr(part, "prepare"):
             part.prepare(backend)
     x = torch.randn(20, 8, generator=generator)
     got = moe(x, rows_of(x))
@@ -70,8 +91,9 @@ def test_experts_are_weighted_by_the_router(preference: str, generator: torch.Ge
     want = torch.zeros_like(x)
     for row, (factors, experts) in enumerate(zip(top / top.sum(-1, keepdim=True), chosen.tolist(), strict=True)):
         for factor, expert in zip(factors, experts, strict=True):
-            gate, up = (weights[f"experts.{expert}.gate_up"] @ x[row]).chunk(2)
-            want[row] += factor * (weights[f"experts.{expert}.down"] @ (nn.functional.silu(gate) * up))
+            gate_up, down = f"experts.{expert}.gate_up", f"experts.{expert}.down"
+            gate, up = (weights[gate_up] @ x[row] + weights[gate_up + ".bias"]).chunk(2)
+            want[row] += factor * (weights[down] @ combine(gate, up) + weights[down + ".bias"])
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     for rows in (1, 3, 11):
         assert torch.equal(moe(x[:rows], rows_of(x[:rows])), got[:rows])

@@ -38,7 +38,7 @@ class GGUFWeights(WeightFormat):
 
     def tensors(self, names: Names) -> Iterator[tuple[str, TensorSource]]:
         layers = self.file.value("block_count")
-        modules = module_names(self.file.arch, layers, (name for name, _ in names.entries()), names.prefix)
+        modules = module_names(self.file.arch, layers, iter(names.table), names.prefix)
         undo = self._undo(layers)
         for stored in self.file.tensors:
             if stored.startswith(CONFIG_TENSORS):
@@ -60,7 +60,7 @@ class GGUFWeights(WeightFormat):
         return {
             name.replace("{i}", str(i)): change
             for key, change in self.spelling.undo.items()
-            for name, _ in Names({key: key}).entries()
+            for name in Names({key: key}).table
             for i in range(layers if "{i}" in name else 1)
         }
 
