@@ -1,8 +1,9 @@
 """How much a picture, film or sound may be. What is larger is refused before it is decoded."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from octavo.errors import InvalidRequestError
+from octavo.errors import InvalidRequestError, shorten
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,18 @@ class MediaLimits:
 
 
 DEFAULT_LIMITS = MediaLimits()
+
+
+def whole(value: Any, most: int = 1 << 16, least: int = 1) -> int:
+    """A size or count of a checkpoint's configuration, within bounds. Raises ValueError, or TypeError."""
+    if isinstance(value, bool) or value != int(value) or not least <= value <= most:
+        raise ValueError(f"{shorten(value)} where a number from {least} to {most:,} belongs")
+    return int(value)
+
+
+def token_id(value: Any) -> int:
+    """A token's id in a checkpoint's configuration. Raises ValueError, or TypeError."""
+    return whole(value, 1 << 31, least=0)
 
 
 def check_picture_size(height: int, width: int, limits: MediaLimits, name: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from octavo.media.limits import whole
 from octavo.media.sounds import Sound
 from octavo.media.sources import Array
 
@@ -14,12 +15,12 @@ class LogMel:
     """Whisper's feature extractor by its preprocessor_config.json."""
 
     def __init__(self, config: Mapping[str, Any], num_mel_bins: int = 80) -> None:
-        self.rate = int(config.get("sampling_rate", 16000))
-        self.hop = int(config.get("hop_length", 160))
-        self.fft_length = int(config.get("n_fft", 400))
-        self.window = int(config.get("chunk_length", 30)) * self.rate
+        self.rate = whole(config.get("sampling_rate", 16000), 1 << 20)
+        self.hop = whole(config.get("hop_length", 160))
+        self.fft_length = whole(config.get("n_fft", 400), 1 << 14, least=2)
+        self.window = whole(config.get("chunk_length", 30), 3600) * self.rate
         """Samples that are heard; what comes after them is cut off."""
-        self.num_bins = int(config.get("feature_size", num_mel_bins))
+        self.num_bins = whole(config.get("feature_size", num_mel_bins), 1 << 12)
 
     def samples(self, sound: Sound) -> Array:
         """A sound's samples at the model's rate, as many as are heard."""

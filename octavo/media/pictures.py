@@ -1,5 +1,6 @@
 """Pictures, from whatever a request brings, as RGB."""
 
+import functools
 import io
 from typing import Any
 
@@ -31,17 +32,24 @@ def decode_picture(value: object, limits: MediaLimits = DEFAULT_LIMITS, name: st
     data = as_bytes(value, limits, name)
     if data is not None:
         try:
-            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+            picture = Image.open(io.BytesIO(data), formats=_known_formats())
         except Exception as error:
             if isinstance(error, Image.DecompressionBombError):
                 raise InvalidRequestError(f"{name} has too many pixels: {error}. Make it smaller first.") from error
-            kinds = ", ".join(FORMATS)
+            kinds = ", ".join(_known_formats())
             raise InvalidRequestError(f"{name} is no picture that can be read. Formats are {kinds}.") from error
         return _finished(picture, limits, name)
     array = as_array(value)
     if array is None:
         raise InvalidRequestError(f"{name} is of type {type(value).__name__}. Give {_KINDS}.")
     return Image.fromarray(picture_bytes(array, limits, name))
+
+
+@functools.cache
+def _known_formats() -> tuple[str, ...]:
+    """Those of them that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _finished(picture: Picture, limits: MediaLimits, name: str) -> Picture:
@@ -58,7 +66,7 @@ def _as_rgb(picture: Picture) -> Picture:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, picture).convert("RGB")
-    return picture.convert("RGB") if picture.mode != "RGB" else picture.copy()
+    return picture.convert("RGB") if picture.mode != "RGB" else picture
 
 
 def picture_bytes(array: Array, limits: MediaLimits, name: str) -> Array:

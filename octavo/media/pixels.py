@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from octavo.errors import InvalidRequestError
+from octavo.media.limits import whole
 from octavo.media.pictures import Picture
 from octavo.media.sources import Array
 
@@ -39,8 +40,8 @@ def resize(picture: Picture, size: Size, resample: int = BICUBIC) -> Picture:
 def target_size(size: Size, rule: Any) -> Size:
     """A size by a preprocessor's rule: both edges as they are named, or the shortest edge (also as a number)."""
     if isinstance(rule, Mapping) and "height" in rule:
-        return int(rule["height"]), int(rule["width"])
-    edge = int(rule["shortest_edge"] if isinstance(rule, Mapping) else rule)
+        return whole(rule["height"]), whole(rule["width"])
+    edge = whole(rule["shortest_edge"] if isinstance(rule, Mapping) else rule)
     height, width = size
     return (edge, int(edge * width / height)) if height <= width else (int(edge * height / width), edge)
 
@@ -94,7 +95,10 @@ class Values:
                 np.broadcast_to(np.asarray(given, np.float32), (3,))[:, None]
                 for given in (config.get("image_mean", mean), config.get("image_std", std))
             )
-            table = (table - means) / stds
+            with np.errstate(all="ignore"):
+                table = (table - means) / stds
+        if not np.isfinite(table).all():
+            raise ValueError("image_mean, image_std and rescale_factor give values that are not finite")
         self.table = table
 
     def __call__(self, picture: Picture) -> Array:

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+from PIL import Image
+
 from octavo.errors import CheckpointError, InvalidRequestError
 from octavo.files import read_json
 from octavo.media.feature import (
@@ -99,13 +102,23 @@ class Processor:
         try:
             self.setup(files.config)
             self.values = Values(self.settings, self.mean, self.std)
-        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, IndexError) as error:
-            if isinstance(error, CheckpointError):
-                raise
+            self._try()
+        except CheckpointError:
+            raise
+        except Exception as error:  # whatever a value of the wrong kind leads to
             what = f"{type(error).__name__}: {error}"
             raise CheckpointError(
-                f"the configuration of {self.family}'s media cannot be used ({what:.200})."
+                f"what the files say of {self.family}'s media cannot be used ({what:.200})."
             ) from error
+
+    def _try(self) -> None:
+        """Process a small item of each kind, so that what the files say is known to work before a request comes."""
+        picture = Image.new("RGB", (56, 40))
+        items: dict[str, Item] = {"image": picture, "video": np.zeros((2, 40, 56, 3), np.uint8)}
+        items["audio"] = Sound(np.zeros(16000, np.float32), 16000)
+        for kind in self.takes:
+            if self.limits.get(kind) != 0:
+                self._encode(kind, items[kind], 0, 1)
 
     def setting(self, name: str, default: Any = None) -> Any:
         """A value of preprocessor_config.json, or else of config.json."""

@@ -169,6 +169,7 @@ def test_films(case: str) -> None:
     refuses(decode_film, FILMS[case][0], FILMS[case][1].replace("video", "item 3"))
 
 
+@pytest.mark.filterwarnings("ignore")  # of Pillow, about the damage
 def test_every_truncation_is_an_error_or_a_result() -> None:
     """No cut of a file raises anything else, whatever the decoders do with it."""
     for decode, data in [(decode_picture, saved(f, (9, 7))) for f in ("PNG", "JPEG", "GIF", "BMP", "TIFF")] + [

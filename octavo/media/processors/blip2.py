@@ -1,6 +1,7 @@
 """BLIP-2: the queries' tokens come before everything."""
 
 from octavo.media.feature import Data, Span
+from octavo.media.limits import token_id, whole
 from octavo.media.pictures import Picture
 from octavo.media.processor import IMAGE_ROWS, ONE_IMAGE, Config, Processor
 from octavo.media.vocabulary import Place
@@ -14,8 +15,8 @@ class Blip2Processor(Processor):
     embeds = IMAGE_ROWS
 
     def setup(self, config: Config) -> None:
-        self.image_token = int(config.get("image_token_index", config.get("image_token_id", 50265)))
-        self.queries = int(config.get("num_query_tokens", 32))
+        self.image_token = token_id(config.get("image_token_index", config.get("image_token_id", 50265)))
+        self.queries = whole(config.get("num_query_tokens", 32))
         edge = config["vision_config"].get("image_size", 224)
         self.settings.setdefault("size", {"height": edge, "width": edge})
 

@@ -1,6 +1,7 @@
 """Chameleon: pictures become tokens of its own vocabulary, which the model finds; the processor leaves room."""
 
 from octavo.media.feature import Data, Span
+from octavo.media.limits import token_id, whole
 from octavo.media.pictures import Picture
 from octavo.media.processor import Config, Processor
 
@@ -17,11 +18,11 @@ class ChameleonProcessor(Processor):
         words = self.files.processor
 
         def find(name: str) -> int:
-            return int(known[name]) if name in known else self.vocabulary.id(name)
+            return token_id(known[name]) if name in known else self.vocabulary.id(name)
 
         self.image_token = find(words.get("image_token", "<image>"))
         self.start, self.end, self.separator = find("<racm3:break>"), find("<eoss>"), find("<reserved08706>")
-        self.tokens = int(words.get("image_seq_length", 1024))
+        self.tokens = whole(words.get("image_seq_length", 1024))
         for key, value in (("resample", 1), ("rescale_factor", 0.0078), ("size", {"shortest_edge": 512})):
             self.settings.setdefault(key, value)
         self.settings.setdefault("crop_size", {"height": 512, "width": 512})

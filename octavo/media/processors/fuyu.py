@@ -3,6 +3,7 @@
 import math
 
 from octavo.media.feature import Data, Span
+from octavo.media.limits import whole
 from octavo.media.pictures import Picture
 from octavo.media.pixels import BILINEAR, pad, patches, resize, size_of, square
 from octavo.media.processor import ONE_IMAGE, Config, Processor
@@ -20,7 +21,7 @@ class FuyuProcessor(Processor):
         settings, find = self.settings, self.vocabulary.id
         self.patch = square(settings.get("patch_size") or config.get("patch_size", 30))[0]
         self.most = square(settings.get("size") or {"height": 1080, "width": 1920})
-        self.filling = int(settings.get("padding_value", 1))
+        self.filling = whole(settings.get("padding_value", 1), 255, least=0)
         self.image_token, self.newline = find("|SPEAKER|"), find("|NEWLINE|")
         self.begin, self.answer, self.first = find("<s>"), find("<0x04>"), self.vocabulary.find("|ENDOFTEXT|")
 

@@ -1,6 +1,7 @@
 """GLM-4V: a square, whose tokens stand between two marks that are replaced as well."""
 
 from octavo.media.feature import Data, Span
+from octavo.media.limits import token_id, whole
 from octavo.media.pictures import Picture
 from octavo.media.pixels import BICUBIC, resize
 from octavo.media.processor import ONE_IMAGE, Config, Processor
@@ -16,10 +17,10 @@ class GLM4VProcessor(Processor):
 
     def setup(self, config: Config) -> None:
         vision = config["vision_config"]
-        self.side = int(vision["image_size"])
-        self.patches = (self.side // int(vision["patch_size"]) // 2) ** 2
-        self.begin, self.end = int(config["boi_token_id"]), int(config["eoi_token_id"])
-        self.middle = int(config.get("pad_token_id", 151329))
+        self.side = whole(vision["image_size"])
+        self.patches = (self.side // whole(vision["patch_size"]) // 2) ** 2
+        self.begin, self.end = token_id(config["boi_token_id"]), token_id(config["eoi_token_id"])
+        self.middle = token_id(config.get("pad_token_id", 151329))
 
     def places(self, token_ids: list[int]) -> list[Place]:
         begins = (i for i, token in enumerate(token_ids[:-2]) if token == self.begin)

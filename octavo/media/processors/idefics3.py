@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from octavo.media.feature import Data, Option, Span
+from octavo.media.limits import token_id, whole
 from octavo.media.pictures import Picture
 from octavo.media.pixels import LANCZOS, Size, cut, resize, size_of
 from octavo.media.processor import Config, Processor
@@ -47,11 +48,14 @@ class Idefics3Processor(Processor):
 
     def setup(self, config: Config) -> None:
         vision, settings = config["vision_config"], self.settings
-        self.image_token = int(config.get("image_token_id", 128257))
+        self.image_token = token_id(config.get("image_token_id", 128257))
         side = settings.get("max_image_size") or {"longest_edge": vision.get("image_size", 364)}
-        self.side, self.longest = int(side["longest_edge"]), int((settings.get("size") or {}).get("longest_edge", 1456))
+        self.side, self.longest = (
+            whole(side["longest_edge"]),
+            whole((settings.get("size") or {}).get("longest_edge", 1456)),
+        )
         patches = (vision["image_size"] // vision["patch_size"]) ** 2
-        self.tile_tokens = int(self.files.processor.get("image_seq_len") or patches // config["scale_factor"] ** 2)
+        self.tile_tokens = whole(self.files.processor.get("image_seq_len") or patches // config["scale_factor"] ** 2)
         names = self.vocabulary.tokenizer
         self.image_text = (names.token(self.image_token) if names else None) or "<image>"
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from octavo.media.feature import Data, Embeddings, Option, Span
+from octavo.media.limits import whole
 from octavo.media.pictures import Picture
 from octavo.media.pixels import BICUBIC, IMAGENET_MEAN, IMAGENET_STD, cut, resize
 from octavo.media.processor import IMAGE_ROWS, Config, Processor
@@ -46,10 +47,12 @@ class InternVLProcessor(Processor):
 
     def setup(self, config: Config) -> None:
         vision = config["vision_config"]
-        self.side = int(config.get("force_image_size") or vision["image_size"])
-        self.tile_tokens = int((self.side // vision["patch_size"]) ** 2 * config.get("downsample_ratio", 0.5) ** 2)
-        self.least = int(self.setting("min_dynamic_patch", 1))
-        self.most = int(self.setting("max_dynamic_patch", 12))
+        self.side = whole(config.get("force_image_size") or vision["image_size"])
+        self.tile_tokens = whole(
+            int((self.side // vision["patch_size"]) ** 2 * config.get("downsample_ratio", 0.5) ** 2)
+        )
+        self.least = whole(self.setting("min_dynamic_patch", 1))
+        self.most = whole(self.setting("max_dynamic_patch", 12))
         if not self.setting("dynamic_image_size", True):
             self.least = self.most = 1
         self.thumbnail = bool(config.get("use_thumbnail", True))

@@ -1,6 +1,7 @@
 """LLaVA-1.5 and its kind: a picture is one square, and a token for each patch."""
 
 from octavo.media.feature import Data, Span
+from octavo.media.limits import token_id, whole
 from octavo.media.pictures import Picture
 from octavo.media.processor import IMAGE_ROWS, Config, Processor
 
@@ -19,8 +20,8 @@ class LlavaProcessor(Processor):
     placeholder = "<image>"
 
     def setup(self, config: Config) -> None:
-        self.image_token = int(config.get("image_token_index", config.get("image_token_id", 32000)))
-        self.patch = int(config["vision_config"].get("patch_size", 14))
+        self.image_token = token_id(config.get("image_token_index", config.get("image_token_id", 32000)))
+        self.patch = whole(config["vision_config"].get("patch_size", 14))
         self.settings.setdefault("size", {"shortest_edge": config["vision_config"].get("image_size", 336)})
 
     def token(self, kind: str) -> int:

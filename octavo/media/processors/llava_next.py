@@ -5,6 +5,7 @@ from PIL import Image
 
 from octavo.media.anyres import anyres_tiles, best_resolution, unpadded_grid
 from octavo.media.feature import Data, Span
+from octavo.media.limits import token_id, whole
 from octavo.media.pictures import Picture
 from octavo.media.pixels import BICUBIC, Size, resize, size_of, square
 from octavo.media.processor import NO_ROWS, ONE_VIDEO, Config
@@ -19,7 +20,7 @@ class LlavaNextProcessor(LlavaProcessor):
 
     def setup(self, config: Config) -> None:
         super().setup(config)
-        self.pinpoints = [(int(h), int(w)) for h, w in config.get("image_grid_pinpoints") or self._own_pinpoints()]
+        self.pinpoints = [(whole(h), whole(w)) for h, w in config.get("image_grid_pinpoints") or self._own_pinpoints()]
         self.side = square(self.settings.get("crop_size") or self.settings["size"])[0]
         self.grid = self.side // self.patch
         """Patches along a tile's edge."""
@@ -55,8 +56,8 @@ class LlavaNextVideoProcessor(LlavaProcessor):
     def setup(self, config: Config) -> None:
         super().setup(config)
         self.settings.update(self.files.video)
-        self.video_token = int(config.get("video_token_index", config.get("video_token_id", 32000)))
-        self.stride = int(config.get("spatial_pool_stride", 2))
+        self.video_token = token_id(config.get("video_token_index", config.get("video_token_id", 32000)))
+        self.stride = whole(config.get("spatial_pool_stride", 2))
 
     def token(self, kind: str) -> int:
         return self.video_token

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from octavo.media.feature import Data, Span
+from octavo.media.limits import token_id, whole
 from octavo.media.pictures import Picture
 from octavo.media.pixels import CLIP_MEAN, Values, pad_centre, resize, size_of, square
 from octavo.media.processor import IMAGES_AND_VIDEOS, NO_ROWS, Config
@@ -24,10 +25,10 @@ class LlavaOnevisionProcessor(LlavaNextProcessor):
 
     def setup(self, config: Config) -> None:
         super().setup(config)
-        self.video_token = int(config.get("video_token_index", config.get("video_token_id", 151647)))
+        self.video_token = token_id(config.get("video_token_index", config.get("video_token_id", 151647)))
         self.film = {**self.settings, **self.files.video}
         self.film_values = Values(self.film)
-        self.most_tiles = int(str(config.get("vision_aspect_ratio", "anyres_max_9")).rpartition("_")[2])
+        self.most_tiles = whole(int(str(config.get("vision_aspect_ratio", "anyres_max_9")).rpartition("_")[2]))
         mean = np.broadcast_to(self.settings.get("image_mean", CLIP_MEAN), (3,))
         self.background = (int(255 * mean[0]), int(255 * mean[1]), int(255 * mean[2]))
 

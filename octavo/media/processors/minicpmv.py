@@ -7,6 +7,7 @@ import numpy as np
 
 from octavo.errors import InvalidRequestError
 from octavo.media.feature import Data, Embeddings, Option, Span
+from octavo.media.limits import whole
 from octavo.media.pictures import Picture
 from octavo.media.pixels import BICUBIC, Size, cut, patches, resize, size_of
 from octavo.media.processor import IMAGE_ROWS, Config, Processor
@@ -59,10 +60,10 @@ class MiniCPMVProcessor(Processor):
     def setup(self, config: Config) -> None:
         settings, slices = self.settings, config.get("slice_config") or config
         self.version = float(self.setting("version", 2.0))
-        self.most = int(settings.get("max_slice_nums") or slices.get("max_slice_nums", 9))
+        self.most = whole(settings.get("max_slice_nums") or slices.get("max_slice_nums", 9))
         self.most = self.most if self.setting("slice_mode", True) else 1
-        self.edge, self.patch = int(self.setting("scale_resolution", 448)), int(self.setting("patch_size", 14))
-        self.queries = int(config.get("query_num") or settings.get("image_feature_size", 64))
+        self.edge, self.patch = whole(self.setting("scale_resolution", 448)), whole(self.setting("patch_size", 14))
+        self.queries = whole(config.get("query_num") or settings.get("image_feature_size", 64))
         settings["image_mean"], settings["image_std"] = (settings.get(f"norm_{x}", self.mean) for x in ("mean", "std"))
         find = self.vocabulary.id
         self.unknown = find("<unk>")

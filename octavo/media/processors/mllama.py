@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 from octavo.media.feature import Data, Feature, Processed, Span
+from octavo.media.limits import token_id, whole
 from octavo.media.pictures import Picture
 from octavo.media.pixels import BILINEAR, Size, cut, pad, resize, size_of, square
 from octavo.media.processor import Config, Processor
@@ -45,9 +46,9 @@ class MllamaProcessor(Processor):
 
     def setup(self, config: Config) -> None:
         vision = config["vision_config"]
-        self.image_token = int(config.get("image_token_index", config.get("image_token_id", 128256)))
+        self.image_token = token_id(config.get("image_token_index", config.get("image_token_id", 128256)))
         self.side = square(self.settings.get("size") or vision["image_size"])[0]
-        self.tiles = int(self.settings.get("max_image_tiles", vision.get("max_num_tiles", 4)))
+        self.tiles = whole(self.settings.get("max_image_tiles", vision.get("max_num_tiles", 4)))
 
     def token(self, kind: str) -> int:
         return self.image_token

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from octavo.media.feature import Data, Option, Span
+from octavo.media.limits import token_id, whole
 from octavo.media.pictures import Picture
 from octavo.media.pixels import CLIP_MEAN, CLIP_STD, Size, resize_floats, size_of, square
 from octavo.media.processor import ONE_IMAGE, Config, Processor
@@ -38,13 +39,13 @@ class MolmoProcessor(Processor):
     def setup(self, config: Config) -> None:
         settings = self.settings
         self.crop = square(settings.get("base_image_input_size", [336])[0])[0]
-        self.patch, self.most = int(settings.get("image_patch_size", 14)), int(settings.get("max_crops", 12))
-        self.margins: list[int] = [int(m) for m in settings.get("overlap_margins", (4, 4))]
-        self.pooled = int(settings.get("image_token_length_h", 12))
+        self.patch, self.most = whole(settings.get("image_patch_size", 14)), whole(settings.get("max_crops", 12))
+        self.margins: list[int] = [whole(m, least=0) for m in settings.get("overlap_margins", (4, 4))]
+        self.pooled = whole(settings.get("image_token_length_h", 12))
         names = ("<im_start>", "<im_patch>", "<im_col>", "<im_end>")
         self.start, self.image_token, self.column, self.end = (self.vocabulary.id(name) for name in names)
         tokenizer: Any = self.vocabulary.tokenizer
-        self.bos = int(tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
+        self.bos = token_id(tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
 
     def token(self, kind: str) -> int:
         return self.image_token

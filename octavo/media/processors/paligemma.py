@@ -1,9 +1,9 @@
-"""PaliGemma: the picture's tokens come first, then <bos>, the prompt, and a newline."""
+"""PaliGemma: the picture's tokens come first, or where the prompt has <image>, then <bos>; a newline ends it."""
 
 from octavo.media.feature import Data, Span
+from octavo.media.limits import token_id, whole
 from octavo.media.pictures import Picture
 from octavo.media.processor import IMAGE_ROWS, ONE_IMAGE, Config, Processor
-from octavo.media.vocabulary import Place
 
 
 class PaliGemmaProcessor(Processor):
@@ -12,24 +12,26 @@ class PaliGemmaProcessor(Processor):
     family = "PaliGemma"
     takes = ONE_IMAGE
     embeds = IMAGE_ROWS
+    placeholder = "<image>"
     mean = std = (0.5, 0.5, 0.5)
 
     def setup(self, config: Config) -> None:
         vision = config["vision_config"]
-        self.image_token = int(config.get("image_token_index", config.get("image_token_id", 257152)))
+        self.image_token = token_id(config.get("image_token_index", config.get("image_token_id", 257152)))
         self.settings.setdefault("size", {"height": vision["image_size"], "width": vision["image_size"]})
         patches = (vision.get("image_size", 224) // vision.get("patch_size", 14)) ** 2
-        self.tokens = int(self.settings.get("image_seq_length") or patches)
-        self.newline = self.vocabulary.encode("\n")
+        self.tokens = whole(self.settings.get("image_seq_length") or patches)
+        self.bos, self.newline = token_id(config.get("bos_token_id", 2)), self.vocabulary.encode("\n")
 
     def token(self, kind: str) -> int:
         return self.image_token
 
     def prepare(self, token_ids: list[int]) -> list[int]:
-        return [t for t in token_ids if t != self.image_token] + self.newline
-
-    def places(self, token_ids: list[int]) -> list[Place]:
-        return [Place("image", 0, 0)]
+        text = token_ids[token_ids[:1] == [self.bos] :]
+        if self.image_token not in text:
+            return [self.image_token, self.bos, *text, *self.newline]
+        behind = text.index(self.image_token) + 1
+        return [*text[:behind], self.bos, *text[behind:], *self.newline]
 
     def image(self, picture: Picture, index: int, count: int) -> tuple[Data, Span]:
         return {"pixel_values": self.standard(picture)}, Span([self.image_token] * self.tokens)

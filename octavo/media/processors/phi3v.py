@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from octavo.media.feature import Data, Option, Span
+from octavo.media.limits import whole
 from octavo.media.pictures import Picture
 from octavo.media.pixels import BILINEAR, Values, cut, interpolate_bicubic, pad, resize
 from octavo.media.processor import IMAGE_ROWS, Config, Processor
@@ -43,7 +44,7 @@ class Phi3VProcessor(Processor):
     placeholder = "<|image_1|>, <|image_2|> and so on"
 
     def setup(self, config: Config) -> None:
-        self.most = int(self.settings.get("num_crops", 16))
+        self.most = whole(self.settings.get("num_crops", 16))
         found = self.vocabulary.find("<|image|>")
         self.image_token = 32044 if found is None else found
         self.after = self.vocabulary.beginning()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from octavo.media.feature import Data, Embeddings, Span
+from octavo.media.limits import token_id, whole
 from octavo.media.pictures import Picture
 from octavo.media.pixels import BICUBIC, CLIP_MEAN, CLIP_STD, Size, interpolate_bicubic, resize, size_of, square
 from octavo.media.processor import IMAGE_ROWS, NO_ROWS, Config, Processor
@@ -23,8 +24,8 @@ class PixtralProcessor(Processor):
         vision = config["vision_config"]
         self.patch = square(settings.get("patch_size") or vision.get("patch_size", 16))[0]
         size = settings.get("size") or vision.get("image_size", 1024)
-        self.longest = int(size["longest_edge"] if isinstance(size, Mapping) else size)
-        self.image_token = int(config.get("image_token_index", config.get("image_token_id", 10)))
+        self.longest = whole(size["longest_edge"] if isinstance(size, Mapping) else size)
+        self.image_token = token_id(config.get("image_token_index", config.get("image_token_id", 10)))
         self.break_token = self.vocabulary.id(words.get("image_break_token", "[IMG_BREAK]"))
         self.end_token = self.vocabulary.id(words.get("image_end_token", "[IMG_END]"))
 
@@ -34,7 +35,7 @@ class PixtralProcessor(Processor):
     def shrunk(self, size: Size) -> Size:
         """A picture's size if it is within the longest edge, with both edges at most that."""
         ratio = max(size[0] / self.longest, size[1] / self.longest)
-        return size if ratio <= 1 else (math.floor(size[0] / ratio), math.floor(size[1] / ratio))
+        return size if ratio <= 1 else (max(math.floor(size[0] / ratio), 1), max(math.floor(size[1] / ratio), 1))
 
     def grid(self, size: Size) -> Size:
         """Rows and columns of patches."""
@@ -64,14 +65,17 @@ class MistralPixtralProcessor(PixtralProcessor):
 
     def setup(self, config: Config) -> None:
         vision = config["vision_encoder"]
-        self.patch, self.longest = int(vision["patch_size"]), int(vision.get("max_image_size", vision["image_size"]))
-        self.image_token = int(vision["image_token_id"])
-        self.break_token = int(vision.get("image_break_token_id", 12))
-        self.end_token = int(vision.get("image_end_token_id", 13))
+        self.patch, self.longest = (
+            whole(vision["patch_size"]),
+            whole(vision.get("max_image_size", vision["image_size"])),
+        )
+        self.image_token = token_id(vision["image_token_id"])
+        self.break_token = token_id(vision.get("image_break_token_id", 12))
+        self.end_token = token_id(vision.get("image_end_token_id", 13))
 
     def shrunk(self, size: Size) -> Size:
         ratio = max(size[0] / self.longest, size[1] / self.longest)
-        return size if ratio <= 1 else (round(size[0] / ratio), round(size[1] / ratio))
+        return size if ratio <= 1 else (max(round(size[0] / ratio), 1), max(round(size[1] / ratio), 1))
 
     def image(self, picture: Picture, index: int, count: int) -> tuple[Data, Span]:
         rows, columns = self.grid(size_of(picture))

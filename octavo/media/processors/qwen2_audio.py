@@ -4,6 +4,7 @@ import numpy as np
 
 from octavo.errors import InvalidRequestError
 from octavo.media.feature import Data, Span
+from octavo.media.limits import token_id, whole
 from octavo.media.mel import LogMel
 from octavo.media.processor import AUDIOS, Config, Processor
 from octavo.media.sounds import Sound
@@ -17,8 +18,8 @@ class Qwen2AudioProcessor(Processor):
     placeholder = "<|audio_bos|><|AUDIO|><|audio_eos|>"
 
     def setup(self, config: Config) -> None:
-        self.audio_token = int(config.get("audio_token_index", config.get("audio_token_id", 151646)))
-        self.mel = LogMel(self.settings, int(config["audio_config"].get("num_mel_bins", 128)))
+        self.audio_token = token_id(config.get("audio_token_index", config.get("audio_token_id", 151646)))
+        self.mel = LogMel(self.settings, whole(config["audio_config"].get("num_mel_bins", 128)))
 
     def token(self, kind: str) -> int:
         return self.audio_token

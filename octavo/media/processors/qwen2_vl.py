@@ -7,8 +7,9 @@ from PIL import Image
 
 from octavo.errors import InvalidRequestError
 from octavo.media.feature import Data, Embeddings, Option, Span
+from octavo.media.limits import token_id, whole
 from octavo.media.pictures import Picture
-from octavo.media.pixels import BICUBIC, Size, resize, size_of
+from octavo.media.pixels import BICUBIC, MAX_RESIZED, Size, resize, size_of
 from octavo.media.processor import IMAGE_AND_VIDEO_ROWS, IMAGES_AND_VIDEOS, Config, Processor
 from octavo.media.sources import Array
 
@@ -41,12 +42,15 @@ class Qwen2VLProcessor(Processor):
 
     def setup(self, config: Config) -> None:
         settings = self.settings
-        self.tokens = {"image": int(config["image_token_id"]), "video": int(config.get("video_token_id", 151656))}
-        self.patch, self.pair = int(settings.get("patch_size", 14)), int(settings.get("temporal_patch_size", 2))
-        self.merge = int(settings.get("merge_size", 2))
+        self.tokens = {
+            "image": token_id(config["image_token_id"]),
+            "video": token_id(config.get("video_token_id", 151656)),
+        }
+        self.patch, self.pair = whole(settings.get("patch_size", 14)), whole(settings.get("temporal_patch_size", 2))
+        self.merge = whole(settings.get("merge_size", 2))
         size = settings.get("size") or {}
-        self.least = int(settings.get("min_pixels") or size.get("shortest_edge", 56 * 56))
-        self.most = int(settings.get("max_pixels") or size.get("longest_edge", 28 * 28 * 1280))
+        self.least = whole(settings.get("min_pixels") or size.get("shortest_edge", 56 * 56), MAX_RESIZED)
+        self.most = whole(settings.get("max_pixels") or size.get("longest_edge", 28 * 28 * 1280), MAX_RESIZED)
 
     def token(self, kind: str) -> int:
         return self.tokens[kind]

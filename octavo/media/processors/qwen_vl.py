@@ -1,6 +1,7 @@
 """Qwen-VL: a square, whose queries stand between <img> and </img>."""
 
 from octavo.media.feature import Data, Embeddings, Span
+from octavo.media.limits import token_id, whole
 from octavo.media.pictures import Picture
 from octavo.media.pixels import BICUBIC, resize
 from octavo.media.processor import IMAGE_ROWS, Config, Processor
@@ -16,8 +17,8 @@ class QwenVLProcessor(Processor):
 
     def setup(self, config: Config) -> None:
         visual = config["visual"]
-        self.side, self.queries = int(visual["image_size"]), int(visual.get("n_queries", 256))
-        self.start = int(visual["image_start_id"])
+        self.side, self.queries = whole(visual["image_size"]), whole(visual.get("n_queries", 256))
+        self.start = token_id(visual["image_start_id"])
         self.end, self.image_token = self.start + 1, self.start + 2
 
     def places(self, token_ids: list[int]) -> list[Place]:

@@ -2,6 +2,7 @@
 
 from octavo.errors import InvalidRequestError
 from octavo.media.feature import Data, Span
+from octavo.media.limits import whole
 from octavo.media.mel import LogMel
 from octavo.media.processor import AUDIO_ROWS, AUDIOS, Config, Processor
 from octavo.media.sounds import Sound
@@ -18,7 +19,7 @@ class UltravoxProcessor(Processor):
 
     def setup(self, config: Config) -> None:
         bins = (config.get("audio_config") or {}).get("num_mel_bins", 80)
-        self.mel, self.stack = LogMel(self.settings, int(bins)), int(config.get("stack_factor", 8))
+        self.mel, self.stack = LogMel(self.settings, whole(bins)), whole(config.get("stack_factor", 8))
         self.audio_token = self.vocabulary.id("<|reserved_special_token_0|>")
 
     def token(self, kind: str) -> int:

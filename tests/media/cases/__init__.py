@@ -74,7 +74,7 @@ def load(case: dict[str, Any], folder: Path, changes: dict[str, Any] | None = No
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text if isinstance(text, str) else json.dumps(text))
     made = PROCESSORS[case["row"]]
-    if case["config"].get("vision_config", {}).get("model_type") == "pixtral":
+    if "pixtral" in str(case["config"].get("vision_config")):
         made = PixtralProcessor
     files = read_processor_files(folder, case["config"])
     files = ProcessorFiles(files.config, {**files.preprocessor, **(changes or {})}, files.processor, files.video)
