@@ -174,12 +174,6 @@ def pack_params(params: SamplingParams | PoolingParams) -> dict[str, Any]:
     return packed
 
 
-def unpack_sampling(values: dict[str, Any]) -> SamplingParams:
-    if "structured_outputs" in values:
-        values = {**values, "structured_outputs": StructuredOutputsParams(**values["structured_outputs"])}
-    return SamplingParams(**values)
-
-
 def write_args(args: EngineArgs) -> str:
     """The engine's options as the engine's process reads them."""
     return json.dumps(dataclasses.asdict(args))

@@ -50,11 +50,6 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.running) or self._num_waiting > 0
 
-    @property
-    def can_go_on(self) -> bool:
-        """Whether there is something to compute now."""
-        return self._num_waiting > 0 or any(s.remaining > 0 for s in self.running)
-
     def add(self, sequence: Sequence) -> None:
         """Queue a new or preempted sequence."""
         sequence.status = Status.WAITING

@@ -47,11 +47,6 @@ class Pooler:
         self._sum: Tensor | None = None
         self._count = 0
 
-    @property
-    def needs_every_token(self) -> bool:
-        """Whether a prefix whose hidden states are not computed would be missed."""
-        return self.pooling_type != "LAST"
-
     def restart(self) -> None:
         """Forget what was pooled, as the request is computed anew."""
         self._kept, self._sum, self._count = [], None, 0
