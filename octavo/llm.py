@@ -33,7 +33,7 @@ from octavo.outputs import (
 )
 from octavo.params import BeamSearchParams, PoolingParams, RequestOutputKind, SamplingParams, recommended_sampling
 from octavo.prompts import Prompt
-from octavo.text.chat_prompt import Message, render_chat
+from octavo.text.chat_prompt import Message, chat_prompt
 from octavo.text.tokenizer import Tokenizer
 
 log = logging.getLogger("octavo")
@@ -127,8 +127,8 @@ class LLM:
         tokenizer = self.get_tokenizer()
         single = not messages or not isinstance(messages[0], (list, tuple))
         conversations = [messages] if single else messages
-        texts = [
-            render_chat(
+        prompts: list[Prompt] = [
+            chat_prompt(
                 tokenizer,
                 cast(Sequence[Message], conversation),
                 template=chat_template,
@@ -139,8 +139,6 @@ class LLM:
             )
             for conversation in conversations
         ]
-        # The template writes the special tokens itself.
-        prompts: list[Prompt] = [{"prompt": text, "add_special_tokens": False} for text in texts]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, lora_request=lora_request)
 
     def beam_search(
@@ -308,7 +306,7 @@ class LLM:
 
 def _refuse_lora(lora_request: Any) -> None:
     if lora_request is not None:
-        raise InvalidRequestError("lora_request: adapters are not served yet; merge the adapter into the checkpoint.")
+        raise InvalidRequestError("lora_request is not supported yet; merge the adapter into the checkpoint.")
 
 
 def _same_length(name: str, values: Sequence[Any], prompts: Sequence[Any]) -> None:

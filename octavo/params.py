@@ -1,7 +1,10 @@
 """What a request asks for: the fields of vLLM's SamplingParams, with its names, defaults and meaning."""
 
 import copy
+import functools
 import json
+import operator
+import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
@@ -20,6 +23,14 @@ LogitsProcessor = Callable[..., Any]
 """`f(output_token_ids, logits)` or `f(prompt_token_ids, output_token_ids, logits)`, giving the logits `[vocab]`."""
 
 
+def without_none(annotation: Any) -> Any:
+    """`T` of `T | None`; any other type as it is."""
+    if not isinstance(annotation, types.UnionType):
+        return annotation
+    kinds = [kind for kind in annotation.__args__ if kind is not types.NoneType]
+    return functools.reduce(operator.or_, kinds)
+
+
 class RequestOutputKind(Enum):
     """What each RequestOutput of a stream holds."""
 
@@ -35,12 +46,30 @@ def _reject(message: str) -> None:
     raise InvalidRequestError(message)
 
 
-def _check_range(name: str, value: float | int, low: float, high: float | None, *, above: bool = False) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not (value > low if above else value >= low) or (high is not None and value > high):
-        bound = f"above {low:g}" if above else f"at least {low:g}"
-        upper = f" and at most {high:g}" if high is not None else ""
-        _reject(f"{name}={value!r} is out of range: it must be {bound}{upper}.")
+def _in_range(value: Any, kind: type[int | float], low: float | None, above: float | None, high: float | None) -> bool:
+    return (
+        isinstance(value, (int, kind))
+        and not isinstance(value, bool)
+        and (low is None or value >= low)
+        and (above is None or value > above)
+        and (high is None or value <= high)
+    )
+
+
+def _check_range(
+    name: str,
+    value: Any,
+    kind: type[int | float],
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+) -> None:
+    if not _in_range(value, kind, low, above, high):
+        if isinstance(value, bool) or not isinstance(value, (int, kind)):
+            _reject(f"{name}={value!r} must be a {'whole number' if kind is int else 'number'}.")
+        bounds = (("above", above), ("at least", low), ("at most", high))
+        text = " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+        _reject(f"{name}={value!r} is out of range: it must be {text}.")
 
 
 @names_closest
@@ -90,7 +119,7 @@ class StructuredOutputsParams:
             text.encode()
         except UnicodeEncodeError as error:
             name = kind.replace("_", " ")
-            raise InvalidRequestError(f"structured_outputs: this {name} holds half a character: {error}") from error
+            raise InvalidRequestError(f"structured_outputs: this {name} is not valid Unicode: {error}") from error
         return kind, text
 
     def _as_text(self) -> tuple[str, str]:
@@ -109,6 +138,47 @@ class StructuredOutputsParams:
 GuidedDecodingParams = StructuredOutputsParams
 
 
+def sampling_option(
+    default: Any,
+    text: str,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+    http: bool = True,
+    flag: bool = False,
+    engine: bool = True,
+    recommended: str | None = None,
+) -> Any:
+    """A field of SamplingParams, from which its check, HTTP field, command-line flag and default are made.
+
+    Args:
+        default: its value if it is not given.
+        text: its help.
+        low: its least value.
+        above: what its value must be above, instead.
+        high: its greatest value.
+        http: whether requests over HTTP have it, under its name.
+        flag: whether commands have it as a flag.
+        engine: whether the engine must know it; not what is about text alone.
+        recommended: its key in a model's generation_config.json, whose value is the default for that model.
+    """
+    return field(
+        default=default,
+        metadata={
+            "help": text,
+            "choices": (),
+            "low": low,
+            "above": above,
+            "high": high,
+            "http": http,
+            "flag": flag,
+            "engine": engine,
+            "recommended": recommended,
+        },
+    )
+
+
 @names_closest
 @dataclass
 class SamplingParams:
@@ -117,48 +187,93 @@ class SamplingParams:
     Raises InvalidRequestError (a ValueError) at construction for a value out of range, naming the field.
     """
 
-    n: int = 1
-    """Sequences to return for the prompt."""
-    best_of: int | None = None
-    """Sequences to generate, of which the `n` of the highest total log-probability are returned."""
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    temperature: float = 1.0
-    """0 is greedy."""
-    top_p: float = 1.0
-    top_k: int = 0
-    """0 or -1: all tokens."""
-    min_p: float = 0.0
-    """Tokens less likely than this share of the likeliest are left out."""
-    seed: int | None = None
-    """The same seed gives the same text, whatever else runs."""
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    include_stop_str_in_output: bool = False
-    bad_words: list[str] | None = None
-    ignore_eos: bool = False
-    max_tokens: int | None = 16
-    """None: as many as the model's length leaves."""
-    min_tokens: int = 0
-    logprobs: int | None = None
-    """Log-probabilities of so many of the likeliest tokens a step, and of the chosen one (-1: the whole vocabulary)."""
-    prompt_logprobs: int | None = None
-    detokenize: bool = True
-    skip_special_tokens: bool = True
-    spaces_between_special_tokens: bool = True
-    logits_processors: list[LogitsProcessor] | None = None
-    truncate_prompt_tokens: int | None = None
-    """Keep only the last so many tokens of the prompt (-1: as many as the model allows)."""
-    output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
-    logit_bias: dict[int, float] | None = None
-    """Added to the logits of these tokens, between -100 and 100."""
-    allowed_token_ids: list[int] | None = None
-    structured_outputs: StructuredOutputsParams | None = None
-    guided_decoding: StructuredOutputsParams | None = None
-    """The older name of structured_outputs."""
-    extra_args: dict[str, Any] | None = None
-    skip_reading_prefix_cache: bool | None = None
+    n: int = sampling_option(1, "answers to the prompt (needs a temperature)", low=1, flag=True)
+    best_of: int | None = sampling_option(
+        None,
+        "answers to generate, of which the n of the highest total log-probability are returned",
+        low=1,
+        http=False,
+    )
+    presence_penalty: float = sampling_option(
+        0.0, "taken off the logits of tokens that were generated already", low=-2, high=2, flag=True
+    )
+    frequency_penalty: float = sampling_option(0.0, "the same, times how often", low=-2, high=2, flag=True)
+    repetition_penalty: float = sampling_option(
+        1.0,
+        "above 1, tokens that were there already become less likely",
+        above=0,
+        flag=True,
+        recommended="repetition_penalty",
+    )
+    temperature: float = sampling_option(
+        1.0, "randomness; 0 always takes the likeliest token", low=0, flag=True, recommended="temperature"
+    )
+    top_p: float = sampling_option(
+        1.0,
+        "draw only from the likeliest tokens that make up this share",
+        above=0,
+        high=1,
+        flag=True,
+        recommended="top_p",
+    )
+    top_k: int = sampling_option(
+        0, "draw only from so many of the likeliest tokens (0 or -1: all)", low=-1, flag=True, recommended="top_k"
+    )
+    min_p: float = sampling_option(
+        0.0,
+        "leave out tokens less likely than this share of the likeliest",
+        low=0,
+        high=1,
+        flag=True,
+        recommended="min_p",
+    )
+    seed: int | None = sampling_option(None, "the same seed gives the same text, whatever else runs")
+    stop: str | list[str] | None = sampling_option(None, "text that ends the answer", flag=True, engine=False)
+    stop_token_ids: list[int] | None = sampling_option(None, "tokens that end the answer")
+    include_stop_str_in_output: bool = sampling_option(False, "keep what ended the answer in its text", engine=False)
+    bad_words: list[str] | None = sampling_option(None, "texts that may not come")
+    ignore_eos: bool = sampling_option(False, "go on after the end-of-sequence token")
+    max_tokens: int | None = sampling_option(
+        16,
+        "most tokens of the answer; None for as many as fit",
+        low=1,
+        flag=True,
+        recommended="max_new_tokens",
+    )
+    min_tokens: int = sampling_option(0, "fewest tokens of the answer", low=0, flag=True)
+    logprobs: int | None = sampling_option(
+        None,
+        "log-probabilities of so many of the likeliest tokens a step, and of the chosen one (-1: all tokens)",
+        low=-1,
+        http=False,
+    )
+    prompt_logprobs: int | None = sampling_option(None, "the same, of the prompt's tokens", low=-1)
+    detokenize: bool = sampling_option(True, "whether answers have text", http=False, engine=False)
+    skip_special_tokens: bool = sampling_option(True, "leave special tokens out of the text", engine=False)
+    spaces_between_special_tokens: bool = sampling_option(True, "write spaces between special tokens", engine=False)
+    logits_processors: list[LogitsProcessor] | None = sampling_option(
+        None, "functions that change a step's logits", http=False
+    )
+    truncate_prompt_tokens: int | None = sampling_option(
+        None, "keep only the last so many tokens of the prompt (-1: as many as the model allows)", low=-1, engine=False
+    )
+    output_kind: RequestOutputKind = sampling_option(
+        RequestOutputKind.CUMULATIVE, "what the outputs of a stream hold", http=False, engine=False
+    )
+    logit_bias: dict[int, float] | None = sampling_option(
+        None, "added to the logits of these tokens, between -100 and 100"
+    )
+    allowed_token_ids: list[int] | None = sampling_option(None, "the only tokens that may come")
+    structured_outputs: StructuredOutputsParams | None = sampling_option(
+        None, "what the answer must follow", http=False
+    )
+    guided_decoding: StructuredOutputsParams | None = sampling_option(
+        None, "the older name of structured_outputs", http=False
+    )
+    extra_args: dict[str, Any] | None = sampling_option(None, "refused: nothing reads it", http=False)
+    skip_reading_prefix_cache: bool | None = sampling_option(
+        None, "compute the whole prompt, whatever the prefix cache has", http=False
+    )
     _stop_list: list[str] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -184,31 +299,15 @@ class SamplingParams:
             self.top_p, self.top_k, self.min_p = 1.0, 0, 0.0
 
     def _check(self) -> None:
-        _check_range("n", self.n, 1, None)
+        for f, kind in _NUMBERS:
+            if (value := getattr(self, f.name)) is not None or f.type is kind:
+                _check_range(f.name, value, kind, f.metadata["low"], f.metadata["above"], f.metadata["high"])
         if self.best_of is not None and self.best_of < self.n:
             _reject(f"best_of={self.best_of} must be at least n={self.n}.")
-        _check_range("presence_penalty", self.presence_penalty, -2, 2)
-        _check_range("frequency_penalty", self.frequency_penalty, -2, 2)
-        _check_range("repetition_penalty", self.repetition_penalty, 0, None, above=True)
-        _check_range("temperature", self.temperature, 0, None)
-        _check_range("top_p", self.top_p, 0, 1, above=True)
-        if not isinstance(self.top_k, int) or self.top_k < -1:
-            _reject(f"top_k={self.top_k!r} is out of range: give 0 or -1 for all tokens, or at least 1.")
-        _check_range("min_p", self.min_p, 0, 1)
-        if self.seed is not None and not isinstance(self.seed, int):
-            _reject(f"seed={self.seed!r} must be a whole number or None.")
-        if self.max_tokens is not None:
-            _check_range("max_tokens", self.max_tokens, 1, None)
-        _check_range("min_tokens", self.min_tokens, 0, None)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             _reject(f"min_tokens={self.min_tokens} must be at most max_tokens={self.max_tokens}.")
-        for name in ("logprobs", "prompt_logprobs"):
-            if (value := getattr(self, name)) is not None:
-                _check_range(name, value, -1, None)
-        if (self.truncate_prompt_tokens is not None and (self.truncate_prompt_tokens or 0) < -1) or (
-            self.truncate_prompt_tokens == 0
-        ):
-            _reject(f"truncate_prompt_tokens={self.truncate_prompt_tokens} must be -1 or at least 1.")
+        if self.truncate_prompt_tokens == 0:
+            _reject("truncate_prompt_tokens=0 must be -1 or at least 1.")
         if any(not isinstance(s, str) or not s for s in self._stop_list):
             _reject(f"stop={self.stop!r} holds an empty string or something that is not a string.")
         if self._stop_list and not self.detokenize:
@@ -218,6 +317,8 @@ class SamplingParams:
         self._check_bad_words()
         if any(not callable(p) for p in self.logits_processors or []):
             _reject("logits_processors must be callables f(output_token_ids, logits).")
+        if self.extra_args:
+            _reject("extra_args is not supported: nothing reads it. Use logits_processors for sampling of your own.")
 
     def _check_bad_words(self) -> None:
         words = self.bad_words or []
@@ -255,10 +356,18 @@ class SamplingParams:
         return twin
 
 
+_NUMBERS = [(f, kind) for f in fields(SamplingParams) for kind in (int, float) if f.type in (kind, kind | None)]
+"""The sampling options that are numbers, and of which kind."""
+
+
 def recommended_sampling(generation_config: Mapping[str, Any]) -> dict[str, Any]:
     """Sampling values that a model's generation_config.json recommends, for requests that do not say their own."""
-    wanted = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
-    return {k: v for k in wanted if (v := generation_config.get(k)) is not None}
+    return {
+        f.name: value
+        for f, kind in _NUMBERS
+        if (value := generation_config.get(f.metadata["recommended"])) is not None
+        and _in_range(value, kind, f.metadata["low"], f.metadata["above"], f.metadata["high"])
+    }
 
 
 @names_closest
@@ -274,9 +383,9 @@ class BeamSearchParams:
     include_stop_str_in_output: bool = False
 
     def __post_init__(self) -> None:
-        _check_range("beam_width", self.beam_width, 1, None)
-        _check_range("max_tokens", self.max_tokens, 1, None)
-        _check_range("temperature", self.temperature, 0, None)
+        _check_range("beam_width", self.beam_width, int, 1)
+        _check_range("max_tokens", self.max_tokens, int, 1)
+        _check_range("temperature", self.temperature, float, 0)
 
 
 @names_closest
@@ -294,7 +403,7 @@ class PoolingParams:
 
     def __post_init__(self) -> None:
         if self.dimensions is not None:
-            _check_range("dimensions", self.dimensions, 1, None)
+            _check_range("dimensions", self.dimensions, int, 1)
 
     def clone(self) -> "PoolingParams":
         return copy.copy(self)

@@ -47,9 +47,9 @@ def startup(namespace: argparse.Namespace) -> dict[str, Any]:
         assert process.stderr is not None
         first = process.stdout.read(1)
         seconds = time.perf_counter() - start
-        _, said = process.communicate()
+        _, errors = process.communicate()
         if process.returncode or not first:
-            raise OctavoError(f"the measured process failed: {said.decode(errors='replace').strip()[-400:]}")
+            raise OctavoError(f"the measured process failed: {errors.decode(errors='replace').strip()[-400:]}")
         return seconds
 
     return {"first_token_seconds": _repeat(run, namespace.runs)}

@@ -130,8 +130,8 @@ def summary(outcomes: list[Outcome], seconds: float) -> dict[str, Any]:
     def percentiles(values: list[float]) -> dict[str, float]:
         if not values:
             return {}
-        found = np.percentile(np.array(values) * 1e3, PERCENTILES)
-        named = {f"p{p}": round(float(v), 2) for p, v in zip(PERCENTILES, found, strict=True)}
+        figures = np.percentile(np.array(values) * 1e3, PERCENTILES)
+        named = {f"p{p}": round(float(v), 2) for p, v in zip(PERCENTILES, figures, strict=True)}
         return {"mean": round(float(np.mean(values)) * 1e3, 2), **named}
 
     return {

@@ -4,18 +4,17 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from octavo.cli.options import SAMPLING_HELP, check_sampling_flags, engine_args_of, sampling_values_of
+from octavo.cli.options import SAMPLING_FLAGS, check_sampling_flags, engine_args_of, flag_type, sampling_values_of
 from octavo.cli.streaming import limit_hit, stream_answer
 from octavo.client.local_client import LocalRequests
 from octavo.engine.engine import Engine
 from octavo.errors import InvalidRequestError, OctavoError, did_you_mean
 from octavo.launch import launch_engine
 from octavo.params import SamplingParams
-from octavo.text.chat_prompt import render_chat
+from octavo.text.chat_prompt import chat_prompt
 
 HELP = """\
 /help            these commands
@@ -46,7 +45,7 @@ class Conversation:
 
     def answer(self) -> None:
         """Stream the answer to the last message; what came before Ctrl-C is kept."""
-        text = render_chat(self.tokenizer, self._all())
+        prompt = chat_prompt(self.tokenizer, self._all())
         pieces: list[str] = []
 
         def show(piece: str) -> None:
@@ -54,7 +53,6 @@ class Conversation:
             sys.stdout.write(piece)
             sys.stdout.flush()
 
-        prompt = {"prompt": text, "add_special_tokens": False}
         try:
             answer = stream_answer(self.requests, prompt, self.params, show)
             count, seconds = answer.token_counts[0], answer.seconds
@@ -70,11 +68,11 @@ class Conversation:
 
     def set_value(self, argument: str) -> None:
         name, _, value = argument.partition(" ")
-        if name not in SAMPLING_HELP:
-            raise InvalidRequestError(f"there is no sampling value {name!r}.{did_you_mean(name, SAMPLING_HELP)}")
-        kind: Callable[[str], Any] = float if isinstance(getattr(SamplingParams(), name), float) else int
+        if name not in SAMPLING_FLAGS:
+            raise InvalidRequestError(f"there is no sampling value {name!r}.{did_you_mean(name, SAMPLING_FLAGS)}")
+        kind = flag_type(SAMPLING_FLAGS[name].type)
         try:
-            sampling = {**self.sampling, name: kind(value)}
+            sampling = {**self.sampling, name: [value] if kind is list else kind(value)}
             self.sampling, self.params = sampling, SamplingParams(**sampling)
         except ValueError as error:
             raise InvalidRequestError(f"/set {name} {value}: {error}") from error

@@ -25,21 +25,21 @@ def run(namespace: argparse.Namespace) -> int:
     llm = LLM.from_args(args)
     params = PoolingParams(dimensions=namespace.dimensions, normalize=namespace.normalize)
     texts = [record["text"] for record in records]
-    found = llm.embed(texts, params, use_tqdm=len(texts) > 1 and sys.stderr.isatty())
+    outputs = llm.embed(texts, params, use_tqdm=len(texts) > 1 and sys.stderr.isatty())
     if output is not None and output.suffix == ".npy":
         import numpy as np
 
-        np.save(output, np.array([o.outputs.embedding for o in found], dtype=np.float32))
+        np.save(output, np.array([o.outputs.embedding for o in outputs], dtype=np.float32))
     elif output is not None:
         with open(output, "w", encoding="utf-8") as file:
-            _write_lines(file, records, found)
+            _write_lines(file, records, outputs)
     else:
-        _write_lines(sys.stdout, records, found)
+        _write_lines(sys.stdout, records, outputs)
     return 0
 
 
-def _write_lines(file: TextIO, records: list[dict[str, Any]], found: Iterable[EmbeddingRequestOutput]) -> None:
-    for index, (record, output) in enumerate(zip(records, found, strict=True)):
+def _write_lines(file: TextIO, records: list[dict[str, Any]], outputs: Iterable[EmbeddingRequestOutput]) -> None:
+    for index, (record, output) in enumerate(zip(records, outputs, strict=True)):
         line = {"index": index, **record, "embedding": output.outputs.embedding}
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
 

@@ -11,7 +11,7 @@ from octavo.client.local_client import LocalRequests
 from octavo.engine.engine import Engine
 from octavo.errors import InvalidRequestError
 from octavo.launch import launch_engine
-from octavo.text.chat_prompt import render_chat
+from octavo.text.chat_prompt import chat_prompt
 
 
 def run(namespace: argparse.Namespace) -> int:
@@ -57,10 +57,12 @@ def _prompt(namespace: argparse.Namespace) -> str:
 
 def _chat_prompt(engine: Engine, text: str, namespace: argparse.Namespace) -> Any:
     if namespace.raw or engine.tokenizer is None or not engine.tokenizer.chat_templates:
+        if namespace.system is not None:
+            reason = "--raw continues the prompt alone" if namespace.raw else "this model has no chat template"
+            raise InvalidRequestError(f"--system has no effect: {reason}. Leave it out.")
         return text
     messages = [{"role": "system", "content": namespace.system}] if namespace.system else []
-    rendered = render_chat(engine.tokenizer, [*messages, {"role": "user", "content": text}])
-    return {"prompt": rendered, "add_special_tokens": False}
+    return chat_prompt(engine.tokenizer, [*messages, {"role": "user", "content": text}])
 
 
 def _as_json(answer: Answer) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
         "octavo",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="`octavo COMMAND --help` tells each command's options. Every error says what to do next.",
+        epilog="`octavo COMMAND --help` lists each command's options.",
     )
     parser.add_argument("--version", action="version", version=f"octavo {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -42,8 +42,8 @@ def _generate(commands: Any) -> None:
     generate = commands.add_parser(
         "generate",
         help="answer one prompt, as it comes",
-        description="Answer one prompt. Models with a chat template get the prompt as a user's message; --raw has the "
-        "text continued as it is. Without --model it is SmolLM2-135M-Instruct, fetched once.",
+        description="Answer one prompt. Models with a chat template get the prompt as a user message; with --raw the "
+        "text is continued as it is. Without --model it is SmolLM2-135M-Instruct, fetched once.",
     )
     generate.add_argument("prompt", nargs="?", help="the prompt; from --file or standard input if left out")
     generate.add_argument("--file", metavar="PATH", help="read the prompt from a file")

@@ -15,7 +15,7 @@ from octavo.errors import InvalidRequestError, OctavoError, RequestFailedError, 
 class RequestStream:
     """What has come for one request and was not taken yet, on its way to a coroutine.
 
-    Tokens of one sequence that nobody took are kept together, so that a backlog costs no more than an answer.
+    Tokens of one sequence that were not taken are kept together, so that a backlog costs no more than an answer.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class RequestStream:
         if threading.get_ident() == self._thread:
             self._put(item)
         else:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed: there is no reader any more
                 self._loop.call_soon_threadsafe(self._put, item)
 
     def _put(self, item: Output | OctavoError) -> None:

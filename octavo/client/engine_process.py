@@ -60,8 +60,8 @@ def main(address: str, parent: int) -> int:
 
         server = EngineServer(launch_engine(read_args(options)), socket)
     except Exception as error:
-        said = str(error) if isinstance(error, OctavoError) else f"{type(error).__name__}: {error}"
-        socket.send(encode(LoadFailed(said)))
+        message = str(error) if isinstance(error, OctavoError) else f"{type(error).__name__}: {error}"
+        socket.send(encode(LoadFailed(message)))
         context.destroy(linger=2000)
         return 1
     socket.send(encode(server.engine.ready))

@@ -75,7 +75,7 @@ class EngineServer:
             try:
                 commands.append(decode_command(message))
             except Exception as error:
-                log.warning("a message that cannot be read: %s", error)
+                log.warning("a message could not be read: %s", error)
                 if (request_id := request_of(message)) is not None:
                     refused.append(Failed(request_id, f"the engine cannot read this request: {error}", invalid=True))
         return commands

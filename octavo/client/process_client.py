@@ -144,7 +144,9 @@ class ProcessClient:
     async def _await_ready(self) -> Ready:
         while not isinstance(report := await self._receive(), Ready):
             if report is None or isinstance(report, LoadFailed):
-                raise OctavoError("the engine ended while it was loading." if report is None else report.error)
+                raise OctavoError(
+                    "the engine's process ended while it was loading." if report is None else report.error
+                )
         return report
 
     async def _receive(self) -> Report | None:
@@ -158,7 +160,7 @@ class ProcessClient:
             try:
                 return decode_report(await self._socket.recv())
             except (ValueError, UnicodeDecodeError) as error:  # msgspec's errors are ValueErrors
-                log.error("the engine said something that cannot be read: %s", error)
+                log.error("a message of the engine could not be read: %s", error)
 
     async def _keep(self) -> None:
         """Hand out what comes; when the process dies, say so to all who wait, and start another."""
@@ -167,13 +169,13 @@ class ProcessClient:
             if report is None:
                 assert self.process is not None
                 log.error("the engine's process has died (exit status %s)", self.process.returncode)
-                self.on_death(EngineDeadError("the engine has died while it worked on this request. Try it again."))
+                self.on_death(EngineDeadError("the engine died while this request was running. Try again."))
                 if not await self._restart():
                     return
             elif isinstance(report, Step):
                 self._take(report)
             else:
-                log.error("the engine said %s in the middle of its work", type(report).__name__)
+                log.error("unexpected message from the engine: %s", type(report).__name__)
 
     def _take(self, report: Step) -> None:
         """Hand out a step. Whatever it holds, the next one is handed out too."""
@@ -196,7 +198,7 @@ class ProcessClient:
             return
         log.error("reading from the engine has failed", exc_info=error)
         self.state, self.failure = "dead", error
-        self.on_death(EngineDeadError("the server has lost its engine."))
+        self.on_death(EngineDeadError("the server lost its connection to the engine."))
         self.on_failure()
 
     async def _restart(self) -> bool:
@@ -205,7 +207,7 @@ class ProcessClient:
             self._restarts.popleft()
         if len(self._restarts) >= RESTARTS:
             self.state = "dead"
-            log.error("the engine has died %d times in %d s; it is not started again", RESTARTS + 1, RESTART_WINDOW)
+            log.error("the engine died %d times in %d s and is not restarted", RESTARTS + 1, RESTART_WINDOW)
             return False
         self._restarts.append(now)
         self.state = "restarting"
@@ -215,10 +217,10 @@ class ProcessClient:
             self._ready = await self._await_ready()
         except (OctavoError, OSError) as error:
             self.state = "dead"
-            log.error("the engine does not start again: %s", error)
+            log.error("the engine could not be restarted: %s", error)
             return False
         self.state = "running"
-        log.info("the engine runs again")
+        log.info("the engine was restarted")
         return True
 
     def _send(self, command: Command) -> None:
@@ -237,7 +239,7 @@ class ProcessClient:
             sent = cast("asyncio.Future[object]", self._socket.send(message, zmq.DONTWAIT))
             sent.result()  # which is there at once: it was sent, or never will be
         except (zmq.ZMQError, asyncio.InvalidStateError) as error:
-            raise EngineDeadError("the engine does not run. Try again in a moment.") from error
+            raise EngineDeadError("the engine is not running. Try again in a moment.") from error
 
     def add(
         self, request_id: str, prompt: CheckedPrompt, params: SamplingParams | PoolingParams, priority: int = 0

@@ -166,7 +166,7 @@ def pack_params(params: SamplingParams | PoolingParams) -> dict[str, Any]:
     for f in dataclasses.fields(params):
         value = getattr(params, f.name)
         default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-        if not f.init or value == default or value == [] or f.name == "output_kind":
+        if not f.init or not f.metadata.get("engine", True) or value == default or value == []:
             continue
         if f.name == "logits_processors":
             raise InvalidRequestError("logits_processors are Python code and do not reach a server.")

@@ -103,7 +103,7 @@ class AccessMiddleware:
             response = error_response(401, "a valid key is needed: Authorization: Bearer KEY.")
             response.headers["WWW-Authenticate"] = "Bearer"
         else:
-            response = error_response(413, f"the request is larger than the {self.limit} bytes that are taken.")
+            response = error_response(413, f"the request is larger than the limit of {self.limit} bytes.")
             response.headers["Connection"] = "close"
         return response
 

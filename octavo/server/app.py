@@ -77,29 +77,30 @@ def plain(service: Service) -> APIRouter:
 
     @routes.post("/tokenize", summary="A text's token ids")
     async def tokenize(body: TokenizeRequest) -> Response:
-        service.serves(body.model, service.ready.task)
+        service.accept(body, service.ready.task)
         tokenizer = service.tokenizer
         if tokenizer is None:
             raise InvalidRequestError("this server has no tokenizer (--skip-tokenizer-init).")
+        if body.messages is not None and body.prompt is not None:
+            raise InvalidRequestError("give a prompt or messages, not both.")
         if body.messages is not None:
-            text = await chat.render(service, body.as_chat())
+            prompt = await chat.prompt_of(service, body.as_chat())
         elif body.prompt is not None:
-            text = body.prompt
+            prompt = {"prompt": body.prompt, "add_special_tokens": body.add_special_tokens is not False}
         else:
             raise InvalidRequestError("give a prompt or messages.")
-        special = body.add_special_tokens is not False if body.messages is None else bool(body.add_special_tokens)
 
         def work() -> tuple[list[int], list[str | None] | None]:
-            ids = tokenizer.encode(text, special)
+            ids = tokenizer.encode(prompt["prompt"], prompt["add_special_tokens"])
             return ids, [tokenizer.token(i) for i in ids] if body.return_token_strs else None
 
-        ids, strings = await service.threads.run(len(text), work)
+        ids, strings = await service.threads.run(len(prompt["prompt"]), work)
         answer = {"count": len(ids), "max_model_len": service.ready.max_model_len, "tokens": ids}
         return json_response({**answer, "token_strs": strings})
 
     @routes.post("/detokenize", summary="The text of token ids")
     async def detokenize(body: DetokenizeRequest) -> Response:
-        service.serves(body.model, service.ready.task)
+        service.accept(body, service.ready.task)
         tokenizer, size = service.tokenizer, service.ready.vocab_size
         if tokenizer is None:
             raise InvalidRequestError("this server has no tokenizer (--skip-tokenizer-init).")

@@ -46,7 +46,7 @@ def parse_json(data: bytes, what: str = "the body") -> Any:
     try:
         value = msgspec.json.decode(data)
     except RecursionError as error:
-        raise BodyError(f"{what} nests deeper than {MAX_DEPTH}.", _deep_field(data)) from error
+        raise BodyError(f"{what} is nested deeper than {MAX_DEPTH}.", _deep_field(data)) from error
     except (msgspec.MsgspecError, ValueError):
         value = _lenient(data, what)
         _check(value, what)
@@ -63,7 +63,7 @@ def _lenient(data: bytes, what: str) -> Any:
     except UnicodeDecodeError as error:
         raise BodyError(f"{what} is not UTF-8 (byte {error.start}).") from error
     except RecursionError as error:
-        raise BodyError(f"{what} nests deeper than {MAX_DEPTH}.", _deep_field(data)) from error
+        raise BodyError(f"{what} is nested deeper than {MAX_DEPTH}.", _deep_field(data)) from error
     except json.JSONDecodeError as error:
         raise BodyError(f"{what} is not JSON: {error}") from error
 
@@ -89,23 +89,23 @@ def _check(value: Any, what: str) -> None:
     """Raises BodyError for the first value in `value` that cannot be. Without recursion."""
     todo: list[tuple[Any, tuple[Any, ...]]] = [(value, ())]
     while todo:
-        one, place = todo.pop()
+        item, place = todo.pop()
         problem = None
-        if isinstance(one, dict):
-            if any(_has_surrogate(key) for key in one):
+        if isinstance(item, dict):
+            if any(_has_surrogate(key) for key in item):
                 problem = "a key is not Unicode text (a lone surrogate)"
-            todo += [(child, (*place, key)) for key, child in one.items()]
-        elif isinstance(one, list):
+            todo += [(child, (*place, key)) for key, child in item.items()]
+        elif isinstance(item, list):
             # Most lists that are long are tokens: only what can be wrong is looked at again.
-            todo += [(child, (*place, i)) for i, child in enumerate(one) if type(child) is not int or _is_large(child)]
-        elif isinstance(one, str) and _has_surrogate(one):
+            todo += [(child, (*place, i)) for i, child in enumerate(item) if type(child) is not int or _is_large(child)]
+        elif isinstance(item, str) and _has_surrogate(item):
             problem = "the text is not Unicode (a lone surrogate)"
-        elif isinstance(one, int) and _is_large(one):
+        elif isinstance(item, int) and _is_large(item):
             problem = "the integer is beyond 64 bits"
-        elif isinstance(one, float) and not math.isfinite(one):
+        elif isinstance(item, float) and not math.isfinite(item):
             problem = "the number is not finite"
         if len(place) > MAX_DEPTH:
-            problem, place = f"{what} nests deeper than {MAX_DEPTH}", place[:1]
+            problem, place = f"{what} is nested deeper than {MAX_DEPTH}", place[:1]
         if problem is not None:
             shown = ".".join(str(part)[:40] for part in place[:6]).encode("ascii", "backslashreplace").decode()
             raise BodyError(f"{problem}.", shown or None)

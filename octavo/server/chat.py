@@ -12,26 +12,26 @@ from octavo.client.output_processor import Chunk, TokenEntry
 from octavo.errors import InvalidRequestError
 from octavo.server.body import JSONRoute
 from octavo.server.logprobs import LogprobsWriter
-from octavo.server.protocol import ChatRequest
+from octavo.server.protocol import ChatRequest, StreamOptions
 from octavo.server.service import Run, Service
 from octavo.server.streaming import event_response, json_response, while_connected
 from octavo.server.threads import size_of
 from octavo.server.tool_calls import Calls, call
 from octavo.server.tools import ToolParser, choose_parser, forced, read_forced
-from octavo.text.chat_prompt import render_chat
+from octavo.text.chat_prompt import chat_prompt
 
 
-async def render(service: Service, request: ChatRequest) -> str:
-    """The conversation by the chat template, which writes the special tokens itself."""
+async def prompt_of(service: Service, request: ChatRequest) -> dict[str, Any]:
+    """The prompt of a conversation, by the chat template."""
     tokenizer = service.tokenizer
     if tokenizer is None:
         raise InvalidRequestError("this server has no tokenizer (--skip-tokenizer-init); use /v1/completions.")
     if request.chat_template is not None and not service.args.trust_remote_code:
         raise InvalidRequestError("chat_template in a request needs a server with --trust-remote-code.")
     tools = None if request.tool_choice == "none" else request.tools
-    return await service.threads.template(
+    prompt = await service.threads.template(
         size_of([request.messages, request.documents, request.chat_template_kwargs, request.chat_template]),
-        render_chat,
+        chat_prompt,
         tokenizer,
         request.messages,
         template=request.chat_template or service.chat_template,
@@ -41,6 +41,17 @@ async def render(service: Service, request: ChatRequest) -> str:
         documents=request.documents,
         variables=request.chat_template_kwargs,
     )
+    return {**prompt, "add_special_tokens": bool(request.add_special_tokens), "cache_salt": request.cache_salt}
+
+
+def _echoed(request: ChatRequest) -> str:
+    """What the answer repeats of the last message, which it goes on."""
+    last = request.messages[-1] if request.echo and request.messages else {}
+    if last.get("role") != "assistant":
+        return ""
+    content = last.get("content") or ""
+    parts = content if isinstance(content, list) else [{"text": content}]
+    return "".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
 
 
 class Chat:
@@ -51,13 +62,14 @@ class Chat:
         self.id, self.created = service.new_id("chatcmpl"), int(time.time())
         self.writer = LogprobsWriter(service.tokenizer, bool(request.return_tokens_as_token_ids))
         self.forced = forced(request)
+        self.echoed = _echoed(request)
         self.parser: type[ToolParser] | None = None
         if request.tools and request.tool_choice in (None, "auto"):
             templates = list(service.tokenizer.chat_templates.values()) if service.tokenizer else []
             self.parser = choose_parser(service.options.tool_parser, [service.chat_template or "", *templates])
             if self.parser is None and request.tool_choice == "auto":
                 raise InvalidRequestError(
-                    'tool_choice="auto": nobody knows how this model writes tool calls. Start the server with '
+                    'tool_choice="auto": the format of this model\'s tool calls is unknown. Start the server with '
                     "--tool-parser, or use required or a tool's name."
                 )
 
@@ -65,17 +77,16 @@ class Chat:
         """Check everything before anything runs. Raises InvalidRequestError."""
         request, service = self.request, self.service
         top = request.top_logprobs or 0
-        asked = request.max_completion_tokens if request.max_tokens is None else request.max_tokens
-        params = request.sampling_params(service.defaults, asked, top if request.logprobs else None)
+        if top and not request.logprobs:
+            raise InvalidRequestError("top_logprobs needs logprobs=true.")
+        values: dict[str, Any] = {"logprobs": top if request.logprobs else None}
+        if request.max_completion_tokens is not None and "max_tokens" not in request.given():
+            values["max_tokens"] = request.max_completion_tokens
+        params = request.sampling_params(service.recommended, **values)
         if self.forced is not None:
             params.structured_outputs = self.forced
         service.admission.admit(1, params.n)
-        text = await render(service, request)
-        prompt = {
-            "prompt": text,
-            "add_special_tokens": bool(request.add_special_tokens),
-            "cache_salt": request.cache_salt,
-        }
+        prompt = await prompt_of(service, request)
         self.run = Run(self.id, await service.check(prompt, params), params)
         if self.parser is not None and service.tokenizer is not None:
             self.run.shown = self.parser.shown_tokens(service.tokenizer)
@@ -100,7 +111,7 @@ class Chat:
         return self.writer.chat(entries, self.request.top_logprobs or 0) if self.request.logprobs else None
 
     def _prompt_logprobs(self) -> dict[str, Any]:
-        if self.request.prompt_logprobs is None:
+        if "prompt_logprobs" not in self.request.given():
             return {}
         return {"prompt_logprobs": self.writer.prompt(self.run.prompt_logprobs)}
 
@@ -116,6 +127,7 @@ class Chat:
             content = "" if calls else content
         elif parser := self.new_parser():
             content, calls = parser.feed(answer.text, finished=True)
+        content = self.echoed + content
         message: dict[str, Any] = {"role": "assistant", "content": content}
         finish = answer.finish_reason
         if calls:
@@ -132,14 +144,15 @@ class Chat:
 
     async def events(self) -> AsyncGenerator[dict[str, Any], None]:
         """The chunks of a stream."""
-        kind, options = "chat.completion.chunk", self.request.stream_options
+        kind, options = "chat.completion.chunk", self.request.stream_options or StreamOptions()
         parsers = [self.new_parser() for _ in range(self.run.params.n)]
         texts: list[list[str]] = [[] for _ in parsers]
         started: set[int] = set()
 
         def choice(index: int, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
-            one = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **more}
-            return self.chunk(kind, [one])
+            entry = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **more}
+            usage = {"usage": self.run.usage()} if options.continuous_usage_stats else {}
+            return {**self.chunk(kind, [entry]), **usage}
 
         async with contextlib.aclosing(self.service.generate(self.run, self.request.priority or 0)) as pieces:
             async for piece in pieces:
@@ -147,7 +160,7 @@ class Chat:
                 if index not in started:
                     started.add(index)
                     about_prompt = self._prompt_logprobs() if len(started) == 1 else {}
-                    yield {**choice(index, {"role": "assistant", "content": ""}), **about_prompt}
+                    yield {**choice(index, {"role": "assistant", "content": self.echoed}), **about_prompt}
                 content, calls, parser = piece.text, Calls(), parsers[index]
                 if self.forced is not None:
                     texts[index].append(content)
@@ -161,13 +174,13 @@ class Chat:
                     yield choice(index, {"content": content}, logprobs=logprobs)
                 if calls:
                     first = parser.num_calls - len(calls) if parser is not None else 0
-                    made = [call(name, arguments, first + i) for i, (name, arguments) in enumerate(calls)]
-                    yield choice(index, {"tool_calls": made})
+                    tool_calls = [call(name, arguments, first + i) for i, (name, arguments) in enumerate(calls)]
+                    yield choice(index, {"tool_calls": tool_calls})
                 if finished:
                     called = bool(calls) or (parser is not None and parser.num_calls > 0)
                     reason = "tool_calls" if called and piece.finish_reason == "stop" else piece.finish_reason
                     yield choice(index, {}, finish_reason=reason, stop_reason=piece.stop_reason)
-        if options is not None and options.include_usage:
+        if options.include_usage:
             yield {**self.chunk(kind, []), "usage": self.run.usage()}
 
 
@@ -176,7 +189,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/chat/completions", summary="Answer a conversation")
     async def chat(body: ChatRequest, request: Request) -> Response:
-        service.serves(body.model, "generate")
+        service.accept(body, "generate")
         work = Chat(service, body)
         await work.prepare()
         if body.stream:

@@ -13,7 +13,7 @@ from octavo.client.output_processor import Chunk, TokenEntry
 from octavo.errors import InvalidRequestError
 from octavo.server.body import JSONRoute
 from octavo.server.logprobs import LogprobsWriter, prompt_texts
-from octavo.server.protocol import CompletionRequest
+from octavo.server.protocol import CompletionRequest, StreamOptions
 from octavo.server.service import Run, Service
 from octavo.server.streaming import event_response, json_response, while_connected
 from octavo.text.token_text import TokenText
@@ -43,6 +43,7 @@ class Completions:
 
     def __init__(self, service: Service, request: CompletionRequest) -> None:
         self.service, self.request = service, request
+        self.options = request.stream_options or StreamOptions()
         self.id, self.created = service.new_id("cmpl"), int(time.time())
         self.writer = LogprobsWriter(service.tokenizer, bool(request.return_tokens_as_token_ids))
         self.runs: list[Run] = []
@@ -53,25 +54,27 @@ class Completions:
         """Check everything before anything runs. Raises InvalidRequestError."""
         request, service = self.request, self.service
         if request.suffix:
-            raise InvalidRequestError("suffix is not served: models complete at the end of the prompt.")
-        max_tokens = DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
+            raise InvalidRequestError("suffix is not supported: models complete at the end of the prompt.")
+        max_tokens = request.given().get("max_tokens", DEFAULT_TOKENS)
         only_prompt = max_tokens == 0 and bool(request.echo)  # the usual way to ask for a prompt's log-probabilities
-        params = request.sampling_params(service.defaults, 1 if only_prompt else max_tokens, request.logprobs)
+        params = request.sampling_params(
+            service.recommended, max_tokens=1 if only_prompt else max_tokens, logprobs=request.logprobs
+        )
         if request.best_of is not None and request.best_of != params.n:
-            raise InvalidRequestError("best_of is not served over HTTP; ask for n answers.")
+            raise InvalidRequestError("best_of is not supported over HTTP; use n.")
         if request.echo and request.logprobs is not None:
             params.prompt_logprobs = request.logprobs
         self.only_prompt = only_prompt
         prompts = prompts_of(request.prompt)
         service.admission.admit(len(prompts), params.n)
         checked = await service.check_all([with_options(p, request) for p in prompts], params)
-        self.runs = [Run(f"{self.id}-{i}", one, params) for i, one in enumerate(checked)]
-        for one in checked:
+        self.runs = [Run(f"{self.id}-{i}", prompt, params) for i, prompt in enumerate(checked)]
+        for prompt in checked:
             texts = list[TokenText]()
             if request.echo:
-                size = len(one.token_ids)
+                size = len(prompt.token_ids)
                 texts = await service.threads.run(
-                    size, prompt_texts, service.tokenizer, one.text, one.token_ids, params
+                    size, prompt_texts, service.tokenizer, prompt.text, prompt.token_ids, params
                 )
             self.prompts.append(texts)
 
@@ -103,7 +106,7 @@ class Completions:
         return [TokenEntry(*of) for of in zip(run.prompt.token_ids, prompt, places, strict=False)]
 
     def _prompt_logprobs(self, run: Run) -> dict[str, Any]:
-        if self.request.prompt_logprobs is None:
+        if "prompt_logprobs" not in self.request.given():
             return {}
         return {"prompt_logprobs": self.writer.prompt(run.prompt_logprobs)}
 
@@ -162,8 +165,7 @@ class Completions:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        options = self.request.stream_options
-        if options is not None and options.include_usage:
+        if self.options.include_usage:
             yield {**self.chunk([]), "usage": self.usage()}
 
     async def _follow(
@@ -189,7 +191,8 @@ class Completions:
                         "stop_reason": piece.stop_reason,
                         **(self._prompt_logprobs(run) if first else {}),
                     }
-                    yield self.chunk([choice])
+                    usage = {"usage": self.usage()} if self.options.continuous_usage_stats else {}
+                    yield {**self.chunk([choice]), **usage}
 
 
 def router(service: Service) -> APIRouter:
@@ -197,7 +200,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/completions", summary="Continue a text")
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        service.serves(body.model, "generate")
+        service.accept(body, "generate")
         work = Completions(service, body)
         await work.prepare()
         if body.stream:

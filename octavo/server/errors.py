@@ -35,7 +35,7 @@ KINDS = {
 }
 
 
-UNFORESEEN = "the server made an error; its log tells more."
+UNEXPECTED = "internal server error; the server's log has the details."
 CLIENT_GONE = 499
 """nginx's number for a client that did not wait."""
 
@@ -106,13 +106,13 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
-        log.exception("an error that nobody foresaw")
-        return error_response(500, UNFORESEEN)
+        log.exception("an unexpected error")
+        return error_response(500, UNEXPECTED)
 
 
 def as_event(error: Exception) -> str:
     """For the middle of a stream, whose status is sent already."""
     if isinstance(error, OctavoError):
         return json.dumps(error_body(status_of(error), str(error)))
-    log.error("an error that nobody foresaw", exc_info=error)
-    return json.dumps(error_body(500, UNFORESEEN))
+    log.error("an unexpected error", exc_info=error)
+    return json.dumps(error_body(500, UNEXPECTED))

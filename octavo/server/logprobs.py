@@ -49,8 +49,8 @@ class LogprobsWriter:
 
     def _best(self, entry: TokenEntry) -> list[tuple[int, float]]:
         """All tokens that were reported for the place, the likeliest first."""
-        found = sorted((entry.logprobs or {}).items(), key=lambda item: -item[1].logprob)
-        return [(token, _number(item.logprob)) for token, item in found]
+        ranked = sorted((entry.logprobs or {}).items(), key=lambda item: -item[1].logprob)
+        return [(token, _number(item.logprob)) for token, item in ranked]
 
     def chat(self, entries: Iterable[TokenEntry], count: int) -> dict[str, Any]:
         """`logprobs` of a chat's choice.
@@ -129,11 +129,11 @@ def prompt_texts(
     stream = TextStream(tokenizer, [], params)
     for token in token_ids:
         stream.add(token)
-    found = stream.take_tokens(finished=True)
+    parts = stream.take_tokens(finished=True)
     if text is None or stream.text == text:
-        return found
+        return parts
     at, fitted = 0, list[TokenText]()
-    for part in found:
+    for part in parts:
         fits = text.startswith(part.text, at)
         fitted.append(part if fits else NO_TEXT)
         at += len(part.text) if fits else 0

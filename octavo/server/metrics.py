@@ -31,19 +31,19 @@ class Metrics:
             return Counter(f"octavo:{name}", text, ["model_name"], registry=self.registry).labels(model)
 
         def seconds(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            made = Histogram(f"octavo:{name}", text, ["model_name"], buckets=buckets, registry=self.registry)
-            return made.labels(model)
+            histogram = Histogram(f"octavo:{name}", text, ["model_name"], buckets=buckets, registry=self.registry)
+            return histogram.labels(model)
 
-        self.running = gauge("num_requests_running", "Sequences that are being computed")
-        self.waiting = gauge("num_requests_waiting", "Sequences that wait for room")
+        self.running = gauge("num_requests_running", "Sequences that are running")
+        self.waiting = gauge("num_requests_waiting", "Sequences that are waiting")
         self.usage = gauge("kv_cache_usage_perc", "Share of the KV cache's blocks that sequences hold, from 0 to 1")
         self.up = gauge("engine_up", "1 while the engine runs")
         self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts")
         self.generation_tokens = counter("generation_tokens", "Tokens generated")
         self.prefix_queries = counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache")
         self.prefix_hits = counter("prefix_cache_hits", "Prompt tokens that the prefix cache had")
-        self.preemptions = counter("num_preemptions", "Sequences that gave their blocks back and were computed anew")
-        self.restarts = counter("engine_restarts", "Times that the engine died and was started again")
+        self.preemptions = counter("num_preemptions", "Sequences that were preempted and recomputed")
+        self.restarts = counter("engine_restarts", "Times that the engine died and was restarted")
         self.finished = Counter(
             "octavo:request_success", "Requests that ended", ["model_name", "finished_reason"], registry=self.registry
         )

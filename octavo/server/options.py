@@ -21,14 +21,14 @@ class ServerOptions:
     api_key: list[str] = option([], "a key that clients must send as a bearer token (may repeat; also OCTAVO_API_KEY)")
     ssl_certfile: str | None = option(None, "certificate for TLS")
     ssl_keyfile: str | None = option(None, "its private key")
-    root_path: str = option("", "path that a proxy before the server takes away")
+    root_path: str = option("", "path prefix that a proxy in front of the server removes")
     allowed_origins: list[str] = option([], "origins whose pages may call the server (CORS; may repeat, * for all)")
     chat_template: str | None = option(None, "a file with a chat template, instead of the model's")
     tool_parser: str = option(
-        "auto", "how the model writes tool calls (auto: by its chat template)", choices=TOOL_PARSERS
+        "auto", "the format of the model's tool calls (auto: by its chat template)", choices=TOOL_PARSERS
     )
     max_body_size: int | str = option("4MiB", "largest request")
-    max_queued_requests: int = option(4096, "requests that may be running or waiting; more are answered with 429")
+    max_queued_requests: int = option(4096, "most requests that are running or waiting; more are answered with 429")
     max_queued_sequences: int = option(
         16384, "answers (prompts times n) that may be running or waiting; more are answered with 429"
     )

@@ -74,41 +74,41 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/embeddings", summary="Embed texts")
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
-        service.serves(body.model, "embedding")
+        service.accept(body, "embedding")
         return json_response(await while_connected(request, pooled(service, body, "embd")))
 
     @routes.post("/pooling", summary="Pooled hidden states, rewards or scores")
     async def pooling(body: PoolingRequest, request: Request) -> Response:
-        service.serves(body.model, "embedding", "reward", "classify")
+        service.accept(body, "embedding", "reward", "classify")
         return json_response(await while_connected(request, pooled(service, body, "pool")))
 
     @routes.post("/classify", summary="Classes of texts")
     async def classify(body: ClassifyRequest, request: Request) -> Response:
-        service.serves(body.model, "classify")
+        service.accept(body, "classify")
         return json_response(await while_connected(request, classified(service, body)))
 
     @routes.post("/score", summary="How well texts go together")
     @routes.post("/v1/score", summary="How well texts go together")
     async def score(body: ScoreRequest, request: Request) -> Response:
-        service.serves(body.model, "embedding", "classify")
+        service.accept(body, "embedding", "classify")
         first = [body.text_1] if isinstance(body.text_1, str) else body.text_1
         second = [body.text_2] if isinstance(body.text_2, str) else body.text_2
         work = scores(service, first, second, body.truncate_prompt_tokens)
-        found, tokens = await while_connected(request, work)
-        data = [{"index": i, "object": "score", "score": s} for i, s in enumerate(found)]
+        values, tokens = await while_connected(request, work)
+        data = [{"index": i, "object": "score", "score": s} for i, s in enumerate(values)]
         return json_response(listed(service, "score", data, tokens))
 
     @routes.post("/rerank", summary="Documents by how well they answer a query")
     @routes.post("/v1/rerank", summary="Documents by how well they answer a query")
     async def rerank(body: RerankRequest, request: Request) -> Response:
-        service.serves(body.model, "embedding", "classify")
+        service.accept(body, "embedding", "classify")
         work = scores(service, [body.query], body.documents, body.truncate_prompt_tokens)
-        found, tokens = await while_connected(request, work)
-        order = sorted(range(len(found)), key=lambda i: -found[i])[: body.top_n]
+        values, tokens = await while_connected(request, work)
+        order = sorted(range(len(values)), key=lambda i: -values[i])[: body.top_n]
         results = [
             {
                 "index": i,
-                "relevance_score": found[i],
+                "relevance_score": values[i],
                 **({"document": {"text": body.documents[i]}} if body.return_documents else {}),
             }
             for i in order

@@ -1,15 +1,29 @@
 """What clients may send: OpenAI's requests with vLLM's extensions. Keys that are not known are ignored, as there."""
 
+import dataclasses
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from octavo.errors import InvalidRequestError, did_you_mean
-from octavo.params import SamplingParams, StructuredOutputsParams
+from octavo.params import SamplingParams, StructuredOutputsParams, without_none
 from octavo.text.chat_prompt import RESERVED
 
 T = TypeVar("T")
+Model = TypeVar("Model", bound=BaseModel)
+
+MAX_ANSWERS = 128
+"""Largest `n`."""
 
 
 class _First(FailFast):
@@ -83,56 +97,42 @@ class StructuredOutputs(BaseModel):
         return StructuredOutputsParams(**self.model_dump(by_alias=True, exclude_unset=True))
 
 
-PASSED_ON = (
-    "n",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "seed",
-    "stop",
-    "stop_token_ids",
-    "min_tokens",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "ignore_eos",
-    "include_stop_str_in_output",
-    "skip_special_tokens",
-    "spaces_between_special_tokens",
-    "truncate_prompt_tokens",
-    "prompt_logprobs",
-    "allowed_token_ids",
-    "bad_words",
-)
-"""Keys that mean in SamplingParams what they mean here."""
+def _biases(value: dict[Any, Any]) -> dict[int, float]:
+    """Checked here, so that only the first wrong entry is told."""
+    for key, bias in value.items():
+        if not (isinstance(key, str) and _TOKEN.fullmatch(key)):
+            raise ValueError(f"{key!r:.60} is not a token id.")
+        if isinstance(bias, bool) or not isinstance(bias, (int, float)):
+            raise ValueError(f"the bias of {key} must be a number.")
+    return {int(key): bias for key, bias in value.items()}
 
 
+_HTTP_TYPES: dict[Any, Any] = {
+    int: Int,
+    float: float,
+    bool: bool,
+    list[int]: Tokens,
+    list[str]: Many[str],
+    str | list[str]: str | Many[str],
+    dict[int, float]: Annotated[dict[Any, Any], AfterValidator(_biases)],
+}
+"""What values of a sampling option's type are in a request."""
+_OPTIONS = {f.name: f for f in dataclasses.fields(SamplingParams) if f.metadata.get("http")}
+
+
+def with_sampling_options(cls: type[Model]) -> type[Model]:
+    """The model with a field for each sampling option that requests over HTTP have. None stands for its default."""
+    options: dict[str, Any] = {
+        name: (_HTTP_TYPES[without_none(f.type)] | None, Field(None, description=f.metadata["help"]))
+        for name, f in _OPTIONS.items()
+    }
+    return create_model(cls.__name__, __base__=cls, __module__=__name__, **options)
+
+
+@with_sampling_options
 class Sampling(Request):
-    """Keys of requests that generate."""
+    """Keys of requests that generate: these, and the sampling options by their names."""
 
-    n: Int | None = 1
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: Int | None = None
-    min_p: float | None = None
-    seed: Int | None = None
-    stop: str | Many[str] | None = None
-    stop_token_ids: Tokens | None = None
-    max_tokens: Int | None = None
-    min_tokens: Int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    logit_bias: dict[Any, Any] | None = None
-    ignore_eos: bool | None = None
-    include_stop_str_in_output: bool | None = None
-    skip_special_tokens: bool | None = None
-    spaces_between_special_tokens: bool | None = None
-    truncate_prompt_tokens: Int | None = None
-    prompt_logprobs: Int | None = None
-    allowed_token_ids: Tokens | None = None
-    bad_words: Many[str] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: str | dict[str, Any] | None = None
@@ -145,50 +145,45 @@ class Sampling(Request):
     stream_options: StreamOptions | None = None
     return_tokens_as_token_ids: bool | None = False
 
-    @field_validator("logit_bias", mode="after")
-    @classmethod
-    def _biases(cls, value: dict[Any, Any] | None) -> dict[int, float] | None:
-        """Checked here, so that only the first wrong entry is told."""
-        out = dict[int, float]()
-        for key, bias in (value or {}).items():
-            if not (isinstance(key, str) and _TOKEN.fullmatch(key)):
-                raise ValueError(f"{key!r:.60} is no token id.")
-            if isinstance(bias, bool) or not isinstance(bias, (int, float)):
-                raise ValueError(f"the bias of {key} must be a number.")
-            out[int(key)] = bias
-        return None if value is None else out
+    @model_validator(mode="after")
+    def _options_of_a_stream(self) -> "Sampling":
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options are for requests with stream=true.")
+        return self
 
-    def sampling_params(self, defaults: dict[str, Any], max_tokens: int | None, logprobs: int | None) -> SamplingParams:
-        """SamplingParams of what was asked for, then of the model's own defaults.
+    def given(self) -> dict[str, Any]:
+        """The sampling options that the request has."""
+        return {name: value for name in _OPTIONS if (value := getattr(self, name)) is not None}
+
+    def sampling_params(self, recommended: dict[str, Any], **more: Any) -> SamplingParams:
+        """SamplingParams of `more`, then of what the request has, then of what the model's files recommend.
 
         Raises InvalidRequestError for a value that cannot be.
         """
-        asked = {name: value for name in PASSED_ON if (value := getattr(self, name)) is not None}
-        if self.logit_bias:
-            asked["logit_bias"] = self.logit_bias
-        params = SamplingParams(
-            **{**defaults, **asked},
-            max_tokens=max_tokens,
-            logprobs=logprobs,
-            structured_outputs=self.structured(),
-        )
-        if params.n > 128:
-            raise InvalidRequestError(f"n={params.n} is more than 128.")
+        values = {"max_tokens": None, **recommended, **self.given(), **more}
+        params = SamplingParams(**values, structured_outputs=self.structured())
+        if params.n > MAX_ANSWERS:
+            raise InvalidRequestError(f"n={params.n} is more than {MAX_ANSWERS}.")
         return params
 
     def structured(self) -> StructuredOutputsParams | None:
-        """What the answer must follow, however it was said."""
-        if self.structured_outputs is not None:
-            return self.structured_outputs.params()
+        """What the answer must follow, whichever key says so. Raises InvalidRequestError for several of them."""
         guided = {
             "json": self.guided_json,
             "regex": self.guided_regex,
             "choice": self.guided_choice,
             "grammar": self.guided_grammar,
         }
-        if given := {k: v for k, v in guided.items() if v is not None}:
-            return StructuredOutputsParams(**given)  # type: ignore[arg-type]
-        return None if self.response_format is None else self.response_format.structured()
+        guided = {key: value for key, value in guided.items() if value is not None}
+        given = [
+            None if self.structured_outputs is None else self.structured_outputs.params(),
+            StructuredOutputsParams(**guided) if guided else None,  # type: ignore[arg-type]
+            None if self.response_format is None else self.response_format.structured(),
+        ]
+        given = [params for params in given if params is not None]
+        if len(given) > 1:
+            raise InvalidRequestError("structured_outputs, guided_* and response_format exclude each other.")
+        return given[0] if given else None
 
 
 class CompletionRequest(Sampling):
@@ -250,8 +245,8 @@ class Conversation(Request):
     def _one_ending(self) -> "Conversation":
         """The template's kwargs may say how the prompt ends, as in vLLM; a prompt ends in one way."""
         for name in ENDINGS:
-            if (said := (self.chat_template_kwargs or {}).pop(name, None)) is not None:
-                setattr(self, name, bool(said))
+            if (ending := (self.chat_template_kwargs or {}).pop(name, None)) is not None:
+                setattr(self, name, bool(ending))
         if self.continue_final_message:
             if self.add_generation_prompt and "add_generation_prompt" in self.model_fields_set:
                 raise ValueError("continue_final_message and add_generation_prompt exclude each other.")
@@ -271,32 +266,25 @@ class ChatRequest(Sampling, Conversation):
     echo: bool | None = False
 
 
-class EmbeddingRequest(Request):
-    """/v1/embeddings"""
-
-    input: Prompts
-    encoding_format: Literal["float", "base64"] | None = "float"
-    dimensions: Int | None = None
-    truncate_prompt_tokens: Int | None = None
-    normalize: bool | None = None
-
-
-class PoolingRequest(Request):
-    """/pooling"""
-
-    input: Prompts
-    encoding_format: Literal["float", "base64"] | None = "float"
-    dimensions: Int | None = None
-    truncate_prompt_tokens: Int | None = None
-    normalize: bool | None = None
-    softmax: bool | None = None
-
-
 class ClassifyRequest(Request):
     """/classify"""
 
     input: Prompts
     truncate_prompt_tokens: Int | None = None
+
+
+class EmbeddingRequest(ClassifyRequest):
+    """/v1/embeddings"""
+
+    encoding_format: Literal["float", "base64"] | None = "float"
+    dimensions: Int | None = None
+    normalize: bool | None = None
+
+
+class PoolingRequest(EmbeddingRequest):
+    """/pooling"""
+
+    softmax: bool | None = None
 
 
 class ScoreRequest(Request):

@@ -29,28 +29,28 @@ def serve(args: EngineArgs, options: ServerOptions) -> None:
     """Serve the model of `args`. Raises OctavoError for an address in use or a model that does not load."""
     listener = _listen(options)
     service = Service(args, options)
-    told = Told()
+    stop_signal = StopSignal()
     service.client.launch()  # the model loads while this process imports what it needs
     if sys.platform != "win32":
         import uvloop
 
-        uvloop.run(_serve(service, options, listener, told))
+        uvloop.run(_serve(service, options, listener, stop_signal))
     else:
-        asyncio.run(_serve(service, options, listener, told))
+        asyncio.run(_serve(service, options, listener, stop_signal))
 
 
-class Told:
+class StopSignal:
     """What SIGTERM and SIGINT do: `act`, at once if one has come already."""
 
     def __init__(self) -> None:
-        self.signal: int | None = None
+        self.number: int | None = None
         self._act: Callable[[int], object] | None = None
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.tell)
+            signal.signal(number, self.receive)
 
-    def tell(self, number: int, frame: FrameType | None = None) -> None:
+    def receive(self, number: int, frame: FrameType | None = None) -> None:
         """A signal has come."""
-        self.signal = number
+        self.number = number
         if self._act is not None:
             self._act(number)
 
@@ -59,9 +59,9 @@ class Told:
         self._act = act
         for number in (signal.SIGTERM, signal.SIGINT):
             with contextlib.suppress(NotImplementedError):  # Windows has no such handlers; the plain ones do
-                asyncio.get_running_loop().add_signal_handler(number, self.tell, number)
-        if self.signal is not None:
-            act(self.signal)
+                asyncio.get_running_loop().add_signal_handler(number, self.receive, number)
+        if self.number is not None:
+            act(self.number)
 
 
 def _listen(options: ServerOptions) -> socket.socket:
@@ -91,26 +91,26 @@ def _server(config: "uvicorn.Config") -> "uvicorn.Server":
     return Server(config)
 
 
-async def _start(service: Service, told: Told) -> bool:
+async def _start(service: Service, stop_signal: StopSignal) -> bool:
     """Wait until the service takes requests; False if it is told to end before."""
     starting = asyncio.create_task(service.start())
-    told.then(lambda number: starting.cancel())
+    stop_signal.then(lambda number: starting.cancel())
     try:
         await starting
     except asyncio.CancelledError:
-        if told.signal is None:
+        if stop_signal.number is None:
             raise
-    return told.signal is None
+    return stop_signal.number is None
 
 
-async def _serve(service: Service, options: ServerOptions, listener: socket.socket, told: Told) -> None:
+async def _serve(service: Service, options: ServerOptions, listener: socket.socket, stop_signal: StopSignal) -> None:
     import uvicorn
 
     from octavo.server.app import create_app
     from octavo.server.framing import StrictProtocol
 
     try:
-        if not await _start(service, told):
+        if not await _start(service, stop_signal):
             await service.stop()
             sys.stderr.flush()
             os._exit(0)  # threads that still load the tokenizer are not waited for
@@ -134,7 +134,7 @@ async def _serve(service: Service, options: ServerOptions, listener: socket.sock
             server.handle_exit(number, None)
             service.begin_stop()  # who still waits at its end is told so
 
-        told.then(end)
+        stop_signal.then(end)
         service.client.on_failure = lambda: setattr(server, "should_exit", True)
         await server.serve(sockets=[listener])
         if service.client.failure is not None:

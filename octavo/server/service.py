@@ -16,16 +16,17 @@ from octavo.client.process_client import ProcessClient
 from octavo.client.scoring import ScorePlan, pair_up, plan_scores
 from octavo.config import EngineArgs
 from octavo.engine.messages import Ready, Stats
-from octavo.errors import InvalidRequestError, OctavoError
+from octavo.errors import InvalidRequestError, OctavoError, shorten
 from octavo.loading.model_tokenizer import model_tokenizer
 from octavo.outputs import TokenLogprobs
 from octavo.params import PoolingParams, RequestOutputKind, SamplingParams, recommended_sampling
 from octavo.server.admission import Admission
 from octavo.server.metrics import Metrics, RequestClock
 from octavo.server.options import ServerOptions
+from octavo.server.protocol import Request
 from octavo.server.request_log import add_to_request_log
 from octavo.server.threads import TextThreads, size_of
-from octavo.text.chat_prompt import render_chat
+from octavo.text.chat_prompt import chat_prompt
 from octavo.text.inputs import CheckedPrompt, InputChecker
 from octavo.text.tokenizer import Tokenizer
 
@@ -112,7 +113,7 @@ class Service:
             _ = tokenizer.longest_token  # found once, and now rather than while a request waits
             if tokenizer.chat_templates:  # likewise the process that renders, and what the template takes
                 with contextlib.suppress(InvalidRequestError):
-                    render_chat(tokenizer, [{"role": "user", "content": "Hello"}])
+                    chat_prompt(tokenizer, [{"role": "user", "content": "Hello"}])
         return tokenizer
 
     def begin_stop(self) -> "asyncio.Task[None]":
@@ -141,12 +142,20 @@ class Service:
         return self.accepting and self.client.state == "running"
 
     @property
-    def defaults(self) -> dict[str, Any]:
+    def recommended(self) -> dict[str, Any]:
         """Sampling values that the model's generation_config.json recommends."""
         return recommended_sampling(self.ready.generation_config)
 
-    def serves(self, model: str | None, *tasks: str) -> None:
-        """Raises ModelUnknownError for another model's name, InvalidRequestError for what this one does not do."""
+    def accept(self, request: Request, *tasks: str) -> None:
+        """Note whose request this is. Raises ModelUnknownError for another model, InvalidRequestError for another task.
+
+        Args:
+            request: the body.
+            tasks: what the engine may have been started for.
+        """
+        if request.user:
+            add_to_request_log(user=shorten(request.user, 64))
+        model = request.model
         if model and model not in (self.model_name, self.args.model):
             raise ModelUnknownError(f"the model {model!r} is not served here; {self.model_name!r} is.")
         if self.ready.task not in tasks:

@@ -21,12 +21,12 @@ def call(name: str, arguments: Any, index: int | None = None) -> dict[str, Any]:
     Its id has nine letters and digits: Mistral's templates refuse any other when the client sends it back.
     """
     text = arguments if isinstance(arguments, str) else _dump(arguments)
-    made = {
+    tool_call = {
         "id": "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9)),
         "type": "function",
         "function": {"name": name, "arguments": text},
     }
-    return made if index is None else {"index": index, **made}
+    return tool_call if index is None else {"index": index, **tool_call}
 
 
 def _dump(value: Any) -> str:
@@ -55,7 +55,7 @@ def read_calls(text: str, tools: Collection[str] | None = None, strict: bool = F
         value = json.loads(text, parse_float=finite)
     except ValueError:  # a number of more digits than Python reads, for example
         return None
-    found = Calls()
+    calls = Calls()
     for item in value if isinstance(value, list) else [value]:
         if not isinstance(item, dict):
             return None
@@ -67,8 +67,8 @@ def read_calls(text: str, tools: Collection[str] | None = None, strict: bool = F
         arguments = read_arguments(item.get(key))
         if arguments is None:
             return None
-        found.append((name, arguments))
-    return found or None
+        calls.append((name, arguments))
+    return calls or None
 
 
 def read_arguments(value: Any) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from octavo.errors import InvalidRequestError
+from octavo.prompts import TextPrompt
 from octavo.text.template_files import ChatTemplates
 from octavo.text.template_process import render
 
@@ -143,3 +144,8 @@ def render_chat(
             },
         }
     )
+
+
+def chat_prompt(tokenizer: Templated, messages: Sequence[Message], **options: Any) -> TextPrompt:
+    """The prompt of a conversation, by the arguments of `render_chat`: the template writes special tokens itself."""
+    return {"prompt": render_chat(tokenizer, messages, **options), "add_special_tokens": False}

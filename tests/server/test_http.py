@@ -224,7 +224,7 @@ def test_pages_may_read_what_goes_wrong_inside(error: Exception, status: int, mo
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(service, "serves", fail)
+    monkeypatch.setattr(service, "accept", fail)
     app = create_app(service)
 
     async def ask() -> httpx.Response:

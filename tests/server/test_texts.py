@@ -1,6 +1,7 @@
 """Texts on their way to the engine: read beside the event loop, refused before they are read, thrown at tokenizers."""
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from octavo.server.threads import LONG, size_of
 from octavo.text.inputs import InputChecker
 from octavo.text.tokenizer import FastTokenizer, TransformersTokenizer
 from tests.server.running import Running
-from tests.server.scripted import ScriptedClient, byte_tokenizer, service
+from tests.server.scripted import ScriptedClient, byte_tokenizer, chat, service
 
 TICKS = 20
 """Turns of the event loop that must pass while a text is read; one that waits for the text has none."""
@@ -345,12 +346,12 @@ def test_short_chats_do_not_wait_for_long_ones(monkeypatch: pytest.MonkeyPatch) 
     """However many long conversations are being rendered: each could take its whole time."""
     released = threading.Event()
 
-    def render(tokenizer: Any, messages: Any, **options: Any) -> str:
+    def render(tokenizer: Any, messages: Any, **options: Any) -> dict[str, Any]:
         if len(messages) > 1:
             assert released.wait(20)
-        return "a"
+        return {"prompt": "a"}
 
-    monkeypatch.setattr("octavo.server.chat.render_chat", render)
+    monkeypatch.setattr("octavo.server.chat.chat_prompt", render)
     made = service(byte_tokenizer(), ScriptedClient([[70]] * 9, "stop", []))
     short = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
     long = {"messages": [{"role": "user", "content": "x" * 20_000}] * 2, "max_tokens": 1}
@@ -362,3 +363,50 @@ def test_short_chats_do_not_wait_for_long_ones(monkeypatch: pytest.MonkeyPatch) 
         return [first.status_code, *(answer.status_code for answer in await asyncio.gather(*waiting))]
 
     assert asyncio.run(both()) == [200] * 9
+
+
+def test_usage_of_every_chunk() -> None:
+    """Of both endpoints, with `continuous_usage_stats`."""
+    options = {"stream": True, "stream_options": {"continuous_usage_stats": True, "include_usage": True}}
+    for path, body in (
+        ("/v1/completions", {"prompt": "ab", "max_tokens": 3}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "ab"}], "max_tokens": 3}),
+    ):
+        made = service(byte_tokenizer(), ScriptedClient([[70, 71, 72]], "length", []))
+        lines = asyncio.run(ask(made, path, {**body, **options})).text.split("\n\n")
+        chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+        counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+        assert counts == sorted(counts)
+        assert counts[-1] == 3
+        assert {chunk["usage"]["prompt_tokens"] for chunk in chunks} == {2}
+
+
+@pytest.mark.parametrize("content", ["ab", [{"type": "text", "text": "ab"}]])
+def test_a_chat_repeats_what_it_goes_on(content: Any) -> None:
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": content}]
+    body = {"messages": messages, "continue_final_message": True, "echo": True, "max_tokens": 2}
+    for (answer,) in chat(byte_tokenizer(), [[70, 71]], body, finish="length"):
+        assert answer.content.startswith("ab")
+        assert len(answer.content) == 4
+    (answer,), _ = chat(byte_tokenizer(), [[70, 71]], {"echo": True}, finish="length")
+    assert len(answer.content) == 2  # there is nothing of the assistant's to repeat
+
+
+def test_who_asks_is_in_the_request_log(caplog: pytest.LogCaptureFixture) -> None:
+    made = service(byte_tokenizer(), ScriptedClient([[70]], "stop", []))
+    with caplog.at_level("INFO", "octavo.requests"):
+        asyncio.run(ask(made, "/v1/completions", {"prompt": "a", "user": "customer 7"}))
+    assert json.loads(caplog.messages[-1])["user"] == "customer 7"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2}, "logprobs=true"),
+        ("/tokenize", {"messages": [{"role": "user", "content": "a"}], "prompt": "a"}, "not both"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(path: str, body: dict[str, Any], message: str) -> None:
+    answer = asyncio.run(ask(service(byte_tokenizer(), ScriptedClient([[70]], "stop", [])), path, body))
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]["message"]
