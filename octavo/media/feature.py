@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from octavo.errors import InvalidRequestError
@@ -31,7 +32,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Feature:
+class MediaFeature:
     """One item of a prompt: rows that replace, or join, those of the token table."""
 
     kind: str
@@ -59,7 +60,7 @@ class Processed:
     """A prompt whose placeholders are written out, and its features in the order of their places."""
 
     token_ids: list[int]
-    features: list[Feature]
+    features: list[MediaFeature]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,8 @@ def content_digest(item: Item, *how: object) -> bytes:
     digest = hashlib.blake2b(digest_size=32)
     for part in (*_content(item), *how):
         data = part if isinstance(part, bytes) else repr(part).encode()
-        digest.update(len(data).to_bytes(8, "little") + data)
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
     return digest.digest()
 
 
@@ -95,13 +97,24 @@ def _content(item: Item) -> tuple[Any, ...]:
     return picture_content(item)
 
 
-def place(span: Span, start: int, kind: str, data: Data, digest: bytes) -> Feature:
+def pack(data: Data) -> bytes:
+    """Arrays as bytes, for another process."""
+    return msgspec.msgpack.encode({name: (a.dtype.str, a.shape, a.tobytes()) for name, a in data.items()})
+
+
+def unpack(packed: bytes) -> Data:
+    """The arrays that `pack` made bytes of; they may not be written to."""
+    kept = msgspec.msgpack.decode(packed, type=dict[str, tuple[str, list[int], bytes]])
+    return {name: np.frombuffer(data, dtype).reshape(shape) for name, (dtype, shape, data) in kept.items()}
+
+
+def place(span: Span, start: int, kind: str, data: Data, digest: bytes) -> MediaFeature:
     """The feature of an item whose span begins at `start`."""
     takes = span.takes()
     where = np.flatnonzero(takes)
     first, last = int(where[0]), int(where[-1])
     inner = takes[first : last + 1]
-    return Feature(kind, data, start + first, last - first + 1, digest, None if inner.all() else inner)
+    return MediaFeature(kind, data, start + first, last - first + 1, digest, None if inner.all() else inner)
 
 
 def find_sequence(token_ids: Sequence[int], pattern: Sequence[int], start: int = 0) -> int:

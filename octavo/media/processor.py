@@ -15,8 +15,8 @@ from octavo.files import read_json
 from octavo.media.feature import (
     Data,
     Embeddings,
-    Feature,
     Item,
+    MediaFeature,
     Option,
     Processed,
     Span,
@@ -88,8 +88,8 @@ class Processor:
     options: ClassVar[tuple[Option, ...]] = ()
     """Settings that a request may change."""
     mean, std = CLIP_MEAN, CLIP_STD
-    placeholder: ClassVar[str] = "the model's own placeholder"
-    """How a prompt says where an item belongs, for messages."""
+    image_mark = video_mark = audio_mark = ""
+    """How a prompt says where its {n}-th item belongs; where nothing does, items go where the family puts them."""
 
     def __init__(
         self, files: ProcessorFiles, tokenizer: Tokenizer | None = None, limits: Mapping[str, int] | None = None
@@ -162,7 +162,19 @@ class Processor:
         """The last word."""
         return processed
 
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a prompt that is given as text, before media are written into it."""
+        tokenizer = self.vocabulary.tokenizer
+        if tokenizer is None:
+            raise InvalidRequestError("without a tokenizer (skip_tokenizer_init), prompts must be token ids.")
+        return tokenizer.encode(text)
+
     # What is the same for all
+
+    def mark(self, kind: str, number: int = 1) -> str:
+        """What stands in a prompt's text for the `number`-th item of a kind; empty where nothing does."""
+        mark: str = getattr(self, f"{kind}_mark")
+        return mark.format(n=number)
 
     def __call__(
         self,
@@ -229,7 +241,7 @@ class Processor:
 
     def _written(self, token_ids: list[int], encoded: Mapping[str, list[tuple[Data, Span, bytes]]]) -> Processed | None:
         """The prompt as it is, if every item's tokens are written out in it already, and no others."""
-        features: list[Feature] = []
+        features: list[MediaFeature] = []
         left = list(token_ids)
         for kind, items in encoded.items():
             start = 0
@@ -249,7 +261,7 @@ class Processor:
         places = self.places(token_ids)
         self._check_places(places, encoded)
         written: list[int] = []
-        features: list[Feature] = []
+        features: list[MediaFeature] = []
         counts = dict.fromkeys(KINDS, 0)
         done = 0
         for spot in places:
@@ -268,4 +280,4 @@ class Processor:
             numbered = [i for i in found if i is not None]
             if len(found) != len(items) or (numbered and sorted(numbered) != list(range(len(items)))):
                 has = f"the prompt has {len(found)} places for {kind} items, and {len(items)} are given"
-                raise InvalidRequestError(f"{has}. Write {self.placeholder} once for each, or use the chat template.")
+                raise InvalidRequestError(f"{has}. Write {self.mark(kind)!r} for each, or use the chat template.")

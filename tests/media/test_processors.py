@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from octavo.errors import CheckpointError, InvalidRequestError
-from octavo.media.feature import Embeddings
+from octavo.media.feature import Embeddings, pack, unpack
 from octavo.media.processor import Processor, ProcessorFiles
 from octavo.media.sounds import Sound
 from octavo.text.template_files import ChatTemplates
@@ -254,3 +254,42 @@ def test_a_processor_without_its_tokenizer_says_so() -> None:
     with pytest.raises(CheckpointError, match="<img>"):
         PROCESSORS["InternVLChatModel"](ProcessorFiles(config))
     assert issubclass(PROCESSORS["InternVLChatModel"], Processor)
+
+
+@pytest.mark.parametrize("path", CASES, ids=[p.stem for p in CASES])
+def test_a_prompt_as_text_gives_the_cases_tokens(path: Path, tmp_path: Path) -> None:
+    case = read_case(path)
+    if "tokenizer.json" not in case["files"]:
+        pytest.skip("Mistral's tokenizer")
+    processor = load(case, tmp_path)
+    for want in case["cases"]:
+        if "prompt" in want:
+            assert processor.encode(want["prompt"]) == want["prompt_token_ids"]
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_marks_are_where_items_belong(row: str, tmp_path: Path) -> None:
+    """Text with a mark for each item is a prompt for these items."""
+    if row == "PixtralForConditionalGeneration":
+        pytest.skip("Mistral's tokenizer")
+    processor = load(read_case(path_of(row)), tmp_path)
+    for kind, most in processor.takes.items():
+        count = min(most or 2, 2)
+        item: Any = {
+            "image": Image.new("RGB", (30, 30)), "video": np.zeros((2, 30, 30, 3), np.uint8),
+            "audio": Sound(np.zeros(9000, np.float32), 16000),
+        }[kind]  # fmt: skip
+        text = "\n".join(processor.mark(kind, n + 1) for n in range(count))
+        processed = processor(processor.encode(f"{text}\nWhat?"), **{f"{kind}s": [item] * count})
+        assert [f.kind for f in processed.features] == [kind] * count
+
+
+def test_arrays_survive_as_bytes(tmp_path: Path) -> None:
+    case = read_case(path_of("MllamaForConditionalGeneration--11b"))
+    want = first_with_media(case)
+    (feature,) = load(case, tmp_path)(want["prompt_token_ids"], **media(want)).features
+    again = unpack(pack(feature.data))
+    assert again.keys() == feature.data.keys()
+    for name, array in feature.data.items():
+        assert again[name].dtype == array.dtype
+        np.testing.assert_array_equal(again[name], array)

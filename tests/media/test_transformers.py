@@ -145,3 +145,14 @@ def test_log_mel(samples: int) -> None:
     got = ours(ours.samples(Sound(wave, 16000)))
     want = theirs(wave, sampling_rate=16000, return_tensors="np", padding="longest")["input_features"][0]
     np.testing.assert_allclose(got, want, atol=2e-5)
+
+
+@pytest.mark.parametrize("places", [[0], [3], [0, 1], [2, 5], [0, 1, 4], [1, 4, 5], [1, 2, 3, 7, 9, 10], [6, 7, 8, 11]])
+def test_mllama_which_tokens_see_a_picture(places: list[int], tmp_path: Path) -> None:
+    from transformers.models.mllama.processing_mllama import get_cross_attention_token_mask
+
+    ours = load(read_case(path_of("MllamaForConditionalGeneration--11b")), tmp_path)
+    ids = [288 if i in places else 50 for i in range(12)]
+    got = [f.visible for f in ours(ids, images=[noisy((20, 20))] * len(places)).features]
+    want = [(start, None if end in (-1, 12) else end) for start, end in get_cross_attention_token_mask(ids, 288)]
+    assert got == want

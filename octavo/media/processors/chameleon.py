@@ -11,7 +11,7 @@ class ChameleonProcessor(Processor):
 
     family = "Chameleon"
     mean = std = (1.0, 1.0, 1.0)
-    placeholder = "<image>"
+    image_mark = "<image>"
 
     def setup(self, config: Config) -> None:
         known = config.get("vocabulary_map") or {}

@@ -13,7 +13,7 @@ class GLM4VProcessor(Processor):
 
     family = "GLM-4V"
     takes = ONE_IMAGE
-    placeholder = "<|begin_of_image|><|endoftext|><|end_of_image|>"
+    image_mark = "<|begin_of_image|><|endoftext|><|end_of_image|>"
 
     def setup(self, config: Config) -> None:
         vision = config["vision_config"]

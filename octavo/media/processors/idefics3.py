@@ -44,7 +44,7 @@ class Idefics3Processor(Processor):
     family = "Idefics3"
     options = (Option("do_image_splitting", False, True),)
     mean = std = (0.5, 0.5, 0.5)
-    placeholder = "<image>"
+    image_mark = "<image>"
 
     def setup(self, config: Config) -> None:
         vision, settings = config["vision_config"], self.settings

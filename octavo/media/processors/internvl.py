@@ -42,7 +42,7 @@ class InternVLProcessor(Processor):
         Option("dynamic_image_size", False, True),
     )
     mean, std = IMAGENET_MEAN, IMAGENET_STD
-    placeholder = "<image>"
+    image_mark = "<image>"
     start, context, end = "<img>", "<IMG_CONTEXT>", "</img>"
 
     def setup(self, config: Config) -> None:

@@ -17,7 +17,7 @@ class LlavaProcessor(Processor):
 
     family = "LLaVA"
     embeds = IMAGE_ROWS
-    placeholder = "<image>"
+    image_mark = "<image>"
 
     def setup(self, config: Config) -> None:
         self.image_token = token_id(config.get("image_token_index", config.get("image_token_id", 32000)))

@@ -51,7 +51,7 @@ class LlavaNextVideoProcessor(LlavaProcessor):
     family = "LLaVA-NeXT-Video"
     takes = ONE_VIDEO
     embeds = NO_ROWS
-    placeholder = "<video>"
+    image_mark, video_mark = "", "<video>"
 
     def setup(self, config: Config) -> None:
         super().setup(config)

@@ -21,7 +21,7 @@ class LlavaOnevisionProcessor(LlavaNextProcessor):
     family = "LLaVA-OneVision"
     takes = IMAGES_AND_VIDEOS
     embeds = NO_ROWS
-    placeholder = "<image> or <video>"
+    video_mark = "<video>"
 
     def setup(self, config: Config) -> None:
         super().setup(config)

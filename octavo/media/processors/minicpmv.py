@@ -55,21 +55,21 @@ class MiniCPMVProcessor(Processor):
         Option("use_image_id", False, True),
     )
     mean = std = (0.5, 0.5, 0.5)
-    placeholder = "(<image>./</image>)"
+    image_mark = "(<image>./</image>)"
 
     def setup(self, config: Config) -> None:
         settings, slices = self.settings, config.get("slice_config") or config
         self.version = float(self.setting("version", 2.0))
         self.most = whole(settings.get("max_slice_nums") or slices.get("max_slice_nums", 9))
-        self.most = self.most if self.setting("slice_mode", True) else 1
+        self.sliced = bool(self.setting("slice_mode", True))
         self.edge, self.patch = whole(self.setting("scale_resolution", 448)), whole(self.setting("patch_size", 14))
         self.queries = whole(config.get("query_num") or settings.get("image_feature_size", 64))
         settings["image_mean"], settings["image_std"] = (settings.get(f"norm_{x}", self.mean) for x in ("mean", "std"))
         find = self.vocabulary.id
         self.unknown = find("<unk>")
-        self.marks = find("<image>"), find("</image>"), find("<slice>"), find("</slice>")
+        self.brackets = find("<image>"), find("</image>"), find("<slice>"), find("</slice>")
         self.ids = (find("<image_id>"), find("</image_id>")) if self.version >= 2.6 else None
-        self.numbered = bool(settings.get("use_image_id", True))
+        self.numbered = bool(settings.get("use_image_id", False))
 
     def token(self, kind: str) -> int:
         return self.unknown
@@ -79,8 +79,11 @@ class MiniCPMVProcessor(Processor):
 
     def image(self, picture: Picture, index: int, count: int) -> tuple[Data, Span]:
         size = size_of(picture)
-        grid = slice_grid(size, self.most, self.edge)
-        source = resize(picture, whole_size(size, self.edge, self.patch, enlarge=grid is None), BICUBIC)
+        grid = slice_grid(size, self.most, self.edge) if self.sliced else None
+        if self.sliced:
+            source = resize(picture, whole_size(size, self.edge, self.patch, enlarge=grid is None), BICUBIC)
+        else:  # what is no whole patch at the right and at the bottom is not seen
+            source = picture.crop((0, 0, picture.width // self.patch * self.patch, size[0] // self.patch * self.patch))
         data, targets = {"source": self._laid_out([source])}, [size_of(source)]
         if grid is not None:
             cells = _multiple(size[0], grid[0]) / grid[0], _multiple(size[1], grid[1]) / grid[1]
@@ -101,7 +104,7 @@ class MiniCPMVProcessor(Processor):
 
     def span(self, grid: Size | None, index: int) -> Span:
         """The source's tokens, and those of the slices row by row."""
-        start, end, first, last = self.marks
+        start, end, first, last = self.brackets
         queries, newline = [self.unknown] * self.queries, self.vocabulary.encode("\n")
         ids = [start, *queries, end]
         if self.ids is not None and self.numbered:

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from octavo.media.feature import Data, Feature, Processed, Span
+from octavo.media.feature import Data, MediaFeature, Processed, Span
 from octavo.media.limits import token_id, whole
 from octavo.media.pictures import Picture
 from octavo.media.pixels import BILINEAR, Size, cut, pad, resize, size_of, square
@@ -42,7 +42,7 @@ class MllamaProcessor(Processor):
     """
 
     family = "Llama 3.2 Vision"
-    placeholder = "<|image|>"
+    image_mark = "<|image|>"
 
     def setup(self, config: Config) -> None:
         vision = config["vision_config"]
@@ -69,7 +69,7 @@ class MllamaProcessor(Processor):
         return data, Span([self.image_token])
 
     def finish(self, processed: Processed) -> Processed:
-        features: list[Feature] = []
+        features: list[MediaFeature] = []
         end: int | None = None
         behind: int | None = None
         for feature in reversed(processed.features):

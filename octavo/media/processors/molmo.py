@@ -50,6 +50,9 @@ class MolmoProcessor(Processor):
     def token(self, kind: str) -> int:
         return self.image_token
 
+    def encode(self, text: str) -> list[int]:
+        return [self.bos, *self.vocabulary.encode(f" {text}")]
+
     def prepare(self, token_ids: list[int]) -> list[int]:
         return token_ids if token_ids[:1] == [self.bos] else [self.bos, *token_ids]
 

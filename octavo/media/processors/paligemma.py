@@ -12,7 +12,6 @@ class PaliGemmaProcessor(Processor):
     family = "PaliGemma"
     takes = ONE_IMAGE
     embeds = IMAGE_ROWS
-    placeholder = "<image>"
     mean = std = (0.5, 0.5, 0.5)
 
     def setup(self, config: Config) -> None:

@@ -25,9 +25,7 @@ def fit_to_crops(picture: Picture, most: int) -> Picture:
     across = 1
     while (across + 1) * math.ceil((across + 1) / ratio) <= most:
         across += 1
-    if across * math.ceil(across / ratio) > most:
-        across = 0
-    width = max(across, 1) * SIDE
+    width = across * SIDE
     height = max(int(width / ratio), 1)
     picture = resize(picture, (height, width), BILINEAR)
     padded = math.ceil(height / SIDE) * SIDE
@@ -41,7 +39,7 @@ class Phi3VProcessor(Processor):
     family = "Phi-3-Vision"
     embeds = IMAGE_ROWS
     options = (Option("num_crops", 1, 64),)
-    placeholder = "<|image_1|>, <|image_2|> and so on"
+    image_mark = "<|image_{n}|>"
 
     def setup(self, config: Config) -> None:
         self.most = whole(self.settings.get("num_crops", 16))

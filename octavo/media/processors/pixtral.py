@@ -17,7 +17,7 @@ class PixtralProcessor(Processor):
 
     family = "Pixtral"
     embeds = IMAGE_ROWS
-    placeholder = "[IMG]"
+    image_mark = "[IMG]"
 
     def setup(self, config: Config) -> None:
         settings, words = self.settings, self.files.processor

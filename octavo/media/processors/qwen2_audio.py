@@ -15,7 +15,7 @@ class Qwen2AudioProcessor(Processor):
 
     family = "Qwen2-Audio"
     takes = AUDIOS
-    placeholder = "<|audio_bos|><|AUDIO|><|audio_eos|>"
+    audio_mark = "Audio {n}: <|audio_bos|><|AUDIO|><|audio_eos|>"
 
     def setup(self, config: Config) -> None:
         self.audio_token = token_id(config.get("audio_token_index", config.get("audio_token_id", 151646)))

@@ -38,7 +38,8 @@ class Qwen2VLProcessor(Processor):
         Option("min_pixels", 1, 1 << 24),
         Option("max_pixels", 1, 1 << 24),
     )
-    placeholder = "<|vision_start|><|image_pad|><|vision_end|> (or <|video_pad|>)"
+    image_mark = "<|vision_start|><|image_pad|><|vision_end|>"
+    video_mark = "<|vision_start|><|video_pad|><|vision_end|>"
 
     def setup(self, config: Config) -> None:
         settings = self.settings

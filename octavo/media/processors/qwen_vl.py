@@ -13,7 +13,7 @@ class QwenVLProcessor(Processor):
 
     family = "Qwen-VL"
     embeds = IMAGE_ROWS
-    placeholder = "Picture 1: <img></img>"
+    image_mark = "Picture {n}: <img></img>"
 
     def setup(self, config: Config) -> None:
         visual = config["visual"]
@@ -22,11 +22,9 @@ class QwenVLProcessor(Processor):
         self.end, self.image_token = self.start + 1, self.start + 2
 
     def places(self, token_ids: list[int]) -> list[Place]:
-        found = []
-        for i, token in enumerate(token_ids):
-            if token == self.start and self.end in token_ids[i:]:
-                found.append(Place("image", i, token_ids.index(self.end, i) + 1))
-        return found
+        starts = [i for i, token in enumerate(token_ids) if token == self.start]
+        ends = [i for i, token in enumerate(token_ids) if token == self.end]
+        return [Place("image", i, j + 1) for i, j in zip(starts, ends, strict=False) if i < j]
 
     def image(self, picture: Picture, index: int, count: int) -> tuple[Data, Span]:
         pixels = self.values(resize(picture, (self.side, self.side), BICUBIC))

@@ -15,7 +15,7 @@ class UltravoxProcessor(Processor):
     family = "Ultravox"
     takes = AUDIOS
     embeds = AUDIO_ROWS
-    placeholder = "<|audio|>"
+    audio_mark = "<|reserved_special_token_0|>"
 
     def setup(self, config: Config) -> None:
         bins = (config.get("audio_config") or {}).get("num_mel_bins", 80)
