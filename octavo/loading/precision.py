@@ -43,12 +43,15 @@ class Precision:
     round_head_to: int | None = None
     """The same for the head and a tied token table, which lose more by it."""
 
-    def keeps(self, role: Role) -> bool:
-        """Whether weights of `role` stay as they are stored."""
-        return self.as_stored and role not in (Role.FLOAT32, Role.ADDED)
+    @staticmethod
+    def is_packed(role: Role) -> bool:
+        """Whether weights of `role` are packed for computing."""
+        return role not in (Role.FLOAT32, Role.ADDED)
 
     def dtype_of(self, role: Role) -> torch.dtype:
         """What values of `role` are held in, those aside that are kept or rounded."""
+        if self.as_stored and role in (Role.MULTIPLIED, Role.EXACT, Role.HEAD):
+            return torch.float16  # what is stored in a kind that no product is made with
         return {Role.FLOAT32: torch.float32, Role.ADDED: self.activations}.get(role, self.weights)
 
     def rounding_of(self, role: Role) -> int | None:

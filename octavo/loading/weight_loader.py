@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -15,9 +16,9 @@ from octavo.errors import CheckpointError, shorten
 from octavo.loading.formats import WeightFormat
 from octavo.loading.precision import Precision
 from octavo.loading.tensor_source import TensorInMemory, TensorSource, Transform, TransformedTensor
-from octavo.ops import Backend, PackedLinear, StoredRows
+from octavo.ops import Backend, StoredRows
 from octavo.ops.host_memory import give_back
-from octavo.ops.stored_rows import of_floats
+from octavo.ops.stored_rows import FLOATS, of_floats
 from octavo.parts import CausalLM, Into, Names
 from octavo.parts.weight_slots import Role, WeightSlot
 
@@ -54,7 +55,7 @@ class _Filling:
     """Those that no tensor's name and shape says it fills."""
     floats: Tensor | None = None
     stored: dict[str | None, StoredRows] = field(default_factory=dict)
-    """What is kept as it is stored. A file may have what is made of segments as one tensor (None)."""
+    """What is packed as it is stored. A file may have what is made of segments as one tensor (None)."""
 
 
 @dataclass
@@ -104,6 +105,7 @@ class WeightLoader:
 
     def __init__(self, model: CausalLM, names: Names, precision: Precision, backend: Backend) -> None:
         self.model, self.names, self.precision, self.backend = model, names, precision, backend
+        self._kinds = backend.capabilities.weight_kinds
         self._lock = threading.Lock()
         self._fillings = dict[str, _Filling]()
         for path, slot in model.weight_slots_in(precision.activations).items():
@@ -233,53 +235,59 @@ class WeightLoader:
 
     def _place(self, source: TensorSource, place: _Place) -> None:
         """Put one tensor where it goes. Several threads do this at a time."""
-        filling, segment = place.filling, place.segment
-        stored = self._stored(source, place) if self.precision.keeps(filling.slot.role) else None
-        if stored is None:
+        filling, segment, role = place.filling, place.segment, place.filling.slot.role
+        stored = rows = None
+        if self._kinds and self.precision.is_packed(role):
+            stored = (source if place.transform is None else TransformedTensor(source, place.transform)).stored()
+            rows = None if stored is None else self._without_copy(stored, role)
+        if rows is None:
             with self._lock:
                 if filling.floats is None:
-                    dtype = self.precision.dtype_of(filling.slot.role)
+                    dtype = self.precision.dtype_of(role)
                     filling.floats = torch.empty(filling.slot.shape, dtype=dtype, device=self.backend.device)
                 target = filling.floats[filling.slot.rows(segment)] if filling.slot.shape else filling.floats
-            if place.transform is None:
+            if stored is not None and stored.data.is_floating_point():
+                target.copy_(stored.data)
+            elif place.transform is None:
                 source.copy_to(target)
             else:
                 target.copy_(place.transform(source.read()))
         with self._lock:
-            if stored is not None:
-                filling.stored[segment] = stored
+            if rows is not None:
+                filling.stored[segment] = rows
             filling.missing.clear() if segment is None else filling.missing.discard(segment)
             if not filling.missing:
                 self._finish(filling)
 
-    def _stored(self, source: TensorSource, place: _Place) -> StoredRows | None:
-        """A weight's rows as they are stored, or in float16 where no product is made of such; None for a table's."""
-        stored = (source if place.transform is None else TransformedTensor(source, place.transform)).stored()
-        if stored is not None and stored.kind in self.backend.capabilities.weight_kinds:
-            return stored
-        if place.filling.slot.role in (Role.TABLE, Role.TIED):
+    def _without_copy(self, stored: StoredRows, role: Role) -> StoredRows | None:
+        """What is packed of a weight's rows, where they need not be converted to floats of another dtype first."""
+        if self.precision.as_stored:
+            return stored if stored.kind in self._kinds else None
+        if role is Role.TABLE or stored.kind != FLOATS[self.precision.dtype_of(role)]:
             return None
-        floats = torch.empty(source.shape)
-        source.copy_to(floats)
-        return of_floats((floats if place.transform is None else place.transform(floats)).half())
+        kind = self.precision.rounding_of(role)
+        return stored if kind is None else self.backend.quantize(stored.data, kind)
 
     def _finish(self, filling: _Filling) -> None:
         """Hand a slot that is whole to its part."""
-        slot, floats, stored = filling.slot, filling.floats, filling.stored
+        slot, role, floats, stored = filling.slot, filling.slot.role, filling.floats, filling.stored
         filling.floats, filling.stored = None, {}
         if stored:
-            rows = [stored[name] for name in ([None] if None in stored else slot.segments)]
-            slot.load(self.backend.stored_linear(rows, self.precision.is_fine(slot.role)))
+            segments = [None] if None in stored else slot.segments
+            rows = [stored.get(s) or self._rounded(cast(Tensor, floats)[slot.rows(s)], role) for s in segments]
+            slot.load(self.backend.stored_linear(rows, self.precision.is_fine(role)))
             return
         assert floats is not None
-        plain = slot.role is Role.TABLE and floats.dtype == self.precision.activations
-        slot.load(floats if plain or slot.role in (Role.FLOAT32, Role.ADDED) else self._packed(floats, slot.role))
+        if not self.precision.is_packed(role) or (role is Role.TABLE and floats.dtype == self.precision.activations):
+            slot.load(floats)
+        elif self.precision.rounding_of(role) is None:
+            slot.load(self.backend.linear(floats))
+        else:
+            slot.load(self.backend.stored_linear([self._rounded(floats, role)], self.precision.is_fine(role)))
 
-    def _packed(self, weight: Tensor, role: Role) -> PackedLinear:
+    def _rounded(self, weight: Tensor, role: Role) -> StoredRows:
         kind = self.precision.rounding_of(role)
-        if kind is None:
-            return self.backend.linear(weight)
-        return self.backend.stored_linear([self.backend.quantize(weight, kind)], self.precision.is_fine(role))
+        return of_floats(weight) if kind is None else self.backend.quantize(weight, kind)
 
 
 def _num_stacked(source: TensorSource, into: Into) -> int | None:

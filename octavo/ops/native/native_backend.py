@@ -12,7 +12,7 @@ from torch import Tensor
 from octavo.ops.backend import PackedExperts, PackedLinear
 from octavo.ops.host_memory import Arena
 from octavo.ops.native.library import Library
-from octavo.ops.native.packed_weight import TYPES, PackedWeight, pack, quantize
+from octavo.ops.native.packed_weight import PANEL, TYPES, PackedWeight, pack, quantize
 from octavo.ops.native.recorded_steps import RecordedSteps
 from octavo.ops.paged_cache import KVCache
 from octavo.ops.plans import (
@@ -50,8 +50,6 @@ CONVOLUTION_TAPS = frozenset([2, 3, 4])
 MAX_HEAD_DIM = 1024
 NEVER = (1 << 63) - 1
 """A length that no sequence has."""
-PANEL = 16
-"""Outputs of a weight that are packed together."""
 PAIRED_TOKENS = 16
 """Tokens that lie together in a paired cache; heads are of a multiple of as many values."""
 
@@ -189,12 +187,8 @@ class NativeBackend:
         return self.stored_linear([of_floats(weight)])
 
     def stored_linear(self, parts: Sequence[StoredRows], fine: bool = False) -> NativeLinear:
-        merged = []
-        for kind, alike in groupby(parts, key=lambda part: part.kind):
-            together = list(alike)
-            data = together[0].data if len(together) == 1 else torch.cat([part.data for part in together])
-            merged.append(pack(self.library, StoredRows(kind, together[0].width, data), self._memory))
-        return NativeLinear(merged, fine)
+        by_kind = [list(alike) for _, alike in groupby(parts, key=lambda part: part.kind)]
+        return NativeLinear([pack(self.library, alike, self._memory) for alike in by_kind], fine)
 
     def quantize(self, weight: Tensor, kind: int) -> StoredRows:
         return quantize(self.library, weight, kind)
@@ -282,7 +276,7 @@ class NativeBackend:
     def gated_linear(self, gate_up: PackedLinear, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         parts = gate_up.parts if isinstance(gate_up, NativeLinear) else []
         if len(parts) != 1 or parts[0].outputs % (2 * PANEL) or activation not in ACTIVATIONS:
-            return self._reference.gated_linear(gate_up, x, bias, activation)
+            return self.gated(gate_up(x, bias), activation)
         out = torch.empty(x.shape[0], parts[0].outputs // 2, dtype=x.dtype)
         parts[0].multiply(x, out, 0, bias, ACTIVATIONS[activation])
         return out

@@ -1,5 +1,6 @@
 """Packed weights: what the core's products read."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,8 @@ from octavo.ops.stored_rows import StoredRows
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """The core's numbers of what memory holds."""
+PANEL = 16
+"""Outputs of a weight that are packed together."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,19 @@ class PackedWeight:
         return out
 
 
-def pack(library: Library, stored: StoredRows, arena: Arena) -> PackedWeight:
-    """Lay rows out for computing, in memory of `arena`. Their own may be given up afterwards."""
-    rows, data = len(stored.data), stored.data.contiguous()
-    packed = arena.bytes(library.packed_bytes(stored.kind, rows, stored.width))
-    library.run("pack", rows, data.data_ptr(), stored.width, stored.kind, packed.data_ptr())
-    return PackedWeight(library, stored.kind, rows, stored.width, packed)
+def pack(library: Library, parts: Sequence[StoredRows], arena: Arena) -> PackedWeight:
+    """Lay rows of one kind out for computing, in memory of `arena`. Their own may be given up afterwards."""
+    kind, width, outputs = parts[0].kind, parts[0].width, sum(len(part.data) for part in parts)
+    packed = arena.bytes(library.packed_bytes(kind, outputs, width))
+    if any(len(part.data) % PANEL for part in parts[:-1]):  # a panel has outputs of two
+        parts = [StoredRows(kind, width, torch.cat([part.data for part in parts]))]
+    first = 0
+    for part in parts:
+        rows, data = len(part.data), part.data.contiguous()
+        address = packed.data_ptr() + library.packed_bytes(kind, first, width)
+        library.run("pack", rows, data.data_ptr(), width, kind, address)
+        first += rows
+    return PackedWeight(library, kind, outputs, width, packed)
 
 
 def quantize(library: Library, weight: Tensor, kind: int) -> StoredRows:

@@ -32,7 +32,7 @@ def self_test(library: Library, before: Library) -> bool:
 
 def _product(library: Library, x: Tensor, weight: Tensor, kind: int) -> tuple[Tensor, float]:
     """The product, and the shortest time that it took."""
-    packed = pack(library, quantize(library, weight, kind), Arena())
+    packed = pack(library, [quantize(library, weight, kind)], Arena())
     out = torch.empty(ROWS, OUTPUTS)
     times = []
     for _ in range(ROUNDS):
