@@ -49,6 +49,7 @@ def read_media(
         raise InvalidRequestError(
             f"multi_modal_data has no kind {shorten(unknown[0], 40)!r}.{hint} Give image, video or audio."
         )
+    pixels = 0
     sampling = frame_sampling((io_options or {}).get("video", {}))
     found: dict[str, list[Item]] = {}
     for kind, value in data.items():
@@ -67,7 +68,17 @@ def read_media(
                 found[kind].append(decode_film(one, sampling, limits, name))
             else:
                 found[kind].append(decode_sound(one, limits, name))
+            pixels += _pixels(found[kind][-1])
+            if pixels > limits.max_prompt_pixels:
+                most = f"more than the {limits.max_prompt_pixels:,} pixels of one prompt"
+                raise InvalidRequestError(f"with {name}, the prompt has {most}. Send fewer or smaller ones.")
     return MediaItems(*(found.get(kind, []) for kind in KINDS))
+
+
+def _pixels(item: Item) -> int:
+    if isinstance(item, Image.Image):
+        return item.width * item.height
+    return item.size // 3 if isinstance(item, np.ndarray) else 0
 
 
 def _several(kind: str, value: Any) -> Sequence[Any]:

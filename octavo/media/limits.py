@@ -20,6 +20,8 @@ class MediaLimits:
     """That a film may give to the model, after sampling."""
     max_film_pixels: int = 1 << 28
     """Of those frames together."""
+    max_prompt_pixels: int = 1 << 28
+    """Of all pictures and frames of one prompt."""
     max_decoded_frames: int = 36_000
     """That are looked at in a film's file to find them."""
     max_seconds: float = 1800.0
