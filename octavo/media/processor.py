@@ -1,6 +1,7 @@
 """What every family's processor is: how media and a prompt become features and a longer prompt."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,6 +88,8 @@ class Processor:
     """Kinds that may also be given as their tower's rows."""
     options: ClassVar[tuple[Option, ...]] = ()
     """Settings that a request may change."""
+    lone_differs: ClassVar[bool] = False
+    """Whether the only item of a prompt is processed in another way than one of several."""
     mean, std = CLIP_MEAN, CLIP_STD
     image_mark = video_mark = audio_mark = ""
     """How a prompt says where its {n}-th item belongs; where nothing does, items go where the family puts them."""
@@ -98,7 +101,8 @@ class Processor:
         self.vocabulary = Vocabulary(tokenizer)
         self.settings: dict[str, Any] = dict(files.preprocessor)
         self._changed: dict[str, Processor] = {}
-        self._words = json.dumps([type(self).__name__, vars(files)], sort_keys=True, default=str)
+        words = json.dumps([type(self).__name__, vars(files)], sort_keys=True, default=str)
+        self._how = hashlib.blake2b(words.encode(), digest_size=32).digest()
         try:
             self.setup(files.config)
             self.values = Values(self.settings, self.mean, self.std)
@@ -233,7 +237,7 @@ class Processor:
                 raise InvalidRequestError(f"the prompt has {len(given)} {kind} items; {why} {most} a prompt.")
 
     def _encode(self, kind: str, item: Item, index: int, count: int) -> tuple[Data, Span, bytes]:
-        digest = content_digest(item, kind, self._words, count == 1)
+        digest = content_digest(item, kind, self._how, self.lone_differs and count == 1)
         if isinstance(item, Embeddings):
             return {"embeddings": item.rows}, self.rows(kind, item, index, count), digest
         data, span = getattr(self, kind)(item, index, count)

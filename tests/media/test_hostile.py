@@ -4,6 +4,8 @@ import contextlib
 import http.server
 import io
 import struct
+import subprocess
+import sys
 import threading
 import tracemalloc
 import zlib
@@ -167,6 +169,25 @@ def test_sounds(case: str) -> None:
 @pytest.mark.parametrize("case", FILMS)
 def test_films(case: str) -> None:
     refuses(decode_film, FILMS[case][0], FILMS[case][1].replace("video", "item 3"))
+
+
+def test_memory_stays_low() -> None:
+    """What decoders take outside of Python counts too: in a process of its own, since a peak never falls."""
+    program = """
+import resource
+from octavo.errors import InvalidRequestError
+from tests.media.test_hostile import *
+peaks = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]
+for decode, table in ((decode_picture, PICTURES), (decode_film, FILMS), (decode_sound, SOUNDS)):
+    for value, _ in table.values():
+        try:
+            decode(value)
+        except InvalidRequestError:
+            pass
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peaks[0])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    assert int(done.stdout) < 150 << 10  # KiB; the largest item that would be allowed takes some hundred MiB
 
 
 @pytest.mark.filterwarnings("ignore")  # of Pillow, about the damage

@@ -15,7 +15,8 @@ class Blip2Processor(Processor):
     embeds = IMAGE_ROWS
 
     def setup(self, config: Config) -> None:
-        self.image_token = token_id(config.get("image_token_index", config.get("image_token_id", 50265)))
+        found = config.get("image_token_index", config.get("image_token_id", self.vocabulary.find("<image>")))
+        self.image_token = token_id(50265 if found is None else found)
         self.queries = whole(config.get("num_query_tokens", 32))
         edge = config["vision_config"].get("image_size", 224)
         self.settings.setdefault("size", {"height": edge, "width": edge})

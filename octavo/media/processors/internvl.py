@@ -91,6 +91,7 @@ class H2OVLProcessor(InternVLProcessor):
     """H2OVLChatModel: with use_msac a lone picture is tiled twice, at two scales."""
 
     family = "H2OVL"
+    lone_differs = True
 
     def setup(self, config: Config) -> None:
         super().setup(config)

@@ -21,7 +21,8 @@ class LlavaProcessor(Processor):
 
     def setup(self, config: Config) -> None:
         self.image_token = token_id(config.get("image_token_index", config.get("image_token_id", 32000)))
-        self.patch = whole(config["vision_config"].get("patch_size", 14))
+        default = 32 if config["vision_config"].get("model_type") == "clip_vision_model" else 16
+        self.patch = whole(config["vision_config"].get("patch_size") or self.files.processor.get("patch_size", default))
         self.settings.setdefault("size", {"shortest_edge": config["vision_config"].get("image_size", 336)})
 
     def token(self, kind: str) -> int:

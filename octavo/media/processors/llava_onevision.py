@@ -19,6 +19,7 @@ class LlavaOnevisionProcessor(LlavaNextProcessor):
     """LlavaOnevisionForConditionalGeneration. A pixel_values of one tile is one of several pictures."""
 
     family = "LLaVA-OneVision"
+    lone_differs = True
     takes = IMAGES_AND_VIDEOS
     embeds = NO_ROWS
     video_mark = "<video>"

@@ -65,10 +65,11 @@ class MiniCPMVProcessor(Processor):
         self.edge, self.patch = whole(self.setting("scale_resolution", 448)), whole(self.setting("patch_size", 14))
         self.queries = whole(config.get("query_num") or settings.get("image_feature_size", 64))
         settings["image_mean"], settings["image_std"] = (settings.get(f"norm_{x}", self.mean) for x in ("mean", "std"))
-        find = self.vocabulary.id
-        self.unknown = find("<unk>")
-        self.brackets = find("<image>"), find("</image>"), find("<slice>"), find("</slice>")
-        self.ids = (find("<image_id>"), find("</image_id>")) if self.version >= 2.6 else None
+        names = ("unk", "im_start", "im_end", "slice_start", "slice_end", "im_id_start", "im_id_end")
+        spelled = ("<unk>", "<image>", "</image>", "<slice>", "</slice>", "<image_id>", "</image_id>")
+        words = [settings.get(name, default) for name, default in zip(names, spelled, strict=True)]
+        self.unknown, *self.brackets = map(self.vocabulary.id, words[:5])
+        self.ids = [self.vocabulary.id(word) for word in words[5:]] if self.version >= 2.6 else None
         self.numbered = bool(settings.get("use_image_id", False))
 
     def token(self, kind: str) -> int:
