@@ -152,11 +152,12 @@ def test_logprobs_are_the_models_own() -> None:
     choice = sample(logits[None].clone(), [state(temperature=0, logprobs=2, logit_bias={0: 9})])[0]
     want = logits.log_softmax(-1)
     assert choice.token_id == 0
-    assert list(choice.logprobs) == [0, 1, 2]
-    assert [choice.logprobs[t].rank for t in (0, 1, 2)] == [3, 1, 2]
-    assert choice.logprobs[0].logprob == pytest.approx(float(want[0]))
+    assert choice.logprobs is not None
+    assert [(token, rank) for token, _, rank in choice.logprobs] == [(0, 3), (1, 1), (2, 2)]
+    assert choice.logprobs[0][1] == pytest.approx(float(want[0]))
     whole = sample(logits[None].clone(), [state(temperature=0, logprobs=-1)])[0]
-    assert set(whole.logprobs) == {0, 1, 2}
+    assert whole.logprobs is not None
+    assert {token for token, _, _ in whole.logprobs} == {0, 1, 2}
 
 
 def test_logits_processors() -> None:

@@ -128,7 +128,7 @@ def test_a_models_info() -> None:
 
 def test_every_sampling_value_reaches_the_executor() -> None:
     """A new one too, as none is listed anywhere."""
-    start = SequenceStart(1, [2], sampling=SamplingParams(extra_args={"a": [1, None]}, ignore_eos=True, min_tokens=3))
+    start = SequenceStart(1, [2], sampling=SamplingParams(logit_bias={3: 1.5}, ignore_eos=True, min_tokens=3))
     read = through_bytes(start)
     assert read.sampling is not None
     assert start.sampling is not None
