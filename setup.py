@@ -5,12 +5,14 @@ this machine runs best. Where there is no compiler the package installs without 
 """
 
 import ctypes
+import importlib
 import os
 import platform
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -18,18 +20,37 @@ from setuptools.errors import CompileError, LinkError
 
 SOURCE = Path("octavo/ops/native/src")
 # What is added and multiplied is the same everywhere: a compiler does not choose where to round once instead of twice.
-COMMON = ["-std=c++20", "-O3", "-g0", "-fno-math-errno", "-ffp-contract=off", "-w", "-pthread"]
-# The best last, each with the flags that it needs; beyond the first in the order of the bits of processor.cpp.
-INSTRUCTIONS = {"base": []}
-if platform.machine().lower() in ("x86_64", "amd64"):
+COMMON = ["-std=c++20", "-O3", "-g0", "-fno-math-errno", "-ffp-contract=off", "-fvisibility=hidden", "-w", "-pthread"]
+
+
+def without_torch(name: str) -> ModuleType:
+    """A module that needs no PyTorch, which is not here: without what its packages import."""
+    packages = ["octavo", "octavo.ops", "octavo.ops.native"]
+    for package in packages:
+        sys.modules[package] = ModuleType(package)
+        sys.modules[package].__path__ = [package.replace(".", "/")]
+    try:
+        return importlib.import_module(name)
+    finally:
+        for package in packages:
+            del sys.modules[package]
+
+
+BINDING = without_torch("octavo.ops.native.binding")
+DESCRIPTION = BINDING.description
+X86, ARM, MACHINE = DESCRIPTION.X86, DESCRIPTION.Arm, platform.machine().lower()
+if MACHINE in ("x86_64", "amd64"):
     AVX2 = ["-mavx2", "-mfma", "-mf16c"]
     AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
     VNNI = [*AVX512, "-mavx512vnni"]
     BF16 = [*VNNI, "-mavx512bf16"]
-    INSTRUCTIONS |= {"avx2": AVX2, "avx_vnni": [*AVX2, "-mavxvnni"], "avx512": AVX512, "avx512_vnni": VNNI}
-    INSTRUCTIONS |= {"avx512_bf16": BF16, "amx": [*BF16, "-mamx-tile", "-mamx-int8"]}
-elif platform.machine().lower() in ("aarch64", "arm64"):
-    INSTRUCTIONS |= {"dotprod": ["-march=armv8.2-a+dotprod"]}
+    FLAGS = {X86.BASE: [], X86.AVX2: AVX2, X86.AVX_VNNI: [*AVX2, "-mavxvnni"], X86.AVX512: AVX512}
+    FLAGS |= {X86.AVX512_VNNI: VNNI, X86.AVX512_BF16: BF16, X86.AMX: [*BF16, "-mamx-tile", "-mamx-int8"]}
+elif MACHINE in ("aarch64", "arm64"):
+    FLAGS = {ARM.BASE: [], ARM.DOTPROD: ["-march=armv8.2-a+dotprod"]}
+else:
+    FLAGS = {X86.BASE: []}
+INSTRUCTIONS = {of.name.lower(): of for of in FLAGS}
 
 
 def library(name: str, folder: Path, flags: list[str]) -> Extension:
@@ -45,7 +66,7 @@ def library(name: str, folder: Path, flags: list[str]) -> Extension:
 
 
 PROCESSOR = library("_core_processor", SOURCE / "processor", [])
-LIBRARIES = {name: library(f"_core_{name}", SOURCE, flags) for name, flags in INSTRUCTIONS.items()}
+LIBRARIES = {name: library(f"_core_{name}", SOURCE, FLAGS[of]) for name, of in INSTRUCTIONS.items()}
 
 
 class BuildLibraries(build_ext):
@@ -54,6 +75,7 @@ class BuildLibraries(build_ext):
     def build_extensions(self) -> None:
         start = time.monotonic()
         try:
+            self.write_header()
             self.make(PROCESSOR)
             names = self.chosen()
             self.say(f"compiling Octavo's core for {', '.join(names) or 'no instruction set'}")
@@ -77,14 +99,22 @@ class BuildLibraries(build_ext):
             if unknown := [name for name in names if name not in INSTRUCTIONS]:
                 raise SystemExit(f"OCTAVO_INSTRUCTIONS: {', '.join(unknown)} is none of {', '.join(INSTRUCTIONS)}")
             return names
-        has = 1 | ctypes.CDLL(os.path.abspath(self.get_ext_fullpath(PROCESSOR.name))).octavo_instructions() << 1
-        runs = [name for i, name in enumerate(INSTRUCTIONS) if has >> i & 1]
+        has = ctypes.CDLL(os.path.abspath(self.get_ext_fullpath(PROCESSOR.name))).octavo_instructions()
+        runs = [name for name, of in INSTRUCTIONS.items() if has >> of & 1]
         return runs[-2:] if runs[-1] == "amx" else runs[-1:]  # AMX is tried beside the one before it
+
+    def write_header(self) -> None:
+        """The description of the operations for C++, written anew only where it says something else."""
+        folder, text = Path(self.build_temp, "generated"), BINDING.header()
+        self.header = folder / "description.h"
+        if not self.header.exists() or self.header.read_text() != text:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.header.write_text(text)
 
     def make(self, of: Extension) -> None:
         """Compile a library's files side by side, and link them, if any is newer than what is there."""
         result = Path(self.get_ext_fullpath(of.name))
-        newest = max(os.path.getmtime(p) for p in (*of.sources, *of.depends, __file__))
+        newest = max(os.path.getmtime(p) for p in (*of.sources, *of.depends, self.header, __file__))
         if not self.force and result.exists() and result.stat().st_mtime > newest:
             return
         start, name = time.monotonic(), of.name.rpartition(".")[2]
@@ -92,7 +122,8 @@ class BuildLibraries(build_ext):
         def compile_one(source: str) -> str:
             # In a folder of its own: every library is made from the same sources.
             folder = str(Path(self.build_temp, name))
-            (compiled,) = self.compiler.compile([source], folder, extra_postargs=of.extra_compile_args)
+            flags, include = of.extra_compile_args, [str(self.header.parent)]
+            (compiled,) = self.compiler.compile([source], folder, include_dirs=include, extra_postargs=flags)
             return compiled
 
         with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:

@@ -14,8 +14,10 @@ from octavo.loading.gguf_file import GGUFFile
 from octavo.loading.gguf_reader import GGUFTensor
 from octavo.loading.tensor_source import TensorSource
 from octavo.ops import StoredRows
-from octavo.ops.stored_rows import FLOATS, KINDS
+from octavo.ops.stored_rows import FLOATS
+from octavo.ops.weight_kinds import WeightKind
 
+KINDS = frozenset(WeightKind)
 FLOAT_TYPES = {kind: dtype for dtype, kind in FLOATS.items()}
 
 _PIECE_BYTES = 1 << 17
@@ -72,8 +74,9 @@ class GGUFSource(TensorSource):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the map cannot be written to, and is not
             data = torch.from_numpy(stored)
-        dtype = FLOAT_TYPES.get(self._tensor.kind)
-        return StoredRows(self._tensor.kind, width, data if dtype is None else data.view(dtype))
+        kind = WeightKind(self._tensor.kind)
+        dtype = FLOAT_TYPES.get(kind)
+        return StoredRows(kind, width, data if dtype is None else data.view(dtype))
 
     def _drop_pages(self) -> None:
         """Tell the system that the tensor's pages of the file were used, so that they do not count as ours."""

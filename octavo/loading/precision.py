@@ -10,7 +10,7 @@ from octavo.config import EngineArgs
 from octavo.errors import ConfigError
 from octavo.loading.formats import WeightFormat
 from octavo.ops import Backend
-from octavo.ops.stored_rows import Q4_1, Q8_0
+from octavo.ops.weight_kinds import WeightKind
 from octavo.parts.weight_slots import Role
 
 log = logging.getLogger("octavo")
@@ -23,7 +23,7 @@ DTYPES = {
     "half": torch.float16,
 }
 CACHE_DTYPES = {**DTYPES, "int8": torch.int8}
-ROUNDED = {"int8": Q8_0, "q4": Q4_1}
+ROUNDED = {"int8": WeightKind.Q8_0, "q4": WeightKind.Q4_1}
 """Quantizations of float checkpoints, by the kind that weights are rounded to."""
 
 
@@ -38,9 +38,9 @@ class Precision:
     """Of keys and values."""
     as_stored: bool = False
     """Weights stay in the kinds in which their file has them, where it has kinds that the backend multiplies with."""
-    round_to: int | None = None
+    round_to: WeightKind | None = None
     """The kind that weights are rounded to."""
-    round_head_to: int | None = None
+    round_head_to: WeightKind | None = None
     """The same for the head and a tied token table, which lose more by it."""
 
     @staticmethod
@@ -54,7 +54,7 @@ class Precision:
             return torch.float16  # what is stored in a kind that no product is made with
         return {Role.FLOAT32: torch.float32, Role.ADDED: self.activations}.get(role, self.weights)
 
-    def rounding_of(self, role: Role) -> int | None:
+    def rounding_of(self, role: Role) -> WeightKind | None:
         """The kind that weights of `role` are rounded to; None where they are not."""
         if role in (Role.HEAD, Role.TIED):
             return self.round_head_to
@@ -99,7 +99,7 @@ def choose_precision(args: EngineArgs, config: Config, backend: Backend, weights
         cache=cache,
         as_stored=as_stored,
         round_to=ROUNDED[rounded] if rounded else None,
-        round_head_to=Q8_0 if rounded else None,
+        round_head_to=WeightKind.Q8_0 if rounded else None,
     )
 
 

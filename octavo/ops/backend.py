@@ -15,6 +15,7 @@ from octavo.ops.paged_cache import KVCache
 from octavo.ops.plans import AttentionPlan, BlockTables, DecodeInputs, DrawBy, RecurrentPlan, ScanInput, SequenceRun
 from octavo.ops.specs import AttentionSpec, CacheSpec, Capabilities, RotaryTable
 from octavo.ops.stored_rows import StoredRows
+from octavo.ops.weight_kinds import WeightKind
 
 
 class PackedLinear(Protocol):
@@ -147,7 +148,7 @@ class Backend(Protocol):
         """
         ...
 
-    def quantize(self, weight: Tensor, kind: int) -> StoredRows:
+    def quantize(self, weight: Tensor, kind: WeightKind) -> StoredRows:
         """A weight `[out, in]` rounded to the nearest values of one of `capabilities.weight_kinds`."""
         ...
 

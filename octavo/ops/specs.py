@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from octavo.ops.weight_kinds import WeightKind
+
 
 @dataclass(frozen=True)
 class CacheSpec:
@@ -99,7 +101,7 @@ class RotaryTable:
 class Capabilities:
     """What a backend computes with beside float32."""
 
-    weight_kinds: frozenset[int]
+    weight_kinds: frozenset[WeightKind]
     """Kinds of octavo.ops.stored_rows that `stored_linear` takes; of others, the loader makes floats."""
     dtypes: frozenset[torch.dtype]
     """What weights may be held in without being slower than in float32."""

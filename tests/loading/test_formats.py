@@ -16,7 +16,7 @@ from octavo.errors import CheckpointError, UnsupportedModelError
 from octavo.loading.formats import QUANTIZED, PlainWeights
 from octavo.loading.tensor_source import TensorSource
 from octavo.ops import StoredRows
-from octavo.ops.stored_rows import Q8_0
+from octavo.ops.weight_kinds import WeightKind
 from tests.golden import case_named, write_model
 
 GROUP = 32
@@ -48,7 +48,7 @@ class ToyWeight(TensorSource):
         outputs, inputs = self.shape
         codes = self.codes.read().T.contiguous().view(torch.uint8).view(outputs, -1, GROUP)
         scales = self.scales.read().T.contiguous().view(torch.uint8).view(outputs, -1, 2)
-        return StoredRows(Q8_0, inputs, torch.cat([scales, codes], dim=2).flatten(1))
+        return StoredRows(WeightKind.Q8_0, inputs, torch.cat([scales, codes], dim=2).flatten(1))
 
 
 def is_quantized(name: str, weight: np.ndarray) -> bool:

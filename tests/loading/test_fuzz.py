@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from octavo import LLM, SamplingParams
 from octavo.errors import OctavoError
 from octavo.ops.native import NativeBackend
-from octavo.ops.stored_rows import KINDS, Q4_1, Q8_0
+from octavo.ops.weight_kinds import WeightKind
 from tests.ops.stored import QUANTIZED, random_rows
 
 WIDTH, HEADS, VOCAB = 256, 4, 64
@@ -85,13 +85,13 @@ def test_damaged_files(sound: Path, tmp_path_factory: pytest.TempPathFactory, se
 
 @settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
-    kind=st.sampled_from(list(KINDS)),
+    kind=st.sampled_from(list(WeightKind)),
     rows=st.integers(1, 70),
     blocks=st.integers(1, 3),
     seed=st.integers(0, 2**32),
     tokens=st.integers(1, 12),
 )
-def test_any_bits_can_be_packed(kind: int, rows: int, blocks: int, seed: int, tokens: int) -> None:
+def test_any_bits_can_be_packed(kind: WeightKind, rows: int, blocks: int, seed: int, tokens: int) -> None:
     """Scales that are not numbers, codes out of a writer's range: all are some weight."""
     from octavo.ops.native import Library, runnable
     from octavo.ops.stored_rows import StoredRows
@@ -105,6 +105,6 @@ def test_any_bits_can_be_packed(kind: int, rows: int, blocks: int, seed: int, to
     out = linear(torch.randn(tokens, stored.width, generator=generator))
     assert out.shape == (tokens, rows)
     assert linear.rows(torch.tensor([0, rows - 1]), torch.float32).shape == (2, stored.width)
-    for into in (Q8_0, Q4_1):
+    for into in (WeightKind.Q8_0, WeightKind.Q4_1):
         again = native.stored_linear([native.quantize(linear.rows(torch.arange(rows), torch.float32), into)])
         assert again(torch.zeros(1, stored.width)).shape == (1, rows)

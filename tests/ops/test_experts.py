@@ -6,14 +6,14 @@ from torch import Tensor
 
 from octavo.ops import Backend, PackedLinear
 from octavo.ops.native import NativeBackend
-from octavo.ops.stored_rows import Q4_1, Q8_0
+from octavo.ops.weight_kinds import WeightKind
 from tests.ops.conftest import REFERENCE
 
 EXPERTS, ROWS = 5, 23
 
 
 def layers(
-    backend: Backend, width: int, outputs: int, kind: int | None, generator: torch.Generator
+    backend: Backend, width: int, outputs: int, kind: WeightKind | None, generator: torch.Generator
 ) -> list[PackedLinear]:
     weights = [torch.randn(outputs, width, generator=generator) for _ in range(EXPERTS)]
     return [backend.linear(w) if kind is None else backend.stored_linear([backend.quantize(w, kind)]) for w in weights]
@@ -29,7 +29,7 @@ def choices(generator: torch.Generator, top_k: int) -> Tensor:
     return chosen
 
 
-@pytest.mark.parametrize("kind", [None, Q8_0, Q4_1], ids=["float32", "int8", "q4"])
+@pytest.mark.parametrize("kind", [None, WeightKind.Q8_0, WeightKind.Q4_1], ids=["float32", "int8", "q4"])
 @pytest.mark.parametrize(("top_k", "of_choice"), [(1, False), (2, False), (3, True)])
 @pytest.mark.parametrize(("width", "outputs"), [(64, 48), (96, 37)])
 def test_each_choice_is_its_own_product(
@@ -38,7 +38,7 @@ def test_each_choice_is_its_own_product(
     outputs: int,
     top_k: int,
     of_choice: bool,
-    kind: int | None,
+    kind: WeightKind | None,
     generator: torch.Generator,
 ) -> None:
     if kind is not None and not isinstance(backend, NativeBackend):

@@ -1,12 +1,14 @@
 """Products with every kind of weight: right, and the same bits for a row whatever the rows around it."""
 
+from operator import attrgetter
+
 import pytest
 import torch
 from torch import Tensor
 
 from octavo.ops import Backend
 from octavo.ops.native import NativeBackend
-from octavo.ops.stored_rows import F32, KINDS, Q4_1, Q8_0
+from octavo.ops.weight_kinds import WeightKind
 from tests.ops.stored import QUANTIZED, random_rows, width_for
 
 SHAPES = [(64, 96), (100, 37), (576, 960), (1536, 576), (2048, 512)]
@@ -29,10 +31,10 @@ def test_rows_do_not_see_each_other(
         assert torch.equal(kernel(x[first : first + 9], bias), together[first : first + 9])
 
 
-@pytest.mark.parametrize("kind", QUANTIZED, ids=KINDS.get)
+@pytest.mark.parametrize("kind", QUANTIZED, ids=attrgetter("name"))
 @pytest.mark.parametrize("shape", [(256, 16), (416, 33), (512, 77), (1024, 200)], ids=str)
 def test_rows_do_not_see_each_other_quantized(
-    native: NativeBackend, kind: int, shape: tuple[int, int], generator: torch.Generator
+    native: NativeBackend, kind: WeightKind, shape: tuple[int, int], generator: torch.Generator
 ) -> None:
     width, outputs = width_for(kind, shape[0]), shape[1]
     kernel = native.stored_linear([random_rows(kind, outputs, width, generator)[0]])
@@ -43,8 +45,10 @@ def test_rows_do_not_see_each_other_quantized(
     assert torch.equal(kernel(x[7:16]), together[7:16])
 
 
-@pytest.mark.parametrize("kind", QUANTIZED, ids=KINDS.get)
-def test_fine_products_round_rows_to_16_bits(native: NativeBackend, kind: int, generator: torch.Generator) -> None:
+@pytest.mark.parametrize("kind", QUANTIZED, ids=attrgetter("name"))
+def test_fine_products_round_rows_to_16_bits(
+    native: NativeBackend, kind: WeightKind, generator: torch.Generator
+) -> None:
     width = width_for(kind, 576)
     stored, weight = random_rows(kind, 37, width, generator)
     kernel = native.stored_linear([stored], fine=True)
@@ -70,12 +74,12 @@ def as_int8(x: Tensor, library: str) -> Tensor:
     return out
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=KINDS.get)
+@pytest.mark.parametrize("kind", WeightKind, ids=attrgetter("name"))
 @pytest.mark.parametrize("width", [32, 100, 256, 800])
 @pytest.mark.parametrize("outputs", [1, 16, 37])
 @pytest.mark.parametrize("rows", [1, 3, 8, 21])
 def test_agrees_with_float64(
-    native: NativeBackend, kind: int, width: int, outputs: int, rows: int, generator: torch.Generator
+    native: NativeBackend, kind: WeightKind, width: int, outputs: int, rows: int, generator: torch.Generator
 ) -> None:
     """What remains is float32's own rounding, for the reference rounds activations as the core does."""
     width = width_for(kind, width)
@@ -90,8 +94,8 @@ def test_agrees_with_float64(
     assert float((got.double() - want).abs().amax()) < 2e-6 * size
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=KINDS.get)
-def test_rows_are_the_stored_numbers(native: NativeBackend, kind: int, generator: torch.Generator) -> None:
+@pytest.mark.parametrize("kind", WeightKind, ids=attrgetter("name"))
+def test_rows_are_the_stored_numbers(native: NativeBackend, kind: WeightKind, generator: torch.Generator) -> None:
     width = width_for(kind, 96)
     stored, weight = random_rows(kind, 53, width, generator)
     ids = torch.tensor([0, 52, 17, 17, 31])
@@ -101,7 +105,9 @@ def test_rows_are_the_stored_numbers(native: NativeBackend, kind: int, generator
 
 def test_parts_of_different_kinds(native: NativeBackend, generator: torch.Generator) -> None:
     """As where a file stores a layer's keys in 4 bits and its values in 6."""
-    parts = [random_rows(kind, outputs, 256, generator) for kind, outputs in [(12, 48), (12, 20), (14, 20), (F32, 3)]]
+    of = WeightKind
+    shapes = [(of.Q4_K, 48), (of.Q4_K, 20), (of.Q6_K, 20), (of.F32, 3)]
+    parts = [random_rows(kind, outputs, 256, generator) for kind, outputs in shapes]
     x, bias = torch.randn(5, 256, generator=generator), torch.randn(91, generator=generator)
     got = native.stored_linear([stored for stored, _ in parts])(x, bias)
     want = (
@@ -112,7 +118,7 @@ def test_parts_of_different_kinds(native: NativeBackend, generator: torch.Genera
 
 
 def test_outputs_and_inputs_in_halves(native: NativeBackend, generator: torch.Generator) -> None:
-    stored, weight = random_rows(Q4_1, 40, 64, generator)
+    stored, weight = random_rows(WeightKind.Q4_1, 40, 64, generator)
     kernel = native.stored_linear([stored])
     for dtype, tolerance in ((torch.bfloat16, 1e-2), (torch.float16, 2e-3)):
         x = torch.randn(9, 64, generator=generator).to(dtype)
@@ -129,10 +135,10 @@ def test_rows_may_lie_apart(backend: Backend, generator: torch.Generator) -> Non
     assert torch.equal(kernel(wide[:, 30:70]), kernel(wide[:, 30:70].clone()))
 
 
-@pytest.mark.parametrize("kind", QUANTIZED, ids=KINDS.get)
+@pytest.mark.parametrize("kind", QUANTIZED, ids=attrgetter("name"))
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite_stays_visible(
-    native: NativeBackend, kind: int, bad: float, generator: torch.Generator
+    native: NativeBackend, kind: WeightKind, bad: float, generator: torch.Generator
 ) -> None:
     """Rounding to int8 must not turn an overflow into a plausible number; other rows are not touched."""
     kernel = native.stored_linear([random_rows(kind, 20, 256, generator)[0]])
@@ -145,12 +151,12 @@ def test_what_is_not_finite_stays_visible(
     assert torch.equal(got[rest], sound[rest])
 
 
-@pytest.mark.parametrize(("kind", "error"), [(Q8_0, 1 / 254), (Q4_1, 1 / 30)])
+@pytest.mark.parametrize(("kind", "error"), [(WeightKind.Q8_0, 1 / 254), (WeightKind.Q4_1, 1 / 30)])
 @pytest.mark.parametrize("shape", [(1, 32), (37, 100), (64, 576)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_quantizing_rounds_to_the_nearest(
     native: NativeBackend,
-    kind: int,
+    kind: WeightKind,
     error: float,
     shape: tuple[int, int],
     dtype: torch.dtype,
@@ -163,17 +169,17 @@ def test_quantizing_rounds_to_the_nearest(
     rows = native.stored_linear([native.quantize(weight, kind)]).rows(torch.arange(outputs), torch.float32)
     weight = weight.float()
     blocks = torch.nn.functional.pad(weight, (0, -width % 32)).view(outputs, -1, 32)
-    extent = blocks.abs().amax(-1) if kind == Q8_0 else blocks.amax(-1) - blocks.amin(-1)
+    extent = blocks.abs().amax(-1) if kind == WeightKind.Q8_0 else blocks.amax(-1) - blocks.amin(-1)
     # Half a step; and the block's low and step are float16 themselves.
-    of_block = extent * error + blocks.abs().amax(-1) * (5e-4 if kind == Q8_0 else 2e-3)
+    of_block = extent * error + blocks.abs().amax(-1) * (5e-4 if kind == WeightKind.Q8_0 else 2e-3)
     allowed = of_block.repeat_interleave(32, 1)[:, :width]
     assert bool(((rows - weight).abs() <= allowed * 1.001 + 1e-7).all())
     assert not rows[0].any()
 
 
-@pytest.mark.parametrize("kind", QUANTIZED, ids=KINDS.get)
+@pytest.mark.parametrize("kind", QUANTIZED, ids=attrgetter("name"))
 def test_every_instruction_set_reads_the_same_numbers(
-    native: NativeBackend, kind: int, generator: torch.Generator
+    native: NativeBackend, kind: WeightKind, generator: torch.Generator
 ) -> None:
     """Codes are summed in integers, so that instruction sets differ by a few roundings, never by a code."""
     stored, weight = random_rows(kind, 33, 512, generator)
@@ -199,14 +205,14 @@ def test_halves_by_halves(
 
 @pytest.mark.parametrize("activation", ["silu", "gelu_pytorch_tanh", "relu"])
 @pytest.mark.parametrize("rows", [1, 3, 50])
-@pytest.mark.parametrize("kind", [None, torch.bfloat16, Q8_0, Q4_1, 14], ids=str)
+@pytest.mark.parametrize("kind", [None, torch.bfloat16, WeightKind.Q8_0, WeightKind.Q4_1, WeightKind.Q6_K], ids=str)
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("hidden", [64, 24])  # a gate of 24 outputs shares a panel with what it gates
 def test_gated_in_the_product(
     backend: Backend,
     hidden: int,
     with_bias: bool,
-    kind: torch.dtype | int | None,
+    kind: torch.dtype | WeightKind | None,
     rows: int,
     activation: str,
     generator: torch.Generator,
@@ -214,7 +220,7 @@ def test_gated_in_the_product(
     """The same as the product and the gate apart; bit for bit where nothing is rounded in between."""
     width = 256
     weight = torch.randn(2 * hidden, width, generator=generator)
-    if isinstance(kind, int):
+    if isinstance(kind, WeightKind):
         if not backend.capabilities.weight_kinds:
             pytest.skip("the reference computes with floats")
         stored = backend.quantize(weight, kind) if kind != 14 else random_rows(kind, 2 * hidden, width, generator)[0]

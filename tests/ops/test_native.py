@@ -16,8 +16,10 @@ from torch import Tensor
 import octavo.ops.native.library as library_module
 from octavo.ops import host_memory, select_backend
 from octavo.ops.native import Library, NativeBackend, load, runnable, select_library, self_test, threads
+from octavo.ops.native.description import DType
 from octavo.ops.native.recording import NotRecordableError, Recording, record
 from octavo.ops.torch import TorchBackend
+from octavo.ops.weight_kinds import WeightKind
 
 CPU = torch.device("cpu")
 
@@ -100,15 +102,18 @@ class TestRecording:
 
     def test_a_sum_and_its_norm_become_one(self) -> None:
         recording = Recording()
-        recording.add("add", (8, 100, 200, 300, 48, 1.0, 0))
-        recording.add("rms_norm", (8, 300, 400, 500, 48, 1e-5, 0))
-        recording.add("rms_norm", (8, 300, 400, 600, 48, 1e-5, 0))
+        rows: dict[str, float | None] = {"rows": 8, "columns": 48, "dtype": DType.F32}
+        added = rows | {"x": 100, "y": 200, "out": 300, "scale": 1.0}
+        norm = rows | {"x": 300, "weight": 400, "out": 500, "eps": 1e-5}
+        recording.add("add", added)
+        recording.add("rms_norm", norm)
+        recording.add("rms_norm", norm | {"out": 600})
         assert recording.operations == [
-            ("add_norm", (8, 100, 200, 300, 400, 500, 48, 1e-5, 0)),
-            ("rms_norm", (8, 300, 400, 600, 48, 1e-5, 0)),
+            ("add_rms_norm", rows | {"x": 100, "y": 200, "total": 300, "weight": 400, "out": 500, "eps": 1e-5}),
+            ("rms_norm", norm | {"out": 600}),
         ]
-        recording.add("add", (8, 100, 200, 300, 48, 0.5, 0))  # its scale is not 1
-        recording.add("rms_norm", (8, 300, 400, 500, 48, 1e-5, 0))
+        recording.add("add", added | {"scale": 0.5})
+        recording.add("rms_norm", norm)
         assert [name for name, _ in recording.operations[2:]] == ["add", "rms_norm"]
 
     def test_what_pytorch_computes_is_called_again(self, core: NativeBackend, generator: torch.Generator) -> None:
@@ -186,7 +191,7 @@ def test_without_the_core_the_reference_serves(
     """The command line shows warnings, and so says why as well."""
     monkeypatch.setattr(library_module, "_path", lambda name: Path(name) if name in files else None)
     monkeypatch.setattr(library_module.ctypes, "CDLL", lambda path: SimpleNamespace(octavo_instructions=lambda: 0))
-    monkeypatch.setattr(library_module, "INSTRUCTIONS", ("none of it", *library_module.INSTRUCTIONS))
+    monkeypatch.setattr(library_module, "check", lambda processor: None)
     load.cache_clear()
     library_module.runnable.cache_clear()
     try:
@@ -227,7 +232,7 @@ def test_a_self_test_is_of_every_bit_and_of_speed(
     library, before = Library(runnable()[0]), Library(runnable()[0])
     measured = self_test._product
 
-    def product(candidate: Library, x: Tensor, weight: Tensor, kind: int) -> tuple[Tensor, float]:
+    def product(candidate: Library, x: Tensor, weight: Tensor, kind: WeightKind) -> tuple[Tensor, float]:
         result, _ = measured(candidate, x, weight, kind)
         if candidate is library:
             result.view(torch.int32)[5, 7] ^= wrong_bits
@@ -244,7 +249,8 @@ def test_the_sanitizers_are_on() -> None:
 import torch
 from octavo.ops.native import Library, runnable
 table, ids, out = torch.zeros(4, 16), torch.tensor([0, 1, 2, 4]), torch.empty(4, 16)
-Library(runnable()[0]).run("table_rows", 4, ids.data_ptr(), table.data_ptr(), 64, out.data_ptr())
+addresses = dict(ids=ids.data_ptr(), table=table.data_ptr(), out=out.data_ptr())
+Library(runnable()[0]).core.table_rows(rows=4, row_bytes=64, **addresses)
 """
     done = subprocess.run([sys.executable, "-c", overrun], capture_output=True, text=True, check=False)
     assert done.returncode != 0

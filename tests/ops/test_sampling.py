@@ -42,10 +42,10 @@ def test_alike(native: NativeBackend, way: dict[str, float], vocab: int, generat
     logits = torch.randn(rows, vocab, generator=generator) * 3
     draws = torch.rand(rows, generator=generator, dtype=torch.float64).tolist()
     by = [DrawBy(**{"temperature": 1.0, **way}, draw=d) for d in draws]
-    got = native.choose(logits, by)
-    assert (got == REFERENCE.choose(logits, by)).float().mean() > 0.97
+    got = native.sample(logits, by)
+    assert (got == REFERENCE.sample(logits, by)).float().mean() > 0.97
     for i in range(0, rows, 7):
-        assert native.choose(logits[i : i + 1], by[i : i + 1]).tolist() == [int(got[i])]
+        assert native.sample(logits[i : i + 1], by[i : i + 1]).tolist() == [int(got[i])]
         if by[i].temperature and vocab < 49152:
             assert int(got[i]) in kept(logits[i], by[i])
 
@@ -54,7 +54,7 @@ def test_alike(native: NativeBackend, way: dict[str, float], vocab: int, generat
 def test_all_that_is_kept_is_drawn(backend: Backend, way: dict[str, float], generator: torch.Generator) -> None:
     logits = torch.randn(60, generator=generator) * 1.5
     by = [DrawBy(**{"temperature": 1.0, **way}, draw=d / 4000) for d in range(4000)]
-    drawn = backend.choose(logits.repeat(4000, 1), by)
+    drawn = backend.sample(logits.repeat(4000, 1), by)
     seen = set(drawn.tolist())
     assert seen <= kept(logits, by[0])
     assert len(seen) >= len(kept(logits, by[0])) - 1  # one may be too unlikely
@@ -67,20 +67,20 @@ def test_all_that_is_kept_is_drawn(backend: Backend, way: dict[str, float], gene
 
 def test_equals_are_taken_in_order(backend: Backend) -> None:
     logits = torch.zeros(1, 5000)
-    assert backend.choose(logits, [DrawBy()]).tolist() == [0]
+    assert backend.sample(logits, [DrawBy()]).tolist() == [0]
     for draw, want in ((0.0, 0), (0.5, 5), (0.999, 9)):
-        assert backend.choose(logits, [DrawBy(1.0, top_k=10, draw=draw)]).tolist() == [want]
-    assert backend.choose(logits, [DrawBy(1.0, top_p=0.001, draw=0.99)]).tolist() == [4]
+        assert backend.sample(logits, [DrawBy(1.0, top_k=10, draw=draw)]).tolist() == [want]
+    assert backend.sample(logits, [DrawBy(1.0, top_p=0.001, draw=0.99)]).tolist() == [4]
 
 
 def test_what_is_not_finite(backend: Backend, generator: torch.Generator) -> None:
     logits = torch.randn(6, 1000, generator=generator)
-    sound = backend.choose(logits, [DrawBy()] * 6)
+    sound = backend.sample(logits, [DrawBy()] * 6)
     logits[1, 500] = torch.nan
     logits[2, 999] = torch.inf
     logits[3, :] = -torch.inf
     logits[4, 1:] = -torch.inf
     for by in (DrawBy(), DrawBy(1.0, draw=0.3), DrawBy(0.7, top_k=3, top_p=0.9, draw=0.8)):
-        got = backend.choose(logits, [by] * 6).tolist()
+        got = backend.sample(logits, [by] * 6).tolist()
         assert got[1:5] == [NOT_FINITE, NOT_FINITE, 0, 0]
-    assert backend.choose(logits, [DrawBy()] * 6)[[0, 5]].tolist() == sound[[0, 5]].tolist()
+    assert backend.sample(logits, [DrawBy()] * 6)[[0, 5]].tolist() == sound[[0, 5]].tolist()

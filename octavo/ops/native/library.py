@@ -1,7 +1,7 @@
 """The compiled core: which of its libraries this processor runs, and its functions, called through ctypes.
 
-Every operation takes one array of 8-byte arguments, of which the first is the number of rows. So a step's operations
-can be recorded, and run again as one call with another number of rows (octavo.ops.native.recording).
+`Library.core` has them, as description.py says. A step's operations can be recorded, and run again as one call with
+another number of rows (octavo.ops.native.recording).
 """
 
 import ctypes
@@ -9,47 +9,25 @@ import functools
 import logging
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from struct import Struct
-from typing import Protocol
+from types import SimpleNamespace
+from typing import NamedTuple, cast
 
+from octavo.ops.native.binding import bind, check, fields_of, layout
+from octavo.ops.native.description import X86, Arm, Core, ProgramStep
 from octavo.ops.native.threads import default_threads
 
 log = logging.getLogger("octavo")
 
-IS_ARM = platform.machine().lower() in ("aarch64", "arm64")
-X86_INSTRUCTIONS = ("avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx")
-INSTRUCTIONS = ("base", "dotprod") if IS_ARM else ("base", *X86_INSTRUCTIONS)
+SETS: type[X86] | type[Arm] = Arm if platform.machine().lower() in ("aarch64", "arm64") else X86
+INSTRUCTIONS = tuple(of.name.lower() for of in SETS)
 """The libraries of this architecture, by the instruction set that they need, the best last."""
 
-_ARGUMENTS = {
-    "activate": "7q",
-    "add": "5qdq",
-    "add_norm": "7qdq",
-    "angles": "7qddq",
-    "attention": "13qdd9q",
-    "causal_conv": "13q",
-    "choose": "6q",
-    "copy_rows": "5q",
-    "expert_linear": "14q",
-    "layer_norm": "6qdq",
-    "linear": "14q",
-    "pack": "5q",
-    "poison": "5q",
-    "quantize": "6q",
-    "rms_norm": "5qdq",
-    "rotate_store": "17q",
-    "selective_scan": "19q",
-    "store_rows": "8q",
-    "table_rows": "5q",
-    "weight_rows": "7qd",
-    "weighted_sum": "7q",
-    "widen": "5q",
-}
-"""Arguments of each operation, as struct spells them: whole numbers and pointers (q), floats (d)."""
-pack_header = Struct("<qq").pack
-_FUNCTIONS = ("set_threads", "packed_bytes", "row_bytes", "run")
+Arguments = dict[str, float | None]
+"""An operation's, by their names."""
 
 
 def _path(name: str) -> Path | None:
@@ -64,71 +42,72 @@ def built() -> tuple[str, ...]:
 
 @functools.cache
 def runnable() -> tuple[str, ...]:
-    """The libraries that are there and that this processor runs, the best first."""
-    processor = _path("_core_processor")
-    if processor is None:
+    """The libraries that are there and that this processor runs, the best first.
+
+    Raises OSError where they were compiled from another description.
+    """
+    path = _path("_core_processor")
+    if path is None:
         return ()
-    has = 1 | int(ctypes.CDLL(str(processor)).octavo_instructions()) << 1  # a bit for each of INSTRUCTIONS
-    return tuple(name for name in reversed(built()) if has >> INSTRUCTIONS.index(name) & 1)
+    processor = ctypes.CDLL(str(path))
+    check(processor)
+    has = int(processor.octavo_instructions())  # a bit for each of SETS
+    return tuple(name for name in reversed(built()) if has >> SETS[name.upper()] & 1)
 
 
-class Recorder(Protocol):
-    """What takes operations in, in place of running them."""
+class Steps(NamedTuple):
+    """Recorded operations, as the core runs them again."""
 
-    def add(self, operation: str, arguments: Sequence[float]) -> None: ...
+    program: ctypes.Array[ctypes.c_char]
+    operations: int
 
 
 class Library:
-    """One of the compiled libraries. Operations are called by `run`, which a Recorder may take in instead."""
+    """One of the compiled libraries."""
+
+    core: Core
+    """Its functions, called by the names of their arguments; None is a null address."""
 
     def __init__(self, name: str) -> None:
         path = _path(f"_core_{name}")
         if path is None:
             raise OSError(f"octavo was installed without its library for {name}")
         self.name = name
-        library = ctypes.CDLL(str(path))
-        self._operations = {}
-        for operation, arguments in _ARGUMENTS.items():
-            function = getattr(library, f"octavo_{operation}")
-            function.argtypes, function.restype = [ctypes.c_char_p], None
-            address = ctypes.cast(function, ctypes.c_void_p).value or 0
-            self._operations[operation] = (Struct(f"<{arguments}").pack, function, address)
-        for name in _FUNCTIONS:
-            getattr(library, f"octavo_{name}").restype = ctypes.c_int64
-        library.octavo_run.argtypes = [ctypes.c_char_p, *[ctypes.c_int64] * 3]
-        self._library = library
-        self.recording: Recorder | None = None
+        self._functions = {bound.signature.name: bound for bound in bind(ctypes.CDLL(str(path)))}
+        self.core = cast(Core, SimpleNamespace(**{name: bound.call for name, bound in self._functions.items()}))
+        self._pack_step = layout(fields_of(ProgramStep)).pack
         self.threads = self.set_threads(default_threads())
 
-    def run(self, operation: str, *arguments: float | None) -> None:
-        """Compute. None is a null pointer."""
-        if self.recording is not None:
-            self.recording.add(operation, [0 if a is None else a for a in arguments])
-            return
-        pack, function, _ = self._operations[operation]
-        function(pack(*[0 if a is None else a for a in arguments]))
+    @contextmanager
+    def recorded(self, take: Callable[[str, Arguments], None]) -> Iterator[None]:
+        """Within it operations are not run: `take` is called with their names and arguments."""
 
-    def program(self, operations: Sequence[tuple[str, Sequence[float]]]) -> bytes:
-        """Recorded operations as `run_program` takes them: of each its function, how many arguments, and these."""
+        def taken(operation: str, /, **arguments: float | None) -> None:
+            take(operation, arguments)
+
+        core = self.core
+        operations = {name: partial(taken, name) for name, of in self._functions.items() if not of.signature.returns}
+        self.core = cast(Core, SimpleNamespace(**vars(core) | operations))
+        try:
+            yield
+        finally:
+            self.core = core
+
+    def steps(self, operations: Sequence[tuple[str, Arguments]]) -> Steps:
+        """Recorded operations as `run` takes them."""
         program = bytearray()
         for operation, arguments in operations:
-            pack, _, address = self._operations[operation]
-            program += pack_header(address, len(arguments)) + pack(*arguments)
-        return bytes(program)
+            function = self._functions[operation]
+            packed = function.pack(**arguments)
+            program += self._pack_step(function.address, len(packed)) + packed
+        return Steps((ctypes.c_char * len(program)).from_buffer(program), len(operations))
 
-    def run_program(self, program: bytes, operations: int, recorded_rows: int, rows: int) -> None:
+    def run(self, steps: Steps, recorded_rows: int, rows: int) -> None:
         """Run recorded operations again, for `rows` rows."""
-        self._library.octavo_run(program, operations, recorded_rows, rows)
+        address = ctypes.addressof(steps.program)
+        self.core.run(program=address, steps=steps.operations, recorded_rows=recorded_rows, rows=rows)
 
     def set_threads(self, count: int) -> int:
         """Compute with so many threads from now on. Returns how many the system gave."""
-        self.threads = int(self._library.octavo_set_threads(ctypes.c_int64(count)))
+        self.threads = self.core.set_threads(count=count)
         return self.threads
-
-    def packed_bytes(self, kind: int, rows: int, width: int) -> int:
-        """Memory of a packed weight."""
-        return int(self._library.octavo_packed_bytes(*map(ctypes.c_int64, (kind, rows, width))))
-
-    def row_bytes(self, kind: int, width: int) -> int:
-        """Bytes of a row of a weight before it is packed."""
-        return int(self._library.octavo_row_bytes(*map(ctypes.c_int64, (kind, width))))

@@ -3,7 +3,6 @@
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple
 from itertools import groupby
 
 import torch
@@ -11,8 +10,18 @@ from torch import Tensor
 
 from octavo.ops.backend import PackedExperts, PackedLinear
 from octavo.ops.host_memory import Arena
+from octavo.ops.native.description import (
+    MAX_HEAD_DIM,
+    MAX_STATE,
+    MAX_TAPS,
+    MIN_TAPS,
+    PAIRED_TOKENS,
+    PANEL,
+    Activation,
+    DType,
+)
 from octavo.ops.native.library import Library
-from octavo.ops.native.packed_weight import PANEL, TYPES, PackedWeight, pack, quantize
+from octavo.ops.native.packed_weight import DTYPES, PackedWeight, pack, quantize
 from octavo.ops.native.recorded_steps import RecordedSteps
 from octavo.ops.paged_cache import KVCache
 from octavo.ops.plans import (
@@ -28,30 +37,25 @@ from octavo.ops.plans import (
     plan_recurrent,
 )
 from octavo.ops.specs import AttentionSpec, CacheSpec, Capabilities, NormSpec, RotaryTable
-from octavo.ops.stored_rows import KINDS, StoredRows, of_floats
+from octavo.ops.stored_rows import StoredRows, of_floats
 from octavo.ops.torch import TorchBackend
 from octavo.ops.torch.paged_attention import transform_heads
+from octavo.ops.weight_kinds import WeightKind
 
 ACTIVATIONS = {
-    "silu": 0,
-    "swish": 0,
-    "gelu_new": 1,
-    "gelu_fast": 1,
-    "gelu_pytorch_tanh": 1,
-    "gelu": 2,
-    "quick_gelu": 3,
-    "relu": 4,
-    "relu2": 5,
+    "silu": Activation.SILU,
+    "swish": Activation.SILU,
+    "gelu_new": Activation.GELU_TANH,
+    "gelu_fast": Activation.GELU_TANH,
+    "gelu_pytorch_tanh": Activation.GELU_TANH,
+    "gelu": Activation.GELU,
+    "quick_gelu": Activation.QUICK_GELU,
+    "relu": Activation.RELU,
+    "relu2": Activation.RELU_SQUARED,
 }
-CACHE_TYPES = TYPES | {torch.int8: 3}
-SCAN_WIDTHS = frozenset([*range(1, 65), *range(113, 129)])
-"""Values of state a channel that the scan is compiled for."""
-CONVOLUTION_TAPS = frozenset([2, 3, 4])
-MAX_HEAD_DIM = 1024
+CACHE_DTYPES = DTYPES | {torch.int8: DType.INT8}
 NEVER = (1 << 63) - 1
 """A length that no sequence has."""
-PAIRED_TOKENS = 16
-"""Tokens that lie together in a paired cache; heads are of a multiple of as many values."""
 
 
 class NativeLinear:
@@ -91,22 +95,21 @@ class NativeExperts:
         out = torch.empty(choices, self.outputs, dtype=x.dtype)
         first = 0
         for part, table in zip(self.experts[0].parts, self._tables, strict=True):
-            self.library.run(
-                "expert_linear",
-                choices,
-                x.data_ptr(),
-                TYPES[x.dtype],
-                x.stride(0),
-                part.width,
-                part.kind,
-                choices // max(1, x.shape[0]),
-                chosen.data_ptr(),
-                len(self.experts),
-                table.data_ptr(),
-                part.outputs,
-                out.data_ptr() + first * out.element_size(),
-                TYPES[out.dtype],
-                out.stride(0),
+            self.library.core.expert_linear(
+                rows=choices,
+                x=x.data_ptr(),
+                x_dtype=DTYPES[x.dtype],
+                x_stride=x.stride(0),
+                inputs=part.width,
+                kind=part.kind,
+                top_k=choices // max(1, x.shape[0]),
+                experts=chosen.data_ptr(),
+                num_experts=len(self.experts),
+                weights=table.data_ptr(),
+                outputs=part.outputs,
+                out=out.data_ptr() + first * out.element_size(),
+                out_dtype=DTYPES[out.dtype],
+                out_stride=out.stride(0),
             )
             first += part.outputs
         return out
@@ -126,8 +129,7 @@ class NativeBackend:
         self._multiplies_pairs = library.name in ("avx512_bf16", "amx")
         """Whether the processor multiplies pairs of bfloat16 faster than float32."""
         row_dtypes = [torch.float32, torch.bfloat16] if self._multiplies_pairs else [torch.float32]
-        self.capabilities = Capabilities(frozenset(KINDS), frozenset(TYPES), frozenset(row_dtypes))
-        self._run = library.run
+        self.capabilities = Capabilities(frozenset(WeightKind), frozenset(DTYPES), frozenset(row_dtypes))
         self._memory = Arena()
 
     def set_threads(self, count: int) -> None:
@@ -190,19 +192,18 @@ class NativeBackend:
         by_kind = [list(alike) for _, alike in groupby(parts, key=lambda part: part.kind)]
         return NativeLinear([pack(self.library, alike, self._memory) for alike in by_kind], fine)
 
-    def quantize(self, weight: Tensor, kind: int) -> StoredRows:
+    def quantize(self, weight: Tensor, kind: WeightKind) -> StoredRows:
         return quantize(self.library, weight, kind)
 
     def table_rows(self, table: Tensor, ids: Tensor) -> Tensor:
         out = torch.empty(len(ids), table.shape[1], dtype=table.dtype)
         ids = ids.contiguous()
-        self._run(
-            "table_rows",
-            len(ids),
-            ids.data_ptr(),
-            table.data_ptr(),
-            table.shape[1] * table.element_size(),
-            out.data_ptr(),
+        self.library.core.table_rows(
+            rows=len(ids),
+            ids=ids.data_ptr(),
+            table=table.data_ptr(),
+            row_bytes=table.shape[1] * table.element_size(),
+            out=out.data_ptr(),
         )
         return out
 
@@ -213,63 +214,85 @@ class NativeBackend:
         if not len(x) or not x[0].is_contiguous():
             return x.contiguous()
         out = torch.empty(x.shape, dtype=x.dtype)
-        size = x.element_size()
-        self._run("copy_rows", len(x), x.data_ptr(), x.stride(0) * size, x[0].numel() * size, out.data_ptr())
-        return out
-
-    def _by_rows(self, operation: str, operands: Sequence[Tensor | None], *settings: float) -> Tensor:
-        """An operation that makes a row of each row of the first operand, by its last dimension."""
-        held = [None if t is None else self._together(t) for t in operands]
-        x = held[0]
-        assert x is not None
-        out, width = torch.empty_like(x), x.shape[-1]
-        addresses = (None if t is None else t.data_ptr() for t in (*held, out))
-        self._run(operation, x.numel() // width, *addresses, width, *settings, TYPES[x.dtype])
+        stride, row = x.stride(0) * x.element_size(), x[0].numel() * x.element_size()
+        self.library.core.copy_rows(rows=len(x), x=x.data_ptr(), stride_bytes=stride, row_bytes=row, out=out.data_ptr())
         return out
 
     def finite(self, x: Tensor) -> bool:
         x = self._together(x)
-        non_finite = ctypes.c_float()
-        self._run("poison", x.shape[0], x.data_ptr(), x.shape[1], TYPES[x.dtype], ctypes.addressof(non_finite))
-        return non_finite.value == 0.0
+        rows, columns, dtype = _rows(x)
+        found = ctypes.c_float()
+        self.library.core.non_finite(
+            rows=rows, x=x.data_ptr(), out=ctypes.addressof(found), columns=columns, dtype=dtype
+        )
+        return found.value == 0.0
 
     def floats(self, x: Tensor) -> Tensor:
         if x.dtype == torch.float32:
             return x
         x = self._together(x)
+        rows, columns, dtype = _rows(x)
         out = torch.empty(x.shape)
-        self._run("widen", x.shape[0], x.data_ptr(), out.data_ptr(), x.shape[1], TYPES[x.dtype])
+        self.library.core.to_float32(rows=rows, x=x.data_ptr(), out=out.data_ptr(), columns=columns, dtype=dtype)
         return out
 
     def add(self, x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
-        return self._by_rows("add", (x, y), scale)
+        x, y = self._together(x), self._together(y)
+        rows, columns, dtype = _rows(x)
+        out = torch.empty_like(x)
+        self.library.core.add(
+            rows=rows, x=x.data_ptr(), y=y.data_ptr(), out=out.data_ptr(), columns=columns, scale=scale, dtype=dtype
+        )
+        return out
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return self._by_rows("rms_norm", (x, weight), eps)
+        x = self._together(x)
+        rows, columns, dtype = _rows(x)
+        out, w = torch.empty_like(x), self._together(weight)
+        self.library.core.rms_norm(
+            rows=rows, x=x.data_ptr(), weight=w.data_ptr(), out=out.data_ptr(), columns=columns, eps=eps, dtype=dtype
+        )
+        return out
 
     def layer_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-        return self._by_rows("layer_norm", (x, weight, bias), eps)
+        x = self._together(x)
+        rows, columns, dtype = _rows(x)
+        out = torch.empty_like(x)
+        self.library.core.layer_norm(
+            rows=rows,
+            x=x.data_ptr(),
+            weight=None if weight is None else weight.data_ptr(),
+            bias=None if bias is None else bias.data_ptr(),
+            out=out.data_ptr(),
+            columns=columns,
+            eps=eps,
+            dtype=dtype,
+        )
+        return out
 
     def activate(self, x: Tensor, activation: str) -> Tensor:
         if activation not in ACTIVATIONS:
             return self._reference.activate(x, activation)
-        return self._by_rows("activate", (x,), ACTIVATIONS[activation], False)
+        x = self._together(x)
+        return self._activate(x, torch.empty_like(x), activation, gated=False)
 
     def gated(self, gate_up: Tensor, activation: str) -> Tensor:
         if activation not in ACTIVATIONS:
             return self._reference.gated(gate_up, activation)
         gate_up = self._together(gate_up)
-        rows, width = gate_up.shape[0], gate_up.shape[1] // 2
-        out = torch.empty(rows, width, dtype=gate_up.dtype)
-        self._run(
-            "activate",
-            rows,
-            gate_up.data_ptr(),
-            out.data_ptr(),
-            width,
-            ACTIVATIONS[activation],
-            True,
-            TYPES[gate_up.dtype],
+        out = torch.empty(gate_up.shape[0], gate_up.shape[1] // 2, dtype=gate_up.dtype)
+        return self._activate(gate_up, out, activation, gated=True)
+
+    def _activate(self, x: Tensor, out: Tensor, activation: str, gated: bool) -> Tensor:
+        rows, columns, dtype = _rows(out)
+        self.library.core.activate(
+            rows=rows,
+            x=x.data_ptr(),
+            out=out.data_ptr(),
+            columns=columns,
+            activation=ACTIVATIONS[activation],
+            gated=gated,
+            dtype=dtype,
         )
         return out
 
@@ -284,18 +307,17 @@ class NativeBackend:
     def angles(self, table: RotaryTable, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         rows, pairs = len(positions), table.frequencies.shape[1]
         cos, sin = torch.empty(rows, pairs), torch.empty(rows, pairs)
-        self._run(
-            "angles",
-            rows,
-            positions.data_ptr(),
-            lengths.data_ptr(),
-            table.frequencies.data_ptr(),
-            pairs,
-            cos.data_ptr(),
-            sin.data_ptr(),
-            table.scales[0],
-            table.scales[-1],
-            NEVER if table.long_rope_threshold is None else table.long_rope_threshold,
+        self.library.core.rope_angles(
+            rows=rows,
+            positions=positions.data_ptr(),
+            lengths=lengths.data_ptr(),
+            frequencies=table.frequencies.data_ptr(),
+            pairs=pairs,
+            cos=cos.data_ptr(),
+            sin=sin.data_ptr(),
+            scale=table.scales[0],
+            long_scale=table.scales[-1],
+            long_threshold=NEVER if table.long_rope_threshold is None else table.long_rope_threshold,
         )
         return cos, sin
 
@@ -313,25 +335,24 @@ class NativeBackend:
         heads = self._together(transform_heads(qkv.view(rows, -1, spec.head_dim), spec, self._apply_norm))
         query = torch.empty(plan.num_tokens, spec.num_heads, spec.head_dim)
         paired = self._can_pair(cache)
-        self._run(
-            "rotate_store",
-            plan.num_tokens,
-            heads.data_ptr(),
-            angles[0].data_ptr() if angles else None,
-            angles[1].data_ptr() if angles else None,
-            query.data_ptr(),
-            cache.keys.data_ptr(),
-            cache.values.data_ptr(),
-            plan.slot_mapping.data_ptr(),
-            plan.block_size,
-            spec.num_heads,
-            spec.num_kv_heads,
-            spec.head_dim,
-            angles[0].shape[1] if angles else 0,
-            spec.interleaved,
-            TYPES[qkv.dtype],
-            CACHE_TYPES[cache.keys.dtype],
-            paired,
+        self.library.core.rope_store(
+            rows=plan.num_tokens,
+            qkv=heads.data_ptr(),
+            cos=angles[0].data_ptr() if angles else None,
+            sin=angles[1].data_ptr() if angles else None,
+            query=query.data_ptr(),
+            key_cache=cache.keys.data_ptr(),
+            value_cache=cache.values.data_ptr(),
+            slot_mapping=plan.slot_mapping.data_ptr(),
+            block_size=plan.block_size,
+            num_heads=spec.num_heads,
+            num_kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            pairs=angles[0].shape[1] if angles else 0,
+            interleaved=spec.interleaved,
+            dtype=DTYPES[qkv.dtype],
+            cache_dtype=CACHE_DTYPES[cache.keys.dtype],
+            paired=paired,
         )
         return self._attend(query, cache, plan, spec, rows, qkv.dtype, paired).flatten(1)
 
@@ -354,17 +375,16 @@ class NativeBackend:
             if rows is None:
                 continue
             rows = self._together(self.floats(rows))
-            tokens, heads, dim = rows.shape
-            self._run(
-                "store_rows",
-                tokens,
-                rows.data_ptr(),
-                target.data_ptr(),
-                plan.slot_mapping.data_ptr(),
-                plan.block_size,
-                heads,
-                dim,
-                CACHE_TYPES[target.dtype],
+            tokens, num_heads, dim = rows.shape
+            self.library.core.store_rows(
+                rows=tokens,
+                x=rows.data_ptr(),
+                cache=target.data_ptr(),
+                slot_mapping=plan.slot_mapping.data_ptr(),
+                block_size=plan.block_size,
+                num_heads=num_heads,
+                head_dim=dim,
+                cache_dtype=CACHE_DTYPES[target.dtype],
             )
 
     def attend_stored(
@@ -387,29 +407,32 @@ class NativeBackend:
         key_dim, value_dim = cache.dims
         make = torch.empty if rows == plan.num_tokens else torch.zeros
         out = make(rows, spec.num_heads, value_dim, dtype=dtype)
-        self._run(
-            "attention",
-            plan.run_table.shape[0],
-            query.data_ptr(),
-            cache.keys.data_ptr(),
-            cache.values.data_ptr(),
-            out.data_ptr(),
-            plan.run_table.data_ptr(),
-            plan.block_table.data_ptr(),
-            plan.block_table.shape[1],
-            plan.block_size,
-            spec.num_heads,
-            spec.num_kv_heads,
-            key_dim,
-            value_dim,
-            spec.scale,
-            spec.softcap or 0.0,
-            None if spec.alibi_slopes is None else spec.alibi_slopes.data_ptr(),
-            plan.window or 0,
-            CACHE_TYPES[cache.keys.dtype],
-            TYPES[dtype],
-            paired,
-            *((0, 0, 0, 0) if spec.sparse is None else astuple(spec.sparse)),
+        sparse = spec.sparse
+        self.library.core.attention(
+            num_runs=plan.run_table.shape[0],
+            query=query.data_ptr(),
+            key_cache=cache.keys.data_ptr(),
+            value_cache=cache.values.data_ptr(),
+            out=out.data_ptr(),
+            runs=plan.run_table.data_ptr(),
+            block_table=plan.block_table.data_ptr(),
+            table_width=plan.block_table.shape[1],
+            block_size=plan.block_size,
+            num_heads=spec.num_heads,
+            num_kv_heads=spec.num_kv_heads,
+            key_dim=key_dim,
+            value_dim=value_dim,
+            scale=spec.scale,
+            softcap=spec.softcap or 0.0,
+            alibi_slopes=None if spec.alibi_slopes is None else spec.alibi_slopes.data_ptr(),
+            window=plan.window or 0,
+            cache_dtype=CACHE_DTYPES[cache.keys.dtype],
+            out_dtype=DTYPES[dtype],
+            paired=paired,
+            sparse_block=sparse.block_size if sparse else 0,
+            local_blocks=sparse.local_blocks if sparse else 0,
+            sparse_stride=sparse.stride if sparse else 0,
+            head_step=sparse.head_step if sparse else 0,
         )
         return out
 
@@ -426,66 +449,88 @@ class NativeBackend:
         weights = weights.float().contiguous()
         rows, terms = weights.shape
         out = torch.empty(rows, y.shape[1], dtype=y.dtype)
-        addresses = y.data_ptr(), weights.data_ptr()
-        self._run("weighted_sum", rows, *addresses, terms, y.shape[1], out.data_ptr(), TYPES[y.dtype])
+        self.library.core.weighted_sum(
+            rows=rows,
+            y=y.data_ptr(),
+            weights=weights.data_ptr(),
+            terms=terms,
+            out=out.data_ptr(),
+            columns=y.shape[1],
+            dtype=DTYPES[y.dtype],
+        )
         return out
 
     def convolve(
         self, x: Tensor, history: Tensor, weight: Tensor, bias: Tensor | None, activation: str, plan: RecurrentPlan
     ) -> Tensor:
         channels, taps = weight.shape
-        if taps not in CONVOLUTION_TAPS or activation not in ACTIVATIONS:
+        if not MIN_TAPS <= taps <= MAX_TAPS or activation not in ACTIVATIONS:
             return self._reference.convolve(x, history, weight, bias, activation, plan)
         out = torch.empty(x.shape, dtype=x.dtype)
-        self._run(
-            "causal_conv",
-            len(plan.table),
-            x.data_ptr(),
-            x.stride(0),
-            history.data_ptr(),
-            history.stride(0),
-            weight.data_ptr(),
-            None if bias is None else bias.data_ptr(),
-            out.data_ptr(),
-            plan.table.data_ptr(),
-            channels,
-            taps,
-            ACTIVATIONS[activation],
-            TYPES[x.dtype],
+        self.library.core.causal_conv(
+            num_runs=len(plan.table),
+            x=x.data_ptr(),
+            x_stride=x.stride(0),
+            history=history.data_ptr(),
+            history_stride=history.stride(0),
+            weight=weight.data_ptr(),
+            bias=None if bias is None else bias.data_ptr(),
+            out=out.data_ptr(),
+            runs=plan.table.data_ptr(),
+            channels=channels,
+            taps=taps,
+            activation=ACTIVATIONS[activation],
+            dtype=DTYPES[x.dtype],
         )
         return out
 
     def scan(self, inputs: ScanInput, state: Tensor, plan: RecurrentPlan) -> Tensor:
         """The plain recurrence, one token after the other: the first of the three parts of `state` is all of it."""
-        channels, width = inputs.a.shape
-        if width not in SCAN_WIDTHS or inputs.activation not in ACTIVATIONS:
+        channels, state_size = inputs.a.shape
+        if state_size > MAX_STATE or inputs.activation not in ACTIVATIONS:
             return self._reference.scan(inputs, state, plan)
         x, dt = self._together(inputs.x), self._together(inputs.dt)
-        y = torch.empty_like(x)
-        self._run(
-            "selective_scan",
-            len(plan.table),
-            *(v.data_ptr() for v in (x, dt, inputs.a)),
-            *(v for t in (inputs.b, inputs.c) for v in (t.data_ptr(), t.stride(0))),
-            inputs.d.data_ptr(),
-            inputs.gate.data_ptr(),
-            inputs.gate.stride(0),
-            y.data_ptr(),
-            state.data_ptr(),
-            state.stride(0),
-            plan.table.data_ptr(),
-            channels,
-            width,
-            ACTIVATIONS[inputs.activation],
-            TYPES[x.dtype],
+        out = torch.empty_like(x)
+        self.library.core.selective_scan(
+            num_runs=len(plan.table),
+            x=x.data_ptr(),
+            dt=dt.data_ptr(),
+            a=inputs.a.data_ptr(),
+            b=inputs.b.data_ptr(),
+            b_stride=inputs.b.stride(0),
+            c=inputs.c.data_ptr(),
+            c_stride=inputs.c.stride(0),
+            d=inputs.d.data_ptr(),
+            gate=inputs.gate.data_ptr(),
+            gate_stride=inputs.gate.stride(0),
+            out=out.data_ptr(),
+            state=state.data_ptr(),
+            state_stride=state.stride(0),
+            runs=plan.table.data_ptr(),
+            channels=channels,
+            state_size=state_size,
+            activation=ACTIVATIONS[inputs.activation],
+            dtype=DTYPES[x.dtype],
         )
-        return y
+        return out
 
     def sample(self, logits: Tensor, by: Sequence[DrawBy]) -> Tensor:
         logits = self._together(logits)
-        rows, vocab = logits.shape
-        how = as_array(by) if any(b.temperature for b in by) else None
+        rows, vocab_size = logits.shape
+        draws = as_array(by) if any(b.temperature for b in by) else None
         tokens = torch.empty(rows, dtype=torch.int64)
-        address = None if how is None else how.ctypes.data
-        self._run("choose", rows, logits.data_ptr(), vocab, vocab, address, tokens.data_ptr())
+        self.library.core.sample(
+            rows=rows,
+            logits=logits.data_ptr(),
+            stride=vocab_size,
+            vocab_size=vocab_size,
+            draws=None if draws is None else draws.ctypes.data,
+            tokens=tokens.data_ptr(),
+        )
         return tokens
+
+
+def _rows(x: Tensor) -> tuple[int, int, DType]:
+    """How many rows a tensor has by its last dimension, how many columns, and of what."""
+    columns = x.shape[-1]
+    return x.numel() // columns, columns, DTYPES[x.dtype]

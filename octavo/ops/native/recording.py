@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from octavo.ops.native.library import Library
+from octavo.ops.native.library import Arguments, Library, Steps
 
 ARENA_BYTES = 1 << 30
 """Address space for a recording's buffers. Memory is taken only where they are written."""
@@ -117,20 +117,24 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Recording:
-    """What Library.run writes to while a step is recorded."""
+    """What a step's operations are written down in."""
 
     def __init__(self) -> None:
-        self.operations: list[tuple[str, Sequence[float]] | Callable[[], object]] = []
+        self.operations: list[tuple[str, Arguments] | Callable[[], object]] = []
         """The core's, by their names and arguments, and PyTorch's."""
 
-    def add(self, operation: str, arguments: Sequence[float]) -> None:
+    def add(self, operation: str, arguments: Arguments) -> None:
         """One more operation. A sum and the norm of it become one."""
         before = self.operations[-1] if self.operations else None
         if operation == "rms_norm" and isinstance(before, tuple) and before[0] == "add":
-            rows, x, y, total, width, scale, kind = before[1]
-            if [*arguments[:2], arguments[4], arguments[6], scale] == [rows, total, width, kind, 1.0]:
-                weight, normed, eps = arguments[2], arguments[3], arguments[5]
-                self.operations[-1] = ("add_norm", (rows, x, y, total, weight, normed, width, eps, kind))
+            added, alike = before[1], ("rows", "columns", "dtype")
+            if (
+                added["out"] == arguments["x"]
+                and added["scale"] == 1.0
+                and all(added[n] == arguments[n] for n in alike)
+            ):
+                both = arguments | {"x": added["x"], "y": added["y"], "total": added["out"]}
+                self.operations[-1] = ("add_rms_norm", both)
                 return
         self.operations.append((operation, arguments))
 
@@ -142,14 +146,14 @@ class Program:
         self, library: Library, recording: Recording, rows: int, results: tuple[Tensor, ...], arena: _Arena
     ) -> None:
         self._library, self._rows, self._results, self._arena = library, rows, results, arena
-        self._parts: list[tuple[bytes, int] | Callable[[], object]] = []
-        native: list[tuple[str, Sequence[float]]] = []
+        self._parts: list[Steps | Callable[[], object]] = []
+        native: list[tuple[str, Arguments]] = []
         for operation in (*recording.operations, None):
             if isinstance(operation, tuple):
                 native.append(operation)
                 continue
             if native:
-                self._parts.append((library.program(native), len(native)))
+                self._parts.append(library.steps(native))
                 native = []
             if operation is not None:
                 self._parts.append(operation)
@@ -158,8 +162,8 @@ class Program:
     def run(self, rows: int) -> tuple[Tensor, ...]:
         """Compute the first `rows` rows. The results are overwritten by the next run."""
         for part in self._parts:
-            if isinstance(part, tuple):
-                self._library.run_program(*part, self._rows, rows)
+            if isinstance(part, Steps):
+                self._library.run(part, self._rows, rows)
             else:
                 part()
         return tuple(result[:rows] for result in self._results)
@@ -171,10 +175,6 @@ def record(library: Library, function: Callable[[], tuple[Tensor, ...]], rows: i
     Raises NotRecordableError where its operations depend on values.
     """
     recording, arena = Recording(), _Arena()
-    library.recording = recording
-    try:
-        with _Watch(arena, recording):
-            results = function()
-    finally:
-        library.recording = None
+    with library.recorded(recording.add), _Watch(arena, recording):
+        results = function()
     return Program(library, recording, rows, results, arena)

@@ -24,7 +24,11 @@ def _tried(library: Library, name: str) -> Library:
 @functools.cache
 def load() -> Library | None:
     """The best library for this processor, or None, with one line that says why."""
-    candidates = iter(runnable())
+    try:
+        candidates = iter(runnable())
+    except OSError as error:
+        log.warning("the compiled core does not load (%s); the PyTorch reference computes, which is slower", error)
+        return None
     for name in candidates:
         try:
             library = Library(name)

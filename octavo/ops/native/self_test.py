@@ -8,7 +8,7 @@ from torch import Tensor
 from octavo.ops.host_memory import Arena
 from octavo.ops.native.library import Library
 from octavo.ops.native.packed_weight import pack, quantize
-from octavo.ops.stored_rows import Q4_1, Q8_0
+from octavo.ops.weight_kinds import WeightKind
 
 ROWS, WIDTH, OUTPUTS, ROUNDS = 128, 1024, 512, 5
 
@@ -19,7 +19,7 @@ def self_test(library: Library, before: Library) -> bool:
     x = torch.randn(ROWS, WIDTH, generator=generator)
     weight = torch.randn(OUTPUTS, WIDTH, generator=generator)
     seconds = dict.fromkeys((library, before), 0.0)
-    for kind in (Q8_0, Q4_1):
+    for kind in (WeightKind.Q8_0, WeightKind.Q4_1):
         results = []
         for candidate in seconds:
             result, took = _product(candidate, x, weight, kind)
@@ -30,7 +30,7 @@ def self_test(library: Library, before: Library) -> bool:
     return seconds[library] < seconds[before]
 
 
-def _product(library: Library, x: Tensor, weight: Tensor, kind: int) -> tuple[Tensor, float]:
+def _product(library: Library, x: Tensor, weight: Tensor, kind: WeightKind) -> tuple[Tensor, float]:
     """The product, and the shortest time that it took."""
     packed = pack(library, [quantize(library, weight, kind)], Arena())
     out = torch.empty(ROWS, OUTPUTS)

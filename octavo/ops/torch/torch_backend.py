@@ -27,6 +27,7 @@ from octavo.ops.stored_rows import StoredRows
 from octavo.ops.torch import experts, norms, paged_attention, rope, sampling, selective_scan
 from octavo.ops.torch.activations import ACTIVATIONS
 from octavo.ops.torch.products import TorchLinear
+from octavo.ops.weight_kinds import WeightKind
 
 
 class TorchBackend:
@@ -108,7 +109,7 @@ class TorchBackend:
     def stored_linear(self, parts: Sequence[StoredRows], fine: bool = False) -> PackedLinear:
         raise NotImplementedError("the reference computes with floats")
 
-    def quantize(self, weight: Tensor, kind: int) -> StoredRows:
+    def quantize(self, weight: Tensor, kind: WeightKind) -> StoredRows:
         raise NotImplementedError("the reference computes with floats")
 
     def table_rows(self, table: Tensor, ids: Tensor) -> Tensor:

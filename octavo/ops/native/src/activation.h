@@ -5,8 +5,6 @@
 
 namespace octavo {
 
-enum Activation { SILU, GELU_TANH, GELU, QUICK_GELU, RELU, RELU_SQUARED };
-
 // exp(x * x) * erfc(x) by Chebyshev's fit of Numerical Recipes: a relative error below 1.2e-7 for x >= 0.
 INLINE vec complementary_error(vec x) {
     const vec t = 2.0f / (x + 2.0f);
@@ -17,14 +15,14 @@ INLINE vec complementary_error(vec x) {
     return t * exponential(p - x * x);
 }
 
-template <int activation>
+template <Activation activation>
 INLINE vec activate(vec x) {
     switch (activation) {
-        case SILU: return x / (exponential(-x) + 1.0f);
-        case QUICK_GELU: return x / (exponential(x * -1.702f) + 1.0f);
-        case RELU: return larger(x, vec{});
-        case RELU_SQUARED: return larger(x, vec{}) * larger(x, vec{});
-        case GELU: {
+        case Activation::SILU: return x / (exponential(-x) + 1.0f);
+        case Activation::QUICK_GELU: return x / (exponential(x * -1.702f) + 1.0f);
+        case Activation::RELU: return larger(x, vec{});
+        case Activation::RELU_SQUARED: return larger(x, vec{}) * larger(x, vec{});
+        case Activation::GELU: {
             const vec z = x * 0.70710678118654752f;
             const vec half = complementary_error(absolute(z)) * 0.5f;
             return x * select(x < 0.0f, half, 1.0f - half);
@@ -37,16 +35,22 @@ INLINE vec activate(vec x) {
     }
 }
 
-// The same by a number that is only known when called.
-INLINE vec activate(int activation, vec x) {
+// f(std::integral_constant) with an activation that is only known when called.
+template <typename Body>
+INLINE auto with_activation(Activation activation, const Body& body) {
+    using A = Activation;
     switch (activation) {
-        case SILU: return activate<SILU>(x);
-        case GELU_TANH: return activate<GELU_TANH>(x);
-        case GELU: return activate<GELU>(x);
-        case QUICK_GELU: return activate<QUICK_GELU>(x);
-        case RELU: return activate<RELU>(x);
-        default: return activate<RELU_SQUARED>(x);
+        case A::SILU: return body(std::integral_constant<A, A::SILU>());
+        case A::GELU_TANH: return body(std::integral_constant<A, A::GELU_TANH>());
+        case A::GELU: return body(std::integral_constant<A, A::GELU>());
+        case A::QUICK_GELU: return body(std::integral_constant<A, A::QUICK_GELU>());
+        case A::RELU: return body(std::integral_constant<A, A::RELU>());
+        default: return body(std::integral_constant<A, A::RELU_SQUARED>());
     }
+}
+
+INLINE vec activate(Activation activation, vec x) {
+    return with_activation(activation, [&](auto known) { return activate<decltype(known)::value>(x); });
 }
 
 // log(1 + exp(x)), with log(1 + u) for u in [0, 1] as the series of 2 atanh(u / (2 + u)).

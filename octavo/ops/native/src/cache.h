@@ -4,18 +4,16 @@
 
 #include <cmath>
 
+#include "call.h"
 #include "numbers.h"
 
 namespace octavo {
 
-constexpr int MAX_DIM = 1024;  // of a head, or of a latent
-
 struct int8_row {};
-enum CacheType { CACHE_INT8 = 3 };
 
-#define WITH_CACHE(type, C, ...)                                              \
-    if (type == octavo::CACHE_INT8) { using C = octavo::int8_row; __VA_ARGS__ } \
-    else WITH_TYPE(type, C, __VA_ARGS__)
+#define WITH_CACHE(dtype, C, ...)                                                 \
+    if (dtype == octavo::DType::INT8) { using C = octavo::int8_row; __VA_ARGS__ } \
+    else WITH_TYPE(dtype, C, __VA_ARGS__)
 
 template <typename C>
 INLINE int64_t row_bytes(int dim) {
@@ -43,17 +41,17 @@ template <typename C>
 struct CacheWriter {
     void* cache;
     int64_t block_size;
-    int heads, dim;
+    int num_heads, dim;
     Layout layout = Layout::ROWS;
 
     char* row(int64_t slot, int head) const {
-        const int64_t at = (slot / block_size * heads + head) * block_size + slot % block_size;
+        const int64_t at = (slot / block_size * num_heads + head) * block_size + slot % block_size;
         return static_cast<char*>(cache) + at * row_bytes<C>(dim);
     }
 
     void write(int64_t slot, int head, const float* x) const {
         if (std::is_same_v<C, bf16> && layout != Layout::ROWS) {
-            bf16 halves[MAX_DIM];
+            bf16 halves[MAX_HEAD_DIM];
             for (int i = 0; i < dim; i += LANES) store(halves + i, load(x + i));
             const int64_t token = slot % block_size, first = token % (layout == Layout::PAIRED_KEYS ? LANES : 2);
             auto* group = reinterpret_cast<bf16*>(row(slot - first, head));  // the tokens that lie together

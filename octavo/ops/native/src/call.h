@@ -1,34 +1,35 @@
-// How Python calls the core: every operation takes an array of 8-byte arguments, of which the first is the number of
-// rows. So a recorded step can be run again from the arguments alone, with another number of rows (program.cpp).
+// How Python calls the core: a function takes a struct of its arguments, which octavo/ops/native/description.py declares.
+// An operation's first argument counts rows, so that a recorded step can be run again from the structs alone, with
+// another number of rows (program.cpp).
 #pragma once
 
 #include <cstdint>
 
+#include "description.h"
+#include "numbers.h"
+
 #define API extern "C" __attribute__((visibility("default")))
+#define FUNCTION(name) API int64_t octavo_##name(const octavo::arguments::name& a)
+#define OPERATION(name) API void octavo_##name(const octavo::arguments::name& a)
 
 namespace octavo {
 
-union Arg {
-    int64_t i;
-    double f;
-    void* p;
-};
-
+// Row `row` of rows of `columns` numbers.
 template <typename T>
-inline T* at(const Arg& a) {
-    return static_cast<T*>(a.p);
+inline const T* row_of(const void* rows, int64_t row, int64_t columns) {
+    return static_cast<const T*>(rows) + row * columns;
 }
-
-typedef void (*Operation)(const Arg*);
-
-#define OPERATION(name) API void octavo_##name(const octavo::Arg* a)
+template <typename T>
+inline T* row_of(void* rows, int64_t row, int64_t columns) {
+    return static_cast<T*>(rows) + row * columns;
+}
 
 }  // namespace octavo
 
-// `f(pointer)` with the pointer's type chosen by a Type that is only known when called.
-#define WITH_TYPE(type, T, ...)                          \
-    switch (type) {                                      \
-        case octavo::F32: { using T = float; __VA_ARGS__; break; }       \
-        case octavo::BF16: { using T = octavo::bf16; __VA_ARGS__; break; } \
-        case octavo::F16: { using T = octavo::f16; __VA_ARGS__; break; }   \
+// Its last argument with T as the type of a DType that is only known when called.
+#define WITH_TYPE(dtype, T, ...)                                                  \
+    switch (dtype) {                                                              \
+        case octavo::DType::F32: { using T = float; __VA_ARGS__; break; }         \
+        case octavo::DType::BF16: { using T = octavo::bf16; __VA_ARGS__; break; } \
+        case octavo::DType::F16: { using T = octavo::f16; __VA_ARGS__; break; }   \
     }

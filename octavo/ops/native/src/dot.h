@@ -35,9 +35,9 @@ INLINE ireg pair_products(ureg codes, ireg four) {
 #if defined(__AVX512BW__)
     if (BITS < 8) return (ireg)_mm512_maddubs_epi16((__m512i)codes, (__m512i)four);
     const __m512i with_sign = (__m512i)(codes ^ 0x80808080u);
-    const __m512i turned =
+    const __m512i signed_four =
         _mm512_mask_sub_epi8((__m512i)four, _mm512_movepi8_mask(with_sign), _mm512_setzero_si512(), (__m512i)four);
-    return (ireg)_mm512_maddubs_epi16(_mm512_abs_epi8(with_sign), turned);
+    return (ireg)_mm512_maddubs_epi16(_mm512_abs_epi8(with_sign), signed_four);
 #else
     if (BITS < 8) return (ireg)_mm256_maddubs_epi16((__m256i)codes, (__m256i)four);
     const __m256i with_sign = (__m256i)(codes ^ 0x80808080u);

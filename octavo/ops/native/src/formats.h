@@ -2,7 +2,7 @@
 //
 // A packed weight is a row of panels, each of 16 outputs over the whole width. A panel is a row of units; a unit has
 // the scales of its outputs, then for every 4 columns a vector of 64 codes, output by output, so that one instruction
-// multiplies 4 columns of 16 outputs. Codes are without sign: a weight is `scale * code + low`, where `low` is a number
+// multiplies 4 columns of 16 outputs. Codes are without sign: a weight is `scale * code + min`, where `min` is a number
 // of its own or `-zero * scale`. Nothing is expanded: 4-bit codes stay two in a byte, scales stay as the file has them.
 #pragma once
 
@@ -10,15 +10,8 @@
 
 namespace octavo {
 
-constexpr int PANEL = 16;  // outputs
 constexpr int CHUNK = 32;  // columns that every format can be cut into
 constexpr int CHUNK_STEPS = CHUNK / 4;
-
-// Numbers of ggml's types where there is one.
-enum Kind {
-    KIND_F32 = 0, KIND_F16 = 1, KIND_Q4_0 = 2, KIND_Q4_1 = 3, KIND_Q5_0 = 6, KIND_Q5_1 = 7, KIND_Q8_0 = 8,
-    KIND_Q4_K = 12, KIND_Q5_K = 13, KIND_Q6_K = 14, KIND_IQ4_NL = 20, KIND_BF16 = 30,
-};
 
 INLINE float half_at(const uint8_t* p) {
     f16 h;
@@ -81,23 +74,23 @@ struct Codes {
 // What a format tells about one row's unit as the file stores it.
 struct Stored {
     uint8_t codes[256];
-    uint8_t scale[16], low[16];  // by block, as stored
+    uint8_t scale[16], min[16];  // by block, as stored
     const uint8_t *d, *m;        // float16
 };
 
-// Formats of 32 columns with a float16 scale, and a float16 low where LOW.
-template <int BITS, bool LOW, int ZERO_>
+// Formats of 32 columns with a float16 scale, and a float16 min where MIN.
+template <int BITS, bool MIN, int ZERO_>
 struct Simple {
     using Bits = Codes<BITS>;
     static constexpr int UNIT = 32, BLOCK = 32, ZERO = ZERO_, CODE_BITS = BITS;
-    static constexpr bool HAS_LOW = LOW;
-    static constexpr int HEADER = (LOW ? 2 : 1) * PANEL * 2;
+    static constexpr bool HAS_MIN = MIN;
+    static constexpr int HEADER = (MIN ? 2 : 1) * PANEL * 2;
     static constexpr int UNIT_BYTES = HEADER + Bits::BYTES;
-    static constexpr int FILE_HEADER = LOW ? 4 : 2;
+    static constexpr int FILE_HEADER = MIN ? 4 : 2;
     static constexpr int FILE_BYTES = FILE_HEADER + UNIT * BITS / 8;
 
     static INLINE vec scale(const uint8_t* unit, int) { return halves_at(unit); }
-    static INLINE vec low(const uint8_t* unit, int) { return halves_at(unit + 2 * PANEL); }
+    static INLINE vec min(const uint8_t* unit, int) { return halves_at(unit + 2 * PANEL); }
     static INLINE const uint8_t* chunk(const uint8_t* unit, int) { return unit + HEADER; }
     static INLINE uvec step(const uint8_t* chunk, int s) { return Bits::step(chunk, s); }
 
@@ -121,7 +114,7 @@ struct Simple {
     }
     static void header(uint8_t* unit, int output, const Stored& s) {
         std::memcpy(unit + 2 * output, s.d, 2);
-        if (LOW) std::memcpy(unit + 2 * (PANEL + output), s.m, 2);
+        if (MIN) std::memcpy(unit + 2 * (PANEL + output), s.m, 2);
     }
 };
 
@@ -162,21 +155,21 @@ struct IQ4_NL : Simple<4, false, 128> {
     }
 };
 
-// Formats of 256 columns with a 6-bit scale and low for each 32, and float16 factors of both.
+// Formats of 256 columns with a 6-bit scale and min for each 32, and float16 factors of both.
 template <int BITS>
 struct SuperBlock {
     using Bits = Codes<BITS>;
     static constexpr int UNIT = 256, BLOCK = 32, ZERO = 0, CODE_BITS = BITS;
-    static constexpr bool HAS_LOW = true;
-    static constexpr int SCALES = 4 * PANEL, LOWS = SCALES + 8 * PANEL, HEADER = LOWS + 8 * PANEL;
+    static constexpr bool HAS_MIN = true;
+    static constexpr int SCALES = 4 * PANEL, MINS = SCALES + 8 * PANEL, HEADER = MINS + 8 * PANEL;
     static constexpr int UNIT_BYTES = HEADER + 8 * Bits::BYTES;
     static constexpr int FILE_BYTES = 16 + 128 + (BITS == 5 ? 32 : 0);
 
     static INLINE vec scale(const uint8_t* unit, int block) {
         return halves_at(unit) * unsigned_bytes(unit + SCALES + PANEL * block);
     }
-    static INLINE vec low(const uint8_t* unit, int block) {
-        return -halves_at(unit + 2 * PANEL) * unsigned_bytes(unit + LOWS + PANEL * block);
+    static INLINE vec min(const uint8_t* unit, int block) {
+        return -halves_at(unit + 2 * PANEL) * unsigned_bytes(unit + MINS + PANEL * block);
     }
     static INLINE const uint8_t* chunk(const uint8_t* unit, int c) { return unit + HEADER + c * Bits::BYTES; }
     static INLINE uvec step(const uint8_t* chunk, int s) { return Bits::step(chunk, s); }
@@ -188,10 +181,10 @@ struct SuperBlock {
         for (int j = 0; j < 8; ++j) {
             if (j < 4) {
                 out.scale[j] = packed[j] & 63;
-                out.low[j] = packed[j + 4] & 63;
+                out.min[j] = packed[j + 4] & 63;
             } else {
                 out.scale[j] = static_cast<uint8_t>((packed[j + 4] & 15) | (packed[j - 4] >> 6) << 4);
-                out.low[j] = static_cast<uint8_t>((packed[j + 4] >> 4) | (packed[j] >> 6) << 4);
+                out.min[j] = static_cast<uint8_t>((packed[j + 4] >> 4) | (packed[j] >> 6) << 4);
             }
         }
         const uint8_t *high = row + 16, *q = row + 16 + (BITS == 5 ? 32 : 0);
@@ -206,7 +199,7 @@ struct SuperBlock {
         std::memcpy(unit + 2 * (PANEL + output), s.m, 2);
         for (int j = 0; j < 8; ++j) {
             unit[SCALES + PANEL * j + output] = s.scale[j];
-            unit[LOWS + PANEL * j + output] = s.low[j];
+            unit[MINS + PANEL * j + output] = s.min[j];
         }
     }
 };
@@ -218,13 +211,13 @@ using Q5_K = SuperBlock<5>;
 struct Q6_K {
     using Bits = Codes<6>;
     static constexpr int UNIT = 256, BLOCK = 16, ZERO = 32, CODE_BITS = 6;
-    static constexpr bool HAS_LOW = false;
+    static constexpr bool HAS_MIN = false;
     static constexpr int HEADER = 2 * PANEL + 16 * PANEL, UNIT_BYTES = HEADER + 8 * Bits::BYTES, FILE_BYTES = 210;
 
     static INLINE vec scale(const uint8_t* unit, int block) {
         return halves_at(unit) * signed_bytes(unit + 2 * PANEL + PANEL * block);
     }
-    static INLINE vec low(const uint8_t*, int) { return vec{}; }
+    static INLINE vec min(const uint8_t*, int) { return vec{}; }
     static INLINE const uint8_t* chunk(const uint8_t* unit, int c) { return unit + HEADER + c * Bits::BYTES; }
     static INLINE uvec step(const uint8_t* chunk, int s) { return Bits::step(chunk, s); }
 
@@ -253,17 +246,18 @@ constexpr int64_t file_row_bytes(int64_t width) {
     return width / F::UNIT * F::FILE_BYTES;
 }
 
-#define WITH_FORMAT(kind, F, ...)                                       \
-    switch (kind) {                                                      \
-        case octavo::KIND_Q4_0: { using F = octavo::Q4_0; __VA_ARGS__; break; }     \
-        case octavo::KIND_Q4_1: { using F = octavo::Q4_1; __VA_ARGS__; break; }     \
-        case octavo::KIND_Q5_0: { using F = octavo::Q5_0; __VA_ARGS__; break; }     \
-        case octavo::KIND_Q5_1: { using F = octavo::Q5_1; __VA_ARGS__; break; }     \
-        case octavo::KIND_Q8_0: { using F = octavo::Q8_0; __VA_ARGS__; break; }     \
-        case octavo::KIND_Q4_K: { using F = octavo::Q4_K; __VA_ARGS__; break; }     \
-        case octavo::KIND_Q5_K: { using F = octavo::Q5_K; __VA_ARGS__; break; }     \
-        case octavo::KIND_Q6_K: { using F = octavo::Q6_K; __VA_ARGS__; break; }     \
-        case octavo::KIND_IQ4_NL: { using F = octavo::IQ4_NL; __VA_ARGS__; break; } \
+// Its last argument with F as the format of a quantized WeightKind that is only known when called.
+#define WITH_FORMAT(kind, F, ...)                                                          \
+    switch (kind) {                                                                        \
+        case octavo::WeightKind::Q4_0: { using F = octavo::Q4_0; __VA_ARGS__; break; }     \
+        case octavo::WeightKind::Q4_1: { using F = octavo::Q4_1; __VA_ARGS__; break; }     \
+        case octavo::WeightKind::Q5_0: { using F = octavo::Q5_0; __VA_ARGS__; break; }     \
+        case octavo::WeightKind::Q5_1: { using F = octavo::Q5_1; __VA_ARGS__; break; }     \
+        case octavo::WeightKind::Q8_0: { using F = octavo::Q8_0; __VA_ARGS__; break; }     \
+        case octavo::WeightKind::Q4_K: { using F = octavo::Q4_K; __VA_ARGS__; break; }     \
+        case octavo::WeightKind::Q5_K: { using F = octavo::Q5_K; __VA_ARGS__; break; }     \
+        case octavo::WeightKind::Q6_K: { using F = octavo::Q6_K; __VA_ARGS__; break; }     \
+        case octavo::WeightKind::IQ4_NL: { using F = octavo::IQ4_NL; __VA_ARGS__; break; } \
     }
 
 }  // namespace octavo

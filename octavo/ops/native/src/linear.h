@@ -18,28 +18,12 @@ constexpr int WIDE_TILE = 16;
 constexpr int GROUP = 128;    // columns that are summed before the sum joins the others
 constexpr int AHEAD = 4096;   // bytes of weights asked for before they are needed
 
-struct Product {
-    int64_t rows;
-    const void* x;
-    int x_type;
-    int64_t x_stride;  // numbers between rows
-    int64_t width;     // columns of x
-    const uint8_t* weights;
-    int64_t outputs;
-    const float* bias;  // or null
-    void* out;
-    int out_type;
-    int64_t out_stride;
+// A product, of all rows or of those of one expert.
+struct Product : arguments::linear {
     // Where rows of x come from and where their results go, or null for one after the other.
     const int64_t *sources = nullptr, *targets = nullptr;
 
-    // Where it is not negative: outputs are a gate's and as many to be gated, and results are half of them.
-    int activation = -1;
-
-    // Whether products with quantized weights take a row in two parts of 8 bits, the second what the first leaves over.
-    bool fine = false;
-
-    bool gated() const { return activation >= 0; }
+    bool gated() const { return activation != Activation::NONE; }
     // Panels of 16 results.
     int64_t panels() const { return (gated() ? outputs / 2 : outputs + PANEL - 1) / PANEL; }
 
@@ -73,7 +57,7 @@ INLINE void with_size(int size, const Body& body) {
     }
 }
 
-vec activate_any(int activation, vec x);
+vec activate_any(Activation activation, vec x);
 
 // Results of row `row` in panel `panel`: its outputs, or activation(outputs) * others where there is a gate.
 INLINE void emit(const Product& p, int64_t row, int64_t panel, vec value, vec others) {
@@ -84,7 +68,7 @@ INLINE void emit(const Product& p, int64_t row, int64_t panel, vec value, vec ot
         if (p.bias != nullptr) others += load(p.bias + results + first);
         value = activate_any(p.activation, value) * others;
     }
-    WITH_TYPE(p.out_type, T, {
+    WITH_TYPE(p.out_dtype, T, {
         T* out = static_cast<T*>(p.out) + p.target(row) * p.out_stride + first;
         count == PANEL ? store(out, value) : store_some(out, value, count);
     })
@@ -92,24 +76,25 @@ INLINE void emit(const Product& p, int64_t row, int64_t panel, vec value, vec ot
 
 // Row `row` of x as floats; zero up to `room`.
 INLINE void read_row(const Product& p, int64_t row, float* to, int64_t room) {
-    WITH_TYPE(p.x_type, T, {
+    WITH_TYPE(p.x_dtype, T, {
         const T* x = static_cast<const T*>(p.x) + p.source(row) * p.x_stride;
         int64_t i = 0;
-        for (; i + LANES <= p.width; i += LANES) store(to + i, load(x + i));
-        if (i < p.width) {
-            const int rest = static_cast<int>(p.width - i);
+        for (; i + LANES <= p.inputs; i += LANES) store(to + i, load(x + i));
+        if (i < p.inputs) {
+            const int rest = static_cast<int>(p.inputs - i);
             store_some(to + i, load_some(x + i, rest), rest);
         }
-        for (i = p.width; i < room; ++i) to[i] = 0.0f;
+        for (i = p.inputs; i < room; ++i) to[i] = 0.0f;
     })
 }
 
-void multiply_float(const Product& p, int kind);
-void multiply_quantized(const Product& p, int kind);
+void multiply_float(const Product& p);
+void multiply_quantized(const Product& p);
 
-inline void multiply(const Product& p, int kind) {
-    const bool is_float = kind == KIND_F32 || kind == KIND_F16 || kind == KIND_BF16;
-    is_float ? multiply_float(p, kind) : multiply_quantized(p, kind);
+inline bool is_float(WeightKind kind) {
+    return kind == WeightKind::F32 || kind == WeightKind::F16 || kind == WeightKind::BF16;
 }
+
+inline void multiply(const Product& p) { is_float(p.kind) ? multiply_float(p) : multiply_quantized(p); }
 
 }  // namespace octavo

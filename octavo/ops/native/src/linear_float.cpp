@@ -1,7 +1,7 @@
 // Products with weights in float32, float16 and bfloat16. A panel is `[columns][16 outputs]`; bfloat16's is
 // `[columns / 2][16 outputs][2]`, as the processor's own product of pairs wants it.
 //
-// Blocks of rows meet blocks of panels, SHARE columns at a time: that share of a panel stays in the first level of the
+// Blocks of rows meet blocks of panels, SLICE columns at a time: that slice of a panel stays in the first level of the
 // cache while all tiles of the block's rows pass, and theirs in the second while the panels do.
 #include "linear.h"
 #include "rows.h"
@@ -10,7 +10,7 @@ namespace octavo {
 namespace {
 
 constexpr int MOST = std::min(16, HELD - 1);  // rows of a tile
-constexpr int64_t SHARE = 2 * GROUP;
+constexpr int64_t SLICE = 2 * GROUP;
 constexpr int64_t BLOCK_ROWS = 96, BLOCK_PANELS = 8;
 constexpr int64_t ROWS_AT_ONCE = 1024;  // rows that are laid out before they are multiplied
 constexpr int64_t FEW = 32;             // rows of which reading the weights takes the time
@@ -54,9 +54,9 @@ using Pairs = Columns<bf16>;
 #endif
 
 template <typename S>
-constexpr int64_t STEPS = SHARE / S::COLUMNS;
+constexpr int64_t STEPS = SLICE / S::COLUMNS;
 
-// R rows, STEPS apart, with a share of a panel: `sums` gets each group's sum in turn. What lies at `ahead` is asked for.
+// R rows, STEPS apart, with a slice of a panel: `sums` gets each group's sum in turn. What lies at `ahead` is asked for.
 template <typename S, int R>
 void multiply(const uint8_t* panel, const uint8_t* ahead, const float* x, int64_t steps, vec* sums) {
     constexpr int64_t group = GROUP / S::COLUMNS;
@@ -80,7 +80,7 @@ template <typename S>
 class FloatProduct {
 public:
     explicit FloatProduct(const Product& p)
-        : p_(p), columns_(S::padded(p.width)), panels_(p.panels()), steps_(columns_ / S::COLUMNS) {}
+        : p_(p), columns_(S::padded(p.inputs)), panels_(p.panels()), steps_(columns_ / S::COLUMNS) {}
 
     // Of `rows` rows from `first` on.
     void run(int64_t first, int64_t rows) {
@@ -102,14 +102,14 @@ public:
     }
 
 private:
-    // A row into [shares][rows][STEPS].
+    // A row into [slices][rows][STEPS].
     void lay_out(int64_t row) {
         static thread_local Scratch scratch;
         auto* x = reinterpret_cast<float*>(scratch.get(columns_ * 4));
         if (S::PAIRS) {
             const auto* from = static_cast<const bf16*>(p_.x) + p_.source(first_ + row) * p_.x_stride;
             x[steps_ - 1] = 0.0f;
-            std::memcpy(x, from, p_.width * sizeof(bf16));
+            std::memcpy(x, from, p_.inputs * sizeof(bf16));
         } else {
             read_row(p_, first_ + row, x, columns_);
         }
@@ -123,12 +123,12 @@ private:
         const int64_t halves = p_.gated() ? 2 : 1, count = panels * halves;
         auto* sums = reinterpret_cast<vec*>(scratch.get(BLOCK_PANELS * 2 * BLOCK_ROWS * sizeof(vec)));
         for (int64_t i = 0; i < count * rows; ++i) sums[i] = vec{};
-        const int64_t share = rows_ == 1 ? steps_ : STEPS<S>;  // one row has nothing to share
-        for (int64_t step = 0; step < steps_; step += share) {
+        const int64_t slice = rows_ == 1 ? steps_ : STEPS<S>;  // one row has nothing to share
+        for (int64_t step = 0; step < steps_; step += slice) {
             const float* x = x_ + step * rows_ + row * STEPS<S>;
             for (int64_t i = 0; i < count; ++i) {
-                const uint8_t* of = p_.weights + (panel + i / halves + i % halves * panels_) * (steps_ * S::BYTES);
-                tiles(of + step * S::BYTES, x, rows, std::min(share, steps_ - step), sums + i * rows);
+                const uint8_t* of = p_.weight + (panel + i / halves + i % halves * panels_) * (steps_ * S::BYTES);
+                tiles(of + step * S::BYTES, x, rows, std::min(slice, steps_ - step), sums + i * rows);
             }
         }
         for (int64_t r = 0; r < rows; ++r) {
@@ -139,28 +139,28 @@ private:
         }
     }
 
-    // All rows of a block with a share of a panel.
-    static void tiles(const uint8_t* share, const float* x, int64_t rows, int64_t steps, vec* sums) {
+    // All rows of a block with a slice of a panel.
+    static void tiles(const uint8_t* slice, const float* x, int64_t rows, int64_t steps, vec* sums) {
         if (S::WIDENED && rows > 2 * MOST) {
             // Once for all tiles.
-            alignas(64) float wide[SHARE * PANEL];
+            alignas(64) float wide[SLICE * PANEL];
             for (int64_t k = 0; k < steps; ++k) {
-                __builtin_prefetch(share + k * S::BYTES + AHEAD);
-                store(wide + k * PANEL, S::weights(share, k));
+                __builtin_prefetch(slice + k * S::BYTES + AHEAD);
+                store(wide + k * PANEL, S::weights(slice, k));
             }
             const auto* panel = reinterpret_cast<const uint8_t*>(wide);
             pass<Columns<float>>(panel, panel, x, rows, steps, sums);
         } else {
-            pass<S>(share, share + AHEAD, x, rows, steps, sums);
+            pass<S>(slice, slice + AHEAD, x, rows, steps, sums);
         }
     }
 
     template <typename Step>
-    static void pass(const uint8_t* share, const uint8_t* ahead, const float* x, int64_t rows, int64_t steps, vec* sums) {
-        for (int64_t r = 0, size; r < rows; r += size, ahead = share) {
+    static void pass(const uint8_t* slice, const uint8_t* ahead, const float* x, int64_t rows, int64_t steps, vec* sums) {
+        for (int64_t r = 0, size; r < rows; r += size, ahead = slice) {
             size = next_rows(rows - r, MOST);
             with_rows<MOST>(static_cast<int>(size), [&](auto of) {
-                multiply<Step, decltype(of)::value>(share, ahead, x + r * STEPS<Step>, steps, sums + r);
+                multiply<Step, decltype(of)::value>(slice, ahead, x + r * STEPS<Step>, steps, sums + r);
             });
         }
     }
@@ -179,11 +179,12 @@ void product(const Product& p) {
 
 }  // namespace
 
-void multiply_float(const Product& p, int kind) {
-    switch (kind) {
-        case KIND_F32: return product<Columns<float>>(p);
-        case KIND_F16: return product<Columns<f16>>(p);
-        case KIND_BF16: return HAS_PAIRS && p.x_type == BF16 ? product<Pairs>(p) : product<Columns<bf16>>(p);
+void multiply_float(const Product& p) {
+    switch (p.kind) {
+        case WeightKind::F16: return product<Columns<f16>>(p);
+        case WeightKind::BF16:
+            return HAS_PAIRS && p.x_dtype == DType::BF16 ? product<Pairs>(p) : product<Columns<bf16>>(p);
+        default: return product<Columns<float>>(p);
     }
 }
 

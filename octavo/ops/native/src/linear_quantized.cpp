@@ -67,10 +67,10 @@ __attribute__((noinline)) void multiply(const Weights& w, const Activations<S>& 
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) acc[r] = fmadd(total[r], broadcast(scales[r]), acc[r]);
 #pragma GCC unroll 2
-        for (int b = 0; b < (S::HAS_LOW ? BLOCKS : 0); ++b) {
-            const vec low = w.low(c, b);
+        for (int b = 0; b < (S::HAS_MIN ? BLOCKS : 0); ++b) {
+            const vec min = w.min(c, b);
 #pragma GCC unroll 8
-            for (int r = 0; r < R; ++r) acc[r] = fmadd(low, broadcast(bit_cast<float>(sums[b * R + r])), acc[r]);
+            for (int r = 0; r < R; ++r) acc[r] = fmadd(min, broadcast(bit_cast<float>(sums[b * R + r])), acc[r]);
         }
     }
 #pragma GCC unroll 8
@@ -125,8 +125,8 @@ __attribute__((noinline)) void multiply_wide(const Unpacked<S>& w, const Activat
                 total[r] = block % BLOCKS == 0 ? product * scale : fmadd(product, scale, total[r]);
                 if (block % BLOCKS == BLOCKS - 1) out[r] = fmadd(total[r], broadcast(scales[r]), out[r]);
             }
-            for (int r = 0; r < (S::HAS_LOW ? R : 0); ++r) {
-                out[r] = fmadd(load(w.lows + block * PANEL), broadcast(bit_cast<float>(sums[r])), out[r]);
+            for (int r = 0; r < (S::HAS_MIN ? R : 0); ++r) {
+                out[r] = fmadd(load(w.mins + block * PANEL), broadcast(bit_cast<float>(sums[r])), out[r]);
             }
         }
     }
@@ -149,7 +149,7 @@ void quantize_rows(const Product& p, const Activations<S>& of, const Tiles& tile
             int8_t* to = size == WIDE_TILE ? reinterpret_cast<int8_t*>(tile) : codes;
             for (int r = 0; r < size; ++r) {
                 if (p.fine && r % 2 != 0) {
-                    of.take_off(x, tile, r - 1, size, to + (r - 1) * of.columns);
+                    of.subtract_codes(x, tile, r - 1, size, to + (r - 1) * of.columns);
                 } else {
                     // Rows past the last are the last once more, and nobody reads their results.
                     read_row(p, std::min((row + r) / (p.fine ? 2 : 1), p.rows - 1), x, of.columns);
@@ -177,7 +177,7 @@ template <typename F>
 void product(const Product& p) {
     using S = ShapeOf<F>;
     static thread_local Scratch scratch;
-    const Activations<S> of{round_up(p.width, F::UNIT), F::ZERO - (F::CODE_BITS == 8 ? TAKEN_OFF : 0)};
+    const Activations<S> of{round_up(p.inputs, F::UNIT), F::ZERO - (F::CODE_BITS == 8 ? TAKEN_OFF : 0)};
     const int64_t rows = p.rows * (p.fine ? 2 : 1);
     const Tiles tiles(rows, WIDE_TILES && rows >= MANY_ROWS ? rows / WIDE_TILE : 0);
     uint8_t* activations = scratch.get(tiles.padded_rows() * of.row_bytes());
@@ -190,7 +190,7 @@ void product(const Product& p) {
         if (tiles.wide > 0) shape_tiles<S>();
 #endif
         for (int64_t panel = first; panel < last; ++panel) {
-            const uint8_t* start = p.weights + panel * bytes;
+            const uint8_t* start = p.weight + panel * bytes;
             const uint8_t* other = p.gated() ? start + panels * bytes : start;
             const auto run = [&](const auto& weights, const auto& others, int64_t tile) {
                 using Weights = std::decay_t<decltype(weights)>;
@@ -240,6 +240,6 @@ void product(const Product& p) {
 
 }  // namespace
 
-void multiply_quantized(const Product& p, int kind) { WITH_FORMAT(kind, F, product<F>(p)) }
+void multiply_quantized(const Product& p) { WITH_FORMAT(p.kind, F, product<F>(p)) }
 
 }  // namespace octavo

@@ -12,9 +12,6 @@ struct f16 {
     uint16_t bits;
 };
 
-// What memory holds; the numbers are those that Python passes.
-enum Type { F32 = 0, BF16 = 1, F16 = 2 };
-
 // ---- float16 and bfloat16 ------------------------------------------------------------------------------------------
 
 INLINE reg widen(hreg h, const bf16*) { return bit_cast<reg>(__builtin_convertvector(h, ureg) << 16); }

@@ -7,7 +7,7 @@
 namespace octavo {
 namespace {
 
-// Rows [rows][width] of floats into panels. `first` is the panel row that the rows begin at.
+// Rows [rows][width] of floats into panels.
 template <typename T>
 void pack_float(const T* source, int64_t rows, int64_t width, uint8_t* packed) {
     constexpr bool PAIRS = std::is_same_v<T, bf16>;
@@ -70,10 +70,10 @@ void unpack_row(const uint8_t* packed, int64_t row, int64_t columns, float* out)
             uint8_t codes[4 * PANEL];
             store_as(codes, F::step(F::chunk(unit, part), s));
             const int block = part * BLOCKS + 4 * s / F::BLOCK;
-            const float scale = F::scale(unit, block)[lane], low = F::low(unit, block)[lane];
+            const float scale = F::scale(unit, block)[lane], min = F::min(unit, block)[lane];
             for (int i = 0; i < 4; ++i) {
                 out[c * CHUNK + 4 * s + i] =
-                    F::HAS_LOW ? scale * codes[4 * lane + i] + low : scale * (codes[4 * lane + i] - F::ZERO);
+                    F::HAS_MIN ? scale * codes[4 * lane + i] + min : scale * (codes[4 * lane + i] - F::ZERO);
             }
         }
     }
@@ -89,13 +89,13 @@ void unpack_float_row(const uint8_t* packed, int64_t row, int64_t width, float* 
     }
 }
 
-void unpack_any(int kind, const uint8_t* packed, int64_t row, int64_t width, std::vector<float>& out) {
+void unpack_any(WeightKind kind, const uint8_t* packed, int64_t row, int64_t width, std::vector<float>& out) {
     switch (kind) {
-        case KIND_F32: return unpack_float_row<float>(packed, row, width, out.data());
-        case KIND_F16: return unpack_float_row<f16>(packed, row, width, out.data());
-        case KIND_BF16: return unpack_float_row<bf16>(packed, row, width, out.data());
+        case WeightKind::F32: return unpack_float_row<float>(packed, row, width, out.data());
+        case WeightKind::F16: return unpack_float_row<f16>(packed, row, width, out.data());
+        case WeightKind::BF16: return unpack_float_row<bf16>(packed, row, width, out.data());
+        default: WITH_FORMAT(kind, F, unpack_row<F>(packed, row, round_up(width, F::UNIT), out.data()))
     }
-    WITH_FORMAT(kind, F, unpack_row<F>(packed, row, round_up(width, F::UNIT), out.data()))
 }
 
 INLINE vec load_within(const float* x, int64_t width, int64_t first) {
@@ -121,10 +121,10 @@ void round_q8(const float* x, int64_t width, int64_t columns, uint8_t* out) {
 void round_q4(const float* x, int64_t width, int64_t columns, uint8_t* out) {
     for (int64_t first = 0; first < columns; first += 32, out += 20) {
         const vec half[2] = {load_within(x, width, first), load_within(x, width, first + LANES)};
-        const float low = -highest(larger(-half[0], -half[1])), high = highest(larger(half[0], half[1]));
+        const float min = -highest(larger(-half[0], -half[1])), max = highest(larger(half[0], half[1]));
         f16 stored[2];
-        set(stored, (high - low) / 15.0f);
-        set(stored + 1, low);
+        set(stored, (max - min) / 15.0f);
+        set(stored + 1, min);
         const float step = as_float(stored[0]), inverse = step > 0.0f ? 1.0f / step : 0.0f, base = as_float(stored[1]);
         std::memcpy(out, stored, 4);
         const auto code = [&](vec values) {
@@ -136,84 +136,70 @@ void round_q4(const float* x, int64_t width, int64_t columns, uint8_t* out) {
     }
 }
 
-int64_t columns_of(int kind, int64_t width) {
+int64_t columns_of(WeightKind kind, int64_t width) {
     WITH_FORMAT(kind, F, return round_up(width, F::UNIT))
-    return kind == KIND_BF16 ? round_up(width, 2) : width;
+    return kind == WeightKind::BF16 ? round_up(width, 2) : width;
+}
+
+int64_t stored_row_bytes(WeightKind kind, int64_t width) {
+    WITH_FORMAT(kind, F, return file_row_bytes<F>(round_up(width, F::UNIT)))
+    return width * (kind == WeightKind::F32 ? 4 : 2);
 }
 
 }  // namespace
 
-// rows, ids, kind, weights, width, out, out type, scale: rows of a packed weight, which a token table is
 OPERATION(weight_rows) {
-    const int64_t width = a[4].i;
-    const int kind = static_cast<int>(a[2].i);
-    const float scale = static_cast<float>(a[7].f);
-    parallel(a[0].i, std::max<int64_t>(1, 2048 / width), [&](int64_t first, int64_t last) {
-        std::vector<float> row(round_up(columns_of(kind, width), LANES));
+    parallel(a.rows, std::max<int64_t>(1, 2048 / a.inputs), [&](int64_t first, int64_t last) {
+        std::vector<float> row(round_up(columns_of(a.kind, a.inputs), LANES));
         for (int64_t r = first; r < last; ++r) {
-            unpack_any(kind, at<uint8_t>(a[3]), at<int64_t>(a[1])[r], width, row);
-            WITH_TYPE(a[6].i, T, {
-                T* out = at<T>(a[5]) + r * width;
-                int64_t i = 0;
-                for (; i + LANES <= width; i += LANES) store(out + i, load(row.data() + i) * scale);
-                if (i < width) store_some(out + i, load(row.data() + i) * scale, static_cast<int>(width - i));
+            unpack_any(a.kind, a.weight, a.ids[r], a.inputs, row);
+            WITH_TYPE(a.out_dtype, T, {
+                T* out = row_of<T>(a.out, r, a.inputs);
+                for_vectors(a.inputs, [&](int64_t i, int n) { put(out + i, load(row.data() + i) * a.scale, n); });
             })
         }
     });
 }
 
-// rows, ids, table, bytes of a row, out: rows of a plain table
 OPERATION(table_rows) {
-    for (int64_t r = 0; r < a[0].i; ++r) {
-        std::memcpy(at<char>(a[4]) + r * a[3].i, at<char>(a[2]) + at<int64_t>(a[1])[r] * a[3].i, a[3].i);
+    for (int64_t r = 0; r < a.rows; ++r) {
+        std::memcpy(a.out + r * a.row_bytes, a.table + a.ids[r] * a.row_bytes, static_cast<size_t>(a.row_bytes));
     }
 }
 
-}  // namespace octavo
-
-// Bytes of `rows` rows of `width` packed.
-API int64_t octavo_packed_bytes(int64_t kind, int64_t rows, int64_t width) {
-    using namespace octavo;
-    const int64_t panels = (rows + PANEL - 1) / PANEL, columns = columns_of(static_cast<int>(kind), width);
-    WITH_FORMAT(kind, F, return panels * panel_bytes<F>(columns))
-    return panels * columns * PANEL * (kind == KIND_F32 ? 4 : 2);
+FUNCTION(packed_bytes) {
+    const int64_t panels = (a.rows + PANEL - 1) / PANEL, columns = columns_of(a.kind, a.inputs);
+    WITH_FORMAT(a.kind, F, return panels * panel_bytes<F>(columns))
+    return panels * columns * PANEL * (a.kind == WeightKind::F32 ? 4 : 2);
 }
 
-// Bytes of a row as pack() takes it.
-API int64_t octavo_row_bytes(int64_t kind, int64_t width) {
-    using namespace octavo;
-    WITH_FORMAT(kind, F, return file_row_bytes<F>(round_up(width, F::UNIT)))
-    return width * (kind == KIND_F32 ? 4 : 2);
-}
+FUNCTION(row_bytes) { return stored_row_bytes(a.kind, a.inputs); }
 
-// rows, source, width, kind, packed
 OPERATION(pack) {
-    const int kind = static_cast<int>(a[3].i);
-    const int64_t rows = a[0].i, width = a[2].i;
-    switch (kind) {
-        case octavo::KIND_F32: return octavo::pack_float(octavo::at<float>(a[1]), rows, width, octavo::at<uint8_t>(a[4]));
-        case octavo::KIND_F16:
-            return octavo::pack_float(octavo::at<octavo::f16>(a[1]), rows, width, octavo::at<uint8_t>(a[4]));
-        case octavo::KIND_BF16:
-            return octavo::pack_float(octavo::at<octavo::bf16>(a[1]), rows, width, octavo::at<uint8_t>(a[4]));
+    switch (a.kind) {
+        case WeightKind::F32: return pack_float(static_cast<const float*>(a.source), a.rows, a.inputs, a.packed);
+        case WeightKind::F16: return pack_float(static_cast<const f16*>(a.source), a.rows, a.inputs, a.packed);
+        case WeightKind::BF16: return pack_float(static_cast<const bf16*>(a.source), a.rows, a.inputs, a.packed);
+        default: {
+            const auto* source = static_cast<const uint8_t*>(a.source);
+            WITH_FORMAT(a.kind, F, pack_quantized<F>(source, a.rows, columns_of(a.kind, a.inputs), a.packed))
+        }
     }
-    WITH_FORMAT(kind, F,
-                octavo::pack_quantized<F>(octavo::at<uint8_t>(a[1]), rows, octavo::columns_of(kind, width),
-                                          octavo::at<uint8_t>(a[4])))
 }
 
-// rows, source, source type, width, kind (Q8_0 or Q4_1), out: rows as pack() takes them
 OPERATION(quantize) {
-    using namespace octavo;
-    const int64_t width = a[3].i;
-    const int kind = static_cast<int>(a[4].i);
-    const int64_t columns = columns_of(kind, width), bytes = octavo_row_bytes(kind, width);
-    parallel(a[0].i, std::max<int64_t>(1, 65536 / width), [&](int64_t first, int64_t last) {
-        std::vector<float> row(round_up(width, LANES));
+    const int64_t columns = columns_of(a.kind, a.inputs), bytes = stored_row_bytes(a.kind, a.inputs);
+    Product p{};  // what read_row takes
+    p.x = a.source;
+    p.x_dtype = a.source_dtype;
+    p.x_stride = p.inputs = a.inputs;
+    parallel(a.rows, std::max<int64_t>(1, 65536 / a.inputs), [&](int64_t first, int64_t last) {
+        std::vector<float> row(round_up(a.inputs, LANES));
         for (int64_t r = first; r < last; ++r) {
-            const Product p{a[0].i, a[1].p, static_cast<int>(a[2].i), width, width, nullptr, 0, nullptr, nullptr, 0, 0};
-            read_row(p, r, row.data(), width);
-            (kind == KIND_Q8_0 ? round_q8 : round_q4)(row.data(), width, columns, at<uint8_t>(a[5]) + r * bytes);
+            read_row(p, r, row.data(), a.inputs);
+            (a.kind == WeightKind::Q8_0 ? round_q8 : round_q4)(row.data(), a.inputs, columns, a.out + r * bytes);
         }
     });
 }
+
+}  // namespace octavo

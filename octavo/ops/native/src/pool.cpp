@@ -154,12 +154,11 @@ void share(int64_t count, int64_t grain, void (*body)(const void*, int64_t, int6
 
 }  // namespace octavo
 
-// How many threads compute from now on, the caller's included. Returns how many there are.
-API int64_t octavo_set_threads(int64_t count) {
+FUNCTION(set_threads) {
     using namespace octavo;
     std::lock_guard<std::mutex> lock(pool->busy);
-    if (count != threads.load()) {
-        pool->resize(static_cast<int>(count));
+    if (a.count != threads.load()) {
+        pool->resize(static_cast<int>(a.count));
         threads.store(static_cast<int>(pool->workers.size()) + 1);
     }
     return threads.load();

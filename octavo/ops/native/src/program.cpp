@@ -5,24 +5,25 @@
 
 namespace {
 
-constexpr int64_t MOST_ARGUMENTS = 32;
+constexpr int64_t MAX_SIZE = 256;  // bytes of an operation's arguments
 
 }  // namespace
 
-// `program` holds `count` operations, each as: its function, the number of its arguments, the arguments. They were
-// recorded for `recorded` rows in a step and are run for `rows`: the first argument, a multiple of the number of rows,
-// is scaled. Buffers are those of the recording, so `rows` is at most `recorded`. Returns 0, or -1 for a program that is
-// not one.
-API int64_t octavo_run(const octavo::Arg* program, int64_t count, int64_t recorded, int64_t rows) {
-    octavo::Arg arguments[MOST_ARGUMENTS];
-    for (int64_t i = 0; i < count; ++i) {
-        const auto function = reinterpret_cast<octavo::Operation>(program[0].p);
-        const int64_t length = program[1].i;
-        if (length < 1 || length > MOST_ARGUMENTS) return -1;
-        std::memcpy(arguments, program + 2, length * sizeof(octavo::Arg));
-        arguments[0].i = arguments[0].i / recorded * rows;
-        function(arguments);
-        program += 2 + length;
+FUNCTION(run) {
+    alignas(8) uint8_t arguments[MAX_SIZE];
+    const uint8_t* program = a.program;
+    for (int64_t i = 0; i < a.steps; ++i) {
+        octavo::ProgramStep step;
+        std::memcpy(&step, program, sizeof step);
+        if (step.size < 8 || step.size > MAX_SIZE) return -1;
+        std::memcpy(arguments, program + sizeof step, static_cast<size_t>(step.size));
+        auto* rows = reinterpret_cast<int64_t*>(arguments);  // the first of every operation's arguments
+        *rows = *rows / a.recorded_rows * a.rows;
+        reinterpret_cast<void (*)(const void*)>(const_cast<void*>(step.function))(arguments);
+        program += sizeof step + step.size;
     }
     return 0;
 }
+
+// What this library was compiled from: Python refuses those that it would misunderstand.
+API const char* octavo_description() { return OCTAVO_DESCRIPTION; }

@@ -10,18 +10,18 @@ namespace octavo {
 constexpr int SCALED = 32;  // columns of a row of activations that share a scale
 
 // What formats differ in once their codes are unpacked: the products of many rows are compiled for these alone.
-template <int BLOCK_, bool LOW, int CODE_BITS_>
+template <int BLOCK_, bool MIN, int CODE_BITS_>
 struct Shape {
     static constexpr int BLOCK = BLOCK_, CODE_BITS = CODE_BITS_;
-    static constexpr bool HAS_LOW = LOW;
-    static_assert(!(CODE_BITS == 8 && LOW), "a low stands for no zero, and could not make up for what is taken off");
+    static constexpr bool HAS_MIN = MIN;
+    static_assert(!(CODE_BITS == 8 && MIN), "a min stands for no zero, and could not make up for what is taken off");
 };
 template <typename F>
-using ShapeOf = Shape<F::BLOCK, F::HAS_LOW, F::CODE_BITS>;
+using ShapeOf = Shape<F::BLOCK, F::HAS_MIN, F::CODE_BITS>;
 
 // Whether there is anything to make up for.
 template <typename S>
-constexpr bool HAS_ZERO = !S::HAS_LOW && !(S::CODE_BITS == 8 && TAKEN_OFF == 128);
+constexpr bool HAS_ZERO = !S::HAS_MIN && !(S::CODE_BITS == 8 && TAKEN_OFF == 128);
 
 // Sums of the four bytes in each lane.
 template <typename V>
@@ -53,7 +53,7 @@ INLINE void transpose4(const int8_t* rows, int64_t stride, uint8_t* out, int64_t
 
 // A tile's activations: codes [columns / 4][rows][4] (a wide tile's [rows][columns]), then scales [columns / SCALED]
 // [rows], then of each weights' block the sum of its activations [columns / BLOCK][rows]: what the weights' zero takes
-// off, in integers, or what their low is multiplied with, as floats.
+// off, in integers, or what their min is multiplied with, as floats.
 template <typename S>
 struct Activations {
     int64_t columns;  // a multiple of CHUNK
@@ -72,21 +72,21 @@ struct Activations {
     // Row `r` of a tile of `size`, from `x`, `columns` floats: scales go to the tile, codes to `codes`.
     void quantize(const float* x, uint8_t* tile, int r, int size, int8_t* codes) const {
         float* to = scales(tile, size);
-        vec poison = {};
+        vec non_finite = {};
         for (int64_t first = 0; first < columns; first += SCALED) {
             const vec a = load(x + first), b = load(x + first + LANES);
-            poison = fmadd(b, vec{}, fmadd(a, vec{}, poison));  // not a number where a value is not finite
+            non_finite = fmadd(b, vec{}, fmadd(a, vec{}, non_finite));  // NaN where a value is not finite
             const float peak = highest(larger(absolute(a), absolute(b))), inverse = peak > 0.0f ? 127.0f / peak : 0.0f;
             to[first / SCALED * size + r] = peak / 127.0f;
             store_bytes(codes + first, nearest(a, inverse));
             store_bytes(codes + first + LANES, nearest(b, inverse));
         }
-        const float strange = sum(poison);
-        for (int64_t i = 0; i < columns / SCALED && strange != 0.0f; ++i) to[i * size + r] = strange;
+        const float nan = sum(non_finite);
+        for (int64_t i = 0; i < columns / SCALED && nan != 0.0f; ++i) to[i * size + r] = nan;
     }
 
     // What its codes leave of a row.
-    void take_off(float* x, const uint8_t* tile, int r, int size, const int8_t* codes) const {
+    void subtract_codes(float* x, const uint8_t* tile, int r, int size, const int8_t* codes) const {
         for (int64_t i = 0; i < columns; i += LANES) {
             const vec code = to_float(convert<int32_t>(load_as<Lanes<int8_t, LANES>>(codes + i)));
             store(x + i, fmadd(code, broadcast(-scales(tile, size)[i / SCALED * size + r]), load(x + i)));
@@ -110,8 +110,8 @@ struct Activations {
             for (int r = 0; r < R; ++r) {
                 int32_t sum = by_row[r];
                 for (int i = r + R; i < 4; i += R) sum += by_row[i];
-                const float low = static_cast<float>(sum) * scales[at / SCALED * stride + r];
-                to[at / S::BLOCK * stride + r] = S::HAS_LOW ? bit_cast<int32_t>(low) : sum * -zero;
+                const float scaled = static_cast<float>(sum) * scales[at / SCALED * stride + r];
+                to[at / S::BLOCK * stride + r] = S::HAS_MIN ? bit_cast<int32_t>(scaled) : sum * -zero;
             }
         }
     }
@@ -142,19 +142,19 @@ struct Packed {
     INLINE const uint8_t* chunk(int64_t c) const { return F::chunk(unit(c), part(c)); }
     static INLINE uvec step(const uint8_t* chunk, int s) { return F::step(chunk, s); }
     INLINE vec scale(int64_t c, int b) const { return F::scale(unit(c), part(c) * (CHUNK / F::BLOCK) + b); }
-    INLINE vec low(int64_t c, int b) const { return F::low(unit(c), part(c) * (CHUNK / F::BLOCK) + b); }
+    INLINE vec min(int64_t c, int b) const { return F::min(unit(c), part(c) * (CHUNK / F::BLOCK) + b); }
     INLINE void prefetch(int64_t c) const {
         const uint8_t* p = chunk(c) + AHEAD;
         for (int i = 0; i < F::Bits::BYTES; i += 64) __builtin_prefetch(p + i);
     }
 };
 
-// Weights of a panel unpacked once for many rows: a byte a code, float32 scales and lows.
+// Weights of a panel unpacked once for many rows: a byte a code, float32 scales and mins.
 template <typename S>
 struct Unpacked {
     static constexpr int BLOCKS = CHUNK / S::BLOCK;
     const uint8_t* codes;
-    const float *scales, *lows;
+    const float *scales, *mins;
 
     static int64_t bytes(int64_t columns) { return columns * PANEL + 2 * columns / S::BLOCK * PANEL * 4; }
 
@@ -162,9 +162,9 @@ struct Unpacked {
     Unpacked(const Packed<F>& packed, int64_t columns, uint8_t* room)
         : codes(room),
           scales(reinterpret_cast<float*>(room + columns * PANEL)),
-          lows(scales + columns / S::BLOCK * PANEL) {
+          mins(scales + columns / S::BLOCK * PANEL) {
         auto* scale = const_cast<float*>(scales);
-        auto* low = const_cast<float*>(lows);
+        auto* min = const_cast<float*>(mins);
         for (int64_t c = 0; c < columns / CHUNK; ++c) {
             packed.prefetch(c);
             const uint8_t* chunk = packed.chunk(c);
@@ -172,7 +172,7 @@ struct Unpacked {
             for (int s = 0; s < CHUNK_STEPS; ++s) store_as(room + (c * CHUNK_STEPS + s) * 64, F::step(chunk, s));
             for (int b = 0; b < BLOCKS; ++b) {
                 store(scale + (c * BLOCKS + b) * PANEL, packed.scale(c, b));
-                if (S::HAS_LOW) store(low + (c * BLOCKS + b) * PANEL, packed.low(c, b));
+                if (S::HAS_MIN) store(min + (c * BLOCKS + b) * PANEL, packed.min(c, b));
             }
         }
     }
@@ -180,7 +180,7 @@ struct Unpacked {
     INLINE const uint8_t* chunk(int64_t c) const { return codes + c * CHUNK * PANEL; }
     static INLINE uvec step(const uint8_t* chunk, int s) { return load_as<uvec>(chunk + 64 * s); }
     INLINE vec scale(int64_t c, int b) const { return load(scales + (c * BLOCKS + b) * PANEL); }
-    INLINE vec low(int64_t c, int b) const { return load(lows + (c * BLOCKS + b) * PANEL); }
+    INLINE vec min(int64_t c, int b) const { return load(mins + (c * BLOCKS + b) * PANEL); }
     INLINE void prefetch(int64_t) const {}
 };
 

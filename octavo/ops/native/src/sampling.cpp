@@ -1,4 +1,4 @@
-// Choosing tokens: the likeliest, or one drawn by temperature, min_p, top_k and top_p. The vocabulary is never sorted:
+// Sampling tokens: the likeliest, or one drawn by temperature, min_p, top_k and top_p. The vocabulary is never sorted:
 // a histogram of the scores finds where the likeliest end, and only the tokens of that bucket are put in order.
 #include <algorithm>
 #include <cmath>
@@ -18,10 +18,6 @@ constexpr int BUCKETS = 2048;
 constexpr float BUCKETS_PER_NAT = 64.0f;  // the last bucket takes all that weighs less than exp(-32) of the likeliest
 constexpr int64_t SPAN = 256;             // tokens in a partial sum when a draw is looked up
 
-struct Choice {
-    double temperature, min_p, top_k, top_p, draw;  // temperature 0: the likeliest; top_k 0: all
-};
-
 struct Token {
     float weight;
     int64_t id;
@@ -40,17 +36,17 @@ public:
     }
 
     // -1 where the row has a value that is not a number, or an infinite one.
-    int64_t choose(const Choice& choice) {
+    int64_t sample(const Draw& by) {
         const float infinity = std::numeric_limits<float>::infinity();
         const int64_t likeliest = find_peak();
         if (likeliest < 0 || peak_ == infinity) return -1;
-        if (choice.temperature == 0.0 || peak_ == -infinity) return likeliest;
-        weigh(static_cast<float>(1.0 / choice.temperature), choice.min_p);
-        const auto top_k = static_cast<int64_t>(choice.top_k);
-        if ((top_k > 0 && top_k < vocab_) || choice.top_p < 1.0) {
-            keep(top_k > 0 && top_k < vocab_ ? top_k : vocab_, choice.top_p);
+        if (by.temperature == 0.0 || peak_ == -infinity) return likeliest;
+        weigh(static_cast<float>(1.0 / by.temperature), by.min_p);
+        const auto top_k = static_cast<int64_t>(by.top_k);
+        if ((top_k > 0 && top_k < vocab_) || by.top_p < 1.0) {
+            keep(top_k > 0 && top_k < vocab_ ? top_k : vocab_, by.top_p);
         }
-        return draw(choice.draw);
+        return draw(by.draw);
     }
 
 private:
@@ -66,18 +62,18 @@ private:
     int64_t find_peak() {
         const float lowest = -std::numeric_limits<float>::infinity();
         vec peaks = broadcast(lowest);
-        ivec places = {}, strange = {};  // where each lane's peak is: the first of its equals
+        ivec places = {}, nan = {};  // where each lane's peak is: the first of its equals
         for (int64_t i = 0; i < vocab_; i += LANES) {
             const vec v = logits(i, lowest);
             const ivec higher = v > peaks;
             peaks = select(higher, v, peaks);
             places = select(higher, broadcast(static_cast<int32_t>(i / LANES)), places);
-            strange |= v != v;
+            nan |= v != v;
         }
         peak_ = highest(peaks);
         int64_t first = vocab_;
         for (int lane = 0; lane < LANES; ++lane) {
-            if (strange[lane]) return -1;
+            if (nan[lane]) return -1;
             if (peaks[lane] == peak_) first = std::min<int64_t>(first, int64_t{places[lane]} * LANES + lane);
         }
         return first;
@@ -188,14 +184,11 @@ private:
 
 }  // namespace
 
-// rows, logits, numbers between rows, vocabulary, [rows][5] of temperature, min_p, top_k, top_p and draw (null: of
-// every row the likeliest), tokens
-OPERATION(choose) {
-    const auto* choices = at<Choice>(a[4]);
-    static constexpr Choice GREEDY{0.0, 0.0, 0.0, 1.0, 0.0};
-    parallel(a[0].i, 1, [&](int64_t first, int64_t last) {
+OPERATION(sample) {
+    static constexpr Draw GREEDY{0.0, 0.0, 0.0, 1.0, 0.0};
+    parallel(a.rows, 1, [&](int64_t first, int64_t last) {
         for (int64_t r = first; r < last; ++r) {
-            at<int64_t>(a[5])[r] = Row(at<float>(a[1]) + r * a[2].i, a[3].i).choose(choices ? choices[r] : GREEDY);
+            a.tokens[r] = Row(a.logits + r * a.stride, a.vocab_size).sample(a.draws ? a.draws[r] : GREEDY);
         }
     });
 }

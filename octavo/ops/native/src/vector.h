@@ -10,6 +10,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "description.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__ARM_NEON)
@@ -20,7 +22,6 @@
 
 namespace octavo {
 
-constexpr int LANES = 16;
 #if defined(__AVX512F__)
 constexpr int REGISTER = 64, REGISTERS = 32;  // bytes, and how many there are
 #elif defined(__AVX2__)

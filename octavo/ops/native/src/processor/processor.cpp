@@ -2,6 +2,8 @@
 // asked where they do not run.
 #include <cstdint>
 
+#include "description.h"
+
 #define API extern "C" __attribute__((visibility("default")))
 
 #if defined(__aarch64__) && defined(__linux__)
@@ -47,25 +49,46 @@ bool has_avx_vnni() {
 }  // namespace
 #endif
 
-// A bit for each instruction set beyond the plain one: of Intel's and AMD's AVX2, AVX-VNNI, AVX-512, its VNNI, its BF16 and
-// AMX; of Arm's products of bytes.
+namespace {
+
+struct Sets {
+    int64_t bits = 1;  // the plain set, which every processor of its kind has
+
+    template <typename Set>
+    void add(Set set, bool there) {
+        bits |= static_cast<int64_t>(there) << static_cast<int>(set);
+    }
+};
+
+}  // namespace
+
+API const char* octavo_description() { return OCTAVO_DESCRIPTION; }
+
+// A bit for each instruction set, by its number.
 API int64_t octavo_instructions() {
-    int64_t sets = 0;
+    Sets sets;
 #if defined(__x86_64__)
+    using octavo::X86;
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_float16();
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
     const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
-    sets = avx2 | (avx2 && has_avx_vnni()) << 1 | avx512 << 2 | vnni << 3 | bf16 << 4 | (bf16 && has_tiles()) << 5;
+    sets.add(X86::AVX2, avx2);
+    sets.add(X86::AVX_VNNI, avx2 && has_avx_vnni());
+    sets.add(X86::AVX512, avx512);
+    sets.add(X86::AVX512_VNNI, vnni);
+    sets.add(X86::AVX512_BF16, bf16);
+    sets.add(X86::AMX, bf16 && has_tiles());
 #elif defined(__aarch64__) && defined(__linux__)
     constexpr unsigned long ASIMDDP = 1ul << 20;  // the kernel's HWCAP_ASIMDDP
-    sets = (getauxval(AT_HWCAP) & ASIMDDP) != 0;
+    sets.add(octavo::Arm::DOTPROD, (getauxval(AT_HWCAP) & ASIMDDP) != 0);
 #elif defined(__aarch64__) && defined(__APPLE__)
     int has = 0;
     size_t size = sizeof has;
-    sets = sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, nullptr, 0) == 0 && has != 0;
+    const bool known = sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, nullptr, 0) == 0;
+    sets.add(octavo::Arm::DOTPROD, known && has != 0);
 #endif
-    return sets;
+    return sets.bits;
 }

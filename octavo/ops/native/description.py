@@ -1,0 +1,292 @@
+"""What the compiled core can be asked for: its operations with their arguments, and the numbers that both sides know.
+
+This is the only place that says so. C++ gets a header of structs made of it when the core is compiled (setup.py, by
+`binding.header`), Python calls by the same names (`binding.bind`), and a library that was compiled from another
+description is refused. Since setup.py reads it, it imports nothing that needs PyTorch.
+
+An operation's first argument counts rows, or something that there are as many of: a recorded step scales it. The others
+are numbers, and addresses of what their types say. Rows follow one another where no stride is given; strides count
+numbers.
+"""
+
+from enum import IntEnum
+from typing import Annotated, Protocol
+
+from octavo.ops.weight_kinds import WeightKind
+
+LANES = 16
+"""Numbers in a vector of the core's."""
+PANEL = 16
+"""Outputs of a weight that are packed together."""
+PAIRED_TOKENS = 16
+"""Tokens that lie together in a paired cache; its heads are of a multiple of as many values."""
+MAX_HEAD_DIM = 1024
+"""Of a head, or of a latent."""
+MAX_STATE = 128
+"""Values of state a channel that a scan may have."""
+MIN_TAPS, MAX_TAPS = 2, 4
+"""Tokens that a convolution may see."""
+
+
+class X86(IntEnum):
+    """Instruction sets that the core is compiled for on x86-64, the best last."""
+
+    BASE = 0
+    AVX2 = 1
+    AVX_VNNI = 2
+    AVX512 = 3
+    AVX512_VNNI = 4
+    AVX512_BF16 = 5
+    AMX = 6
+
+
+class Arm(IntEnum):
+    """The same on 64-bit Arm. `BASE` has NEON."""
+
+    BASE = 0
+    DOTPROD = 1
+
+
+class DType(IntEnum):
+    """What memory holds."""
+
+    F32 = 0
+    BF16 = 1
+    F16 = 2
+    INT8 = 3
+    """Rows of codes, each with the float32 that scales it: in caches alone."""
+
+
+class Activation(IntEnum):
+    """Functions between the products of a feed-forward."""
+
+    NONE = -1
+    SILU = 0
+    GELU_TANH = 1
+    GELU = 2
+    QUICK_GELU = 3
+    RELU = 4
+    RELU_SQUARED = 5
+
+
+Int = Annotated[int, "int32_t"]
+Double = Annotated[float, "double"]
+Numbers = Annotated[int, "const void*"]
+"""Address of numbers of the dtype that goes with it."""
+NumbersOut = Annotated[int, "void*"]
+Floats = Annotated[int, "const float*"]
+FloatsOut = Annotated[int, "float*"]
+Int64s = Annotated[int, "const int64_t*"]
+Int64sOut = Annotated[int, "int64_t*"]
+Bytes = Annotated[int, "const uint8_t*"]
+BytesOut = Annotated[int, "uint8_t*"]
+Weights = Annotated[int, "const uint8_t* const*"]
+"""Address of the addresses of several packed weights."""
+
+
+class Record:
+    """A row of a table that the core reads."""
+
+
+class AttentionRun(Record):
+    """The tokens of one sequence in a step: octavo.ops.plans.SequenceRun."""
+
+    first_row: int
+    num_tokens: int
+    start: int  # position of the first of them
+    table_row: int  # the sequence's row of the block table
+
+
+class ScanRun(Record):
+    """The same for recurrent layers."""
+
+    first_row: int
+    num_tokens: int
+    slot: int  # where the sequence's state is
+
+
+class Draw(Record):
+    """How a row's token is sampled: octavo.ops.plans.DrawBy."""
+
+    temperature: Double
+    min_p: Double
+    top_k: Double
+    top_p: Double
+    draw: Double
+
+
+class ProgramStep(Record):
+    """What comes before an operation's arguments in a program."""
+
+    function: Numbers
+    size: int  # bytes of the arguments
+
+
+AttentionRuns = Annotated[int, "const AttentionRun*"]
+ScanRuns = Annotated[int, "const ScanRun*"]
+Draws = Annotated[int, "const Draw*"]
+
+
+class Core(Protocol):
+    """The core's operations, and what else it can be asked for."""
+
+    # fmt: off
+    # ---- row by row ------------------------------------------------------------------------------------------------
+
+    def rms_norm(
+        self, *, rows: int, x: Numbers, weight: Floats, out: NumbersOut, columns: int, eps: float, dtype: DType,
+    ) -> None:
+        """`out = x / sqrt(mean(x * x) + eps) * weight`."""
+
+    def layer_norm(
+        self, *, rows: int, x: Numbers, weight: Floats | None, bias: Floats | None, out: NumbersOut,
+        columns: int, eps: float, dtype: DType,
+    ) -> None:
+        """`out = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias`."""
+
+    def add(
+        self, *, rows: int, x: Numbers, y: Numbers, out: NumbersOut, columns: int, scale: float, dtype: DType,
+    ) -> None:
+        """`out = x + scale * y`."""
+
+    def add_rms_norm(
+        self, *, rows: int, x: Numbers, y: Numbers, total: NumbersOut, weight: Floats, out: NumbersOut,
+        columns: int, eps: float, dtype: DType,
+    ) -> None:
+        """`total = x + y`, and `out` its `rms_norm`."""
+
+    def activate(
+        self, *, rows: int, x: Numbers, out: NumbersOut, columns: int, activation: Activation, gated: bool,
+        dtype: DType,
+    ) -> None:
+        """`out = activation(x)`; where `gated`, of x's first half times its second, `columns` each."""
+
+    def to_float32(self, *, rows: int, x: Numbers, out: FloatsOut, columns: int, dtype: DType) -> None:
+        """`out = x`."""
+
+    def non_finite(self, *, rows: int, x: Numbers, out: FloatsOut, columns: int, dtype: DType) -> None:
+        """One number: 0, or NaN where a value of any row is not finite."""
+
+    def copy_rows(self, *, rows: int, x: Bytes, stride_bytes: int, row_bytes: int, out: BytesOut) -> None:
+        """Rows that lie apart, one after the other."""
+
+    def weighted_sum(
+        self, *, rows: int, y: Numbers, weights: Floats, terms: int, out: NumbersOut, columns: int,
+        dtype: DType,
+    ) -> None:
+        """`out[row]`, the sum of `weights[row, k] * y[row, k]` over its `terms` k, in their order."""
+
+    def table_rows(self, *, rows: int, ids: Int64s, table: Bytes, row_bytes: int, out: BytesOut) -> None:
+        """Rows `ids` of a plain table."""
+
+    def sample(
+        self, *, rows: int, logits: Floats, stride: int, vocab_size: int, draws: Draws | None,
+        tokens: Int64sOut,
+    ) -> None:
+        """A token for each row, the likeliest without `draws`; -1 where a logit is NaN or infinite."""
+
+    # ---- products --------------------------------------------------------------------------------------------------
+
+    def linear(
+        self, *, rows: int, x: Numbers, x_dtype: DType, x_stride: int, inputs: int, kind: WeightKind,
+        weight: Bytes, outputs: int, bias: Floats | None, out: NumbersOut, out_dtype: DType, out_stride: int,
+        activation: Activation, fine: bool,
+    ) -> None:
+        """`y = x @ weight.T + bias`; with an activation, `activation(y[:half]) * y[half:]` of its outputs.
+
+        `fine`: where weights are quantized, rows are rounded to 16 bits instead of 8.
+        """
+
+    def expert_linear(
+        self, *, rows: int, x: Numbers, x_dtype: DType, x_stride: int, inputs: int, kind: WeightKind,
+        top_k: int, experts: Int64s, num_experts: int, weights: Weights, outputs: int, out: NumbersOut,
+        out_dtype: DType, out_stride: int,
+    ) -> None:
+        """Each row of x with each of its `top_k` experts: `rows` counts results. Numbers of no expert are skipped."""
+
+    def pack(self, *, rows: int, source: Numbers, inputs: int, kind: WeightKind, packed: BytesOut) -> None:
+        """Lay a weight's rows out for products."""
+
+    def quantize(
+        self, *, rows: int, source: Numbers, source_dtype: DType, inputs: int, kind: WeightKind, out: BytesOut,
+    ) -> None:
+        """Rows as `pack` takes them, rounded to Q8_0 or Q4_1."""
+
+    def weight_rows(
+        self, *, rows: int, ids: Int64s, kind: WeightKind, weight: Bytes, inputs: int, out: NumbersOut,
+        out_dtype: DType, scale: float,
+    ) -> None:
+        """Rows `ids` of a packed weight, times `scale`."""
+
+    def packed_bytes(self, *, kind: WeightKind, rows: int, inputs: int) -> int:
+        """Memory of a packed weight."""
+
+    def row_bytes(self, *, kind: WeightKind, inputs: int) -> int:
+        """Bytes of a row of a weight before it is packed."""
+
+    # ---- attention -------------------------------------------------------------------------------------------------
+
+    def rope_angles(
+        self, *, rows: int, positions: Int64s, lengths: Int64s, frequencies: Floats, pairs: int, cos: FloatsOut,
+        sin: FloatsOut, scale: float, long_scale: float, long_threshold: int,
+    ) -> None:
+        """cos and sin of each position's angles.
+
+        Sequences longer than `long_threshold` take the second row of `frequencies` and `long_scale`.
+        """
+
+    def rope_store(
+        self, *, rows: int, qkv: Numbers, cos: Floats | None, sin: Floats | None, query: FloatsOut,
+        key_cache: NumbersOut, value_cache: NumbersOut, slot_mapping: Int64s, block_size: int, num_heads: Int,
+        num_kv_heads: Int, head_dim: Int, pairs: Int, interleaved: bool, dtype: DType, cache_dtype: DType,
+        paired: bool,
+    ) -> None:
+        """Turn queries and keys by their angles; keys and values go to the cache."""
+
+    def store_rows(
+        self, *, rows: int, x: Floats, cache: NumbersOut, slot_mapping: Int64s, block_size: int, num_heads: Int,
+        head_dim: Int, cache_dtype: DType,
+    ) -> None:
+        """Rows to a cache's slots."""
+
+    def attention(
+        self, *, num_runs: int, query: Floats, key_cache: Numbers, value_cache: Numbers, out: NumbersOut,
+        runs: AttentionRuns, block_table: Int64s, table_width: int, block_size: int, num_heads: Int,
+        num_kv_heads: Int, key_dim: Int, value_dim: Int, scale: float, softcap: float,
+        alibi_slopes: Floats | None, window: int, cache_dtype: DType, out_dtype: DType, paired: bool,
+        sparse_block: int, local_blocks: int, sparse_stride: int, head_step: int,
+    ) -> None:
+        """Each row's values by softmax of its scores over the keys before it, from a paged cache.
+
+        0 as `softcap` or `window` is none. Where `sparse_block` is not 0, that many keys are a block, and a row sees
+        the last `local_blocks` of them and of those before every `sparse_stride`-th, which heads count from places
+        `head_step` apart.
+        """
+
+    # ---- recurrent layers ------------------------------------------------------------------------------------------
+
+    def causal_conv(
+        self, *, num_runs: int, x: Numbers, x_stride: int, history: FloatsOut, history_stride: int,
+        weight: Floats, bias: Floats | None, out: NumbersOut, runs: ScanRuns, channels: int, taps: int,
+        activation: Activation, dtype: DType,
+    ) -> None:
+        """Each channel's last `taps` values times its weights, and what the next step must know of them."""
+
+    def selective_scan(
+        self, *, num_runs: int, x: Numbers, dt: Numbers, a: Floats, b: Numbers, b_stride: int, c: Numbers,
+        c_stride: int, d: Floats, gate: Numbers, gate_stride: int, out: NumbersOut, state: FloatsOut,
+        state_stride: int, runs: ScanRuns, channels: Int, state_size: Int, activation: Activation, dtype: DType,
+    ) -> None:
+        """Mamba's recurrence, `state_size` values a channel, and its output times `activation(gate)`."""
+
+    # ---- the core itself -------------------------------------------------------------------------------------------
+
+    def set_threads(self, *, count: int) -> int:
+        """Compute with so many threads from now on, the caller's included. Returns how many there are."""
+
+    def run(self, *, program: Bytes, steps: int, recorded_rows: int, rows: int) -> int:
+        """Run `steps` operations again: of each a ProgramStep and its arguments.
+
+        They were recorded for `recorded_rows` rows; buffers are those of the recording, so `rows` is at most as many.
+        Returns 0, or -1 for a program that is not one.
+        """
