@@ -3,7 +3,6 @@
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from octavo.architectures.decoder import decoder, moe
@@ -11,6 +10,7 @@ from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope import make_rope
+from octavo.ops import RouterSpec
 from octavo.parts import Attention, CausalLM, Clip, GatedMLP, LayerNorm, Names, PreNorm, stacked
 
 MLP = "layers.{i}.mlp"
@@ -42,12 +42,6 @@ def names(experts: int) -> Names:
         },
         prefix="transformer.",
     )
-
-
-def route(top_k: int, norm: float | None, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The `top_k` largest probabilities, divided by their p-norm where `norm` says which."""
-    weights, experts = torch.softmax(logits, -1).topk(top_k, dim=-1)
-    return (weights if norm is None else weights / weights.norm(p=norm, dim=-1, keepdim=True)), experts
 
 
 def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
@@ -98,7 +92,7 @@ def dbrx(c: Config) -> CausalLM:
     count, top_k = experts.moe_num_experts, experts.moe_top_k
     activation = experts.section("ffn_act_fn").get("name", "silu")
     expert = partial(GatedMLP, hidden_size, experts.ffn_hidden_size, activation)
-    router = partial(route, top_k, experts.get("moe_normalize_expert_weights"))
+    router = RouterSpec(top_k, norm=experts.get("moe_normalize_expert_weights"))
     norm = partial(LayerNorm, hidden_size, 1e-5, bias=False)
     mlp = moe(c, expert, count, router)
     return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(), mlp=mlp()), names(count))

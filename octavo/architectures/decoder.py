@@ -9,11 +9,11 @@ from torch import nn
 from octavo.architectures.model_config import Config
 from octavo.architectures.rope import make_rope
 from octavo.architectures.rope_settings import layer_type
+from octavo.ops import RouterSpec
 from octavo.parts import (
     Attention,
     CausalLM,
     Embedding,
-    GatedFeedForward,
     GatedMLP,
     Linear,
     MoE,
@@ -21,7 +21,6 @@ from octavo.parts import (
     QKTransform,
     RMSNorm,
 )
-from octavo.parts.moe import Route
 
 NAMES = Names(
     {
@@ -108,7 +107,7 @@ def gated_mlp(c: Config, bias: bool = False) -> Callable[[], GatedMLP]:
     return partial(GatedMLP, c.hidden_size, c.intermediate_size, c.hidden_act, bias)
 
 
-def moe(c: Config, expert: Callable[[], GatedFeedForward], count: int, route: Route) -> Callable[[], MoE]:
+def moe(c: Config, expert: Callable[[], GatedMLP], count: int, route: RouterSpec) -> Callable[[], MoE]:
     return lambda: MoE(Linear(c.hidden_size, count, exact=True), [expert() for _ in range(count)], route)
 
 

@@ -9,9 +9,8 @@ from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp, r
 from octavo.architectures.gguf_format import UNPERMUTE, GGUFFormat
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.ops import Backend
+from octavo.ops import RouterSpec
 from octavo.parts import Batch, CausalLM, GatedMLP, Linear, MoE, PreNorm, softmax_then_topk
-from octavo.parts.moe import Route
 
 DEEPSEEK_NAMES = NAMES.extended(
     {
@@ -24,20 +23,16 @@ DEEPSEEK_NAMES = NAMES.extended(
 class MoEWithShared(MoE):
     """Experts, and one that serves every token, if there is one."""
 
-    def __init__(self, router: Linear, experts: Sequence[GatedMLP], route: Route, shared: GatedMLP | None) -> None:
+    def __init__(self, router: Linear, experts: Sequence[GatedMLP], route: RouterSpec, shared: GatedMLP | None) -> None:
         super().__init__(router, experts, route)
         self.shared = shared
 
-    def prepare(self, backend: Backend) -> None:
-        super().prepare(backend)
-        self._add = backend.add
-
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         routed = super().forward(x, batch)
-        return routed if self.shared is None else self._add(routed, self.shared(x, batch))
+        return routed if self.shared is None else self._backend.add(routed, self.shared(x, batch))
 
 
-def feed_forwards(c: Config, make_route: Callable[[Config], Route]) -> Callable[[int], nn.Module]:
+def feed_forwards(c: Config, make_route: Callable[[Config], RouterSpec]) -> Callable[[int], nn.Module]:
     """Makes the feed-forward of the layer of a given index, with experts or without."""
     expert, dense = partial(GatedMLP, c.hidden_size, activation=c.hidden_act), gated_mlp(c)
     count, shared, size = c.get("n_routed_experts", 0), c.get("n_shared_experts", 0), c.moe_intermediate_size

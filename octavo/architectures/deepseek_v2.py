@@ -5,9 +5,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from octavo.architectures.decoder import NAMES, decoder, gated_mlp, rms_norm
 from octavo.architectures.deepseek import DEEPSEEK_NAMES, feed_forwards
 from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
@@ -16,8 +13,8 @@ from octavo.architectures.registry import architecture
 from octavo.architectures.rope import make_rope
 from octavo.architectures.rope_settings import rope_settings
 from octavo.errors import UnsupportedModelError
+from octavo.ops import RouterSpec
 from octavo.parts import CausalLM, Embedding, Into, LatentAttention, PreNorm
-from octavo.parts.moe import Route
 
 LATENT: dict[str, str | Into] = {
     "model.layers.{i}.self_attn.q_proj": "layers.{i}.attn.q",
@@ -66,27 +63,15 @@ def latent_attention(c: Config, interleaved: bool, eps: float) -> Callable[[], L
     )
 
 
-def make_route(c: Config) -> Route:
+def make_route(c: Config) -> RouterSpec:
     """Routes to the likeliest experts: of all, or of the groups that have the likeliest ones."""
     top_k, by_groups = c.num_experts_per_tok, c.topk_method == "group_limited_greedy"
     if not by_groups and c.topk_method not in ("greedy", "gready"):  # as DeepSeek-V2-Lite's first config spells it
         raise UnsupportedModelError(f"config.json: topk_method {c.topk_method[:60]!r} is unknown.")
-    group_count, group_k = (c.n_group, c.topk_group) if by_groups else (1, 1)
-    renormalize, factor = top_k > 1 and c.norm_topk_prob, c.routed_scaling_factor
-
-    def route(logits: Tensor) -> tuple[Tensor, Tensor]:
-        scores = torch.softmax(logits, -1)
-        if by_groups:
-            by_group = scores.view(scores.shape[0], group_count, -1)
-            groups = by_group.amax(-1).topk(group_k, dim=-1).indices
-            kept = torch.zeros(by_group.shape[:-1], device=scores.device).scatter(-1, groups, 1.0)
-            scores = (by_group * kept.unsqueeze(-1)).flatten(-2)
-        weights, experts = scores.topk(top_k, dim=-1)
-        if renormalize:
-            return weights / (weights.sum(-1, keepdim=True) + 1e-20), experts
-        return weights * factor, experts
-
-    return route
+    groups, top_groups = (c.n_group, c.topk_group) if by_groups else (1, 1)
+    if top_k > 1 and c.norm_topk_prob:
+        return RouterSpec(top_k, norm=1.0, eps=1e-20, num_groups=groups, top_groups=top_groups)
+    return RouterSpec(top_k, factor=c.routed_scaling_factor, num_groups=groups, top_groups=top_groups)
 
 
 @architecture(

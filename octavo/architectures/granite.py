@@ -1,17 +1,15 @@
 """Granite 3.0 (IBM 2024): Llama's body with four multipliers; Granite MoE with experts in stacked tensors."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp, moe, rms_norm
 from octavo.architectures.gguf_format import UNPERMUTE, GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.parts import CausalLM, Embedding, Names, PreNorm, stacked
+from octavo.parts import CausalLM, Embedding, Names, PreNorm, softmax_then_topk, stacked
 
 EXPERT = "layers.{i}.mlp.experts.{e}"
 MOE_NAMES = NAMES.replacing(
@@ -35,12 +33,6 @@ def body(c: Config, mlp: Callable[[], nn.Module], names: Names = NAMES) -> Causa
         embed=Embedding(c.vocab_size, c.hidden_size, c.embedding_multiplier),
         logit_scale=1.0 / c.logits_scaling,
     )
-
-
-def topk_then_softmax(top_k: int, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The softmax of the chosen experts' logits alone."""
-    values, experts = logits.topk(top_k, dim=-1)
-    return torch.softmax(values, -1), experts
 
 
 def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
@@ -77,5 +69,5 @@ def granite(c: Config) -> CausalLM:
     ),
 )
 def granite_moe(c: Config) -> CausalLM:
-    route = partial(topk_then_softmax, c.num_experts_per_tok)
+    route = softmax_then_topk(c.num_experts_per_tok)  # the same as a softmax over the chosen ones' logits
     return body(c, moe(c, gated_mlp(c), c.num_local_experts, route), MOE_NAMES)

@@ -13,7 +13,6 @@ from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.ops import Backend
-from octavo.ops.torch.norms import rms_norm
 from octavo.parts import CausalLM, MambaMixer, Names, PreNorm, RMSNorm, parameter
 
 
@@ -78,10 +77,10 @@ class PlainRMSNorm(nn.Module):
         self.size, self.eps = size, eps
 
     def prepare(self, backend: Backend) -> None:
-        self._ones = torch.ones(self.size, device=backend.device)
+        self._norm, self._ones = backend.rms_norm, torch.ones(self.size, device=backend.device)
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self._ones, self.eps)
+        return self._norm(x, self._ones, self.eps)
 
 
 @architecture(

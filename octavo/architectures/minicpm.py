@@ -4,14 +4,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp, moe, rms_norm
 from octavo.architectures.gguf_format import UNPERMUTE, GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.parts import CausalLM, Embedding, GatedFeedForward, GatedMLP, PreNorm, softmax_then_topk
+from octavo.ops import Gate
+from octavo.parts import CausalLM, Embedding, GatedMLP, PreNorm, softmax_then_topk
 
 EXPERTS = "layers.{i}.mlp.experts.{e}"
 MINICPM_NAMES = NAMES.replacing(
@@ -20,18 +20,6 @@ MINICPM_NAMES = NAMES.replacing(
         "model.layers.{i}.mlp.experts.{e}.w2": EXPERTS + ".down",
     }
 )
-
-
-class FatReluMLP(GatedFeedForward):
-    """`down(gate(x) * up(x))` where the gate is above a threshold, and zero elsewhere (MiniCPM-S)."""
-
-    def __init__(self, hidden_size: int, intermediate_size: int, threshold: float) -> None:
-        super().__init__(hidden_size, intermediate_size)
-        self.threshold = threshold
-
-    def combine(self, gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        return torch.where(gate > self.threshold, gate, 0.0) * up
 
 
 def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
@@ -58,7 +46,7 @@ def minicpm(c: Config) -> CausalLM:
         expert = partial(GatedMLP, hidden_size, intermediate_size, "silu")
         mlp = moe(c, expert, count, softmax_then_topk(c.num_experts_per_tok))
     elif c.hidden_act == "fatrelu":
-        mlp = partial(FatReluMLP, hidden_size, intermediate_size, c.hidden_act_param)
+        mlp = partial(GatedMLP, hidden_size, intermediate_size, Gate(None, threshold=c.hidden_act_param))
     norm, bias, scale = rms_norm(c), c.attention_bias, c.scale_depth / c.num_hidden_layers**0.5
     attn = attention(c, bias=bias, out_bias=bias)
     return decoder(

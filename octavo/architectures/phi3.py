@@ -2,15 +2,13 @@
 
 from functools import partial
 
-import torch
-from torch import Tensor
-
 from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp, moe, rms_norm
 from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.mistral import MIXTRAL_NAMES
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.errors import UnsupportedModelError
+from octavo.ops import RouterSpec
 from octavo.parts import CausalLM, LayerNorm, PreNorm
 
 PHI3_NAMES = NAMES.replacing(
@@ -36,22 +34,6 @@ def phi3(c: Config) -> CausalLM:
     return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp()), PHI3_NAMES)
 
 
-def sparse_mixer(noise: float, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Two experts, each weighted by a softmax over those that are not much worse than it (Liu et al. 2023).
-
-    "Much worse" is a relative distance of more than twice `noise`, at inference too.
-    """
-    weights, chosen = [], []
-    left = logits
-    for _ in range(2):
-        best, expert = left.max(-1, keepdim=True)
-        worse = (best - logits) / logits.abs().maximum(best) > 2 * noise
-        weights.append(torch.softmax(left.masked_fill(worse, -torch.inf), -1).gather(-1, expert))
-        chosen.append(expert)
-        left = left.scatter(-1, expert, -torch.inf)
-    return torch.cat(weights, -1), torch.cat(chosen, -1)
-
-
 @architecture(
     "PhiMoEForCausalLM",
     "PhimoeForCausalLM",
@@ -64,5 +46,5 @@ def phimoe(c: Config) -> CausalLM:
         raise UnsupportedModelError("config.json: num_experts_per_tok must be 2; the sparse mixer chooses two experts.")
     norm, bias = partial(LayerNorm, c.hidden_size, c.rms_norm_eps), c.attention_bias
     attn = attention(c, window=c.get("sliding_window"), bias=bias, out_bias=bias)
-    mlp = moe(c, gated_mlp(c), c.num_local_experts, partial(sparse_mixer, c.router_jitter_noise))
+    mlp = moe(c, gated_mlp(c), c.num_local_experts, RouterSpec(2, noise=c.router_jitter_noise))
     return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp()), MIXTRAL_NAMES, head_bias=c.lm_head_bias)

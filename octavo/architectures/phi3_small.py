@@ -1,6 +1,5 @@
 """Phi-3-small (Abdin et al. 2024): block-sparse layers between dense ones, a clamped gelu gate, muP's multipliers."""
 
-import math
 from functools import partial
 
 import torch
@@ -10,12 +9,12 @@ from octavo.architectures.decoder import NAMES
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope import make_rope
-from octavo.ops import BlockSparse
+from octavo.ops import BlockSparse, Gate
 from octavo.parts import (
     Attention,
     CausalLM,
-    ClampedGatedMLP,
     Embedding,
+    GatedMLP,
     LayerNorm,
     Linear,
     Names,
@@ -83,7 +82,8 @@ def phi3_small(c: Config) -> CausalLM:
         head_step=0 if c.blocksparse_homo_head_pattern else max(1, stride // num_heads),
     )
     norm = partial(LayerNorm, hidden_size, c.layer_norm_epsilon)
-    mlp = partial(ClampedGatedMLP, hidden_size, intermediate_size, c.get("gegelu_limit", math.inf), bias=True)
+    gate = Gate("quick_gelu", limit=c.get("gegelu_limit"), up_offset=1.0)
+    mlp = partial(GatedMLP, hidden_size, intermediate_size, gate, bias=True)
 
     def layer(i: int) -> PreNorm:
         dense = every and (i + 1) % every == 0

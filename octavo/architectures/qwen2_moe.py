@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp, rms_norm
@@ -11,9 +10,8 @@ from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.model_config import Config
 from octavo.architectures.qwen2 import windows
 from octavo.architectures.registry import architecture
-from octavo.ops import Backend
+from octavo.ops import RouterSpec
 from octavo.parts import Batch, CausalLM, GatedMLP, Linear, MoE, PreNorm, softmax_then_topk
-from octavo.parts.moe import Route
 
 QWEN2_MOE_NAMES = NAMES.extended(
     {
@@ -27,19 +25,14 @@ QWEN2_MOE_NAMES = NAMES.extended(
 class MoEWithGatedShared(MoE):
     """Experts, and one that serves every token, times `sigmoid(shared_gate(x))`."""
 
-    def __init__(self, router: Linear, experts: Sequence[GatedMLP], route: Route, shared: GatedMLP) -> None:
+    def __init__(self, router: Linear, experts: Sequence[GatedMLP], route: RouterSpec, shared: GatedMLP) -> None:
         super().__init__(router, experts, route)
         self.shared = shared
         self.shared_gate = Linear(router.inputs, 1, exact=True)
 
-    def prepare(self, backend: Backend) -> None:
-        super().prepare(backend)
-        self._add = backend.add
-
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        weight = 1.0 / (torch.exp(-self.shared_gate(x, batch).float()) + 1.0)
-        shared: Tensor = self.shared(x, batch) * weight
-        return self._add(super().forward(x, batch), shared.to(x.dtype))
+        routed, gate = super().forward(x, batch), self.shared_gate(x, batch)
+        return self._backend.add_gated(routed, self.shared(x, batch), gate)
 
 
 @architecture(

@@ -8,6 +8,7 @@ from octavo.architectures.decoder import attention, decoder, gated_mlp, rms_norm
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.errors import CheckpointError
+from octavo.ops import Backend
 from octavo.parts import Batch, CausalLM, PreNorm
 
 
@@ -31,11 +32,15 @@ class SkippingLayer(PreNorm):
         super().__init__(norm, scale=1.0, **pieces)
         self.keeps, self.mixes, self.share = keeps, mixes, share
 
+    def prepare(self, backend: Backend) -> None:
+        super().prepare(backend)
+        self._scale = backend.scale
+
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         for name in self.keeps:
             batch.kept[name] = x
         for name in self.mixes:
-            x = batch.kept[name] * self.share + x * (1 - self.share)
+            x = self._add(self._scale(x, 1 - self.share), batch.kept[name], self.share)
         return super().forward(x, batch)
 
 

@@ -4,7 +4,7 @@ Each operation is *batch invariant*: a row of its result is computed by the same
 rows around it. docs/design.md says how; tests/ops holds every operation to it.
 """
 
-from octavo.ops.backend import Backend, PackedExperts, PackedLinear, RecordedDecode
+from octavo.ops.backend import Backend, PackedExperts, PackedHeads, PackedLinear, RecordedDecode
 from octavo.ops.paged_cache import KVCache
 from octavo.ops.plans import (
     NOT_FINITE,
@@ -23,16 +23,16 @@ from octavo.ops.specs import (
     AttentionSpec,
     BlockSparse,
     CacheSpec,
+    Gate,
     HeadClip,
     HeadNorms,
     HeadTransform,
     NormSpec,
     RotaryTable,
+    RouterSpec,
 )
 from octavo.ops.stored_rows import StoredRows
 from octavo.ops.torch.activations import ACTIVATIONS
-from octavo.ops.torch.products import head_product
-from octavo.ops.torch.rope import rotate
 
 __all__ = [
     "ACTIVATIONS",
@@ -45,22 +45,23 @@ __all__ = [
     "CacheSpec",
     "DecodeInputs",
     "DrawBy",
+    "Gate",
     "HeadClip",
     "HeadNorms",
     "HeadTransform",
     "KVCache",
     "NormSpec",
     "PackedExperts",
+    "PackedHeads",
     "PackedLinear",
     "RecordedDecode",
     "RecurrentPlan",
     "RotaryTable",
+    "RouterSpec",
     "ScanInput",
     "SequenceRun",
     "StoredRows",
-    "head_product",
     "plan_attention",
     "plan_recurrent",
-    "rotate",
     "select_backend",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from octavo.ops.paged_cache import KVCache
 from octavo.ops.plans import AttentionPlan, BlockTables, DecodeInputs, DrawBy, RecurrentPlan, ScanInput, SequenceRun
-from octavo.ops.specs import AttentionSpec, CacheSpec, Capabilities, RotaryTable
+from octavo.ops.specs import AttentionSpec, CacheSpec, Capabilities, Gate, RotaryTable, RouterSpec
 from octavo.ops.stored_rows import StoredRows
 from octavo.ops.weight_kinds import WeightKind
 
@@ -27,6 +27,14 @@ class PackedLinear(Protocol):
 
     def rows(self, ids: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
         """Rows `ids` `[count]` of the weight, times `scale`: `[count, in]` (what a tied token table is read by)."""
+        ...
+
+
+class PackedHeads(Protocol):
+    """A weight `[out, in]` for each head, ready to be multiplied with."""
+
+    def __call__(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """`x` `[rows, heads, in]` to `[rows, heads, out]` in `dtype`, each head by its own weight."""
         ...
 
 
@@ -156,6 +164,10 @@ class Backend(Protocol):
         """Weights of experts, made by `linear` or `stored_linear` and alike in shape."""
         ...
 
+    def head_linear(self, weight: Tensor) -> PackedHeads:
+        """Each head's weight, of `[heads, out, in]` in float32."""
+        ...
+
     def table_rows(self, table: Tensor, ids: Tensor) -> Tensor:
         """Rows `ids` `[count]` of `table` `[rows, width]`."""
         ...
@@ -184,12 +196,24 @@ class Backend(Protocol):
         """`activation(x)`, by its name in ACTIVATIONS, computed in float32."""
         ...
 
-    def gated(self, gate_up: Tensor, activation: str) -> Tensor:
-        """`activation(gate) * up` of `gate_up` `[rows, 2 * width]`, whose first half is the gate (Shazeer 2020)."""
+    def scale(self, x: Tensor, factor: float) -> Tensor:
+        """`x * factor`, the factor in the dtype of `x`."""
         ...
 
-    def gated_linear(self, gate_up: PackedLinear, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-        """`gated(gate_up(x, bias), activation)`, which need not be rounded in between."""
+    def add_gated(self, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+        """`x + sigmoid(gate) * y`, `[rows, size]`, with `gate` `[rows, 1]`; the product is rounded, then added."""
+        ...
+
+    def gated(self, gate_up: Tensor, gate: Gate) -> Tensor:
+        """`[rows, size]` of `gate_up` `[rows, 2 * size]`, whose first half is the gate (Shazeer 2020)."""
+        ...
+
+    def gated_linear(self, gate_up: PackedLinear, x: Tensor, bias: Tensor | None, gate: Gate) -> Tensor:
+        """`gated(gate_up(x, bias), gate)`, which need not be rounded in between."""
+        ...
+
+    def route(self, logits: Tensor, spec: RouterSpec) -> tuple[Tensor, Tensor]:
+        """The chosen experts' weights in float32, and numbers, `[rows, top_k]` each, by logits `[rows, experts]`."""
         ...
 
     def angles(self, table: RotaryTable, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,6 +239,13 @@ class Backend(Protocol):
             angles: cos and sin as `angles` gives them, or None where positions come otherwise.
 
         Returns: [rows, heads * head_dim]; padding is zero.
+        """
+        ...
+
+    def join_rope(self, x: Tensor, y: Tensor, angles: tuple[Tensor, Tensor], interleaved: bool) -> Tensor:
+        """Each head's values of `x`, then those of `y` rotated: `[rows, heads, size of both]` in float32.
+
+        `x` and `y` are `[rows, heads, size]`; `angles` as `angles` gives them.
         """
         ...
 

@@ -98,6 +98,51 @@ class RotaryTable:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """How the two halves of a gated feed-forward's inner rows become one: `activation(gate) * (up + up_offset)`."""
+
+    activation: str | None
+    """A name in ACTIVATIONS; None to leave the gate as it is."""
+    threshold: float | None = None
+    """Gates that are not above it are 0 (MiniCPM-S)."""
+    limit: float | None = None
+    """Gates are at most as large, ups between -limit and limit (Phi-3-small)."""
+    up_offset: float = 0.0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is nothing but an activation."""
+        return self.activation is not None and self == Gate(self.activation)
+
+
+@dataclass(frozen=True)
+class RouterSpec:
+    """Which experts a row goes to, by a softmax over the router's logits, and how much each counts."""
+
+    top_k: int
+    norm: float | None = None
+    """The chosen weights are divided by their p-norm of this p: 1 for a sum of one."""
+    eps: float = 0.0
+    """Added to that norm."""
+    factor: float = 1.0
+    """Of the weights."""
+    num_groups: int = 1
+    """Experts are in so many groups one after the other ..."""
+    top_groups: int = 1
+    """... of which those with the so many largest probabilities are chosen from (DeepSeek-V2)."""
+    noise: float | None = None
+    """The sparse mixer (Liu et al. 2023) instead: experts one after the other, each weighted by a softmax over those
+    left that are not much worse. "Much worse" is a relative distance of more than twice `noise`."""
+
+    def check(self, experts: int) -> None:
+        """Raises ValueError where it cannot choose among so many `experts`."""
+        if not 0 < self.top_k <= experts:
+            raise ValueError(f"the router cannot choose {self.top_k} of {experts} experts")
+        if self.num_groups < 1 or experts % self.num_groups or not 0 < self.top_groups <= self.num_groups:
+            raise ValueError(f"the router cannot choose {self.top_groups} of {self.num_groups} groups of {experts}")
+
+
+@dataclass(frozen=True)
 class Capabilities:
     """What a backend computes with beside float32."""
 

@@ -7,7 +7,7 @@ from octavo.parts.encoder import CrossAttention, EncoderAttention
 from octavo.parts.latent import LatentAttention
 from octavo.parts.linear_layer import Linear
 from octavo.parts.mamba_mixer import MambaMixer
-from octavo.parts.mlp import MLP, ClampedGatedMLP, GatedFeedForward, GatedMLP
+from octavo.parts.mlp import MLP, GatedMLP
 from octavo.parts.moe import MoE, softmax_then_topk
 from octavo.parts.names import Into, Names, alternating, grouped_qkv, parameter, stacked, transposed
 from octavo.parts.norms import LayerNorm, Norm, RMSNorm
@@ -23,14 +23,12 @@ __all__ = [
     "Attention",
     "Batch",
     "CausalLM",
-    "ClampedGatedMLP",
     "Clip",
     "CrossAttention",
     "Embedding",
     "EncoderAttention",
     "EncoderBatch",
     "FromNormed",
-    "GatedFeedForward",
     "GatedMLP",
     "Into",
     "LatentAttention",

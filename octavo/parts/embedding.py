@@ -34,13 +34,13 @@ class Embedding(nn.Module):
             self.scale = float(torch.tensor(self.scale, dtype=dtype))
 
     def prepare(self, backend: Backend) -> None:
-        self._table_rows = backend.table_rows
+        self._table_rows, self._scale = backend.table_rows, backend.scale
 
     def forward(self, batch: Batch | EncoderBatch) -> Tensor:
         if self._packed is not None:
             return self._packed.rows(batch.tokens, self._dtype, self.scale)
         rows = self.lookup(batch.tokens)
-        return rows if self.scale == 1.0 else rows * torch.tensor(self.scale, dtype=rows.dtype, device=rows.device)
+        return rows if self.scale == 1.0 else self._scale(rows, self.scale)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Rows `ids` of a plain table, without the scale."""
@@ -58,11 +58,11 @@ class PositionedEmbedding(nn.Module):
         self.scale = scale
 
     def prepare(self, backend: Backend) -> None:
-        self._add = backend.add
+        self._add, self._scale = backend.add, backend.scale
 
     def forward(self, batch: Batch | EncoderBatch) -> Tensor:
         x = self._add(self.tokens(batch), self.positions.lookup(batch.positions))
-        return x if self.scale == 1.0 else x * torch.tensor(self.scale, dtype=x.dtype, device=x.device)
+        return x if self.scale == 1.0 else self._scale(x, self.scale)
 
 
 class NormedEmbedding(nn.Module):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from octavo.ops import AttentionSpec, Backend, rotate
+from octavo.ops import AttentionSpec, Backend
 from octavo.parts.batch import Batch
 from octavo.parts.linear_layer import HeadLinear, Linear
 from octavo.parts.norms import RMSNorm
@@ -66,21 +66,18 @@ class LatentAttention(nn.Module):
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         view, tokens = batch.paged(self.state_index), batch.num_tokens
-        cos, sin = (part[:tokens] for part in self.rope.angles(batch))
-        interleaved = self.rope.interleaved
+        cos, sin = self.rope.angles(batch)
+        angles, interleaved = (cos[:tokens], sin[:tokens]), self.rope.interleaved
         latent, key_rope = torch.split(self.kv_a(x, batch)[:tokens], [self.rank, self.rope_dim], dim=1)
-        key = torch.cat(
-            [self.kv_norm(latent).float().unsqueeze(1), rotate(key_rope.unsqueeze(1), cos, sin, interleaved)], dim=-1
-        )
+        join = self._backend.join_rope
+        key = join(self.kv_norm(latent).unsqueeze(1), key_rope.unsqueeze(1), angles, interleaved)
         self._backend.store(key, None, view.cache, view.plan)
 
         query, query_rope = torch.split(self._query(x, batch)[:tokens], [self.nope_dim, self.rope_dim], dim=-1)
-        absorbed = self.kv_b.absorb_keys(query.float(), batch)
-        query = torch.cat([absorbed, rotate(query_rope, cos, sin, interleaved)], dim=-1)
-        mixed = self._backend.attend_stored(query, view.cache, view.plan, self._spec, tokens, torch.float32)
-        out = x.new_zeros(x.shape[0], self.num_heads * self.value_dim)
-        out[:tokens] = self.kv_b.values(mixed[..., : self.rank], batch).flatten(1).to(x.dtype)
-        return self.o(out, batch)  # type: ignore[no-any-return]
+        query = join(self.kv_b.absorb_keys(query, batch), query_rope, angles, interleaved)
+        mixed = self._backend.attend_stored(query, view.cache, view.plan, self._spec, x.shape[0], torch.float32)
+        out = self.kv_b.values(mixed[..., : self.rank], x.dtype, batch)
+        return self.o(out.flatten(1), batch)  # type: ignore[no-any-return]
 
     def _query(self, x: Tensor, batch: Batch) -> Tensor:
         """[rows, heads, nope_dim + rope_dim]"""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from octavo.ops import Backend, PackedLinear, head_product
+from octavo.ops import Backend, Gate, PackedLinear
 from octavo.parts.batch import Batch, EncoderBatch
 from octavo.parts.weight_slots import Role, WeightSlot
 
@@ -60,10 +60,10 @@ class Linear(nn.Module):
         assert self._packed is not None, "weights are loaded before anything is computed"
         return self._packed(x, self.bias)
 
-    def gated(self, x: Tensor, batch: Batch | EncoderBatch, activation: str) -> Tensor:
-        """`activation(y[:, :half]) * y[:, half:]` of the result `y`: `[rows, outputs / 2]`."""
+    def gated(self, x: Tensor, batch: Batch | EncoderBatch, gate: Gate) -> Tensor:
+        """The result's halves, gate and up, made one by `gate`: `[rows, outputs / 2]`."""
         assert self._packed is not None, "weights are loaded before anything is computed"
-        return self._gated_linear(self._packed, x, self.bias, activation)
+        return self._gated_linear(self._packed, x, self.bias, gate)
 
 
 class ExpertLinear:
@@ -112,16 +112,14 @@ class HeadLinear(nn.Module):
 
     def prepare(self, backend: Backend) -> None:
         by_head = self.weight.data.view(self.num_heads, self.key_dim + self.value_dim, self.rank)
-        self._keys = by_head[:, : self.key_dim].contiguous()
-        """[heads, key_dim, rank]"""
-        self._values = by_head[:, self.key_dim :].transpose(1, 2).contiguous()
-        """[heads, rank, value_dim]"""
+        self._keys = backend.head_linear(by_head[:, : self.key_dim].transpose(1, 2))
+        self._values = backend.head_linear(by_head[:, self.key_dim :])
         del self.weight
 
     def absorb_keys(self, query: Tensor, batch: Batch) -> Tensor:
-        """What queries `[rows, heads, key_dim]` of keys are as queries of latents: `[rows, heads, rank]`."""
-        return head_product(query, self._keys)
+        """What queries `[rows, heads, key_dim]` of keys are as queries of latents: `[rows, heads, rank]` in float32."""
+        return self._keys(query, torch.float32)
 
-    def values(self, latents: Tensor, batch: Batch) -> Tensor:
-        """Each head's values `[rows, heads, value_dim]` of its mixed latents `[rows, heads, rank]`."""
-        return head_product(latents, self._values)
+    def values(self, latents: Tensor, dtype: torch.dtype, batch: Batch) -> Tensor:
+        """Each head's values `[rows, heads, value_dim]` in `dtype` of its mixed latents `[rows, heads, rank]`."""
+        return self._values(latents, dtype)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from octavo.ops import Backend
+from octavo.ops import Backend, Gate
 from octavo.ops.specs import RotaryTable
 from octavo.ops.torch.activations import ACTIVATIONS, gelu, gelu_tanh, quick_gelu, relu, relu_squared, silu, softplus
 from octavo.ops.torch.rope import rotate
@@ -68,11 +68,11 @@ def test_gated(backend: Backend, activation: str, width: int, dtype: torch.dtype
     x[0, :6] = torch.tensor([0.0, -100.0, 100.0, 89.0, -89.0, -0.0])
     gate, up = x.double().chunk(2, -1)
     want = REFERENCES[ACTIVATIONS[activation]](gate) * up
-    got = backend.gated(x, activation)
+    got = backend.gated(x, Gate(activation))
     tolerance = 3e-6 if dtype == torch.float32 else 1e-2
     torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
     for rows in (1, 3, 50):
-        assert torch.equal(backend.gated(x[5 : 5 + rows], activation), got[5 : 5 + rows])
+        assert torch.equal(backend.gated(x[5 : 5 + rows], Gate(activation)), got[5 : 5 + rows])
     one = backend.activate(x, activation)
     want = REFERENCES[ACTIVATIONS[activation]](x.double())
     torch.testing.assert_close(one.double(), want, rtol=tolerance, atol=tolerance)
@@ -149,3 +149,53 @@ def test_finite_and_floats(backend: Backend, dtype: torch.dtype, generator: torc
             broken[row, column] = value
             assert not backend.finite(broken)
             assert backend.finite(broken[:row])
+
+
+GATES = [Gate("quick_gelu", limit=2.0, up_offset=1.0), Gate(None, threshold=0.5), Gate("silu", limit=3.0)]
+
+
+@pytest.mark.parametrize("gate", GATES, ids=str)
+@pytest.mark.parametrize("width", [7, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gates(backend: Backend, gate: Gate, width: int, dtype: torch.dtype, generator: torch.Generator) -> None:
+    x = (torch.randn(40, 2 * width, generator=generator) * 3).to(dtype)
+    g, up = x.double().chunk(2, -1)
+    g = torch.where(g <= gate.threshold, 0.0, g) if gate.threshold is not None else g
+    if gate.limit is not None:
+        g, up = g.clamp(max=gate.limit), up.clamp(-gate.limit, gate.limit)
+    g = g if gate.activation is None else REFERENCES[ACTIVATIONS[gate.activation]](g)
+    got = backend.gated(x, gate)
+    tolerance = 3e-6 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(got.double(), g * (up + gate.up_offset), rtol=tolerance, atol=tolerance)
+    assert torch.equal(backend.gated(x[3:5], gate), got[3:5])
+    x[1, 0] = torch.nan
+    assert backend.gated(x, gate)[1, 0].isnan()
+
+
+@pytest.mark.parametrize("width", [1, 33, 576])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_scale_and_add_gated(backend: Backend, width: int, dtype: torch.dtype, generator: torch.Generator) -> None:
+    x, y = (torch.randn(90, width, generator=generator).to(dtype) for _ in range(2))
+    gate = (torch.randn(90, 1, generator=generator) * 3).to(dtype)
+    scaled = backend.scale(x, 12.3)
+    assert torch.equal(scaled, x * torch.tensor(12.3, dtype=dtype))
+    got = backend.add_gated(x, y, gate)
+    tolerance = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
+    want = x.double() + torch.sigmoid(gate.double()) * y.double()
+    torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
+    assert torch.equal(backend.add_gated(x[3:5], y[3:5], gate[3:5]), got[3:5])
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(("heads", "columns", "dim"), [(1, 32, 16), (5, 24, 6)])
+def test_join_rope(
+    backend: Backend, heads: int, columns: int, dim: int, interleaved: bool, generator: torch.Generator
+) -> None:
+    """Of parts of wider rows, as latent attention has them."""
+    wide = torch.randn(9, heads, columns + dim, generator=generator).bfloat16()
+    x, y = wide.split([columns, dim], dim=-1)
+    angle = torch.randn(9, dim // 2, generator=generator)
+    got = backend.join_rope(x.float(), y, (angle.cos(), angle.sin()), interleaved)
+    want = torch.cat([x.float(), rotate(y, angle.cos(), angle.sin(), interleaved)], -1)
+    torch.testing.assert_close(got, want)
+    assert torch.equal(backend.join_rope(x[2:4], y[2:4], (angle[2:4].cos(), angle[2:4].sin()), interleaved), got[2:4])

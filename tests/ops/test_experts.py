@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.ops import Backend, PackedLinear
+from octavo.ops import Backend, PackedLinear, RouterSpec
 from octavo.ops.native import NativeBackend
 from octavo.ops.weight_kinds import WeightKind
 from tests.ops.conftest import REFERENCE
@@ -86,3 +86,49 @@ def test_weighted_sum(backend: Backend, terms: int, width: int, dtype: torch.dty
     assert got.dtype == dtype
     torch.testing.assert_close(got.double(), want, rtol=1e-2 if dtype != torch.float32 else 1e-6, atol=1e-2)
     torch.testing.assert_close(got, REFERENCE.weighted_sum(y, weights), rtol=1e-2, atol=1e-5)
+
+
+SPECS = [
+    RouterSpec(2),
+    RouterSpec(3, norm=1.0),
+    RouterSpec(3, norm=2.0, eps=0.5),
+    RouterSpec(4, norm=1.0, eps=1e-20, factor=2.5, num_groups=4, top_groups=2),
+    RouterSpec(1, factor=16.0, num_groups=3, top_groups=1),
+    RouterSpec(2, noise=0.1),
+]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("experts", [12, 60])
+def test_route(backend: Backend, spec: RouterSpec, experts: int, generator: torch.Generator) -> None:
+    """Against the reference in float64; and a row's choice does not depend on the others."""
+    logits = torch.randn(50, experts, generator=generator) * 2
+    spec.check(experts)
+    weights, chosen = backend.route(logits, spec)
+    want, numbers = REFERENCE.route(logits.double(), spec)
+    assert torch.equal(chosen, numbers)
+    torch.testing.assert_close(weights.double(), want, rtol=1e-5, atol=1e-7)
+    for rows in (slice(0, 1), slice(7, 20)):
+        alone = backend.route(logits[rows], spec)
+        assert torch.equal(alone[0], weights[rows])
+        assert torch.equal(alone[1], chosen[rows])
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_routed_to_what_is_there(backend: Backend, spec: RouterSpec, bad: float) -> None:
+    logits = torch.zeros(3, 12)
+    logits[1, 4] = bad
+    logits[2] = bad
+    weights, chosen = backend.route(logits, spec)
+    assert int(chosen.min()) >= 0
+    assert int(chosen.max()) < 12
+    assert weights[0].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "spec", [RouterSpec(0), RouterSpec(13), RouterSpec(2, num_groups=5), RouterSpec(2, top_groups=2)]
+)
+def test_a_router_that_cannot_choose(spec: RouterSpec) -> None:
+    with pytest.raises(ValueError, match="cannot choose"):
+        spec.check(12)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.ops import Backend
+from octavo.ops import Backend, Gate
 from octavo.ops.native import NativeBackend
 from octavo.ops.weight_kinds import WeightKind
 from tests.ops.stored import QUANTIZED, random_rows, width_for
@@ -229,9 +229,28 @@ def test_gated_in_the_product(
         gate_up = backend.linear(weight if kind is None else weight.to(kind))
     x = torch.randn(rows, width, generator=generator).to(kind if isinstance(kind, torch.dtype) else torch.float32)
     bias = torch.randn(2 * hidden, generator=generator) if with_bias else None
-    got, apart = backend.gated_linear(gate_up, x, bias, activation), backend.gated(gate_up(x, bias), activation)
+    gate = Gate(activation)
+    got, apart = backend.gated_linear(gate_up, x, bias, gate), backend.gated(gate_up(x, bias), gate)
     assert got.shape == (rows, hidden)
     if x.dtype == torch.float32:
         assert torch.equal(got, apart)
     else:
         torch.testing.assert_close(got, apart, rtol=3e-2, atol=3.0)  # of results about a hundred in size
+
+
+@pytest.mark.parametrize(("heads", "width", "outputs"), [(1, 16, 24), (5, 24, 512), (16, 40, 7)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_each_head_has_its_own_weight(
+    backend: Backend, heads: int, width: int, outputs: int, dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    """Rows are parts of wider ones, as in latent attention; a row's result does not depend on the others."""
+    weight = torch.randn(heads, outputs, width, generator=generator)
+    x = torch.randn(20, heads, width + 3, generator=generator).to(dtype)[..., :width]
+    linear = backend.head_linear(weight)
+    got = linear(x, dtype)
+    assert got.dtype == dtype
+    want = torch.einsum("rhi,hoi->rho", x.double(), weight.double())
+    tolerance = 4e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
+    for rows in (1, 3, 11):
+        assert torch.equal(linear(x[:rows], dtype), got[:rows])

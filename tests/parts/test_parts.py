@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.ops import select_backend
-from octavo.parts import Batch, ClampedGatedMLP, GatedMLP, Linear, MoE, Names, Pooler, softmax_then_topk, transposed
+from octavo.ops import Gate, select_backend
+from octavo.parts import Batch, GatedMLP, Linear, MoE, Names, Pooler, softmax_then_topk, transposed
 from octavo.parts.names import parameter
 
 NAMES = Names(
@@ -58,6 +58,9 @@ def silu_gate(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return nn.functional.silu(gate) * up
 
 
+CLAMPED = Gate("quick_gelu", limit=2.0, up_offset=1.0)
+
+
 def clamped_gate(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     gate = gate.clamp(max=2.0)
     return gate * torch.sigmoid(1.702 * gate) * (up.clamp(-2.0, 2.0) + 1)
@@ -66,7 +69,7 @@ def clamped_gate(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("preference", ["torch", "auto"])
 @pytest.mark.parametrize(
     ("expert", "combine"),
-    [(lambda: GatedMLP(8, 12, "silu"), silu_gate), (lambda: ClampedGatedMLP(8, 12, 2.0, bias=True), clamped_gate)],
+    [(lambda: GatedMLP(8, 12, "silu"), silu_gate), (lambda: GatedMLP(8, 12, CLAMPED, bias=True), clamped_gate)],
     ids=["silu", "clamped"],
 )
 def test_experts_are_weighted_by_the_router(

@@ -161,6 +161,41 @@ class Core(Protocol):
     ) -> None:
         """`out = activation(x)`; where `gated`, of x's first half times its second, `columns` each."""
 
+    def gate(
+        self, *, rows: int, x: Numbers, out: NumbersOut, columns: int, activation: Activation, threshold: float,
+        limit: float, up_offset: float, dtype: DType,
+    ) -> None:
+        """`out = activation(g) * (u + up_offset)` of x's halves, `columns` each.
+
+        g is 0 where it is not above `threshold`, and at most `limit`; u is between -limit and limit.
+        """
+
+    def scale(self, *, rows: int, x: Numbers, out: NumbersOut, columns: int, factor: float, dtype: DType) -> None:
+        """`out = x * factor`, the factor rounded to the dtype."""
+
+    def add_gated(
+        self, *, rows: int, x: Numbers, y: Numbers, gate: Numbers, out: NumbersOut, columns: int, dtype: DType,
+    ) -> None:
+        """`out = x + sigmoid(gate) * y`, one gate a row; the product is rounded before it is added."""
+
+    def clip(self, *, rows: int, x: NumbersOut, columns: int, limit: float, dtype: DType) -> None:
+        """x between -limit and limit, in place."""
+
+    def head_norm(
+        self, *, rows: int, x: NumbersOut, stride: int, heads: int, columns: int, weight: Floats | None,
+        weight_stride: int, bias: Floats | None, eps: float, is_rms: bool, dtype: DType,
+    ) -> None:
+        """`rms_norm` or `layer_norm` of each of `heads` heads that lie side by side in a row, in place.
+
+        Heads have the same weight, or rows of it that are `weight_stride` apart.
+        """
+
+    def route(
+        self, *, rows: int, logits: Floats, num_experts: int, top_k: int, num_groups: int, top_groups: int,
+        norm: float, eps: float, factor: float, noise: float, weights: FloatsOut, experts: Int64sOut,
+    ) -> None:
+        """The `top_k` experts of each row and their weights: octavo.ops.specs.RouterSpec, 0 for None."""
+
     def to_float32(self, *, rows: int, x: Numbers, out: FloatsOut, columns: int, dtype: DType) -> None:
         """`out = x`."""
 
@@ -242,6 +277,13 @@ class Core(Protocol):
         paired: bool,
     ) -> None:
         """Turn queries and keys by their angles; keys and values go to the cache."""
+
+    def join_rope(
+        self, *, rows: int, x: Numbers, x_dtype: DType, x_stride: int, x_head_stride: int, columns: int, y: Numbers,
+        y_dtype: DType, y_stride: int, y_head_stride: int, cos: Floats, sin: Floats, out: FloatsOut, num_heads: int,
+        rope_dim: Int, pairs: Int, interleaved: bool,
+    ) -> None:
+        """Each head's `columns` numbers of x, and then its `rope_dim` of y rotated by the row's angles."""
 
     def store_rows(
         self, *, rows: int, x: Floats, cache: NumbersOut, slot_mapping: Int64s, block_size: int, num_heads: Int,

@@ -1,6 +1,7 @@
 """The compiled core's operations over tensors. Shapes and meaning are those of the reference in octavo.ops.torch."""
 
 import ctypes
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -21,7 +22,8 @@ from octavo.ops.native.description import (
     DType,
 )
 from octavo.ops.native.library import Library
-from octavo.ops.native.packed_weight import DTYPES, PackedWeight, pack, quantize
+from octavo.ops.native.packed_weight import DTYPES, pack, quantize
+from octavo.ops.native.products import NativeExperts, NativeHeads, NativeLinear
 from octavo.ops.native.recorded_steps import RecordedSteps
 from octavo.ops.paged_cache import KVCache
 from octavo.ops.plans import (
@@ -36,10 +38,9 @@ from octavo.ops.plans import (
     plan_attention,
     plan_recurrent,
 )
-from octavo.ops.specs import AttentionSpec, CacheSpec, Capabilities, NormSpec, RotaryTable
+from octavo.ops.specs import AttentionSpec, CacheSpec, Capabilities, Gate, HeadClip, NormSpec, RotaryTable, RouterSpec
 from octavo.ops.stored_rows import StoredRows, of_floats
 from octavo.ops.torch import TorchBackend
-from octavo.ops.torch.paged_attention import transform_heads
 from octavo.ops.weight_kinds import WeightKind
 
 ACTIVATIONS = {
@@ -56,63 +57,6 @@ ACTIVATIONS = {
 CACHE_DTYPES = DTYPES | {torch.int8: DType.INT8}
 NEVER = (1 << 63) - 1
 """A length that no sequence has."""
-
-
-class NativeLinear:
-    """A weight in packed parts, whose outputs lie one after the other."""
-
-    def __init__(self, parts: Sequence[PackedWeight], fine: bool = False) -> None:
-        self.parts, self.fine = parts, fine
-        self.outputs = sum(p.outputs for p in parts)
-
-    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        out = torch.empty(x.shape[0], self.outputs, dtype=x.dtype)
-        first = 0
-        for part in self.parts:
-            part.multiply(x, out, first, bias, fine=self.fine)
-            first += part.outputs
-        return out
-
-    def rows(self, ids: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
-        (table,) = self.parts  # a token table has no segments
-        return table.rows(ids, dtype, scale)
-
-
-class NativeExperts:
-    """Packed weights of experts that are alike in everything but their numbers."""
-
-    def __init__(self, library: Library, experts: Sequence[NativeLinear]) -> None:
-        self.library, self.experts = library, experts
-        self.outputs = experts[0].outputs
-        by_part = zip(*(e.parts for e in experts), strict=True)
-        self._tables = [torch.tensor([p.data.data_ptr() for p in parts]) for parts in by_part]
-
-    def __call__(self, x: Tensor, chosen: Tensor) -> Tensor:
-        if x.stride(1) != 1:
-            x = x.contiguous()
-        chosen = chosen.contiguous()
-        choices = chosen.numel()
-        out = torch.empty(choices, self.outputs, dtype=x.dtype)
-        first = 0
-        for part, table in zip(self.experts[0].parts, self._tables, strict=True):
-            self.library.core.expert_linear(
-                rows=choices,
-                x=x.data_ptr(),
-                x_dtype=DTYPES[x.dtype],
-                x_stride=x.stride(0),
-                inputs=part.width,
-                kind=part.kind,
-                top_k=choices // max(1, x.shape[0]),
-                experts=chosen.data_ptr(),
-                num_experts=len(self.experts),
-                weights=table.data_ptr(),
-                outputs=part.outputs,
-                out=out.data_ptr() + first * out.element_size(),
-                out_dtype=DTYPES[out.dtype],
-                out_stride=out.stride(0),
-            )
-            first += part.outputs
-        return out
 
 
 class NativeBackend:
@@ -276,12 +220,50 @@ class NativeBackend:
         x = self._together(x)
         return self._activate(x, torch.empty_like(x), activation, gated=False)
 
-    def gated(self, gate_up: Tensor, activation: str) -> Tensor:
-        if activation not in ACTIVATIONS:
-            return self._reference.gated(gate_up, activation)
+    def scale(self, x: Tensor, factor: float) -> Tensor:
+        x = self._together(x)
+        rows, columns, dtype = _rows(x)
+        out = torch.empty_like(x)
+        self.library.core.scale(
+            rows=rows, x=x.data_ptr(), out=out.data_ptr(), columns=columns, factor=factor, dtype=dtype
+        )
+        return out
+
+    def add_gated(self, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+        x, y, gate = self._together(x), self._together(y), self._together(gate)
+        rows, columns, dtype = _rows(x)
+        out = torch.empty_like(x)
+        self.library.core.add_gated(
+            rows=rows,
+            x=x.data_ptr(),
+            y=y.data_ptr(),
+            gate=gate.data_ptr(),
+            out=out.data_ptr(),
+            columns=columns,
+            dtype=dtype,
+        )
+        return out
+
+    def gated(self, gate_up: Tensor, gate: Gate) -> Tensor:
+        if gate.activation is not None and gate.activation not in ACTIVATIONS:
+            return self._reference.gated(gate_up, gate)
         gate_up = self._together(gate_up)
         out = torch.empty(gate_up.shape[0], gate_up.shape[1] // 2, dtype=gate_up.dtype)
-        return self._activate(gate_up, out, activation, gated=True)
+        if gate.activation is not None and gate.is_plain:
+            return self._activate(gate_up, out, gate.activation, gated=True)
+        rows, columns, dtype = _rows(out)
+        self.library.core.gate(
+            rows=rows,
+            x=gate_up.data_ptr(),
+            out=out.data_ptr(),
+            columns=columns,
+            activation=Activation.NONE if gate.activation is None else ACTIVATIONS[gate.activation],
+            threshold=-math.inf if gate.threshold is None else gate.threshold,
+            limit=math.inf if gate.limit is None else gate.limit,
+            up_offset=gate.up_offset,
+            dtype=dtype,
+        )
+        return out
 
     def _activate(self, x: Tensor, out: Tensor, activation: str, gated: bool) -> Tensor:
         rows, columns, dtype = _rows(out)
@@ -296,13 +278,34 @@ class NativeBackend:
         )
         return out
 
-    def gated_linear(self, gate_up: PackedLinear, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    def gated_linear(self, gate_up: PackedLinear, x: Tensor, bias: Tensor | None, gate: Gate) -> Tensor:
         parts = gate_up.parts if isinstance(gate_up, NativeLinear) else []
-        if len(parts) != 1 or parts[0].outputs % (2 * PANEL) or activation not in ACTIVATIONS:
-            return self.gated(gate_up(x, bias), activation)
+        fits = len(parts) == 1 and not parts[0].outputs % (2 * PANEL)
+        if not fits or not gate.is_plain or gate.activation not in ACTIVATIONS:
+            return self.gated(gate_up(x, bias), gate)
         out = torch.empty(x.shape[0], parts[0].outputs // 2, dtype=x.dtype)
-        parts[0].multiply(x, out, 0, bias, ACTIVATIONS[activation])
+        parts[0].multiply(x, out, 0, bias, ACTIVATIONS[gate.activation])
         return out
+
+    def route(self, logits: Tensor, spec: RouterSpec) -> tuple[Tensor, Tensor]:
+        logits = self._together(logits)
+        rows, num_experts = logits.shape
+        weights, experts = torch.empty(rows, spec.top_k), torch.empty(rows, spec.top_k, dtype=torch.int64)
+        self.library.core.route(
+            rows=rows,
+            logits=logits.data_ptr(),
+            num_experts=num_experts,
+            top_k=spec.top_k,
+            num_groups=spec.num_groups,
+            top_groups=spec.top_groups,
+            norm=spec.norm or 0.0,
+            eps=spec.eps,
+            factor=spec.factor,
+            noise=spec.noise or 0.0,
+            weights=weights.data_ptr(),
+            experts=experts.data_ptr(),
+        )
+        return weights, experts
 
     def angles(self, table: RotaryTable, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         rows, pairs = len(positions), table.frequencies.shape[1]
@@ -332,7 +335,7 @@ class NativeBackend:
         if max(cache.dims) > MAX_HEAD_DIM:
             return self._reference.attend(qkv, cache, plan, spec, angles)
         rows = qkv.shape[0]
-        heads = self._together(transform_heads(qkv.view(rows, -1, spec.head_dim), spec, self._apply_norm))
+        heads = self._transform_heads(self._together(qkv), spec)
         query = torch.empty(plan.num_tokens, spec.num_heads, spec.head_dim)
         paired = self._can_pair(cache)
         self.library.core.rope_store(
@@ -356,19 +359,66 @@ class NativeBackend:
         )
         return self._attend(query, cache, plan, spec, rows, qkv.dtype, paired).flatten(1)
 
-    def _apply_norm(self, norm: NormSpec, x: Tensor) -> Tensor:
-        if norm.kind == "rms":
-            assert norm.weight is not None
-            return self.rms_norm(x, norm.weight, norm.eps)
-        if norm.weight is None or norm.weight.dim() == 1:
-            return self.layer_norm(x, norm.weight, norm.bias, norm.eps)
-        return (self.layer_norm(x.float(), None, None, norm.eps) * norm.weight).to(x.dtype)
+    def _transform_heads(self, qkv: Tensor, spec: AttentionSpec) -> Tensor:
+        """Queries, keys and values after the spec's transforms, in place."""
+        for transform in spec.transforms:
+            if isinstance(transform, HeadClip):
+                rows, columns, dtype = _rows(qkv)
+                self.library.core.clip(rows=rows, x=qkv.data_ptr(), columns=columns, limit=transform.limit, dtype=dtype)
+                continue
+            first = 0
+            for norm, heads in ((transform.query, spec.num_heads), (transform.key, spec.num_kv_heads)):
+                self._norm_heads(qkv, first, heads, spec.head_dim, norm, transform.full_width)
+                first += heads * spec.head_dim
+        return qkv
+
+    def _norm_heads(self, qkv: Tensor, first: int, heads: int, head_dim: int, norm: NormSpec, full_width: bool) -> None:
+        """Norm `heads` heads that begin with column `first`, in place."""
+        weight = norm.weight
+        self.library.core.head_norm(
+            rows=qkv.shape[0],
+            x=qkv.data_ptr() + first * qkv.element_size(),
+            stride=qkv.stride(0),
+            heads=1 if full_width else heads,
+            columns=heads * head_dim if full_width else head_dim,
+            weight=None if weight is None else weight.data_ptr(),
+            weight_stride=0 if weight is None or weight.dim() == 1 else weight.stride(0),
+            bias=None if norm.bias is None else norm.bias.data_ptr(),
+            eps=norm.eps,
+            is_rms=norm.kind == "rms",
+            dtype=DTYPES[qkv.dtype],
+        )
 
     def _can_pair(self, cache: KVCache) -> bool:
         """Whether a cache's tokens lie as the processor's product of pairs of bfloat16 reads them."""
         if not self._multiplies_pairs or cache.keys.dtype != torch.bfloat16 or cache.keys.shape[2] % PAIRED_TOKENS:
             return False
         return not any(dim % PAIRED_TOKENS for dim in cache.dims)
+
+    def join_rope(self, x: Tensor, y: Tensor, angles: tuple[Tensor, Tensor], interleaved: bool) -> Tensor:
+        rows, num_heads, columns = x.shape
+        assert x.stride(2) == y.stride(2) == 1
+        out = torch.empty(rows, num_heads, columns + y.shape[2])
+        self.library.core.join_rope(
+            rows=rows,
+            x=x.data_ptr(),
+            x_dtype=DTYPES[x.dtype],
+            x_stride=x.stride(0),
+            x_head_stride=x.stride(1),
+            columns=columns,
+            y=y.data_ptr(),
+            y_dtype=DTYPES[y.dtype],
+            y_stride=y.stride(0),
+            y_head_stride=y.stride(1),
+            cos=angles[0].data_ptr(),
+            sin=angles[1].data_ptr(),
+            out=out.data_ptr(),
+            num_heads=num_heads,
+            rope_dim=y.shape[2],
+            pairs=angles[0].shape[1],
+            interleaved=interleaved,
+        )
+        return out
 
     def store(self, keys: Tensor, values: Tensor | None, cache: KVCache, plan: AttentionPlan) -> None:
         for rows, target in ((keys, cache.keys), (values, cache.values)):
@@ -444,6 +494,9 @@ class NativeBackend:
         if len(native) < len(weights) or len({tuple((p.kind, p.outputs) for p in w.parts) for w in native}) > 1:
             return self._reference.experts(weights)
         return NativeExperts(self.library, native)
+
+    def head_linear(self, weight: Tensor) -> NativeHeads:
+        return NativeHeads(NativeExperts(self.library, [self.linear(w.contiguous()) for w in weight]))
 
     def weighted_sum(self, y: Tensor, weights: Tensor) -> Tensor:
         weights = weights.float().contiguous()

@@ -80,7 +80,7 @@ class RecordedSteps:
     ) -> tuple[Tensor, ...] | None:
         """See octavo.ops.backend.RecordedDecode."""
         program, count = self._program(self.max_rows), len(tokens)
-        if program is not None and program.fixed_rows:
+        if program is not None and program.torch_calls:
             program = self._program(min(self.max_rows, 1 << (count - 1).bit_length()))
         if program is None:
             return None

@@ -9,7 +9,7 @@ whose result decides what comes next ends the attempt.
 import ctypes
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -58,6 +58,13 @@ class _Arena:
         return torch.frombuffer(buffer, dtype=dtype, count=max(1, count))[:count].view(tuple(shape))
 
 
+class _Call(NamedTuple):
+    """An operation of PyTorch's."""
+
+    name: str
+    run: Callable[[], object]
+
+
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Takes allocations from the arena, lets views pass, and writes down what computes."""
 
@@ -97,7 +104,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if written.index(True) != 0 or sum(written) > 1:
                 raise NotRecordableError(f"{name} writes to more than its first operand")
             # Not now: what it writes to may be a state, and what it is given are no values of a model.
-            self.recording.operations.append(lambda: function(*args, **kwargs))
+            self.recording.operations.append(_Call(name, lambda: function(*args, **kwargs)))
             return args[0]
         with _disable_current_modes():
             try:
@@ -112,7 +119,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for target, value in zip(kept, again if several else (again,), strict=True):
                 target.copy_(value)
 
-        self.recording.operations.append(compute)
+        self.recording.operations.append(_Call(name, compute))
         return type(result)(kept) if several else kept[0]
 
 
@@ -120,13 +127,13 @@ class Recording:
     """What a step's operations are written down in."""
 
     def __init__(self) -> None:
-        self.operations: list[tuple[str, Arguments] | Callable[[], object]] = []
+        self.operations: list[tuple[str, Arguments] | _Call] = []
         """The core's, by their names and arguments, and PyTorch's."""
 
     def add(self, operation: str, arguments: Arguments) -> None:
         """One more operation. A sum and the norm of it become one."""
         before = self.operations[-1] if self.operations else None
-        if operation == "rms_norm" and isinstance(before, tuple) and before[0] == "add":
+        if operation == "rms_norm" and before is not None and before[0] == "add" and not isinstance(before, _Call):
             added, alike = before[1], ("rows", "columns", "dtype")
             if (
                 added["out"] == arguments["x"]
@@ -146,10 +153,10 @@ class Program:
         self, library: Library, recording: Recording, rows: int, results: tuple[Tensor, ...], arena: _Arena
     ) -> None:
         self._library, self._rows, self._results, self._arena = library, rows, results, arena
-        self._parts: list[Steps | Callable[[], object]] = []
+        self._parts: list[Steps | _Call] = []
         native: list[tuple[str, Arguments]] = []
         for operation in (*recording.operations, None):
-            if isinstance(operation, tuple):
+            if operation is not None and not isinstance(operation, _Call):
                 native.append(operation)
                 continue
             if native:
@@ -157,7 +164,8 @@ class Program:
                 native = []
             if operation is not None:
                 self._parts.append(operation)
-        self.fixed_rows = any(callable(part) for part in self._parts)
+        self.torch_calls = [part.name for part in self._parts if isinstance(part, _Call)]
+        """What PyTorch computes between the core's operations, for all rows that were recorded."""
 
     def run(self, rows: int) -> tuple[Tensor, ...]:
         """Compute the first `rows` rows. The results are overwritten by the next run."""
@@ -165,7 +173,7 @@ class Program:
             if isinstance(part, Steps):
                 self._library.run(part, self._rows, rows)
             else:
-                part()
+                part.run()
         return tuple(result[:rows] for result in self._results)
 
 

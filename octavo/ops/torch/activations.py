@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from octavo.ops.specs import Gate
+
 
 def silu(x: Tensor) -> Tensor:
     """`x * sigmoid(x)`."""
@@ -64,7 +66,15 @@ ACTIVATIONS: dict[str, Activation] = {
 """Activations by the names that published configs use."""
 
 
-def gated(gate_up: Tensor, activation: Activation) -> Tensor:
-    """`activation(gate) * up` of `gate_up` `[rows, 2 * width]`, whose first half is the gate (Shazeer 2020)."""
-    gate, up = gate_up.float().chunk(2, dim=-1)
-    return activation(gate).mul_(up).to(gate_up.dtype)
+def gated(gate_up: Tensor, gate: Gate) -> Tensor:
+    """The two halves of `gate_up` `[rows, 2 * size]` as one, `[rows, size]`, computed in float32."""
+    first, up = gate_up.float().chunk(2, dim=-1)
+    if gate.threshold is not None:
+        first = torch.where(first <= gate.threshold, 0.0, first)
+    if gate.limit is not None:
+        first, up = first.clamp(max=gate.limit), up.clamp(-gate.limit, gate.limit)
+    if gate.activation is not None:
+        first = ACTIVATIONS[gate.activation](first)
+    if gate.up_offset:
+        up = up + gate.up_offset
+    return (first * up).to(gate_up.dtype)

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from octavo.ops.paged_cache import SCALE_BYTES, KVCache
 from octavo.ops.plans import AttentionPlan, SequenceRun
-from octavo.ops.specs import AttentionSpec, BlockSparse, HeadClip, NormSpec
+from octavo.ops.specs import AttentionSpec, BlockSparse, HeadClip
 from octavo.ops.torch.norms import apply_norm
 from octavo.ops.torch.products import ROW_GRAIN, TERMS, grouped_sum
 from octavo.ops.torch.rope import rotate
@@ -217,9 +217,7 @@ def store(cache: Tensor, values: Tensor, plan: AttentionPlan) -> None:
     cache.view(-1, cache.shape[-1]).index_copy_(0, _slot_rows(plan, heads), rows)
 
 
-def transform_heads(
-    qkv: Tensor, spec: AttentionSpec, apply_norm: Callable[[NormSpec, Tensor], Tensor] = apply_norm
-) -> Tensor:
+def transform_heads(qkv: Tensor, spec: AttentionSpec) -> Tensor:
     """Queries, keys and values `[rows, heads + 2 * kv heads, head_dim]` after the spec's transforms."""
     for transform in spec.transforms:
         if isinstance(transform, HeadClip):

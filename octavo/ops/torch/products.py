@@ -36,11 +36,16 @@ ROW_GRAIN = 8
 """Rows of a batched product are padded to a multiple of it: below, libraries use another order of sums."""
 
 
-def head_product(x: Tensor, weight: Tensor) -> Tensor:
-    """Each head's own product: `x` `[rows, heads, in]` and `weight` `[heads, in, out]` to `[rows, heads, out]`."""
-    rows = x.shape[0]
-    by_head = functional.pad(x.transpose(0, 1), (0, 0, 0, -rows % ROW_GRAIN)).contiguous()
-    return grouped_sum(by_head, weight)[:, :rows].transpose(0, 1)
+class TorchHeads:
+    """The reference of PackedHeads, for `weight` `[heads, out, in]`."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight = weight.transpose(1, 2).contiguous()
+
+    def __call__(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        rows = x.shape[0]
+        by_head = functional.pad(x.float().transpose(0, 1), (0, 0, 0, -rows % ROW_GRAIN)).contiguous()
+        return grouped_sum(by_head, self._weight)[:, :rows].transpose(0, 1).to(dtype)
 
 
 def grouped_sum(x: Tensor, y: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from octavo.ops import host_memory
-from octavo.ops.backend import PackedExperts, PackedLinear, RecordedDecode
+from octavo.ops.backend import PackedExperts, PackedHeads, PackedLinear, RecordedDecode
 from octavo.ops.paged_cache import KVCache, block_bytes, make_cache
 from octavo.ops.plans import (
     AttentionPlan,
@@ -22,11 +22,11 @@ from octavo.ops.plans import (
     plan_attention,
     plan_recurrent,
 )
-from octavo.ops.specs import AttentionSpec, CacheSpec, Capabilities, RotaryTable
+from octavo.ops.specs import AttentionSpec, CacheSpec, Capabilities, Gate, RotaryTable, RouterSpec
 from octavo.ops.stored_rows import StoredRows
-from octavo.ops.torch import experts, norms, paged_attention, rope, sampling, selective_scan
-from octavo.ops.torch.activations import ACTIVATIONS
-from octavo.ops.torch.products import TorchLinear
+from octavo.ops.torch import experts, norms, paged_attention, rope, routing, sampling, selective_scan
+from octavo.ops.torch.activations import ACTIVATIONS, gated
+from octavo.ops.torch.products import TorchHeads, TorchLinear
 from octavo.ops.weight_kinds import WeightKind
 
 
@@ -133,12 +133,21 @@ class TorchBackend:
     def activate(self, x: Tensor, activation: str) -> Tensor:
         return ACTIVATIONS[activation](x.float()).to(x.dtype)
 
-    def gated(self, gate_up: Tensor, activation: str) -> Tensor:
-        gate, up = gate_up.float().chunk(2, dim=-1)
-        return ACTIVATIONS[activation](gate).mul_(up).to(gate_up.dtype)
+    def scale(self, x: Tensor, factor: float) -> Tensor:
+        return x * torch.tensor(factor, dtype=x.dtype, device=x.device)
 
-    def gated_linear(self, gate_up: PackedLinear, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-        return self.gated(gate_up(x, bias), activation)
+    def add_gated(self, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+        weight = 1.0 / (torch.exp(-gate.float()) + 1.0)
+        return x + (y * weight).to(x.dtype)
+
+    def gated(self, gate_up: Tensor, gate: Gate) -> Tensor:
+        return gated(gate_up, gate)
+
+    def gated_linear(self, gate_up: PackedLinear, x: Tensor, bias: Tensor | None, gate: Gate) -> Tensor:
+        return self.gated(gate_up(x, bias), gate)
+
+    def route(self, logits: Tensor, spec: RouterSpec) -> tuple[Tensor, Tensor]:
+        return routing.route(logits, spec)
 
     def angles(self, table: RotaryTable, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         return rope.angles(table, positions, lengths)
@@ -155,6 +164,9 @@ class TorchBackend:
         heads = paged_attention.transform_heads(qkv.view(rows, -1, spec.head_dim), spec)
         query = paged_attention.rotate_store(heads, angles, cache, plan, spec)
         return self.attend_stored(query, cache, plan, spec, rows, qkv.dtype).flatten(1)
+
+    def join_rope(self, x: Tensor, y: Tensor, angles: tuple[Tensor, Tensor], interleaved: bool) -> Tensor:
+        return torch.cat([x.float(), rope.rotate(y, *angles, interleaved)], dim=-1)
 
     def store(self, keys: Tensor, values: Tensor | None, cache: KVCache, plan: AttentionPlan) -> None:
         paged_attention.store(cache.keys, keys, plan)
@@ -173,6 +185,9 @@ class TorchBackend:
 
     def experts(self, weights: Sequence[PackedLinear]) -> PackedExperts:
         return experts.EachExpert(weights)
+
+    def head_linear(self, weight: Tensor) -> PackedHeads:
+        return TorchHeads(weight)
 
     def weighted_sum(self, y: Tensor, weights: Tensor) -> Tensor:
         return experts.weighted_sum(y, weights)

@@ -62,6 +62,23 @@ void activate_rows(const arguments::activate& a) {
     });
 }
 
+template <typename T>
+void gate_rows(const arguments::gate& a) {
+    const vec threshold = broadcast(a.threshold), limit = broadcast(a.limit);
+    over_rows(a.rows, a.columns, [&](int64_t r) {
+        const T *gate = row_of<T>(a.x, r, 2 * a.columns), *up = gate + a.columns;
+        T* out = row_of<T>(a.out, r, a.columns);
+        for_vectors(a.columns, [&](int64_t i, int n) {
+            vec g = take(gate + i, n), u = take(up + i, n);
+            g = select(g <= threshold, vec{}, g);  // not a number stays one
+            g = select(g > limit, limit, g);
+            u = select(u > limit, limit, select(u < -limit, -limit, u));
+            if (a.activation != Activation::NONE) g = activate(a.activation, g);
+            put(out + i, g * (u + a.up_offset), n);
+        });
+    });
+}
+
 // ---- rope and the cache --------------------------------------------------------------------------------------------
 
 // One head turned by its position's angles.
@@ -109,6 +126,21 @@ void rope_store(const arguments::rope_store& a) {
     });
 }
 
+template <typename X, typename Y>
+void join_rope(const arguments::join_rope& a) {
+    const int64_t columns = a.columns, dim = columns + a.rope_dim;
+    over_rows(a.rows, a.num_heads * dim, [&](int64_t r) {
+        const float *cos = a.cos + r * a.pairs, *sin = a.sin + r * a.pairs;
+        for (int64_t h = 0; h < a.num_heads; ++h) {
+            const X* x = row_of<X>(a.x, r, a.x_stride) + h * a.x_head_stride;
+            const Y* y = row_of<Y>(a.y, r, a.y_stride) + h * a.y_head_stride;
+            float* out = a.out + (r * a.num_heads + h) * dim;
+            for_vectors(columns, [&](int64_t i, int n) { put(out + i, take(x + i, n), n); });
+            rotate_head(y, out + columns, cos, sin, a.rope_dim, a.pairs, a.interleaved);
+        }
+    });
+}
+
 }  // namespace
 
 OPERATION(rms_norm) {
@@ -121,6 +153,15 @@ OPERATION(layer_norm) {
     WITH_TYPE(a.dtype, T, over_rows(a.rows, a.columns, [&](int64_t r) {
         T* out = row_of<T>(a.out, r, a.columns);
         layer_norm_row(row_of<T>(a.x, r, a.columns), a.weight, a.bias, out, a.columns, a.eps);
+    }))
+}
+
+OPERATION(head_norm) {
+    WITH_TYPE(a.dtype, T, over_rows(a.rows * a.heads, a.columns, [&](int64_t i) {
+        T* x = row_of<T>(a.x, i / a.heads, a.stride) + i % a.heads * a.columns;
+        const float* weight = a.weight == nullptr ? nullptr : a.weight + i % a.heads * a.weight_stride;
+        if (a.is_rms) return rms_norm_row(x, weight, x, a.columns, a.eps);
+        layer_norm_row(x, weight, a.bias, x, a.columns, a.eps);
     }))
 }
 
@@ -163,6 +204,43 @@ OPERATION(add_rms_norm) {
     }))
 }
 
+OPERATION(scale) {
+    WITH_TYPE(a.dtype, T, {
+        T factor;
+        store_some(&factor, broadcast(a.factor), 1);
+        const float by = as_float(factor);
+        over_rows(a.rows, a.columns, [&](int64_t r) {
+            const T* x = row_of<T>(a.x, r, a.columns);
+            T* out = row_of<T>(a.out, r, a.columns);
+            for_vectors(a.columns, [&](int64_t i, int n) { put(out + i, take(x + i, n) * by, n); });
+        });
+    })
+}
+
+OPERATION(add_gated) {
+    WITH_TYPE(a.dtype, T, over_rows(a.rows, a.columns, [&](int64_t r) {
+        const T *x = row_of<T>(a.x, r, a.columns), *y = row_of<T>(a.y, r, a.columns);
+        const vec gate = 1.0f / (exponential(broadcast(-as_float(*row_of<T>(a.gate, r, 1)))) + 1.0f);
+        T* out = row_of<T>(a.out, r, a.columns);
+        for_vectors(a.columns, [&](int64_t i, int n) {
+            T rounded[LANES];
+            store(rounded, take(y + i, n) * gate);
+            put(out + i, take(x + i, n) + load(rounded), n);
+        });
+    }))
+}
+
+OPERATION(clip) {
+    const vec limit = broadcast(a.limit);
+    WITH_TYPE(a.dtype, T, over_rows(a.rows, a.columns, [&](int64_t r) {
+        T* x = row_of<T>(a.x, r, a.columns);
+        for_vectors(a.columns, [&](int64_t i, int n) {
+            const vec v = take(x + i, n);
+            put(x + i, select(v > limit, limit, select(v < -limit, -limit, v)), n);
+        });
+    }))
+}
+
 OPERATION(copy_rows) {
     over_rows(a.rows, a.row_bytes / 4, [&](int64_t r) {
         std::memcpy(a.out + r * a.row_bytes, a.x + r * a.stride_bytes, static_cast<size_t>(a.row_bytes));
@@ -183,6 +261,8 @@ OPERATION(weighted_sum) {
     }))
 }
 
+OPERATION(gate) { WITH_TYPE(a.dtype, T, gate_rows<T>(a)) }
+
 OPERATION(activate) { WITH_TYPE(a.dtype, T, activate_rows<T>(a)) }
 
 OPERATION(rope_angles) {
@@ -201,6 +281,8 @@ OPERATION(rope_angles) {
 }
 
 OPERATION(rope_store) { WITH_CACHE(a.cache_dtype, C, WITH_TYPE(a.dtype, T, rope_store<T, C>(a))) }
+
+OPERATION(join_rope) { WITH_TYPE(a.x_dtype, X, WITH_TYPE(a.y_dtype, Y, (join_rope<X, Y>(a)))) }
 
 OPERATION(store_rows) {
     WITH_CACHE(a.cache_dtype, C, {
