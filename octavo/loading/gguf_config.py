@@ -37,21 +37,21 @@ _KEYS: dict[str, tuple[str, ...]] = {
 """Metadata of a file's architecture to the names that published configs have for it."""
 
 
-def _rotated_width(file: GGUFFile) -> tuple[int | None, int]:
-    """How many values of a head rotary turns, None where there are none, and the width of a head."""
+def _rope_dims(file: GGUFFile) -> tuple[int | None, int]:
+    """How many values of a head rope rotates, None where there are none, and the values of a head."""
     heads = file.value("attention.head_count", 0)
     heads = max(heads) if isinstance(heads, list) else heads
-    width = file.value("attention.key_length") or file.value("embedding_length", 0) // max(1, heads)
-    return file.value("rope.dimension_count", width) if heads else None, width
+    head_dim = file.value("attention.key_length") or file.value("embedding_length", 0) // max(1, heads)
+    return file.value("rope.dimension_count", head_dim) if heads else None, head_dim
 
 
-def _rotary_share(file: GGUFFile) -> float | None:
-    """The share of a head that rotary turns: all of it where the file does not say."""
-    turning, width = _rotated_width(file)
-    if not turning or not width:
+def _rotary_fraction(file: GGUFFile) -> float | None:
+    """The fraction of a head that rope rotates: all of it where the file does not say."""
+    rope_dim, head_dim = _rope_dims(file)
+    if not rope_dim or not head_dim:
         return None
-    share = turning / width
-    return share if int(width * share) == turning else math.nextafter(share, math.inf)
+    fraction = rope_dim / head_dim
+    return fraction if int(head_dim * fraction) == rope_dim else math.nextafter(fraction, math.inf)
 
 
 def shared_config(file: GGUFFile) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def shared_config(file: GGUFFile) -> dict[str, Any]:
     vocabulary, rows = file.vocabulary, file.rows_of_tokens
     config |= {
         "attention_bias": "blk.0.attn_output.bias" in file.tensors,
-        "partial_rotary_factor": _rotary_share(file),
+        "partial_rotary_factor": _rotary_fraction(file),
         "rope_theta": value("rope.freq_base", 10000.0),
         "rope_scaling": _rope_scaling(file),
         "tie_word_embeddings": "output.weight" not in file.tensors,
@@ -132,13 +132,13 @@ def _yarn(file: GGUFFile, factor: float, magnitude: float) -> dict[str, Any] | N
 
 def _factors(file: GGUFFile, name: str) -> list[float]:
     """What each pair's angle is divided by."""
-    turning, width = _rotated_width(file)
-    pairs = (turning or width) // 2
+    rope_dim, head_dim = _rope_dims(file)
+    pairs = (rope_dim or head_dim) // 2
     tensor = file.tensors.get(name)
     if tensor is None:
         file.metadata.fail(f"tensor {name} is missing, which its long contexts need")
     if tensor.shape != (pairs,):
-        file.metadata.fail(f"tensor {name} has the shape {list(tensor.shape)}, and a head turns {pairs} pairs")
+        file.metadata.fail(f"tensor {name} has the shape {list(tensor.shape)}, and a head rotates {pairs} pairs")
     factors: list[float] = gguf_source(file, name).read().tolist()
     if not all(math.isfinite(f) and f > 0 for f in factors):
         file.metadata.fail(f"tensor {name} has factors that are no positive numbers")

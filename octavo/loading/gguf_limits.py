@@ -77,12 +77,12 @@ def checked(metadata: Metadata, arch: str, key: str, default: Any) -> Any:
     if length is not None and not (key in BY_LAYER and length <= MAX_LAYERS):
         metadata.fail(f"{shown(name)} must be a number, and is an array of {length} values")
     value = metadata[name]
-    low, high = WHOLE[key] if whole else NUMBERS.get(key, (-1e9, 1e9))
-    for one in value if isinstance(value, list) else [value]:
-        if isinstance(one, bool) or not isinstance(one, int if whole else int | float):
+    least, most = WHOLE[key] if whole else NUMBERS.get(key, (-1e9, 1e9))
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, bool) or not isinstance(number, int if whole else int | float):
             metadata.fail(f"{shown(name)} must be a {'whole ' if whole else ''}number, and is {shown(value)}")
-        if not (math.isfinite(one) and low <= one <= high):
-            metadata.fail(f"{shown(name)} is {shown(value)}, and must be in {low:g} to {high:g}")
+        if not (math.isfinite(number) and least <= number <= most):
+            metadata.fail(f"{shown(name)} is {shown(value)}, and must be in {least:g} to {most:g}")
     return value
 
 

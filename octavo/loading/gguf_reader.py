@@ -106,16 +106,16 @@ class Metadata(Mapping[str, Any]):
         span = self._spans[key]
         return span.count if span.kind == _ARRAY else None
 
-    def one_of(self, key: str, kind: type, meant: str, default: Any = None) -> Any:
+    def typed(self, key: str, kind: type, expected: str, default: Any = None) -> Any:
         """The value of `key` if it is of `kind` (a bool is no number), `default` if the file does not have it."""
         if key not in self:
             return default
         length = self.length(key)
         if length is not None and kind is not list:
-            self.fail(f"{shown(key)} must be {meant}, and is an array of {length} values")
+            self.fail(f"{shown(key)} must be {expected}, and is an array of {length} values")
         value = self[key]
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            self.fail(f"{shown(key)} must be {meant}, and is {shown(value)}")
+            self.fail(f"{shown(key)} must be {expected}, and is {shown(value)}")
         return value
 
     def texts(self, key: str, most: int) -> list[str] | None:
@@ -130,15 +130,15 @@ class Metadata(Mapping[str, Any]):
         return self._strings(key, span)
 
     def flag(self, key: str, default: bool) -> bool:
-        return bool(self.one_of(key, bool, "true or false", default))
+        return bool(self.typed(key, bool, "true or false", default))
 
     def text(self, key: str) -> str | None:
-        found: str | None = self.one_of(key, str, "a text")
-        return found
+        value: str | None = self.typed(key, str, "a text")
+        return value
 
     def integer(self, key: str, min: int, max: int) -> int | None:
         """A whole number of the range, or None if the file does not have it."""
-        value: int | None = self.one_of(key, int, "a whole number")
+        value: int | None = self.typed(key, int, "a whole number")
         if value is not None and not min <= value <= max:
             self.fail(f"{shown(key)} is {value}, and must be in {min} to {max}")
         return value
@@ -189,8 +189,8 @@ class _Reader:
         return self.at - count
 
     def scalar(self, code: str) -> int:
-        found: int = struct.unpack_from("<" + code, self.data, self.skip(struct.calcsize("<" + code)))[0]
-        return found
+        value: int = struct.unpack_from("<" + code, self.data, self.skip(struct.calcsize("<" + code)))[0]
+        return value
 
     def name(self, what: str) -> str:
         length, at = self.scalar("Q"), self.at

@@ -44,10 +44,10 @@ def gguf_tokenizer(file: GGUFFile) -> FastTokenizer:
 
 
 def _chat_templates(data: Metadata) -> dict[str, str]:
-    found = {"default": data.text("tokenizer.chat_template")}
+    templates = {"default": data.text("tokenizer.chat_template")}
     for name in data.texts("tokenizer.chat_templates", 64) or []:
-        found[name] = data.text(f"tokenizer.chat_template.{name}")
-    return {name: template for name, template in found.items() if template is not None}
+        templates[name] = data.text(f"tokenizer.chat_template.{name}")
+    return {name: template for name, template in templates.items() if template is not None}
 
 
 def _split(file: GGUFFile, kind: str) -> Split:
@@ -247,8 +247,8 @@ def _charsmap(data: Metadata) -> bytes:
     bases = inner ^ ((units[inner] >> 10) << ((units[inner] & 1 << 9) >> 6))
     if ((bases | 0xFF) >= len(units)).any():
         data.fail(f"{key} points beyond its end")
-    found = units[bases[units[inner] & 1 << 8 != 0]] & 0x7FFFFFFF
-    if (found >= len(texts)).any() or (np.frombuffer(texts, "u1")[found] & 0xC0 == 0x80).any():
+    starts = units[bases[units[inner] & 1 << 8 != 0]] & 0x7FFFFFFF
+    if (starts >= len(texts)).any() or (np.frombuffer(texts, "u1")[starts] & 0xC0 == 0x80).any():
         data.fail(f"{key} points beyond its texts, or into a character")
     try:
         texts.decode("utf-8")

@@ -74,11 +74,11 @@ class Vocabulary:
 def token_id(metadata: Metadata, name: str, count: int | None) -> int | None:
     """The special token `name` of a vocabulary of `count`. Raises CheckpointError for one that is not in it."""
     key = f"tokenizer.ggml.{name}_token_id"
-    found: int | None = metadata.one_of(key, int, "the id of a token")
-    if found is None or count is None or 0 <= found < count:
-        return found
+    index: int | None = metadata.typed(key, int, "the id of a token")
+    if index is None or count is None or 0 <= index < count:
+        return index
     if name not in _HARMLESS:
-        metadata.fail(f"{key} is {found}, and the vocabulary has {count} tokens")
+        metadata.fail(f"{key} is {index}, and the vocabulary has {count} tokens")
     return None
 
 
@@ -129,7 +129,7 @@ def numbers(metadata: Metadata, key: str, count: int, whole: bool) -> list[Any] 
 
 
 def _special(metadata: Metadata, kind: str, count: int, types: list[int]) -> dict[str, int]:
-    usual, found = _USUAL_IDS.get(kind, {}), {}
+    usual, special = _USUAL_IDS.get(kind, {}), {}
     for name in _IDS:
         index = token_id(metadata, name, count)
         if index is None and usual.get(name, count) < count:
@@ -138,8 +138,8 @@ def _special(metadata: Metadata, kind: str, count: int, types: list[int]) -> dic
             if kind == "gpt2" and types[index] != CONTROL:
                 continue
         if index is not None:
-            found[name] = index
-    return found
+            special[name] = index
+    return special
 
 
 def _ends(ids: dict[str, int], types: list[int], special: dict[str, int]) -> frozenset[int]:

@@ -105,7 +105,7 @@ def _check_folder(folder: Path, quant: str = "") -> Path:
     files = sorted(folder.glob("*.gguf")) or sorted(folder.glob("*/*.gguf"))
     # One of each set of parts: which of them is missing is for the reader of the file to say.
     sets = {gguf_set(f.name): f for f in reversed(files) if f.is_file() and not f.name.startswith("mmproj")}
-    files = [sets[name] for name in _of_quant(sorted(sets), quant)]
+    files = [sets[name] for name in _with_quant(sorted(sets), quant)]
     if len(files) == 1:
         return files[0]
     if files:
@@ -126,26 +126,25 @@ def gguf_set(name: str) -> str:
     return f"{part[1]}.gguf of {part[3]}" if part else name
 
 
-def _of_quant(names: list[str], quant: str) -> list[str]:
+def _with_quant(names: list[str], quant: str) -> list[str]:
     """The names that say `quant`: as a word (F16 is not BF16, and Q4_K not Q4_K_M), or anywhere if none does so."""
     word = re.compile(rf"(?<![a-z0-9]){re.escape(quant.lower())}(?![a-z0-9_])")
     return [n for n in names if word.search(n.lower())] or [n for n in names if quant.lower() in n.lower()]
 
 
-def _wanted_files(files: list[str], quant: str, args: EngineArgs, weights: bool) -> list[str]:
+def _files_to_download(files: list[str], quant: str, args: EngineArgs, weights: bool) -> list[str]:
     """Of a repository's files those to download: texts, and one kind of weights."""
     kept = [f for f in files if not any(fnmatch(f, p) for p in SKIPPED)]
     patterns = [*TEXT_FILES, "*.py"] if args.trust_remote_code else TEXT_FILES
-    chosen = [f for f in kept if any(fnmatch(f, p) for p in patterns)]
+    texts = [f for f in kept if any(fnmatch(f, p) for p in patterns)]
     if not weights:
-        return chosen
+        return texts
     kinds = {"auto": ("safetensors", "bin", "gguf"), "pt": ("bin",)}.get(args.load_format, (args.load_format,))
     for kind in ("gguf",) if quant else kinds:
-        found = _of_quant([f for f in kept if f.endswith("." + kind)], quant)
-        if found:
-            return chosen + found
+        if matching := _with_quant([f for f in kept if f.endswith("." + kind)], quant):
+            return texts + matching
     raise CheckpointError(
-        f"the repository has no weights in the format asked for ({'GGUF ' + quant if quant else args.load_format}). "
+        f"the repository has no weights in the requested format ({'GGUF ' + quant if quant else args.load_format}). "
         f"It holds {', '.join(files[:8])}."
     )
 
@@ -208,7 +207,7 @@ def _hub_snapshot(repo: str, args: EngineArgs, revision: str | None, quant: str,
         revision=revision,
         token=args.hf_token,
         cache_dir=args.download_dir,
-        allow_patterns=_wanted_files(files, quant, args, weights),
+        allow_patterns=_files_to_download(files, quant, args, weights),
     )
     return Path(folder)
 

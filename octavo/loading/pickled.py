@@ -302,16 +302,16 @@ class _Machine:
             del self.stack[-count:]
             self.stack.append(items)
         elif name in ("TUPLE", "LIST"):
-            found = self._from_mark()
-            self.stack.append(tuple(found) if name == "TUPLE" else found)
+            members = self._from_mark()
+            self.stack.append(tuple(members) if name == "TUPLE" else members)
         elif name in ("APPEND", "APPENDS"):
-            found = [self.stack.pop()] if name == "APPEND" else self._from_mark()
-            self.stack[-1].extend(found)
+            members = [self.stack.pop()] if name == "APPEND" else self._from_mark()
+            self.stack[-1].extend(members)
         elif name in ("SETITEM", "SETITEMS", "DICT"):
-            found = list(reversed([self.stack.pop(), self.stack.pop()])) if name == "SETITEM" else self._from_mark()
+            members = list(reversed([self.stack.pop(), self.stack.pop()])) if name == "SETITEM" else self._from_mark()
             if name == "DICT":
                 self.stack.append({})
-            for key, value in zip(found[::2], found[1::2], strict=True):
+            for key, value in zip(members[::2], members[1::2], strict=True):
                 if not isinstance(key, (str, int)):
                     raise pickle.UnpicklingError("a key that is no name")
                 self.stack[-1][key] = value
@@ -321,8 +321,8 @@ class _Machine:
             raise pickle.UnpicklingError(name)
 
     def _from_mark(self) -> list[Any]:
-        found, self.stack = self.stack, self.marks.pop()
-        return found
+        members, self.stack = self.stack, self.marks.pop()
+        return members
 
     def _storage(self, described: Any) -> _Storage:
         kind, storage_type, key, _, numel, *view = described

@@ -163,7 +163,7 @@ class WeightLoader:
                 if _num_stacked(source, into) == experts:
                     plan.append((name, source, into))
                 else:
-                    problems.misshapen.append(f"{name} {list(source.shape)} (wanted {experts} experts)")
+                    problems.misshapen.append(f"{name} {list(source.shape)} (expected: {experts} experts)")
             elif (located := self._locate(name, source, into, problems)) is not None:
                 plan.append((name, source, located))
         return plan
@@ -216,7 +216,7 @@ class WeightLoader:
         if shape != fits:
             # The shape as the file would have it.
             published = list(reversed(fits)) if shape != source.shape and len(fits) == 2 else list(fits)
-            problems.misshapen.append(f"{name} {list(source.shape)} (wanted {published})")
+            problems.misshapen.append(f"{name} {list(source.shape)} (expected: {published})")
             filling.missing.discard(segment)
             return None
         return _Place(filling, segment, into.transform)

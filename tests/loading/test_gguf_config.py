@@ -131,7 +131,7 @@ def test_linear_scaling_beside_rope_freqs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([1.0] * 3, "has the shape .3., and a head turns"),
+        ([1.0] * 3, "has the shape .3., and a head rotates"),
         ([0.0] * 8, "no positive numbers"),
         ([-1.0] * 8, "no positive numbers"),
         ([math.nan] * 8, "no positive numbers"),

@@ -10,7 +10,7 @@ from octavo import LLM, SamplingParams
 from octavo.config import EngineArgs
 from octavo.errors import CheckpointError, ModelNotFoundError
 from octavo.loading.gguf_file import GGUFFile
-from octavo.loading.model_files import _check_folder, _of_quant, _wanted_files
+from octavo.loading.model_files import _check_folder, _files_to_download, _with_quant
 from tests.golden import case_named
 from tests.loading.gguf_models import write_gguf
 from tests.loading.gguf_raw import U16, RawGGUF, Value, take_apart, whole
@@ -124,18 +124,18 @@ def test_a_projector_for_pictures_is_no_second_model(folder: Path) -> None:
 
 def test_a_quantization_is_a_word_of_the_name() -> None:
     names = ["m-BF16.gguf", "m-F16.gguf", "m-Q4_K_M.gguf", "m-Q4_K_S.gguf", "Q8_0/m-Q8_0-00001-of-00002.gguf"]
-    assert _of_quant(names, "F16") == ["m-F16.gguf"]
-    assert _of_quant(names, "q4_k_m") == ["m-Q4_K_M.gguf"]
-    assert _of_quant(names, "Q4_K") == ["m-Q4_K_M.gguf", "m-Q4_K_S.gguf"]
-    assert _of_quant(names, "Q8_0") == ["Q8_0/m-Q8_0-00001-of-00002.gguf"]
-    assert _of_quant(names, "") == names
+    assert _with_quant(names, "F16") == ["m-F16.gguf"]
+    assert _with_quant(names, "q4_k_m") == ["m-Q4_K_M.gguf"]
+    assert _with_quant(names, "Q4_K") == ["m-Q4_K_M.gguf", "m-Q4_K_S.gguf"]
+    assert _with_quant(names, "Q8_0") == ["Q8_0/m-Q8_0-00001-of-00002.gguf"]
+    assert _with_quant(names, "") == names
 
 
 def test_a_hub_name_with_a_quantization_takes_all_its_parts(folder: Path) -> None:
     """The parts may lie in a folder of their own, as large models are published."""
     args = EngineArgs(model="owner/m:Q4_K_M")
     parts = [f"Q4_K_M/{path.name}" for path in sorted(folder.iterdir())]
-    assert _wanted_files([*parts, "m-Q8_0.gguf", "README.md"], "Q4_K_M", args, True) == parts
+    assert _files_to_download([*parts, "m-Q8_0.gguf", "README.md"], "Q4_K_M", args, True) == parts
     home = folder.parent / "snapshot"
     shutil.copytree(folder, home / "Q4_K_M")
     assert _check_folder(home, "Q4_K_M") == home / parts[0]

@@ -68,13 +68,13 @@ def test_hub_download_then_offline(published: Path, tmp_path: Path) -> None:
 
 def test_remote_code_is_fetched_only_with_trust() -> None:
     files = ["config.json", "model.safetensors", "modeling.py", "tokenizer.json", "original/x.json", "model-Q4.gguf"]
-    wanted = model_files._wanted_files(files, "", EngineArgs(model="x"), True)
+    wanted = model_files._files_to_download(files, "", EngineArgs(model="x"), True)
     assert set(wanted) == {"config.json", "model.safetensors", "tokenizer.json"}
-    trusted = model_files._wanted_files(files, "", EngineArgs(model="x", trust_remote_code=True), True)
+    trusted = model_files._files_to_download(files, "", EngineArgs(model="x", trust_remote_code=True), True)
     assert "modeling.py" in trusted
-    assert "model-Q4.gguf" in model_files._wanted_files(files, "q4", EngineArgs(model="x"), True)
+    assert "model-Q4.gguf" in model_files._files_to_download(files, "q4", EngineArgs(model="x"), True)
     with pytest.raises(CheckpointError, match="Q8"):
-        model_files._wanted_files(files, "Q8", EngineArgs(model="x"), True)
+        model_files._files_to_download(files, "Q8", EngineArgs(model="x"), True)
 
 
 @pytest.mark.parametrize("how", ["option", "environment"])

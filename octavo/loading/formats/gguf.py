@@ -88,7 +88,7 @@ def module_names(arch: str, layers: int, published: Iterator[str], prefix: str) 
     `published` are the name table's left sides, and `prefix` what some checkpoints leave out of them. Made with the
     gguf package's own map from published names.
     """
-    table, found = name_map(arch, layers), {}
+    table, names = name_map(arch, layers), {}
     for template in published:
         for layer in range(layers) if "{i}" in template else (0,):
             name = template.replace("{i}", str(layer))
@@ -96,6 +96,6 @@ def module_names(arch: str, layers: int, published: Iterator[str], prefix: str) 
             known = name.replace(".{e}", "")
             for spelled in (known, known.removeprefix(prefix)):
                 if (key := table.get_name(spelled, try_suffixes=(".weight", ".bias"))) is not None:
-                    found[key] = name
+                    names[key] = name
                     break
-    return found
+    return names
