@@ -118,23 +118,38 @@ def patches(pixels: Array, size: int) -> Array:
 
 
 def resize_floats(pixels: Array, size: Size) -> Array:
-    """Floats (channels, height, width) of another size: bilinear, antialiased, never rounded to bytes."""
-    planes = [Image.fromarray(np.ascontiguousarray(plane, np.float32)) for plane in pixels]
-    return np.stack([np.asarray(p.resize((size[1], size[0]), BILINEAR)) for p in planes])
+    """Floats (channels, height, width) of another size: bilinear, antialiased, never rounded, as torch has them."""
+    for axis, length in ((2, size[1]), (1, size[0])):
+        before = pixels.shape[axis]
+        scale = np.float32(before) / np.float32(length)
+        reach = max(scale, np.float32(1))
+        centres = scale * (np.arange(length, dtype=np.float32) + np.float32(0.5))
+        first = np.maximum((centres - reach + np.float32(0.5)).astype(int), 0)
+        last = np.minimum((centres + reach + np.float32(0.5)).astype(int), before)
+        places = first + np.arange((last - first).max())[:, None]
+        off = (places.astype(np.float32) - centres + np.float32(0.5)) * (np.float32(1) / reach)
+        weights = np.where(places < last, np.maximum(np.float32(1) - np.abs(off), 0), np.float32(0))
+        pixels = _weighed(pixels, axis, places, weights / weights.sum(axis=0))
+    return pixels
 
 
 def interpolate_bicubic(pixels: Array, size: Size) -> Array:
     """Floats (channels, height, width) of another size as torch's bicubic interpolation has them: no antialiasing."""
-    for axis, length in ((1, size[0]), (2, size[1])):
-        before = pixels.shape[axis]
-        places = (np.arange(length) + 0.5) * (before / length) - 0.5
+    for axis, length in ((2, size[1]), (1, size[0])):
+        places = (np.arange(length) + 0.5) * (pixels.shape[axis] / length) - 0.5
         first = np.floor(places).astype(int)
-        weights = _cubic(places - first).astype(np.float32)
-        shape = [1, 1, 1]
-        shape[axis] = length
-        taken = [np.take(pixels, np.clip(first + k - 1, 0, before - 1), axis) for k in range(4)]
-        pixels = np.sum([t * w.reshape(shape) for t, w in zip(taken, weights, strict=True)], axis=0)
+        pixels = _weighed(pixels, axis, first + np.arange(-1, 3)[:, None], _cubic(places - first).astype(np.float32))
     return pixels
+
+
+def _weighed(pixels: Array, axis: int, places: Array, weights: Array) -> Array:
+    """Sums along an axis of what is at `places`, times `weights`, both (terms, new length); edges go on outwards."""
+    shape = [1, 1, 1]
+    shape[axis] = places.shape[1]
+    total: Array = np.zeros([*pixels.shape[:axis], shape[axis], *pixels.shape[axis + 1 :]], np.float32)
+    for where, weight in zip(np.clip(places, 0, pixels.shape[axis] - 1), weights, strict=True):
+        total += np.take(pixels, where, axis) * weight.reshape(shape)
+    return total
 
 
 def _cubic(part: Array) -> Array:
