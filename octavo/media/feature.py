@@ -61,6 +61,8 @@ class Processed:
 
     token_ids: list[int]
     features: list[MediaFeature]
+    positions: Array | None = None
+    """int64 of shape (axes, tokens), where they are not 0, 1, 2, ...; an answer goes on after the largest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,23 @@ def place(span: Span, start: int, kind: str, data: Data, digest: bytes) -> Media
     first, last = int(where[0]), int(where[-1])
     inner = takes[first : last + 1]
     return MediaFeature(kind, data, start + first, last - first + 1, digest, None if inner.all() else inner)
+
+
+def spread_positions(tokens: int, axes: int, spans: Sequence[tuple[int, Array]]) -> Array:
+    """Positions (axes, tokens) of a prompt in which some spans have their own: (start, (axes, length) from 0) each.
+
+    Text goes on after the largest position before it, and so does a span.
+    """
+    positions = np.empty((axes, tokens), np.int64)
+    done, following = 0, 0
+    for start, inner in [*spans, (tokens, np.empty((axes, 0), np.int64))]:
+        end = start + inner.shape[1]
+        positions[:, done:start] = following + np.arange(start - done)
+        following += start - done
+        positions[:, start:end] = following + inner
+        following += int(inner.max()) + 1 if inner.size else 0
+        done = end
+    return positions
 
 
 def find_sequence(token_ids: Sequence[int], pattern: Sequence[int], start: int = 0) -> int:

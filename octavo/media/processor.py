@@ -163,7 +163,7 @@ class Processor:
         return [Place(kinds[t], i, i + 1) for i, t in enumerate(token_ids) if t in kinds]
 
     def finish(self, processed: Processed) -> Processed:
-        """The last word."""
+        """The last word: what depends on where all items are."""
         return processed
 
     def encode(self, text: str) -> list[int]:
@@ -239,7 +239,8 @@ class Processor:
     def _encode(self, kind: str, item: Item, index: int, count: int) -> tuple[Data, Span, bytes]:
         digest = content_digest(item, kind, self._how, self.lone_differs and count == 1)
         if isinstance(item, Embeddings):
-            return {"embeddings": item.rows}, self.rows(kind, item, index, count), digest
+            data = {"embeddings": item.rows, **({"grid": np.array(item.grid)} if item.grid else {})}
+            return data, self.rows(kind, item, index, count), digest
         data, span = getattr(self, kind)(item, index, count)
         return data, span, digest
 

@@ -102,6 +102,7 @@ def test_rows_take_the_place_of_what_they_were_made_of(row: str, tmp_path: Path)
             rows[f"{feature.kind}s"].append(Embeddings(values, tuple(map(int, grid))))
         again = processor(want["prompt_token_ids"], **rows)
         assert again.token_ids == whole.token_ids
+        np.testing.assert_array_equal(again.positions, whole.positions)
         for one, other in zip(again.features, whole.features, strict=True):
             assert (one.kind, one.offset, one.length, one.num_rows) == (
                 other.kind,
@@ -293,3 +294,12 @@ def test_arrays_survive_as_bytes(tmp_path: Path) -> None:
     for name, array in feature.data.items():
         assert again[name].dtype == array.dtype
         np.testing.assert_array_equal(again[name], array)
+
+
+def test_glm4v_positions(tmp_path: Path) -> None:
+    """Begin-of-image p, all patches p + 1, end-of-image p + 2, and on from there."""
+    case = read_case(path_of("ChatGLMModel"))
+    processed = load(case, tmp_path)([1, 259, 263, 0, 264, 50, 51], images=[some_picture()])
+    assert processed.positions is not None
+    assert processed.positions.tolist() == [[0, 1, 2, *[3] * 9, 4, 5, 6]]
+    assert load(case, tmp_path)([1, 259, 50]).positions is None

@@ -12,7 +12,7 @@ from PIL import Image
 from octavo.media.mel import LogMel
 from octavo.media.pictures import decode_picture
 from octavo.media.sounds import Sound
-from tests.media.cases import load, path_of, read_case
+from tests.media.cases import load, media, path_of, read_case
 
 CASES = {
     "Blip2ForConditionalGeneration": ("blip", "Blip"),
@@ -156,3 +156,31 @@ def test_mllama_which_tokens_see_a_picture(places: list[int], tmp_path: Path) ->
     got = [f.visible for f in ours(ids, images=[noisy((20, 20))] * len(places)).features]
     want = [(start, None if end in (-1, 12) else end) for start, end in get_cross_attention_token_mask(ids, 288)]
     assert got == want
+
+
+def test_qwen2_vl_positions(tmp_path: Path) -> None:
+    import torch
+    from transformers import Qwen2VLConfig
+    from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
+
+    case = read_case(path_of("Qwen2VLForConditionalGeneration--7b"))
+    ours = load(case, tmp_path)
+    with torch.device("meta"):
+        theirs = Qwen2VLModel(Qwen2VLConfig.from_dict(case["config"]))
+    for want in case["cases"]:
+        processed = ours(want["prompt_token_ids"], **media(want))
+        if not processed.features:
+            assert processed.positions is None
+            continue
+        grids = {
+            kind: torch.tensor(np.array([f.data[f"{kind}_grid_thw"] for f in processed.features if f.kind == kind]))
+            for kind in {f.kind for f in processed.features}
+        }
+        ids = torch.tensor([processed.token_ids])
+        kinds = (ids == 8) + 2 * (ids == 9).int()
+        answer, delta = theirs.get_rope_index(
+            ids, mm_token_type_ids=kinds, image_grid_thw=grids.get("image"), video_grid_thw=grids.get("video")
+        )
+        assert processed.positions is not None
+        np.testing.assert_array_equal(processed.positions, answer[:, 0].numpy())
+        assert processed.positions.max() + 1 - len(processed.token_ids) == int(delta)

@@ -1,6 +1,10 @@
 """GLM-4V: a square, whose tokens stand between two marks that are replaced as well."""
 
-from octavo.media.feature import Data, Span
+import dataclasses
+
+import numpy as np
+
+from octavo.media.feature import Data, Processed, Span, spread_positions
 from octavo.media.limits import token_id, whole
 from octavo.media.pictures import Picture
 from octavo.media.pixels import BICUBIC, resize
@@ -9,7 +13,10 @@ from octavo.media.vocabulary import Place
 
 
 class GLM4VProcessor(Processor):
-    """ChatGLMModel with a vision_config: images are (3, side, side); the tower gives two rows more than patches."""
+    """ChatGLMModel with a vision_config: images are (3, side, side); the tower gives two rows more than patches.
+
+    All patches share one position, so that the prompt has fewer positions than tokens.
+    """
 
     family = "GLM-4V"
     takes = ONE_IMAGE
@@ -25,6 +32,11 @@ class GLM4VProcessor(Processor):
     def places(self, token_ids: list[int]) -> list[Place]:
         begins = (i for i, token in enumerate(token_ids[:-2]) if token == self.begin)
         return [Place("image", i, i + 3) for i in begins if token_ids[i + 2] == self.end]
+
+    def finish(self, processed: Processed) -> Processed:
+        inner = np.array([[0, *[1] * self.patches, 2]])
+        spans = [(feature.offset, inner) for feature in processed.features]
+        return dataclasses.replace(processed, positions=spread_positions(len(processed.token_ids), 1, spans))
 
     def image(self, picture: Picture, index: int, count: int) -> tuple[Data, Span]:
         ids = [self.begin, *[self.middle] * self.patches, self.end]

@@ -77,4 +77,4 @@ class MllamaProcessor(Processor):
             end = end if behind in (None, start + 1) else behind
             features.append(dataclasses.replace(feature, length=0, visible=(start, end)))
             behind = start
-        return Processed(processed.token_ids, features[::-1])
+        return dataclasses.replace(processed, features=features[::-1])

@@ -1,12 +1,13 @@
 """Qwen2-VL (also DSE): pictures and films of any shape, as patches of two frames each."""
 
+import dataclasses
 import math
 
 import numpy as np
 from PIL import Image
 
 from octavo.errors import InvalidRequestError
-from octavo.media.feature import Data, Embeddings, Option, Span
+from octavo.media.feature import Data, Embeddings, Option, Processed, Span, spread_positions
 from octavo.media.limits import token_id, whole
 from octavo.media.pictures import Picture
 from octavo.media.pixels import BICUBIC, MAX_RESIZED, Size, resize, size_of
@@ -29,7 +30,10 @@ def smart_size(size: Size, factor: int, least: int, most: int) -> Size:
 
 
 class Qwen2VLProcessor(Processor):
-    """Qwen2VLForConditionalGeneration: pixel_values (patches, 3 * 2 * 14 * 14) in blocks of 2 x 2, grid_thw (3,)."""
+    """Qwen2VLForConditionalGeneration: pixel_values (patches, 3 * 2 * 14 * 14) in blocks of 2 x 2, grid_thw (3,).
+
+    Positions have three axes: time, row and column of the merged patches.
+    """
 
     family = "Qwen2-VL"
     takes = IMAGES_AND_VIDEOS
@@ -70,6 +74,16 @@ class Qwen2VLProcessor(Processor):
             given = f"{kind} {index + 1} has {len(item.rows)} rows and the grid {item.grid}"
             raise InvalidRequestError(f"{given}. Give {kind}_grid_thw: time, height and width in patches.")
         return Span([self.tokens[kind]] * rows)
+
+    def finish(self, processed: Processed) -> Processed:
+        spans = []
+        for feature in processed.features:
+            grid = feature.data.get("grid", feature.data.get(f"{feature.kind}_grid_thw"))
+            assert grid is not None
+            shape = int(grid[0]), int(grid[1]) // self.merge, int(grid[2]) // self.merge
+            spans.append((feature.offset, np.indices(shape).reshape(3, -1)))
+        positions = spread_positions(len(processed.token_ids), 3, spans)
+        return dataclasses.replace(processed, positions=positions)
 
     def _span(self, kind: str, grid: Array) -> Span:
         return Span([self.tokens[kind]] * (int(grid.prod()) // self.merge**2))
