@@ -223,7 +223,7 @@ class LocalRequests:
             except BaseException as error:
                 outputs.append(self._failed(request_id, error))
                 continue
-            if processor.finished:
+            if output is not None and output.finished:
                 del self._processors[request_id]
             processor.settle(self.client)
             if output is not None:

@@ -364,14 +364,14 @@ class Engine:
         if result.error is not None:
             completion.finish_reason, completion.stop_reason = "error", result.error
             completion.is_invalid = result.is_invalid
+        message = request.message(completion, token_ids, result.logprobs)
         sequence = completion.sequence
         if completion.finish_reason is not None:
             self._finish(sequence)
-        else:
+            if request.finished:
+                self._forget(request)
+        elif sequence.recompute_beyond is not None:
             self.scheduler.recompute_if_grown(sequence)
-        message = request.message(completion, token_ids, result.logprobs)
-        if request.finished:
-            self._forget(request)
         return message
 
     def _pooled(self, request: PoolingRequest, result: SequenceResult) -> Output | None:

@@ -23,6 +23,10 @@ class SequenceBlocks:
     """For each group the first index that was not given back."""
     sent: list[int]
     """For each group how many entries the executor knows."""
+    num_slots: int = 0
+    """How many of the sequence's tokens there are blocks for."""
+    has_new_blocks: bool = False
+    """Whether there are blocks that the executor does not know."""
     num_cross_rows: int = 0
     """How many rows the table of the cross-attention's group holds."""
     has_cross_rows: bool = False
@@ -83,6 +87,7 @@ class KVCacheManager:
     def __init__(self, shape: CacheShape, prefix_caching: bool) -> None:
         self.block_size = shape.block_size
         self.windows = shape.windows
+        self._has_windows = any(window is not None for window in shape.windows)
         self.encoder_group = shape.encoder_group
         self.prefix_caching = prefix_caching and bool(shape.windows)
         self.pool = BlockPool(shape.num_blocks)
@@ -105,7 +110,7 @@ class KVCacheManager:
         """Empty tables, but for features that all layers attend to and that are there already, held for the caller."""
         count = len(self.windows)
         rows = sum(f.length for f in chain.features if f.offset is None)
-        blocks = SequenceBlocks([[] for _ in range(count)], [0] * count, [0] * count, rows)
+        blocks = SequenceBlocks([[] for _ in range(count)], [0] * count, [0] * count, num_cross_rows=rows)
         if rows and self.prefix_caching:
             found = [self.pool.find(key) for key in self._cross_keys(blocks, chain)]
             held = [block for block in found if block is not None]
@@ -172,7 +177,10 @@ class KVCacheManager:
 
     def extend(self, blocks: SequenceBlocks, num_computed: int, num_new: int) -> bool:
         """Blocks for `num_new` more tokens after `num_computed`; False, and nothing taken, where there are too few."""
-        self._give_back_unseen(blocks, num_computed)
+        if self._has_windows:
+            self._give_back_unseen(blocks, num_computed)
+        if num_computed + num_new <= blocks.num_slots:
+            return True
         missing = []
         for group, table in enumerate(blocks.tables):
             tokens = blocks.num_cross_rows if group == self.encoder_group else num_computed + num_new
@@ -181,6 +189,8 @@ class KVCacheManager:
             return False
         for table, count in zip(blocks.tables, missing, strict=True):
             table += self.pool.take(count)
+        blocks.num_slots = -(-(num_computed + num_new) // self.block_size) * self.block_size
+        blocks.has_new_blocks = True
         return True
 
     def _give_back_unseen(self, blocks: SequenceBlocks, num_computed: int) -> None:
@@ -207,8 +217,11 @@ class KVCacheManager:
         blocks.num_cached_blocks = full
 
     def take_new_blocks(self, blocks: SequenceBlocks) -> list[tuple[int, list[int]]]:
-        """What the executor does not know yet of each table, and where it goes."""
-        out = []
+        """What the executor does not know yet of each table, and where it goes; empty where it knows all."""
+        out: list[tuple[int, list[int]]] = []
+        if not blocks.has_new_blocks:
+            return out
+        blocks.has_new_blocks = False
         for group, table in enumerate(blocks.tables):
             out.append((blocks.sent[group], table[blocks.sent[group] :]))
             blocks.sent[group] = len(table)

@@ -82,14 +82,19 @@ class Scheduler:
     def _continue_running(self, scheduled: dict[int, ScheduledSequence]) -> tuple[int, bool]:
         """Entries of sequences that run already; what is left of the budget, and whether one had to be preempted."""
         budget, preempted = self.max_tokens, False
-        decoding = [s for s in self.running if s.remaining == 1]
-        prefilling = [s for s in self.running if s.remaining > 1]
-        for sequence in decoding + prefilling:
+        decoding, prefilling = list[tuple[Sequence, int]](), list[tuple[Sequence, int]]()
+        for sequence in self.running:
+            remaining = len(sequence.tokens) - sequence.num_computed
+            if remaining == 1:
+                decoding.append((sequence, 1))
+            elif remaining > 1:
+                prefilling.append((sequence, remaining))
+        for sequence, remaining in decoding + prefilling:
             if sequence.status is not Status.RUNNING:  # preempted earlier in this loop
                 continue
-            count = min(sequence.remaining, budget)
-            if count < 1:
+            if budget < 1:
                 break
+            count = remaining if remaining < budget else budget
             while not self._extend(sequence, count):
                 preempted = True
                 victim = max(self.running, key=lambda s: s.order)

@@ -224,9 +224,9 @@ class ModelRunner:
     def _take_blocks(self, steps: Sequence[SequenceStep]) -> None:
         """Enter new blocks in the tables, and clear the fixed-size states of what begins."""
         for step in steps:
-            for table, (at, blocks) in zip(self._tables, step.new_blocks, strict=True):
-                if blocks:
-                    table[step.row, at : at + len(blocks)] = torch.tensor(blocks, device=self.device)
+            if step.new_blocks:
+                for table, (at, blocks) in zip(self._tables, step.new_blocks, strict=True):
+                    table[step.row, at : at + len(blocks)] = torch.tensor(blocks, dtype=torch.int64, device=self.device)
             if step.is_new:
                 self._zero(step.row)
 

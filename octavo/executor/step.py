@@ -47,7 +47,7 @@ class SequenceStep(msgspec.Struct):
     length: int
     """Tokens that the sequence has in all, computed or not."""
     new_blocks: list[tuple[int, list[int]]]
-    """For each group of the cache: where in the row's block table to write, and the blocks."""
+    """For each group of the cache: where in the row's block table to write, and the blocks; empty for none at all."""
     num_cross_rows: int = 0
     """How many rows its tokens see in cross-attention: those of its features."""
     is_new: bool = False

@@ -26,7 +26,10 @@ class CheckedPrompt:
     @property
     def encoder_token_ids(self) -> list[int]:
         """What the model's encoder reads; empty where it has none."""
-        return next((list(f.data) for f in self.features if f.kind == ENCODER), [])
+        for feature in self.features:
+            if feature.kind == ENCODER:
+                return list(feature.data)
+        return []
 
 
 @dataclass(frozen=True)
