@@ -64,13 +64,13 @@ void activate_rows(const arguments::activate& a) {
 
 template <typename T>
 void gate_rows(const arguments::gate& a) {
-    const vec threshold = broadcast(a.threshold), limit = broadcast(a.limit);
+    const vec above = broadcast(std::nextafter(a.threshold, INFINITY)), limit = broadcast(a.limit);
     over_rows(a.rows, a.columns, [&](int64_t r) {
         const T *gate = row_of<T>(a.x, r, 2 * a.columns), *up = gate + a.columns;
         T* out = row_of<T>(a.out, r, a.columns);
         for_vectors(a.columns, [&](int64_t i, int n) {
             vec g = take(gate + i, n), u = take(up + i, n);
-            g = select(g <= threshold, vec{}, g);  // not a number stays one
+            g = select(g < above, vec{}, g);  // not a number stays one
             g = select(g > limit, limit, g);
             u = select(u > limit, limit, select(u < -limit, -limit, u));
             if (a.activation != Activation::NONE) g = activate(a.activation, g);
