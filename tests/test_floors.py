@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ FLOORS |= {"": FLOORS["llm"], "__main__": FLOORS["cli"]}  # `octavo` itself, who
 
 LATE = {
     ("cli.main", "cli"): "a command loads what it needs, and --help nothing",
-    ("cli.main", "server.options"): "as above",
+    ("cli.main", "server.server_options"): "as above",
     ("executor.process_worker", "executor.local"): "it sees to it that it ends with its parent before it loads torch",
     ("executor.process_worker", "loading.model"): "as above",
     ("client.engine_process", "client.engine_server"): "as above",
@@ -79,6 +80,11 @@ def is_in(module: str, package: str) -> bool:
 
 def test_every_module_has_a_floor() -> None:
     assert {name.partition(".")[0] for name in modules()} == FLOORS.keys(), "see the table in docs/design.md"
+
+
+def test_file_names_say_their_room() -> None:
+    names = Counter(path.name for path in modules().values() if not path.name.startswith("__"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_nothing_is_imported_from_above() -> None:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from octavo.cli.flags import sampling_params_of, sampling_values_of
 from octavo.cli.main import build_parser
-from octavo.cli.options import sampling_params_of, sampling_values_of
 from octavo.errors import InvalidRequestError
 from octavo.params import SamplingParams, recommended_sampling
 from octavo.server.protocol import ChatRequest, CompletionRequest

@@ -8,7 +8,7 @@ from torch import nn
 from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.architectures.rope import make_rope
+from octavo.architectures.rope_config import make_rope
 from octavo.parts import (
     Attention,
     CausalLM,

@@ -9,7 +9,7 @@ from octavo.architectures.decoder import attention, decoder, gated_mlp
 from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.architectures.rope import make_rope
+from octavo.architectures.rope_config import make_rope
 from octavo.ops import NormSpec
 from octavo.parts import CausalLM, LayerNorm, Norm, QKNorm, SharedNorm
 

@@ -9,7 +9,7 @@ from octavo.architectures.decoder import decoder, moe
 from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.architectures.rope import make_rope
+from octavo.architectures.rope_config import make_rope
 from octavo.ops import RouterSpec
 from octavo.parts import Attention, CausalLM, Clip, GatedMLP, LayerNorm, Names, PreNorm, stacked
 

@@ -8,7 +8,7 @@ from octavo.architectures.decoder import NAMES, decoder, rms_norm
 from octavo.architectures.gguf_format import UNPERMUTE, GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.architectures.rope import make_rope
+from octavo.architectures.rope_config import make_rope
 from octavo.errors import CheckpointError, UnsupportedModelError
 from octavo.parts import Attention, Batch, CausalLM, GatedMLP, Linear, PreNorm
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from octavo.architectures.model_config import Config
-from octavo.architectures.rope import make_rope
+from octavo.architectures.rope_config import make_rope
 from octavo.architectures.rope_settings import layer_type
 from octavo.ops import RouterSpec
 from octavo.parts import (

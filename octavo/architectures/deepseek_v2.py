@@ -10,7 +10,7 @@ from octavo.architectures.deepseek import DEEPSEEK_NAMES, feed_forwards
 from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.architectures.rope import make_rope
+from octavo.architectures.rope_config import make_rope
 from octavo.architectures.rope_settings import rope_settings
 from octavo.errors import UnsupportedModelError
 from octavo.ops import RouterSpec

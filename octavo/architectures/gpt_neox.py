@@ -6,7 +6,7 @@ from octavo.architectures.decoder import decoder
 from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.architectures.rope import make_rope
+from octavo.architectures.rope_config import make_rope
 from octavo.parts import MLP, Attention, CausalLM, LayerNorm, Names, PreNorm, SideBySide, grouped_qkv
 
 

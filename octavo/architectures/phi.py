@@ -6,7 +6,7 @@ from octavo.architectures.decoder import NAMES, attention, decoder
 from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.architectures.rope import make_rope
+from octavo.architectures.rope_config import make_rope
 from octavo.parts import MLP, Attention, CausalLM, LayerNorm, Names, QKNorm, SharedNorm
 
 PHI_NAMES = NAMES.replacing(

@@ -8,7 +8,7 @@ from torch import Tensor
 from octavo.architectures.decoder import NAMES
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.architectures.rope import make_rope
+from octavo.architectures.rope_config import make_rope
 from octavo.ops import BlockSparse, Gate
 from octavo.parts import (
     Attention,

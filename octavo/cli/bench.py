@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from octavo.cli.options import engine_args_of
+from octavo.cli.flags import engine_args_of
 from octavo.errors import ConfigError, OctavoError
 from octavo.llm import LLM
 from octavo.params import SamplingParams

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
-from octavo.cli.options import engine_args_of
+from octavo.cli.flags import engine_args_of
 from octavo.errors import InvalidRequestError
 from octavo.llm import LLM
 from octavo.outputs import EmbeddingRequestOutput

@@ -5,8 +5,8 @@ import json
 import sys
 from typing import Any
 
-from octavo.cli.options import check_sampling_flags, engine_args_of, sampling_params_of
-from octavo.cli.streaming import Answer, limit_hit, stream_answer
+from octavo.cli.answers import Answer, limit_hit, stream_answer
+from octavo.cli.flags import check_sampling_flags, engine_args_of, sampling_params_of
 from octavo.client.local_client import LocalRequests
 from octavo.engine.engine import Engine
 from octavo.errors import InvalidRequestError

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from octavo.cli.options import add_engine_flags, add_flags, add_sampling_flags
+from octavo.cli.flags import add_engine_flags, add_flags, add_sampling_flags
 from octavo.errors import OctavoError
 from octavo.logs import log_to_stderr
 from octavo.version import __version__
@@ -66,7 +66,7 @@ def _chat(commands: Any) -> None:
 
 
 def _serve(commands: Any) -> None:
-    from octavo.server.options import ServerOptions
+    from octavo.server.server_options import ServerOptions
 
     serve = commands.add_parser(
         "serve",
@@ -154,7 +154,7 @@ def _command(name: str, kind: str | None = None) -> Callable[[argparse.Namespace
     if name == "generate":
         from octavo.cli.generate import run
     elif name == "chat":
-        from octavo.cli.chat import run
+        from octavo.cli.chat_session import run
     elif name == "serve":
         from octavo.cli.serve import run
     elif name == "embed":

@@ -3,10 +3,10 @@
 import argparse
 import dataclasses
 
-from octavo.cli.options import engine_args_of
+from octavo.cli.flags import engine_args_of
 from octavo.logs import log_to_stderr
-from octavo.server.options import ServerOptions
 from octavo.server.run import serve
+from octavo.server.server_options import ServerOptions
 
 
 def run(namespace: argparse.Namespace) -> int:

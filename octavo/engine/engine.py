@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from octavo.config import EngineArgs
-from octavo.engine.bad_words import BadWordTokens
+from octavo.engine.bad_word_tokens import BadWordTokens
 from octavo.engine.kv_cache import HashChain, KVCacheManager
 from octavo.engine.messages import Failed, Output, Pooled, Ready
 from octavo.engine.request import Completion, GenerationRequest, PoolingRequest, Request

@@ -185,11 +185,11 @@ class Backend(Protocol):
         ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """See octavo.ops.torch.norms."""
+        """See octavo.ops.torch.torch_norms."""
         ...
 
     def layer_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-        """See octavo.ops.torch.norms."""
+        """See octavo.ops.torch.torch_norms."""
         ...
 
     def activate(self, x: Tensor, activation: str) -> Tensor:

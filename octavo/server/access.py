@@ -9,9 +9,9 @@ import uuid
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from octavo.server.errors import CLIENT_GONE, error_response
-from octavo.server.options import ServerOptions
+from octavo.server.http_errors import CLIENT_GONE, error_response
 from octavo.server.request_log import Fields, begin_request_log, write_request_log
+from octavo.server.server_options import ServerOptions
 
 OPEN = frozenset(["/health", "/ping", "/version", "/metrics", "/", "/stats", "/openapi.json"])
 """Paths that need no key: none of them runs the model or shows prompts."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from octavo.errors import InvalidRequestError, OctavoError
-from octavo.server.options import ServerOptions
+from octavo.server.server_options import ServerOptions
 
 
 class OverloadedError(OctavoError):

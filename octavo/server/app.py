@@ -8,13 +8,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from octavo.errors import InvalidRequestError
-from octavo.server import chat, completions, errors, pooling
+from octavo.server import chat_completions, completions, http_errors, pooling_routes
 from octavo.server.access import AccessMiddleware
 from octavo.server.admission import AdmissionScope
 from octavo.server.body import JSONRoute
+from octavo.server.event_stream import json_response
 from octavo.server.protocol import DetokenizeRequest, TokenizeRequest
 from octavo.server.service import Service
-from octavo.server.streaming import json_response
 from octavo.version import __version__
 
 
@@ -22,11 +22,16 @@ def create_app(service: Service) -> ASGIApp:
     """The application over a service that has started."""
     # No redirects: they would go wherever the Host header says.
     app = FastAPI(title="Octavo", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
-    for routes in (completions.router(service), chat.router(service), pooling.router(service), plain(service)):
+    for routes in (
+        completions.router(service),
+        chat_completions.router(service),
+        pooling_routes.router(service),
+        plain(service),
+    ):
         app.include_router(routes)
     if service.options.page:
         app.include_router(pages())
-    errors.install(app)
+    http_errors.install(app)
     # Around the whole app, so that errors pass them too; pages may read refusals, so CORS is the outermost.
     access = AccessMiddleware(AdmissionScope(app, service.admission), service.options)
     if not service.options.allowed_origins:
@@ -63,7 +68,7 @@ def plain(service: Service) -> APIRouter:
     async def health() -> Response:
         if service.healthy:
             return Response(status_code=200)
-        return errors.error_response(503, f"the engine is {service.client.state}.")
+        return http_errors.error_response(503, f"the engine is {service.client.state}.")
 
     @routes.get("/version", summary="Octavo's version")
     async def version() -> Response:
@@ -84,7 +89,7 @@ def plain(service: Service) -> APIRouter:
         if body.messages is not None and body.prompt is not None:
             raise InvalidRequestError("give a prompt or messages, not both.")
         if body.messages is not None:
-            prompt = await chat.prompt_of(service, body.as_chat())
+            prompt = await chat_completions.prompt_of(service, body.as_chat())
         elif body.prompt is not None:
             prompt = {"prompt": body.prompt, "add_special_tokens": body.add_special_tokens is not False}
         else:

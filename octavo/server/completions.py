@@ -12,10 +12,10 @@ from fastapi.responses import Response
 from octavo.client.output_processor import Chunk, TokenEntry
 from octavo.errors import InvalidRequestError
 from octavo.server.body import JSONRoute
+from octavo.server.event_stream import event_response, json_response, while_connected
 from octavo.server.logprobs import LogprobsWriter, prompt_texts
 from octavo.server.protocol import CompletionRequest, StreamOptions
 from octavo.server.service import Run, Service
-from octavo.server.streaming import event_response, json_response, while_connected
 from octavo.text.token_text import TokenText
 
 DEFAULT_TOKENS = 16

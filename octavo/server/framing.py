@@ -9,7 +9,7 @@ from typing import Any
 from httptools import HttpParserError
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from octavo.server.errors import error_response
+from octavo.server.http_errors import error_response
 
 HEADERS_MAX = 64 << 10
 """Bytes of a request's first line and headers; also of a chunk's extensions and of the trailers."""

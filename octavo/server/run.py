@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from octavo.config import EngineArgs
 from octavo.errors import ConfigError, OctavoError
-from octavo.server.options import ServerOptions
+from octavo.server.server_options import ServerOptions
 from octavo.server.service import Service
 
 if TYPE_CHECKING:

@@ -22,10 +22,10 @@ from octavo.outputs import TokenLogprobs
 from octavo.params import PoolingParams, RequestOutputKind, SamplingParams, recommended_sampling
 from octavo.server.admission import Admission
 from octavo.server.metrics import Metrics, RequestClock
-from octavo.server.options import ServerOptions
 from octavo.server.protocol import Request
 from octavo.server.request_log import add_to_request_log
-from octavo.server.threads import TextThreads, size_of
+from octavo.server.server_options import ServerOptions
+from octavo.server.work_threads import TextThreads, size_of
 from octavo.text.chat_prompt import chat_prompt
 from octavo.text.inputs import CheckedPrompt, InputChecker
 from octavo.text.tokenizer import Tokenizer

@@ -8,7 +8,7 @@ import torch
 
 import octavo.architectures
 from octavo.architectures import Config
-from octavo.architectures.rope import make_rope
+from octavo.architectures.rope_config import make_rope
 from octavo.architectures.rope_settings import position_limit
 from octavo.errors import CheckpointError
 

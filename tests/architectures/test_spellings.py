@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from octavo.architectures import Config, all_architectures
-from octavo.architectures.rope import make_rope
+from octavo.architectures.rope_config import make_rope
 from octavo.architectures.rope_settings import position_limit
 from octavo.errors import CheckpointError, OctavoError, UnsupportedModelError
 from tests.architectures.published import PUBLISHED

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from octavo import LLM, AsyncLLM
-from octavo.cli.chat import Conversation
+from octavo.cli.chat_session import Conversation
+from octavo.cli.flags import engine_args_of, sampling_params_of, sampling_values_of
 from octavo.cli.main import build_parser, main
 from octavo.cli.models import markdown
-from octavo.cli.options import engine_args_of, sampling_params_of, sampling_values_of
 from octavo.config import EngineArgs
 from octavo.errors import ConfigError, OctavoError
 from octavo.launch import launch_engine
@@ -165,7 +165,7 @@ def test_cut_answers_are_marked(tiny_model: Path, capsys: pytest.CaptureFixture[
 
 
 def test_answers_that_end_one_after_the_other_keep_their_reasons() -> None:
-    from octavo.cli.streaming import Answer
+    from octavo.cli.answers import Answer
 
     answer = Answer(Any, ["a", "b"], [3, 2], ["length", "stop"], [None, None], 0.0, 0.0)  # type: ignore[arg-type]
     assert [answer.cut_at(0), answer.cut_at(1)] == [3, None]

@@ -9,11 +9,11 @@ from typing import Any
 from octavo.config import EngineArgs
 from octavo.engine.messages import Output, Ready, Tokens
 from octavo.outputs import PackedLogprobs
-from octavo.server.chat import Chat
+from octavo.server.chat_completions import Chat
 from octavo.server.completions import Completions
 from octavo.server.metrics import Metrics
-from octavo.server.options import ServerOptions
 from octavo.server.protocol import ChatRequest, CompletionRequest
+from octavo.server.server_options import ServerOptions
 from octavo.server.service import Service
 from octavo.text.inputs import InputChecker
 from octavo.text.tokenizer import FastTokenizer, Tokenizer

@@ -13,7 +13,7 @@ from octavo.errors import InvalidRequestError
 from octavo.server.admission import OverloadedError
 from octavo.server.app import create_app
 from octavo.server.metrics import Metrics
-from octavo.server.options import ServerOptions
+from octavo.server.server_options import ServerOptions
 from octavo.server.service import Service
 from octavo.text.inputs import CheckedPrompt
 from tests.engine.machine import Machine

@@ -16,8 +16,8 @@ from octavo.errors import EngineDeadError, InvalidRequestError
 from octavo.server.admission import OverloadedError
 from octavo.server.app import create_app
 from octavo.server.framing import HEADERS_MAX
-from octavo.server.options import ServerOptions
 from octavo.server.request_log import printable
+from octavo.server.server_options import ServerOptions
 from octavo.server.service import RequestTimeoutError, Service
 from tests.server.running import Running, server
 

@@ -14,7 +14,7 @@ from octavo.errors import InvalidRequestError
 from octavo.params import PoolingParams, SamplingParams
 from octavo.server.app import create_app
 from octavo.server.service import Service
-from octavo.server.threads import LONG, size_of
+from octavo.server.work_threads import LONG, size_of
 from octavo.text.inputs import InputChecker
 from octavo.text.tokenizer import FastTokenizer, TransformersTokenizer
 from tests.server.running import Running
@@ -351,7 +351,7 @@ def test_short_chats_do_not_wait_for_long_ones(monkeypatch: pytest.MonkeyPatch) 
             assert released.wait(20)
         return {"prompt": "a"}
 
-    monkeypatch.setattr("octavo.server.chat.chat_prompt", render)
+    monkeypatch.setattr("octavo.server.chat_completions.chat_prompt", render)
     made = service(byte_tokenizer(), ScriptedClient([[70]] * 9, "stop", []))
     short = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
     long = {"messages": [{"role": "user", "content": "x" * 20_000}] * 2, "max_tokens": 1}

@@ -22,8 +22,8 @@ from octavo.ops.native.description import (
     DType,
 )
 from octavo.ops.native.library import Library
+from octavo.ops.native.native_products import NativeExperts, NativeHeads, NativeLinear
 from octavo.ops.native.packed_weight import DTYPES, pack, quantize
-from octavo.ops.native.products import NativeExperts, NativeHeads, NativeLinear
 from octavo.ops.native.recorded_steps import RecordedSteps
 from octavo.ops.paged_cache import KVCache
 from octavo.ops.plans import (

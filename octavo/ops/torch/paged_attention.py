@@ -22,9 +22,9 @@ from torch.nn import functional
 from octavo.ops.paged_cache import SCALE_BYTES, KVCache
 from octavo.ops.plans import AttentionPlan, SequenceRun
 from octavo.ops.specs import AttentionSpec, BlockSparse, HeadClip
-from octavo.ops.torch.norms import apply_norm
 from octavo.ops.torch.products import ROW_GRAIN, TERMS, grouped_sum
 from octavo.ops.torch.rope import rotate
+from octavo.ops.torch.torch_norms import apply_norm
 
 T = TypeVar("T")
 

@@ -24,7 +24,7 @@ from octavo.ops.plans import (
 )
 from octavo.ops.specs import AttentionSpec, CacheSpec, Capabilities, Gate, RotaryTable, RouterSpec
 from octavo.ops.stored_rows import StoredRows
-from octavo.ops.torch import experts, norms, paged_attention, rope, routing, sampling, selective_scan
+from octavo.ops.torch import experts, paged_attention, rope, routing, sampling, selective_scan, torch_norms
 from octavo.ops.torch.activations import ACTIVATIONS, gated
 from octavo.ops.torch.products import TorchHeads, TorchLinear
 from octavo.ops.weight_kinds import WeightKind
@@ -125,10 +125,10 @@ class TorchBackend:
         return x + (y if scale == 1.0 else y * scale)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return norms.rms_norm(x, weight, eps)
+        return torch_norms.rms_norm(x, weight, eps)
 
     def layer_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-        return norms.layer_norm(x, weight, bias, eps)
+        return torch_norms.layer_norm(x, weight, bias, eps)
 
     def activate(self, x: Tensor, activation: str) -> Tensor:
         return ACTIVATIONS[activation](x.float()).to(x.dtype)

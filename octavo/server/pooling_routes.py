@@ -10,9 +10,9 @@ from fastapi.responses import Response
 from octavo.params import PoolingParams
 from octavo.server.body import JSONRoute
 from octavo.server.completions import prompts_of
+from octavo.server.event_stream import json_response, while_connected
 from octavo.server.protocol import ClassifyRequest, EmbeddingRequest, PoolingRequest, RerankRequest, ScoreRequest
 from octavo.server.service import Service
-from octavo.server.streaming import json_response, while_connected
 
 Array = np.ndarray[Any, Any]
 

@@ -9,7 +9,7 @@ import msgspec
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
-from octavo.server.errors import ClientGoneError, as_event
+from octavo.server.http_errors import ClientGoneError, as_event
 
 T = TypeVar("T")
 

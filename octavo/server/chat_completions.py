@@ -11,13 +11,13 @@ from fastapi.responses import Response
 from octavo.client.output_processor import Chunk, TokenEntry
 from octavo.errors import InvalidRequestError
 from octavo.server.body import JSONRoute
+from octavo.server.event_stream import event_response, json_response, while_connected
 from octavo.server.logprobs import LogprobsWriter
 from octavo.server.protocol import ChatRequest, StreamOptions
 from octavo.server.service import Run, Service
-from octavo.server.streaming import event_response, json_response, while_connected
-from octavo.server.threads import size_of
 from octavo.server.tool_calls import Calls, call
 from octavo.server.tools import ToolParser, choose_parser, forced, read_forced
+from octavo.server.work_threads import size_of
 from octavo.text.chat_prompt import chat_prompt
 
 

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from octavo.cli.options import SAMPLING_FLAGS, check_sampling_flags, engine_args_of, flag_type, sampling_values_of
-from octavo.cli.streaming import limit_hit, stream_answer
+from octavo.cli.answers import limit_hit, stream_answer
+from octavo.cli.flags import SAMPLING_FLAGS, check_sampling_flags, engine_args_of, flag_type, sampling_values_of
 from octavo.client.local_client import LocalRequests
 from octavo.engine.engine import Engine
 from octavo.errors import InvalidRequestError, OctavoError, did_you_mean
