@@ -310,7 +310,8 @@ class Engine:
             start = entry.sequence.num_computed
             entry.sequence.num_computed += entry.num_tokens
             if (owner := self._owner.get(result.seq_id)) is not None:
-                owner[0].scheduled_time = owner[0].scheduled_time or now
+                if owner[0].scheduled_time is None:
+                    owner[0].scheduled_time = now
                 if (message := self._take(*owner, result, start)) is not None:
                     outputs.append(message)
         for result in done.late:

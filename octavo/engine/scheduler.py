@@ -153,11 +153,11 @@ class Scheduler:
         return self.cache.extend(sequence.blocks, sequence.num_computed, count)
 
     def _cache_blocks(self, entry: ScheduledSequence) -> None:
-        sequence = entry.sequence
-        assert sequence.blocks is not None
-        self.cache.cache_blocks(
-            sequence.blocks, sequence.chain, sequence.tokens, sequence.num_computed + entry.num_tokens
-        )
+        sequence, blocks = entry.sequence, entry.sequence.blocks
+        assert blocks is not None
+        end = sequence.num_computed + entry.num_tokens
+        if end // self.cache.block_size > blocks.num_cached_blocks:
+            self.cache.cache_blocks(blocks, sequence.chain, sequence.tokens, end)
 
     def preempt(self, sequence: Sequence) -> None:
         """Take everything from a running sequence; it is queued again, and will be computed anew."""

@@ -80,7 +80,8 @@ class ModelRunner:
             last = first + len(step.token_ids)
             if results[i].error is None:
                 try:
-                    self._read(hidden[first:last], batch, step, states[i], results[i])
+                    if step.prompt_logprobs or states[i].pooler is not None:
+                        self._read(hidden[first:last], batch, step, states[i], results[i])
                     if step.num_samples and states[i].sampling is not None:
                         sampled.append((i, last - 1))
                 except BaseException as error:  # of this sequence alone, such as no memory for what it asks for
