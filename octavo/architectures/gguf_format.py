@@ -33,7 +33,7 @@ class GGUFFormat:
             translated); a key of None takes a shared one away.
         names: entries of the name table that are other ones in a GGUF file: what it splits, or stores in another order.
             Their left sides are names that the `gguf` package knows, with `{e}` where llama.cpp stacks experts.
-        undo: published names (of modules, or with `.weight`) to what turns llama.cpp's tensor into the published one.
+        undo: published names (of modules, or with `.weight`) to what makes the published tensor of llama.cpp's.
         when: which files this architecture serves, where several share `arch`.
     """
 

@@ -1,4 +1,4 @@
-"""MPT (MosaicML 2023): positions by ALiBi or learned, queries, keys and values clipped and normed where asked."""
+"""MPT (MosaicML 2023): positions by ALiBi or learned, queries, keys and values clipped and normed in some models."""
 
 from functools import partial
 from typing import Any
@@ -79,7 +79,7 @@ def mpt(c: Config) -> CausalLM:
     norm = partial(LayerNorm, hidden_size, eps, bias=bias)
 
     def qk_transform() -> QKTransform | None:
-        """Clipped first, then normed over the full width."""
+        """Clipped first, then normed over all heads at once."""
         norms = None
         if settings.qk_ln:
             q, k = LayerNorm(hidden_size, eps, bias=bias), LayerNorm(num_kv_heads * head_dim, eps, bias=bias)

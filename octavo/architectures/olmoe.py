@@ -11,7 +11,7 @@ from octavo.parts import CausalLM, Clip, PreNorm, QKNorm, RMSNorm, softmax_then_
 
 
 class NormThenClip(QKNorm):
-    """OLMoE's order: norms of q and k over their full width, then all three between limits."""
+    """OLMoE's order: norms of q and k over all heads at once, then all three between limits."""
 
     def __init__(self, num_heads: int, num_kv_heads: int, head_dim: int, eps: float, limit: float | None) -> None:
         super().__init__(RMSNorm(num_heads * head_dim, eps), RMSNorm(num_kv_heads * head_dim, eps), full_width=True)

@@ -49,7 +49,7 @@ NAMES = Names(
 
 
 class ProjectedEmbedding(nn.Module):
-    """Tokens, projected to the stream's width where they are narrower, plus positions."""
+    """Tokens, projected to hidden_size where they are smaller, plus positions."""
 
     def __init__(self, tokens: Embedding, positions: Embedding, project: Linear | None) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5 (Yang et al. 2024): Llama's body with biases on q, k and v, and windows on late layers if asked."""
+"""Qwen2 and Qwen2.5 (Yang et al. 2024): Llama's body with biases on q, k and v, and windows on some late layers."""
 
 from collections.abc import Callable
 

@@ -52,7 +52,7 @@ class Pooler:
         self._kept, self._sum, self._count = [], None, 0
 
     def add(self, hidden: Tensor, tokens: Tensor) -> None:
-        """The next rows `[tokens, width]` of the request, after the model's last norm."""
+        """The next rows `[tokens, hidden_size]` of the request, after the model's last norm."""
         hidden = hidden.float()
         if self.pooling_type == "MEAN":
             # One row after the other, so that the sum does not depend on how the prompt was cut.
@@ -70,7 +70,7 @@ class Pooler:
         self._count += hidden.shape[0]
 
     def result(self, batch: Batch) -> Tensor:
-        """`[width]` or `[scores]`; for ALL and STEP one such row a token."""
+        """`[hidden_size]` or `[scores]`; for ALL and STEP one such row a token."""
         pooled = torch.cat(self._kept) if self._sum is None else (self._sum / self._count).float().unsqueeze(0)
         if self.score is not None:
             pooled = torch.cat([self._scores(rows, batch) for rows in torch.split(pooled, SCORED_ROWS)])
