@@ -104,6 +104,8 @@ class LLM:
         Raises InvalidRequestError, before anything runs, if any prompt or value cannot be served.
         """
         _refuse_lora(lora_request)
+        if prompts is not None and prompt_token_ids is not None:
+            raise InvalidRequestError("give prompts or prompt_token_ids, not both.")
         batch = _prompt_list(prompts if prompts is not None else prompt_token_ids)
         params = self._params_list(sampling_params, len(batch))
         finals = [_final_only(p) for p in params]

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from octavo import LLM
 from octavo.cli.flags import sampling_params_of, sampling_values_of
 from octavo.cli.main import build_parser
 from octavo.errors import InvalidRequestError
@@ -78,3 +79,8 @@ def test_what_nothing_reads_is_refused() -> None:
 def test_keys_that_would_be_ignored_are_refused(body: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CompletionRequest.model_validate({"prompt": "x", **body}).sampling_params({})
+
+
+def test_prompts_in_two_places_are_refused(tiny: LLM) -> None:
+    with pytest.raises(InvalidRequestError, match="not both"):
+        tiny.generate([1, 2], prompt_token_ids=[3, 4])

@@ -1,7 +1,6 @@
 """The server's own options, beside the engine's."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from octavo.config import option
 from octavo.errors import ConfigError, names_closest
@@ -59,13 +58,3 @@ class ServerOptions:
     @property
     def body_bytes(self) -> int:
         return int(self.max_body_size)
-
-    def uvicorn(self) -> dict[str, Any]:
-        """What uvicorn takes of them."""
-        return {
-            "host": self.host,
-            "port": self.port,
-            "ssl_certfile": self.ssl_certfile,
-            "ssl_keyfile": self.ssl_keyfile,
-            "root_path": self.root_path,
-        }
