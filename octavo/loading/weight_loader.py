@@ -53,6 +53,8 @@ class _Filling:
     """Segments that are still to come; None for a slot without."""
     unclaimed: set[str | None]
     """Those that no tensor's name and shape says it fills."""
+    is_misshapen: bool = False
+    """A tensor for it has a wrong shape: loading will fail, and it is never whole."""
     floats: Tensor | None = None
     stored: dict[str | None, StoredRows] = field(default_factory=dict)
     """What is packed as it is stored. A file may have what is made of segments as one tensor (None)."""
@@ -218,6 +220,7 @@ class WeightLoader:
             published = list(reversed(fits)) if shape != source.shape and len(fits) == 2 else list(fits)
             problems.misshapen.append(f"{name} {list(source.shape)} (expected: {published})")
             filling.missing.discard(segment)
+            filling.is_misshapen = True
             return None
         return _Place(filling, segment, into.transform)
 
@@ -256,7 +259,7 @@ class WeightLoader:
             if rows is not None:
                 filling.stored[segment] = rows
             filling.missing.clear() if segment is None else filling.missing.discard(segment)
-            if not filling.missing:
+            if not filling.missing and not filling.is_misshapen:
                 self._finish(filling)
 
     def _without_copy(self, stored: StoredRows, role: Role) -> StoredRows | None:
