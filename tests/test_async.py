@@ -31,7 +31,7 @@ async def collect(llm: AsyncLLM, prompt: list[int], tokens: int) -> list[int]:
 async def idle(llm: AsyncLLM) -> None:
     """Until the engine has taken note of what was posted."""
     for _ in range(500):
-        if llm.client.is_idle:
+        if not llm.engine.has_work and not llm.client._inbox:
             return
         await asyncio.sleep(0.01)
     raise AssertionError("the engine stays busy")

@@ -89,11 +89,6 @@ class ThreadClient:
     def ready(self) -> Ready:
         return self._local.ready
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether there is nothing to do, and nothing waits to be told."""
-        return not self._inbox and not self._local.has_work
-
     def add(
         self, request_id: str, prompt: CheckedPrompt, params: SamplingParams | PoolingParams, priority: int = 0
     ) -> None:

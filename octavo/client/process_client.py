@@ -61,7 +61,6 @@ class ProcessClient:
         on_death: called when the engine has died or is stopped, with the error for all who wait.
         on_stats: called with every report of the engine's numbers, and how often it was started again: each of its
             processes counts anew.
-        environment: of the engine's process, beside this one's.
     """
 
     def __init__(
@@ -70,9 +69,8 @@ class ProcessClient:
         on_outputs: Callable[[list[Output]], None] = lambda outputs: None,
         on_death: Callable[[OctavoError], None] = lambda error: None,
         on_stats: Callable[[Stats, int], None] = lambda stats, restarts: None,
-        **environment: str,
     ) -> None:
-        self.args, self.environment = args, environment
+        self.args = args
         self.on_outputs, self.on_death, self.on_stats = on_outputs, on_death, on_stats
         self.on_failure: Callable[[], None] = lambda: None
         """Called if nobody reads what the engine says any more, for a reason that nobody foresaw."""
@@ -113,7 +111,6 @@ class ProcessClient:
             [sys.executable, "-m", "octavo.client.engine_process", address, str(os.getpid())],
             stdin=subprocess.PIPE,
             text=True,
-            env={**os.environ, **self.environment},
         )
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):  # it has died already; whoever waits for it sees that
