@@ -63,7 +63,7 @@ struct Halves {
 #undef OPERATOR
 #define OPERATOR(op) \
     friend INLINE Mask operator op(const Halves& a, const Halves& b) { return {a.low op b.low, a.high op b.high}; }
-    OPERATOR(<) OPERATOR(>) OPERATOR(>=) OPERATOR(==) OPERATOR(!=)
+    OPERATOR(<) OPERATOR(<=) OPERATOR(>) OPERATOR(>=) OPERATOR(==) OPERATOR(!=)
 #undef OPERATOR
     friend INLINE Halves operator<<(const Halves& a, int by) { return {a.low << by, a.high << by}; }
     friend INLINE Halves operator>>(const Halves& a, int by) { return {a.low >> by, a.high >> by}; }
