@@ -15,7 +15,7 @@ from octavo.errors import CheckpointError, OctavoError, UnsupportedModelError
 from octavo.loading.gguf_file import GGUFFile
 from octavo.loading.gguf_source import gguf_source
 from octavo.loading.model import load_model
-from octavo.ops.stored_rows import Q8_0
+from octavo.ops.weight_kinds import WeightKind
 from octavo.parts import Linear
 from tests.golden import case_named, tensors, write_model
 from tests.loading.gguf_models import KINDS, write_gguf
@@ -122,7 +122,7 @@ def test_every_quantized_layer_is_kept_as_it_is(name: str, tmp_path: Path) -> No
     layers = [m for m in loaded.model.modules() if isinstance(m, Linear) and m.inputs % 32 == 0 and not m.exact]
     assert layers
     for layer in layers:
-        assert {part.kind for part in layer._packed.parts} == {Q8_0}
+        assert {part.kind for part in layer._packed.parts} == {WeightKind.Q8_0}
 
 
 def test_arctic_has_experts_in_every_layer(tmp_path: Path) -> None:
