@@ -35,7 +35,7 @@ def wait_idle(running: Running) -> None:
         ("/v1/completions", {"prompt": []}, 400, "empty"),
         ("/v1/completions", {}, 400, "prompt"),
         ("/v1/completions", {"prompt": "x", "model": "gpt-9"}, 404, "gpt-9"),
-        ("/v1/completions", {"prompt": "x", "logit_bias": {"a": 1}}, 400, "no token id"),
+        ("/v1/completions", {"prompt": "x", "logit_bias": {"a": 1}}, 400, "not a token id"),
         ("/v1/completions", {"prompt": "x", "guided_regex": "(["}, 400, "regex"),
         ("/v1/completions", {"prompt": "x", "guided_regex": ""}, 400, "regex"),
         ("/v1/completions", {"prompt": "x", "guided_choice": []}, 400, "choice"),
