@@ -204,7 +204,7 @@ class ProcessClient:
             self._restarts.popleft()
         if len(self._restarts) >= RESTARTS:
             self.state = "dead"
-            log.error("the engine died %d times in %d s and is not restarted", RESTARTS + 1, RESTART_WINDOW)
+            log.error("the engine died %d times in %d s and is not started again", RESTARTS + 1, RESTART_WINDOW)
             return False
         self._restarts.append(now)
         self.state = "restarting"
