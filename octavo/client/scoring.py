@@ -51,10 +51,10 @@ def plan_scores(
 
     Raises InvalidRequestError for a classifier of more than two classes, and for pairs that it cannot read.
     """
-    if ready.task == "classify":
-        if ready.num_scores > 2:
+    if ready.info.task == "classify":
+        if ready.info.num_scores > 2:
             raise InvalidRequestError(
-                f"scores are for classifiers of one or two classes; this one has {ready.num_scores}. Use classify."
+                f"scores are for classifiers of one or two classes; this one has {ready.info.num_scores}. Use classify."
             )
         params = PoolingParams(truncate_prompt_tokens=truncate)
         prompts: list[Prompt] = [{"prompt_token_ids": checker.encode_pair(a, b, params)} for a, b in pairs]

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
+
 from octavo.config import EngineArgs
 from octavo.engine.bad_word_tokens import BadWordTokens
 from octavo.engine.kv_cache import HashChain, KVCacheManager
@@ -36,19 +38,19 @@ class Engine:
 
     def __init__(self, args: EngineArgs, executor: Executor, tokenizer: Tokenizer | None) -> None:
         self.args, self.executor, self.tokenizer = args, executor, tokenizer
-        self.info = info = executor.info
         self.cache = KVCacheManager(executor.shape, self._prefix_caching())
         self.scheduler = Scheduler(self.cache, executor.shape.max_sequences, args.max_num_batched_tokens)
-        self.max_model_len = min(info.max_model_len, self.cache.longest_sequence(args.max_num_batched_tokens))
+        self.max_model_len = min(executor.info.max_model_len, self.cache.longest_sequence(args.max_num_batched_tokens))
         if self.max_model_len < 2:
             raise ConfigError("kv_cache_memory is too little for a single token; give more.")
-        if self.max_model_len < info.max_model_len:
+        if self.max_model_len < executor.info.max_model_len:
             log.warning(
                 "requests are limited to %d tokens, not the model's %d, by the KV cache; set kv_cache_memory to more",
                 self.max_model_len,
-                info.max_model_len,
+                executor.info.max_model_len,
             )
-        self.ready = self._ready()
+        self.info = msgspec.structs.replace(executor.info, max_model_len=self.max_model_len)
+        self.ready = Ready(self.info, executor.shape.num_blocks)
         self.checker = self.ready.checker(tokenizer, args.max_logprobs)
         self._bad_words = BadWordTokens(self.checker)
         self._requests: dict[str, Request] = {}
@@ -58,22 +60,6 @@ class Engine:
         self._starts: list[SequenceStart] = []
         self._ended: list[int] = []
         """What the executor does not know yet."""
-
-    def _ready(self) -> Ready:
-        info, shape = self.info, self.executor.shape
-        return Ready(
-            task=info.task,
-            vocab_size=info.vocab_size,
-            max_model_len=self.max_model_len,
-            eos_token_ids=sorted(info.eos_token_ids),
-            generation_config={k: v for k, v in info.generation_config.items() if isinstance(v, (int, float))},
-            decoder_start_token_id=info.decoder_start_token_id,
-            has_encoder=info.has_encoder,
-            num_scores=info.num_scores,
-            labels=info.labels,
-            num_blocks=shape.num_blocks,
-            block_size=shape.block_size,
-        )
 
     def _prefix_caching(self) -> bool:
         enabled, shape = self.args.enable_prefix_caching, self.executor.shape

@@ -9,6 +9,7 @@ import msgspec
 
 from octavo.config import EngineArgs
 from octavo.errors import InvalidRequestError
+from octavo.loading.model_info import ModelInfo
 from octavo.outputs import PackedLogprobs
 from octavo.params import PoolingParams, SamplingParams, StructuredOutputsParams
 from octavo.text.inputs import CheckedPrompt, EncoderInput, InputChecker
@@ -61,22 +62,16 @@ Command = Add | Abort | Finish | Stop
 class Ready(Message):
     """The model is loaded: what must be known of the engine by those who send it requests."""
 
-    task: str
-    vocab_size: int
-    max_model_len: int
-    eos_token_ids: list[int]
-    generation_config: dict[str, Any]
-    decoder_start_token_id: int | None
-    has_encoder: bool
-    num_scores: int
-    labels: list[str]
+    info: ModelInfo
+    """With the longest request that the engine's memory allows."""
     num_blocks: int
-    block_size: int
+    """Of the KV cache."""
 
     def checker(self, tokenizer: Tokenizer | None, max_logprobs: int) -> InputChecker:
         """Checks prompts and sampling values for this engine."""
-        encoder = EncoderInput(self.max_model_len, self.decoder_start_token_id) if self.has_encoder else None
-        return InputChecker(tokenizer, self.vocab_size, self.max_model_len, max_logprobs, encoder)
+        info = self.info
+        encoder = EncoderInput(info.max_model_len, info.decoder_start_token_id) if info.has_encoder else None
+        return InputChecker(tokenizer, info.vocab_size, info.max_model_len, max_logprobs, encoder)
 
 
 class LoadFailed(Message):

@@ -15,17 +15,17 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     vocab_size: int
     max_model_len: int
     """Longest prompt plus answer that its positions and the options allow, in tokens."""
-    eos_token_ids: frozenset[int]
-    generation_config: dict[str, Any]
+    eos_token_ids: frozenset[int] = frozenset()
+    generation_config: dict[str, Any] = {}
     """The model's generation_config.json."""
-    labels: list[str]
+    labels: list[str] = []
     """Names of a classifier's classes."""
-    num_scores: int
+    num_scores: int = 0
     """How many values a row's scores have: the outputs of its head for scores, or the vocabulary."""
-    pooling: PoolerConfig
+    pooling: PoolerConfig = msgspec.field(default_factory=PoolerConfig)
     """How hidden states are pooled: every field that the task needs is set."""
-    has_encoder: bool
-    decoder_start_token_id: int | None
+    has_encoder: bool = False
+    decoder_start_token_id: int | None = None
     """What answers begin with, in models that have an encoder."""
-    long_rope_threshold: int | None
+    long_rope_threshold: int | None = None
     """The longest sequence whose keys are turned by LongRoPE's short table; None without LongRoPE."""

@@ -51,15 +51,15 @@ def plain(service: Service) -> APIRouter:
 
     @routes.get("/v1/models", summary="The model that is served")
     async def models() -> Response:
-        ready = service.ready
+        info = service.ready.info
         card = {
             "id": service.model_name,
             "object": "model",
             "created": service.created,
             "owned_by": "octavo",
             "root": service.args.model,
-            "max_model_len": ready.max_model_len,
-            "task": ready.task,
+            "max_model_len": info.max_model_len,
+            "task": info.task,
         }
         return json_response({"object": "list", "data": [card]})
 
@@ -82,7 +82,7 @@ def plain(service: Service) -> APIRouter:
 
     @routes.post("/tokenize", summary="A text's token ids")
     async def tokenize(body: TokenizeRequest) -> Response:
-        service.accept(body, service.ready.task)
+        service.accept(body, service.ready.info.task)
         tokenizer = service.tokenizer
         if tokenizer is None:
             raise InvalidRequestError("this server has no tokenizer (--skip-tokenizer-init).")
@@ -100,13 +100,13 @@ def plain(service: Service) -> APIRouter:
             return ids, [tokenizer.token(i) for i in ids] if body.return_token_strs else None
 
         ids, strings = await service.threads.run(len(prompt["prompt"]), work)
-        answer = {"count": len(ids), "max_model_len": service.ready.max_model_len, "tokens": ids}
+        answer = {"count": len(ids), "max_model_len": service.ready.info.max_model_len, "tokens": ids}
         return json_response({**answer, "token_strs": strings})
 
     @routes.post("/detokenize", summary="The text of token ids")
     async def detokenize(body: DetokenizeRequest) -> Response:
-        service.accept(body, service.ready.task)
-        tokenizer, size = service.tokenizer, service.ready.vocab_size
+        service.accept(body, service.ready.info.task)
+        tokenizer, size = service.tokenizer, service.ready.info.vocab_size
         if tokenizer is None:
             raise InvalidRequestError("this server has no tokenizer (--skip-tokenizer-init).")
 

@@ -52,7 +52,7 @@ async def pooled(service: Service, body: EmbeddingRequest | PoolingRequest, kind
 async def classified(service: Service, body: ClassifyRequest) -> dict[str, Any]:
     params = PoolingParams(truncate_prompt_tokens=body.truncate_prompt_tokens)
     results, tokens = await service.pool_all(prompts_of(body.input), params)
-    labels, data = service.ready.labels, []
+    labels, data = service.ready.info.labels, []
     for i, probs in enumerate(results):
         best = int(probs.argmax())
         label = labels[best] if best < len(labels) else str(best)

@@ -144,7 +144,7 @@ class Service:
     @property
     def recommended(self) -> dict[str, Any]:
         """Sampling values that the model's generation_config.json recommends."""
-        return recommended_sampling(self.ready.generation_config)
+        return recommended_sampling(self.ready.info.generation_config)
 
     def accept(self, request: Request, *tasks: str) -> None:
         """Note whose request this is. Raises ModelUnknownError for another model, InvalidRequestError for another task.
@@ -158,9 +158,9 @@ class Service:
         model = request.model
         if model and model not in (self.model_name, self.args.model):
             raise ModelUnknownError(f"the model {model!r} is not served here; {self.model_name!r} is.")
-        if self.ready.task not in tasks:
+        if self.ready.info.task not in tasks:
             raise InvalidRequestError(
-                f"this server was started for task {self.ready.task!r}; this is for {' or '.join(tasks)}."
+                f"this server was started for task {self.ready.info.task!r}; this is for {' or '.join(tasks)}."
             )
 
     def _on_stats(self, stats: Stats, restarts: int) -> None:

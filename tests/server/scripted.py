@@ -8,6 +8,7 @@ from typing import Any
 
 from octavo.config import EngineArgs
 from octavo.engine.messages import Output, Ready, Tokens
+from octavo.loading.model_info import ModelInfo
 from octavo.outputs import PackedLogprobs
 from octavo.server.chat_completions import Chat
 from octavo.server.completions import Completions
@@ -43,7 +44,7 @@ class ScriptedClient:
         self.answers, self.finish_reason, self.others = answers, finish, others
         self.on_outputs: Callable[[list[Output]], None] = lambda messages: None
         self.saying: dict[str, asyncio.Future[None]] = {}
-        self.ready = Ready("generate", 10_000, 10_000, [], {}, None, False, 0, [], 8, 16)
+        self.ready = Ready(ModelInfo(task="generate", vocab_size=10_000, max_model_len=10_000), 8)
 
     def place(self, token: int, count: int | None) -> PackedLogprobs:
         """The token's own entry, the third likeliest, and those of the likeliest `count`."""

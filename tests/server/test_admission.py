@@ -10,6 +10,7 @@ import pytest
 from octavo.config import EngineArgs
 from octavo.engine.messages import Ready, Tokens
 from octavo.errors import InvalidRequestError
+from octavo.loading.model_info import ModelInfo
 from octavo.server.admission import OverloadedError
 from octavo.server.app import create_app
 from octavo.server.metrics import Metrics
@@ -41,7 +42,7 @@ class Checker:
 def service(**options: Any) -> tuple[Service, Checker]:
     """A service without a process behind it: every request is answered with one token."""
     made, checker = Service(EngineArgs("none"), ServerOptions(**options)), Checker()
-    made.client._ready = Ready("generate", 10, 100, [], {}, None, False, 1, [], 10, 16)
+    made.client._ready = Ready(ModelInfo(task="generate", vocab_size=10, max_model_len=100), 10)
     made.client.state, made.metrics, made._checker = "running", Metrics("m"), checker  # type: ignore[assignment]
 
     def add(request_id: str, prompt: CheckedPrompt, params: Any, priority: int = 0) -> None:

@@ -98,9 +98,10 @@ SAID: list[Any] = [
 ENGINE = """
 import sys, zmq
 from octavo.engine.messages import *
+from octavo.loading.model_info import ModelInfo
 socket = zmq.Context().socket(zmq.PAIR)
 socket.connect(sys.argv[1])
-ready = Ready("generate", 10, 100, [], {{}}, None, False, 1, [], 10, 16)
+ready = Ready(ModelInfo(task="generate", vocab_size=10, max_model_len=100), 10)
 socket.send(encode(ready))
 for message in {said!r}:
     socket.send(message)

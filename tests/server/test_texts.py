@@ -11,6 +11,7 @@ import pytest
 
 from octavo.engine.messages import Pooled, Ready
 from octavo.errors import InvalidRequestError
+from octavo.loading.model_info import ModelInfo
 from octavo.params import PoolingParams, SamplingParams
 from octavo.server.app import create_app
 from octavo.server.service import Service
@@ -58,7 +59,7 @@ class PoolingClient(ScriptedClient):
 
     def __init__(self, task: str) -> None:
         super().__init__([[0]], "stop", [])
-        self.ready = Ready(task, 10_000, 10_000, [], {}, None, False, 1, [], 8, 16)
+        self.ready = Ready(ModelInfo(task=task, vocab_size=10_000, max_model_len=10_000, num_scores=1), 8)
 
     async def messages(self, request_id: str, prompt: Any, params: Any) -> Any:
         yield Pooled(request_id, (2,), b"\0\0\x80?\0\0\x80?", 0)
@@ -229,7 +230,7 @@ def test_prompts_beyond_the_models_vocabulary() -> None:
 def test_text_of_tokens_beyond_the_models_vocabulary() -> None:
     tokenizer = byte_tokenizer("</s>", "<more>")
     client = ScriptedClient([[70]], "stop", [])
-    client.ready = Ready("generate", 257, 100, [], {}, None, False, 0, [], 8, 16)
+    client.ready = Ready(ModelInfo(task="generate", vocab_size=257, max_model_len=100), 8)
     made = service(tokenizer, client)
     ids = tokenizer.encode("a<more>")
     assert asyncio.run(ask(made, "/detokenize", {"tokens": ids})).json() == {"prompt": "a<more>"}
