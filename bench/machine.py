@@ -23,7 +23,7 @@ def measure(threads: int | None = None, instructions: str | None = None) -> dict
         program = Path(folder) / "machine"
         command = ["c++", "-std=c++20", "-O3", "-pthread", str(SOURCE), "-o", str(program)]
         subprocess.run([*command, *(FLAGS[instructions] if instructions else ["-march=native"])], check=True)
-        counted = [program] if threads is None else [program, str(threads)]
+        counted = [str(program)] if threads is None else [str(program), str(threads)]
         found: dict[str, float] = json.loads(subprocess.run(counted, check=True, capture_output=True).stdout)
     return found
 

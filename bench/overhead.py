@@ -14,6 +14,7 @@ from typing import Any
 
 import document
 import torch
+from inside import add, runner_of
 from safetensors.torch import save_file
 
 from octavo import LLM, SamplingParams
@@ -51,7 +52,8 @@ def write_tiny(folder: Path) -> None:
 def overhead(folder: str, batch: int, waiting: int) -> tuple[float, float]:
     """Milliseconds of a step, and of those outside the model, medians."""
     llm = LLM(folder, skip_tokenizer_init=True, max_num_seqs=batch, kv_cache_memory="256MiB")
-    engine, model = llm.engine, llm.engine.executor.runner.model
+    engine, runner = llm.engine, runner_of(llm)
+    model: Any = runner.model
     inside = 0.0
 
     def timed(function: Any) -> Any:
@@ -64,13 +66,13 @@ def overhead(folder: str, batch: int, waiting: int) -> tuple[float, float]:
 
         return call
 
-    model.forward, model.logits = timed(model.forward), timed(model.logits)  # type: ignore[method-assign]
+    model.forward, model.logits = timed(model.forward), timed(model.logits)
     params = SamplingParams(temperature=0, max_tokens=STEPS * 4, ignore_eos=True)
     for i in range(batch + waiting):
-        engine.add_request(str(i), [i % 300, 2, 3], params)
+        add(llm, str(i), [i % 300, 2, 3], params)
     for _ in range(20):
         engine.step()
-    recorded = engine.executor.runner._recorded
+    recorded: Any = runner._recorded
     for program in filter(None, recorded.programs.values() if recorded is not None else ()):
         program.run = timed(program.run)  # what runs in the model's stead
     whole, outside = [], []

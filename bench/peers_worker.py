@@ -59,7 +59,8 @@ class Octavo(Engine):
 
         params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
         (output,) = self.llm.generate([ids], params, use_tqdm=False)
-        return [entry[token].logprob for entry, token in zip(output.prompt_logprobs[1:], ids[1:], strict=True)]
+        assert output.prompt_logprobs is not None
+        return [entry[token].logprob for entry, token in zip(output.prompt_logprobs[1:], ids[1:], strict=True) if entry]
 
 
 class Transformers(Engine):

@@ -19,12 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import document
 import httpx
 import psutil
+from inside import add
 from random_model import write_random_model
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -75,7 +77,7 @@ def overhead() -> None:
         body = {**BODY, "prompt": prompt, "max_tokens": count}
         for i in range(22):  # by turns, so that a drift of the machine's speed meets both
             begin = time.perf_counter()
-            llm.engine.add_request(str(i), {"prompt_token_ids": prompt}, params)
+            add(llm, str(i), prompt, params)
             stamps = []
             while llm.engine.has_work:
                 llm.engine.step()
@@ -113,7 +115,7 @@ def throughput() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_random_model(REALISTIC, Path(folder))
         options = {"kv_cache_memory": "1GiB", "max_num_seqs": 64, "enable_prefix_caching": False}
-        llm = LLM(folder, skip_tokenizer_init=True, dtype="float32", **options)  # type: ignore[arg-type]
+        llm = LLM(folder, skip_tokenizer_init=True, dtype="float32", **options)
         params = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True)
         llm.generate(prompts[:64], params, use_tqdm=False)
         flags = ("--skip-tokenizer-init", "--dtype", "float32", "--kv-cache-memory", "1GiB", "--max-num-seqs", "64")
@@ -199,7 +201,13 @@ if __name__ == "__main__":
             gaps(SMOLLM, options.tree)
     with tempfile.TemporaryDirectory() as folder, document.printed("bench/serving.py", options.write and wanted != [6]):
         tiny = str(write_tiny(Path(folder) / "tiny"))
-        functions = (start, overhead, throughput, lambda: thousand(tiny), lambda: ten_thousand(tiny))
+        functions: tuple[Callable[[], object], ...] = (
+            start,
+            overhead,
+            throughput,
+            lambda: thousand(tiny),
+            lambda: ten_thousand(tiny),
+        )
         for part, function in enumerate(functions, 1):
             if part in wanted:
                 function()
