@@ -89,7 +89,7 @@ class AsyncLLM:
 
     async def abort(self, request_id: str) -> None:
         """End a request; its iterator gets a last output with finish_reason "abort"."""
-        self.client.abort(request_id)
+        self._requests.abort(self.client, request_id)
 
     def shutdown(self) -> None:
         """Stop the engine's thread. Requests that run are ended."""

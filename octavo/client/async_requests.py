@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import threading
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
@@ -70,10 +71,18 @@ def _join(first: Tokens, second: Tokens) -> None:
 
 
 class AsyncRequests:
-    """Requests that coroutines wait for. A client hands what its engine says to `on_outputs`, or to `fail_all`."""
+    """Requests that coroutines wait for. A client hands what its engine says to `on_outputs`, or to `fail_all`.
+
+    The engine knows each by a name of its own: an id may be used again as soon as its request is closed, while the
+    engine still says something of that one.
+    """
 
     def __init__(self) -> None:
         self._streams: dict[str, RequestStream] = {}
+        """By the engine's names."""
+        self._names: dict[str, str] = {}
+        """The engine's name of each request's id."""
+        self._numbers = itertools.count()
 
     def __len__(self) -> int:
         """Requests that have not ended."""
@@ -89,6 +98,11 @@ class AsyncRequests:
         """End all requests with an error. Called on any thread."""
         for stream in list(self._streams.values()):
             stream.put(error)
+
+    def abort(self, client: EngineClient, request_id: str) -> None:
+        """Have the engine end a request; its reader gets a last output, "abort". An unknown id is ignored."""
+        if (name := self._names.get(request_id)) is not None:
+            client.abort(name)
 
     async def generate(
         self,
@@ -109,12 +123,13 @@ class AsyncRequests:
         if the engine dies or does not run.
         """
         request_id = processor.request_id
-        if request_id in self._streams:
+        if request_id in self._names:
             raise InvalidRequestError(f"request id {request_id!r} is already in use.")
-        stream = self._streams[request_id] = RequestStream()
+        name = self._names[request_id] = f"{next(self._numbers)}:{request_id}"
+        stream = self._streams[name] = RequestStream()
         is_running = False
         try:
-            client.add(request_id, processor.prompt, processor.params, priority)
+            client.add(name, processor.prompt, processor.params, priority)
             is_running = True
             while is_running:
                 messages, before = await stream.take(), processor.num_tokens
@@ -123,14 +138,19 @@ class AsyncRequests:
                 on_tokens(processor.num_tokens - before)
                 if processor.finished:
                     is_running = False
-                    del self._streams[request_id]  # what the engine still says of it is of no use
-                processor.settle(client)
+                    self._forget(request_id, name)  # what the engine still says of it is of no use
+                processor.settle(client, name)
                 if output is not None:
                     yield output
         finally:
-            self._streams.pop(request_id, None)
+            self._forget(request_id, name)
             if is_running:
-                client.abort(request_id)
+                client.abort(name)
+
+    def _forget(self, request_id: str, name: str) -> None:
+        self._streams.pop(name, None)
+        if self._names.get(request_id) == name:  # otherwise another request has the id by now
+            del self._names[request_id]
 
 
 def _next_output(processor: Processor, messages: list[Output]) -> Any:

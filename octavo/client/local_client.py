@@ -220,7 +220,7 @@ class LocalRequests:
                 continue
             if output is not None and output.finished:
                 del self._processors[request_id]
-            processor.settle(self.client)
+            processor.settle(self.client, request_id)
             if output is not None:
                 outputs.append(output)
         return outputs

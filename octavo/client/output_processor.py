@@ -253,15 +253,18 @@ class OutputProcessor:
             num_cached_tokens=self.num_cached,
         )
 
-    def settle(self, client: EngineClient) -> None:
-        """Tell the engine which sequences have ended here. Nobody may wait any more for a request that is finished."""
+    def settle(self, client: EngineClient, name: str) -> None:
+        """Tell the engine, which knows the request by `name`, which sequences have ended here.
+
+        Nobody may wait any more for a request that is finished.
+        """
         ended = [answer for answer in self.answers if answer.ended_here]
         if ended and self.finished:
-            client.abort(self.request_id)
+            client.abort(name)
         for answer in ended:
             answer.ended_here = False
             if not self.finished:
-                client.finish(self.request_id, answer.index)
+                client.finish(name, answer.index)
 
     def _best(self) -> list[Answer]:
         """The `n` answers to return: all, or of `best_of` those of the highest log-probability."""
@@ -306,7 +309,7 @@ class PoolingProcessor:
             self.request_id, PoolingOutput(data), self.prompt.token_ids, num_cached_tokens=self._pooled.num_cached
         )
 
-    def settle(self, client: EngineClient) -> None:
+    def settle(self, client: EngineClient, name: str) -> None:
         """The engine knows itself when such a request ends."""
 
 

@@ -204,9 +204,32 @@ def test_abort_and_closing(name: str, args: EngineArgs, tokenizer: Tokenizer | N
                 assert len(requests) == 0
             reasons = set()
             async for output in requests.generate(client, processor_of("r", PROMPT, LONG, tokenizer)):
-                client.abort("r")
+                requests.abort(client, "r")
                 reasons |= {answer.finish_reason for answer in output.outputs}
             assert reasons == {None, "abort"}
+
+    asyncio.run(asyncio.wait_for(main(), 120))
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_an_id_that_is_used_again_at_once(name: str, args: EngineArgs, tokenizer: Tokenizer | None) -> None:
+    """Nothing that the engine still says of a closed request reaches the next one of its id."""
+    short = params(max_tokens=20)
+
+    async def main() -> None:
+        async with CLIENTS[name](args) as (requests, client):
+
+            async def answer(request_id: str) -> tuple[list[int], str | None]:
+                outputs = requests.generate(client, processor_of(request_id, PROMPT, short, tokenizer))
+                (only,) = [output.outputs[0] async for output in outputs if output.finished]
+                return only.token_ids, only.finish_reason
+
+            expected = await answer("alone")
+            for _ in range(10):
+                closed = requests.generate(client, processor_of("r", PROMPT, LONG, tokenizer))
+                await anext(closed)
+                await closed.aclose()
+                assert await answer("r") == expected
 
     asyncio.run(asyncio.wait_for(main(), 120))
 

@@ -52,7 +52,7 @@ def test_a_stop_string_across_messages_ends_the_request() -> None:
     assert (first.outputs[0].text, last.outputs[0].text) == ("ab", "")
     assert (last.finished, last.outputs[0].finish_reason, last.outputs[0].stop_reason) == (True, "stop", "cd")
     assert len(last.outputs[0].token_ids) == 1  # what came behind it is left out
-    made.settle(client)  # type: ignore[arg-type]
+    made.settle(client, "r")  # type: ignore[arg-type]
     assert client.ended == ["r"]
     assert outputs(made, tokens("more")) == []
 
@@ -60,12 +60,12 @@ def test_a_stop_string_across_messages_ends_the_request() -> None:
 def test_one_of_several_ends_and_the_others_go_on() -> None:
     made, client = processor(n=2, stop=["b"]), Told()
     outputs(made, tokens("ab", 1))
-    made.settle(client)  # type: ignore[arg-type]
-    made.settle(client)  # type: ignore[arg-type]
+    made.settle(client, "r")  # type: ignore[arg-type]
+    made.settle(client, "r")  # type: ignore[arg-type]
     assert client.ended == [("r", 1)]
     (output,) = outputs(made, tokens("late", 1), tokens("ac", 0, "length"))
     assert (output.finished, [c.index for c in output.outputs]) == (True, [0])
-    made.settle(client)  # type: ignore[arg-type]
+    made.settle(client, "r")  # type: ignore[arg-type]
     assert client.ended == [("r", 1)]
 
 
@@ -117,7 +117,7 @@ def test_a_failure_of_the_text_is_its_sequences_error(monkeypatch: pytest.Monkey
     monkeypatch.setattr(made.answers[0].stream, "add", fails)
     (output,) = outputs(made, tokens("a"))
     assert (output.outputs[0].finish_reason, "injected" in str(output.outputs[0].stop_reason)) == ("error", True)
-    made.settle(client)  # type: ignore[arg-type]
+    made.settle(client, "r")  # type: ignore[arg-type]
     assert client.ended == [("r", 0)]
     (output,) = outputs(made, tokens("b", 1, "length"))
     assert (output.finished, output.outputs[0].text) == (True, "b")
