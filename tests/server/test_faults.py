@@ -100,7 +100,7 @@ def test_client_that_goes_frees_its_blocks(tiny_server: Running) -> None:
     assert tiny_server.metric("kv_cache_usage_perc") == before
     # And one that waits for a whole answer.
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(tiny_server.url + "/v1/completions", json={**LONG, "stream": False, "n": 8}, timeout=0.3)
+        httpx.post(tiny_server.url + "/v1/completions", json={**LONG, "stream": False, "n": 64}, timeout=0.3)
     wait_idle(tiny_server)
 
 
@@ -237,7 +237,7 @@ def test_too_many_requests_and_too_long_ones(tiny_model: Path) -> None:
     limits = ("--max-queued-requests", "2", "--request-timeout", "1.5")
     with server(str(tiny_model), "--kv-cache-memory", "64MiB", *limits) as running:
         with ThreadPoolExecutor(2) as pool:
-            body = {**LONG, "stream": False, "n": 16}
+            body = {**LONG, "stream": False, "n": 64}  # more than any processor gives in that time
             running_long = [pool.submit(running.post, "/v1/completions", body) for _ in range(2)]
             running.until(lambda: running.metric("num_requests_running") > 0)
             time.sleep(0.2)
