@@ -9,6 +9,7 @@ from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.model_config import Config
 from octavo.architectures.score_heads import Build
 from octavo.errors import ConfigError
+from octavo.media.processor import Processor
 
 GENERATES = ("generate", "embedding")
 """Tasks of a language model. It also gives rewards, where told which tokens' logits they are."""
@@ -16,6 +17,9 @@ EMBEDS = ("embedding",)
 """Tasks of a model that is published without a head."""
 CLASSIFIES = ("classify",)
 REWARDS = ("reward",)
+
+
+Media = type[Processor] | Callable[[Config], type[Processor] | None]
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,14 @@ class Architecture:
     """What it serves: generate, embedding, classify or reward. The first is what it does unless told otherwise."""
     aliases: tuple[str, ...] = ()
     """Other names that published configs have for it."""
+    media: Media | None = None
+    """What makes features of its media, or which of them a config is for; None for models of text alone."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """What its config class takes for keys that a config.json leaves out."""
+
+    def processor(self, config: Config) -> type[Processor] | None:
+        """What makes features of the media of a model with this config."""
+        return self.media if self.media is None or isinstance(self.media, type) else self.media(config)
 
     def config(self, values: Mapping[str, Any]) -> Config:
         """The config that a config.json's values make. Raises CheckpointError for absurd sizes."""
@@ -52,6 +62,7 @@ def architecture(
     examples: tuple[str, ...] = (),
     gguf: GGUFFormat | None = None,
     tasks: tuple[str, ...] = GENERATES,
+    media: Media | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> Callable[[Build], Build]:
     """Register a function from config to model under `name`, and under aliases that published configs use."""
@@ -59,7 +70,7 @@ def architecture(
     def register(build: Build) -> Build:
         same = next((a.defaults for a in ARCHITECTURES.values() if a.build is build), {})
         known = defaults if defaults is not None else defaults_of(name) or same
-        made = Architecture(name, build, about, examples, gguf, tasks, aliases, known)
+        made = Architecture(name, build, about, examples, gguf, tasks, aliases, media, known)
         for each in (name, *aliases):
             if each in ARCHITECTURES:
                 raise ConfigError(f"architecture {each!r} is registered already; choose another name.")

@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 
 from octavo.ops.paged_cache import KVCache
-from octavo.ops.plans import AttentionPlan, BlockTables, DecodeInputs, DrawBy, RecurrentPlan, ScanInput, SequenceRun
+from octavo.ops.plans import (
+    AttentionPlan,
+    BlockTables,
+    DecodeInputs,
+    DrawBy,
+    FullRun,
+    RecurrentPlan,
+    ScanInput,
+    SequenceRun,
+)
 from octavo.ops.specs import AttentionSpec, CacheSpec, Capabilities, Gate, RotaryTable, RouterSpec
 from octavo.ops.stored_rows import StoredRows
 from octavo.ops.weight_kinds import WeightKind
@@ -262,8 +271,19 @@ class Backend(Protocol):
         """
         ...
 
-    def full_attention(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """See octavo.ops.torch.paged_attention."""
+    def full_attention(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float, runs: Sequence[FullRun]
+    ) -> Tensor:
+        """Attention in which all queries of a run see all of its keys, and none else.
+
+        Args:
+            query: [rows, heads, head_dim] float32.
+            key, value: [key rows, kv heads, dim] float32; `heads` is a multiple of `kv heads`.
+            scale: factor of the scores.
+            runs: first row and number of its queries, then of its keys.
+
+        Returns: [rows, heads, value dim] float32; rows of no run are zero.
+        """
         ...
 
     def weighted_sum(self, y: Tensor, weights: Tensor) -> Tensor:

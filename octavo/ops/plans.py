@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+FullRun = tuple[int, int, int, int]
+"""Queries that see all of some keys: first row and number of the queries, then of the keys."""
+
 NOT_FINITE = -1
 """The choice of a row that has a value that is not a number, or infinite."""
 

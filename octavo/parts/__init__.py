@@ -1,12 +1,13 @@
 """Torch modules of which models are composed. A part takes plain values, never a config.json."""
 
-from octavo.parts.batch import Batch, EncoderBatch, PagedView, RecurrentView
+from octavo.parts.batch import Batch, EncoderBatch, PagedView, PlacedRows, RecurrentView, SpanBatch
 from octavo.parts.causal_lm import CausalLM
 from octavo.parts.embedding import Embedding, NormedEmbedding, PositionedEmbedding
 from octavo.parts.encoder import CrossAttention, EncoderAttention
 from octavo.parts.latent import LatentAttention
 from octavo.parts.linear_layer import Linear
 from octavo.parts.mamba_mixer import MambaMixer
+from octavo.parts.media_tower import MediaData, MediaTower, together
 from octavo.parts.mlp import MLP, GatedMLP
 from octavo.parts.moe import MoE, softmax_then_topk
 from octavo.parts.names import Into, Names, alternating, grouped_qkv, parameter, stacked, transposed
@@ -36,12 +37,15 @@ __all__ = [
     "Linear",
     "LongRotaryEmbedding",
     "MambaMixer",
+    "MediaData",
+    "MediaTower",
     "MoE",
     "Names",
     "Norm",
     "NormedEmbedding",
     "PagedKV",
     "PagedView",
+    "PlacedRows",
     "Pooler",
     "PositionedEmbedding",
     "PostNorm",
@@ -55,6 +59,7 @@ __all__ = [
     "SandwichNorm",
     "SharedNorm",
     "SideBySide",
+    "SpanBatch",
     "StateSpec",
     "Wiring",
     "alibi_slopes",
@@ -63,5 +68,6 @@ __all__ = [
     "parameter",
     "softmax_then_topk",
     "stacked",
+    "together",
     "transposed",
 ]

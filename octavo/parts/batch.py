@@ -32,6 +32,23 @@ StateView = PagedView | RecurrentView
 
 
 @dataclass
+class PlacedRows:
+    """Rows of features, and where they go among the rows of tokens."""
+
+    index: Tensor
+    """[count] int64: rows of the batch, each once."""
+    rows: Tensor
+    """[count, hidden_size]"""
+    are_added: bool = False
+    """Whether they are added to the tokens' rows; otherwise they replace them."""
+
+    def put(self, x: Tensor) -> Tensor:
+        """`x` `[rows, hidden_size]` with these rows in their places."""
+        rows = self.rows.to(x.dtype)
+        return x.index_add(0, self.index, rows) if self.are_added else x.index_copy(0, self.index, rows)
+
+
+@dataclass
 class Batch:
     """A flat run of tokens of all requests in the step.
 
@@ -41,12 +58,14 @@ class Batch:
     tokens: Tensor
     """[rows] int64"""
     positions: Tensor
-    """[rows] int64"""
+    """[rows] int64, or [axes, rows] where positions have several axes"""
     lengths: Tensor
     """[rows] int64: tokens that each row's sequence has in all, computed or not."""
     num_tokens: int
     states: list[StateView]
     """One for each part that declared a state, in the order of the model."""
+    features: PlacedRows | None = None
+    """What stands in the place of tokens' embeddings; None where nothing does."""
     kept: dict[Hashable, Tensor] = field(default_factory=dict)
     """Hidden states that later layers of this step come back to (skip connections across layers)."""
     _memo: dict[Hashable, Any] = field(default_factory=dict)
@@ -70,17 +89,23 @@ class Batch:
 
 
 @dataclass
-class EncoderBatch:
-    """The inputs of all requests that start in a step, one after the other.
+class SpanBatch:
+    """Inputs that are read whole, such as pictures, one after the other: each row of one sees all of its rows.
 
     Rows from the last run's end on are padding.
     """
+
+    runs: list[tuple[int, int]]
+    """First row and number of rows of each input."""
+
+
+@dataclass
+class EncoderBatch(SpanBatch):
+    """The tokens that the encoder reads for all requests that start in a step."""
 
     tokens: Tensor
     """[rows] int64"""
     positions: Tensor
     """[rows] int64"""
-    runs: list[tuple[int, int]]
-    """First row and number of tokens of each request."""
     cross_kv: list[StateView]
     """The caches of each part that declared a state, with where the encoder's tokens go in those of its group."""

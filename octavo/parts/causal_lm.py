@@ -12,7 +12,8 @@ from octavo.parts.batch import Batch, EncoderBatch
 from octavo.parts.embedding import Embedding
 from octavo.parts.encoder import CrossAttention
 from octavo.parts.linear_layer import Linear
-from octavo.parts.names import Names
+from octavo.parts.media_tower import MediaTower
+from octavo.parts.names import Into, Names
 from octavo.parts.rotary_embedding import LongRotaryEmbedding
 from octavo.parts.state import StateSpec
 from octavo.parts.weight_slots import Role, WeightSlot, weight_slots
@@ -67,6 +68,7 @@ class CausalLM(nn.Module):
         self.encoder = encoder
         self.optional = optional
         self.score: nn.Module | None = None
+        self.media: MediaTower | None = None
         self.tied_if_absent = tied_if_absent
         self.names = names
         self.logit_scale = logit_scale
@@ -83,6 +85,11 @@ class CausalLM(nn.Module):
         """All that the model takes of a checkpoint, by path; activations will be of `dtype`."""
         self.dtype = dtype
         slots = weight_slots(self)
+        if self.media is not None:
+            self.media.dtype = dtype
+            for path, slot in slots.items():  # a tower's error is in every later token's keys
+                if path.startswith("media.") and slot.role is Role.MULTIPLIED:
+                    slot.role = Role.EXACT
         for name in self.optional:
             slots[name].do_without = partial(setattr, self, name, None)
         table = next(slots[f"{path}.weight"] for path, part in self.named_modules() if part is self.tokens)
@@ -111,9 +118,9 @@ class CausalLM(nn.Module):
     def does_without(self, path: str) -> bool:
         """Whether a checkpoint may have a tensor for `path` though the model has no place for it.
 
-        A head that is tied, or that embeddings do without, may be stored.
+        A head that is tied, or that embeddings do without, may be stored, and a tower that nothing is sent to.
         """
-        return path.split(".")[0] == "head"
+        return path.split(".")[0] in ("head", "media")
 
     def prepare(self, backend: Backend) -> None:
         """Have every part make what it computes with. All weights are loaded."""
@@ -151,6 +158,21 @@ class CausalLM(nn.Module):
         self.score = score
         self.names = self.names.extended(names)
         return self
+
+    def with_media(self, tower: MediaTower, names: Mapping[str, str | Into], text: str = "") -> Self:
+        """Have `tower` make rows of media; it lies at `media`.
+
+        Args:
+            names: where the tower's published tensors go.
+            text: how the published names of everything else begin.
+        """
+        self.media = tower
+        self.names = (self.names.under(text) if text else self.names).extended(names)
+        return self
+
+    def drop_media(self) -> None:
+        """For text alone: the tower is not loaded, and its tensors in a checkpoint go nowhere."""
+        self.media = None
 
     @property
     def num_scores(self) -> int:

@@ -38,9 +38,12 @@ class Embedding(nn.Module):
 
     def forward(self, batch: Batch | EncoderBatch) -> Tensor:
         if self._packed is not None:
-            return self._packed.rows(batch.tokens, self._dtype, self.scale)
-        rows = self.lookup(batch.tokens)
-        return rows if self.scale == 1.0 else self._scale(rows, self.scale)
+            rows = self._packed.rows(batch.tokens, self._dtype, self.scale)
+        else:
+            rows = self.lookup(batch.tokens)
+            rows = rows if self.scale == 1.0 else self._scale(rows, self.scale)
+        features = batch.features if isinstance(batch, Batch) else None
+        return rows if features is None else features.put(rows)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Rows `ids` of a plain table, without the scale."""

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from octavo.ops import AttentionSpec, Backend
-from octavo.parts.batch import Batch, EncoderBatch, PagedView
+from octavo.parts.batch import Batch, EncoderBatch, PagedView, SpanBatch
 from octavo.parts.linear_layer import Linear
 from octavo.parts.state import PagedKV
 
@@ -22,14 +22,11 @@ class EncoderAttention(nn.Module):
     def prepare(self, backend: Backend) -> None:
         self._attention = backend.full_attention
 
-    def forward(self, x: Tensor, batch: EncoderBatch) -> Tensor:
-        qkv = self.qkv(x, batch).view(x.shape[0], 3, self.num_heads, self.head_dim)
-        out = x.new_zeros(x.shape)
-        for first, count in batch.runs:
-            rows = slice(first, first + count)
-            query, key, value = qkv[rows].float().unbind(1)
-            out[rows] = self._attention(query, key, value, self.head_dim**-0.5).flatten(1).to(x.dtype)
-        return self.o(out, batch)  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, batch: SpanBatch) -> Tensor:
+        qkv = self.qkv(x, batch).view(x.shape[0], 3, self.num_heads, self.head_dim).float()
+        runs = [(first, count, first, count) for first, count in batch.runs]
+        out = self._attention(qkv[:, 0], qkv[:, 1], qkv[:, 2], self.head_dim**-0.5, runs)
+        return self.o(out.flatten(1).to(x.dtype), batch)  # type: ignore[no-any-return]
 
 
 class CrossAttention(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.ops import Backend, Gate, PackedLinear
-from octavo.parts.batch import Batch, EncoderBatch
+from octavo.parts.batch import Batch, SpanBatch
 from octavo.parts.weight_slots import Role, WeightSlot
 
 
@@ -55,12 +55,12 @@ class Linear(nn.Module):
     def prepare(self, backend: Backend) -> None:
         self._gated_linear = backend.gated_linear
 
-    def forward(self, x: Tensor, batch: Batch | EncoderBatch) -> Tensor:
+    def forward(self, x: Tensor, batch: Batch | SpanBatch) -> Tensor:
         """`x` `[rows, inputs]`, rows of `batch`, to `[rows, outputs]`."""
         assert self._packed is not None, "weights are loaded before anything is computed"
         return self._packed(x, self.bias)
 
-    def gated(self, x: Tensor, batch: Batch | EncoderBatch, gate: Gate) -> Tensor:
+    def gated(self, x: Tensor, batch: Batch | SpanBatch, gate: Gate) -> Tensor:
         """The result's halves, gate and up, made one by `gate`: `[rows, outputs / 2]`."""
         assert self._packed is not None, "weights are loaded before anything is computed"
         return self._gated_linear(self._packed, x, self.bias, gate)

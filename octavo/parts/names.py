@@ -12,11 +12,13 @@ component of a tensor's name (weight, bias) is carried over. A right side that n
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 Transform = Callable[[Tensor], Tensor]
+NO_SPELLINGS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,16 @@ class Names:
         table: published module name to path or Into, as described above.
         ignored: published tensor names (with `{i}`) that hold no weights: buffers of older code.
         prefix: a beginning of the published names that some checkpoints leave out.
+        spellings: other beginnings of published names that some checkpoints have, and those of the table.
     """
 
-    def __init__(self, table: Mapping[str, str | Into], ignored: tuple[str, ...] = (), prefix: str = "") -> None:
+    def __init__(
+        self,
+        table: Mapping[str, str | Into],
+        ignored: tuple[str, ...] = (),
+        prefix: str = "",
+        spellings: Mapping[str, str] = NO_SPELLINGS,
+    ) -> None:
         self.table = {
             name: into.with_path(path)
             for key, value in table.items()
@@ -120,7 +129,7 @@ class Names:
         }
         """Published name to place, alternatives expanded, numbers still templates."""
         self.ignored = ignored
-        self.prefix = prefix
+        self.prefix, self.spellings = prefix, spellings
         self._ignored = [self._pattern(i, "") for i in ignored]
         self._entries = [
             _Entry(name, into, self._pattern(name, "" if into.full_name else r"\.(?P<suffix>[^.]+)"))
@@ -129,7 +138,16 @@ class Names:
 
     def extended(self, table: Mapping[str, str | Into]) -> "Names":
         """This table with more entries."""
-        return Names({**self.table, **table}, self.ignored, self.prefix)
+        return Names({**self.table, **table}, self.ignored, self.prefix, self.spellings)
+
+    def under(self, prefix: str) -> "Names":
+        """This table for a checkpoint that has the model as a part of another, its names after `prefix`."""
+        table: dict[str, str | Into] = {prefix + name: into for name, into in self.table.items()}
+        return Names(table, tuple(prefix + name for name in self.ignored))
+
+    def spelled(self, spellings: Mapping[str, str]) -> "Names":
+        """This table, which also knows names with other beginnings: `{as stored: as in the table}`."""
+        return Names(self.table, self.ignored, self.prefix, {**self.spellings, **spellings})
 
     def replacing(self, table: Mapping[str, str | Into]) -> "Names":
         """This table with other entries for the parameters, or parts of them, that `table` has names for."""
@@ -139,7 +157,7 @@ class Names:
             for name, into in self.table.items()
             if not any(into.path == path or into.path.startswith(path + ".") for path in paths)
         }
-        return Names({**kept, **table}, self.ignored, self.prefix)
+        return Names({**kept, **table}, self.ignored, self.prefix, self.spellings)
 
     def _pattern(self, published: str, suffix: str) -> re.Pattern[str]:
         body = re.escape(published)
@@ -148,11 +166,20 @@ class Names:
             body = f"(?:{re.escape(self.prefix)})?" + body.removeprefix(re.escape(self.prefix))
         return re.compile(body + suffix)
 
+    def _spelled(self, name: str) -> str:
+        """A published name as the table has it."""
+        for stored, here in self.spellings.items():
+            if name.startswith(stored):
+                return here + name.removeprefix(stored)
+        return name
+
     def is_ignored(self, name: str) -> bool:
+        name = self._spelled(name)
         return any(p.fullmatch(name) for p in self._ignored)
 
     def locate(self, name: str) -> Into | None:
         """The parameter (or its segment) that the published tensor `name` fills, or None for an unknown name."""
+        name = self._spelled(name)
         for entry in self._entries:
             if match := entry.pattern.fullmatch(name):
                 numbers = match.groupdict()

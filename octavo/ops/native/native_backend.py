@@ -31,6 +31,7 @@ from octavo.ops.plans import (
     BlockTables,
     DecodeInputs,
     DrawBy,
+    FullRun,
     RecurrentPlan,
     ScanInput,
     SequenceRun,
@@ -486,8 +487,10 @@ class NativeBackend:
         )
         return out
 
-    def full_attention(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        return self._reference.full_attention(query, key, value, scale)
+    def full_attention(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float, runs: Sequence[FullRun]
+    ) -> Tensor:
+        return self._reference.full_attention(query, key, value, scale, runs)
 
     def experts(self, weights: Sequence[PackedLinear]) -> PackedExperts:
         native = [w for w in weights if isinstance(w, NativeLinear)]

@@ -10,7 +10,7 @@ adding zeros before or after changes no bit, so that neither padding, nor chunki
 Keys that no query sees may hold anything finite: the executor keeps the caches free of infinities and NaN.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from octavo.ops.paged_cache import SCALE_BYTES, KVCache
-from octavo.ops.plans import AttentionPlan, SequenceRun
+from octavo.ops.plans import AttentionPlan, FullRun, SequenceRun
 from octavo.ops.specs import AttentionSpec, BlockSparse, HeadClip
 from octavo.ops.torch.products import ROW_GRAIN, TERMS, grouped_sum
 from octavo.ops.torch.rope import rotate
@@ -280,15 +280,20 @@ def attend(query: Tensor, cache: KVCache, plan: AttentionPlan, spec: AttentionSp
             out.index_copy_(0, tile.targets, (result if tile.kept is None else result[tile.kept]).to(out.dtype))
 
 
-def full_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Attention of one sequence in which all queries see all keys.
+def full_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, runs: Sequence[FullRun]) -> Tensor:
+    """See octavo.ops.backend."""
+    group = query.shape[1] // key.shape[1]
+    if group > 1:
+        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+    out = query.new_zeros(*query.shape[:2], value.shape[2])
+    for first, count, first_key, keys in runs:
+        seen = slice(first_key, first_key + keys)
+        out[first : first + count] = _attend_fully(query[first : first + count], key[seen], value[seen], scale)
+    return out
 
-    Args:
-        query, key, value: [tokens, heads, head_dim] float32.
-        scale: factor of the scores.
 
-    Returns: [tokens, heads, head_dim] float32.
-    """
+def _attend_fully(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """`[queries, heads, value dim]`: each query over all keys, `[keys, heads, dim]`."""
     keys, values = key.permute(1, 2, 0).contiguous(), value.transpose(0, 1).contiguous()
     parts = []
     for part in torch.split(query, QUERY_TILE):

@@ -16,6 +16,7 @@ from octavo.ops.plans import (
     BlockTables,
     DecodeInputs,
     DrawBy,
+    FullRun,
     RecurrentPlan,
     ScanInput,
     SequenceRun,
@@ -180,8 +181,10 @@ class TorchBackend:
         paged_attention.attend(query, cache, plan, spec, out[: plan.num_tokens])
         return out
 
-    def full_attention(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        return paged_attention.full_attention(query, key, value, scale)
+    def full_attention(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float, runs: Sequence[FullRun]
+    ) -> Tensor:
+        return paged_attention.full_attention(query, key, value, scale, runs)
 
     def experts(self, weights: Sequence[PackedLinear]) -> PackedExperts:
         return experts.EachExpert(weights)
