@@ -26,6 +26,20 @@ class Feature(msgspec.Struct, frozen=True):
     offset: int | None = None
     """The first of the `length` placeholder tokens in the prompt whose embeddings the rows replace; None where layers
     attend to the rows instead (cross-attention)."""
+    takes: bytes | None = None
+    """A byte for each of these tokens: 1 where it takes the next row, 0 where it keeps its own embedding; None where
+    each takes one."""
+    visible: tuple[int, int | None] | None = None
+    """In cross-attention: the first token of the prompt that sees the rows, and the first behind it that does not, None
+    where all that follow do; None where every token does."""
+
+
+class Positions(msgspec.Struct, frozen=True):
+    """Positions of a prompt's tokens where these are not 0, 1, 2, ...: an answer goes on after the largest."""
+
+    axes: int
+    data: bytes
+    """int64 of shape [axes, tokens]"""
 
 
 def encoder_feature(token_ids: Sequence[int]) -> Feature:

@@ -163,7 +163,9 @@ class Engine:
 
     @staticmethod
     def _sequence_start(sequence: Sequence, checked: CheckedPrompt, **values: Any) -> SequenceStart:
-        return SequenceStart(sequence.seq_id, checked.token_ids, features=checked.features, **values)
+        return SequenceStart(
+            sequence.seq_id, checked.token_ids, features=checked.features, positions=checked.positions, **values
+        )
 
     def _generation(
         self,

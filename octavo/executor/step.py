@@ -2,7 +2,7 @@
 
 import msgspec
 
-from octavo.features import Feature
+from octavo.features import Feature, Positions
 from octavo.outputs import PackedLogprobs
 from octavo.params import PoolingParams, SamplingParams
 
@@ -28,6 +28,8 @@ class SequenceStart(msgspec.Struct):
     """Pool the prompt's hidden states, and generate nothing."""
     features: list[Feature] = []
     """Inputs that are not tokens."""
+    positions: Positions | None = None
+    """Of the prompt's tokens, where they are not 0, 1, 2, ..."""
 
     @property
     def waits(self) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from octavo.errors import InvalidRequestError
-from octavo.features import ENCODER, Feature, encoder_feature
+from octavo.features import ENCODER, Feature, Positions, encoder_feature
 from octavo.params import PoolingParams, SamplingParams
 from octavo.text.tokenizer import Tokenizer
 
@@ -21,7 +21,10 @@ class CheckedPrompt:
     cache_salt: str = ""
     encoder_text: str | None = None
     features: list[Feature] = field(default_factory=list)
-    """Inputs that are not tokens of the prompt: what the model's encoder reads."""
+    """Inputs that are not tokens of the prompt: what the model's encoder reads, pictures, films, sounds."""
+    positions: Positions | None = None
+    both_ways: list[tuple[int, int]] = field(default_factory=list)
+    """First token and end of spans in which every token sees all of the span, and not only what is before it."""
 
     @property
     def encoder_token_ids(self) -> list[int]:
