@@ -118,6 +118,9 @@ class EngineArgs:
     kv_cache_memory: int | str | None = option(
         None, "memory of the KV cache, for example 4GiB (default: from what is free and what the model can use)"
     )
+    feature_cache_memory: int | str = option(
+        "512MiB", "memory for what towers make of pictures, films and sounds, kept for prompts that bring them again"
+    )
     gpu_memory_utilization: float = option(0.9, "share of a GPU's memory that weights and KV cache may take")
     enable_prefix_caching: bool | None = option(
         None, "reuse the KV cache of equal prompt beginnings (default: on where the model's state allows it)"
@@ -148,6 +151,7 @@ class EngineArgs:
             raise ConfigError(f"gpu_memory_utilization={self.gpu_memory_utilization!r} must be above 0 and at most 1.")
         if self.kv_cache_memory is not None:
             self.kv_cache_memory = parse_size(self.kv_cache_memory, "kv_cache_memory")
+        self.feature_cache_memory = parse_size(self.feature_cache_memory, "feature_cache_memory")
         if isinstance(self.override_pooler_config, dict):
             self.override_pooler_config = PoolerConfig(**self.override_pooler_config)
 
@@ -155,6 +159,11 @@ class EngineArgs:
     def kv_cache_bytes(self) -> int | None:
         """`kv_cache_memory` in bytes."""
         return None if self.kv_cache_memory is None else int(self.kv_cache_memory)
+
+    @property
+    def feature_cache_bytes(self) -> int:
+        """`feature_cache_memory` in bytes."""
+        return int(self.feature_cache_memory)
 
 
 def _check_choices(args: EngineArgs) -> None:

@@ -39,7 +39,9 @@ class Engine:
     def __init__(self, args: EngineArgs, executor: Executor, tokenizer: Tokenizer | None) -> None:
         self.args, self.executor, self.tokenizer = args, executor, tokenizer
         self.cache = KVCacheManager(executor.shape, self._prefix_caching())
-        self.scheduler = Scheduler(self.cache, executor.shape.max_sequences, args.max_num_batched_tokens)
+        self.scheduler = Scheduler(
+            self.cache, executor.shape.max_sequences, args.max_num_batched_tokens, executor.shape.max_feature_rows
+        )
         self.max_model_len = min(executor.info.max_model_len, self.cache.longest_sequence(args.max_num_batched_tokens))
         if self.max_model_len < 2:
             raise ConfigError("kv_cache_memory is too little for a single token; give more.")
@@ -156,7 +158,7 @@ class Engine:
         threshold = self.info.long_rope_threshold
         if threshold is not None and len(checked.token_ids) > threshold:
             fields["grown"] = b"1"
-        chain = HashChain(fields, checked.features)
+        chain = HashChain(fields, checked.features, checked.both_ways)
         if self.cache.prefix_caching:
             chain.extend(checked.token_ids, self.cache.block_size)
         return chain
@@ -164,7 +166,12 @@ class Engine:
     @staticmethod
     def _sequence_start(sequence: Sequence, checked: CheckedPrompt, **values: Any) -> SequenceStart:
         return SequenceStart(
-            sequence.seq_id, checked.token_ids, features=checked.features, positions=checked.positions, **values
+            sequence.seq_id,
+            checked.token_ids,
+            features=checked.features,
+            positions=checked.positions,
+            both_ways=checked.both_ways,
+            **values,
         )
 
     def _generation(
@@ -271,18 +278,20 @@ class Engine:
         """Values were not finite, and were taken out of the caches: nobody may find them there, or go on with them."""
         self.cache.pool.reset()
         for sequence in list(self.scheduler.running):
-            if sequence.chain.features and sequence.chain.root in roots:
+            if any(f.offset is None for f in sequence.chain.features) and sequence.chain.root in roots:
                 self.scheduler.preempt(sequence)
 
     def _run(self, scheduled: list[ScheduledSequence]) -> StepResult:
         """Have the executor compute a step, which hears of what has started and ended too."""
-        step = Step(self._starts, [self._to_step(entry) for entry in scheduled], self._ended)
+        dropped = self.scheduler.features.take_dropped()
+        step = Step(self._starts, [self._to_step(entry) for entry in scheduled], self._ended, dropped)
         self._starts, self._ended = [], []
         try:
             self.executor.submit(step)
             done = self.executor.collect()
         except BaseException:
             self.cache.pool.reset()
+            self.scheduler.features.reset()
             raise
         return done
 
@@ -297,6 +306,8 @@ class Engine:
         for entry, result in zip(scheduled, done.sequences, strict=True):
             start = entry.sequence.num_computed
             entry.sequence.num_computed += entry.num_tokens
+            for i in entry.encodes if result.error is not None else ():
+                self.scheduler.features.distrust(entry.sequence.chain.features[i])
             if (owner := self._owner.get(result.seq_id)) is not None:
                 if owner[0].scheduled_time is None:
                     owner[0].scheduled_time = now

@@ -47,11 +47,17 @@ class HashChain:
     """What all keys depend on, such as the client's salt: only sequences with equal fields share blocks."""
     features: Sequence[Feature] = ()
     """Those that all layers attend to decide all keys; one in place of tokens, those from its block on."""
+    both_ways: Sequence[tuple[int, int]] = ()
+    """First token and end of spans whose tokens see all of the span: the whole of it decides its first token's keys."""
     hashes: list[bytes] = field(default_factory=list)
 
     def copy(self) -> "HashChain":
         """One that grows by itself."""
-        return HashChain(self.fields, self.features, self.hashes.copy())
+        return HashChain(self.fields, self.features, self.both_ways, self.hashes.copy())
+
+    def renamed(self, **fields: bytes) -> "HashChain":
+        """One of the same sequence, whose keys are others than before."""
+        return HashChain({**self.fields, **fields}, self.features, self.both_ways)
 
     def extend(self, tokens: list[int], block_size: int) -> None:
         """Hash the full blocks of `tokens` that are not hashed yet."""
@@ -59,10 +65,18 @@ class HashChain:
             parent = self.hashes[-1] if self.hashes else self.root
             digest = hashlib.blake2b(parent, digest_size=HASH_BYTES, person=b"octavo block")
             digest.update(array("q", tokens[first : first + block_size]).tobytes())
-            for feature in self.features:
-                if feature.offset is not None and first <= feature.offset < first + block_size:
-                    digest.update((feature.offset - first).to_bytes(8, "little") + feature.digest)
+            self._add_features(digest, first, first, first + block_size)
+            for start, end in self.both_ways:
+                if first <= start < first + block_size:
+                    digest.update(array("q", [start - first, end - first, *tokens[start:end]]).tobytes())
+                    self._add_features(digest, first, start, end)
             self.hashes.append(digest.digest())
+
+    def _add_features(self, digest: "hashlib.blake2b", first: int, start: int, end: int) -> None:
+        """Add to the hash of the block at `first` the features whose places begin from `start` to before `end`."""
+        for feature in self.features:
+            if feature.offset is not None and start <= feature.offset < end:
+                digest.update((feature.offset - first).to_bytes(8, "little") + feature.digest)
 
     @property
     def root(self) -> bytes:

@@ -1,9 +1,10 @@
 """Who computes how many tokens in the next step. Pure Python over integers: no tensors, no text, no clock."""
 
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from octavo.engine.kv_cache import HashChain, KVCacheManager
+from octavo.engine.feature_cache import FeatureCache
+from octavo.engine.kv_cache import KVCacheManager
 from octavo.engine.sequence import Sequence, Status
 
 
@@ -14,8 +15,8 @@ class ScheduledSequence:
     sequence: Sequence
     num_tokens: int
     is_new: bool = False
-    encodes: bool = False
-    """Whether the rows of its features are computed in this step too."""
+    encodes: list[int] = field(default_factory=list)
+    """Which of its features' rows are computed first, in this step."""
 
 
 class Scheduler:
@@ -28,12 +29,16 @@ class Scheduler:
     Args:
         cache: gives and takes blocks.
         max_sequences: most sequences that run at a time.
-        max_tokens: most tokens in a step.
+        max_tokens: most tokens in a step, and most rows of features.
+        max_feature_rows: most rows of features that are kept.
     """
 
-    def __init__(self, cache: KVCacheManager, max_sequences: int, max_tokens: int) -> None:
+    def __init__(
+        self, cache: KVCacheManager, max_sequences: int, max_tokens: int, max_feature_rows: int = 1 << 62
+    ) -> None:
         self.cache = cache
         self.max_tokens = max_tokens
+        self.features = FeatureCache(max_feature_rows, max_tokens)
         # A decoding sequence takes a token a step: more of them than the budget would only wait for each other.
         self.max_sequences = min(max_sequences, max_tokens)
         self.running: list[Sequence] = []
@@ -72,11 +77,16 @@ class Scheduler:
     def schedule(self) -> list[ScheduledSequence]:
         """The next step. Entries are in the order in which their tokens lie in the batch."""
         scheduled: dict[int, ScheduledSequence] = {}
+        self._has_chunk = False
+        self.features.begin_step()
         budget, preempted = self._continue_running(scheduled)
         if not preempted:
             self._admit(scheduled, budget)
         for entry in scheduled.values():
             self._cache_blocks(entry)
+            if entry.sequence.held:
+                features = entry.sequence.chain.features
+                entry.encodes += [i for i in entry.sequence.held if self.features.compute(features[i])]
         return list(scheduled.values())
 
     def _continue_running(self, scheduled: dict[int, ScheduledSequence]) -> tuple[int, bool]:
@@ -84,6 +94,8 @@ class Scheduler:
         budget, preempted = self.max_tokens, False
         decoding, prefilling = list[tuple[Sequence, int]](), list[tuple[Sequence, int]]()
         for sequence in self.running:
+            if sequence.held:
+                self._release_passed(sequence)
             remaining = len(sequence.tokens) - sequence.num_computed
             if remaining == 1:
                 decoding.append((sequence, 1))
@@ -95,6 +107,8 @@ class Scheduler:
             if budget < 1:
                 break
             count = remaining if remaining < budget else budget
+            if sequence.chain.features and (count := self._fit(sequence, count)) < 1:
+                continue
             while not self._extend(sequence, count):
                 preempted = True
                 victim = max(self.running, key=lambda s: s.order)
@@ -122,8 +136,10 @@ class Scheduler:
             budget = max(1, budget - encoded)
             count = min(len(sequence.tokens) - cached, budget)
             sequence.blocks, sequence.num_computed = blocks, cached
-            if not self._extend(sequence, count):
+            count = self._fit(sequence, count) if sequence.chain.features else count
+            if count < 1 or not self._extend(sequence, count):
                 self.cache.release(blocks)
+                self._release_features(sequence)
                 sequence.blocks, sequence.num_computed = None, 0
                 return
             heapq.heappop(self._waiting)
@@ -132,12 +148,13 @@ class Scheduler:
                 sequence.num_cached = cached
             sequence.status, sequence.row = Status.RUNNING, self._free_rows.pop()
             self.running.append(sequence)
-            entry = scheduled[sequence.seq_id] = ScheduledSequence(sequence, count, is_new=True, encodes=encoded > 0)
+            entry = scheduled[sequence.seq_id] = ScheduledSequence(sequence, count, is_new=True)
             budget -= count
             started = True
             # What is computed in this step serves others that start in it: keys are written before any are read.
             self._cache_blocks(entry)
             if encoded:
+                entry.encodes = [i for i, f in enumerate(sequence.chain.features) if f.offset is None]
                 self.cache.cache_features(blocks, sequence.chain)
 
     def _peek(self) -> Sequence | None:
@@ -147,6 +164,48 @@ class Scheduler:
                 return sequence
             heapq.heappop(self._waiting)
         return None
+
+    def _fit(self, sequence: Sequence, count: int) -> int:
+        """How many of the next `count` tokens can be computed now: those whose features' rows are there or come in this
+        step, and no part of a span that sees both ways.
+
+        The first chunk of a step may be longer than asked for: such a span could never be computed otherwise.
+        """
+        start = sequence.num_computed
+        end = self._outside_spans(sequence, start, start + count)
+        for i, feature in enumerate(sequence.chain.features):
+            if feature.offset is None or i in sequence.held:
+                continue
+            if feature.offset < end and start < feature.offset + feature.length:
+                if not self.features.hold(feature):
+                    end = self._outside_spans(sequence, start, max(start, feature.offset), cut=True)
+                    break
+                sequence.held.append(i)
+        self._has_chunk = self._has_chunk or end - start > 1
+        return end - start
+
+    def _outside_spans(self, sequence: Sequence, start: int, end: int, cut: bool = False) -> int:
+        """`end`, or where a span that sees both ways begins or ends, if it lies inside."""
+        for first, after in sequence.chain.both_ways:
+            if first < end < after:
+                return max(start, first) if cut or self._has_chunk or first > start else after
+        return end
+
+    def _release_passed(self, sequence: Sequence) -> None:
+        """Give back the rows of features whose tokens are all computed."""
+        left = []
+        for i in sequence.held:
+            feature = sequence.chain.features[i]
+            if (feature.offset or 0) + feature.length <= sequence.num_computed:
+                self.features.release(feature)
+            else:
+                left.append(i)
+        sequence.held = left
+
+    def _release_features(self, sequence: Sequence) -> None:
+        for i in sequence.held:
+            self.features.release(sequence.chain.features[i])
+        sequence.held = []
 
     def _extend(self, sequence: Sequence, count: int) -> bool:
         assert sequence.blocks is not None
@@ -173,12 +232,13 @@ class Scheduler:
         if sequence.recompute_beyond is None or len(sequence.tokens) <= sequence.recompute_beyond:
             return
         sequence.recompute_beyond = None
-        sequence.chain = HashChain({**sequence.chain.fields, "grown": b"1"}, sequence.chain.features)
+        sequence.chain = sequence.chain.renamed(grown=b"1")
         if sequence.status is Status.RUNNING:
             self.preempt(sequence)
 
     def _give_back(self, sequence: Sequence) -> None:
         assert sequence.blocks is not None
         self.cache.release(sequence.blocks)
+        self._release_features(sequence)
         self._free_rows.append(sequence.row)
         sequence.blocks, sequence.row = None, -1

@@ -31,6 +31,8 @@ class Sequence:
     """What its blocks are known by: its features too, those that it attends to computed whole when it starts."""
     recompute_beyond: int | None = None
     """The length after which all of its keys are others (LongRoPE's second table); None where they stay."""
+    held: list[int] = field(default_factory=list)
+    """Which of its features' rows are kept for it."""
     status: Status = Status.WAITING
     num_computed: int = 0
     num_cached: int = 0

@@ -43,6 +43,7 @@ class LocalExecutor:
             self.sequences.end(step.ended)
             for seq_id in step.ended if self._processors else ():
                 self._processors.pop(seq_id, None)
+        self.runner.feature_rows.drop(step.dropped)
         results: list[SequenceResult] = []
         if step.sequences:
             states = [self.sequences[s.seq_id] for s in step.sequences]

@@ -1,6 +1,8 @@
 """Runs a model's steps in this process: the engine's integers to tensors, the model, the sampler."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 from octavo.config import EngineArgs
 from octavo.errors import failure
 from octavo.executor.caches import Caches, allocate_caches
+from octavo.executor.feature_rows import FeatureRows, in_place
 from octavo.executor.grammar import late_grammars
 from octavo.executor.sampler import describe, sample
 from octavo.executor.sampling_state import SamplingState
@@ -39,7 +42,8 @@ class ModelRunner:
         self.caches: Caches = allocate_caches(
             loaded.model.states, args, loaded.precision.cache, self.backend, loaded.info.max_model_len
         )
-        shape = self.caches.shape
+        self.feature_rows = FeatureRows(loaded.model, loaded.backend)
+        shape = self._shape = replace(self.caches.shape, max_feature_rows=self._feature_rows(args))
         width = -(-loaded.info.max_model_len // shape.block_size) + 1
         self._tables = [
             torch.zeros(shape.max_sequences, width, dtype=torch.int64, device=self.device) for _ in shape.windows
@@ -52,7 +56,12 @@ class ModelRunner:
 
     @property
     def shape(self) -> CacheShape:
-        return self.caches.shape
+        return self._shape
+
+    def _feature_rows(self, args: EngineArgs) -> int:
+        """How many rows of features there is memory for."""
+        row = self.model.hidden_size * torch.empty(0, dtype=self.model.dtype).element_size()
+        return args.feature_cache_bytes // row
 
     def execute(self, steps: Sequence[SequenceStep], states: Sequence[SequenceState]) -> list[SequenceResult]:
         """Compute one step of sequences in these states. The results are in the order of `steps`."""
@@ -61,19 +70,22 @@ class ModelRunner:
 
     def _execute(self, steps: Sequence[SequenceStep], states: Sequence[SequenceState]) -> list[SequenceResult]:
         self._take_blocks(steps)
-        recorded = self._run_recorded(steps)
+        if any(s.encodes for s in steps):
+            self._encode(steps, states)
+        recorded = self._run_recorded(steps, states)
         if recorded is not None and self._decode_batch is not None:
             batch, (hidden, projected) = self._decode_batch, recorded
         else:
             projected = None
-            batch = self._batch(steps)
-            if self.shape.encoder_group is not None and any(s.encodes for s in steps):
-                self.model.encode(self._encoder_batch(steps, states))
+            batch = self._batch(steps, states)
             hidden = self.model(batch)
-        results = [SequenceResult(s.seq_id, error=state.error) for s, state in zip(steps, states, strict=True)]
+        results = [
+            SequenceResult(s.seq_id, error=state.error or (self.feature_rows.error(s, state)))
+            for s, state in zip(steps, states, strict=True)
+        ]
         count = sum(len(s.token_ids) for s in steps)
         if not self.backend.finite(hidden[:count]):
-            self._fail_non_finite(hidden[:count], self._batch(steps), steps, results)
+            self._fail_non_finite(hidden[:count], self._batch(steps, states), steps, results)
         first = 0
         sampled: list[tuple[int, int]] = []
         for i, step in enumerate(steps):
@@ -99,7 +111,16 @@ class ModelRunner:
         hidden = self.model(batch)
         return hidden, self.model.project(hidden, batch)
 
-    def _run_recorded(self, steps: Sequence[SequenceStep]) -> tuple[Tensor, ...] | None:
+    def _encode(self, steps: Sequence[SequenceStep], states: Sequence[SequenceState]) -> None:
+        """Make the rows of features that are new in a step."""
+        if features := in_place(steps, states):
+            self.feature_rows.compute(features)
+        if self.shape.encoder_group is not None:
+            self.model.encode(self._encoder_batch(steps, states))
+
+    def _run_recorded(
+        self, steps: Sequence[SequenceStep], states: Sequence[SequenceState]
+    ) -> tuple[Tensor, ...] | None:
         """What `_decode` gives for a step in which every sequence takes one token; None for other steps."""
         if self._recorded is None or len(steps) > self._recorded.max_rows:
             return None
@@ -109,6 +130,7 @@ class ModelRunner:
             [s.token_ids[0] for s in steps],
             [s.row for s in steps],
             [s.start for s in steps],
+            [s.start + state.offset for s, state in zip(steps, states, strict=True)],
             [s.length for s in steps],
             [s.num_cross_rows for s in steps],
         )
@@ -231,7 +253,7 @@ class ModelRunner:
             if step.is_new:
                 self._zero(step.row)
 
-    def _batch(self, steps: Sequence[SequenceStep]) -> Batch:
+    def _batch(self, steps: Sequence[SequenceStep], states: Sequence[SequenceState]) -> Batch:
         tokens: list[int] = []
         runs = []
         for step in steps:
@@ -239,26 +261,26 @@ class ModelRunner:
             tokens += step.token_ids
         count = len(tokens)
         counts = [r.num_tokens for r in runs]
-        starts = np.array([r.start - r.first_row for r in runs], dtype=np.int64)
-        positions = np.arange(count) + np.repeat(starts, counts)
+        positions = _positions(steps, states)
         lengths = np.repeat(np.array([s.length for s in steps], dtype=np.int64), counts)
         padding = max(0, self.backend.min_rows - count)
         return Batch(
             tokens=torch.tensor(tokens + [0] * padding, device=self.device),
-            positions=torch.from_numpy(np.pad(positions, (0, padding))).to(self.device),
+            positions=torch.from_numpy(np.pad(positions, ((0, 0), (0, padding)))).squeeze(0).to(self.device),
             lengths=torch.from_numpy(np.pad(lengths, (0, padding))).to(self.device),
             num_tokens=count,
             states=self._views(
                 self._attention_plans(steps, runs, count),
                 self.backend.plan_recurrent(runs) if self.shape.recurrent else None,
             ),
+            features=self.feature_rows.place(steps, states),
         )
 
     def _encoder_batch(self, steps: Sequence[SequenceStep], states: Sequence[SequenceState]) -> EncoderBatch:
         """What the encoder reads for sequences that start, one after the other."""
         tokens, positions, runs = list[int](), list[int](), list[SequenceRun]()
         for step, state in zip(steps, states, strict=True):
-            for feature in state.start.features if step.encodes else ():
+            for feature in (state.start.features[i] for i in step.encodes):
                 runs.append(SequenceRun(len(tokens), feature.length, 0, step.row))
                 tokens += feature.data
                 positions += range(feature.length)
@@ -296,6 +318,20 @@ class ModelRunner:
             elif tensors is not None and recurrent is not None:
                 views.append(RecurrentView(tensors, recurrent))
         return views
+
+
+def _positions(steps: Sequence[SequenceStep], states: Sequence[SequenceState]) -> "np.ndarray[Any, np.dtype[Any]]":
+    """Positions of a step's tokens, int64 [axes, tokens]: one axis where all of a token's are alike."""
+    parts = []
+    for step, state in zip(steps, states, strict=True):
+        end, prompt = step.start + len(step.token_ids), state.positions
+        known = 0 if prompt is None else prompt.shape[1]
+        after = np.arange(max(step.start, known), end, dtype=np.int64)[None] + state.offset
+        if prompt is not None:
+            after = np.concatenate([prompt[:, step.start : end], after.repeat(len(prompt), 0)], 1)
+        parts.append(after)
+    axes = max(map(len, parts))
+    return np.concatenate([p if len(p) == axes else p.repeat(axes, 0) for p in parts], 1)
 
 
 def _each_sees_all(steps: Sequence[SequenceStep], runs: Sequence[SequenceRun]) -> list[SequenceRun]:

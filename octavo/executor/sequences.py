@@ -8,6 +8,9 @@ others go on. Which tokens come does not depend on any of this: only when they d
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from octavo.errors import InvalidRequestError, OctavoError, failure
 from octavo.executor.bad_words import BadWords
@@ -29,6 +32,10 @@ class SequenceState:
     """One sequence, from its SequenceStart to its end."""
 
     start: SequenceStart
+    positions: "np.ndarray[Any, np.dtype[np.int64]] | None" = None
+    """[axes, tokens] of the prompt, where they are not 0, 1, 2, ..."""
+    offset: int = 0
+    """What is added to a later token's number to get its position, on every axis."""
     sampling: SamplingState | None = None
     pooler: Pooler | None = None
     error: str | None = None
@@ -67,6 +74,9 @@ class SequenceStates:
     def start(self, start: SequenceStart, processors: Sequence[LogitsProcessor] = ()) -> SequenceResult | None:
         """Begin with a sequence; the reason if it cannot be computed."""
         state = self._states[start.seq_id] = SequenceState(start)
+        if start.positions is not None:
+            state.positions = np.frombuffer(start.positions.data, np.int64).reshape(start.positions.axes, -1)
+            state.offset = int(state.positions.max()) + 1 - len(start.prompt_token_ids)
         try:
             self._prepare(state, processors)
         except BaseException as error:  # of this request alone

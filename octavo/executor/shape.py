@@ -16,3 +16,5 @@ class CacheShape:
     recurrent: bool
     """Whether some part has a state of fixed size, which a prefix cache cannot serve."""
     max_sequences: int
+    max_feature_rows: int = 0
+    """How many rows of features are kept, in models that have such in the place of tokens."""

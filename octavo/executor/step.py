@@ -30,6 +30,8 @@ class SequenceStart(msgspec.Struct):
     """Inputs that are not tokens."""
     positions: Positions | None = None
     """Of the prompt's tokens, where they are not 0, 1, 2, ..."""
+    both_ways: list[tuple[int, int]] = []
+    """First token and end of spans in which every token sees all of the span; no step cuts one."""
 
     @property
     def waits(self) -> bool:
@@ -54,8 +56,8 @@ class SequenceStep(msgspec.Struct):
     """How many rows its tokens see in cross-attention: those of its features."""
     is_new: bool = False
     """The row begins a sequence, or begins one anew: its fixed-size states are zeroed."""
-    encodes: bool = False
-    """Whether the rows of its features are to be computed first; otherwise its new blocks have them already."""
+    encodes: list[int] = []
+    """Which of its features' rows are to be computed first; those of others are there already."""
     num_samples: int = 0
     """How many tokens to choose after the last one; 0 while more of the prompt is to come, and for pooling."""
     prompt_logprobs: bool = False
@@ -71,6 +73,8 @@ class Step(msgspec.Struct, tag=True):
     """What to compute, in the order in which the tokens lie in the batch."""
     ended: list[int]
     """Sequences that are done, whose state goes. Their rows may be used again in this step."""
+    dropped: list[bytes] = []
+    """Digests of features whose rows go, before any are computed."""
 
 
 class Pooled(msgspec.Struct):

@@ -72,6 +72,7 @@ class RecordedDecode(Protocol):
         self,
         tokens: Sequence[int],
         table_rows: Sequence[int],
+        starts: Sequence[int],
         positions: Sequence[int],
         lengths: Sequence[int],
         encoder_lengths: Sequence[int],
@@ -83,7 +84,8 @@ class RecordedDecode(Protocol):
         Args:
             tokens: of each sequence.
             table_rows: the sequences' rows of the block tables.
-            positions: of the tokens.
+            starts: how many tokens of each sequence come before.
+            positions: of the tokens, which decide rope and the like.
             lengths: tokens that each sequence has in all.
             encoder_lengths: tokens that the encoder has read for each sequence.
         """

@@ -74,6 +74,7 @@ class RecordedSteps:
         self,
         tokens: Sequence[int],
         table_rows: Sequence[int],
+        starts: Sequence[int],
         positions: Sequence[int],
         lengths: Sequence[int],
         encoder_lengths: Sequence[int],
@@ -84,7 +85,7 @@ class RecordedSteps:
             program = self._program(min(self.max_rows, 1 << (count - 1).bit_length()))
         if program is None:
             return None
-        self._fill(tokens, table_rows, positions, lengths, encoder_lengths)
+        self._fill(tokens, table_rows, starts, positions, lengths, encoder_lengths)
         return program.run(count)
 
     def _program(self, rows: int) -> Program | None:
@@ -113,18 +114,19 @@ class RecordedSteps:
         self,
         tokens: Sequence[int],
         table_rows: Sequence[int],
+        starts: Sequence[int],
         positions: Sequence[int],
         lengths: Sequence[int],
         encoder_lengths: Sequence[int],
     ) -> None:
         count = len(tokens)
-        rows, starts = np.array(table_rows), np.array(positions)
+        rows, before = np.array(table_rows), np.array(starts)
         all_tokens, all_positions, all_lengths, recurrent = self._filled
-        all_tokens[:count], all_positions[:count], all_lengths[:count] = tokens, starts, lengths
-        blocks, places = np.divmod(starts, self._tables.block_size)
+        all_tokens[:count], all_positions[:count], all_lengths[:count] = tokens, positions, lengths
+        blocks, places = np.divmod(before, self._tables.block_size)
         for group, (table, slots, runs) in enumerate(self._groups):
             slots[:count] = table[rows, blocks] * self._tables.block_size + places
-            runs[:count, 2] = starts
+            runs[:count, 2] = before
             if group == self._tables.encoder_group:  # each token comes after all of the encoder's
                 runs[:count, 2] = np.array(encoder_lengths) - 1
             runs[:count, 3] = rows
