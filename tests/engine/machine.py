@@ -11,7 +11,7 @@ from octavo.engine.kv_cache import HashChain, KVCacheManager
 from octavo.engine.scheduler import ScheduledSequence, Scheduler
 from octavo.engine.sequence import Sequence, Status
 from octavo.executor.shape import CacheShape
-from octavo.features import encoder_feature
+from octavo.features import ENCODER, Feature, encoder_feature
 
 
 def next_token(tokens: list[int]) -> int:
@@ -21,7 +21,12 @@ def next_token(tokens: list[int]) -> int:
 
 def encoder_tokens(sequence: Sequence) -> tuple[int, ...]:
     """What the stand-in for an encoder reads for a sequence."""
-    return tuple(t for feature in sequence.chain.features for t in feature.data)
+    return tuple(t for feature in sequence.chain.features if feature.kind == ENCODER for t in feature.data)
+
+
+def picture(offset: int, length: int, content: int) -> Feature:
+    """A feature in the place of tokens."""
+    return Feature("image", b"", length, bytes([content]) * 32, offset)
 
 
 @dataclass
@@ -35,23 +40,35 @@ class Machine:
     max_tokens: int = 16
     prefix_caching: bool = True
     encoder_group: int | None = None
+    max_feature_rows: int = 1 << 62
     tables: dict[tuple[int, int], list[int]] = field(default_factory=dict)
     memory: dict[tuple[int, int, int], tuple[int, int]] = field(default_factory=dict)
     wanted: dict[int, int] = field(default_factory=dict)
     finished: list[Sequence] = field(default_factory=list)
     last_seq_id: int = 0
     num_encoded: int = 0
+    rows: dict[bytes, int] = field(default_factory=dict)
+    """How many rows of features in the place of tokens are kept, by digest."""
 
     def __post_init__(self) -> None:
         shape = CacheShape(
             self.num_blocks, self.block_size, self.windows, self.encoder_group, False, self.max_sequences
         )
         self.cache = KVCacheManager(shape, self.prefix_caching)
-        self.scheduler = Scheduler(self.cache, self.max_sequences, self.max_tokens)
+        self.scheduler = Scheduler(self.cache, self.max_sequences, self.max_tokens, self.max_feature_rows)
 
-    def add(self, prompt: list[int], answer: int, priority: int = 0, features: tuple[int, ...] = ()) -> Sequence:
+    def add(
+        self,
+        prompt: list[int],
+        answer: int,
+        priority: int = 0,
+        features: tuple[int, ...] = (),
+        pictures: list[Feature] | None = None,
+        both_ways: list[tuple[int, int]] | None = None,
+    ) -> Sequence:
         self.last_seq_id += 1
-        chain = HashChain(features=[encoder_feature(features)] if features else [])
+        encoder = [encoder_feature(features)] if features else []
+        chain = HashChain(features=encoder + (pictures or []), both_ways=both_ways or [])
         sequence = Sequence(self.last_seq_id, list(prompt), priority, True, chain)
         self.wanted[sequence.seq_id] = len(prompt) + answer
         self.scheduler.add(sequence)
@@ -59,8 +76,11 @@ class Machine:
 
     def step(self) -> list[ScheduledSequence]:
         scheduled = self.scheduler.schedule()
-        assert sum(s.num_tokens for s in scheduled) <= self.max_tokens
-        encoders = [len(encoder_tokens(s.sequence)) for s in scheduled if s.encodes]
+        spans = [s.num_tokens for s in scheduled if s.sequence.chain.both_ways and s.num_tokens > 1]
+        assert sum(s.num_tokens for s in scheduled) <= self.max_tokens + max(spans, default=0)
+        self._compute_rows(scheduled)
+        cross = [s for s in scheduled if any(s.sequence.chain.features[i].kind == ENCODER for i in s.encodes)]
+        encoders = [len(encoder_tokens(s.sequence)) for s in cross]
         assert sum(encoders) <= max(self.max_tokens, *encoders, 0)  # one may be longer than the budget
         assert len({s.sequence.row for s in scheduled}) == len(scheduled)
         for entry in scheduled:
@@ -74,13 +94,46 @@ class Machine:
         self.check_references()
         return scheduled
 
+    def _compute_rows(self, scheduled: list[ScheduledSequence]) -> None:
+        """Rows of features as the executor keeps them: there when they are read, and never too many."""
+        for digest in self.scheduler.features.take_dropped():
+            del self.rows[digest]
+        made, needed = [], set()
+        for entry in scheduled:
+            s = entry.sequence
+            start, end = s.num_computed, s.num_computed + entry.num_tokens
+            assert not any(first < end < after for first, after in s.chain.both_ways)
+            for i in entry.encodes:
+                feature = s.chain.features[i]
+                if feature.offset is not None:
+                    assert feature.digest not in self.rows
+                    self.rows[feature.digest] = feature.length
+                    made.append(feature.length)
+            needed |= {
+                f.digest
+                for f in s.chain.features
+                if f.offset is not None and f.offset < end and start < f.offset + f.length
+            }
+        assert needed <= set(self.rows)
+        assert sum(made) <= max(self.max_tokens, *made, 0)
+        if sum(self.rows.values()) > self.max_feature_rows:
+            assert len(self.rows) == 1
+
     def _learn(self, entry: ScheduledSequence) -> None:
         for group, (at, blocks) in enumerate(self.cache.take_new_blocks(entry.sequence.blocks)):
             table = self.tables.setdefault((entry.sequence.row, group), [])
             table[at : at + len(blocks)] = blocks
 
     def _digest(self, sequence: Sequence, position: int) -> int:
-        return hash((encoder_tokens(sequence), tuple(sequence.tokens[: position + 1])))
+        seen = self._seen(sequence, position)
+        pictures = [(f.offset, f.digest) for f in sequence.chain.features if f.offset is not None and f.offset < seen]
+        return hash((encoder_tokens(sequence), tuple(sequence.tokens[:seen]), tuple(pictures)))
+
+    @staticmethod
+    def _seen(sequence: Sequence, position: int) -> int:
+        """How many tokens the one at `position` sees."""
+        ends = [end for first, end in sequence.chain.both_ways if first <= position < end]
+        return max([position + 1, *ends])
 
     def _encoder_cells(self, sequence: Sequence) -> list[tuple[tuple[int, int, int], tuple[int, int]]]:
         """Where each of the encoder's tokens lies, and what must be there."""
@@ -94,7 +147,7 @@ class Machine:
 
     def _write(self, entry: ScheduledSequence) -> None:
         s = entry.sequence
-        if entry.encodes:
+        if any(s.chain.features[i].kind == ENCODER for i in entry.encodes):
             assert entry.is_new
             self.num_encoded += 1
             self.memory.update(self._encoder_cells(s))
@@ -115,7 +168,7 @@ class Machine:
                 if group == self.encoder_group:
                     continue
                 first = 0 if window is None else max(0, query - window + 1)
-                for position in range(first, query + 1):
+                for position in range(first, self._seen(s, query)):
                     block = self.tables[s.row, group][position // self.block_size]
                     assert self.memory[group, block, position % self.block_size] == (
                         position,
@@ -171,5 +224,6 @@ def random_machine(seed: int) -> tuple[Machine, random.Random]:
         max_sequences=rng.randint(1, 6),
         max_tokens=rng.choice([1, 3, 7, 16, 64]),
         prefix_caching=rng.random() < 0.7,
+        max_feature_rows=rng.choice([1, 10, 40]),
     )
     return machine, rng

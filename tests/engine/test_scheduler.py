@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.engine.sequence import Status
-from tests.engine.machine import Machine, next_token, random_machine
+from octavo.features import Feature
+from tests.engine.machine import Machine, next_token, picture, random_machine
 from tests.instructions import instructions
 
 
@@ -16,6 +17,14 @@ def expected(prompt: list[int], answer: int) -> list[int]:
     for _ in range(answer):
         tokens.append(next_token(tokens))
     return tokens
+
+
+def random_pictures(rng: random.Random, length: int) -> tuple[list[Feature], list[tuple[int, int]]]:
+    """Pictures in a prompt, and spans that see both ways."""
+    cuts = sorted(rng.sample(range(length + 1), min(length + 1, 2 * rng.randint(0, 3))))
+    places = list(zip(cuts[::2], cuts[1::2], strict=False))
+    pictures = [picture(start, end - start, rng.randrange(3) * 64 + end - start) for start, end in places]
+    return pictures, [place for place in places if rng.random() < 0.3]
 
 
 @settings(max_examples=1500, deadline=None)
@@ -30,7 +39,8 @@ def test_random_schedules(seed: int) -> None:
         answer = rng.randint(1, 12)
         encoder = tuple(rng.randrange(3) for _ in range(rng.choice([1, 2, 9, 40])))
         read = () if machine.encoder_group is None else encoder
-        sequence = machine.add(prompt, answer, rng.choice([0, 0, 1, -1]), read)
+        pictures, spans = random_pictures(rng, len(prompt)) if rng.random() < 0.5 else ([], [])
+        sequence = machine.add(prompt, answer, rng.choice([0, 0, 1, -1]), read, pictures, spans)
         sequences[sequence.seq_id] = (sequence, prompt, answer)
         for _ in range(rng.randint(0, 3)):
             if machine.scheduler.has_work:
@@ -52,6 +62,7 @@ def test_random_schedules(seed: int) -> None:
     assert all(pool._references[b] == 0 for b in range(1, machine.num_blocks + 1))
     assert pool.num_free == machine.num_blocks
     assert machine.scheduler.num_waiting == 0
+    assert machine.scheduler.features._held_rows == 0
 
 
 def test_full_pool_preempts_and_recovers() -> None:
