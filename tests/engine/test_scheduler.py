@@ -219,3 +219,27 @@ def instructions_of_steps(waiting: int) -> int:
                 entry.sequence.tokens.append(1)
 
     return instructions(steps)
+
+
+def test_what_comes_later_in_a_span_that_sees_both_ways_decides_its_first_keys() -> None:
+    machine = Machine(num_blocks=64, max_tokens=64)
+    span = [(0, 16)]
+    machine.add([1] * 8 + [2] * 8, 1, both_ways=span)
+    machine.run()
+    other = machine.add([1] * 8 + [3] * 8, 1, both_ways=span)
+    same = machine.add([1] * 8 + [2] * 8, 1, both_ways=span)
+    causal = machine.add([1] * 8 + [2] * 8, 1)
+    machine.run()
+    assert [s.num_cached for s in (other, same, causal)] == [0, 12, 0]
+
+
+def test_a_picture_decides_the_blocks_from_its_own_on() -> None:
+    machine = Machine(num_blocks=64, max_tokens=64)
+    prompt = [1] * 6 + [0] * 6 + [2] * 4
+    machine.add(prompt, 1, pictures=[picture(6, 6, 1)])
+    machine.run()
+    other = machine.add(prompt, 1, pictures=[picture(6, 6, 2)])
+    same = machine.add(prompt, 1, pictures=[picture(6, 6, 1)])
+    machine.run()
+    assert [s.num_cached for s in (other, same)] == [4, 12]
+    assert machine.scheduler.features.num_computed == 2
