@@ -143,3 +143,5 @@ class EngineServer:
         self.stats.running, self.stats.waiting = len(scheduler.running), scheduler.num_waiting
         self.stats.used_blocks = pool.num_blocks - pool.num_free
         self.stats.preemptions = scheduler.num_preemptions
+        self.stats.num_media_items = scheduler.features.num_computed
+        self.stats.feature_hits, self.stats.media_seconds = scheduler.features.num_hits, self.engine.media_seconds

@@ -62,6 +62,8 @@ class Engine:
         self._starts: list[SequenceStart] = []
         self._ended: list[int] = []
         """What the executor does not know yet."""
+        self.media_seconds = 0.0
+        """How long towers took so far."""
 
     def _prefix_caching(self) -> bool:
         enabled, shape = self.args.enable_prefix_caching, self.executor.shape
@@ -293,6 +295,7 @@ class Engine:
             self.cache.pool.reset()
             self.scheduler.features.reset()
             raise
+        self.media_seconds += done.media_seconds
         return done
 
     def _refuse(self, request: Request, reason: str, invalid: bool) -> Failed:

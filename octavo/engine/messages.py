@@ -129,6 +129,12 @@ class Stats(Message):
     cached_tokens: int = 0
     preemptions: int = 0
     steps: int = 0
+    num_media_items: int = 0
+    """Pictures, films and sounds that towers have read."""
+    feature_hits: int = 0
+    """Those whose rows were there already."""
+    media_seconds: float = 0.0
+    """How long towers took."""
 
 
 class Step(Message):

@@ -34,8 +34,8 @@ class FeatureRows:
         """[rows, hidden_size] each."""
         self._errors: dict[bytes, str] = {}
         """Why there are none, of features that the last steps were to compute."""
-        self.num_items, self.seconds = 0, 0.0
-        """Items that towers have read so far, and how long that took."""
+        self.seconds = 0.0
+        """How long towers took since somebody set this to zero."""
 
     def drop(self, digests: Iterable[bytes]) -> None:
         for digest in digests:
@@ -55,7 +55,6 @@ class FeatureRows:
                 kinds[feature.kind].append((feature, data))
         for kind, items in kinds.items():
             self._make(kind, items)
-            self.num_items += len(items)
         self.seconds += time.perf_counter() - start
 
     def _make(self, kind: str, items: Sequence[tuple[Feature, MediaData]]) -> None:

@@ -49,11 +49,12 @@ class LocalExecutor:
             states = [self.sequences[s.seq_id] for s in step.sequences]
             results = self.runner.execute(step.sequences, states)
             self.sequences.keep_late(states)
+        seconds, self.runner.feature_rows.seconds = self.runner.feature_rows.seconds, 0.0
         if not self.sequences.waits:
-            return StepResult(results, refused=refused)
+            return StepResult(results, refused=refused, media_seconds=seconds)
         ready, more = self.sequences.collect(not step.sequences)
         late = self.sequences.take_on_time()
-        return StepResult(results, self.runner.sample_late(late) if late else [], ready, refused + more)
+        return StepResult(results, self.runner.sample_late(late) if late else [], ready, refused + more, seconds)
 
     def _start(self, step: Step) -> list[SequenceResult]:
         started = (self.sequences.start(s, self._processors.pop(s.seq_id, ())) for s in step.starts)

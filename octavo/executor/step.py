@@ -115,3 +115,5 @@ class StepResult(msgspec.Struct, tag=True):
     """Sequences that were waited for and may now be computed."""
     refused: list[SequenceResult] = []
     """Sequences that cannot be computed at all, and why."""
+    media_seconds: float = 0.0
+    """How long towers took."""
