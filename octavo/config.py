@@ -1,6 +1,8 @@
 """The engine's options: one dataclass, from which Python arguments, command-line flags and help are made."""
 
+import contextlib
 import dataclasses
+import json
 import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -130,6 +132,23 @@ class EngineArgs:
         "fcfs: first come, first served; priority: the smaller a request's priority, the sooner",
         choices=("fcfs", "priority"),
     )
+    limit_mm_per_prompt: dict[str, Any] = option(
+        {},
+        'most items of a kind in a prompt, for example {"image": 4} or image=4,video=1 (default: what the model '
+        "takes); 0 for all kinds loads no tower",
+    )
+    mm_processor_kwargs: dict[str, Any] = option(
+        {}, 'settings of the model\'s media processor, for example {"max_pixels": 1003520}'
+    )
+    media_io_kwargs: dict[str, Any] = option(
+        {}, 'how media are read, by kind, for example {"video": {"num_frames": 16, "fps": 2}}'
+    )
+    allowed_local_media_path: str | None = option(
+        None, "folder whose files messages may name as file: URLs (default: none may be read)"
+    )
+    allowed_media_domains: list[str] | None = option(
+        None, "host that messages may name in http(s) URLs, *.example.org for all below it, * for all (default: none)"
+    )
     max_logprobs: int = option(20, "most log-probabilities a token that a request may ask for (-1: no limit)")
 
     def __post_init__(self) -> None:
@@ -152,6 +171,12 @@ class EngineArgs:
         if self.kv_cache_memory is not None:
             self.kv_cache_memory = parse_size(self.kv_cache_memory, "kv_cache_memory")
         self.feature_cache_memory = parse_size(self.feature_cache_memory, "feature_cache_memory")
+        self.limit_mm_per_prompt = _mapping(self.limit_mm_per_prompt, "limit_mm_per_prompt")
+        self.mm_processor_kwargs = _mapping(self.mm_processor_kwargs, "mm_processor_kwargs")
+        self.media_io_kwargs = _mapping(self.media_io_kwargs, "media_io_kwargs")
+        if isinstance(self.allowed_media_domains, str):
+            self.allowed_media_domains = [self.allowed_media_domains]
+        _check_kinds(self)
         if isinstance(self.override_pooler_config, dict):
             self.override_pooler_config = PoolerConfig(**self.override_pooler_config)
 
@@ -164,6 +189,44 @@ class EngineArgs:
     def feature_cache_bytes(self) -> int:
         """`feature_cache_memory` in bytes."""
         return int(self.feature_cache_memory)
+
+    @property
+    def media_limits(self) -> dict[str, int]:
+        """`limit_mm_per_prompt` as numbers."""
+        return {k: v["count"] if isinstance(v, dict) else v for k, v in self.limit_mm_per_prompt.items()}
+
+
+MEDIA_KINDS = ("image", "video", "audio")
+
+
+def _mapping(value: Any, name: str) -> dict[str, Any]:
+    """A dict, or its JSON text, or key=value,key=value. Raises ConfigError for anything else."""
+    if value is None or value == "":
+        return {}
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    if isinstance(value, str) and "=" in value:
+        pairs = [pair.partition("=") for pair in value.split(",")]
+        value = {key.strip(): int(text) if text.strip().isdecimal() else text.strip() for key, _, text in pairs}
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ConfigError(f'{name}={value!r:.100} must be a dict, or JSON such as {{"image": 1}}.')
+    return value
+
+
+def _check_kinds(args: EngineArgs) -> None:
+    for name in ("limit_mm_per_prompt", "media_io_kwargs"):
+        for kind, value in getattr(args, name).items():
+            if kind not in MEDIA_KINDS:
+                raise ConfigError(
+                    f"{name} has no kind {kind!r:.40}.{did_you_mean(kind, MEDIA_KINDS)} Give image, video or audio."
+                )
+            if name == "media_io_kwargs" and not isinstance(value, dict):
+                raise ConfigError(f'{name}[{kind!r}] must be a dict such as {{"num_frames": 16}}.')
+    for kind, value in args.limit_mm_per_prompt.items():
+        count = value.get("count") if isinstance(value, dict) else value
+        if type(count) is not int or count < 0:
+            raise ConfigError(f"limit_mm_per_prompt: {kind} is {value!r:.40}; give a number of items, 0 or more.")
 
 
 def _check_choices(args: EngineArgs) -> None:
@@ -202,9 +265,10 @@ IGNORED_ARGUMENTS: dict[str, str] = {
     "tensor_parallel_size": "the model runs in one process",
     "pipeline_parallel_size": "the model runs in one process",
     "data_parallel_size": "the model runs in one process",
-    "mm_processor_kwargs": "only text models are served",
-    "limit_mm_per_prompt": "only text models are served",
-    "allowed_local_media_path": "only text models are served",
+    "disable_mm_preprocessor_cache": "what processors make is not cached, only what towers do",
+    "mm_processor_cache_gb": "what processors make is not cached; feature_cache_memory bounds what towers make",
+    "skip_mm_profiling": "nothing is profiled",
+    "enable_mm_embeds": "models that take embeddings do so without it",
     "enable_lora": "adapters are not served",
     "runner": "task decides",
     "convert": "task decides",

@@ -10,6 +10,7 @@ import msgspec
 from octavo.config import EngineArgs
 from octavo.errors import InvalidRequestError
 from octavo.loading.model_info import ModelInfo
+from octavo.media.model_media import ModelMedia
 from octavo.outputs import PackedLogprobs
 from octavo.params import PoolingParams, SamplingParams, StructuredOutputsParams
 from octavo.text.inputs import CheckedPrompt, EncoderInput, InputChecker
@@ -68,10 +69,14 @@ class Ready(Message):
     """Of the KV cache."""
 
     def checker(self, tokenizer: Tokenizer | None, max_logprobs: int) -> InputChecker:
-        """Checks prompts and sampling values for this engine."""
+        """Checks prompts and sampling values for this engine.
+
+        Raises CheckpointError where the model's files contradict what its family needs for media.
+        """
         info = self.info
         encoder = EncoderInput(info.max_model_len, info.decoder_start_token_id) if info.has_encoder else None
-        return InputChecker(tokenizer, info.vocab_size, info.max_model_len, max_logprobs, encoder)
+        media = ModelMedia(info.media, tokenizer) if info.media is not None else None
+        return InputChecker(tokenizer, info.vocab_size, info.max_model_len, max_logprobs, encoder, media)
 
 
 class LoadFailed(Message):

@@ -19,6 +19,8 @@ from octavo.loading.model_tokenizer import model_tokenizer
 from octavo.loading.pooling_config import choose_pooling, pooling_config
 from octavo.loading.precision import Precision, choose_precision
 from octavo.loading.weight_loader import load_weights
+from octavo.media.model_media import MediaInfo, describe_media
+from octavo.media.processor import read_processor_files
 from octavo.ops import Backend, select_backend
 from octavo.parts import CausalLM
 from octavo.text.tokenizer import Tokenizer
@@ -57,6 +59,9 @@ def load_model(args: EngineArgs) -> LoadedModel:
         model = checkpoint.architecture.build(config)
     if task == "embedding":
         model.drop_head()
+    media = _media(args, checkpoint)
+    if media is not None and not media.open_kinds:
+        model.drop_media()
     tokenizer = model_tokenizer(args, checkpoint.files, checkpoint.gguf)
     with sound_config(checkpoint.files.path, config):
         load_weights(model, checkpoint.weights, precision, backend, str(checkpoint.files.path))
@@ -67,12 +72,26 @@ def load_model(args: EngineArgs) -> LoadedModel:
         tokenizer=tokenizer,
         precision=precision,
         backend=backend,
-        info=_info(args, checkpoint, model, task, tokenizer),
+        info=_info(args, checkpoint, model, task, tokenizer, media),
     )
 
 
+def _media(args: EngineArgs, checkpoint: Checkpoint) -> MediaInfo | None:
+    """The media that the model takes, if it takes any."""
+    made = checkpoint.architecture.processor(checkpoint.config)
+    if made is None:
+        return None
+    files = read_processor_files(checkpoint.files.path, checkpoint.config.values)
+    return describe_media(made, files, args.media_limits, args.mm_processor_kwargs, args.media_io_kwargs)
+
+
 def _info(
-    args: EngineArgs, checkpoint: Checkpoint, model: CausalLM, task: str, tokenizer: Tokenizer | None
+    args: EngineArgs,
+    checkpoint: Checkpoint,
+    model: CausalLM,
+    task: str,
+    tokenizer: Tokenizer | None,
+    media: MediaInfo | None,
 ) -> ModelInfo:
     config, files = checkpoint.config, checkpoint.files
     generation = _generation_config(args, files)
@@ -89,6 +108,7 @@ def _info(
         has_encoder=model.encoder is not None,
         decoder_start_token_id=_start_token(config, model),
         long_rope_threshold=model.long_rope_threshold,
+        media=media,
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 
 from octavo.config import PoolerConfig
+from octavo.media.model_media import MediaInfo
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,3 +30,5 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What answers begin with, in models that have an encoder."""
     long_rope_threshold: int | None = None
     """The longest sequence whose keys are turned by LongRoPE's short table; None without LongRoPE."""
+    media: MediaInfo | None = None
+    """The pictures, films and sounds that it takes; None for models of text alone."""

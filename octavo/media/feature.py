@@ -48,6 +48,8 @@ class MediaFeature:
     """Which of these places take a row, bool of shape (length,); None for all."""
     visible: tuple[int, int | None] | None = None
     """Where cross-attention sees it: from this place on, up to that one (None: to the end of the answer)."""
+    cross_rows: int = 0
+    """Rows that its tower gives to cross-attention."""
 
     @property
     def num_rows(self) -> int:

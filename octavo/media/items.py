@@ -43,12 +43,7 @@ def read_media(
 
     Raises InvalidRequestError that names the item.
     """
-    unknown = [kind for kind in data if kind not in KINDS]
-    if unknown:
-        hint = did_you_mean(str(unknown[0]), KINDS)
-        raise InvalidRequestError(
-            f"multi_modal_data has no kind {shorten(unknown[0], 40)!r}.{hint} Give image, video or audio."
-        )
+    check_kinds(data)
     pixels = 0
     sampling = frame_sampling((io_options or {}).get("video", {}))
     found: dict[str, list[Item]] = {}
@@ -73,6 +68,21 @@ def read_media(
                 most = f"more than the {limits.max_prompt_pixels:,} pixels of one prompt"
                 raise InvalidRequestError(f"with {name}, the prompt has {most}. Send fewer or smaller ones.")
     return MediaItems(*(found.get(kind, []) for kind in KINDS))
+
+
+def check_kinds(data: Mapping[str, Any]) -> None:
+    """Raises InvalidRequestError for a kind of media that there is not."""
+    unknown = [kind for kind in data if kind not in KINDS]
+    if unknown:
+        hint = did_you_mean(str(unknown[0]), KINDS)
+        raise InvalidRequestError(
+            f"multi_modal_data has no kind {shorten(unknown[0], 40)!r}.{hint} Give image, video or audio."
+        )
+
+
+def count_items(kind: str, value: Any) -> int:
+    """How many items of a kind `multi_modal_data` has, before they are decoded: rows of several count once."""
+    return len(_several(kind, value))
 
 
 def _pixels(item: Item) -> int:

@@ -166,6 +166,11 @@ class Processor:
         """The last word: what depends on where all items are."""
         return processed
 
+    @classmethod
+    def both_ways(cls, tokens: int) -> list[tuple[int, int]]:
+        """First place and end of the spans of a prompt, with media or without, in which every token sees all others."""
+        return []
+
     def encode(self, text: str) -> list[int]:
         """The tokens of a prompt that is given as text, before media are written into it."""
         tokenizer = self.vocabulary.tokenizer
@@ -223,18 +228,23 @@ class Processor:
             self._changed[key] = type(self)(files, self.vocabulary.tokenizer, self.limits)
         return self._changed[key]
 
+    @classmethod
+    def check_count(cls, kind: str, count: int, limits: Mapping[str, int | None]) -> None:
+        """Raises InvalidRequestError for a kind that the family does not take, and for more items than it may have."""
+        if kind not in cls.takes:
+            raise InvalidRequestError(f"{cls.family} takes no {kind}; it takes {' and '.join(cls.takes)}.")
+        most = min(n for n in (cls.takes[kind], limits.get(kind), 1 << 30) if n is not None)
+        if count > most:
+            why = f"{cls.family} takes" if most == cls.takes[kind] else "limit_mm_per_prompt allows"
+            raise InvalidRequestError(f"the prompt has {count} {kind} items; {why} {most} a prompt.")
+
     def _check_counts(self, items: Mapping[str, Sequence[Item]]) -> None:
         for kind, given in items.items():
             if not given:
                 continue
-            if kind not in self.takes:
-                raise InvalidRequestError(f"{self.family} takes no {kind}; it takes {' and '.join(self.takes)}.")
+            self.check_count(kind, len(given), self.limits)
             if any(isinstance(item, Embeddings) for item in given) and kind not in self.embeds:
                 raise InvalidRequestError(f"{self.family} takes no embeddings for {kind}; give the {kind} itself.")
-            most = min(n for n in (self.takes[kind], self.limits.get(kind), 1 << 30) if n is not None)
-            if len(given) > most:
-                why = f"{self.family} takes" if most == self.takes[kind] else "limit_mm_per_prompt allows"
-                raise InvalidRequestError(f"the prompt has {len(given)} {kind} items; {why} {most} a prompt.")
 
     def _encode(self, kind: str, item: Item, index: int, count: int) -> tuple[Data, Span, bytes]:
         digest = content_digest(item, kind, self._how, self.lone_differs and count == 1)

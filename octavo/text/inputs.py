@@ -6,6 +6,8 @@ from typing import Any
 
 from octavo.errors import InvalidRequestError
 from octavo.features import ENCODER, Feature, Positions, encoder_feature
+from octavo.media.items import count_items
+from octavo.media.model_media import ModelMedia, feature_of, positions_of
 from octavo.params import PoolingParams, SamplingParams
 from octavo.text.tokenizer import Tokenizer
 
@@ -48,6 +50,21 @@ class EncoderInput:
     start_token_id: int | None
 
 
+def _media_of(prompt: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The `multi_modal_data` of a prompt. Raises InvalidRequestError for what is none."""
+    data = prompt.get("multi_modal_data") or {}
+    if not isinstance(data, Mapping):
+        raise InvalidRequestError('multi_modal_data must be a dict such as {"image": picture}.')
+    names = prompt.get("multi_modal_uuids") or {}
+    for kind, own in names.items() if isinstance(names, Mapping) else [("multi_modal_uuids", None)]:
+        given = count_items(kind, data.get(kind))
+        if not isinstance(own, Sequence | str) or (1 if isinstance(own, str) else len(own)) != given:
+            raise InvalidRequestError(
+                f"multi_modal_uuids has another number of {kind} items than multi_modal_data, which has {given}."
+            )
+    return data if any(count_items(kind, value) for kind, value in data.items()) else {}
+
+
 class InputChecker:
     """Turns what users give into token ids, or refuses it.
 
@@ -57,6 +74,7 @@ class InputChecker:
         max_model_len: longest prompt plus answer.
         max_logprobs: most log-probabilities a token (-1: no limit).
         encoder: what the model's encoder takes; None for models without one.
+        media: what makes features of pictures, films and sounds; None for models of text alone.
     """
 
     def __init__(
@@ -66,24 +84,64 @@ class InputChecker:
         max_model_len: int,
         max_logprobs: int,
         encoder: EncoderInput | None = None,
+        media: ModelMedia | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
         self.max_model_len = max_model_len
         self.max_logprobs = max_logprobs
         self.encoder = encoder
+        self.media = media
 
     def prompt(self, prompt: Any, params: SamplingParams | PoolingParams) -> CheckedPrompt:
         """Token ids of a prompt: text, a list of ids, or a dict with `prompt` or `prompt_token_ids`.
 
-        A model with an encoder reads such a prompt with it, or a dict with `encoder_prompt` and `decoder_prompt`.
+        A model with an encoder reads such a prompt with it, or a dict with `encoder_prompt` and `decoder_prompt`. For a
+        model that takes media, a dict may have `multi_modal_data` (see octavo.media.items.read_media) and
+        `mm_processor_kwargs`; they are decoded here. `multi_modal_uuids` are checked, and items known by their content.
 
-        Raises InvalidRequestError for an empty or too long prompt and for ids outside the vocabulary.
+        Raises InvalidRequestError for an empty or too long prompt, for ids outside the vocabulary, and for media that
+        the model does not take.
         """
         if self.encoder is not None:
             return self._encoder_decoder(prompt, params, self.encoder)
+        if isinstance(prompt, Mapping) and self.media is not None and (data := _media_of(prompt)):
+            return self._with_media(prompt, data, params, self.media)
         room = None if params.truncate_prompt_tokens is not None else self._room(params)
-        return self._checked(*self._read(prompt, room), params)
+        checked = self._checked(*self._read(prompt, room), params)
+        checked.both_ways = [] if self.media is None else self.media.both_ways(len(checked.token_ids))
+        return checked
+
+    def _with_media(
+        self,
+        prompt: Mapping[str, Any],
+        data: Mapping[str, Any],
+        params: SamplingParams | PoolingParams,
+        media: ModelMedia,
+    ) -> CheckedPrompt:
+        if params.truncate_prompt_tokens is not None:
+            raise InvalidRequestError(
+                "truncate_prompt_tokens would cut through the prompt's media. Leave it out, or send text alone."
+            )
+        media.check(data)
+        options = prompt.get("mm_processor_kwargs")
+        if options is not None and not isinstance(options, Mapping):
+            raise InvalidRequestError("mm_processor_kwargs must be a dict of the processor's settings.")
+        text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+        if ids is None and isinstance(text, str) and prompt.get("add_special_tokens") is not False:
+            self._check_length(len(text), self._room(params))
+            ids, salt = media.encode(text), str(prompt.get("cache_salt") or "")
+        else:
+            rest = {k: v for k, v in prompt.items() if k != "multi_modal_data"}
+            text, ids, salt = self._read(rest, self._room(params))
+        ids = self._ids(ids)
+        self._check_ids(ids, "prompt_token_ids", text)
+        processed = media.process(ids, data, options)
+        checked = self._checked(text, processed.token_ids, salt, params)
+        checked.features = [feature_of(feature) for feature in processed.features]
+        checked.positions = positions_of(processed)
+        checked.both_ways = media.both_ways(len(processed.token_ids))
+        return checked
 
     def _encoder_decoder(
         self, prompt: Any, params: SamplingParams | PoolingParams, encoder: EncoderInput
@@ -153,7 +211,7 @@ class InputChecker:
                 raise InvalidRequestError(
                     f"{refused[0]} is not supported: this model has no encoder. Give a single prompt."
                 )
-            if prompt.get("multi_modal_data"):
+            if prompt.get("multi_modal_data") and self.media is None:
                 raise InvalidRequestError("multi_modal_data is not supported: this model takes text only.")
             text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
             salt = str(prompt.get("cache_salt") or "")

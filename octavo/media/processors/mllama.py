@@ -38,7 +38,8 @@ class MllamaProcessor(Processor):
 
     pixel_values are (most tiles, 3, side, side), zeros where there is none; aspect_ratio_ids (1,) is the number of the
     canvas, aspect_ratio_mask (most tiles,) says which tiles there are. A feature takes no rows of the prompt; `visible`
-    says which tokens see it: up to the next picture that does not follow at once.
+    says which tokens see it: up to the next picture that does not follow at once. Cross-attention reads the rows of
+    tiles that there are, each its patches' and one of its class.
     """
 
     family = "Llama 3.2 Vision"
@@ -48,6 +49,7 @@ class MllamaProcessor(Processor):
         vision = config["vision_config"]
         self.image_token = token_id(config.get("image_token_index", config.get("image_token_id", 128256)))
         self.side = square(self.settings.get("size") or vision["image_size"])[0]
+        self.rows_per_tile = (self.side // whole(vision.get("patch_size", 14))) ** 2 + 1
         self.tiles = whole(self.settings.get("max_image_tiles", vision.get("max_num_tiles", 4)))
 
     def token(self, kind: str) -> int:
@@ -75,6 +77,7 @@ class MllamaProcessor(Processor):
         for feature in reversed(processed.features):
             start = feature.offset
             end = end if behind in (None, start + 1) else behind
-            features.append(dataclasses.replace(feature, length=0, visible=(start, end)))
+            rows = int(feature.data["aspect_ratio_mask"].sum()) * self.rows_per_tile
+            features.append(dataclasses.replace(feature, length=0, visible=(start, end), cross_rows=rows))
             behind = start
         return dataclasses.replace(processed, features=features[::-1])

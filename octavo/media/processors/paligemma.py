@@ -34,3 +34,7 @@ class PaliGemmaProcessor(Processor):
 
     def image(self, picture: Picture, index: int, count: int) -> tuple[Data, Span]:
         return {"pixel_values": self.standard(picture)}, Span([self.image_token] * self.tokens)
+
+    @classmethod
+    def both_ways(cls, tokens: int) -> list[tuple[int, int]]:
+        return [(0, tokens)]
