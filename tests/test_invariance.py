@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from octavo import LLM, SamplingParams
-from tests.golden import CASES, read_case
+from tests.golden import CASES, prompt_of, read_case
 from tests.preemption import preempt_all
-from tests.test_golden import load, prompt_of
+from tests.test_golden import load
 
 ROWS = {p.stem.split("--")[0]: p for p in CASES if "output_token_ids" in read_case(p)["cases"][0]}
 """One case of each row that generates: the last one, which is the fullest of most."""

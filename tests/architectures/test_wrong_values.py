@@ -17,8 +17,8 @@ from octavo.errors import CheckpointError, InvalidRequestError, OctavoError
 from octavo.loading.checkpoint import sound_config
 from octavo.parts.weight_slots import weight_slots
 from tests.architectures.published import build, recorded
-from tests.golden import CASES, case_named, read_case, write_model
-from tests.test_golden import answers, load, prompt_of
+from tests.golden import CASES, case_named, prompt_of, read_case, write_model
+from tests.test_golden import answers, load
 
 WRONG: list[Any] = [
     *("x", "", {}, {"a": 1}, [], ["x"], [1, -1], [[]], [None], True, False, None),

@@ -22,9 +22,9 @@ from octavo.executor.process import ExecutorProcess, ProcessExecutor
 from octavo.executor.step import SequenceStart, SequenceStep, Step
 from octavo.launch import launch_engine
 from octavo.params import PoolingParams, StructuredOutputsParams
-from tests.golden import CASES, read_case
+from tests.golden import CASES, prompt_of, read_case
 from tests.server.conftest import write_tiny
-from tests.test_golden import load, prompt_of
+from tests.test_golden import load
 from tests.test_invariance import bits
 
 ROWS = {p.stem.split("--")[0]: p for p in CASES}

@@ -6,15 +6,30 @@ from typing import Any
 
 import numpy as np
 
-from octavo.tools.recipe import values, write_model
+from octavo.tools.recipe import media, values, write_model
 
-__all__ = ["CASES", "case_named", "read_case", "tensors", "write_model"]
+__all__ = ["CASES", "case_named", "has_media", "prompt_of", "read_case", "tensors", "write_model"]
 
 CASES = sorted((Path(__file__).parent / "cases").glob("*.json"))
 
 
 def read_case(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
+
+
+def has_media(case: dict[str, Any]) -> bool:
+    """Whether some of its prompts have pictures, films or sounds."""
+    return any(key in prompt for prompt in case["cases"] for key in ("images", "videos", "audios"))
+
+
+def prompt_of(case: dict[str, Any]) -> dict[str, Any]:
+    """One of a case's prompts, as `LLM.generate` takes it."""
+    prompt: dict[str, Any] = {"prompt_token_ids": case["prompt_token_ids"]}
+    if "encoder_prompt_token_ids" in case:
+        return {"encoder_prompt": {"prompt_token_ids": case["encoder_prompt_token_ids"]}, "decoder_prompt": prompt}
+    if data := media(case):
+        prompt["multi_modal_data"] = data
+    return prompt
 
 
 def case_named(name: str) -> dict[str, Any]:

@@ -1,12 +1,8 @@
 """Golden cases of rows with media: a tiny model each, with what the reference's processor makes and answers."""
 
 import json
-import zlib
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from PIL import Image
 
 from octavo.media.processor import Processor, ProcessorFiles, read_processor_files
 from octavo.media.processors.blip2 import Blip2Processor
@@ -30,8 +26,11 @@ from octavo.media.processors.qwen_vl import QwenVLProcessor
 from octavo.media.processors.ultravox import UltravoxProcessor
 from octavo.media.sounds import Sound
 from octavo.text.tokenizer import load_tokenizer
+from octavo.tools import recipe
+from tests import golden
 
-CASES = sorted(Path(__file__).parent.glob("*.json"))
+CASES = [path for path in golden.CASES if golden.has_media(golden.read_case(path))]
+CASES += sorted(Path(__file__).parent.glob("*.json"))
 PROCESSORS: dict[str, type[Processor]] = {
     "Blip2ForConditionalGeneration": Blip2Processor,
     "ChameleonForConditionalGeneration": ChameleonProcessor,
@@ -82,27 +81,11 @@ def load(case: dict[str, Any], folder: Path, changes: dict[str, Any] | None = No
     return made(files, tokenizer, **options)
 
 
-def noise(name: str, shape: tuple[int, ...]) -> Any:
-    words = np.random.Philox(key=zlib.crc32(name.encode())).random_raw(int(np.prod(shape)))
-    return ((words >> np.uint64(40)).astype(np.float64) / 2**23 - 1.0).astype(np.float32).reshape(shape)
-
-
-def picture(spec: dict[str, Any], name: str | None = None) -> Image.Image:
-    rows, columns = spec["cells"]
-    cells = np.floor((noise(f"image:{name or spec['name']}", (rows, columns, 3)) + 1) * 127.5).astype(np.uint8)
-    return Image.fromarray(cells.repeat(spec["cell"], 0).repeat(spec["cell"], 1))
-
-
-def film(spec: dict[str, Any]) -> Any:
-    return np.stack([np.asarray(picture(spec, f"{spec['name']}:{k}")) for k in range(spec["frames"])])
-
-
 def media(case: dict[str, Any]) -> dict[str, list[Any]]:
     """What a case's recipes give, decoded: images, videos and audios."""
+    data = recipe.media(case)
     return {
-        "images": [picture(i) for i in case.get("images", [])],
-        "videos": [film(v) for v in case.get("videos", [])],
-        "audios": [
-            Sound(0.1 * noise(f"audio:{a['name']}", (a["samples"],)), a["rate"]) for a in case.get("audios", [])
-        ],
+        "images": data.get("image", []),
+        "videos": data.get("video", []),
+        "audios": [Sound(*sound) for sound in data.get("audio", [])],
     }
