@@ -76,7 +76,9 @@ class Ready(Message):
         info = self.info
         encoder = EncoderInput(info.max_model_len, info.decoder_start_token_id) if info.has_encoder else None
         media = ModelMedia(info.media, tokenizer) if info.media is not None else None
-        return InputChecker(tokenizer, info.vocab_size, info.max_model_len, max_logprobs, encoder, media)
+        return InputChecker(
+            tokenizer, info.vocab_size, info.max_model_len, max_logprobs, encoder, media, info.num_embeddings
+        )
 
 
 class LoadFailed(Message):

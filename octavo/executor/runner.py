@@ -264,8 +264,12 @@ class ModelRunner:
         positions = _positions(steps, states)
         lengths = np.repeat(np.array([s.length for s in steps], dtype=np.int64), counts)
         padding = max(0, self.backend.min_rows - count)
+        features = self.feature_rows.place(steps, states)
+        ids = torch.tensor(tokens + [0] * padding, device=self.device)
+        if features is not None and not features.are_added:
+            ids[features.index] = 0  # placeholders need not be in the token table
         return Batch(
-            tokens=torch.tensor(tokens + [0] * padding, device=self.device),
+            tokens=ids,
             positions=torch.from_numpy(np.pad(positions, ((0, 0), (0, padding)))).squeeze(0).to(self.device),
             lengths=torch.from_numpy(np.pad(lengths, (0, padding))).to(self.device),
             num_tokens=count,
@@ -273,7 +277,7 @@ class ModelRunner:
                 self._attention_plans(steps, runs, count),
                 self.backend.plan_recurrent(runs) if self.shape.recurrent else None,
             ),
-            features=self.feature_rows.place(steps, states),
+            features=features,
         )
 
     def _encoder_batch(self, steps: Sequence[SequenceStep], states: Sequence[SequenceState]) -> EncoderBatch:

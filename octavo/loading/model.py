@@ -99,6 +99,7 @@ def _info(
     return ModelInfo(
         task=task,
         vocab_size=model.vocab_size,
+        num_embeddings=model.tokens.num_embeddings,
         max_model_len=_max_model_len(args, config),
         eos_token_ids=_eos_tokens(config, generation, tokenizer, model.vocab_size),
         generation_config=generation,

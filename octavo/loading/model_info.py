@@ -14,6 +14,9 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     task: str
     """generate, embedding, classify or reward."""
     vocab_size: int
+    """How many tokens an answer may be made of."""
+    num_embeddings: int = 0
+    """How many a prompt may be made of, of which some are never written; 0 for the same."""
     max_model_len: int
     """Longest prompt plus answer that its positions and the options allow, in tokens."""
     eos_token_ids: frozenset[int] = frozenset()

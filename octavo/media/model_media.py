@@ -119,6 +119,13 @@ class ModelMedia:
         """What stands in a prompt's text for the `number`-th item of a kind; empty where nothing does."""
         return "" if self._processor is None else self._processor.mark(kind, number)
 
+    @property
+    def placeholders(self) -> frozenset[int]:
+        """Tokens that stand in a prompt for media, which need not be of the model's vocabulary."""
+        if self._processor is None:
+            return frozenset()
+        return frozenset(self._processor.token(kind) for kind in self.info.open_kinds)
+
     def both_ways(self, tokens: int) -> list[tuple[int, int]]:
         """Spans of a prompt of so many tokens in which every token sees all others."""
         return self._class.both_ways(tokens)

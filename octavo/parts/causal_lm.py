@@ -63,7 +63,7 @@ class CausalLM(nn.Module):
         self.layers = nn.ModuleList([layer(i) for i in range(layers)])
         self.norm = norm
         self.tied = tied
-        self.vocab_size, self.hidden_size = self.tokens.num_embeddings, self.tokens.embedding_dim
+        self.vocab_size, self.hidden_size = head.outputs, self.tokens.embedding_dim
         self.head: Linear | None = head
         self.encoder = encoder
         self.optional = optional

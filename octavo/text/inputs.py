@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from octavo.errors import InvalidRequestError
 from octavo.features import ENCODER, Feature, Positions, encoder_feature
@@ -11,6 +11,7 @@ from octavo.media.model_media import ModelMedia, feature_of, positions_of
 from octavo.params import PoolingParams, SamplingParams
 from octavo.text.tokenizer import Tokenizer
 
+NO_TOKENS: frozenset[int] = frozenset()
 ENCODER_KEYS = ("encoder_prompt", "decoder_prompt")
 
 
@@ -70,11 +71,12 @@ class InputChecker:
 
     Args:
         tokenizer: None with skip_tokenizer_init.
-        vocab_size: token ids are below it.
+        vocab_size: token ids of answers are below it.
         max_model_len: longest prompt plus answer.
         max_logprobs: most log-probabilities a token (-1: no limit).
         encoder: what the model's encoder takes; None for models without one.
         media: what makes features of pictures, films and sounds; None for models of text alone.
+        num_embeddings: token ids of prompts are below it; as those of answers if None.
     """
 
     def __init__(
@@ -85,9 +87,11 @@ class InputChecker:
         max_logprobs: int,
         encoder: EncoderInput | None = None,
         media: ModelMedia | None = None,
+        num_embeddings: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
+        self.num_embeddings = num_embeddings or vocab_size
         self.max_model_len = max_model_len
         self.max_logprobs = max_logprobs
         self.encoder = encoder
@@ -135,7 +139,7 @@ class InputChecker:
             rest = {k: v for k, v in prompt.items() if k != "multi_modal_data"}
             text, ids, salt = self._read(rest, self._room(params))
         ids = self._ids(ids)
-        self._check_ids(ids, "prompt_token_ids", text)
+        self._check_prompt(ids, "prompt_token_ids", text, media.placeholders)
         processed = media.process(ids, data, options)
         checked = self._checked(text, processed.token_ids, salt, params)
         checked.features = [feature_of(feature) for feature in processed.features]
@@ -153,7 +157,7 @@ class InputChecker:
         encoder_text, encoder_ids, salt = self._read(source, encoder.max_tokens)
         if not encoder_ids:
             raise InvalidRequestError("the encoder's prompt is empty; give at least one token.")
-        self._check_ids(encoder_ids, "encoder_prompt", encoder_text)
+        self._check_prompt(encoder_ids, "encoder_prompt", encoder_text)
         if len(encoder_ids) > encoder.max_tokens:
             raise InvalidRequestError(
                 f"the encoder's prompt has {len(encoder_ids)} tokens, and this encoder takes {encoder.max_tokens}. "
@@ -185,7 +189,7 @@ class InputChecker:
             ids = ids[-keep:]
         if not ids:
             raise InvalidRequestError("the prompt is empty; give at least one token.")
-        self._check_ids(ids, "prompt_token_ids", text)
+        self._check_prompt(ids, "prompt_token_ids", text)
         self.length(ids, params)
         return CheckedPrompt(text, ids, salt)
 
@@ -263,8 +267,11 @@ class InputChecker:
         except (TypeError, ValueError) as error:
             raise InvalidRequestError("prompt_token_ids must be a list of integers.") from error
 
-    def _check_ids(self, ids: Iterable[int], name: str, text: str | None = None) -> None:
-        wrong = next((i for i in ids if not 0 <= i < self.vocab_size), None)
+    def _check_prompt(
+        self, ids: Iterable[int], name: str, text: str | None = None, placeholders: frozenset[int] = NO_TOKENS
+    ) -> None:
+        """Refuse token ids that the model has no row for, but `placeholders`, whose rows are media's."""
+        wrong = next((i for i in ids if not 0 <= i < self.num_embeddings and i not in placeholders), None)
         if wrong is None:
             return
         token = None if self.tokenizer is None or text is None else self.tokenizer.token(wrong)
@@ -273,9 +280,17 @@ class InputChecker:
                 f"the prompt holds {token!r}, which the tokenizer knows as token {wrong} and the model does not: its "
                 f"vocabulary has {self.vocab_size} tokens. Leave it out, or use the tokenizer that the model came with."
             )
-        raise InvalidRequestError(
-            f"{name} holds {wrong}, outside this model's vocabulary (0 to {self.vocab_size - 1})."
-        )
+        self._refuse_id(wrong, name, self.num_embeddings)
+
+    def _check_ids(self, ids: Iterable[int], name: str) -> None:
+        """Refuse token ids that no answer can have."""
+        wrong = next((i for i in ids if not 0 <= i < self.vocab_size), None)
+        if wrong is not None:
+            self._refuse_id(wrong, name, self.vocab_size)
+
+    @staticmethod
+    def _refuse_id(wrong: int, name: str, size: int) -> NoReturn:
+        raise InvalidRequestError(f"{name} holds {wrong}, outside this model's vocabulary (0 to {size - 1}).")
 
     def sampling(self, params: SamplingParams) -> None:
         """Raises InvalidRequestError for values that this model cannot honour."""
