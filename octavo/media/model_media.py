@@ -122,9 +122,7 @@ class ModelMedia:
     @property
     def placeholders(self) -> frozenset[int]:
         """Tokens that stand in a prompt for media, which need not be of the model's vocabulary."""
-        if self._processor is None:
-            return frozenset()
-        return frozenset(self._processor.token(kind) for kind in self.info.open_kinds)
+        return frozenset() if self._processor is None else self._processor.placeholders()
 
     def both_ways(self, tokens: int) -> list[tuple[int, int]]:
         """Spans of a prompt of so many tokens in which every token sees all others."""

@@ -153,6 +153,10 @@ class Processor:
         """The placeholder token of a kind."""
         raise NotImplementedError
 
+    def placeholders(self) -> frozenset[int]:
+        """Tokens that stand for media, which need not be of the model's vocabulary."""
+        return frozenset(self.token(kind) for kind in self.takes)
+
     def prepare(self, token_ids: list[int]) -> list[int]:
         """The prompt as it is when there are media, before they are written into it."""
         return token_ids

@@ -13,6 +13,7 @@ from octavo.config import PoolerConfig
 from octavo.executor.step import Pooled, SequenceResult, SequenceStart, SequenceStep, Step, StepResult
 from octavo.features import Feature, encoder_feature
 from octavo.loading.model_info import ModelInfo
+from octavo.media.model_media import MediaInfo
 from octavo.params import PoolingParams, SamplingParams, StructuredOutputsParams
 
 T = TypeVar("T")
@@ -111,6 +112,7 @@ def test_a_models_info() -> None:
     values: dict[str, Any] = {
         "task": "reward",
         "vocab_size": 99,
+        "num_embeddings": 107,
         "max_model_len": 128,
         "eos_token_ids": frozenset({1, 2}),
         "generation_config": {"temperature": 0.5, "eos_token_id": [1, 2], "suppress": None},
@@ -120,6 +122,7 @@ def test_a_models_info() -> None:
         "has_encoder": True,
         "decoder_start_token_id": 2,
         "long_rope_threshold": None,
+        "media": MediaInfo(processor="module:Name", takes={"image": None}, config={"vision_config": {"depth": 2}}),
     }
     info = ModelInfo(**values)
     assert through_bytes(info) == info

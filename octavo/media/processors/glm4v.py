@@ -38,6 +38,9 @@ class GLM4VProcessor(Processor):
         spans = [(feature.offset, inner) for feature in processed.features]
         return dataclasses.replace(processed, positions=spread_positions(len(processed.token_ids), 1, spans))
 
+    def placeholders(self) -> frozenset[int]:
+        return frozenset()
+
     def image(self, picture: Picture, index: int, count: int) -> tuple[Data, Span]:
         ids = [self.begin, *[self.middle] * self.patches, self.end]
         return {"images": self.values(resize(picture, (self.side, self.side), BICUBIC))}, Span(ids)

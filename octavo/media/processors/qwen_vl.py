@@ -26,6 +26,9 @@ class QwenVLProcessor(Processor):
         ends = [i for i, token in enumerate(token_ids) if token == self.end]
         return [Place("image", i, j + 1) for i, j in zip(starts, ends, strict=False) if i < j]
 
+    def placeholders(self) -> frozenset[int]:
+        return frozenset()
+
     def image(self, picture: Picture, index: int, count: int) -> tuple[Data, Span]:
         pixels = self.values(resize(picture, (self.side, self.side), BICUBIC))
         return {"pixel_values": pixels}, self._span(self.queries)
