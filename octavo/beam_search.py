@@ -1,5 +1,6 @@
 """Beam search on top of the engine: each step asks for the likeliest next tokens of every beam."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
@@ -14,7 +15,7 @@ from octavo.text.tokenizer import Tokenizer
 
 def beam_search(
     engine: Engine,
-    generate: Callable[[list[Prompt], SamplingParams], list[RequestOutput]],
+    generate: Callable[[list[CheckedPrompt], SamplingParams], list[RequestOutput]],
     prompts: list[Prompt],
     params: BeamSearchParams,
     use_tqdm: bool,
@@ -27,7 +28,7 @@ def beam_search(
     searches = [_Search(c, params, engine.info.eos_token_ids) for c in checked]
     limit = engine.max_model_len
     for _ in tqdm(range(params.max_tokens), desc="Beam search", disable=not use_tqdm):
-        beams: list[Prompt] = [s.prompt(b) for s in searches for b in s.live if len(b.tokens) < limit]
+        beams = [s.prompt(b) for s in searches for b in s.live if len(b.tokens) < limit]
         if not beams:
             break
         answers = iter(generate(beams, step_params))
@@ -40,16 +41,16 @@ class _Search:
     """The beams of one prompt."""
 
     def __init__(self, checked: CheckedPrompt, params: BeamSearchParams, eos: frozenset[int]) -> None:
-        self.encoder_token_ids = checked.encoder_token_ids
+        self.checked = checked
         self.params, self.eos = params, eos
         self.live = [BeamSearchSequence(tokens=list(checked.token_ids))]
         self.done: list[BeamSearchSequence] = []
 
-    def prompt(self, beam: BeamSearchSequence) -> Prompt:
-        """What is asked for the beam's next token."""
-        if not self.encoder_token_ids:
-            return beam.tokens
-        return {"encoder_prompt": self.encoder_token_ids, "decoder_prompt": beam.tokens}
+    def prompt(self, beam: BeamSearchSequence) -> CheckedPrompt:
+        """What is asked for the beam's next token: the prompt, with all that is not tokens, and the beam behind it."""
+        checked, tokens = self.checked, list(beam.tokens)
+        positions = checked.positions and checked.positions.extended(len(tokens) - len(checked.token_ids))
+        return dataclasses.replace(checked, text=None, token_ids=tokens, positions=positions)
 
     def advance(self, answers: Iterator[RequestOutput], limit: int) -> None:
         """Extend every live beam by its likeliest tokens, and keep the best."""

@@ -41,6 +41,16 @@ class Positions(msgspec.Struct, frozen=True):
     data: bytes
     """int64 of shape [axes, tokens]"""
 
+    def extended(self, count: int) -> "Positions":
+        """Those of the prompt and of `count` tokens behind it."""
+        rows = array("q", self.data)
+        tokens, following = len(rows) // self.axes, max(rows) + 1
+        more = array("q", range(following, following + count))
+        extended = array("q")
+        for axis in range(self.axes):
+            extended += rows[axis * tokens : (axis + 1) * tokens] + more
+        return Positions(self.axes, extended.tobytes())
+
 
 def encoder_feature(token_ids: Sequence[int]) -> Feature:
     """What an encoder reads, as a feature."""

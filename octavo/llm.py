@@ -19,6 +19,7 @@ from octavo.engine.messages import Failed
 from octavo.errors import InvalidRequestError, RequestFailedError
 from octavo.launch import launch_engine
 from octavo.logs import log_to_stderr
+from octavo.media.fetch import MediaFetcher
 from octavo.outputs import (
     BeamSearchOutput,
     ClassificationOutput,
@@ -33,7 +34,8 @@ from octavo.outputs import (
 )
 from octavo.params import BeamSearchParams, PoolingParams, RequestOutputKind, SamplingParams, recommended_sampling
 from octavo.prompts import Prompt
-from octavo.text.chat_prompt import Message, chat_prompt
+from octavo.text.chat_prompt import Message
+from octavo.text.media_chat import media_chat_prompt
 from octavo.text.tokenizer import Tokenizer
 
 log = logging.getLogger("octavo")
@@ -70,6 +72,8 @@ class LLM:
 
     def _start(self, engine: Engine) -> None:
         self.engine, self.requests = engine, LocalRequests(engine)
+        args = engine.args
+        self._fetcher = MediaFetcher.of_options(args.allowed_media_domains, args.allowed_local_media_path)
         self._ids = itertools.count()
 
     def get_tokenizer(self) -> Tokenizer:
@@ -123,16 +127,25 @@ class LLM:
         continue_final_message: bool = False,
         tools: list[dict[str, Any]] | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
+        mm_processor_kwargs: dict[str, Any] | None = None,
         lora_request: Any = None,
     ) -> list[RequestOutput]:
-        """Answers to one conversation, or to each of a list of them, by the model's chat template."""
+        """Answers to one conversation, or to each of a list of them, by the model's chat template.
+
+        Contents may be lists of parts: {"type": "text", "text": ...} and, where the model takes them, media:
+        {"type": "image_url", "image_url": {"url": ...}} (also audio_url, video_url; the URL is data:, or what
+        allowed_media_domains and allowed_local_media_path let be fetched), {"type": "image_pil", "image_pil": picture},
+        {"type": "input_audio", "input_audio": {"data": base64}}, and {"type": "image_embeds", "image_embeds": tensor}.
+        """
         tokenizer = self.get_tokenizer()
         single = not messages or not isinstance(messages[0], (list, tuple))
         conversations = [messages] if single else messages
-        prompts: list[Prompt] = [
-            chat_prompt(
+        prompts = [
+            media_chat_prompt(
                 tokenizer,
                 cast(Sequence[Message], conversation),
+                self.engine.checker.media,
+                self._fetcher,
                 template=chat_template,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
@@ -141,7 +154,9 @@ class LLM:
             )
             for conversation in conversations
         ]
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, lora_request=lora_request)
+        for prompt in prompts if mm_processor_kwargs else ():
+            prompt["mm_processor_kwargs"] = mm_processor_kwargs
+        return self.generate(cast(list[Prompt], prompts), sampling_params, use_tqdm=use_tqdm, lora_request=lora_request)
 
     def beam_search(
         self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, use_tqdm: bool = False

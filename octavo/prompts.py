@@ -10,6 +10,10 @@ class TextPrompt(TypedDict):
     cache_salt: NotRequired[str]
     add_special_tokens: NotRequired[bool]
     """Whether the tokenizer writes those that begin and end a text (it does); False for what a chat template wrote."""
+    multi_modal_data: NotRequired[dict[str, Any]]
+    """Pictures, films and sounds under "image", "video" and "audio": one or several of each."""
+    mm_processor_kwargs: NotRequired[dict[str, Any] | None]
+    """Settings of the model's media processor for this prompt."""
 
 
 class TokensPrompt(TypedDict):
@@ -18,6 +22,8 @@ class TokensPrompt(TypedDict):
     prompt_token_ids: list[int]
     prompt: NotRequired[str]
     cache_salt: NotRequired[str]
+    multi_modal_data: NotRequired[dict[str, Any]]
+    mm_processor_kwargs: NotRequired[dict[str, Any] | None]
 
 
 class ExplicitEncoderDecoderPrompt(TypedDict):

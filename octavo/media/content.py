@@ -1,7 +1,7 @@
 """Media among the content parts of chat messages: taken out, fetched, decoded, and marked where they were."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,52 +81,20 @@ def _source(part: Mapping[str, Any], kind: str, number: int) -> Any:
     return value
 
 
-def mark_media(messages: Sequence[Message], mark: Callable[[str, int], str]) -> list[dict[str, Any]]:
-    """Messages as text alone, for templates that take no parts: marks of a message's media first, each on a line.
-
-    Args:
-        mark: what a prompt has for the n-th item of a kind, as `Processor.mark` says; a text that has marks of its own
-            keeps them, and gets only those that it lacks.
-    """
-    counts = dict.fromkeys(KINDS, 0)
-    marked = []
-    for message in messages:
-        content = message.get("content")
-        if isinstance(content, str) or not isinstance(content, Sequence):
-            marked.append(dict(message))
-            continue
-        marks, texts = [], []
-        for part in content:
-            if isinstance(part, Mapping) and part.get("type") in KINDS:
-                counts[part["type"]] += 1
-                marks.append(mark(part["type"], counts[part["type"]]))
-            else:
-                texts.append(part if isinstance(part, str) else str(part.get("text", "")))
-        text = "\n".join(texts)
-        marked.append({**message, "content": "\n".join([*_missing(marks, text), text])})
-    return marked
+MediaData = dict[str, list[Any]]
+"""What `multi_modal_data` is: items by kind, not decoded yet."""
 
 
-def _missing(marks: Sequence[str], text: str) -> Iterator[str]:
-    left = {mark: text.count(mark) for mark in marks if mark}
-    for mark in filter(None, marks):
-        left[mark] -= 1
-        if left[mark] < 0:
-            yield mark
-
-
-def load_media(parts: Sequence[MediaPart], fetcher: MediaFetcher, io_options: IOOptions | None = None) -> MediaItems:
-    """The items behind parts, fetched in turn and decoded. Raises InvalidRequestError that names the part."""
+def fetch_media(parts: Sequence[MediaPart], fetcher: MediaFetcher) -> MediaData:
+    """The items behind parts, fetched in turn. Raises InvalidRequestError that names the part."""
     values, total = [], 0
     for part in parts:
         values.append(fetcher.fetch(part.source, part.name) if isinstance(part.source, str) else part.source)
         total += _count(values[-1], total, fetcher, part)
-    return _read(parts, values, fetcher, io_options)
+    return _by_kind(parts, values)
 
 
-async def load_media_async(
-    parts: Sequence[MediaPart], fetcher: MediaFetcher, io_options: IOOptions | None = None
-) -> MediaItems:
+async def fetch_media_async(parts: Sequence[MediaPart], fetcher: MediaFetcher) -> MediaData:
     """The same, fetched several at a time, while the event loop goes on."""
     total = 0
     gate = asyncio.Semaphore(4)
@@ -142,11 +110,23 @@ async def load_media_async(
 
     tasks = [asyncio.create_task(value(part)) for part in parts]
     try:
-        values = await asyncio.gather(*tasks)
+        return _by_kind(parts, await asyncio.gather(*tasks))
     finally:
         for task in tasks:
             task.cancel()
-    return await asyncio.to_thread(_read, parts, values, fetcher, io_options)
+
+
+def load_media(parts: Sequence[MediaPart], fetcher: MediaFetcher, io_options: IOOptions | None = None) -> MediaItems:
+    """The items behind parts, fetched in turn and decoded. Raises InvalidRequestError that names the part."""
+    return read_media(fetch_media(parts, fetcher), io_options, fetcher.policy.limits)
+
+
+async def load_media_async(
+    parts: Sequence[MediaPart], fetcher: MediaFetcher, io_options: IOOptions | None = None
+) -> MediaItems:
+    """The same, fetched several at a time, while the event loop goes on."""
+    data = await fetch_media_async(parts, fetcher)
+    return await asyncio.to_thread(read_media, data, io_options, fetcher.policy.limits)
 
 
 def _count(value: Any, total: int, fetcher: MediaFetcher, part: MediaPart) -> int:
@@ -157,12 +137,10 @@ def _count(value: Any, total: int, fetcher: MediaFetcher, part: MediaPart) -> in
     return length
 
 
-def _read(
-    parts: Sequence[MediaPart], values: Sequence[Any], fetcher: MediaFetcher, io_options: IOOptions | None
-) -> MediaItems:
-    data: dict[str, list[Any]] = {}
+def _by_kind(parts: Sequence[MediaPart], values: Sequence[Any]) -> MediaData:
+    data: MediaData = {}
     for part, value in zip(parts, values, strict=True):
         if isinstance(value, str):
             raise InvalidRequestError(f"{part.name} is {shorten(value, 40)!r}, not media.")
         data.setdefault(part.kind, []).append(value)
-    return read_media(data, io_options, fetcher.policy.limits)
+    return data

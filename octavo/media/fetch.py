@@ -59,6 +59,16 @@ class MediaFetcher:
         self.policy = policy
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="octavo-fetch")
 
+    @classmethod
+    def of_options(
+        cls, domains: Sequence[str] | None, folder: str | Path | None, limits: MediaLimits = DEFAULT_LIMITS
+    ) -> "MediaFetcher":
+        """One that follows allowed_media_domains and allowed_local_media_path.
+
+        Raises ConfigError for a folder that is none.
+        """
+        return cls(FetchPolicy(tuple(domains or ()), folder, limits=limits))
+
     async def fetch_async(self, url: str, name: str = "the URL") -> bytes:
         """Like `fetch`, on a thread, so that the event loop goes on."""
         work = asyncio.get_running_loop().run_in_executor(self._pool, self.fetch, url, name)

@@ -4,8 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from octavo.config import MEDIA_KINDS
 from octavo.errors import InvalidRequestError
 from octavo.prompts import TextPrompt
+from octavo.text.media_marks import Mark, mark_media
 from octavo.text.template_files import ChatTemplates
 from octavo.text.template_process import render
 
@@ -18,21 +20,25 @@ TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refu
 """Kinds of content parts that are text, and where they have it."""
 
 
-def check_messages(messages: Any) -> list[dict[str, Any]]:
-    """The messages of one conversation. Raises InvalidRequestError that names the one at fault."""
+def check_messages(messages: Any, has_media: bool = False) -> list[dict[str, Any]]:
+    """The messages of one conversation. Raises InvalidRequestError that names the one at fault.
+
+    Args:
+        has_media: whether parts {"type": kind}, as media_chat leaves them, may be among the contents.
+    """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise InvalidRequestError('messages must be a list such as [{"role": "user", "content": "Hello"}].')
-    return [_checked(message, i) for i, message in enumerate(messages)]
+    return [_checked(message, i, has_media) for i, message in enumerate(messages)]
 
 
-def _checked(message: Any, index: int) -> dict[str, Any]:
+def _checked(message: Any, index: int, has_media: bool) -> dict[str, Any]:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise InvalidRequestError(
             f"message {index} needs a role (system, user or assistant) and a content: {message!r:.200}"
         )
     checked = dict(message)
     if "content" in message:
-        checked["content"] = _content(message["content"], index)
+        checked["content"] = _content(message["content"], index, has_media)
     elif message["role"] in ("system", "developer", "user"):
         raise InvalidRequestError(f"message {index} ({message['role']}) has no content.")
     if message.get("tool_calls"):
@@ -40,8 +46,8 @@ def _checked(message: Any, index: int) -> dict[str, Any]:
     return checked
 
 
-def _content(content: Any, index: int) -> str | list[dict[str, str]] | None:
-    """Text, or OpenAI's content parts, of which only text is understood; without any, the text is empty."""
+def _content(content: Any, index: int, has_media: bool) -> str | list[dict[str, str]] | None:
+    """Text, or OpenAI's content parts: texts, and where there may be any, media; without a part, the text is empty."""
     if content is None or isinstance(content, str):
         return content
     if not isinstance(content, Sequence):
@@ -50,8 +56,12 @@ def _content(content: Any, index: int) -> str | list[dict[str, str]] | None:
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else "text"
         key = TEXT_PARTS.get(kind) if isinstance(kind, str) else None
+        if has_media and kind in MEDIA_KINDS:
+            parts.append({"type": kind})
+            continue
         if key is None:
-            raise InvalidRequestError(f"message {index}: only text parts are supported, not {part!r:.80}.")
+            known = f"text and {', '.join(MEDIA_KINDS)} parts are" if has_media else "only text parts are"
+            raise InvalidRequestError(f"message {index}: {known} supported, not {part!r:.80}.")
         text = part.get(key, "") if isinstance(part, Mapping) else part
         if not isinstance(text, str):
             raise InvalidRequestError(f"message {index}: a part's {key} must be text, not {text!r:.80}.")
@@ -108,6 +118,7 @@ def render_chat(
     tools: list[dict[str, Any]] | None = None,
     documents: list[dict[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
+    mark: Mark | None = None,
 ) -> str:
     """The prompt of a conversation.
 
@@ -118,11 +129,12 @@ def render_chat(
         tools: descriptions of functions, for templates that take them.
         documents: texts to answer from, for templates that take them.
         variables: more names for the template.
+        mark: how a prompt says where media belong; None for models of text alone.
 
     Raises InvalidRequestError for messages that the template refuses, where there is no template, and where it takes
     too long or makes too much.
     """
-    checked = check_messages(messages)
+    checked = check_messages(messages, mark is not None)
     if continue_final_message and add_generation_prompt:
         raise InvalidRequestError("continue_final_message and add_generation_prompt cannot both be set.")
     if reserved := sorted(RESERVED.intersection(variables or ())):
@@ -136,6 +148,7 @@ def render_chat(
             "special_tokens": tokenizer.special_tokens,
             "messages": checked,
             "continue_final_message": continue_final_message,
+            **({} if mark is None else _media(checked, mark, continue_final_message)),
             "variables": {
                 "add_generation_prompt": add_generation_prompt,
                 "tools": tools,
@@ -144,6 +157,23 @@ def render_chat(
             },
         }
     )
+
+
+def _media(messages: list[dict[str, Any]], mark: Mark, continue_final_message: bool) -> dict[str, Any]:
+    """What a template needs for media: of messages that have any, their text with marks; and each kind's first mark."""
+    kinds = [
+        {p["type"] for p in c if p["type"] in MEDIA_KINDS} if isinstance(c := m.get("content"), list) else set()
+        for m in messages
+    ]
+    if not any(kinds):
+        return {}
+    if continue_final_message and kinds[-1] and messages[-1]["content"][-1]["type"] in MEDIA_KINDS:
+        raise InvalidRequestError("continue_final_message: the last message must end in text, not in media.")
+    texts = mark_media(messages, mark)
+    return {
+        "marked": [m["content"] if k else None for m, k in zip(texts, kinds, strict=True)],
+        "marks": {kind: mark(kind, 1) for kind in set[str]().union(*kinds)},
+    }
 
 
 def chat_prompt(tokenizer: Templated, messages: Sequence[Message], **options: Any) -> TextPrompt:

@@ -67,8 +67,22 @@ class ConversationTemplate:
         names = {"tools": None, "documents": None, "add_generation_prompt": False, **self._special_tokens, **variables}
         return str(self._template.render({**names, "messages": messages}))
 
-    def prompt(self, messages: Sequence[Message], continue_final_message: bool, **variables: Any) -> str:
-        """The prompt of a conversation; with `continue_final_message`, up to the end of the last message's content."""
+    def prompt(
+        self,
+        messages: Sequence[Message],
+        continue_final_message: bool,
+        marked: Sequence[str | None] = (),
+        marks: Mapping[str, str] | None = None,
+        **variables: Any,
+    ) -> str:
+        """The prompt of a conversation; with `continue_final_message`, up to the end of the last message's content.
+
+        Args:
+            marked: of messages that have media, their text with marks where the media belong.
+            marks: the first mark of each kind of media: where the template writes it, it is given the parts.
+        """
+        if any(text is not None for text in marked):
+            messages = self._with_media(messages, marked, marks or {})
         fitted = [self.fit(message) for message in messages]
         if not continue_final_message:
             return self.render(fitted, **variables)
@@ -76,6 +90,29 @@ class ConversationTemplate:
         last, content = _tagged(fitted[-1], tag)
         last["content"] = self._content(last["role"], last["content"])
         return _cut(self.render([*fitted[:-1], last], **variables), tag, content)
+
+    def _with_media(
+        self, messages: Sequence[Message], marked: Sequence[str | None], marks: Mapping[str, str]
+    ) -> list[Message]:
+        """The messages with parts of media as the template shows them, or as text where it shows one of them not."""
+        roles = {message["role"] for message, text in zip(messages, marked, strict=True) if text is not None}
+        shapes = {kind: self._media_part(sorted(roles), kind, mark) for kind, mark in marks.items()}
+        if any(shape is None for shape in shapes.values()):
+            pairs = zip(messages, marked, strict=True)
+            return [m if text is None else {**m, "content": text} for m, text in pairs]
+        return [
+            {**m, "content": [shapes.get(p["type"], p) for p in m["content"]]} if text is not None else m
+            for m, text in zip(messages, marked, strict=True)
+        ]
+
+    def _media_part(self, roles: Sequence[str], kind: str, mark: str) -> dict[str, str] | None:
+        """The part for which the template writes the mark of a kind of media, in messages of these roles."""
+        key = "media", tuple(roles), kind, mark
+        if key not in self._shapes:
+            parts = [{"type": kind}, {"type": kind, kind: ""}]
+            taken = (p for p in parts if all(self._shows(r, [p, text_part(FIRST)], mark) for r in roles))
+            self._shapes[key] = next(taken, None)
+        return self._shapes[key]  # type: ignore[no-any-return]
 
     def fit(self, message: Message) -> Message:
         """`message` in the shape that the template takes."""
@@ -100,7 +137,7 @@ class ConversationTemplate:
         shown = self._shown(role)
         if isinstance(content, str):
             return content if "text" in shown or not shown else [text_part(content)]
-        if "parts" in shown:
+        if "parts" in shown or any(part["type"] != "text" for part in content):
             return content
         text = "\n".join(part["text"] for part in content)
         return text if "text" in shown or not shown else [text_part(text)]
@@ -113,10 +150,11 @@ class ConversationTemplate:
             self._shapes["shown", role] = found or (self._shown("user") if role != "user" else found)
         return self._shapes["shown", role]  # type: ignore[no-any-return]
 
-    def _shows(self, role: str, content: Any) -> bool:
-        words = [FIRST, SECOND] if isinstance(content, list) and len(content) > 1 else [FIRST]
+    def _shows(self, role: str, content: Any, mark: str = "") -> bool:
+        parts = content if isinstance(content, list) else [text_part(content)]
+        words = [part["text"] for part in parts if part["type"] == "text"]
         text = next(self._tried(self._conversations(role, content)), "")
-        return all(word in text.lower() for word in words) and not REPRESENTED.search(text)
+        return all(word in text.lower() for word in words) and mark in text and not REPRESENTED.search(text)
 
     def _empty(self, role: str, content: Any) -> Any:
         """What stands for no content (None or MISSING) in a message of this role: the same if it can be."""

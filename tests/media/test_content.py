@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from octavo.errors import InvalidRequestError
-from octavo.media.content import MediaPart, load_media, load_media_async, mark_media, take_media
+from octavo.media.content import MediaPart, load_media, load_media_async, take_media
 from octavo.media.fetch import FetchPolicy, MediaFetcher
 from octavo.media.limits import MediaLimits
+from octavo.text.media_marks import mark_media
 from tests.media.test_hostile import wav
 
 PICTURE = Image.fromarray(np.random.default_rng(3).integers(0, 256, (8, 9, 3), dtype=np.uint8))
