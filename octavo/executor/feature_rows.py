@@ -93,9 +93,6 @@ class FeatureRows:
         index, rows, first = [], [], 0
         for step, state in zip(steps, states, strict=True):
             for feature in _in_step(step, state):
-                found = self._rows.get(feature.digest)
-                if found is None:
-                    continue
                 offset = feature.offset or 0
                 takes = np.ones(feature.length, bool)
                 if feature.takes is not None:
@@ -103,7 +100,11 @@ class FeatureRows:
                 begin, end = max(0, step.start - offset), step.start + len(step.token_ids) - offset
                 before = int(takes[:begin].sum())
                 index.append(np.flatnonzero(takes[begin:end]) + (first + offset + begin - step.start))
-                rows.append(found[before : before + len(index[-1])])
+                found = self._rows.get(feature.digest)
+                # Where there are none, which is that sequence's error, zeros: placeholders need not be in the table.
+                size = self._model.hidden_size
+                zeros = torch.zeros(len(index[-1]), size, dtype=self._model.dtype, device=self._backend.device)
+                rows.append(zeros if found is None else found[before : before + len(index[-1])])
             first += len(step.token_ids)
         if not index:
             return None
