@@ -102,6 +102,7 @@ class EngineArgs:
         "they are (what dtype auto does) and dtype for the rest",
         choices=("int8", "q4", "gguf"),
     )
+    quantize_towers: bool = option(False, "with quantization, round the towers of pictures and sounds as well")
     kv_cache_dtype: str = option(
         "auto",
         "number type of cached keys and values: auto (the checkpoint's), float32, bfloat16, float16 or int8",

@@ -42,6 +42,8 @@ class Precision:
     """The kind that weights are rounded to."""
     round_head_to: WeightKind | None = None
     """The same for the head and a tied token table, which lose more by it."""
+    round_towers: bool = False
+    """Whether the weights of towers are rounded as well."""
 
     @staticmethod
     def is_packed(role: Role) -> bool:
@@ -100,6 +102,7 @@ def choose_precision(args: EngineArgs, config: Config, backend: Backend, weights
         as_stored=as_stored,
         round_to=ROUNDED[rounded] if rounded else None,
         round_head_to=WeightKind.Q8_0 if rounded else None,
+        round_towers=args.quantize_towers,
     )
 
 

@@ -110,7 +110,7 @@ class WeightLoader:
         self._kinds = backend.capabilities.weight_kinds
         self._lock = threading.Lock()
         self._fillings = dict[str, _Filling]()
-        for path, slot in model.weight_slots_in(precision.activations).items():
+        for path, slot in model.weight_slots_in(precision.activations, precision.round_towers).items():
             segments: set[str | None] = {*slot.segments} or {None}
             self._fillings[path] = _Filling(slot, segments, segments.copy())
 

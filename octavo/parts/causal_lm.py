@@ -81,14 +81,20 @@ class CausalLM(nn.Module):
                 module.state_index = len(self.states)  # type: ignore[assignment]
                 self.states.append(cast(StateSpec, module.state))
 
-    def weight_slots_in(self, dtype: torch.dtype) -> dict[str, WeightSlot]:
-        """All that the model takes of a checkpoint, by path; activations will be of `dtype`."""
+    def weight_slots_in(self, dtype: torch.dtype, round_media: bool = False) -> dict[str, WeightSlot]:
+        """All that the model takes of a checkpoint, by path.
+
+        Args:
+            dtype: of activations.
+            round_media: whether a tower's weights may be rounded where others are: its error is in the keys of every
+                later token.
+        """
         self.dtype = dtype
         slots = weight_slots(self)
         if self.media is not None:
             self.media.dtype = dtype
-            for path, slot in slots.items():  # a tower's error is in every later token's keys
-                if path.startswith("media.") and slot.role is Role.MULTIPLIED:
+            for path, slot in slots.items():
+                if path.startswith("media.") and slot.role is Role.MULTIPLIED and not round_media:
                     slot.role = Role.EXACT
         for name in self.optional:
             slots[name].do_without = partial(setattr, self, name, None)
