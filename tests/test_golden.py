@@ -130,7 +130,7 @@ def test_rounding_stays_close(path: Path, rounded: str, tmp_path: Path) -> None:
     params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
     differences = []
     for output, of in zip(llm.generate(prompts, params, use_tqdm=False), case["cases"], strict=True):
-        given = output.prompt_logprobs[len(of["prompt_token_ids"]) :]
+        given = output.prompt_logprobs[len(of.get("expanded_token_ids", of["prompt_token_ids"])) :]
         for entry, top in zip(given, of["top_logprobs"], strict=False):
             token, logprob = top[0]
             differences.append(abs(entry[token].logprob - logprob))

@@ -35,11 +35,12 @@ from octavo.architectures.config_kinds import (
 )
 
 _BY_KIND: dict[Kind, str] = {
-    LAYERS: "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers",
+    LAYERS: "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers layers",
     COUNT: """num_attention_heads n_head n_heads num_key_value_heads num_kv_heads n_head_kv multi_query_group_num
         encoder_attention_heads decoder_attention_heads kv_n_heads n_heads_in_group num_labels
         moe_layer_freq moe_layer_frequency decoder_sparse_step expert_layer_period attn_layer_period
-        n_group topk_group moe_top_k moe_num_experts""",
+        n_group topk_group moe_top_k moe_num_experts
+        num_heads heads cross_attention_frequency""",
     COUNT_OR_NONE: """num_experts num_local_experts n_routed_experts n_shared_experts num_experts_per_tok
         first_k_dense_replace max_window_layers expert_layer_offset attn_layer_offset
         dense_attention_every_n_layers""",
@@ -48,7 +49,8 @@ _BY_KIND: dict[Kind, str] = {
         ffn_hidden_size ff_intermediate_size moe_intermediate_size shared_expert_intermediate_size head_dim kv_channels
         vocab_size padded_vocab_size word_embed_proj_dim kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim
         v_head_dim state_size mamba_d_state rotary_dim blocksparse_block_size blocksparse_num_local_blocks
-        blocksparse_vert_stride""",
+        blocksparse_vert_stride image_size patch_size in_channels num_positions num_query_tokens encoder_hidden_size
+        query_num n_queries output_dim width""",
     integer(2, 1 << 12): "conv_kernel mamba_d_conv",
     LENGTH: """max_position_embeddings n_positions max_seq_len n_ctx seq_length model_max_length max_sequence_length
         original_max_position_embeddings""",
@@ -61,8 +63,10 @@ _BY_KIND: dict[Kind, str] = {
         use_qk_norm qk_layernorm qk_ln norm_topk_prob use_sliding_window scale_embedding scale_attn_weights
         scale_attn_by_inverse_layer_idx scale_qk_dot_by_d mup_scale_qk_dot_by_d mup_use_scaling rmsnorm post_layer_norm
         apply_residual_connection_post_layernorm do_layer_norm_before layer_norm_elementwise_affine
-        _remove_final_layer_norm learned_pos_emb blocksparse_homo_head_pattern no_op replace_with_linear truncate""",
-    TEXT: "model_type position_embedding_type topk_method attn_type rope_type type dtype torch_dtype",
+        _remove_final_layer_norm learned_pos_emb blocksparse_homo_head_pattern no_op replace_with_linear truncate
+        use_decoder_only_language_model drop_vision_last_layer""",
+    TEXT: """model_type position_embedding_type topk_method attn_type rope_type type dtype torch_dtype
+        vision_encoder""",
     ACTIVATION: "name hidden_act hidden_activation activation_function activation",
     EPSILON: """rms_norm_eps layer_norm_eps layer_norm_epsilon layernorm_epsilon norm_eps norm_epsilon mixer_rms_eps
         router_jitter_noise""",
@@ -73,10 +77,11 @@ _BY_KIND: dict[Kind, str] = {
     FACTOR: """logits_scaling dim_model_base mup_width_multiplier rope_position_scale rope_ratio clip_qkv gegelu_limit
         attn_logit_softcapping final_logit_softcapping query_pre_attn_scalar alibi_bias_max expand mamba_expand
         expansion_ratio ffn_mult factor low_freq_factor high_freq_factor beta_fast beta_slow attention_factor
-        attn_factor short_mscale long_mscale""",
+        attn_factor short_mscale long_mscale scaling_factor mlp_ratio""",
     BASE: "rope_theta rotary_emb_base rope_embedding_base base",
     SHARE: "partial_rotary_factor rotary_pct rope_pct rope_percent rotary_emb_fraction",
-    OBJECT: "rope_scaling rope_parameters attn_config ffn_config ffn_act_fn rotary id2label attention ffn",
+    OBJECT: """rope_scaling rope_parameters attn_config ffn_config ffn_act_fn rotary id2label attention ffn
+        text_config vision_config qformer_config visual slice_config""",
     OBJECTS: "block_configs",
     INDICES: "attention_layers expert_layers mlp_only_layers bskcn_1 bskcn_2 bskcn_3 bskcn_4",
     integers(0, MAX_SIZE): "dummy_token_indices",

@@ -14,9 +14,17 @@ from octavo.parts.names import Into, Names, alternating, grouped_qkv, parameter,
 from octavo.parts.norms import LayerNorm, Norm, RMSNorm
 from octavo.parts.pooler import Pooler
 from octavo.parts.qk_transform import Clip, QKNorm, QKTransform
+from octavo.parts.resampler import QueryAttention, QueryBatch, Resampler, sin_cos_positions
 from octavo.parts.rotary_embedding import LongRotaryEmbedding, RotaryEmbedding
 from octavo.parts.self_attention import Attention, alibi_slopes
 from octavo.parts.state import PagedKV, Recurrent, StateSpec
+from octavo.parts.vision_transformer import (
+    EncoderLayers,
+    PatchEmbedding,
+    flat_convolution,
+    resized_positions,
+    unfold,
+)
 from octavo.parts.wiring import FromNormed, PostNorm, PreNorm, SandwichNorm, SharedNorm, SideBySide, Wiring
 
 __all__ = [
@@ -29,6 +37,7 @@ __all__ = [
     "Embedding",
     "EncoderAttention",
     "EncoderBatch",
+    "EncoderLayers",
     "FromNormed",
     "GatedMLP",
     "Into",
@@ -45,6 +54,7 @@ __all__ = [
     "NormedEmbedding",
     "PagedKV",
     "PagedView",
+    "PatchEmbedding",
     "PlacedRows",
     "Pooler",
     "PositionedEmbedding",
@@ -52,9 +62,12 @@ __all__ = [
     "PreNorm",
     "QKNorm",
     "QKTransform",
+    "QueryAttention",
+    "QueryBatch",
     "RMSNorm",
     "Recurrent",
     "RecurrentView",
+    "Resampler",
     "RotaryEmbedding",
     "SandwichNorm",
     "SharedNorm",
@@ -64,10 +77,14 @@ __all__ = [
     "Wiring",
     "alibi_slopes",
     "alternating",
+    "flat_convolution",
     "grouped_qkv",
     "parameter",
+    "resized_positions",
+    "sin_cos_positions",
     "softmax_then_topk",
     "stacked",
     "together",
     "transposed",
+    "unfold",
 ]

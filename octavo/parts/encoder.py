@@ -9,15 +9,22 @@ from octavo.parts.state import PagedKV
 
 
 class EncoderAttention(nn.Module):
-    """Attention in which each token of an input sees all of its tokens."""
+    """Attention in which each token of an input sees all of its tokens.
 
-    def __init__(self, hidden_size: int, num_heads: int, *, bias: bool = False) -> None:
+    Args:
+        hidden_size: of the residual stream.
+        num_heads: how many share it.
+        bias: of queries, keys and values.
+        out_bias: of the output; None for the same as `bias`.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, *, bias: bool = False, out_bias: bool | None = None) -> None:
         super().__init__()
         if hidden_size % num_heads:
             raise ValueError(f"{num_heads} heads cannot share {hidden_size} values")
         self.num_heads, self.head_dim = num_heads, hidden_size // num_heads
         self.qkv = Linear(hidden_size, {"q": hidden_size, "k": hidden_size, "v": hidden_size}, bias)
-        self.o = Linear(hidden_size, hidden_size, bias)
+        self.o = Linear(hidden_size, hidden_size, bias if out_bias is None else out_bias)
 
     def prepare(self, backend: Backend) -> None:
         self._attention = backend.full_attention
