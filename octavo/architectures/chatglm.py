@@ -1,4 +1,7 @@
-"""ChatGLM2, ChatGLM3 and GLM-4 (GLM Team 2024): Llama's body under other names, rope on half of each head."""
+"""ChatGLM2, ChatGLM3 and GLM-4 (GLM Team 2024): Llama's body under other names, rope on half of each head.
+
+A config with a vision_config is GLM-4V's.
+"""
 
 from functools import partial
 from typing import Any
@@ -6,9 +9,12 @@ from typing import Any
 from torch import nn
 
 from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
+from octavo.architectures.glm4v import NAMES as VISION_NAMES
+from octavo.architectures.glm4v import GLM4VTower
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope_config import make_rope
+from octavo.media.processors.glm4v import GLM4VProcessor
 from octavo.parts import (
     Attention,
     CausalLM,
@@ -55,9 +61,10 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
 @architecture(
     "ChatGLMModel",
     "ChatGLMForConditionalGeneration",
-    about="ChatGLM2, ChatGLM3, GLM-4",
-    examples=("THUDM/chatglm2-6b", "THUDM/chatglm3-6b", "THUDM/glm-4-9b-chat"),
+    about="ChatGLM2, ChatGLM3, GLM-4, GLM-4V",
+    examples=("THUDM/chatglm2-6b", "THUDM/chatglm3-6b", "THUDM/glm-4-9b-chat", "THUDM/glm-4v-9b"),
     gguf=GGUFFormat("chatglm", config=_from_gguf),
+    media=lambda c: GLM4VProcessor if c.get("vision_config") else None,
 )
 def chatglm(c: Config) -> CausalLM:
     hidden_size, num_heads, vocab = c.hidden_size, c.num_attention_heads, c.first("padded_vocab_size", "vocab_size")
@@ -76,7 +83,7 @@ def chatglm(c: Config) -> CausalLM:
     mlp = partial(GatedMLP, hidden_size, c.ffn_hidden_size, "silu", bias)
     norm = partial(RMSNorm if c.rmsnorm else LayerNorm, hidden_size, c.layernorm_epsilon)
     wiring = FromNormed if c.apply_residual_connection_post_layernorm else PreNorm
-    return CausalLM(
+    model = CausalLM(
         embed=Embedding(vocab, hidden_size),
         layer=lambda i: wiring(norm, attn=attn(), mlp=mlp()),
         layers=c.num_layers,
@@ -85,3 +92,6 @@ def chatglm(c: Config) -> CausalLM:
         names=NAMES,
         tied=c.tie_word_embeddings,
     )
+    if not (vision := c.section("vision_config")).values:
+        return model
+    return model.with_media(GLM4VTower(vision, hidden_size, c.ffn_hidden_size), VISION_NAMES)

@@ -1,9 +1,15 @@
-"""Qwen (Bai et al. 2023): Llama's body under GPT-2's names, with fused q, k, v that have biases."""
+"""Qwen (Bai et al. 2023): Llama's body under GPT-2's names, with fused q, k, v that have biases.
+
+A config with `visual` is Qwen-VL's.
+"""
 
 from octavo.architectures.decoder import attention, decoder, gated_mlp, rms_norm
 from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.model_config import Config
+from octavo.architectures.qwen_vl import QwenVLTower
+from octavo.architectures.qwen_vl import names as visual_names
 from octavo.architectures.registry import architecture
+from octavo.media.processors.qwen_vl import QwenVLProcessor
 from octavo.parts import CausalLM, Names, PreNorm
 
 NAMES = Names(
@@ -25,8 +31,8 @@ NAMES = Names(
 
 @architecture(
     "QWenLMHeadModel",
-    about="Qwen",
-    examples=("Qwen/Qwen-7B", "Qwen/Qwen-7B-Chat"),
+    about="Qwen, Qwen-VL",
+    examples=("Qwen/Qwen-7B", "Qwen/Qwen-7B-Chat", "Qwen/Qwen-VL", "Qwen/Qwen-VL-Chat"),
     gguf=GGUFFormat(
         "qwen",
         config=lambda shared, file: {
@@ -35,6 +41,7 @@ NAMES = Names(
             "seq_length": shared["max_position_embeddings"],
         },
     ),
+    media=lambda c: QwenVLProcessor if c.get("visual") else None,
 )
 def qwen(c: Config) -> CausalLM:
     """Dynamic NTK and logn attention act beyond seq_length, which is as far as a request may go."""
@@ -45,4 +52,7 @@ def qwen(c: Config) -> CausalLM:
         hidden_act="silu",
     )
     norm, attn, mlp = rms_norm(c), attention(c, bias=True), gated_mlp(c)
-    return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp()), NAMES)
+    model = decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp()), NAMES)
+    if not (visual := c.section("visual")).values:
+        return model
+    return model.with_media(QwenVLTower(visual), visual_names(visual))

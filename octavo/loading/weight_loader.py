@@ -162,6 +162,8 @@ class WeightLoader:
                 while place := self._find(into.path.replace("{e}", str(experts))):
                     self._claim(*place)
                     experts += 1
+                if not experts and self.model.does_without(into.path):
+                    continue
                 if _num_stacked(source, into) == experts:
                     plan.append((name, source, into))
                 else:

@@ -14,7 +14,7 @@ from octavo.parts.names import Into, Names, alternating, grouped_qkv, parameter,
 from octavo.parts.norms import LayerNorm, Norm, RMSNorm
 from octavo.parts.pooler import Pooler
 from octavo.parts.qk_transform import Clip, QKNorm, QKTransform
-from octavo.parts.resampler import QueryAttention, QueryBatch, Resampler, sin_cos_positions
+from octavo.parts.resampler import QueryAttention, QueryBatch, Resampler, resampler_names, sin_cos_positions
 from octavo.parts.rotary_embedding import LongRotaryEmbedding, RotaryEmbedding
 from octavo.parts.self_attention import Attention, alibi_slopes
 from octavo.parts.state import PagedKV, Recurrent, StateSpec
@@ -25,12 +25,13 @@ from octavo.parts.vision_transformer import (
     resized_positions,
     unfold,
 )
-from octavo.parts.wiring import FromNormed, PostNorm, PreNorm, SandwichNorm, SharedNorm, SideBySide, Wiring
+from octavo.parts.wiring import BranchNorm, FromNormed, PostNorm, PreNorm, SandwichNorm, SharedNorm, SideBySide, Wiring
 
 __all__ = [
     "MLP",
     "Attention",
     "Batch",
+    "BranchNorm",
     "CausalLM",
     "Clip",
     "CrossAttention",
@@ -80,6 +81,7 @@ __all__ = [
     "flat_convolution",
     "grouped_qkv",
     "parameter",
+    "resampler_names",
     "resized_positions",
     "sin_cos_positions",
     "softmax_then_topk",

@@ -11,6 +11,7 @@ from octavo.ops import Backend
 from octavo.parts.batch import SpanBatch
 from octavo.parts.linear_layer import Linear
 from octavo.parts.media_tower import together
+from octavo.parts.names import Into, parameter, stacked
 from octavo.parts.norms import LayerNorm
 
 
@@ -46,7 +47,7 @@ class QueryAttention(nn.Module):
 
     def __init__(self, hidden_size: int, num_heads: int, key_size: int) -> None:
         super().__init__()
-        if hidden_size % num_heads:
+        if num_heads < 1 or hidden_size % num_heads:
             raise ValueError(f"{num_heads} heads cannot share {hidden_size} values")
         self.num_heads, self.head_dim = num_heads, hidden_size // num_heads
         self.inputs = nn.ModuleList(Linear(size, hidden_size, True) for size in (hidden_size, key_size, key_size))
@@ -64,6 +65,23 @@ class QueryAttention(nn.Module):
         runs = [(*queries, *keys) for queries, keys in zip(batch.runs, batch.key_runs, strict=True)]
         out = self._attention(query, key, value, self.head_dim**-0.5, runs)
         return self.o(out.flatten(1).to(x.dtype), batch)  # type: ignore[no-any-return]
+
+
+def resampler_names(published: str, path: str) -> dict[str, str | Into]:
+    """Where the tensors go that published code gives a Resampler, but for its last norm and projection."""
+
+    def of_inputs(weight: Tensor) -> Tensor:
+        """What is one tensor for queries, keys and values, as one each."""
+        return weight.view(3, -1, *weight.shape[1:])
+
+    return {
+        f"{published}.query": parameter(f"{path}.query"),
+        f"{published}.kv_proj": f"{path}.project",
+        f"{published}.ln_{{q|kv}}": f"{path}.{{query|key}}_norm",
+        f"{published}.attn.in_proj_weight": stacked(f"{path}.attn.inputs.{{e}}.weight", of_inputs, full_name=True),
+        f"{published}.attn.in_proj_bias": stacked(f"{path}.attn.inputs.{{e}}.bias", of_inputs, full_name=True),
+        f"{published}.attn.out_proj": f"{path}.attn.o",
+    }
 
 
 class Resampler(nn.Module):

@@ -71,6 +71,15 @@ class SandwichNorm(PreNorm):
         return self.norm(f"{name}_post", super().branch(name, x, batch))
 
 
+class BranchNorm(Wiring):
+    """`x + scale * norm(piece(x))`, one piece after the other (EVA2-CLIP in CogVLM and GLM-4V)."""
+
+    def forward(self, x: Tensor, batch: Any) -> Tensor:
+        for name in self.pieces:
+            x = self._add(x, self.norm(name, self.piece(name, x, batch)), self.scale)
+        return x
+
+
 class PostNorm(Wiring):
     """`norm(x + piece(x))`, one piece after the other (OPT-350M, BART)."""
 
