@@ -9,6 +9,7 @@ import torch
 
 from octavo.architectures import Architecture, Config
 from octavo.architectures.rope_settings import position_limit
+from octavo.architectures.text_config import text_config
 from octavo.config import EngineArgs, PoolerConfig
 from octavo.errors import CheckpointError, ConfigError, UnsupportedModelError
 from octavo.files import read_json
@@ -100,7 +101,7 @@ def _info(
         task=task,
         vocab_size=model.vocab_size,
         num_embeddings=model.tokens.num_embeddings,
-        max_model_len=_max_model_len(args, config),
+        max_model_len=_max_model_len(args, text_config(config)),
         eos_token_ids=_eos_tokens(config, generation, tokenizer, model.vocab_size),
         generation_config=generation,
         labels=_labels(config),
@@ -170,7 +171,7 @@ def _eos_tokens(
 ) -> frozenset[int]:
     """Tokens that end an answer: all that the model's files name and the model can write."""
     tokens: set[int] = set()
-    for value in (config.get("eos_token_id"), generation.get("eos_token_id")):
+    for value in (config.get("eos_token_id"), text_config(config).get("eos_token_id"), generation.get("eos_token_id")):
         tokens.update(v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int))
     if tokenizer is not None and tokenizer.eos_token_id is not None:
         tokens.add(tokenizer.eos_token_id)

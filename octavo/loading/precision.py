@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from octavo.architectures import Config
+from octavo.architectures.text_config import text_config
 from octavo.config import EngineArgs
 from octavo.errors import ConfigError
 from octavo.loading.formats import WeightFormat
@@ -113,7 +114,8 @@ def _held(requested: str, config: Config, backend: Backend, default: str) -> tor
         if dtype == torch.float16 and dtype not in backend.capabilities.dtypes:
             raise ConfigError("dtype='float16' needs the compiled core on a CPU. Use dtype='auto', or bfloat16.")
         return dtype
-    stored = str(config.first("dtype", "torch_dtype", default=default))
+    of_text = text_config(config).first("dtype", "torch_dtype", default=default)
+    stored = str(config.first("dtype", "torch_dtype", default=of_text))
     dtype = DTYPES.get(stored.removeprefix("torch."), torch.float32)
     if dtype not in backend.capabilities.dtypes:
         dtype = torch.bfloat16 if torch.bfloat16 in backend.capabilities.dtypes else torch.float32
