@@ -239,7 +239,7 @@ class Backend(Protocol):
         spec: AttentionSpec,
         angles: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
-        """Causal attention of a step's tokens, whose keys and values go to the cache first.
+        """Attention of a step's tokens, whose keys and values go to the cache first, as their runs let them see.
 
         Args:
             qkv: [rows, (heads + 2 * kv heads) * head_dim], queries, keys and values side by side, which may be

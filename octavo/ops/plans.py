@@ -17,7 +17,7 @@ NOT_FINITE = -1
 
 @dataclass(slots=True)
 class SequenceRun:
-    """The tokens of one sequence in a step."""
+    """Tokens of one sequence in a step: all that it has there, or a part, which other runs go on from."""
 
     first_row: int
     """Its first row in the flat batch."""
@@ -26,6 +26,10 @@ class SequenceRun:
     """Position of the first token: how many were computed before."""
     table_row: int
     """Its row in the block tables, which is also its slot in states of fixed size."""
+    sees_all: bool = False
+    """Whether each of its tokens sees all of them, both ways, beside what a window lets it see of those before."""
+    first_key: int = 0
+    """Keys before this position are not seen. Each token sees one at least."""
 
 
 @dataclass
@@ -41,7 +45,7 @@ class AttentionPlan:
     slot_mapping: Tensor
     """[tokens] where each token's key and value go: block * block_size + offset."""
     run_table: Tensor
-    """[runs, 4] int64: first row, tokens, start, table row."""
+    """[runs, 6] int64: the runs, with their fields as columns."""
     memo: dict[Hashable, Any] = field(default_factory=dict)
     """What a backend works out of the plan once, for all layers."""
 
@@ -56,15 +60,15 @@ def plan_attention(
     """Where a step's queries, keys and values are.
 
     Args:
-        runs: the sequences of the step; together they are rows 0 to num_tokens - 1.
+        runs: the step's tokens; together they are rows 0 to num_tokens - 1.
         block_table: [table rows, blocks] int64, the blocks of each sequence in order.
         block_size: tokens in a block.
         window: how many of the last tokens, itself included, a query sees; None for all.
         num_tokens: tokens in the step.
     """
     slot_mapping = _slot_mapping(runs, block_table, block_size)
-    table = [(r.first_row, r.num_tokens, r.start, r.table_row) for r in runs]
-    run_table = torch.tensor(table, dtype=torch.int64).view(-1, 4)
+    table = [(r.first_row, r.num_tokens, r.start, r.table_row, r.sees_all, r.first_key) for r in runs]
+    run_table = torch.tensor(table, dtype=torch.int64).view(-1, 6)
     return AttentionPlan(runs, block_table, block_size, window, num_tokens, slot_mapping, run_table)
 
 

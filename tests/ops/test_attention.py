@@ -1,5 +1,7 @@
 """Paged attention against a plain one in float64, and bit for bit against itself in other batches."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -43,12 +45,16 @@ class Cache:
         self.attend([(row, 0, k) for row, k in enumerate(self.k)])
 
     def attend(
-        self, queries: list[tuple[int, int, Tensor]], window: int | None = None, **options: object
+        self,
+        queries: list[tuple[int, int, Tensor]],
+        window: int | None = None,
+        seeing: list[tuple[bool, int]] | None = None,
+        **options: object,
     ) -> list[Tensor]:
-        """Outputs for (row, start, queries [tokens, heads, dim])."""
+        """Outputs for (row, start, queries [tokens, heads, dim]), seeing (whether all of them, from which key)."""
         runs, first = [], 0
-        for row, start, q in queries:
-            runs.append(SequenceRun(first, len(q), start, row))
+        for (row, start, q), sees in zip(queries, seeing or [(False, 0)] * len(queries), strict=True):
+            runs.append(SequenceRun(first, len(q), start, row, *sees))
             first += len(q)
         plan = self.backend.plan_attention(runs, self.table, self.block_size, window, first)
         rows = [
@@ -69,6 +75,8 @@ class Cache:
         softcap: float | None = None,
         alibi_slopes: Tensor | None = None,
         sparse: BlockSparse | None = None,
+        sees_all: bool = False,
+        first_key: int = 0,
     ) -> Tensor:
         group = q.shape[1] // self.k[row].shape[1]
         k, v = (x[row].double().repeat_interleave(group, 1) for x in (self.k, self.v))
@@ -81,6 +89,9 @@ class Cache:
         hidden = distance > 0
         if window:
             hidden |= distance <= -window
+        if sees_all:
+            hidden[:, start : start + len(q)] = False
+        hidden[:, :first_key] = True
         hidden = hidden.expand(len(scores), -1, -1)
         if sparse is not None:
             key_block = torch.arange(len(k)) // sparse.block_size
@@ -161,6 +172,82 @@ def test_same_bits_alone_together_and_in_chunks(
             assert torch.equal(torch.cat(cache.attend(chunks, window, sparse=sparse)), together[row])
             some = cache.attend([*chunks[-1:], *whole[:1]], window, sparse=sparse)[0]
             assert torch.equal(some, together[row][-len(some) :])
+
+
+@pytest.mark.parametrize("options", [OPTIONS[name] for name in ("plain", "window", "softcap", "alibi")])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim", "block_size"), [(9, 3, 64, 16), (8, 1, 24, 32), (5, 5, 80, 8)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_runs_that_see_both_ways_or_not_from_the_first_key(
+    backend: Backend,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    block_size: int,
+    dtype: torch.dtype,
+    options: dict[str, object],
+    generator: torch.Generator,
+) -> None:
+    options = dict(options)
+    if options.get("alibi_slopes"):
+        options["alibi_slopes"] = torch.rand(heads, generator=generator) / 16
+    cache = Cache(backend, [37, 500, 300], kv_heads, dim, block_size, generator, dtype)
+    parts = [
+        (0, 0, 37, True, 0),  # a prefix
+        (1, 90, 20, False, 0),  # a picture among text: longer than a tile, and than a window
+        (1, 110, 301, True, 0),
+        (1, 411, 9, False, 0),
+        (1, 420, 1, True, 0),
+        (2, 200, 3, False, 150),  # not from the first key: in the middle of a tile, at its beginning, its own
+        (2, 203, 70, True, 128),
+        (2, 273, 1, False, 273),
+        (2, 274, 20, True, 280),
+    ]
+    queries = [(row, start, torch.randn(n, heads, dim, generator=generator)) for row, start, n, *_ in parts]
+    seeing = [(sees_all, first_key) for *_, sees_all, first_key in parts]
+    together = cache.attend(queries, seeing=seeing, **options)
+    for (row, start, q), (sees_all, first_key), got in zip(queries, seeing, together, strict=True):
+        want = cache.reference(row, start, q, sees_all=sees_all, first_key=first_key, **options)
+        if dtype == torch.bfloat16 and backend.name in ("native (avx512_bf16)", "native (amx)"):
+            torch.testing.assert_close(got.double(), want, rtol=4e-2, atol=4e-2)  # see above
+        else:
+            torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("window", [None, 50])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 80), (16, 2, 24)])
+def test_runs_that_see_both_ways_are_the_same_bits_whatever_is_beside_them(
+    backend: Backend,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    window: int | None,
+    dtype: torch.dtype,
+    generator: torch.Generator,
+) -> None:
+    cache = Cache(backend, [700, 200, 5000], kv_heads, dim, 16, generator, dtype)
+    # Text, a picture, text, a picture right after another, which see not all that is before.
+    cuts, seeing = [0, 75, 310, 330, 470, 700], [(False, 0), (True, 0), (False, 0), (True, 70), (True, 333)]
+    q = torch.randn(700, heads, dim, generator=generator)
+    parts = [(0, first, q[first:last]) for first, last in itertools.pairwise(cuts)]
+    others = [(1, 0, torch.randn(200, heads, dim, generator=generator))]
+    others += [(2, 4090 + i, torch.randn(1, heads, dim, generator=generator)) for i in range(30)]
+    together = cache.attend([*parts, *others], window, [*seeing, (True, 3), *[(False, i) for i in range(30)]])
+    for part, sees, want in zip(parts, seeing, together[:5], strict=True):
+        assert torch.equal(cache.attend([part], window, [sees])[0], want)
+        if not sees[0]:
+            row, start, rows = part
+            for size in (1, 7, 64):
+                chunks = [(row, start + i, rows[i : i + size]) for i in range(0, len(rows), size)]
+                assert torch.equal(torch.cat(cache.attend(chunks, window)), want)
+    long = (2, 3900, torch.randn(700, heads, dim, generator=generator))  # over a span's end
+    alone = cache.attend([long], window, [(True, 100)])[0]
+    assert torch.equal(
+        cache.attend([parts[1], long, *others], window, [(True, 0), (True, 100)] + [(True, 0)] * 31)[1], alone
+    )
+    last = (2, 4599, long[2][-1:])  # sees the same keys
+    if window is None:
+        assert torch.equal(cache.attend([last], window, [(False, 100)])[0], alone[-1:])
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

@@ -89,12 +89,14 @@ class Record:
 
 
 class AttentionRun(Record):
-    """The tokens of one sequence in a step: octavo.ops.plans.SequenceRun."""
+    """Tokens of one sequence in a step: octavo.ops.plans.SequenceRun."""
 
     first_row: int
     num_tokens: int
     start: int  # position of the first of them
     table_row: int  # the sequence's row of the block table
+    sees_all: int  # not 0 where each of them sees all of them
+    first_key: int  # position of the first key that they see
 
 
 class ScanRun(Record):
@@ -298,7 +300,7 @@ class Core(Protocol):
         alibi_slopes: Floats | None, window: int, cache_dtype: DType, out_dtype: DType, paired: bool,
         sparse_block: int, local_blocks: int, sparse_stride: int, head_step: int,
     ) -> None:
-        """Each row's values by softmax of its scores over the keys before it, from a paged cache.
+        """Each row's values by softmax of its scores over the keys that its run lets it see, from a paged cache.
 
         0 as `softcap` or `window` is none. Where `sparse_block` is not 0, that many keys are a block, and a row sees
         the last `local_blocks` of them and of those before every `sparse_stride`-th, which heads count from places

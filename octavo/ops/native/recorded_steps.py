@@ -58,11 +58,11 @@ class RecordedSteps:
         rows = self.max_rows
         self._tokens, self._positions, self._lengths = (torch.zeros(rows, dtype=torch.int64) for _ in range(3))
         self._slot_mappings = [torch.zeros(rows, dtype=torch.int64) for _ in tables.tables]
-        # Runs of one token each.
-        self._runs = [torch.ones(rows, 4, dtype=torch.int64) for _ in tables.tables]
+        # Runs of one token each, which sees what comes before it.
+        self._runs = [torch.zeros(rows, 6, dtype=torch.int64) for _ in tables.tables]
         self._recurrent_runs = torch.ones(rows, 3, dtype=torch.int64)
         for runs in (*self._runs, self._recurrent_runs):
-            runs[:, 0] = torch.arange(rows)
+            runs[:, 0], runs[:, 1] = torch.arange(rows), 1
         # The same memory: numpy's are quicker to fill.
         self._filled = [t.numpy() for t in (self._tokens, self._positions, self._lengths, self._recurrent_runs)]
         self._groups = [

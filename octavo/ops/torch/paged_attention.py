@@ -10,7 +10,7 @@ adding zeros before or after changes no bit, so that neither padding, nor chunki
 Keys that no query sees may hold anything finite: the executor keeps the caches free of infinities and NaN.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -39,8 +39,22 @@ TILE_SCORES = 1 << 20
 
 
 @dataclass(slots=True)
+class _Part:
+    """At most QUERY_TILE queries of a run."""
+
+    run: SequenceRun
+    first_row: int
+    start: int
+    num_tokens: int
+    first_key: int
+    """The first key that any of them sees, rounded down to a group."""
+    end: int
+    """After the last key that any of them sees."""
+
+
+@dataclass(slots=True)
 class _Tile:
-    """`n` runs of at most `t` queries over `span` keys each."""
+    """`n` parts of at most `t` queries over `span` keys each."""
 
     rows: Tensor | None
     """[n * t] rows of the queries in the batch; None where that is all of the batch in order."""
@@ -130,20 +144,21 @@ def _bucket(size: int) -> int:
     return power * 3 // 4 if power >= 4 and size <= power * 3 // 4 else power
 
 
-def _first_key(start: int, window: int | None) -> int:
-    """The first key that the query at `start` sees, rounded down to a group."""
-    return 0 if window is None else max(0, start - window + 1) // KEY_GROUP * KEY_GROUP
+def _parts(runs: Sequence[SequenceRun], window: int | None) -> Iterator[_Part]:
+    for run in runs:
+        for offset in range(0, run.num_tokens, QUERY_TILE):
+            start, count = run.start + offset, min(QUERY_TILE, run.num_tokens - offset)
+            first = 0 if window is None else max(0, start - window + 1)
+            first = max(run.first_key, min(first, run.start) if run.sees_all else first)
+            end = run.start + run.num_tokens if run.sees_all else start + count
+            yield _Part(run, run.first_row + offset, start, count, first // KEY_GROUP * KEY_GROUP, end)
 
 
 def _make_tiles(plan: AttentionPlan) -> list[_Tile]:
-    groups: dict[tuple[int, int], list[SequenceRun]] = {}
-    for run in plan.runs:
-        for offset in range(0, run.num_tokens, QUERY_TILE):
-            part = SequenceRun(
-                run.first_row + offset, min(QUERY_TILE, run.num_tokens - offset), run.start + offset, run.table_row
-            )
-            span = part.start + part.num_tokens - _first_key(part.start, plan.window)
-            groups.setdefault((_bucket(part.num_tokens), _bucket(-(-span // KEY_GRAIN))), []).append(part)
+    groups: dict[tuple[int, int], list[_Part]] = {}
+    for part in _parts(plan.runs, plan.window):
+        span = part.end - part.first_key
+        groups.setdefault((_bucket(part.num_tokens), _bucket(-(-span // KEY_GRAIN))), []).append(part)
     tiles = []
     for (t, span), members in groups.items():
         most = max(1, TILE_SCORES // (t * span * KEY_GRAIN))
@@ -154,14 +169,14 @@ def _make_tiles(plan: AttentionPlan) -> list[_Tile]:
 
 
 def _make_tile(
-    members: list[SequenceRun], block_table: Tensor, block_size: int, window: int | None, num_tokens: int
+    members: list[_Part], block_table: Tensor, block_size: int, window: int | None, num_tokens: int
 ) -> _Tile:
     n, t = len(members), max(m.num_tokens for m in members)
     start = np.array([m.start for m in members])
     count = np.array([m.num_tokens for m in members])
     first_row = np.array([m.first_row for m in members])
-    first_key = np.array([_first_key(m.start, window) for m in members])
-    span = _round_up(int((start + count - first_key).max()), max(block_size, KEY_GRAIN))
+    first_key = np.array([m.first_key for m in members])
+    span = _round_up(max(m.end - m.first_key for m in members), max(block_size, KEY_GRAIN))
 
     offset = np.minimum(np.arange(t), (count - 1)[:, None])  # padding repeats the last query
     query = start[:, None] + offset
@@ -170,6 +185,11 @@ def _make_tile(
     seen = distance <= 0
     if window is not None:
         seen &= distance > -window
+    for i, part in enumerate(members):
+        if part.run.sees_all:
+            seen[i] |= (key[i] >= part.run.start) & (key[i] < part.end)
+        if part.run.first_key:
+            seen[i] &= key[i] >= part.run.first_key
 
     device = block_table.device
     rows = first_row[:, None] + offset
@@ -177,7 +197,7 @@ def _make_tile(
     in_order = n * t == num_tokens and bool((rows.ravel() == np.arange(num_tokens)).all()) and bool(kept.all())
     columns = torch.from_numpy(first_key[:, None] // block_size + np.arange(span // block_size)).to(device)
     columns = columns.clamp_(max=block_table.shape[1] - 1)
-    table_rows = torch.tensor([m.table_row for m in members], device=device)
+    table_rows = torch.tensor([m.run.table_row for m in members], device=device)
     bias = np.where(seen, np.float32(0), np.float32(-np.inf))
     return _Tile(
         rows=None if in_order else torch.from_numpy(rows.ravel()).to(device),
@@ -263,7 +283,7 @@ def rotate_store(
 
 
 def attend(query: Tensor, cache: KVCache, plan: AttentionPlan, spec: AttentionSpec, out: Tensor) -> None:
-    """Causal attention of a step's queries over their sequences' cached keys and values.
+    """Attention of a step's queries over their sequences' cached keys and values, those that their runs let them see.
 
     Args:
         query: [tokens, heads, head_dim] float32; `heads` is a multiple of the cache's heads (grouped queries).

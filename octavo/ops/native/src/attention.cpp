@@ -1,8 +1,8 @@
-// Causal attention over a paged cache, in one pass over the keys (online softmax: Milakov & Gimelshein 2018, Dao et al.
+// Attention over a paged cache, causal or both ways within a run, in one pass over the keys (online softmax: Milakov & Gimelshein 2018, Dao et al.
 // 2022).
 //
 // Keys are taken 64 at a time, cut at absolute positions, in ascending order, and 4,096 of them make a span, whose sum
-// joins those of the spans before it. What a row of the result adds up depends on its own position alone: tiles that a
+// joins those of the spans before it. What a row of the result adds up depends on the keys that it sees alone: tiles that a
 // row does not see change no bit of it, and are left out where that is cheap; and whether threads share a long context
 // by spans, as they do where there is little else to share, changes nothing either.
 // With a bfloat16 cache, on processors that multiply pairs of it, queries and weights are rounded to bfloat16 too.
@@ -17,9 +17,9 @@ constexpr double ALONE_BELOW = 2e5;  // multiplications that are done before oth
 double count_products(const Attention& a) {
     double products = 0;
     for (const AttentionRun* run = a.runs; run < a.runs + a.num_runs; ++run) {
-        const int64_t seen = run->start + run->num_tokens / 2 + 1;
+        const int64_t middle = run->start + run->num_tokens / 2;
         products += static_cast<double>(run->num_tokens) * a.num_heads * (a.key_dim + a.value_dim) *
-                    static_cast<double>(a.window ? std::min<int64_t>(seen, a.window) : seen);
+                    static_cast<double>(last_seen(*run, middle) - first_seen(a, *run, middle) + 1);
     }
     return products;
 }

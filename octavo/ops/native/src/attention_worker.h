@@ -20,6 +20,16 @@ inline bool sees_block(const Attention& a, int64_t position, int head, int64_t b
     return position / a.sparse_block - block < a.local_blocks || (block + head * a.head_step + 1) % a.sparse_stride == 0;
 }
 
+// The first and the last key that a run's query sees: up to itself or, where it sees all of the run, to the run's end.
+inline int64_t first_seen(const Attention& a, const AttentionRun& run, int64_t position) {
+    int64_t first = a.window ? position - a.window + 1 : 0;
+    if (run.sees_all) first = std::min(first, run.start);
+    return std::max(first, run.first_key);
+}
+inline int64_t last_seen(const AttentionRun& run, int64_t position) {
+    return run.sees_all ? run.start + run.num_tokens - 1 : position;
+}
+
 // Rows `first` to `first + rows` of a run's [tokens * group] queries under one head of keys; of all its spans, or of one,
 // whose sums go to `partial`.
 struct Task {
@@ -36,8 +46,8 @@ struct KeyRange {
 
     KeyRange(const Attention& a, const Task& task) {
         const int64_t group = a.num_heads / a.num_kv_heads, start = task.run->start;
-        end = start + (task.first + task.rows - 1) / group + 1;
-        begin = a.window ? std::max<int64_t>(0, start + task.first / group - a.window + 1) / KEYS * KEYS : 0;
+        end = last_seen(*task.run, start + (task.first + task.rows - 1) / group) + 1;
+        begin = first_seen(a, *task.run, start + task.first / group) / KEYS * KEYS;
     }
     int64_t first_span() const { return begin / SPAN; }
     int64_t spans() const { return (end - 1) / SPAN - first_span() + 1; }
@@ -122,6 +132,8 @@ private:
         for (int r = 0; r < task.rows; ++r) {
             const int64_t row = task.first + r;
             position_[r] = task.run->start + row / group;
+            first_key_[r] = first_seen(a_, *task.run, position_[r]);
+            last_key_[r] = last_seen(*task.run, position_[r]);
             head_[r] = task.kv_head * group + static_cast<int>(row % group);
             batch_row_[r] = task.run->first_row + row / group;
         }
@@ -256,12 +268,12 @@ private:
         if (paired || values_in_place_) point(value_parts_, a_.value_cache, a_.value_dim, task.kv_head, begin, vectors);
         else lay_values(task.kv_head, begin, end);
         int r = 0;
-        while (position_[r] < begin) ++r;  // these rows come before the tile's first key
+        while (last_key_[r] < begin) ++r;  // these rows see no key of the tile
         for (int rows; r < task.rows; r += rows) {
             rows = next_rows(task.rows - r, ROWS);
             if (!any_sees(r, rows, begin)) continue;
-            // Keys after the rows' own would get the weight zero.
-            const int seen = static_cast<int>(std::min<int64_t>(count, position_[r + rows - 1] - begin + 1));
+            // Keys that come after would get the weight zero.
+            const int seen = static_cast<int>(std::min<int64_t>(count, last_key_[r + rows - 1] - begin + 1));
             const int of_seen = static_cast<int>(round_up(seen, LANES) / LANES);
             with_rows<ROWS>(rows, [&](auto of) { score_rows<decltype(of)::value>(r, of_seen); });
             for (int i = 0; i < rows; ++i) weigh(r + i, begin, scores_ + i * KEYS, of_seen);
@@ -304,9 +316,9 @@ private:
     // A row's scores to weights; what the row has summed so far is scaled to the new peak. Scores are in units in which
     // a weight is a power of 2.
     void weigh(int r, int64_t begin, float* scores, int vectors) {
-        const int64_t position = position_[r], seen = position - begin;  // the last key that it sees
-        if (a_.softcap > 0 || a_.alibi_slopes != nullptr) cap_and_slope(r, seen, scores, vectors);
-        if (seen < KEYS - 1 || a_.window) mask(seen, scores, vectors);
+        const int64_t first = first_key_[r] - begin, last = last_key_[r] - begin;  // that it sees
+        if (a_.softcap > 0 || a_.alibi_slopes != nullptr) cap_and_slope(r, position_[r] - begin, scores, vectors);
+        if (last < KEYS - 1 || first > 0) mask(first, last, scores, vectors);
         if (a_.sparse_block) hide_blocks(r, begin, scores, vectors);
         float* row = state(r);
         vec peaks = broadcast(row[PEAK]);
@@ -328,21 +340,22 @@ private:
         }
     }
 
-    void cap_and_slope(int r, int64_t seen, float* scores, int vectors) {
+    void cap_and_slope(int r, int64_t position, float* scores, int vectors) {
         for (int v = 0; v < vectors; ++v) {
             vec s = load(scores + v * LANES) * (1.0f / LOG2_E);
             if (a_.softcap > 0) s = hyperbolic_tangent(s / a_.softcap) * a_.softcap;
             if (a_.alibi_slopes != nullptr) {
-                const ivec distance = lane_numbers() + (v * LANES - static_cast<int32_t>(seen));
+                const ivec distance = lane_numbers() + (v * LANES - static_cast<int32_t>(position));
                 s = fmadd(to_float(distance), broadcast(a_.alibi_slopes[head_[r]]), s);
             }
             store(scores + v * LANES, s * LOG2_E);
         }
     }
 
-    void mask(int64_t seen, float* scores, int vectors) {
-        const auto last = static_cast<int32_t>(std::min<int64_t>(seen, KEYS));
-        const auto first = a_.window ? static_cast<int32_t>(std::clamp<int64_t>(seen - a_.window + 1, 0, KEYS)) : 0;
+    // Leaves the scores of keys `first_seen` to `last_seen` of the tile.
+    void mask(int64_t first_seen, int64_t last_seen, float* scores, int vectors) {
+        const auto last = static_cast<int32_t>(std::min<int64_t>(last_seen, KEYS));
+        const auto first = static_cast<int32_t>(std::clamp<int64_t>(first_seen, 0, KEYS));
         const vec unseen = broadcast(-std::numeric_limits<float>::infinity());
         for (int v = 0; v < vectors; ++v) {
             const ivec key = lane_numbers() + v * LANES;
@@ -387,7 +400,7 @@ private:
     float *states_, *before_, *wide_;   // sums over a span, and over all before it; a row or a few, widened
     const float *key_vectors_[KEY_VECTORS], *value_parts_[KEY_VECTORS];  // of 16 keys each, laid out or in the cache
     alignas(64) float scores_[ROWS * KEYS] = {};
-    int64_t position_[MAX_ROWS], batch_row_[MAX_ROWS];
+    int64_t position_[MAX_ROWS], first_key_[MAX_ROWS], last_key_[MAX_ROWS], batch_row_[MAX_ROWS];
     int head_[MAX_ROWS];
 };
 
