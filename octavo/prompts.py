@@ -14,6 +14,8 @@ class TextPrompt(TypedDict):
     """Pictures, films and sounds under "image", "video" and "audio": one or several of each."""
     mm_processor_kwargs: NotRequired[dict[str, Any] | None]
     """Settings of the model's media processor for this prompt."""
+    media_io_kwargs: NotRequired[dict[str, Any] | None]
+    """How media are read, by kind: {"video": {"num_frames": 16, "fps": 2}}."""
 
 
 class TokensPrompt(TypedDict):

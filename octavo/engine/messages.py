@@ -10,6 +10,7 @@ import msgspec
 from octavo.config import EngineArgs
 from octavo.errors import InvalidRequestError
 from octavo.loading.model_info import ModelInfo
+from octavo.media.limits import DEFAULT_LIMITS, MediaLimits
 from octavo.media.model_media import ModelMedia
 from octavo.outputs import PackedLogprobs
 from octavo.params import PoolingParams, SamplingParams, StructuredOutputsParams
@@ -68,14 +69,16 @@ class Ready(Message):
     num_blocks: int
     """Of the KV cache."""
 
-    def checker(self, tokenizer: Tokenizer | None, max_logprobs: int) -> InputChecker:
-        """Checks prompts and sampling values for this engine.
+    def checker(
+        self, tokenizer: Tokenizer | None, max_logprobs: int, limits: MediaLimits = DEFAULT_LIMITS
+    ) -> InputChecker:
+        """Checks prompts and sampling values for this engine; `limits` are of each picture, film or sound.
 
         Raises CheckpointError where the model's files contradict what its family needs for media.
         """
         info = self.info
         encoder = EncoderInput(info.max_model_len, info.decoder_start_token_id) if info.has_encoder else None
-        media = ModelMedia(info.media, tokenizer) if info.media is not None else None
+        media = ModelMedia(info.media, tokenizer, limits) if info.media is not None else None
         return InputChecker(
             tokenizer, info.vocab_size, info.max_model_len, max_logprobs, encoder, media, info.num_embeddings
         )

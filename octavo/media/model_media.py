@@ -9,7 +9,8 @@ import msgspec
 from octavo.errors import CheckpointError, ConfigError, InvalidRequestError, shorten
 from octavo.features import Feature, Positions
 from octavo.media.feature import MediaFeature, Processed, checked_options, pack
-from octavo.media.items import check_kinds, count_items, read_media
+from octavo.media.films import frame_sampling
+from octavo.media.items import KINDS, check_kinds, count_items, read_media
 from octavo.media.limits import DEFAULT_LIMITS, MediaLimits
 from octavo.media.processor import Processor, ProcessorFiles
 from octavo.text.tokenizer import Tokenizer
@@ -58,6 +59,7 @@ def describe_media(
     """
     try:
         checked_options(options, made.options, made.family)
+        frame_sampling(io_options.get("video", {}))
     except InvalidRequestError as error:
         raise ConfigError(str(error)) from error
     takes = {
@@ -136,7 +138,11 @@ class ModelMedia:
                 self._class.check_count(kind, count, self.info.takes)
 
     def process(
-        self, token_ids: Sequence[int], data: Mapping[str, Any], options: Mapping[str, Any] | None = None
+        self,
+        token_ids: Sequence[int],
+        data: Mapping[str, Any],
+        options: Mapping[str, Any] | None = None,
+        io_options: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> Processed:
         """A prompt with its placeholders written out, and the features of its media, decoded here.
 
@@ -144,11 +150,13 @@ class ModelMedia:
             token_ids: the prompt.
             data: `multi_modal_data`, as `read_media` takes it.
             options: `mm_processor_kwargs` of the prompt.
+            io_options: its `media_io_kwargs`.
 
         Raises InvalidRequestError for media that the model does not take, or that cannot be read.
         """
         self.check(data)
-        items = read_media(data, self.info.io_options, self.limits)
+        reading = {kind: {**self.info.io_options.get(kind, {}), **(io_options or {}).get(kind, {})} for kind in KINDS}
+        items = read_media(data, reading, self.limits)
         return self._ready()(token_ids, items.images, items.videos, items.audios, options)
 
     def _ready(self) -> Processor:

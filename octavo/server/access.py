@@ -27,10 +27,11 @@ class AccessMiddleware:
     Args:
         app: what is behind it.
         options: keys and sizes.
+        has_media: whether requests may carry pictures, films or sounds.
     """
 
-    def __init__(self, app: ASGIApp, options: ServerOptions) -> None:
-        self.app, self.limit = app, options.body_bytes
+    def __init__(self, app: ASGIApp, options: ServerOptions, has_media: bool = False) -> None:
+        self.app, self.limit = app, options.body_bytes(has_media)
         of_environment = os.environ.get("OCTAVO_API_KEY", "")
         self.keys = [key.encode() for key in [*options.api_key, *of_environment.split(",")] if key]
 

@@ -15,10 +15,11 @@ class OverloadedError(OctavoError):
 
 @dataclass
 class Load:
-    """Requests to the engine (one a prompt), and the sequences that they are computed as."""
+    """Requests to the engine (one a prompt), the sequences that they are computed as, and the bytes of their media."""
 
     requests: int = 0
     sequences: int = 0
+    media_bytes: int = 0
 
 
 _of_this_request: ContextVar[Load | None] = ContextVar("load", default=None)
@@ -58,6 +59,23 @@ class Admission:
                 load.requests += requests
                 load.sequences += sequences
 
+    def admit_media(self, media_bytes: int) -> None:
+        """Count what the media of a prompt take until the HTTP request that this is called in ends.
+
+        Raises as `admit`.
+        """
+        most = self.options.queued_media_bytes
+        if media_bytes > most:
+            raise InvalidRequestError(
+                f"the prompt's media take {media_bytes:,} bytes, and this server takes {most:,}. Send fewer or smaller "
+                "ones, or start it with a larger --max-queued-media."
+            )
+        if self.load.media_bytes + media_bytes > most:
+            raise OverloadedError("requests that are running or waiting have too many media. Try again in a moment.")
+        if (mine := _of_this_request.get()) is not None:
+            self.load.media_bytes += media_bytes
+            mine.media_bytes += media_bytes
+
     def _bounded(self, requests: int, n: int) -> None:
         limit = min(self.options.max_request_sequences, self.options.max_queued_sequences)
         if requests * n > limit:
@@ -70,6 +88,7 @@ class Admission:
         """The HTTP request that was admitted for this has ended."""
         self.load.requests -= load.requests
         self.load.sequences -= load.sequences
+        self.load.media_bytes -= load.media_bytes
 
 
 class AdmissionScope:

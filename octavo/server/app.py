@@ -8,13 +8,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from octavo.errors import InvalidRequestError
-from octavo.server import chat_completions, completions, http_errors, pooling_routes
+from octavo.params import SamplingParams
+from octavo.server import chat_completions, completions, http_errors, pooling_routes, transcriptions
 from octavo.server.access import AccessMiddleware
 from octavo.server.admission import AdmissionScope
 from octavo.server.body import JSONRoute
 from octavo.server.event_stream import json_response
 from octavo.server.protocol import DetokenizeRequest, TokenizeRequest
-from octavo.server.service import Service
+from octavo.server.service import MediaPrompt, Service
 from octavo.version import __version__
 
 
@@ -29,11 +30,13 @@ def create_app(service: Service) -> ASGIApp:
         plain(service),
     ):
         app.include_router(routes)
+    if "audio" in service.media_kinds:
+        app.include_router(transcriptions.router(service))
     if service.options.page:
         app.include_router(pages())
     http_errors.install(app)
     # Around the whole app, so that errors pass them too; pages may read refusals, so CORS is the outermost.
-    access = AccessMiddleware(AdmissionScope(app, service.admission), service.options)
+    access = AccessMiddleware(AdmissionScope(app, service.admission), service.options, bool(service.media_kinds))
     if not service.options.allowed_origins:
         return access
     return CORSMiddleware(
@@ -60,6 +63,7 @@ def plain(service: Service) -> APIRouter:
             "root": service.args.model,
             "max_model_len": info.max_model_len,
             "task": info.task,
+            "input_modalities": ["text", *service.media_kinds],
         }
         return json_response({"object": "list", "data": [card]})
 
@@ -89,17 +93,22 @@ def plain(service: Service) -> APIRouter:
         if body.messages is not None and body.prompt is not None:
             raise InvalidRequestError("give a prompt or messages, not both.")
         if body.messages is not None:
-            prompt = await chat_completions.prompt_of(service, body.as_chat())
+            prompt = await chat_completions.prompt_of(service, body)
         elif body.prompt is not None:
             prompt = {"prompt": body.prompt, "add_special_tokens": body.add_special_tokens is not False}
         else:
             raise InvalidRequestError("give a prompt or messages.")
 
-        def work() -> tuple[list[int], list[str | None] | None]:
-            ids = tokenizer.encode(prompt["prompt"], prompt["add_special_tokens"])
+        def work(ids: list[int] | None, text: str, special: bool) -> tuple[list[int], list[str | None] | None]:
+            ids = tokenizer.encode(text, special) if ids is None else ids
             return ids, [tokenizer.token(i) for i in ids] if body.return_token_strs else None
 
-        ids, strings = await service.threads.run(len(prompt["prompt"]), work)
+        if isinstance(prompt, MediaPrompt):
+            checked = await service.check(prompt, SamplingParams(max_tokens=1))
+            ids, strings = await service.threads.run(len(checked.token_ids), work, checked.token_ids, "", False)
+        else:
+            text = prompt["prompt"]
+            ids, strings = await service.threads.run(len(text), work, None, text, prompt["add_special_tokens"])
         answer = {"count": len(ids), "max_model_len": service.ready.info.max_model_len, "tokens": ids}
         return json_response({**answer, "token_strs": strings})
 

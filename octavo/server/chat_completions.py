@@ -10,38 +10,51 @@ from fastapi.responses import Response
 
 from octavo.client.output_processor import Chunk, TokenEntry
 from octavo.errors import InvalidRequestError
+from octavo.media.content import MediaPart
 from octavo.server.body import JSONRoute
 from octavo.server.event_stream import event_response, json_response, while_connected
 from octavo.server.logprobs import LogprobsWriter
-from octavo.server.protocol import ChatRequest, StreamOptions
-from octavo.server.service import Run, Service
+from octavo.server.protocol import ChatRequest, Conversation, StreamOptions
+from octavo.server.service import MediaPrompt, Run, Service
 from octavo.server.tool_calls import Calls, call
 from octavo.server.tools import ToolParser, choose_parser, forced, read_forced
 from octavo.server.work_threads import size_of
 from octavo.text.chat_prompt import chat_prompt
+from octavo.text.media_chat import split_media
 
 
-async def prompt_of(service: Service, request: ChatRequest) -> dict[str, Any]:
+async def prompt_of(service: Service, request: Conversation) -> dict[str, Any] | MediaPrompt:
     """The prompt of a conversation, by the chat template."""
-    tokenizer = service.tokenizer
+    tokenizer, media = service.tokenizer, service.media
     if tokenizer is None:
         raise InvalidRequestError("this server has no tokenizer (--skip-tokenizer-init); use /v1/completions.")
     if request.chat_template is not None and not service.args.trust_remote_code:
         raise InvalidRequestError("chat_template in a request needs a server with --trust-remote-code.")
-    tools = None if request.tool_choice == "none" else request.tools
+    messages: Any = request.messages
+    parts, options = list[MediaPart](), dict[str, Any]()
+    if media is not None:
+        messages, parts = await service.threads.run(size_of(messages), split_media, messages, media)
+        options = {"mark": media.mark}
+    tools = None if getattr(request, "tool_choice", None) == "none" else request.tools
     prompt = await service.threads.template(
-        size_of([request.messages, request.documents, request.chat_template_kwargs, request.chat_template]),
+        size_of([messages, request.documents, request.chat_template_kwargs, request.chat_template]),
         chat_prompt,
         tokenizer,
-        request.messages,
+        messages,
         template=request.chat_template or service.chat_template,
         add_generation_prompt=bool(request.add_generation_prompt),
         continue_final_message=bool(request.continue_final_message),
         tools=[t.model_dump(exclude_none=True) for t in tools] if tools else None,
         documents=request.documents,
         variables=request.chat_template_kwargs,
+        **options,
     )
-    return {**prompt, "add_special_tokens": bool(request.add_special_tokens), "cache_salt": request.cache_salt}
+    made = {**prompt, "add_special_tokens": bool(request.add_special_tokens)}
+    made["cache_salt"] = getattr(request, "cache_salt", None)
+    if not parts:
+        return made
+    made["mm_processor_kwargs"], made["media_io_kwargs"] = request.mm_processor_kwargs, request.media_io_kwargs
+    return MediaPrompt(made, parts)
 
 
 def _echoed(request: ChatRequest) -> str:

@@ -43,6 +43,9 @@ class Metrics:
         self.prefix_queries = counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache")
         self.prefix_hits = counter("prefix_cache_hits", "Prompt tokens that the prefix cache had")
         self.preemptions = counter("num_preemptions", "Sequences that were preempted and recomputed")
+        self.media_items = counter("media_items", "Pictures, films and sounds that towers have read")
+        self.media_hits = counter("media_cache_hits", "Pictures, films and sounds whose rows were there already")
+        self.media_seconds = counter("media_tower_seconds", "Seconds that towers took")
         self.restarts = counter("engine_restarts", "Times that the engine died and was restarted")
         self.finished = Counter(
             "octavo:request_success", "Requests that ended", ["model_name", "finished_reason"], registry=self.registry
@@ -74,6 +77,9 @@ class Metrics:
             (self.prefix_queries, stats.prompt_tokens, last.prompt_tokens),
             (self.prefix_hits, stats.cached_tokens, last.cached_tokens),
             (self.preemptions, stats.preemptions, last.preemptions),
+            (self.media_items, stats.num_media_items, last.num_media_items),
+            (self.media_hits, stats.feature_hits, last.feature_hits),
+            (self.media_seconds, stats.media_seconds, last.media_seconds),
         ):
             counter.inc(max(0, now - before))
         self._last = stats

@@ -9,6 +9,7 @@ from fastapi.responses import Response
 
 from octavo.params import PoolingParams
 from octavo.server.body import JSONRoute
+from octavo.server.chat_completions import prompt_of
 from octavo.server.completions import prompts_of
 from octavo.server.event_stream import json_response, while_connected
 from octavo.server.protocol import ClassifyRequest, EmbeddingRequest, PoolingRequest, RerankRequest, ScoreRequest
@@ -42,7 +43,8 @@ async def pooled(service: Service, body: EmbeddingRequest | PoolingRequest, kind
         truncate_prompt_tokens=body.truncate_prompt_tokens,
         softmax=body.softmax if isinstance(body, PoolingRequest) else None,
     )
-    results, tokens = await service.pool_all(prompts_of(body.input), params)
+    prompts = [await prompt_of(service, body)] if body.messages is not None else prompts_of(body.input or [])
+    results, tokens = await service.pool_all(prompts, params)
     key = "embedding" if kind == "embd" else "data"
     named = "embedding" if kind == "embd" else "pooling"
     data = [{"index": i, "object": named, key: _values(r, body.encoding_format)} for i, r in enumerate(results)]

@@ -233,6 +233,8 @@ class Conversation(Request):
     add_generation_prompt: bool | None = True
     continue_final_message: bool | None = False
     add_special_tokens: bool | None = False
+    mm_processor_kwargs: dict[str, Any] | None = None
+    media_io_kwargs: dict[str, dict[str, Any]] | None = None
 
     @field_validator("chat_template_kwargs", mode="after")
     @classmethod
@@ -266,19 +268,33 @@ class ChatRequest(Sampling, Conversation):
     echo: bool | None = False
 
 
-class ClassifyRequest(Request):
-    """/classify"""
+class Pooled(Request):
+    """Keys of requests whose hidden states are pooled."""
 
-    input: Prompts
     truncate_prompt_tokens: Int | None = None
 
 
-class EmbeddingRequest(ClassifyRequest):
-    """/v1/embeddings"""
+class ClassifyRequest(Pooled):
+    """/classify"""
 
+    input: Prompts
+
+
+class EmbeddingRequest(Pooled, Conversation):
+    """/v1/embeddings: of an `input`, or of `messages` by the chat template."""
+
+    input: Prompts | None = None
+    add_generation_prompt: bool | None = False
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: Int | None = None
     normalize: bool | None = None
+
+    @model_validator(mode="after")
+    def _one_input(self) -> "EmbeddingRequest":
+        if (self.input is None) == (self.messages is None):
+            both = "input and messages exclude each other" if self.input is not None else "an input is missing"
+            raise ValueError(f"{both}; give an input or messages.")
+        return self
 
 
 class PoolingRequest(EmbeddingRequest):
@@ -312,10 +328,6 @@ class TokenizeRequest(Conversation):
     add_special_tokens: bool | None = None
     """None: yes for a prompt, and no for messages, whose template writes them."""
     return_token_strs: bool | None = False
-
-    def as_chat(self) -> ChatRequest:
-        """The chat whose prompt these messages are."""
-        return ChatRequest.model_construct(**{name: getattr(self, name) for name in Conversation.model_fields})
 
 
 class DetokenizeRequest(Request):

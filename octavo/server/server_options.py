@@ -6,6 +6,8 @@ from octavo.config import option
 from octavo.errors import ConfigError, names_closest
 from octavo.sizes import parse_size
 
+BODY, BODY_WITH_MEDIA = 4 << 20, 64 << 20
+"""Bytes of the largest request unless an option says otherwise."""
 TOOL_PARSERS = ("auto", "hermes", "llama3_json", "mistral", "none")
 
 
@@ -26,7 +28,12 @@ class ServerOptions:
     tool_parser: str = option(
         "auto", "the format of the model's tool calls (auto: by its chat template)", choices=TOOL_PARSERS
     )
-    max_body_size: int | str = option("4MiB", "largest request")
+    max_body_size: int | str | None = option(
+        None, "largest request (default: 4MiB, or 64MiB where the model takes pictures, films or sounds)"
+    )
+    max_queued_media: int | str = option(
+        "2GiB", "memory of the media of requests that are running or waiting; more are answered with 429"
+    )
     max_queued_requests: int = option(4096, "most requests that are running or waiting; more are answered with 429")
     max_queued_sequences: int = option(
         16384, "answers (prompts times n) that may be running or waiting; more are answered with 429"
@@ -38,7 +45,9 @@ class ServerOptions:
     page: bool = option(True, "serve the chat page at / and the statistics at /stats")
 
     def __post_init__(self) -> None:
-        self.max_body_size = parse_size(self.max_body_size, "max_body_size")
+        if self.max_body_size is not None:
+            self.max_body_size = parse_size(self.max_body_size, "max_body_size")
+        self.max_queued_media = parse_size(self.max_queued_media, "max_queued_media")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port={self.port} must be from 0 to 65535.")
         for name in (
@@ -55,6 +64,13 @@ class ServerOptions:
         if self.tool_parser not in TOOL_PARSERS:
             raise ConfigError(f"tool_parser={self.tool_parser!r} is unknown; choose one of {', '.join(TOOL_PARSERS)}.")
 
+    def body_bytes(self, has_media: bool = False) -> int:
+        """The largest request in bytes, to a model that takes media or to one of text alone."""
+        if self.max_body_size is not None:
+            return int(self.max_body_size)
+        return BODY_WITH_MEDIA if has_media else BODY
+
     @property
-    def body_bytes(self) -> int:
-        return int(self.max_body_size)
+    def queued_media_bytes(self) -> int:
+        """`max_queued_media` in bytes."""
+        return int(self.max_queued_media)

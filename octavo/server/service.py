@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -18,17 +19,41 @@ from octavo.config import EngineArgs
 from octavo.engine.messages import Ready, Stats
 from octavo.errors import InvalidRequestError, OctavoError, shorten
 from octavo.loading.model_tokenizer import model_tokenizer
+from octavo.media.content import MediaPart, fetch_media_async
+from octavo.media.fetch import MediaFetcher
+from octavo.media.limits import DEFAULT_LIMITS
+from octavo.media.model_media import ModelMedia
 from octavo.outputs import TokenLogprobs
 from octavo.params import PoolingParams, RequestOutputKind, SamplingParams, recommended_sampling
 from octavo.server.admission import Admission
 from octavo.server.metrics import Metrics, RequestClock
 from octavo.server.protocol import Request
 from octavo.server.request_log import add_to_request_log
-from octavo.server.server_options import ServerOptions
+from octavo.server.server_options import BODY_WITH_MEDIA, ServerOptions
 from octavo.server.work_threads import TextThreads, size_of
 from octavo.text.chat_prompt import chat_prompt
 from octavo.text.inputs import CheckedPrompt, InputChecker
 from octavo.text.tokenizer import Tokenizer
+
+MEDIA_REQUESTS = 8
+"""For how many requests media are fetched and decoded at a time."""
+LIMITS = dataclasses.replace(DEFAULT_LIMITS, max_bytes=BODY_WITH_MEDIA)
+"""Of each item: what a body could hold, also where it is fetched."""
+
+
+@dataclass
+class MediaPrompt:
+    """A prompt whose media are not fetched yet."""
+
+    prompt: dict[str, Any]
+    parts: list[MediaPart]
+
+    async def fetched(self, fetcher: MediaFetcher) -> dict[str, Any]:
+        """The prompt with its media, not decoded. Raises InvalidRequestError for what may not be had."""
+        for part in self.parts:
+            if not isinstance(part.source, (str, bytes)):
+                raise InvalidRequestError(f"{part.name} must be a URL, or data in base64.")
+        return {**self.prompt, "multi_modal_data": await fetch_media_async(self.parts, fetcher)}
 
 
 class ModelUnknownError(OctavoError):
@@ -85,7 +110,11 @@ class Service:
         self.admission = Admission(options)
         self.accepting = True
         self.threads = TextThreads()
+        self.fetcher = MediaFetcher.of_options(args.allowed_media_domains, args.allowed_local_media_path, LIMITS)
+        self.media: ModelMedia | None = None
+        """What the model takes beside text; None for text alone."""
         self._checker: InputChecker | None = None
+        self._media_gate = asyncio.Semaphore(MEDIA_REQUESTS)
         self._stopping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -105,7 +134,8 @@ class Service:
             except (OSError, UnicodeDecodeError) as error:
                 raise OctavoError(f"chat_template {self.options.chat_template} cannot be read: {error}") from error
         self.metrics = Metrics(self.model_name)
-        self._checker = ready.checker(self.tokenizer, self.args.max_logprobs)
+        self._checker = await asyncio.to_thread(ready.checker, self.tokenizer, self.args.max_logprobs, LIMITS)
+        self.media = self._checker.media
 
     def _load_tokenizer(self) -> Tokenizer | None:
         tokenizer = model_tokenizer(self.args)
@@ -167,16 +197,32 @@ class Service:
         if self.metrics is not None:
             self.metrics.take(stats, self.ready.num_blocks, restarts)
 
+    @property
+    def media_kinds(self) -> list[str]:
+        """The kinds of media that a prompt may have."""
+        return [] if self.media is None else self.media.info.open_kinds
+
     async def check(self, prompt: Any, params: SamplingParams | PoolingParams) -> CheckedPrompt:
         """Tokenized and checked, off the event loop."""
         return (await self.check_all([prompt], params))[0]
 
     async def check_all(self, prompts: list[Any], params: SamplingParams | PoolingParams) -> list[CheckedPrompt]:
         """Several prompts, tokenized and checked off the event loop. An error says which prompt it is of."""
-        checked = await self.threads.run(size_of(prompts), self._checked, prompts, params)
+        if any(isinstance(prompt, MediaPrompt) for prompt in prompts):
+            checked = [await self._check_media(prompt, params) for prompt in prompts]
+        else:
+            checked = await self.threads.run(size_of(prompts), self._checked, prompts, params)
         if self.options.log_prompts:
             for one in checked:
                 add_to_request_log(prompt=one.text if one.text is not None else one.token_ids)
+        return checked
+
+    async def _check_media(self, prompt: Any, params: SamplingParams | PoolingParams) -> CheckedPrompt:
+        """A prompt whose media are fetched and decoded off the event loop, for few requests at a time."""
+        async with self._media_gate:
+            given = await prompt.fetched(self.fetcher) if isinstance(prompt, MediaPrompt) else prompt
+            (checked,) = await self.threads.media(self._checked, [given], params)
+        self.admission.admit_media(sum(len(feature.data) for feature in checked.features))
         return checked
 
     def _checked(self, prompts: list[Any], params: SamplingParams | PoolingParams) -> list[CheckedPrompt]:

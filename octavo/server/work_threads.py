@@ -20,6 +20,7 @@ class TextThreads:
         self._long = ThreadPoolExecutor(2, "octavo-long-texts")
         self._short_chats = ThreadPoolExecutor(2, "octavo-short-chats")
         self._long_chats = ThreadPoolExecutor(2, "octavo-long-chats")
+        self._media = ThreadPoolExecutor(2, "octavo-media")
 
     async def run(self, size: int, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
         """What `work` returns, for texts of `size` characters or tokens."""
@@ -29,12 +30,16 @@ class TextThreads:
         """What `work` returns, which renders a chat template with conversations of `size` characters."""
         return await self._in(self._long_chats if size > LONG else self._short_chats, work, *args, **options)
 
+    async def media(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        """What `work` returns, which decodes pictures, films and sounds: few at a time, since each may need memory."""
+        return await self._in(self._media, work, *args, **options)
+
     async def _in(self, pool: ThreadPoolExecutor, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, lambda: work(*args, **options))
 
     def stop(self) -> None:
         """Begin nothing more."""
-        for pool in (self._short, self._long, self._short_chats, self._long_chats):
+        for pool in (self._short, self._long, self._short_chats, self._long_chats, self._media):
             pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -66,6 +66,13 @@ def _media_of(prompt: Mapping[str, Any]) -> Mapping[str, Any]:
     return data if any(count_items(kind, value) for kind, value in data.items()) else {}
 
 
+def _settings(prompt: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    settings = prompt.get(name) or {}
+    if not isinstance(settings, Mapping):
+        raise InvalidRequestError(f"{name} must be a dict of settings.")
+    return settings
+
+
 class InputChecker:
     """Turns what users give into token ids, or refuses it.
 
@@ -128,9 +135,9 @@ class InputChecker:
                 "truncate_prompt_tokens would cut through the prompt's media. Leave it out, or send text alone."
             )
         media.check(data)
-        options = prompt.get("mm_processor_kwargs")
-        if options is not None and not isinstance(options, Mapping):
-            raise InvalidRequestError("mm_processor_kwargs must be a dict of the processor's settings.")
+        options, reading = (_settings(prompt, name) for name in ("mm_processor_kwargs", "media_io_kwargs"))
+        if not all(isinstance(values, Mapping) for values in reading.values()):
+            raise InvalidRequestError('media_io_kwargs must be a dict such as {"video": {"num_frames": 16}}.')
         text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
         if ids is None and isinstance(text, str) and prompt.get("add_special_tokens") is not False:
             self._check_length(len(text), self._room(params))
@@ -140,7 +147,7 @@ class InputChecker:
             text, ids, salt = self._read(rest, self._room(params))
         ids = self._ids(ids)
         self._check_prompt(ids, "prompt_token_ids", text, media.placeholders)
-        processed = media.process(ids, data, options)
+        processed = media.process(ids, data, options, reading)
         checked = self._checked(text, processed.token_ids, salt, params)
         checked.features = [feature_of(feature) for feature in processed.features]
         checked.positions = positions_of(processed)
