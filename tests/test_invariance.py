@@ -58,13 +58,7 @@ def test_batch_chunks_and_preemption_leave_no_trace(row: str, options: dict[str,
             preempt_all(llm.engine)
     assert [done[str(i)] for i in range(len(prompts) * 2)] == together * 2
 
-    chunked = LLM(
-        str(tmp_path),
-        skip_tokenizer_init=True,
-        kv_cache_memory="32MiB",
-        max_num_batched_tokens=5,
-        **{"dtype": "float32", **options},
-    )
+    chunked = load(case, tmp_path, max_num_batched_tokens=5, **options)
     assert run(chunked, prompts) == together
 
 

@@ -25,6 +25,7 @@ from octavo.architectures.config_kinds import (
     TEXT,
     TOKEN,
     TOKENS,
+    VERSION,
     WINDOW,
     Kind,
     either,
@@ -89,6 +90,7 @@ _BY_KIND: dict[Kind, str] = {
     numbers(-1e6, 1e6, count=2): "bskcn_tv",
     FACTORS: "short_factor long_factor factors",
     KINDS: "layer_types architectures",
+    VERSION: "version",
     either(SCALE, one_of("inv_sqrt_d_model")): "logit_scale",
     either(SIZE, one_of("auto")): "time_step_rank mamba_dt_rank",
 }

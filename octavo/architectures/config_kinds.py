@@ -1,5 +1,6 @@
 """Kinds of values that config.json's keys hold, by which they are checked when they are read."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +83,7 @@ FACTOR = number(POSITIVE, 1e6)
 """Of a multiplier, a divisor or a limit."""
 BASE = number(1.0001, 1e15)
 SHARE = number(POSITIVE, 1.0)
+VERSION = Kind("a version such as 2.6", lambda v: re.fullmatch(r"\d{1,3}(\.\d{1,3})?", str(v)) is not None)
 OBJECT = Kind("an object", lambda v: isinstance(v, dict))
 OBJECTS = Kind("a list of objects", lambda v: isinstance(v, list) and all(isinstance(item, dict) for item in v))
 INDICES = integers(0, MAX_LAYERS)

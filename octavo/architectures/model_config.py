@@ -104,6 +104,12 @@ class Config:
         made.assumed = self.assumed
         return made
 
+    def with_defaults(self, defaults: Mapping[str, Any]) -> "Config":
+        """This config with other defaults: one name may stand for models of several config classes."""
+        made = type(self)(self.values, defaults, self.path)
+        made.assumed = self.assumed
+        return made
+
     def check_sizes(self) -> None:
         """Refuse what would take minutes to build. Raises CheckpointError."""
         layers = self.get("num_hidden_layers", 1)

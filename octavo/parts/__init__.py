@@ -21,6 +21,7 @@ from octavo.parts.state import PagedKV, Recurrent, StateSpec
 from octavo.parts.vision_transformer import (
     EncoderLayers,
     PatchEmbedding,
+    bucketed_positions,
     flat_convolution,
     resized_positions,
     unfold,
@@ -78,6 +79,7 @@ __all__ = [
     "Wiring",
     "alibi_slopes",
     "alternating",
+    "bucketed_positions",
     "flat_convolution",
     "grouped_qkv",
     "parameter",

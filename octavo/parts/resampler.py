@@ -119,7 +119,7 @@ class Resampler(nn.Module):
         values = torch.cat(list(items))
         runs = SpanBatch(runs_of(items))
         values = self.key_norm(values if self.project is None else self.project(values, runs))
-        keys = values + torch.cat([positions.to(values.dtype) for positions in key_positions])
+        keys = values + torch.cat([positions.to(values) for positions in key_positions])
 
         def attend(x: Tensor, batch: SpanBatch) -> Tensor:
             x = self.attn(x, QueryBatch(batch.runs, keys, values, runs.runs))

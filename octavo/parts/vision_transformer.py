@@ -65,3 +65,19 @@ def resized_positions(table: Tensor, grid: tuple[int, int], antialias: bool = Fa
     square = table.float().view(1, side, side, -1).permute(0, 3, 1, 2)
     resized = interpolate(square, size=grid, mode="bicubic", align_corners=False, antialias=antialias)
     return resized.permute(0, 2, 3, 1).flatten(0, 2).to(table.dtype)
+
+
+def bucketed_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """A table of positions of a square grid, `[side * side, size]`, for `grid`, rows and columns, of patches.
+
+    Each patch takes the place of the table's grid in which its beginning lies (Dehghani et al. 2023). Quotients are
+    rounded to float32 as in the reference, where they decide on which side of a border a patch begins.
+
+    Returns: [rows * columns, size]
+    """
+    side = math.isqrt(len(table))
+    borders = torch.arange(1 / side, 1.0, 1 / side)
+    rows, columns = (
+        torch.bucketize(torch.arange(0, 1 - 1e-6, float(torch.tensor(1 / n))), borders, right=True) for n in grid
+    )
+    return table[(rows[:, None] * side + columns).flatten().to(table.device)]

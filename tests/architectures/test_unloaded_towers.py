@@ -11,7 +11,12 @@ from tests.test_golden import load
 
 @pytest.mark.parametrize(
     "name",
-    ["Blip2ForConditionalGeneration--opt-2.7b", "ChatGLMModel--glm-4v", "QWenLMHeadModel--qwen-vl"],
+    [
+        "Blip2ForConditionalGeneration--opt-2.7b",
+        "ChatGLMModel--glm-4v",
+        "QWenLMHeadModel--qwen-vl",
+        "MiniCPMV--minicpm-v-2",
+    ],
 )
 def test_text_is_answered_without_the_tower(name: str, tmp_path: Path) -> None:
     case = case_named(name)

@@ -41,6 +41,11 @@ def slice_grid(size: Size, most: int, area_edge: int) -> Size | None:
     return min(grids, key=lambda grid: abs(wanted - math.log(grid[1] / grid[0])), default=(1, 1))
 
 
+def version_of(config: Config) -> float:
+    """The version that config.json says, or else that its keys are of. Raises ValueError for one that is no number."""
+    return float(config.get("version") or (2.5 if "slice_config" in config else 2.0))
+
+
 class MiniCPMVProcessor(Processor):
     """MiniCPMV: source is (1, ...) for the whole picture, slices (slices, ...), all of one size.
 
@@ -59,7 +64,7 @@ class MiniCPMVProcessor(Processor):
 
     def setup(self, config: Config) -> None:
         settings, slices = self.settings, config.get("slice_config") or config
-        self.version = float(self.setting("version", 2.0))
+        self.version = float(settings.get("version", version_of(config)))
         self.most = whole(settings.get("max_slice_nums") or slices.get("max_slice_nums", 9))
         self.sliced = bool(self.setting("slice_mode", True))
         self.edge, self.patch = whole(self.setting("scale_resolution", 448)), whole(self.setting("patch_size", 14))
