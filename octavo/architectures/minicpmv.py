@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from octavo.architectures.config_defaults import defaults_of
 from octavo.architectures.llama import llama
@@ -127,7 +128,7 @@ class MiniCPMVTower(MediaTower):
     def forward(self, kind: str, items: Sequence[MediaData]) -> list[Tensor]:
         slices, grids, counts = list[Tensor](), list[Grid](), list[int]()
         for item in items:
-            own = [*item["source"], *item.get("slices", ())]
+            own = [self._filled_up(each) for each in (*item["source"], *item.get("slices", ()))]
             slices += own
             grids += self._grids(item, own)
             counts.append(len(own))
@@ -138,6 +139,11 @@ class MiniCPMVTower(MediaTower):
         rows = together(rows, lambda x, batch: self.norm(self.encoder(x, batch)))
         read = iter(self.resampler(rows, [keys[grid] for grid in grids], self.query_positions))
         return [torch.cat([next(read) for _ in range(count)]) for count in counts]
+
+    def _filled_up(self, pixels: Tensor) -> Tensor:
+        """`pixels` `[3, height, width]`, with zeros at the right and at the bottom up to whole patches."""
+        _, height, width = pixels.shape
+        return pad(pixels, (0, -width % self.patch_size, 0, -height % self.patch_size))
 
     def _grids(self, item: MediaData, slices: Sequence[Tensor]) -> list[Grid]:
         """Rows and columns of each slice's patches; where they lie side by side, the item says it."""

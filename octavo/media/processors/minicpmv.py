@@ -88,6 +88,8 @@ class MiniCPMVProcessor(Processor):
         grid = slice_grid(size, self.most, self.edge) if self.sliced else None
         if self.sliced:
             source = resize(picture, whole_size(size, self.edge, self.patch, enlarge=grid is None), BICUBIC)
+        elif self.version < 2.5:  # its tower fills the last patches up
+            source = picture
         else:  # what is no whole patch at the right and at the bottom is not seen
             source = picture.crop((0, 0, picture.width // self.patch * self.patch, size[0] // self.patch * self.patch))
         data, targets = {"source": self._laid_out([source])}, [size_of(source)]
