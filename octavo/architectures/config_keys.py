@@ -41,7 +41,7 @@ _BY_KIND: dict[Kind, str] = {
         encoder_attention_heads decoder_attention_heads kv_n_heads n_heads_in_group num_labels
         moe_layer_freq moe_layer_frequency decoder_sparse_step expert_layer_period attn_layer_period
         n_group topk_group moe_top_k moe_num_experts
-        num_heads heads cross_attention_frequency""",
+        num_heads heads cross_attention_frequency spatial_pool_stride""",
     COUNT_OR_NONE: """num_experts num_local_experts n_routed_experts n_shared_experts num_experts_per_tok
         first_k_dense_replace max_window_layers expert_layer_offset attn_layer_offset
         dense_attention_every_n_layers""",
@@ -51,7 +51,7 @@ _BY_KIND: dict[Kind, str] = {
         vocab_size padded_vocab_size word_embed_proj_dim kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim
         v_head_dim state_size mamba_d_state rotary_dim blocksparse_block_size blocksparse_num_local_blocks
         blocksparse_vert_stride image_size patch_size in_channels num_positions num_query_tokens encoder_hidden_size
-        query_num n_queries output_dim width""",
+        num_channels query_num n_queries output_dim width""",
     integer(2, 1 << 12): "conv_kernel mamba_d_conv",
     LENGTH: """max_position_embeddings n_positions max_seq_len n_ctx seq_length model_max_length max_sequence_length
         original_max_position_embeddings""",
@@ -65,10 +65,10 @@ _BY_KIND: dict[Kind, str] = {
         scale_attn_by_inverse_layer_idx scale_qk_dot_by_d mup_scale_qk_dot_by_d mup_use_scaling rmsnorm post_layer_norm
         apply_residual_connection_post_layernorm do_layer_norm_before layer_norm_elementwise_affine
         _remove_final_layer_norm learned_pos_emb blocksparse_homo_head_pattern no_op replace_with_linear truncate
-        use_decoder_only_language_model drop_vision_last_layer""",
+        use_decoder_only_language_model drop_vision_last_layer multimodal_projector_bias""",
     TEXT: """model_type position_embedding_type topk_method attn_type rope_type type dtype torch_dtype
-        vision_encoder""",
-    ACTIVATION: "name hidden_act hidden_activation activation_function activation",
+        vision_encoder vision_aspect_ratio""",
+    ACTIVATION: "name hidden_act hidden_activation activation_function activation projector_hidden_act",
     EPSILON: """rms_norm_eps layer_norm_eps layer_norm_epsilon layernorm_epsilon norm_eps norm_epsilon mixer_rms_eps
         router_jitter_noise""",
     SCALE: """attention_multiplier residual_multiplier embedding_multiplier scale_emb scale_depth routed_scaling_factor
@@ -91,6 +91,9 @@ _BY_KIND: dict[Kind, str] = {
     FACTORS: "short_factor long_factor factors",
     KINDS: "layer_types architectures",
     VERSION: "version",
+    either(integer(-1000, 1000), integers(-1000, 1000)): "vision_feature_layer",
+    one_of("default", "full"): "vision_feature_select_strategy",
+    one_of("average", "max"): "spatial_pool_mode",
     either(SCALE, one_of("inv_sqrt_d_model")): "logit_scale",
     either(SIZE, one_of("auto")): "time_step_rank mamba_dt_rank",
 }

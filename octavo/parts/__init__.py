@@ -18,6 +18,7 @@ from octavo.parts.resampler import QueryAttention, QueryBatch, Resampler, resamp
 from octavo.parts.rotary_embedding import LongRotaryEmbedding, RotaryEmbedding
 from octavo.parts.self_attention import Attention, alibi_slopes
 from octavo.parts.state import PagedKV, Recurrent, StateSpec
+from octavo.parts.vision_tower import VisionSizes, VisionTower, clip_tower, siglip_tower
 from octavo.parts.vision_transformer import (
     EncoderLayers,
     PatchEmbedding,
@@ -76,15 +77,19 @@ __all__ = [
     "SideBySide",
     "SpanBatch",
     "StateSpec",
+    "VisionSizes",
+    "VisionTower",
     "Wiring",
     "alibi_slopes",
     "alternating",
     "bucketed_positions",
+    "clip_tower",
     "flat_convolution",
     "grouped_qkv",
     "parameter",
     "resampler_names",
     "resized_positions",
+    "siglip_tower",
     "sin_cos_positions",
     "softmax_then_topk",
     "stacked",

@@ -97,6 +97,8 @@ class SpanBatch:
 
     runs: list[tuple[int, int]]
     """First row and number of rows of each input."""
+    angles: tuple[Tensor, Tensor] | None = field(default=None, kw_only=True)
+    """cos and sin for the rope of its rows, `[rows, pairs]` float32 each; None where positions come otherwise."""
 
 
 @dataclass

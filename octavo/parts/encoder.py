@@ -5,35 +5,61 @@ from torch import Tensor, nn
 from octavo.ops import AttentionSpec, Backend
 from octavo.parts.batch import Batch, EncoderBatch, PagedView, SpanBatch
 from octavo.parts.linear_layer import Linear
+from octavo.parts.qk_transform import QKNorm
 from octavo.parts.state import PagedKV
 
 
 class EncoderAttention(nn.Module):
-    """Attention in which each token of an input sees all of its tokens.
+    """Attention in which each token of an input sees all of its tokens, with rope where the batch has angles.
 
     Args:
         hidden_size: of the residual stream.
         num_heads: how many share it.
+        head_dim: values of a head; None for an even share of `hidden_size`.
         bias: of queries, keys and values.
         out_bias: of the output; None for the same as `bias`.
+        qk_norm: norms of queries and keys, before rope.
+        interleaved: pairs of rope are neighbours (GPT-J) instead of halves (GPT-NeoX).
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, *, bias: bool = False, out_bias: bool | None = None) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        head_dim: int | None = None,
+        bias: bool = False,
+        out_bias: bool | None = None,
+        qk_norm: QKNorm | None = None,
+        interleaved: bool = False,
+    ) -> None:
         super().__init__()
-        if hidden_size % num_heads:
+        if head_dim is None and hidden_size % num_heads:
             raise ValueError(f"{num_heads} heads cannot share {hidden_size} values")
-        self.num_heads, self.head_dim = num_heads, hidden_size // num_heads
-        self.qkv = Linear(hidden_size, {"q": hidden_size, "k": hidden_size, "v": hidden_size}, bias)
-        self.o = Linear(hidden_size, hidden_size, bias if out_bias is None else out_bias)
+        self.num_heads, self.head_dim = num_heads, hidden_size // num_heads if head_dim is None else head_dim
+        size = self.num_heads * self.head_dim
+        self.qkv = Linear(hidden_size, {"q": size, "k": size, "v": size}, bias)
+        self.o = Linear(size, hidden_size, bias if out_bias is None else out_bias)
+        self.qk_norm, self.interleaved = qk_norm, interleaved
 
     def prepare(self, backend: Backend) -> None:
-        self._attention = backend.full_attention
+        self._attention, self._join_rope = backend.full_attention, backend.join_rope
 
     def forward(self, x: Tensor, batch: SpanBatch) -> Tensor:
-        qkv = self.qkv(x, batch).view(x.shape[0], 3, self.num_heads, self.head_dim).float()
+        query, key, value = self.qkv(x, batch).view(x.shape[0], 3, self.num_heads, self.head_dim).unbind(1)
+        if self.qk_norm is not None:
+            query, key = self._normed(self.qk_norm.q, query), self._normed(self.qk_norm.k, key)
+        if batch.angles is not None:
+            query, key = (self._join_rope(y[..., :0], y, batch.angles, self.interleaved) for y in (query, key))
         runs = [(first, count, first, count) for first, count in batch.runs]
-        out = self._attention(qkv[:, 0], qkv[:, 1], qkv[:, 2], self.head_dim**-0.5, runs)
+        out = self._attention(query.float(), key.float(), value.float(), self.head_dim**-0.5, runs)
         return self.o(out.flatten(1).to(x.dtype), batch)  # type: ignore[no-any-return]
+
+    def _normed(self, norm: nn.Module, x: Tensor) -> Tensor:
+        """`x` `[rows, heads, head_dim]` through its norm, which sees all heads side by side, or one at a time."""
+        assert self.qk_norm is not None
+        flat = x.flatten(1) if self.qk_norm.full_width else x.flatten(0, 1)
+        return norm(flat.contiguous()).view(x.shape)  # type: ignore[no-any-return]
 
 
 class CrossAttention(nn.Module):

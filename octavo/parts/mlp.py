@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from octavo.ops import ACTIVATIONS, Backend, Gate
-from octavo.parts.batch import Batch
+from octavo.parts.batch import Batch, SpanBatch
 from octavo.parts.linear_layer import Linear
 
 
@@ -14,19 +14,34 @@ def check_activation(name: str) -> None:
 
 
 class MLP(nn.Module):
-    """`down(activation(up(x)))`; `activation` is a name in octavo.ops.ACTIVATIONS."""
+    """`down(activation(up(x)))`.
 
-    def __init__(self, hidden_size: int, intermediate_size: int, activation: str, bias: bool = False) -> None:
+    Args:
+        hidden_size: of the rows.
+        intermediate_size: values of up.
+        activation: a name in octavo.ops.ACTIVATIONS.
+        bias: of both.
+        output_size: of the result; None for `hidden_size`.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        activation: str,
+        bias: bool = False,
+        output_size: int | None = None,
+    ) -> None:
         super().__init__()
         check_activation(activation)
         self.up = Linear(hidden_size, intermediate_size, bias)
-        self.down = Linear(intermediate_size, hidden_size, bias)
+        self.down = Linear(intermediate_size, hidden_size if output_size is None else output_size, bias)
         self.activation = activation
 
     def prepare(self, backend: Backend) -> None:
         self._activate = backend.activate
 
-    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+    def forward(self, x: Tensor, batch: Batch | SpanBatch) -> Tensor:
         return self.down(self._activate(self.up(x, batch), self.activation), batch)  # type: ignore[no-any-return]
 
 

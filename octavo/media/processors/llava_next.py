@@ -9,12 +9,13 @@ from octavo.media.limits import token_id, whole
 from octavo.media.pictures import Picture
 from octavo.media.pixels import BICUBIC, Size, resize, size_of, square
 from octavo.media.processor import NO_ROWS, ONE_VIDEO, Config
-from octavo.media.processors.llava import LlavaProcessor, patch_tokens
+from octavo.media.processors.llava import LlavaProcessor
 from octavo.media.sources import Array
 
 
 class LlavaNextProcessor(LlavaProcessor):
-    """LlavaNextForConditionalGeneration: pixel_values are (tiles, 3, side, side), image_sizes (height, width)."""
+    """LlavaNextForConditionalGeneration: pixel_values are (tiles, 3, side, side), the whole picture first, image_sizes
+    (height, width), tile_grid the rows and columns of the others."""
 
     family = "LLaVA-NeXT"
 
@@ -37,8 +38,10 @@ class LlavaNextProcessor(LlavaProcessor):
         pixels = np.stack([self.standard(tile) for tile in [whole, *tiles]])
         best = best_resolution(size, self.pinpoints)
         rows, columns = unpadded_grid(size, (best[0] // self.side * self.grid, best[1] // self.side * self.grid))
-        tokens = patch_tokens(self.files.config, self.grid**2) + self.joined(rows, columns)
-        return {"pixel_values": pixels, "image_sizes": np.array(size)}, Span([self.image_token] * tokens)
+        tokens = self.patch_tokens(self.grid**2) + self.joined(rows, columns)
+        tile_grid = np.array([best[0] // self.side, best[1] // self.side])
+        data = {"pixel_values": pixels, "image_sizes": np.array(size), "tile_grid": tile_grid}
+        return data, Span([self.image_token] * tokens)
 
     def joined(self, rows: int, columns: int) -> int:
         """Tokens of the tiles' grid: a newline closes each row."""

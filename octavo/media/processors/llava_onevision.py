@@ -1,6 +1,7 @@
 """LLaVA-OneVision: one picture in tiles, several as a square each, films as a tile a frame."""
 
 import math
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -10,7 +11,6 @@ from octavo.media.limits import token_id, whole
 from octavo.media.pictures import Picture
 from octavo.media.pixels import CLIP_MEAN, Values, pad_centre, resize, size_of, square
 from octavo.media.processor import IMAGES_AND_VIDEOS, NO_ROWS, Config
-from octavo.media.processors.llava import patch_tokens
 from octavo.media.processors.llava_next import LlavaNextProcessor
 from octavo.media.sources import Array
 
@@ -22,6 +22,8 @@ class LlavaOnevisionProcessor(LlavaNextProcessor):
     lone_differs = True
     takes = IMAGES_AND_VIDEOS
     embeds = NO_ROWS
+    usual_tower: ClassVar[Config] = {"model_type": "siglip_vision_model", "patch_size": 14, "image_size": 384}
+    usual_strategy = "full"
     video_mark = "<video>"
 
     def setup(self, config: Config) -> None:
@@ -41,7 +43,7 @@ class LlavaOnevisionProcessor(LlavaNextProcessor):
             return super().image(picture, index, count)
         edge = max(picture.size)
         pixels = self.standard(pad_centre(picture, (edge, edge), self.background))[None]
-        tokens = patch_tokens(self.files.config, self.grid**2) + 1
+        tokens = self.patch_tokens(self.grid**2) + 1
         return {"pixel_values": pixels, "image_sizes": np.array(size_of(picture))}, Span([self.image_token] * tokens)
 
     def joined(self, rows: int, columns: int) -> int:

@@ -1,0 +1,82 @@
+"""LLaVA-1.5 (Liu et al. 2024): a picture's patches from CLIP or SigLIP, two layers to the size of the text's."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from octavo.architectures.composite import with_tower
+from octavo.architectures.model_config import Config
+from octavo.architectures.registry import architecture
+from octavo.architectures.text_config import text_model
+from octavo.architectures.vision_config import tower_names, vision_tower
+from octavo.media.processors.llava import LlavaProcessor
+from octavo.parts import MLP, CausalLM, MediaData, MediaTower, VisionTower, together
+
+CLIP_336 = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+DEFAULTS: dict[str, Any] = {
+    "vision_config": CLIP_336,
+    "projector_hidden_act": "gelu",
+    "multimodal_projector_bias": True,
+    "vision_feature_layer": -2,
+    "vision_feature_select_strategy": "default",
+}
+NAMES = {**tower_names(), "multi_modal_projector.{linear_1|linear_2}": "media.project.{up|down}"}
+
+
+class LlavaTower(MediaTower):
+    """Projected rows of pictures' patches.
+
+    Args:
+        tower: gives the hidden states of patches.
+        project: brings them to the size of the text's rows.
+        drop_first: whether the first row of each picture goes, which is CLIP's class token.
+        scale: factor of what is projected: the text's, whose embeddings are all scaled (Gemma).
+    """
+
+    def __init__(self, tower: VisionTower, project: nn.Module, drop_first: bool, scale: float = 1.0) -> None:
+        super().__init__()
+        self.tower, self.project = tower, project
+        self.drop_first, self.scale = drop_first, scale
+
+    def features(self, pictures: Sequence[Tensor]) -> list[Tensor]:
+        """The chosen hidden states of each picture `[channels, height, width]`."""
+        return [rows[1:] if self.drop_first else rows for rows in self.tower(pictures, self.dtype)]
+
+    def projected(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Rows as the text takes them, of each picture's features."""
+        rows = together(features, self.project)
+        return rows if self.scale == 1.0 else [each * self.scale for each in rows]
+
+    def forward(self, kind: str, items: Sequence[MediaData]) -> list[Tensor]:
+        return self.projected(self.features([item["pixel_values"] for item in items]))
+
+
+def llava_tower(c: Config, text: CausalLM, make: Callable[..., LlavaTower], **options: Any) -> LlavaTower:
+    """The tower that a config of LLaVA's kind describes, as `make(tower, project, drop_first, scale, **options)`."""
+    layers = c.vision_feature_layer
+    tower = vision_tower(c.section("vision_config"), states=[layers] if isinstance(layers, int) else layers)
+    size, bias = text.hidden_size, c.multimodal_projector_bias
+    project = MLP(tower.output_size, size, c.projector_hidden_act, bias, output_size=size)
+    drop_first = c.vision_feature_select_strategy == "default"
+    return make(tower, project, drop_first, text.tokens.scale, **options)
+
+
+@architecture(
+    "LlavaForConditionalGeneration",
+    about="LLaVA-1.5, LLaVA-Interleave",
+    examples=("llava-hf/llava-1.5-7b-hf", "llava-hf/llava-interleave-qwen-7b-hf"),
+    media=LlavaProcessor,
+    defaults=DEFAULTS,
+)
+def llava(c: Config) -> CausalLM:
+    text = text_model(c.section("text_config"), "llama")
+    return with_tower(text, llava_tower(c, text, LlavaTower), NAMES)
