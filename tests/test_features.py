@@ -190,3 +190,28 @@ def test_positions_are_the_prompts_own(tmp_path: Path) -> None:
         assert list(shifted.values()) == pytest.approx(list(step.values()), abs=1e-4)
     assert plain[1] != other[1]
     assert run(llm, [at([0, 1, 2, 3, 4, 5])]) == [plain]
+
+
+@pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
+def test_spans_see_both_ways(options: dict[str, Any], tmp_path: Path) -> None:
+    """A token in a span knows what comes after it there; alone, together, cached and preempted, to the same bits."""
+    llm, _ = with_tower(tmp_path, **options)
+    ids = [[3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, last, 17, 18, 19, 20] for last in (16, 61)]
+
+    def logprobs(last: int, both_ways: list[tuple[int, int]]) -> list[Any]:
+        params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=1)
+        llm.requests.add("x", CheckedPrompt(None, ids[last], both_ways=both_ways), params)
+        outputs = [o for _ in range(30) if llm.requests.has_work for o in llm.requests.step()]
+        return [next(iter(step.values())).logprob for step in outputs[-1].prompt_logprobs[1:]]
+
+    spans = [(2, 7), (9, 15)]
+    causal, seeing = [[logprobs(i, spans) for i in (0, 1)] for spans in ([], spans)]
+    assert causal[0][:12] == causal[1][:12]
+    assert seeing[0][:8] == seeing[1][:8]  # before the span that has another token
+    assert all(a != b for a, b in zip(seeing[0][9:12], seeing[1][9:12], strict=True))
+    assert all(a != b for a, b in zip(seeing[0][2:8], causal[0][2:8], strict=True))
+
+    prompts = [CheckedPrompt(None, [*i, 5, n], both_ways=spans) for i in ids for n in range(3)]
+    expected = [run(llm, [prompt])[0] for prompt in prompts]
+    assert run(llm, prompts) == expected
+    assert run(llm, prompts * 2, preempt_at=1) == expected * 2

@@ -107,7 +107,7 @@ class Scheduler:
             if budget < 1:
                 break
             count = remaining if remaining < budget else budget
-            if sequence.chain.features and (count := self._fit(sequence, count)) < 1:
+            if sequence.is_constrained and (count := self._fit(sequence, count)) < 1:
                 continue
             while not self._extend(sequence, count):
                 preempted = True
@@ -136,7 +136,7 @@ class Scheduler:
             budget = max(1, budget - encoded)
             count = min(len(sequence.tokens) - cached, budget)
             sequence.blocks, sequence.num_computed = blocks, cached
-            count = self._fit(sequence, count) if sequence.chain.features else count
+            count = self._fit(sequence, count) if sequence.is_constrained else count
             if count < 1 or not self._extend(sequence, count):
                 self.cache.release(blocks)
                 self._release_features(sequence)

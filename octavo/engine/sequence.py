@@ -43,6 +43,11 @@ class Sequence:
     blocks: SequenceBlocks | None = None
 
     @property
+    def is_constrained(self) -> bool:
+        """Whether a step may not compute just any number of its tokens."""
+        return bool(self.chain.features or self.chain.both_ways)
+
+    @property
     def order(self) -> tuple[int, int]:
         """Who goes first."""
         return (self.priority, self.seq_id)

@@ -1,5 +1,6 @@
 """Runs a model's steps in this process: the engine's integers to tensors, the model, the sampler."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -274,7 +275,7 @@ class ModelRunner:
             lengths=torch.from_numpy(np.pad(lengths, (0, padding))).to(self.device),
             num_tokens=count,
             states=self._views(
-                self._attention_plans(steps, runs, count),
+                self._attention_plans(steps, states, runs, count),
                 self.backend.plan_recurrent(runs) if self.shape.recurrent else None,
             ),
             features=features,
@@ -305,12 +306,16 @@ class ModelRunner:
                 tensor[row].zero_()
 
     def _attention_plans(
-        self, steps: Sequence[SequenceStep], runs: Sequence[SequenceRun], count: int
+        self,
+        steps: Sequence[SequenceStep],
+        states: Sequence[SequenceState],
+        runs: Sequence[SequenceRun],
+        count: int,
     ) -> list[AttentionPlan]:
         """A plan for each group of block tables."""
         plans = []
         for group, (table, window) in enumerate(zip(self._tables, self.shape.windows, strict=True)):
-            seen = _each_sees_all(steps, runs) if group == self.shape.encoder_group else runs
+            seen = _each_sees_all(steps, runs) if group == self.shape.encoder_group else _cut_at_spans(runs, states)
             plans.append(self.backend.plan_attention(seen, table, self.shape.block_size, window, count))
         return plans
 
@@ -336,6 +341,25 @@ def _positions(steps: Sequence[SequenceStep], states: Sequence[SequenceState]) -
         parts.append(after)
     axes = max(map(len, parts))
     return np.concatenate([p if len(p) == axes else p.repeat(axes, 0) for p in parts], 1)
+
+
+def _cut_at_spans(runs: Sequence[SequenceRun], states: Sequence[SequenceState]) -> Sequence[SequenceRun]:
+    """The runs, in which spans that see both ways are runs of their own."""
+    if not any(state.start.both_ways for state in states):
+        return runs
+    cut = []
+    for run, state in zip(runs, states, strict=True):
+        end = run.start + run.num_tokens
+        edges = dict.fromkeys((run.start, end), False)
+        for first, after in state.start.both_ways:
+            if first < end and run.start < after:  # of one whose beginning was cached, the rest
+                edges[max(first, run.start)] = True
+                edges.setdefault(after, False)
+        starts = sorted(edges)
+        for start, stop in itertools.pairwise(starts):
+            row = run.first_row + start - run.start
+            cut.append(SequenceRun(row, stop - start, start, run.table_row, edges[start]))
+    return cut
 
 
 def _each_sees_all(steps: Sequence[SequenceStep], runs: Sequence[SequenceRun]) -> list[SequenceRun]:
