@@ -15,12 +15,13 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from octavo.architectures import find_architecture  # noqa: E402
-from octavo.cli.models import markdown  # noqa: E402
+from octavo.cli.models import inputs_of, markdown  # noqa: E402
+from octavo.media.processor import Processor  # noqa: E402
 from octavo.parts import PagedKV  # noqa: E402
 from tests.golden import CASES, read_case  # noqa: E402
 
 PLACES = {
-    ROOT / "README.md": ("architecture", "models", "tasks", "golden cases", "GGUF"),
+    ROOT / "README.md": ("architecture", "models", "inputs", "tasks", "golden cases", "GGUF"),
     ROOT / "docs" / "models.md": (),
 }
 CONFORMANCE = ROOT / "octavo" / "architectures" / "conformance.json"
@@ -28,16 +29,22 @@ MARKED = re.compile(r"(<!-- models: made by `make docs` -->\n).*?(<!-- end of mo
 
 
 def conformance() -> str:
-    """For each row how many golden cases there are (the tests hold it to all), and whether it can share prefixes."""
+    """For each row how many golden cases there are (the tests hold it to all), if it can share prefixes, its inputs."""
     counts: Counter[str] = Counter()
-    caching = {}
+    caching, processors = {}, dict[str, list[type[Processor] | None]]()
     for path in CASES:
         config = read_case(path)["config"]
         found = find_architecture(config["architectures"])
         counts[found.name] += 1
+        processors.setdefault(found.name, []).append(found.processor(found.config(config)))
         with torch.device("meta"):
             caching[found.name] = all(isinstance(s, PagedKV) for s in found.build(found.config(config)).states)
-    rows = {name: {"golden_cases": n, "prefix_caching": caching[name]} for name, n in sorted(counts.items())}
+    rows: dict[str, dict[str, object]] = {
+        name: {"golden_cases": n, "prefix_caching": caching[name]} for name, n in sorted(counts.items())
+    }
+    for name, made in processors.items():
+        if any(made):
+            rows[name]["inputs"] = inputs_of(*made)
     return json.dumps(rows, indent=1) + "\n"
 
 

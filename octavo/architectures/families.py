@@ -24,8 +24,8 @@ def register_architecture(name: str, *aliases: str, **description: Any) -> Calla
     Args:
         name, aliases: what config.json's `architectures` calls it.
         description: `about` and `examples`, for `octavo models`; `gguf`, how llama.cpp stores it; `tasks`, what it
-            serves, the usual one first; `defaults`, what keys that a config.json leaves out are (those of `register`ed
-            names with the same function if not given).
+            serves, the usual one first; `media`, its processor of pictures, films and sounds; `defaults`, what keys
+            that a config.json leaves out are (those of `register`ed names with the same function if not given).
 
     Raises ConfigError for a name that is taken.
     """

@@ -9,18 +9,24 @@ from typing import Any
 
 from octavo.cli.answers import limit_hit, stream_answer
 from octavo.cli.flags import SAMPLING_FLAGS, check_sampling_flags, engine_args_of, flag_type, sampling_values_of
+from octavo.cli.media_files import Parts, media_part
 from octavo.client.local_client import LocalRequests
+from octavo.config import MEDIA_KINDS
 from octavo.engine.engine import Engine
 from octavo.errors import InvalidRequestError, OctavoError, did_you_mean
 from octavo.launch import launch_engine
+from octavo.media.fetch import MediaFetcher
+from octavo.media.items import read_media
 from octavo.params import SamplingParams
-from octavo.text.chat_prompt import chat_prompt
+from octavo.text.media_chat import media_chat_prompt
+from octavo.text.template import text_part
 
 HELP = """\
 /help            these commands
 /reset           forget the conversation
 /system TEXT     set the system message, and begin anew
 /set NAME VALUE  change a sampling value, for example /set temperature 0.7
+/image FILE      send a picture with the next message (also /video, /audio), for models that take it
 /retry           answer the last message again
 /history         the conversation so far
 /save PATH       write the conversation to a JSON file
@@ -35,17 +41,40 @@ class Conversation:
     def __init__(self, engine: Engine, sampling: dict[str, Any], system: str | None) -> None:
         if engine.tokenizer is None or not engine.tokenizer.chat_templates:
             raise InvalidRequestError("this model has no chat template; use `octavo generate --raw`.")
-        self.requests, self.tokenizer = LocalRequests(engine), engine.tokenizer
+        self.requests, self.tokenizer, self.media = LocalRequests(engine), engine.tokenizer, engine.checker.media
         self.sampling, self.params = sampling, SamplingParams(**sampling)
         self.system = system
-        self.messages: list[dict[str, str]] = []
+        self.messages: list[dict[str, Any]] = []
+        self.attached: Parts = []
+        """Media of the next message, by their files' names: {"type": kind, "path": name}."""
 
-    def _all(self) -> list[dict[str, str]]:
+    def say(self, text: str) -> None:
+        """The next message, with what is attached, and its answer. One that cannot be answered is not kept."""
+        attached, self.attached = self.attached, []
+        self.messages.append({"role": "user", "content": [*attached, text_part(text)] if attached else text})
+        before = len(self.messages)
+        try:
+            self.answer()
+        except OctavoError:
+            del self.messages[before - 1 :]
+            raise
+
+    def attach(self, kind: str, path: str) -> None:
+        """Send a file with the next message. Raises InvalidRequestError for one that the model does not take."""
+        if self.media is None:
+            raise InvalidRequestError("this model takes text only.")
+        part = {"type": kind, "path": str(Path(path).expanduser().absolute())}
+        paths = [p for m in self.messages if isinstance(m["content"], list) for p in m["content"] if p["type"] == kind]
+        self.media.check({kind: [*paths, *(p for p in self.attached if p["type"] == kind), part]})
+        read_media({kind: [media_part(kind, part["path"])[kind]]})
+        self.attached.append(part)
+
+    def _all(self) -> list[dict[str, Any]]:
         return [*([{"role": "system", "content": self.system}] if self.system else []), *self.messages]
 
     def answer(self) -> None:
         """Stream the answer to the last message; what came before Ctrl-C is kept."""
-        prompt = chat_prompt(self.tokenizer, self._all())
+        prompt = media_chat_prompt(self.tokenizer, [_loaded(m) for m in self._all()], self.media, MediaFetcher())
         pieces: list[str] = []
 
         def show(piece: str) -> None:
@@ -86,7 +115,7 @@ class Conversation:
     def load(self, path: str) -> None:
         try:
             messages = json.loads(Path(path).read_text(encoding="utf-8"))
-            rest = [{"role": str(m["role"]), "content": str(m["content"])} for m in messages]
+            rest = [{"role": str(m["role"]), "content": _saved_content(m["content"])} for m in messages]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InvalidRequestError(f"{path} is not a saved conversation: {error}") from error
         self.system = rest.pop(0)["content"] if rest and rest[0]["role"] == "system" else None
@@ -100,8 +129,10 @@ class Conversation:
             return False
         if name == "help":
             print(HELP)
+        elif name in MEDIA_KINDS:
+            self.attach(name, argument)
         elif name == "reset":
-            self.messages = []
+            self.messages, self.attached = [], []
         elif name == "system":
             self.system, self.messages = argument or None, []
         elif name == "set":
@@ -113,13 +144,38 @@ class Conversation:
                 self.answer()
         elif name == "history":
             for message in self._all():
-                print(f"{message['role']}: {message['content']}")
+                print(f"{message['role']}: {_shown(message['content'])}")
         elif name in ("save", "load"):
             (self.save if name == "save" else self.load)(argument)
         else:
-            known = ("help", "reset", "system", "set", "retry", "history", "save", "load", "quit")
+            known = ("help", "reset", "system", "set", "retry", "history", "save", "load", "quit", *MEDIA_KINDS)
             raise InvalidRequestError(f"there is no command /{name}.{did_you_mean(name, known)} /help lists them.")
         return True
+
+
+def _loaded(message: dict[str, Any]) -> dict[str, Any]:
+    """A message with its files' bytes."""
+    if isinstance(message["content"], str):
+        return message
+    parts = [media_part(p["type"], p["path"]) if p["type"] in MEDIA_KINDS else p for p in message["content"]]
+    return {**message, "content": parts}
+
+
+def _shown(content: Any) -> str:
+    """A message's content as text, with files by their names."""
+    if isinstance(content, str):
+        return content
+    return " ".join(f"[{p['type']} {p['path']}]" if p["type"] in MEDIA_KINDS else p["text"] for p in content)
+
+
+def _saved_content(content: Any) -> Any:
+    """The content of a saved message. Raises ValueError, KeyError or TypeError for what is none."""
+    if isinstance(content, str):
+        return content
+    return [
+        {"type": p["type"], "path": str(p["path"])} if p["type"] in MEDIA_KINDS else text_part(str(p["text"]))
+        for p in content
+    ]
 
 
 def _read_message() -> str | None:
@@ -158,9 +214,6 @@ def run(namespace: argparse.Namespace) -> int:
                 if not talk.command(message):
                     return 0
                 continue
-            talk.messages.append({"role": "user", "content": message})
-            talk.answer()
+            talk.say(message)
         except OctavoError as error:
             print(f"octavo: {error}")
-            if talk.messages and talk.messages[-1]["content"] == message:
-                talk.messages.pop()

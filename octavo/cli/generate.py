@@ -7,19 +7,23 @@ from typing import Any
 
 from octavo.cli.answers import Answer, limit_hit, stream_answer
 from octavo.cli.flags import check_sampling_flags, engine_args_of, sampling_params_of
+from octavo.cli.media_files import Parts, check_parts, named_media, raw_prompt
 from octavo.client.local_client import LocalRequests
 from octavo.engine.engine import Engine
 from octavo.errors import InvalidRequestError
 from octavo.launch import launch_engine
-from octavo.text.chat_prompt import chat_prompt
+from octavo.media.fetch import MediaFetcher
+from octavo.text.chat_prompt import Message
+from octavo.text.media_chat import media_chat_prompt
 
 
 def run(namespace: argparse.Namespace) -> int:
-    text = _prompt(namespace)
+    text, parts = _prompt(namespace), named_media(namespace)
     check_sampling_flags(namespace)
     engine = launch_engine(engine_args_of(namespace))
     params = sampling_params_of(namespace, engine.info.generation_config)
-    prompt = _chat_prompt(engine, text, namespace)
+    check_parts(parts, engine.checker.media)
+    prompt = _chat_prompt(engine, text, parts, namespace)
 
     def show(piece: str) -> None:
         sys.stdout.write(piece)
@@ -55,14 +59,16 @@ def _prompt(namespace: argparse.Namespace) -> str:
     return sys.stdin.read()
 
 
-def _chat_prompt(engine: Engine, text: str, namespace: argparse.Namespace) -> Any:
+def _chat_prompt(engine: Engine, text: str, parts: Parts, namespace: argparse.Namespace) -> Any:
+    media = engine.checker.media
     if namespace.raw or engine.tokenizer is None or not engine.tokenizer.chat_templates:
         if namespace.system is not None:
             reason = "--raw continues the prompt alone" if namespace.raw else "this model has no chat template"
             raise InvalidRequestError(f"--system has no effect: {reason}. Leave it out.")
-        return text
-    messages = [{"role": "system", "content": namespace.system}] if namespace.system else []
-    return chat_prompt(engine.tokenizer, [*messages, {"role": "user", "content": text}])
+        return raw_prompt(text, parts, media) if parts and media is not None else text
+    messages: list[Message] = [{"role": "system", "content": namespace.system}] if namespace.system else []
+    content = [*parts, {"type": "text", "text": text}] if parts else text
+    return media_chat_prompt(engine.tokenizer, [*messages, {"role": "user", "content": content}], media, MediaFetcher())
 
 
 def _as_json(answer: Answer) -> dict[str, Any]:

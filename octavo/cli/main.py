@@ -17,6 +17,7 @@ DESCRIPTION = """\
 Octavo runs language models: text from a prompt, a conversation, embeddings, a server, measurements.
 
   octavo generate "The capital of France is" --raw
+  octavo generate --image photo.jpg "What is this?" --model llava-hf/llava-1.5-7b-hf
   octavo chat
   octavo embed "a text" "another"
   octavo serve --port 8000
@@ -48,6 +49,9 @@ def _generate(commands: Any) -> None:
     generate.add_argument("prompt", nargs="?", help="the prompt; from --file or standard input if left out")
     generate.add_argument("--file", metavar="PATH", help="read the prompt from a file")
     generate.add_argument("--system", metavar="TEXT", help="a system message before the prompt")
+    for kind, what in (("image", "a picture"), ("video", "a film"), ("audio", "a sound")):
+        text = f"{what} to ask about, for models that take it (may repeat)"
+        generate.add_argument(f"--{kind}", metavar="FILE", action="append", help=text)
     generate.add_argument("--raw", action="store_true", help="continue the text, without the chat template")
     generate.add_argument("--json", action="store_true", help="print one JSON object with the answer and its numbers")
     add_sampling_flags(generate)
