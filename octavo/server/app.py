@@ -136,12 +136,15 @@ def pages() -> APIRouter:
     """The chat page and the statistics. They load nothing from anywhere else."""
     routes = APIRouter(include_in_schema=False)
     policy = (
-        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
+        "media-src data:"
     )
     headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
     def page(name: str) -> HTMLResponse:
-        text = (files("octavo.server") / "static" / name).read_text(encoding="utf-8")
+        static = files("octavo.server") / "static"
+        text = (static / name).read_text(encoding="utf-8")
+        text = text.replace("/* attach.js */", (static / "attach.js").read_text(encoding="utf-8"))
         return HTMLResponse(text, headers=headers)
 
     @routes.get("/")

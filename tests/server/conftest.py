@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.golden import case_named, write_model
+from tests.media.toy import install_toy, write_toy
 from tests.server.running import Running, server
 
 CHAT = (
@@ -41,6 +42,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_server(tiny_model: Path) -> Iterator[Running]:
     with server(str(tiny_model), "--kv-cache-memory", "64MiB", "--served-model-name", "tiny") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def toy_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A model that takes pictures, films and sounds, and the environment of a server that knows it."""
+    made = tmp_path_factory.mktemp("toy")
+    return write_toy(made / "model", tiny_model), install_toy(made / "site")
 
 
 @pytest.fixture(scope="session")

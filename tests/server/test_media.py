@@ -20,7 +20,6 @@ from octavo.errors import InvalidRequestError
 from octavo.server.admission import Admission, AdmissionScope, OverloadedError
 from octavo.server.server_options import ServerOptions
 from tests.media.test_hostile import CONCAT, EPS, PLAYLIST, Handler, film, png, port, saved, wav  # noqa: F401
-from tests.media.toy import install_toy, write_toy
 from tests.server.running import Running, server
 
 LIMITS = ("--kv-cache-memory", "64MiB", "--max-model-len", "1024")
@@ -39,29 +38,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    made = tmp_path_factory.mktemp("toy")
-    return write_toy(made / "model", tiny_model), install_toy(made / "site")
-
-
-@pytest.fixture(scope="module")
-def running(model: tuple[Path, dict[str, str]], folder: Path) -> Iterator[Running]:
+def running(toy_model: tuple[Path, dict[str, str]], folder: Path) -> Iterator[Running]:
     allowed = ("--allowed-media-domains", "127.0.0.1", "--allowed-local-media-path", str(folder))
     limits = ("--limit-mm-per-prompt", '{"image": 4, "audio": 2}', "--media-io-kwargs", '{"video": {"num_frames": 8}}')
-    with server(str(model[0]), *LIMITS, *allowed, *limits, "--served-model-name", "toy", **model[1]) as made:
+    with server(str(toy_model[0]), *LIMITS, *allowed, *limits, "--served-model-name", "toy", **toy_model[1]) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def closed(model: tuple[Path, dict[str, str]]) -> Iterator[Running]:
+def closed(toy_model: tuple[Path, dict[str, str]]) -> Iterator[Running]:
     """One whose options allow nothing to be fetched."""
-    with server(str(model[0]), *LIMITS, "--max-body-size", "1MiB", "--max-queued-media", "1000", **model[1]) as made:
+    with server(
+        str(toy_model[0]), *LIMITS, "--max-body-size", "1MiB", "--max-queued-media", "1000", **toy_model[1]
+    ) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def embedding(model: tuple[Path, dict[str, str]]) -> Iterator[Running]:
-    with server(str(model[0]), *LIMITS, "--task", "embedding", **model[1]) as made:
+def embedding(toy_model: tuple[Path, dict[str, str]]) -> Iterator[Running]:
+    with server(str(toy_model[0]), *LIMITS, "--task", "embedding", **toy_model[1]) as made:
         yield made
 
 

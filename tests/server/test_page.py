@@ -1,5 +1,6 @@
 """The chat page and the statistics, driven in a browser. .ci/run installs Chromium; without one these are skipped."""
 
+import base64
 import os
 import shutil
 import time
@@ -9,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.server.running import Running
+from tests.media.test_hostile import saved, wav
+from tests.server.running import Running, server
 
 PICTURES = Path(__file__).parents[2] / ".artifacts" / "screenshots"
 """Kept by CI, ignored by git."""
@@ -141,3 +143,85 @@ def test_statistics(browser: Any, smollm_server: Running) -> None:
     until(lambda: all(o.text for o in outputs))
     picture(browser, "stats")
     check_quiet(browser, smollm_server.url)
+
+
+@pytest.fixture(scope="module")
+def toy_server(toy_model: tuple[Path, dict[str, str]]) -> Iterator[Running]:
+    limits = ("--kv-cache-memory", "64MiB", "--max-model-len", "1024")
+    with server(str(toy_model[0]), *limits, "--served-model-name", "toy", **toy_model[1]) as made:
+        yield made
+
+
+def attached(browser: Any) -> list[str]:
+    """What is attached to the next message, by its name."""
+    return browser.execute_script(
+        "return [...document.querySelectorAll('#attached figcaption')].map((e) => e.textContent)"
+    )
+
+
+GIVE = """
+const bytes = Uint8Array.from(atob(arguments[1]), (c) => c.charCodeAt(0));
+const files = new DataTransfer();
+files.items.add(new File([bytes], arguments[2], { type: arguments[3] }));
+const event = arguments[0] === "paste" ? new ClipboardEvent("paste", { clipboardData: files, bubbles: true })
+  : new DragEvent("drop", { dataTransfer: files, bubbles: true, cancelable: true });
+document.getElementById("question").dispatchEvent(event);
+"""
+
+
+def test_pictures_films_and_sounds(browser: Any, toy_server: Running, tmp_path: Path) -> None:
+    """By button, drop and paste, with a preview, and in what is sent."""
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(saved("PNG"))
+    browser.get(toy_server.url + "/")
+    until(lambda: button(browser, "attach").is_displayed())
+    assert button(browser, "files").get_attribute("accept") == "image/*,video/*,audio/*"
+    button(browser, "files").send_keys(str(photo))
+    until(lambda: attached(browser) == ["photo.png"])
+    for way, data, name, kind in (
+        ("paste", saved("PNG", (30, 20)), "pasted.png", "image/png"),
+        ("drop", wav(), "voice.wav", "audio/wav"),
+        ("drop", b"text", "notes.txt", "text/plain"),
+    ):
+        browser.execute_script(GIVE, way, base64.b64encode(data).decode(), name, kind)
+        until(lambda name=name: name in attached(browser) or name in browser.find_element("id", "attached").text)
+    assert attached(browser) == ["photo.png", "pasted.png", "voice.wav"]
+    assert "notes.txt: this model takes text, image, video, audio." in browser.find_element("id", "attached").text
+    width = "return document.querySelector('#attached img').naturalWidth"
+    until(lambda: browser.execute_script(width) == 40)
+    picture(browser, "attached")
+    browser.find_element("css selector", "[aria-label='Remove pasted.png']").click()
+    assert attached(browser) == ["photo.png", "voice.wav"]
+    before = toy_server.metric("media_items_total")
+    button(browser, "question").send_keys("What?\n")
+    until(lambda: "tokens" in "".join(answers(browser)))
+    assert attached(browser) == []
+    assert toy_server.metric("media_items_total") == before + 2
+    shown = browser.find_elements("css selector", ".user figcaption")
+    assert [caption.text for caption in shown] == ["photo.png", "voice.wav"]
+    browser.refresh()  # and the next message sends them again
+    until(lambda: browser.find_elements("css selector", ".user img"))
+    button(browser, "question").send_keys("And now?\n")
+    until(lambda: len(answers(browser)) == 2 and "tokens" in answers(browser)[1])
+    assert toy_server.metric("prefix_cache_hits_total") > 0
+    picture(browser, "media")
+    check_quiet(browser, toy_server.url)
+
+
+def test_a_picture_alone_may_be_sent(browser: Any, toy_server: Running, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(saved("PNG"))
+    browser.get(toy_server.url + "/")
+    until(lambda: button(browser, "attach").is_displayed())
+    button(browser, "files").send_keys(str(photo))
+    until(lambda: attached(browser) == ["photo.png"])
+    button(browser, "send").click()
+    until(lambda: "tokens" in "".join(answers(browser)))
+
+
+def test_a_model_of_text_offers_nothing(browser: Any, tiny_server: Running) -> None:
+    browser.get(tiny_server.url + "/")
+    until(lambda: browser.find_element("id", "model").text == "tiny")
+    assert not button(browser, "attach").is_displayed()
+    browser.execute_script(GIVE, "drop", "", "photo.png", "image/png")
+    assert attached(browser) == []
