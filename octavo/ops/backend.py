@@ -279,12 +279,12 @@ class Backend(Protocol):
         """Attention in which all queries of a run see all of its keys, and none else.
 
         Args:
-            query: [rows, heads, head_dim] float32.
+            query: [rows, heads, head_dim] float32, or as activations are, and then all three.
             key, value: [key rows, kv heads, dim] float32; `heads` is a multiple of `kv heads`.
             scale: factor of the scores.
             runs: first row and number of its queries, then of its keys.
 
-        Returns: [rows, heads, value dim] float32; rows of no run are zero.
+        Returns: [rows, heads, value dim] in the dtype of the query; rows of no run are zero.
         """
         ...
 

@@ -52,8 +52,8 @@ class EncoderAttention(nn.Module):
         if batch.angles is not None:
             query, key = (self._join_rope(y[..., :0], y, batch.angles, self.interleaved) for y in (query, key))
         runs = [(first, count, first, count) for first, count in batch.runs]
-        out = self._attention(query.float(), key.float(), value.float(), self.head_dim**-0.5, runs)
-        return self.o(out.flatten(1).to(x.dtype), batch)  # type: ignore[no-any-return]
+        out = self._attention(query.to(x.dtype), key.to(x.dtype), value, self.head_dim**-0.5, runs)
+        return self.o(out.flatten(1), batch)  # type: ignore[no-any-return]
 
     def _normed(self, norm: nn.Module, x: Tensor) -> Tensor:
         """`x` `[rows, heads, head_dim]` through its norm, which sees all heads side by side, or one at a time."""

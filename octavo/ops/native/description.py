@@ -99,6 +99,15 @@ class AttentionRun(Record):
     first_key: int  # position of the first key that they see
 
 
+class FullAttentionRun(Record):
+    """Queries that see all of some keys: octavo.ops.plans.FullRun."""
+
+    first_row: int
+    num_rows: int
+    first_key: int
+    num_keys: int
+
+
 class ScanRun(Record):
     """The same for recurrent layers."""
 
@@ -125,6 +134,7 @@ class ProgramStep(Record):
 
 
 AttentionRuns = Annotated[int, "const AttentionRun*"]
+FullAttentionRuns = Annotated[int, "const FullAttentionRun*"]
 ScanRuns = Annotated[int, "const ScanRun*"]
 Draws = Annotated[int, "const Draw*"]
 
@@ -306,6 +316,13 @@ class Core(Protocol):
         the last `local_blocks` of them and of those before every `sparse_stride`-th, which heads count from places
         `head_step` apart.
         """
+
+    def full_attention(
+        self, *, num_runs: int, query: Numbers, query_stride: int, key: Numbers, key_stride: int, value: Numbers,
+        value_stride: int, out: NumbersOut, runs: FullAttentionRuns, num_heads: Int, num_kv_heads: Int, key_dim: Int,
+        value_dim: Int, scale: float, dtype: DType,
+    ) -> None:
+        """`attention` in which a run's queries see all of its keys, at least one; heads lie side by side in rows."""
 
     # ---- recurrent layers ------------------------------------------------------------------------------------------
 

@@ -490,7 +490,32 @@ class NativeBackend:
     def full_attention(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, runs: Sequence[FullRun]
     ) -> Tensor:
-        return self._reference.full_attention(query, key, value, scale, runs)
+        num_heads, key_dim = query.shape[1:]
+        num_kv_heads, value_dim = value.shape[1:]
+        if max(key_dim, value_dim) > MAX_HEAD_DIM:
+            return self._reference.full_attention(query, key, value, scale, runs)
+        table = torch.tensor([run for run in runs if run[1] and run[3]], dtype=torch.int64).view(-1, 4)
+        make = torch.empty if int(table[:, 1].sum()) == len(query) else torch.zeros
+        out = make(len(query), num_heads, value_dim, dtype=query.dtype)
+        query, key, value = (_heads_together(x) for x in (query, key, value))
+        self.library.core.full_attention(
+            num_runs=len(table),
+            query=query.data_ptr(),
+            query_stride=query.stride(0),
+            key=key.data_ptr(),
+            key_stride=key.stride(0),
+            value=value.data_ptr(),
+            value_stride=value.stride(0),
+            out=out.data_ptr(),
+            runs=table.data_ptr(),
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            key_dim=key_dim,
+            value_dim=value_dim,
+            scale=scale,
+            dtype=DTYPES[query.dtype],
+        )
+        return out
 
     def experts(self, weights: Sequence[PackedLinear]) -> PackedExperts:
         native = [w for w in weights if isinstance(w, NativeLinear)]
@@ -584,6 +609,11 @@ class NativeBackend:
             tokens=tokens.data_ptr(),
         )
         return tokens
+
+
+def _heads_together(x: Tensor) -> Tensor:
+    """`[rows, heads, dim]` with the heads of a row side by side."""
+    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
 
 
 def _rows(x: Tensor) -> tuple[int, int, DType]:

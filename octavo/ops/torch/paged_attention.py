@@ -302,14 +302,15 @@ def attend(query: Tensor, cache: KVCache, plan: AttentionPlan, spec: AttentionSp
 
 def full_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, runs: Sequence[FullRun]) -> Tensor:
     """See octavo.ops.backend."""
-    group = query.shape[1] // key.shape[1]
+    group, dtype = query.shape[1] // key.shape[1], query.dtype
+    query, key, value = query.float(), key.float(), value.float()
     if group > 1:
         key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
     out = query.new_zeros(*query.shape[:2], value.shape[2])
     for first, count, first_key, keys in runs:
         seen = slice(first_key, first_key + keys)
         out[first : first + count] = _attend_fully(query[first : first + count], key[seen], value[seen], scale)
-    return out
+    return out.to(dtype)
 
 
 def _attend_fully(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

@@ -85,8 +85,42 @@ void attend(const Attention& a) {
     });
 }
 
+constexpr int64_t ALL_KEYS = int64_t{1} << 40;  // a block size that no run reaches
+
 }  // namespace
 
-OPERATION(attention) { WITH_CACHE(a.cache_dtype, C, attend<C>(a);) }
+OPERATION(attention) { WITH_CACHE(a.cache_dtype, C, attend<C>(Attention(a));) }
+
+// A run's keys are a block, which begins with its first key; its queries are the block's last, so that they see all.
+OPERATION(full_attention) {
+    std::vector<AttentionRun> runs;
+    std::vector<int64_t> first_keys;
+    for (const FullAttentionRun* run = a.runs; run < a.runs + a.num_runs; ++run) {
+        runs.push_back({run->first_row, run->num_rows, run->num_keys - run->num_rows, run - a.runs, 1, 0});
+        first_keys.push_back(run->first_key);
+    }
+    arguments::attention paged = {};
+    paged.num_runs = a.num_runs;
+    paged.query = static_cast<const float*>(a.query);
+    paged.key_cache = a.key;
+    paged.value_cache = a.value;
+    paged.out = a.out;
+    paged.runs = runs.data();
+    paged.block_table = first_keys.data();
+    paged.table_width = 1;
+    paged.block_size = ALL_KEYS;
+    paged.num_heads = a.num_heads;
+    paged.num_kv_heads = a.num_kv_heads;
+    paged.key_dim = a.key_dim;
+    paged.value_dim = a.value_dim;
+    paged.scale = a.scale;
+    paged.out_dtype = a.dtype;
+    Attention all(paged);
+    all.query_dtype = a.dtype;
+    all.query_stride = a.query_stride;
+    all.key_stride = a.key_stride;
+    all.value_stride = a.value_stride;
+    WITH_TYPE(a.dtype, C, attend<C>(all);)
+}
 
 }  // namespace octavo

@@ -13,7 +13,15 @@ constexpr int64_t SPAN = 4096;  // keys that are summed by themselves
 constexpr int MAX_ROWS = 128;   // queries, of all heads of a group, in one task
 constexpr float LOG2_E = 1.44269504f;
 
-using Attention = arguments::attention;
+// What is attended, and how its numbers lie.
+struct Attention : arguments::attention {
+    explicit Attention(const arguments::attention& a)
+        : arguments::attention(a), query_stride(static_cast<int64_t>(a.num_heads) * a.key_dim) {}
+
+    DType query_dtype = DType::F32;
+    int64_t query_stride;                    // numbers from a row to the next, as of keys and values ...
+    int64_t key_stride = 0, value_stride = 0;  // ... where these lie in rows of all heads; 0 for a paged cache
+};
 
 // Whether block-sparse attention lets a head's query see a block of keys.
 inline bool sees_block(const Attention& a, int64_t position, int head, int64_t block) {
@@ -76,8 +84,13 @@ public:
           value_room_(static_cast<int>(round_up(a.value_dim, LANES))),
           query_floats_(PAIRS ? key_room_ / 2 : key_room_),
           state_floats_(static_cast<int>(state_floats(a))),
-          values_in_place_(std::is_same_v<C, float> && a.value_dim == value_room_ && a.block_size % LANES == 0),
-          steps_(a.paired ? a.key_dim / 2 : query_floats_) {
+          values_in_place_(std::is_same_v<C, float> && a.value_dim == value_room_ && a.block_size % LANES == 0 &&
+                           a.value_stride == 0),
+          vector_floats_(LANES * (a.paired ? a.key_dim / 2 : query_floats_)),
+          steps_(PAIRS ? (a.key_dim + 1) / 2 : a.key_dim),
+          in_a_row_(a.key_stride ? 1 : std::min<int64_t>(a.block_size, LANES)),
+          at_key_(places(a.key_cache, a.key_dim, a.key_stride)),
+          at_value_(places(a.value_cache, a.value_dim, a.value_stride)) {
         static thread_local Scratch scratch;
         const int64_t keys = KEYS * query_floats_, values = KEYS / STEP_KEYS * value_room_;
         const int64_t queries = MAX_ROWS * query_floats_, states = MAX_ROWS * state_floats_;
@@ -89,7 +102,7 @@ public:
         before_ = states_ + states;
         wide_ = before_ + states;
         for (int v = 0; v < KEY_VECTORS; ++v) {
-            key_vectors_[v] = keys_ + v * LANES * query_floats_;
+            key_vectors_[v] = keys_ + v * vector_floats_;
             value_parts_[v] = values_ + v * LANES / STEP_KEYS * value_room_;
         }
     }
@@ -174,16 +187,31 @@ private:
         }
     }
 
-    const char* cached(const void* cache, int64_t position, int kv_head, int dim) const {
-        const int64_t at = (blocks_[position / a_.block_size] * a_.num_kv_heads + kv_head) * a_.block_size;
-        return static_cast<const char*>(cache) + (at + position % a_.block_size) * row_bytes<C>(dim);
+    // Where keys or values are: the first of all, and the bytes between blocks, heads and rows.
+    struct Places {
+        const char* first;
+        int64_t block, head, row;
+    };
+
+    Places places(const void* first, int dim, int64_t stride) const {
+        const int64_t bytes = row_bytes<C>(dim), row = stride * static_cast<int64_t>(sizeof(C));
+        if (stride) return {static_cast<const char*>(first), row, bytes, row};
+        return {static_cast<const char*>(first), a_.num_kv_heads * a_.block_size * bytes, a_.block_size * bytes, bytes};
+    }
+
+    const char* cached(const Places& at, int64_t position, int kv_head) const {
+        const int64_t block = position / a_.block_size, offset = position % a_.block_size;
+        return at.first + blocks_[block] * at.block + kv_head * at.head + offset * at.row;
     }
 
     void lay_query(int r) {
-        const float* from = a_.query + (batch_row_[r] * a_.num_heads + head_[r]) * a_.key_dim;
         float* to = queries_ + static_cast<int64_t>(r) * query_floats_;
         float* wide = PAIRS ? wide_ : to;
-        widen_row<float>(reinterpret_cast<const char*>(from), wide, a_.key_dim, key_room_);
+        const int64_t from = batch_row_[r] * a_.query_stride + static_cast<int64_t>(head_[r]) * a_.key_dim;
+        WITH_TYPE(a_.query_dtype, Q, {
+            const auto* query = reinterpret_cast<const Q*>(a_.query) + from;
+            widen_row<Q>(reinterpret_cast<const char*>(query), wide, a_.key_dim, key_room_);
+        })
         if (PAIRS) {
             for (int i = 0; i < key_room_; i += LANES) store(reinterpret_cast<bf16*>(to) + i, load(wide + i));
         }
@@ -192,20 +220,19 @@ private:
     // Brings a tile into the cache while the one before it is computed: no processor foresees the order of blocks.
     void prefetch(int kv_head, int64_t begin, int64_t end) const {
         const int64_t key_bytes = row_bytes<C>(a_.key_dim), value_bytes = row_bytes<C>(a_.value_dim);
-        const int64_t last = std::min(end, begin + KEYS), together = std::min<int64_t>(a_.block_size, LANES);
-        for (int64_t at = begin; at < last; at += together) {
-            const char* keys = cached(a_.key_cache, at, kv_head, a_.key_dim);
-            const char* values = cached(a_.value_cache, at, kv_head, a_.value_dim);
-            for (int64_t b = 0; b < together * key_bytes; b += 64) __builtin_prefetch(keys + b, 0, 2);
-            for (int64_t b = 0; b < together * value_bytes; b += 64) __builtin_prefetch(values + b, 0, 2);
+        const int64_t last = std::min(end, begin + KEYS);
+        for (int64_t at = begin; at < last; at += in_a_row_) {
+            const char *keys = cached(at_key_, at, kv_head), *values = cached(at_value_, at, kv_head);
+            for (int64_t b = 0; b < in_a_row_ * key_bytes; b += 64) __builtin_prefetch(keys + b, 0, 2);
+            for (int64_t b = 0; b < in_a_row_ * value_bytes; b += 64) __builtin_prefetch(values + b, 0, 2);
         }
     }
 
     // What is as the products read it is left where it is: 16 tokens in a row. What lies past the end is finite, and
     // is masked.
-    void point(const float** to, const void* cache, int dim, int kv_head, int64_t begin, int vectors) {
+    void point(const float** to, const Places& at, int kv_head, int64_t begin, int vectors) {
         for (int v = 0; v < vectors; ++v) {
-            to[v] = reinterpret_cast<const float*>(cached(cache, begin + v * LANES, kv_head, dim));
+            to[v] = reinterpret_cast<const float*>(cached(at, begin + v * LANES, kv_head));
         }
     }
 
@@ -217,7 +244,7 @@ private:
             for (int k = 0; k < LANES; ++k) {
                 // Past the end the last key stands in; its scores are masked.
                 const int64_t position = std::min(begin + v * LANES + k, end - 1);
-                const char* from = cached(a_.key_cache, position, kv_head, a_.key_dim);
+                const char* from = cached(at_key_, position, kv_head);
                 if (a_.key_dim == key_room_ && (PAIRS || std::is_same_v<C, float>)) {
                     rows[k] = reinterpret_cast<const float*>(from);
                 } else {
@@ -231,7 +258,7 @@ private:
                     rows[k] = wide;
                 }
             }
-            float* to = keys_ + v * LANES * steps_;
+            float* to = keys_ + v * vector_floats_;
             for (int i = 0; i < steps_; i += LANES) {
                 transpose(rows, to + i * LANES);
                 for (auto& row : rows) row += LANES;
@@ -241,7 +268,7 @@ private:
 
     // The tile's values, into [keys][value_room], or in pairs of keys.
     void lay_values(int kv_head, int64_t begin, int64_t end) {
-        const auto row = [&](int64_t position) { return cached(a_.value_cache, position, kv_head, a_.value_dim); };
+        const auto row = [&](int64_t position) { return cached(at_value_, position, kv_head); };
         if (PAIRS) {
             static const std::vector<uint16_t> zeros(MAX_HEAD_DIM, 0);
             for (int k = 0; k < KEYS && begin + k < end; k += 2) {
@@ -263,9 +290,9 @@ private:
         const int vectors = static_cast<int>(round_up(count, LANES) / LANES);
         if (!any_sees(0, task.rows, begin)) return;
         const bool paired = PAIRS && a_.paired;
-        if (paired) point(key_vectors_, a_.key_cache, a_.key_dim, task.kv_head, begin, vectors);
+        if (paired) point(key_vectors_, at_key_, task.kv_head, begin, vectors);
         else lay_keys(task.kv_head, begin, end);
-        if (paired || values_in_place_) point(value_parts_, a_.value_cache, a_.value_dim, task.kv_head, begin, vectors);
+        if (paired || values_in_place_) point(value_parts_, at_value_, task.kv_head, begin, vectors);
         else lay_values(task.kv_head, begin, end);
         int r = 0;
         while (last_key_[r] < begin) ++r;  // these rows see no key of the tile
@@ -394,7 +421,9 @@ private:
     const Attention& a_;
     const int key_room_, value_room_, query_floats_, state_floats_;
     const bool values_in_place_;
-    const int steps_;
+    const int vector_floats_, steps_;  // of 16 keys, and of a score
+    const int64_t in_a_row_;  // keys that lie one after the other, at least
+    const Places at_key_, at_value_;
     const int64_t* blocks_ = nullptr;
     float *keys_, *values_, *queries_;  // the tile's keys and values, the task's queries
     float *states_, *before_, *wide_;   // sums over a span, and over all before it; a row or a few, widened
