@@ -31,6 +31,7 @@ from octavo.architectures.config_kinds import (
     either,
     integer,
     integers,
+    numbered,
     numbers,
     one_of,
 )
@@ -67,7 +68,7 @@ _BY_KIND: dict[Kind, str] = {
         _remove_final_layer_norm learned_pos_emb blocksparse_homo_head_pattern no_op replace_with_linear truncate
         use_decoder_only_language_model drop_vision_last_layer multimodal_projector_bias""",
     TEXT: """model_type position_embedding_type topk_method attn_type rope_type type dtype torch_dtype
-        vision_encoder vision_aspect_ratio""",
+        vision_encoder""",
     ACTIVATION: "name hidden_act hidden_activation activation_function activation projector_hidden_act",
     EPSILON: """rms_norm_eps layer_norm_eps layer_norm_epsilon layernorm_epsilon norm_eps norm_epsilon mixer_rms_eps
         router_jitter_noise""",
@@ -94,6 +95,7 @@ _BY_KIND: dict[Kind, str] = {
     either(integer(-1000, 1000), integers(-1000, 1000)): "vision_feature_layer",
     one_of("default", "full"): "vision_feature_select_strategy",
     one_of("average", "max"): "spatial_pool_mode",
+    numbered("anyres_max_"): "vision_aspect_ratio",
     either(SCALE, one_of("inv_sqrt_d_model")): "logit_scale",
     either(SIZE, one_of("auto")): "time_step_rank mamba_dt_rank",
 }

@@ -63,6 +63,14 @@ def one_of(*names: str) -> Kind:
     return Kind("one of " + ", ".join(names), lambda v: isinstance(v, str) and v in names)
 
 
+def numbered(begin: str) -> Kind:
+    """A text that ends in a number."""
+    return Kind(
+        f"{begin} and a number from 1 to 9999",
+        lambda v: isinstance(v, str) and re.fullmatch(re.escape(begin) + "[1-9][0-9]{0,3}", v) is not None,
+    )
+
+
 def either(first: Kind, second: Kind) -> Kind:
     return Kind(f"{first.expected}, or {second.expected}", lambda v: first.accepts(v) or second.accepts(v))
 

@@ -39,7 +39,7 @@ class LlavaTower(MediaTower):
         tower: gives the hidden states of patches.
         project: brings them to the size of the text's rows.
         drop_first: whether the first row of each picture goes, which is CLIP's class token.
-        scale: factor of what is projected: the text's, whose embeddings are all scaled (Gemma).
+        scale: factor of all rows: the text's, which scales whatever stands in a prompt (Gemma).
     """
 
     def __init__(self, tower: VisionTower, project: nn.Module, drop_first: bool, scale: float = 1.0) -> None:
@@ -47,17 +47,21 @@ class LlavaTower(MediaTower):
         self.tower, self.project = tower, project
         self.drop_first, self.scale = drop_first, scale
 
+    def forward(self, kind: str, items: Sequence[MediaData]) -> list[Tensor]:
+        rows = self.rows(kind, items)
+        return rows if self.scale == 1.0 else [each * self.scale for each in rows]
+
+    def rows(self, kind: str, items: Sequence[MediaData]) -> list[Tensor]:
+        """Of each item, before the scale."""
+        return self.projected(self.features([item["pixel_values"] for item in items]))
+
     def features(self, pictures: Sequence[Tensor]) -> list[Tensor]:
         """The chosen hidden states of each picture `[channels, height, width]`."""
         return [rows[1:] if self.drop_first else rows for rows in self.tower(pictures, self.dtype)]
 
     def projected(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Rows as the text takes them, of each picture's features."""
-        rows = together(features, self.project)
-        return rows if self.scale == 1.0 else [each * self.scale for each in rows]
-
-    def forward(self, kind: str, items: Sequence[MediaData]) -> list[Tensor]:
-        return self.projected(self.features([item["pixel_values"] for item in items]))
+        """Each picture's features at the size of the text's rows."""
+        return together(features, self.project)
 
 
 def llava_tower(c: Config, text: CausalLM, make: Callable[..., LlavaTower], **options: Any) -> LlavaTower:

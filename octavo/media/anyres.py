@@ -1,5 +1,6 @@
 """LLaVA-NeXT's tiling: a picture in the best of several resolutions, and how much of the grid it fills."""
 
+import math
 from collections.abc import Iterable
 
 from octavo.media.pictures import Picture
@@ -30,3 +31,10 @@ def unpadded_grid(size: Size, grid: Size) -> Size:
     if size[1] / size[0] > columns / rows:
         return rows - (rows - int(round(size[0] * (columns / size[1]), 7))) // 2 * 2, columns
     return rows, columns - (columns - int(round(size[1] * (rows / size[0]), 7))) // 2 * 2
+
+
+def shrunken_grid(grid: Size, side: int, most_tiles: int) -> Size:
+    """LLaVA-OneVision's size for a grid that has more than a tenth above `most_tiles` times `side * side` patches."""
+    rows, columns = grid
+    ratio = math.sqrt(rows * columns / (most_tiles * side**2))
+    return (int(rows // ratio), int(columns // ratio)) if ratio > 1.1 else grid

@@ -75,6 +75,8 @@ class VisionTower(nn.Module):
         size, norm = sizes.hidden_size, partial(LayerNorm, sizes.hidden_size, sizes.eps)
         self.states = [sizes.state_index(number) for number in states]
         self.output_size = size * len(self.states)
+        self.side = sizes.image_size // sizes.patch_size
+        """Patches along a picture's edge."""
         self.patches = PatchEmbedding(sizes.patch_size, size, patch_bias, sizes.channels)
         self.class_token = nn.Parameter(torch.empty(size), requires_grad=False) if class_token else None
         self.positions = nn.Parameter(torch.empty(sizes.num_patches + class_token, size), requires_grad=False)

@@ -1,12 +1,12 @@
 """LLaVA and its kind beyond the golden cases: other spellings of names and configs, other texts."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from transformers import LlavaConfig, LlavaNextConfig, LlavaNextVideoConfig, LlavaOnevisionConfig
 
 from octavo import LLM, SamplingParams
 from octavo.architectures import find_architecture
@@ -54,7 +54,7 @@ def greedy(folder: Path, case: dict[str, Any]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("release", SAVED)
-@pytest.mark.parametrize("name", [LLAVA])
+@pytest.mark.parametrize("name", [LLAVA, "LlavaOnevisionForConditionalGeneration--qwen2-7b-ov"])
 def test_names_that_transformers_saves(name: str, release: str, tmp_path: Path) -> None:
     case = case_named(name)
     folder = write_model(case, tmp_path)
@@ -124,12 +124,17 @@ def test_a_config_that_leaves_out_what_the_classes_have(tmp_path: Path) -> None:
     agrees({**case, "config": config}, tmp_path)
 
 
-def test_defaults_are_the_config_classes() -> None:
-    from transformers import LlavaConfig
-
-    whole = LlavaConfig().to_dict()
-    for name in ("LlavaForConditionalGeneration",):
-        defaults = json.loads(json.dumps(dict(find_architecture([name]).defaults)))
-        vision = defaults.pop("vision_config")
-        assert {key: whole[key] for key in defaults} == defaults
-        assert {key: whole["vision_config"][key] for key in vision} == vision
+@pytest.mark.parametrize(
+    ("row", "config_class"),
+    [
+        ("LlavaForConditionalGeneration", LlavaConfig),
+        ("LlavaNextForConditionalGeneration", LlavaNextConfig),
+        ("LlavaNextVideoForConditionalGeneration", LlavaNextVideoConfig),
+        ("LlavaOnevisionForConditionalGeneration", LlavaOnevisionConfig),
+    ],
+)
+def test_defaults_are_the_config_class_s(row: str, config_class: Any) -> None:
+    whole, defaults = config_class().to_dict(), dict(find_architecture([row]).defaults)
+    vision = defaults.pop("vision_config")
+    assert {key: whole[key] for key in defaults} == defaults
+    assert {key: whole["vision_config"][key] for key in vision} == vision

@@ -60,7 +60,7 @@ class LlavaNextVideoProcessor(LlavaProcessor):
         super().setup(config)
         self.settings.update(self.files.video)
         self.video_token = token_id(config.get("video_token_index", config.get("video_token_id", 32000)))
-        self.stride = whole(config.get("spatial_pool_stride", 2))
+        self.stride = whole(config.get("spatial_pool_stride") or 2)
 
     def token(self, kind: str) -> int:
         return self.video_token

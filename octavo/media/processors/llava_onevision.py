@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
+from octavo.media.anyres import shrunken_grid
 from octavo.media.feature import Data, Span
 from octavo.media.limits import token_id, whole
 from octavo.media.pictures import Picture
@@ -31,7 +32,7 @@ class LlavaOnevisionProcessor(LlavaNextProcessor):
         self.video_token = token_id(config.get("video_token_index", config.get("video_token_id", 151647)))
         self.film = {**self.settings, **self.files.video}
         self.film_values = Values(self.film)
-        self.most_tiles = whole(int(str(config.get("vision_aspect_ratio", "anyres_max_9")).rpartition("_")[2]))
+        self.most_tiles = whole(int(str(config.get("vision_aspect_ratio") or "anyres_max_9").rpartition("_")[2]))
         mean = np.broadcast_to(self.settings.get("image_mean", CLIP_MEAN), (3,))
         self.background = (int(255 * mean[0]), int(255 * mean[1]), int(255 * mean[2]))
 
@@ -47,9 +48,7 @@ class LlavaOnevisionProcessor(LlavaNextProcessor):
         return {"pixel_values": pixels, "image_sizes": np.array(size_of(picture))}, Span([self.image_token] * tokens)
 
     def joined(self, rows: int, columns: int) -> int:
-        ratio = math.sqrt(rows * columns / (self.most_tiles * self.grid**2))
-        if ratio > 1.1:
-            rows, columns = int(rows // ratio), int(columns // ratio)
+        rows, columns = shrunken_grid((rows, columns), self.grid, self.most_tiles)
         return rows * (columns + 1)
 
     def video(self, frames: Array, index: int, count: int) -> tuple[Data, Span]:
