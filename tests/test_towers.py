@@ -50,24 +50,29 @@ def test_items_do_not_see_each_other(path: Path, way: str, tmp_path: Path) -> No
         assert all(torch.equal(got, want) for got, want in zip(compute(llm, chosen), expected, strict=True))
 
 
-def as_rows(item: MediaFeature, rows: Tensor, picture: Any) -> dict[str, Any]:
-    """A picture as a prompt has it whose rows were computed elsewhere."""
-    if "image_grid_thw" in item.data:
-        return {"image_embeds": rows, "image_grid_thw": torch.from_numpy(item.data["image_grid_thw"].copy()).view(1, 3)}
-    return {"image_embeds": rows, "image_sizes": [[picture.height, picture.width]]}
+def as_rows(item: MediaFeature, rows: Tensor, given: Any) -> dict[str, Any]:
+    """An item as a prompt has it whose rows were computed elsewhere."""
+    kind, grid = item.kind, f"{item.kind}_grid_thw"
+    if grid in item.data:
+        return {f"{kind}_embeds": rows, grid: torch.from_numpy(item.data[grid].copy()).view(1, 3)}
+    sizes = {"image_sizes": [[given.height, given.width]]} if kind == "image" else {}
+    return {f"{kind}_embeds": rows, **sizes}
 
 
 @pytest.mark.parametrize("path", WITH_MEDIA, ids=lambda p: p.stem)
-def test_rows_in_place_of_pictures_are_answered_alike(path: Path, tmp_path: Path) -> None:
+def test_rows_in_place_of_media_are_answered_alike(path: Path, tmp_path: Path) -> None:
     case = read_case(path)
-    prompts = [prompt for prompt in case["cases"] if prompt.get("images")]
-    if "image" not in load_processor(case, tmp_path).embeds or "output_token_ids" not in prompts[0]:
-        pytest.skip("takes pictures only")
+    embeds = load_processor(case, tmp_path).embeds
+    prompts = [prompt for prompt in case["cases"] if any(prompt.get(f"{kind}s") for kind in embeds)]
+    if not prompts or "output_token_ids" not in prompts[0]:
+        pytest.skip("takes the media themselves only")
     llm = load(case, tmp_path)
     for prompt, items in zip(prompts, features({**case, "cases": prompts}, tmp_path), strict=True):
-        pictures = media(prompt)["images"]
-        given = [as_rows(*each) for each in zip(items, compute(llm, items), pictures, strict=True)]
-        both = [prompt_of(prompt), {**prompt_of(prompt), "multi_modal_data": {"image": given}}]
+        data = prompt_of(prompt)["multi_modal_data"]
+        for kind in embeds & data.keys():
+            own = [item for item in items if item.kind == kind]
+            data[kind] = [as_rows(*each) for each in zip(own, compute(llm, own), data[kind], strict=True)]
+        both = [prompt_of(prompt), {**prompt_of(prompt), "multi_modal_data": data}]
         first, second = llm.generate(both, PARAMS, use_tqdm=False)
         assert first.prompt_token_ids == second.prompt_token_ids
         assert first.outputs[0].token_ids == second.outputs[0].token_ids

@@ -37,12 +37,13 @@ from octavo.architectures.config_kinds import (
 )
 
 _BY_KIND: dict[Kind, str] = {
-    LAYERS: "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers layers",
+    LAYERS: "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers layers depth",
     COUNT: """num_attention_heads n_head n_heads num_key_value_heads num_kv_heads n_head_kv multi_query_group_num
         encoder_attention_heads decoder_attention_heads kv_n_heads n_heads_in_group num_labels
         moe_layer_freq moe_layer_frequency decoder_sparse_step expert_layer_period attn_layer_period
         n_group topk_group moe_top_k moe_num_experts
-        num_heads heads cross_attention_frequency spatial_pool_stride""",
+        num_heads heads cross_attention_frequency spatial_pool_stride spatial_merge_size
+        temporal_patch_size""",
     COUNT_OR_NONE: """num_experts num_local_experts n_routed_experts n_shared_experts num_experts_per_tok
         first_k_dense_replace max_window_layers expert_layer_offset attn_layer_offset
         dense_attention_every_n_layers""",
@@ -52,7 +53,7 @@ _BY_KIND: dict[Kind, str] = {
         vocab_size padded_vocab_size word_embed_proj_dim kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim
         v_head_dim state_size mamba_d_state rotary_dim blocksparse_block_size blocksparse_num_local_blocks
         blocksparse_vert_stride image_size patch_size in_channels num_positions num_query_tokens encoder_hidden_size
-        num_channels query_num n_queries output_dim width""",
+        num_channels query_num n_queries output_dim width embed_dim""",
     integer(2, 1 << 12): "conv_kernel mamba_d_conv",
     LENGTH: """max_position_embeddings n_positions max_seq_len n_ctx seq_length model_max_length max_sequence_length
         original_max_position_embeddings""",
@@ -83,11 +84,11 @@ _BY_KIND: dict[Kind, str] = {
     BASE: "rope_theta rotary_emb_base rope_embedding_base base",
     SHARE: "partial_rotary_factor rotary_pct rope_pct rope_percent rotary_emb_fraction",
     OBJECT: """rope_scaling rope_parameters attn_config ffn_config ffn_act_fn rotary id2label attention ffn
-        text_config vision_config qformer_config visual slice_config""",
+        text_config llm_config vision_config qformer_config visual slice_config""",
     OBJECTS: "block_configs",
     INDICES: "attention_layers expert_layers mlp_only_layers bskcn_1 bskcn_2 bskcn_3 bskcn_4",
     integers(0, MAX_SIZE): "dummy_token_indices",
-    integers(1, MAX_COUNT): "num_key_value_heads_per_layer",
+    integers(1, MAX_COUNT): "num_key_value_heads_per_layer mrope_section",
     numbers(-1e6, 1e6, count=2): "bskcn_tv",
     FACTORS: "short_factor long_factor factors",
     KINDS: "layer_types architectures",

@@ -6,9 +6,9 @@ from collections.abc import Collection
 import torch
 
 from octavo.architectures.model_config import Config
-from octavo.architectures.rope_settings import FULL, original_length, rope_settings
+from octavo.architectures.rope_settings import AXES, FULL, original_length, rope_settings
 from octavo.errors import CheckpointError
-from octavo.parts import LongRotaryEmbedding, RotaryEmbedding
+from octavo.parts import AxialRotaryEmbedding, LongRotaryEmbedding, RotaryEmbedding
 from octavo.parts.rotary_embedding import frequencies, llama3_frequencies, yarn_frequencies
 
 
@@ -61,6 +61,12 @@ def make_rope(
         return _longrope(c, settings, dim, base, interleaved)
     if kind == "factors":
         return RotaryEmbedding(plain / _pairs(settings, "factors", dim), interleaved=interleaved)
+    if sections := settings.get(AXES):
+        if sum(sections) != len(plain):
+            raise CheckpointError(
+                f"config.json: {settings.path}{AXES} has {sum(sections)} pairs, and a head has {len(plain)}."
+            )
+        return AxialRotaryEmbedding(plain, sections, interleaved=interleaved)
     # Dynamic NTK leaves everything as it is up to max_position_embeddings, which is as far as a request may go.
     return RotaryEmbedding(plain, interleaved=interleaved)
 

@@ -16,8 +16,9 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 LAYER_TYPES = (FULL, SLIDING, "chunked_attention", "linear_attention", "compressed_sparse_attention")
 BESIDE_SCALING = {"rope_theta", "partial_rotary_factor"}
 OF_EVERY_KIND = {"rope_type", *BESIDE_SCALING}
+AXES = "mrope_section"
 KEYS_OF: dict[str, set[str]] = {
-    "default": set(),
+    "default": {AXES},
     "linear": {"factor", "original_max_position_embeddings"},
     "dynamic": {"factor", "original_max_position_embeddings"},
     "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
@@ -77,6 +78,8 @@ def rope_settings(c: Config, layer: str = FULL, layers: Collection[str] = ()) ->
     kind = settings.get("rope_type", "default")
     if kind == "su" or (kind == "yarn" and "long_factor" in values):  # as Phi-3's first configs call longrope
         kind = "longrope"
+    if kind == "mrope":  # as Qwen2-VL's first configs call it
+        kind = "default"
     if kind not in KEYS_OF:
         raise UnsupportedModelError(
             f"config.json: {path} has the rope_type {kind[:60]!r}, which is unknown; Octavo has "

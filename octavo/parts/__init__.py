@@ -15,7 +15,7 @@ from octavo.parts.norms import LayerNorm, Norm, RMSNorm
 from octavo.parts.pooler import Pooler
 from octavo.parts.qk_transform import Clip, QKNorm, QKTransform
 from octavo.parts.resampler import QueryAttention, QueryBatch, Resampler, resampler_names, sin_cos_positions
-from octavo.parts.rotary_embedding import LongRotaryEmbedding, RotaryEmbedding
+from octavo.parts.rotary_embedding import AxialRotaryEmbedding, LongRotaryEmbedding, RotaryEmbedding, grid_angles
 from octavo.parts.self_attention import Attention, alibi_slopes
 from octavo.parts.state import PagedKV, Recurrent, StateSpec
 from octavo.parts.vision_tower import VisionSizes, VisionTower, clip_tower, siglip_tower
@@ -32,6 +32,7 @@ from octavo.parts.wiring import BranchNorm, FromNormed, PostNorm, PreNorm, Sandw
 __all__ = [
     "MLP",
     "Attention",
+    "AxialRotaryEmbedding",
     "Batch",
     "BranchNorm",
     "CausalLM",
@@ -85,6 +86,7 @@ __all__ = [
     "bucketed_positions",
     "clip_tower",
     "flat_convolution",
+    "grid_angles",
     "grouped_qkv",
     "parameter",
     "resampler_names",

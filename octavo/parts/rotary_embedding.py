@@ -1,6 +1,7 @@
 """Rotary position embedding: each pair's angle per position, and its scalings for long contexts."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +71,49 @@ class RotaryEmbedding(nn.Module):
 
     def angles(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """cos and sin of the batch's positions, [rows, pairs] float32 each; computed once a step."""
+        assert batch.positions.dim() == 1, "only AxialRotaryEmbedding reads positions on several axes"
         return batch.once(id(self), lambda: self._backend.angles(self.table, batch.positions, batch.lengths))
+
+
+class AxialRotaryEmbedding(RotaryEmbedding):
+    """Positions on several axes, such as time, row and column: each pair is rotated by one of them (Wang et al. 2024).
+
+    Where a step's positions are alike on all axes, as those of text are, it is as RotaryEmbedding.
+
+    Args:
+        frequencies: [pairs] angles per position.
+        sections: how many pairs, in their order, are rotated by each axis.
+    """
+
+    def __init__(self, frequencies: Tensor, sections: Sequence[int], interleaved: bool = False) -> None:
+        super().__init__(frequencies, interleaved=interleaved)
+        self.sections = list(sections)
+
+    def angles(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        if batch.positions.dim() == 1:
+            return super().angles(batch)
+
+        def compute() -> tuple[Tensor, Tensor]:
+            every = [self._backend.angles(self.table, each, batch.lengths) for each in batch.positions]
+            cos, sin = (
+                [torch.split(axis[part], self.sections, dim=1)[i] for i, axis in enumerate(every)] for part in (0, 1)
+            )
+            return torch.cat(cos, dim=1), torch.cat(sin, dim=1)
+
+        return batch.once(id(self), compute)
+
+
+def grid_angles(tables: Sequence[Tensor], positions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """cos and sin for places on several axes, the pairs of one axis after those of another.
+
+    Args:
+        tables: of each axis the angles per position, `[pairs]` float32.
+        positions: of each axis `[rows]` int64.
+
+    Returns: `[rows, all pairs]` float32 each.
+    """
+    turned = torch.cat([p.float().unsqueeze(1) * t.to(p.device) for p, t in zip(positions, tables, strict=True)], 1)
+    return turned.cos(), turned.sin()
 
 
 class LongRotaryEmbedding(RotaryEmbedding):

@@ -21,6 +21,7 @@ HAS_NO_DEFAULT = {
         "num_attention_heads": 32,
     },
     "DeepseekV2ForCausalLM": {"num_experts_per_tok": 2},
+    "Qwen2VLForConditionalGeneration": {"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}},
 }
 
 

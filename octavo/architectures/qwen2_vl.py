@@ -1,0 +1,144 @@
+"""Qwen2-VL (Wang et al. 2024): pictures of any size, films in pairs of frames, and positions on three axes."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.architectures.model_config import Config
+from octavo.architectures.qwen2 import qwen2
+from octavo.architectures.registry import architecture
+from octavo.architectures.rope_settings import AXES, rope_settings
+from octavo.architectures.text_config import text_config
+from octavo.errors import CheckpointError
+from octavo.media.processors.qwen2_vl import Qwen2VLProcessor
+from octavo.parts import (
+    MLP,
+    CausalLM,
+    EncoderAttention,
+    EncoderLayers,
+    Into,
+    LayerNorm,
+    Linear,
+    MediaData,
+    MediaTower,
+    PreNorm,
+    SpanBatch,
+    flat_convolution,
+    grid_angles,
+    together,
+)
+from octavo.parts.rotary_embedding import frequencies
+
+BLOCK, LAYER = "visual.blocks.{i}", "media.encoder.layers.{i}"
+NAMES: dict[str, str | Into] = {
+    "visual.patch_embed.proj": Into("media.patches", flat_convolution),
+    f"{BLOCK}.{{norm1|norm2}}": f"{LAYER}.{{attn_norm|mlp_norm}}",
+    f"{BLOCK}.attn.qkv": f"{LAYER}.attn.qkv",
+    f"{BLOCK}.attn.proj": f"{LAYER}.attn.o",
+    f"{BLOCK}.mlp.{{fc1|fc2}}": f"{LAYER}.mlp.{{up|down}}",
+    "visual.merger.ln_q": "media.norm",
+    "visual.merger.mlp.{0|2}": "media.merger.{up|down}",
+}
+SPELLINGS = {"model.visual.": "visual.", "model.language_model.": "model."}
+"""Of transformers 5."""
+TEXT: Mapping[str, Any] = {
+    "vocab_size": 152064,
+    "hidden_size": 8192,
+    "intermediate_size": 29568,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "hidden_act": "silu",
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1000000.0,
+    "use_sliding_window": False,
+    "max_window_layers": 80,
+    "tie_word_embeddings": False,
+}
+VISION: Mapping[str, Any] = {
+    "depth": 32,
+    "embed_dim": 1280,
+    "hidden_act": "quick_gelu",
+    "mlp_ratio": 4,
+    "num_heads": 16,
+    "in_channels": 3,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
+"""What the published config classes take for keys that are left out."""
+
+
+class Qwen2VLTower(MediaTower):
+    """Patches that see those of their own pair of frames; neighbours two by two make a row.
+
+    Args:
+        c: the vision_config.
+        hidden_size: of the text.
+    """
+
+    def __init__(self, c: Config, hidden_size: int) -> None:
+        super().__init__()
+        size, self.merge = c.embed_dim, c.spatial_merge_size
+        norm = partial(LayerNorm, size, 1e-6)
+        self.patches = Linear(c.in_channels * c.temporal_patch_size * c.patch_size**2, size)
+        self.table = frequencies(size // c.num_heads // 2, 10000.0)
+
+        def layer(i: int) -> PreNorm:
+            attn = EncoderAttention(size, c.num_heads, bias=True)
+            return PreNorm(norm, attn=attn, mlp=MLP(size, int(size * c.mlp_ratio), c.hidden_act, True))
+
+        self.encoder, self.norm = EncoderLayers(layer, c.depth), norm()
+        self.merged = size * self.merge**2
+        self.merger = MLP(self.merged, self.merged, "gelu", True, output_size=hidden_size)
+
+    def forward(self, kind: str, items: Sequence[MediaData]) -> list[Tensor]:
+        names = ("pixel_values", "image_grid_thw") if kind == "image" else ("pixel_values_videos", "video_grid_thw")
+        grids = [[int(n) for n in item[names[1]]] for item in items]
+        patches = together([item[names[0]].to(self.dtype) for item in items], self.patches)
+        runs, first = list[tuple[int, int]](), 0
+        for frames, rows, columns in grids:
+            runs += [(first + i * rows * columns, rows * columns) for i in range(frames)]
+            first += frames * rows * columns
+        places = [torch.cat(axis) for axis in zip(*(self._places(grid) for grid in grids), strict=True)]
+        angles = grid_angles([self.table, self.table], places)
+        x = self.norm(self.encoder(torch.cat(patches), SpanBatch(runs, angles=angles)))
+        counts = [len(each) // self.merge**2 for each in patches]
+        return together(torch.split(x.view(-1, self.merged), counts), self.merger)
+
+    def _places(self, grid: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Row and column of each patch, `[patches]` int64 each; neighbours that make one row follow each other."""
+        frames, rows, columns = grid
+        blocks = (frames, rows // self.merge, columns // self.merge, self.merge, self.merge)
+        row = torch.arange(rows).view(1, blocks[1], 1, self.merge, 1).expand(blocks)
+        column = torch.arange(columns).view(1, 1, blocks[2], 1, self.merge).expand(blocks)
+        return row.flatten(), column.flatten()
+
+
+@architecture(
+    "Qwen2VLForConditionalGeneration",
+    about="Qwen2-VL, and embedders made of it",
+    examples=("Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct", "MrLight/dse-qwen2-2b-mrl-v1"),
+    media=Qwen2VLProcessor,
+    defaults={**TEXT, "vision_config": VISION},
+)
+def qwen2_vl(c: Config) -> CausalLM:
+    section = text_config(c)
+    section = Config({**section.values, **_tied(c)}, TEXT, section.path)
+    if not rope_settings(section).get(AXES):
+        raise CheckpointError(f"config.json: rope_scaling has no {AXES}, which positions on three axes need.")
+    text = qwen2(section)
+    text.tied_if_absent = True
+    tower = Qwen2VLTower(c.section("vision_config"), text.hidden_size)
+    model = text.with_media(tower, NAMES)
+    model.names = model.names.spelled(SPELLINGS)
+    return model
+
+
+def _tied(c: Config) -> dict[str, Any]:
+    """Whether head and table are one, which stands beside the text's section where there is one."""
+    return {key: c.values[key] for key in ("tie_word_embeddings",) if key in c}
