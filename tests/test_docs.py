@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.golden import case_named, write_model
+from tests.media.test_hostile import film, saved, wav
+
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(<!-- not run: [^>]+-->\s*)?^```(python|console)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
@@ -25,12 +28,33 @@ def blocks() -> list[tuple[str, str, str]]:
     return found
 
 
+STAND_INS = {
+    "llava-hf/llava-1.5-7b-hf": "LlavaForConditionalGeneration--1.5-7b",
+    "llava-hf/llava-onevision-qwen2-0.5b-ov-hf": "LlavaOnevisionForConditionalGeneration--qwen2-7b-ov",
+    "Qwen/Qwen2-Audio-7B-Instruct": "Qwen2AudioForConditionalGeneration--7b",
+    "royokong/e5-v": "LlavaNextForConditionalGeneration--embed-e5-v",
+}
+"""Tiny models of golden cases, in folders that are called as the published ones."""
+
+
+def write_inputs(text: str, folder: Path) -> None:
+    """The models that an example names and is to find small, and its media."""
+    for name, case in STAND_INS.items():
+        if name in text:
+            (folder / name).mkdir(parents=True)
+            write_model(case_named(case), folder / name)
+    (folder / "photo.jpg").write_bytes(saved("JPEG"))
+    (folder / "clip.mp4").write_bytes(film(12))
+    (folder / "voice.wav").write_bytes(wav())
+
+
 @pytest.mark.parametrize(("kind", "text"), [b[1:] for b in blocks()], ids=[b[0] for b in blocks()])
 def test_example_runs(kind: str, text: str, tmp_path: Path) -> None:
     lines = [line for line in text.splitlines() if not line.startswith("make ")]
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for name, content in re.findall(r"^# file: (\S+)\n(.*?)(?=^# file:|\Z)", text, re.DOTALL | re.MULTILINE):
         (tmp_path / name).write_text(content)
+    write_inputs(text, tmp_path)
     script = tmp_path / "example"
     script.write_text("\n".join(lines) if kind == "python" else "set -e\n" + "\n".join(lines))
     command = [sys.executable if kind == "python" else "bash", str(script)]

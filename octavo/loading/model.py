@@ -60,7 +60,7 @@ def load_model(args: EngineArgs) -> LoadedModel:
         model = checkpoint.architecture.build(config)
     if task == "embedding":
         model.drop_head()
-    media = _media(args, checkpoint)
+    media = _media(args, checkpoint, model.hidden_size)
     if media is not None and not media.open_kinds:
         model.drop_media()
     tokenizer = model_tokenizer(args, checkpoint.files, checkpoint.gguf)
@@ -77,13 +77,13 @@ def load_model(args: EngineArgs) -> LoadedModel:
     )
 
 
-def _media(args: EngineArgs, checkpoint: Checkpoint) -> MediaInfo | None:
+def _media(args: EngineArgs, checkpoint: Checkpoint, hidden_size: int) -> MediaInfo | None:
     """The media that the model takes, if it takes any."""
     made = checkpoint.architecture.processor(checkpoint.config)
     if made is None:
         return None
     files = read_processor_files(checkpoint.files.path, checkpoint.config.values)
-    return describe_media(made, files, args.media_limits, args.mm_processor_kwargs, args.media_io_kwargs)
+    return describe_media(made, files, args.media_limits, args.mm_processor_kwargs, args.media_io_kwargs, hidden_size)
 
 
 def _info(

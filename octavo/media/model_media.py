@@ -8,7 +8,7 @@ import msgspec
 
 from octavo.errors import CheckpointError, ConfigError, InvalidRequestError, shorten
 from octavo.features import Feature, Positions
-from octavo.media.feature import MediaFeature, Processed, checked_options, pack
+from octavo.media.feature import Embeddings, Item, MediaFeature, Processed, checked_options, pack
 from octavo.media.films import frame_sampling
 from octavo.media.items import KINDS, check_kinds, count_items, read_media
 from octavo.media.limits import DEFAULT_LIMITS, MediaLimits
@@ -34,6 +34,8 @@ class MediaInfo(msgspec.Struct, frozen=True, kw_only=True):
     """mm_processor_kwargs of all prompts; a prompt's own go before them."""
     io_options: dict[str, dict[str, Any]] = {}
     """media_io_kwargs, by kind."""
+    hidden_size: int | None = None
+    """Values of a row that is given in place of an item; None for any number."""
 
     @property
     def open_kinds(self) -> list[str]:
@@ -47,6 +49,7 @@ def describe_media(
     limits: Mapping[str, int],
     options: Mapping[str, Any],
     io_options: Mapping[str, Mapping[str, Any]],
+    hidden_size: int | None = None,
 ) -> MediaInfo:
     """A model's media as plain data.
 
@@ -54,6 +57,7 @@ def describe_media(
         made: the family's processor.
         files: what the checkpoint says.
         limits, options, io_options: limit_mm_per_prompt, mm_processor_kwargs, media_io_kwargs.
+        hidden_size: the text model's.
 
     Raises ConfigError for options that the family does not have.
     """
@@ -76,6 +80,7 @@ def describe_media(
         video_config=dict(files.video),
         options=dict(options),
         io_options={kind: dict(values) for kind, values in io_options.items()},
+        hidden_size=hidden_size,
     )
 
 
@@ -157,7 +162,17 @@ class ModelMedia:
         self.check(data)
         reading = {kind: {**self.info.io_options.get(kind, {}), **(io_options or {}).get(kind, {})} for kind in KINDS}
         items = read_media(data, reading, self.limits)
+        for kind, given in zip(KINDS, (items.images, items.videos, items.audios), strict=True):
+            self._check_rows(kind, given)
         return self._ready()(token_ids, items.images, items.videos, items.audios, options)
+
+    def _check_rows(self, kind: str, items: Sequence[Item]) -> None:
+        for item in items:
+            size = item.rows.shape[1] if isinstance(item, Embeddings) else None
+            if size is not None and self.info.hidden_size not in (None, size):
+                raise InvalidRequestError(
+                    f"{kind} has embeddings of {size} values, and this model's have {self.info.hidden_size}."
+                )
 
     def _ready(self) -> Processor:
         if self._processor is None:
