@@ -20,7 +20,7 @@ from octavo.engine.messages import Ready, Stats
 from octavo.errors import InvalidRequestError, OctavoError, shorten
 from octavo.loading.model_tokenizer import model_tokenizer
 from octavo.media.content import MediaPart, fetch_media_async
-from octavo.media.fetch import MediaFetcher
+from octavo.media.fetch import MediaFetcher, is_remote
 from octavo.media.limits import DEFAULT_LIMITS
 from octavo.media.model_media import ModelMedia
 from octavo.outputs import TokenLogprobs
@@ -36,7 +36,7 @@ from octavo.text.inputs import CheckedPrompt, InputChecker
 from octavo.text.tokenizer import Tokenizer
 
 MEDIA_REQUESTS = 8
-"""For how many requests media are fetched and decoded at a time."""
+"""For how many requests media are fetched and decoded at a time: as many of other machines', and of the rest."""
 LIMITS = dataclasses.replace(DEFAULT_LIMITS, max_bytes=BODY_WITH_MEDIA)
 """Of each item: what a body could hold, also where it is fetched."""
 
@@ -47,6 +47,11 @@ class MediaPrompt:
 
     prompt: dict[str, Any]
     parts: list[MediaPart]
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether other machines are asked for some of them."""
+        return any(is_remote(part.source) for part in self.parts)
 
     async def fetched(self, fetcher: MediaFetcher) -> dict[str, Any]:
         """The prompt with its media, not decoded. Raises InvalidRequestError for what may not be had."""
@@ -114,7 +119,7 @@ class Service:
         self.media: ModelMedia | None = None
         """What the model takes beside text; None for text alone."""
         self._checker: InputChecker | None = None
-        self._media_gate = asyncio.Semaphore(MEDIA_REQUESTS)
+        self._media_gates = {remote: asyncio.Semaphore(MEDIA_REQUESTS) for remote in (False, True)}
         self._stopping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -219,8 +224,10 @@ class Service:
 
     async def _check_media(self, prompt: Any, params: SamplingParams | PoolingParams) -> CheckedPrompt:
         """A prompt whose media are fetched and decoded off the event loop, for few requests at a time."""
-        async with self._media_gate:
-            given = await prompt.fetched(self.fetcher) if isinstance(prompt, MediaPrompt) else prompt
+        if not isinstance(prompt, MediaPrompt):
+            return (await self.threads.run(size_of(prompt), self._checked, [prompt], params))[0]
+        async with self._media_gates[prompt.is_remote]:
+            given = await prompt.fetched(self.fetcher)
             (checked,) = await self.threads.media(self._checked, [given], params)
         self.admission.admit_media(sum(len(feature.data) for feature in checked.features))
         return checked
@@ -279,6 +286,7 @@ class Service:
                 prompt_tokens=len(run.prompt.encoder_token_ids or run.prompt.token_ids),
                 completion_tokens=run.num_generated,
                 finish=reason,
+                **({"media": len(media)} if (media := run.prompt.media) else {}),
             )
 
     async def _in_time(self, outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:

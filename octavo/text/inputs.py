@@ -30,6 +30,11 @@ class CheckedPrompt:
     """First token and end of spans in which every token sees all of the span, and not only what is before it."""
 
     @property
+    def media(self) -> list[Feature]:
+        """Its pictures, films and sounds."""
+        return [feature for feature in self.features if feature.kind != ENCODER]
+
+    @property
     def encoder_token_ids(self) -> list[int]:
         """What the model's encoder reads; empty where it has none."""
         for feature in self.features:

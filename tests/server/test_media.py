@@ -431,9 +431,9 @@ def test_media_are_counted_until_their_request_ends() -> None:
 
 def test_slow_media_hold_nobody_up(running: Running, port: int) -> None:  # noqa: F811
     """Addresses that drip leave the event loop, texts and the engine to others."""
-    with ThreadPoolExecutor(4) as pool:
-        dripping = [pool.submit(chat, running, of_url(f"http://127.0.0.1:{port}/slow")) for _ in range(4)]
-        running.until(lambda: Handler.asked.count("/slow") >= 4)
+    with ThreadPoolExecutor(12) as pool:
+        dripping = [pool.submit(chat, running, of_url(f"http://127.0.0.1:{port}/slow")) for _ in range(12)]
+        running.until(lambda: Handler.asked.count("/slow") >= 8)
         assert chat(running, "What?").status_code == 200
         assert chat(running, "What?", of_picture()).status_code == 200
         assert not any(future.done() for future in dripping)
@@ -441,3 +441,38 @@ def test_slow_media_hold_nobody_up(running: Running, port: int) -> None:  # noqa
             refused = future.result()
             assert refused.status_code == 400
             assert "was not there within" in refused.json()["error"]["message"]
+
+
+def test_parts_of_any_shape(running: Running) -> None:
+    """Whatever stands where a part has its values: an answer, or an error of the client's that says which part."""
+    shapes: list[Any] = [
+        None,
+        True,
+        7,
+        -1.5,
+        "",
+        "x",
+        [],
+        [1],
+        {},
+        {"url": None},
+        {"url": {}},
+        {"data": 7},
+        {"data": "!"},
+    ]
+    shapes += [{"data": ""}, {"url": "data:,"}, [["x"]], {"type": "image"}, "\0", "data:" + "x" * 5000, {"url": ["x"]}]
+    types = ("image_url", "input_image", "image", "image_pil", "image_embeds", "video_url", "video", "audio_url")
+    types += ("input_audio", "audio", "text", "input_text", "file", "refusal")  # type: ignore[assignment]
+    parts: list[Any] = [{"type": kind, kind: shape} for kind in types for shape in shapes]
+    parts += [{"type": shape} for shape in shapes] + shapes
+
+    def send(part: Any) -> str | None:
+        body = {"messages": [{"role": "user", "content": [part]}], **OPTIONS}
+        response = running.post("/v1/chat/completions", body)
+        fine = response.status_code in (200, 400) and len(response.text) < 2000
+        return None if fine else f"{part!r:.200}: {response.status_code} {response.text[:300]}"
+
+    with ThreadPoolExecutor(4) as pool:
+        failed = [found for found in pool.map(send, parts) if found is not None]
+    assert not failed, "\n".join(failed)
+    assert not any("Traceback" in line for line in running.log), "".join(running.log[-40:])
