@@ -44,7 +44,7 @@ def tokens_per_second(llm: LLM, batch: int, context: int) -> float:
 
     def states() -> list[SequenceState]:
         start = SequenceStart(0, [])
-        return [SequenceState(start, SamplingState(params, 0, [], frozenset())) for _ in range(batch)]
+        return [SequenceState(start, sampling=SamplingState(params, 0, [], frozenset())) for _ in range(batch)]
 
     def steps(first: bool) -> list[SequenceStep]:
         return [
