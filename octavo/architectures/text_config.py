@@ -41,7 +41,7 @@ def text_model(c: Config, model_type: str = "") -> CausalLM:
 
 
 def _with_defaults(section: Config, family: Architecture) -> Config:
-    made = type(section)(section.values, {**family.defaults, **section.defaults}, section.path)
+    made = type(section)(section.values, {**section.defaults, **family.defaults}, section.path)
     made.assumed = section.assumed
     return made
 

@@ -34,8 +34,7 @@ def vision_tower(
     """The tower that a section describes.
 
     Args:
-        c: `config.section("vision_config")`; its own defaults, from the composite's row, are for a config that leaves
-            the section out.
+        c: `config.section("vision_config")`. What it leaves out is as the tower's own config class has it.
         usual: the model_type of one that does not say.
         states: whose hidden states to give, as vision_feature_layer counts.
         last_norm: whether they are normed.
@@ -48,7 +47,7 @@ def vision_tower(
             f"config.json: {c.path}model_type is {kind[:60]!r}; here a tower is one of {', '.join(TOWERS)}."
         )
     make, defaults = TOWERS[kind]
-    vision = Config(c.values, defaults if c.values else {**defaults, **c.defaults}, c.path)
+    vision = Config(c.values, defaults, c.path)
     vision.assumed = c.assumed
     vision.check_sizes()
     try:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from transformers import LlavaConfig, LlavaNextConfig, LlavaNextVideoConfig, LlavaOnevisionConfig
+from transformers import LlavaConfig, LlavaNextConfig, LlavaNextVideoConfig, LlavaOnevisionConfig, PaliGemmaConfig
 
 from octavo import LLM, SamplingParams
 from octavo.architectures import find_architecture
@@ -15,6 +15,7 @@ from tests.architectures.published import build
 from tests.golden import case_named, prompt_of, write_model
 from tests.test_golden import agrees, load
 
+PALIGEMMA = "PaliGemmaForConditionalGeneration--3b"
 LLAVA = "LlavaForConditionalGeneration--1.5-7b"
 SAVED: dict[str, dict[str, str]] = {
     "4.52": {
@@ -54,7 +55,7 @@ def greedy(folder: Path, case: dict[str, Any]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("release", SAVED)
-@pytest.mark.parametrize("name", [LLAVA, "LlavaOnevisionForConditionalGeneration--qwen2-7b-ov"])
+@pytest.mark.parametrize("name", [LLAVA, "LlavaOnevisionForConditionalGeneration--qwen2-7b-ov", PALIGEMMA])
 def test_names_that_transformers_saves(name: str, release: str, tmp_path: Path) -> None:
     case = case_named(name)
     folder = write_model(case, tmp_path)
@@ -131,10 +132,12 @@ def test_a_config_that_leaves_out_what_the_classes_have(tmp_path: Path) -> None:
         ("LlavaNextForConditionalGeneration", LlavaNextConfig),
         ("LlavaNextVideoForConditionalGeneration", LlavaNextVideoConfig),
         ("LlavaOnevisionForConditionalGeneration", LlavaOnevisionConfig),
+        ("PaliGemmaForConditionalGeneration", PaliGemmaConfig),
     ],
 )
 def test_defaults_are_the_config_class_s(row: str, config_class: Any) -> None:
     whole, defaults = config_class().to_dict(), dict(find_architecture([row]).defaults)
-    vision = defaults.pop("vision_config")
+    for section in ("vision_config", "text_config"):
+        inside = defaults.pop(section, {})
+        assert {key: whole[section][key] for key in inside} == inside
     assert {key: whole[key] for key in defaults} == defaults
-    assert {key: whole["vision_config"][key] for key in vision} == vision

@@ -15,11 +15,11 @@ class PaliGemmaProcessor(Processor):
     mean = std = (0.5, 0.5, 0.5)
 
     def setup(self, config: Config) -> None:
-        vision = config["vision_config"]
+        vision = config.get("vision_config") or {"patch_size": 14}
+        side, patch = vision.get("image_size") or 224, vision.get("patch_size") or 16
         self.image_token = token_id(config.get("image_token_index", config.get("image_token_id", 257152)))
-        self.settings.setdefault("size", {"height": vision["image_size"], "width": vision["image_size"]})
-        patches = (vision.get("image_size", 224) // vision.get("patch_size", 14)) ** 2
-        self.tokens = whole(self.settings.get("image_seq_length") or patches)
+        self.settings.setdefault("size", {"height": side, "width": side})
+        self.tokens = whole(self.settings.get("image_seq_length") or (side // patch) ** 2)
         self.bos, self.newline = token_id(config.get("bos_token_id", 2)), self.vocabulary.encode("\n")
 
     def token(self, kind: str) -> int:
