@@ -2,20 +2,28 @@
 
 from collections.abc import Mapping
 
+from octavo.architectures.model_config import Config
 from octavo.parts import CausalLM, Into, MediaTower
 
 
-def with_tower(text: CausalLM, tower: MediaTower, names: Mapping[str, str | Into]) -> CausalLM:
+def with_tower(c: Config, text: CausalLM, tower: MediaTower, names: Mapping[str, str | Into]) -> CausalLM:
     """`text`, with a tower whose names are `names`; its own are published after `language_model.`.
 
     What transformers writes since 4.52 is understood as well: everything but the head after `model.`, the text model
-    without its own prefix after `model.language_model.`. Where the checkpoint stores no head, the table of tokens is
-    used as one, which the whole model's config may say as well as the text's.
+    without its own prefix after `model.language_model.`. The head is the composite's own: it is not tied where the
+    whole model's config `c` says so, whatever the text's says; where the checkpoint stores none, the table of tokens is
+    used as one; and it may lack the bias that the text family's has.
     """
+    if c.stated("tie_word_embeddings") is False:
+        text.tied = False
     head, prefix = text.names.published("head.weight").removesuffix("weight"), text.names.prefix
-    text.tied_if_absent = True
+    text.tied_if_absent, text.optional = True, (*text.optional, "head.bias")
     model = text.with_media(tower, names, text="language_model.")
     own = sorted({name.split(".")[0] for name in names})
     spellings = {"lm_head.": f"language_model.{head}", "model.language_model.": f"language_model.{prefix}"}
+    if head != "lm_head.":
+        spellings["language_model.lm_head."] = f"language_model.{head}"
+    if prefix not in ("", "model."):
+        spellings["language_model.model."] = f"language_model.{prefix}"
     model.names = model.names.spelled({**spellings, **{f"model.{each}": each for each in own}})
     return model

@@ -35,4 +35,4 @@ class FuyuTower(MediaTower):
 def fuyu(c: Config) -> CausalLM:
     text = persimmon(text_config(c))
     tower = FuyuTower(c.patch_size**2 * c.num_channels, text.hidden_size)
-    return with_tower(text, tower, {"vision_embed_tokens": "media.patches"})
+    return with_tower(c, text, tower, {"vision_embed_tokens": "media.patches"})

@@ -83,4 +83,4 @@ def llava_tower(c: Config, text: CausalLM, make: Callable[..., LlavaTower], **op
 )
 def llava(c: Config) -> CausalLM:
     text = text_model(c.section("text_config"), "llama")
-    return with_tower(text, llava_tower(c, text, LlavaTower), NAMES)
+    return with_tower(c, text, llava_tower(c, text, LlavaTower), NAMES)

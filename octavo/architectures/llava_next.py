@@ -89,7 +89,7 @@ class LlavaNextVideoTower(LlavaTower):
 )
 def llava_next(c: Config) -> CausalLM:
     text = text_model(c.section("text_config"), "llama")
-    return with_tower(text, llava_tower(c, text, LlavaNextTower, hidden_size=text.hidden_size), NEXT_NAMES)
+    return with_tower(c, text, llava_tower(c, text, LlavaNextTower, hidden_size=text.hidden_size), NEXT_NAMES)
 
 
 @architecture(
@@ -102,4 +102,4 @@ def llava_next(c: Config) -> CausalLM:
 def llava_next_video(c: Config) -> CausalLM:
     text = text_model(c.section("text_config"), "llama")
     pooling = {"mode": c.spatial_pool_mode, "stride": c.spatial_pool_stride}
-    return with_tower(text, llava_tower(c, text, LlavaNextVideoTower, **pooling), NEXT_NAMES)
+    return with_tower(c, text, llava_tower(c, text, LlavaNextVideoTower, **pooling), NEXT_NAMES)

@@ -91,4 +91,4 @@ def llava_onevision(c: Config) -> CausalLM:
     text = text_model(c.section("text_config"), "qwen2")
     most_tiles = int(c.vision_aspect_ratio.rpartition("_")[2])
     tower = llava_tower(c, text, LlavaOnevisionTower, hidden_size=text.hidden_size, most_tiles=most_tiles)
-    return with_tower(text, tower, NEXT_NAMES)
+    return with_tower(c, text, tower, NEXT_NAMES)

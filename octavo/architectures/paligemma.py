@@ -47,4 +47,4 @@ def paligemma(c: Config) -> CausalLM:
     project = Linear(tower.output_size, text.hidden_size, True)
     # Rows are divided by the root of hidden_size, which is what Gemma then multiplies all embeddings with.
     scale = text.tokens.scale / text.hidden_size**0.5
-    return with_tower(text, LlavaTower(tower, project, drop_first=False, scale=scale), NAMES)
+    return with_tower(c, text, LlavaTower(tower, project, drop_first=False, scale=scale), NAMES)

@@ -35,7 +35,7 @@ class CausalLM(nn.Module):
         tied: whether the embedding's table serves as the head's weight.
         tied_if_absent: whether the table serves as the head where the checkpoint stores none.
         encoder: makes `[rows, hidden_size]` of an EncoderBatch, for the layers' cross-attention.
-        optional: own parameters that become None where the checkpoint stores none.
+        optional: paths of parameters that become None where the checkpoint stores none.
         logit_scale: factor of the logits.
         softcap: logits become softcap * tanh(logits / softcap) (Gemma 2).
     """
@@ -97,7 +97,9 @@ class CausalLM(nn.Module):
                 if path.startswith("media.") and slot.role is Role.MULTIPLIED and not round_media:
                     slot.role = Role.EXACT
         for name in self.optional:
-            slots[name].do_without = partial(setattr, self, name, None)
+            if name in slots:  # a head that was dropped has none
+                owner, _, attribute = name.rpartition(".")
+                slots[name].do_without = partial(setattr, self.get_submodule(owner), attribute, None)
         table = next(slots[f"{path}.weight"] for path, part in self.named_modules() if part is self.tokens)
         table.role, table.load = Role.TABLE, partial(self.tokens.load, dtype=dtype)
         if self.head is None:

@@ -11,6 +11,7 @@ from transformers import LlavaConfig, LlavaNextConfig, LlavaNextVideoConfig, Lla
 from octavo import LLM, SamplingParams
 from octavo.architectures import find_architecture
 from octavo.errors import CheckpointError, UnsupportedModelError
+from octavo.tools.recipe import spec
 from tests.architectures.published import build
 from tests.golden import case_named, prompt_of, write_model
 from tests.test_golden import agrees, load
@@ -74,6 +75,44 @@ def test_a_head_that_is_not_stored_is_the_table(tmp_path: Path) -> None:
     expected = greedy(folder, case)
     save_file({name: tensor for name, tensor in tied.items() if "lm_head" not in name}, path)
     assert greedy(folder, case) == expected
+
+
+@pytest.mark.parametrize("whole", [False, None])
+def test_a_stored_head_counts_where_the_whole_model_is_not_tied(whole: bool | None, tmp_path: Path) -> None:
+    case = case_named(LLAVA)
+    config = {**case["config"], "tie_word_embeddings": whole}
+    config["text_config"] = {**config["text_config"], "tie_word_embeddings": True}
+    folder = write_model({**case, "config": config}, tmp_path)
+    expected = [c["output_token_ids"][:4] for c in case["cases"]]
+    assert (greedy(folder, case) == expected) == (whole is False)
+
+
+def test_a_head_may_lack_the_bias_of_the_text_family(tmp_path: Path) -> None:
+    """As transformers saves LLaVA with Phi since 4.52; before, the head was Phi's own."""
+    text = {"model_type": "phi", "vocab_size": 264, "hidden_size": 64, "intermediate_size": 96}
+    text |= {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 512}
+    case = case_named(LLAVA)
+    config = {**case["config"], "text_config": text}
+    shapes = {"lm_head": [264, 64], "model.embed_tokens": [264, 64], "model.final_layernorm": [64]}
+    for i in range(2):
+        layer = {"input_layernorm": [64], "mlp.fc1": [96, 64], "mlp.fc2": [64, 96], "self_attn.dense": [64, 64]}
+        layer |= {f"self_attn.{x}_proj": [64, 64] for x in "qkv"}
+        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
+    tensors = {name: of for name, of in case["tensors"].items() if not name.startswith("language_model.")}
+    for name, shape in shapes.items():
+        tensors[f"language_model.{name}.weight"] = spec(f"{name}.weight", shape)
+        if "embed" not in name:
+            tensors[f"language_model.{name}.bias"] = spec(f"{name}.bias", shape[:1])
+    folder = write_model({**case, "config": config, "tensors": tensors}, tmp_path)
+    path = folder / "model.safetensors"
+    stored, bias = load_file(path), "language_model.lm_head.bias"
+    stored[bias] *= 50
+    save_file(stored, path)
+    with_bias = greedy(folder, case)
+    save_file({**stored, bias: np.zeros_like(stored[bias])}, path)
+    without = greedy(folder, case)
+    save_file({name: tensor for name, tensor in stored.items() if name != bias}, path)
+    assert greedy(folder, case) == without != with_bias
 
 
 def test_what_hidden_states_do_not_need_may_be_stored(tmp_path: Path) -> None:
