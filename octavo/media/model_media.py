@@ -102,13 +102,12 @@ class ModelMedia:
         self._class: type[Processor] = _processor_class(info.processor)
         self._processor: Processor | None = None
         self._lacking = ""
-        if info.open_kinds:
-            try:
-                self._processor = self._make(tokenizer)
-            except CheckpointError as error:
-                if tokenizer is not None:
-                    raise
-                self._lacking = str(error)  # prompts of token ids alone can be served all the same
+        try:
+            self._processor = self._make(tokenizer)
+        except CheckpointError as error:
+            if tokenizer is not None and info.open_kinds:
+                raise
+            self._lacking = str(error)  # prompts of token ids, or of text, can be served all the same
 
     def _make(self, tokenizer: Tokenizer | None) -> Processor:
         info = self.info
@@ -118,9 +117,9 @@ class ModelMedia:
         limits = {kind: most for kind, most in info.takes.items() if most is not None}
         return self._class(files, tokenizer, limits)
 
-    def encode(self, text: str) -> list[int]:
-        """The tokens of a text that media are written into, by the family's rule."""
-        return self._ready().encode(text)
+    def encode(self, text: str) -> list[int] | None:
+        """The tokens of a prompt's text by the family's rule; None where there is no processor that knows it."""
+        return None if self._processor is None else self._processor.encode(text)
 
     def mark(self, kind: str, number: int = 1) -> str:
         """What stands in a prompt's text for the `number`-th item of a kind; empty where nothing does."""
@@ -176,7 +175,7 @@ class ModelMedia:
 
     def _ready(self) -> Processor:
         if self._processor is None:
-            raise InvalidRequestError(self._lacking or "this engine takes no media: limit_mm_per_prompt is 0 for all.")
+            raise InvalidRequestError(self._lacking)
         return self._processor
 
 

@@ -270,7 +270,8 @@ class InputChecker:
                 "this engine was started with skip_tokenizer_init=True and takes token ids: "
                 '{"prompt_token_ids": [...]}.'
             )
-        return self.tokenizer.encode(text, add_special_tokens)
+        ids = self.media.encode(text) if add_special_tokens and self.media is not None else None
+        return self.tokenizer.encode(text, add_special_tokens) if ids is None else ids
 
     @staticmethod
     def _ids(ids: Any) -> list[int]:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -250,6 +251,13 @@ def test_a_model_of_text_has_no_transcriptions(tiny_server: Running) -> None:
     assert "only text parts are supported" in refused.json()["error"]["message"]
 
 
+def float_wav(samples: list[float], rate: int = 16000) -> bytes:
+    data = np.array(samples, "<f4").tobytes()
+    form = struct.pack("<HHIIHH", 3, 1, rate, 4 * rate, 4, 32)
+    body = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(data)) + data
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
 ONE = of_picture()
 HOSTILE: dict[str, tuple[Any, str]] = {
     "bomb": (of_url(data_url(png(60000, 60000))), "pixels"),
@@ -285,6 +293,8 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "cut sound": (of_url(data_url(wav()[:30]), "audio"), "audio"),
     "hours of sound": (of_url(data_url(wav(3_000_000, 1000)), "audio"), "seconds long"),
     "rate 0": (of_url(data_url(wav(100, 0)), "audio"), "audio"),
+    "NaN samples": (of_url(data_url(float_wav([0.0, float("nan"), 0.5])), "audio"), "not finite"),
+    "infinite samples": (of_url(data_url(float_wav([float("inf")] * 90)), "audio"), "not finite"),
     "no domain": (of_url("http://example.org/a.png"), "not allowed"),
     "local host by name": (of_url("http://localhost:{port}/secret"), "not allowed"),
     "the cloud's own": (of_url("http://169.254.169.254/latest/meta-data"), "not allowed"),

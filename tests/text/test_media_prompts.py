@@ -82,6 +82,16 @@ def test_text_is_tokenized_by_the_familys_rule(tmp_path: Path) -> None:
     assert checker.prompt(bare, PARAMS).token_ids == checked.token_ids[1:]
 
 
+@pytest.mark.parametrize("name", ["MolmoForCausalLM--molmo-7b-d", "LlavaForConditionalGeneration--1.5-7b"])
+def test_text_alone_is_tokenized_by_the_same_rule(name: str, tmp_path: Path) -> None:
+    """Molmo's begins with a token and a space, with a picture or without."""
+    for limits in ({}, {"image": 0}):
+        checker, _ = checker_of(name, tmp_path, limits=limits)
+        for case in read_case(path_of(name))["cases"]:
+            if not any(media(case).values()):
+                assert checker.prompt(case["prompt"], PARAMS).token_ids == case["prompt_token_ids"]
+
+
 def test_a_prefix_that_sees_both_ways_does_so_without_a_picture(tmp_path: Path) -> None:
     checker, _ = checker_of("PaliGemma", tmp_path)
     assert checker.prompt([2, 30, 40], PARAMS).both_ways == [(0, 3)]
