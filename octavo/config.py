@@ -72,8 +72,8 @@ class EngineArgs:
     offline: bool = option(False, "use only what is already on this disk, never the network")
     load_format: str = option(
         "auto",
-        "which weight files to read: auto, safetensors, pt or gguf",
-        choices=("auto", "safetensors", "pt", "gguf"),
+        "which weight files to read: auto, safetensors, pt, gguf, or mistral (consolidated files and params.json)",
+        choices=("auto", "safetensors", "pt", "gguf", "mistral"),
     )
     trust_remote_code: bool = option(False, "allow Python code that comes with the model (tokenizers) to run here")
     skip_tokenizer_init: bool = option(False, "load no tokenizer: prompts must be token ids, answers are token ids")
@@ -283,8 +283,8 @@ _MUST_BE_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "runner": ("auto", "generate", None),
     "convert": ("auto", "none", None),
     "logits_processors": (None,),
-    "config_format": ("auto", "hf"),
-    "tokenizer_mode": ("auto",),
+    "config_format": ("auto", "hf", "mistral"),
+    "tokenizer_mode": ("auto", "mistral"),
 }
 _RENAMED = {"guided_decoding_backend": None, "pooler_config": "override_pooler_config", "num_threads": "threads"}
 

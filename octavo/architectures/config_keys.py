@@ -67,7 +67,7 @@ _BY_KIND: dict[Kind, str] = {
         scale_attn_by_inverse_layer_idx scale_qk_dot_by_d mup_scale_qk_dot_by_d mup_use_scaling rmsnorm post_layer_norm
         apply_residual_connection_post_layernorm do_layer_norm_before layer_norm_elementwise_affine
         _remove_final_layer_norm learned_pos_emb blocksparse_homo_head_pattern no_op replace_with_linear truncate
-        use_decoder_only_language_model drop_vision_last_layer multimodal_projector_bias""",
+        use_decoder_only_language_model drop_vision_last_layer multimodal_projector_bias adapter_bias""",
     TEXT: """model_type position_embedding_type topk_method attn_type rope_type type dtype torch_dtype
         vision_encoder""",
     ACTIVATION: "name hidden_act hidden_activation activation_function activation projector_hidden_act",
@@ -84,7 +84,7 @@ _BY_KIND: dict[Kind, str] = {
     BASE: "rope_theta rotary_emb_base rope_embedding_base base",
     SHARE: "partial_rotary_factor rotary_pct rope_pct rope_percent rotary_emb_fraction",
     OBJECT: """rope_scaling rope_parameters attn_config ffn_config ffn_act_fn rotary id2label attention ffn
-        text_config llm_config vision_config qformer_config visual slice_config""",
+        text_config llm_config vision_config qformer_config visual slice_config moe""",
     OBJECTS: "block_configs",
     INDICES: "attention_layers expert_layers mlp_only_layers bskcn_1 bskcn_2 bskcn_3 bskcn_4",
     integers(0, MAX_SIZE): "dummy_token_indices",

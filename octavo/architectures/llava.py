@@ -9,9 +9,11 @@ from octavo.architectures.composite import with_tower
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.architectures.text_config import text_model
-from octavo.architectures.vision_config import tower_names, vision_tower
+from octavo.architectures.vision_config import PIXTRAL, pixtral_names, pixtral_tower, tower_names, vision_tower
+from octavo.media.processor import Processor
 from octavo.media.processors.llava import LlavaProcessor
-from octavo.parts import MLP, CausalLM, MediaData, MediaTower, VisionTower, together
+from octavo.media.processors.pixtral import PixtralProcessor
+from octavo.parts import MLP, CausalLM, MediaData, MediaTower, ProjectedPixtral, VisionTower, together
 
 CLIP_336 = {
     "model_type": "clip_vision_model",
@@ -29,7 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "vision_feature_layer": -2,
     "vision_feature_select_strategy": "default",
 }
-NAMES = {**tower_names(), "multi_modal_projector.{linear_1|linear_2}": "media.project.{up|down}"}
+NAMES = {**tower_names(), **pixtral_names(), "multi_modal_projector.{linear_1|linear_2}": "media.project.{up|down}"}
 
 
 class LlavaTower(MediaTower):
@@ -74,13 +76,22 @@ def llava_tower(c: Config, text: CausalLM, make: Callable[..., LlavaTower], **op
     return make(tower, project, drop_first, text.tokens.scale, **options)
 
 
+def processor(c: Config) -> type[Processor]:
+    """What makes features of pictures for the tower that the config has."""
+    return PixtralProcessor if c.section("vision_config").get("model_type") == PIXTRAL else LlavaProcessor
+
+
 @architecture(
     "LlavaForConditionalGeneration",
-    about="LLaVA-1.5, LLaVA-Interleave",
-    examples=("llava-hf/llava-1.5-7b-hf", "llava-hf/llava-interleave-qwen-7b-hf"),
-    media=LlavaProcessor,
+    about="LLaVA-1.5, LLaVA-Interleave, Pixtral",
+    examples=("llava-hf/llava-1.5-7b-hf", "llava-hf/llava-interleave-qwen-7b-hf", "mistral-community/pixtral-12b"),
+    media=processor,
     defaults=DEFAULTS,
 )
 def llava(c: Config) -> CausalLM:
-    text = text_model(c.section("text_config"), "llama")
-    return with_tower(c, text, llava_tower(c, text, LlavaTower), NAMES)
+    text, vision = text_model(c.section("text_config"), "llama"), c.section("vision_config")
+    if vision.get("model_type") != PIXTRAL:
+        return with_tower(c, text, llava_tower(c, text, LlavaTower), NAMES)
+    size, tower = text.hidden_size, pixtral_tower(vision, c.vision_feature_layer)
+    project = MLP(tower.output_size, size, c.projector_hidden_act, c.multimodal_projector_bias, output_size=size)
+    return with_tower(c, text, ProjectedPixtral(tower, project), NAMES)

@@ -4,8 +4,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from octavo.architectures.model_config import Config
+from octavo.architectures.rope_settings import rope_settings
 from octavo.errors import CheckpointError, UnsupportedModelError
-from octavo.parts import Into, VisionSizes, VisionTower, clip_tower, flat_convolution, parameter, siglip_tower
+from octavo.parts import (
+    Into,
+    PixtralTower,
+    VisionSizes,
+    VisionTower,
+    clip_tower,
+    flat_convolution,
+    parameter,
+    siglip_tower,
+)
 
 _DEFAULTS: dict[str, Any] = {
     "hidden_size": 768,
@@ -14,6 +24,16 @@ _DEFAULTS: dict[str, Any] = {
     "num_attention_heads": 12,
     "num_channels": 3,
     "image_size": 224,
+}
+PIXTRAL = "pixtral"
+PIXTRAL_DEFAULTS: dict[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "num_channels": 3,
+    "patch_size": 16,
+    "hidden_act": "gelu",
 }
 TOWERS: dict[str, tuple[Callable[..., VisionTower], Mapping[str, Any]]] = {
     "clip_vision_model": (
@@ -54,6 +74,41 @@ def vision_tower(
         return make(vision_sizes(vision), states, last_norm)
     except ValueError as error:
         raise CheckpointError(f"config.json: {error}.") from error
+
+
+def pixtral_tower(c: Config, state: Any) -> PixtralTower:
+    """Pixtral's tower as a section describes it, up to the hidden states that vision_feature_layer chooses."""
+    c = Config(c.values, PIXTRAL_DEFAULTS, c.path)
+    layers = c.num_hidden_layers
+    given = state if not isinstance(state, int) or state >= 0 else state + layers + 1
+    if not isinstance(given, int) or not 0 < given <= layers:
+        raise CheckpointError(f"config.json: vision_feature_layer is {state}; of Pixtral's tower it must be a layer.")
+    return PixtralTower(
+        c.hidden_size,
+        c.intermediate_size,
+        given,
+        c.num_attention_heads,
+        c.get("head_dim", c.hidden_size // c.num_attention_heads),
+        c.patch_size,
+        base=rope_settings(c).get("rope_theta") or c.first("rope_theta", default=10000.0),
+        activation=c.hidden_act,
+        interleaved=False,
+        channels=c.num_channels,
+    )
+
+
+def pixtral_names(published: str = "vision_tower.", path: str = "media.tower") -> dict[str, str | Into]:
+    """Where the tensors of Pixtral's tower go."""
+    layer, here = f"{published}transformer.layers.{{i}}", f"{path}.encoder.layers.{{i}}"
+    return {
+        f"{published}patch_conv": Into(f"{path}.patches", flat_convolution),
+        f"{published}ln_pre": f"{path}.first_norm",
+        f"{layer}.{{attention|ffn}}_norm": f"{here}.{{attn|mlp}}_norm",
+        f"{layer}.attention.{{q|k|v}}_proj": f"{here}.attn.qkv.{{q|k|v}}",
+        f"{layer}.attention.o_proj": f"{here}.attn.o",
+        f"{layer}.feed_forward.{{gate|up}}_proj": f"{here}.mlp.gate_up.{{gate|up}}",
+        f"{layer}.feed_forward.down_proj": f"{here}.mlp.down",
+    }
 
 
 def vision_sizes(c: Config) -> VisionSizes:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from octavo.architectures import Architecture, Config, all_architectures, find_architecture
+from octavo.architectures.mistral_native import mistral_config
 from octavo.config import EngineArgs
 from octavo.errors import CheckpointError, OctavoError, UnsupportedModelError, did_you_mean
 from octavo.files import read_json
@@ -49,7 +50,9 @@ def _open_gguf(files: ModelFiles, args: EngineArgs) -> Checkpoint:
 
 
 def _open_folder(files: ModelFiles, args: EngineArgs) -> Checkpoint:
-    values = {**read_json(files.path / "config.json"), **args.hf_overrides}
+    config, params = files.path / "config.json", files.path / "params.json"
+    is_native = args.load_format == "mistral" or not config.is_file()
+    values = {**(mistral_config(read_json(params)) if is_native else read_json(config)), **args.hf_overrides}
     names = values.get("architectures")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise CheckpointError(
@@ -57,7 +60,7 @@ def _open_folder(files: ModelFiles, args: EngineArgs) -> Checkpoint:
             "hf_overrides={'architectures': ['LlamaForCausalLM']} if you know it."
         )
     architecture = find_architecture(names)
-    weights = folder_format(files.path, args.load_format, values)
+    weights = folder_format(files.path, "mistral" if is_native else args.load_format, values)
     return Checkpoint(architecture.config(values), architecture, files, weights)
 
 

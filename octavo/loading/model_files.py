@@ -99,8 +99,8 @@ def _check_model_file(path: Path) -> Path:
 
 
 def _check_folder(folder: Path, quant: str = "") -> Path:
-    """The folder itself if it has a config.json, else the GGUF file in it, or the first part of a split one."""
-    if (folder / "config.json").is_file() and not quant:
+    """The folder itself if it has a config.json or params.json, else the GGUF file in it, or the first of its parts."""
+    if any((folder / name).is_file() for name in ("config.json", "params.json")) and not quant:
         return folder
     files = sorted(folder.glob("*.gguf")) or sorted(folder.glob("*/*.gguf"))
     # One of each set of parts: which of them is missing is for the reader of the file to say.
@@ -115,8 +115,8 @@ def _check_folder(folder: Path, quant: str = "") -> Path:
     if quant:
         raise CheckpointError(f"{folder} has no GGUF file with {quant[:60]!r} in its name (it holds {held}).")
     raise CheckpointError(
-        f"{folder} is not a model: it has neither config.json nor a .gguf file (it holds {held}). "
-        "Give the folder that was downloaded or saved as a whole."
+        f"{folder} is not a model: it has neither config.json nor a .gguf file, nor Mistral's params.json (it holds "
+        f"{held}). Give the folder that was downloaded or saved as a whole."
     )
 
 

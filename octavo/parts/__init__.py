@@ -12,6 +12,7 @@ from octavo.parts.mlp import MLP, GatedMLP
 from octavo.parts.moe import MoE, softmax_then_topk
 from octavo.parts.names import Into, Names, alternating, grouped_qkv, parameter, stacked, transposed
 from octavo.parts.norms import LayerNorm, Norm, RMSNorm
+from octavo.parts.pixtral_tower import PixtralTower, ProjectedPixtral
 from octavo.parts.pooler import Pooler
 from octavo.parts.qk_transform import Clip, QKNorm, QKTransform
 from octavo.parts.resampler import QueryAttention, QueryBatch, Resampler, resampler_names, sin_cos_positions
@@ -59,11 +60,13 @@ __all__ = [
     "PagedKV",
     "PagedView",
     "PatchEmbedding",
+    "PixtralTower",
     "PlacedRows",
     "Pooler",
     "PositionedEmbedding",
     "PostNorm",
     "PreNorm",
+    "ProjectedPixtral",
     "QKNorm",
     "QKTransform",
     "QueryAttention",

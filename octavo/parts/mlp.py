@@ -63,5 +63,5 @@ class GatedMLP(nn.Module):
         self.gate_up = Linear(hidden_size, {"gate": intermediate_size, "up": intermediate_size}, bias)
         self.down = Linear(intermediate_size, hidden_size, bias)
 
-    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+    def forward(self, x: Tensor, batch: Batch | SpanBatch) -> Tensor:
         return self.down(self.gate_up.gated(x, batch, self.gate), batch)  # type: ignore[no-any-return]

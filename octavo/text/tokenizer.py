@@ -9,6 +9,7 @@ from octavo.errors import CheckpointError, InvalidRequestError, UnsupportedModel
 from octavo.files import read_json
 from octavo.text.added_tokens import add_tokens
 from octavo.text.chat_prompt import Templated, render_chat
+from octavo.text.tekken import TEMPLATE, tekken_tokenizer
 from octavo.text.template_files import ChatTemplates, read_templates
 
 T = TypeVar("T")
@@ -222,6 +223,8 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> Tokenizer:
     settings = read_json(settings_file) if settings_file.is_file() else {}
     if (folder / "tokenizer.json").is_file():
         return _fast(folder, settings)
+    if (folder / "tekken.json").is_file():
+        return _tekken(folder, settings)
     return _through_transformers(folder, settings, trust_remote_code)
 
 
@@ -237,6 +240,12 @@ def _fast(folder: Path, settings: dict[str, Any]) -> FastTokenizer:
     special = add_tokens(inner, folder, settings)
     _follow_bos_settings(inner, settings, special)
     return FastTokenizer(inner, special, read_templates(folder, settings))
+
+
+def _tekken(folder: Path, settings: dict[str, Any]) -> FastTokenizer:
+    inner, special = tekken_tokenizer(folder / "tekken.json")
+    set_template(inner, special.get("bos_token"), None)
+    return FastTokenizer(inner, special, {"default": TEMPLATE, **read_templates(folder, settings)})
 
 
 _REBUILD_FOR = ("Llama", "CodeLlama", "Gemma")

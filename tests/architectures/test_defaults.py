@@ -9,7 +9,7 @@ from octavo.architectures import all_architectures
 from octavo.architectures.config_keys import KEYS, SPELLINGS
 from octavo.architectures.rope_settings import position_limit
 from tests.architectures.published import PUBLISHED, build, class_defaults, recorded
-from tests.golden import CASES, read_case
+from tests.golden import CASES, config_of, read_case
 
 ARCHITECTURES = all_architectures()
 TWO_LAYERS = {"num_hidden_layers": 2, "encoder_layers": 2, "decoder_layers": 2}
@@ -48,7 +48,7 @@ def read_by(name: str) -> set[tuple[str, str]]:
     """All keys that the family reads of its golden cases, and of a config that leaves everything out."""
     cases = [case for path in CASES if (case := read_case(path))["row"] == name]
     with recorded() as asked:
-        for values in [TWO_LAYERS | HAS_NO_DEFAULT.get(name, {}), *(case["config"] for case in cases)]:
+        for values in [TWO_LAYERS | HAS_NO_DEFAULT.get(name, {}), *map(config_of, cases)]:
             build(ARCHITECTURES[name], {"architectures": [name], **values})
             position_limit(ARCHITECTURES[name].config(values))
     return asked

@@ -17,7 +17,7 @@ from octavo.errors import CheckpointError, InvalidRequestError, OctavoError
 from octavo.loading.checkpoint import sound_config
 from octavo.parts.weight_slots import weight_slots
 from tests.architectures.published import build, recorded
-from tests.golden import CASES, case_named, prompt_of, read_case, write_model
+from tests.golden import CASES, case_named, config_of, prompt_of, read_case, write_model
 from tests.test_golden import answers, load
 
 WRONG: list[Any] = [
@@ -59,7 +59,8 @@ def test_every_key_of_every_family(row: str, tmp_path: Path) -> None:
     tried, longest = set[tuple[str, str]](), 0
     for path in ROWS[row]:
         case = read_case(path)
-        config, right = case["config"], shapes(case["config"], tmp_path)
+        config = config_of(case)
+        case, right = {**case, "config": config}, shapes(config, tmp_path)
         with recorded() as asked:
             build(all_architectures()[row], config)
             position_limit(all_architectures()[row].config(config))

@@ -6,15 +6,22 @@ from typing import Any
 
 import numpy as np
 
+from octavo.architectures.mistral_native import mistral_config
 from octavo.tools.recipe import media, values, write_model
 
-__all__ = ["CASES", "case_named", "has_media", "prompt_of", "read_case", "tensors", "write_model"]
+__all__ = ["CASES", "case_named", "config_of", "has_media", "prompt_of", "read_case", "tensors", "write_model"]
 
 CASES = sorted((Path(__file__).parent / "cases").glob("*.json"))
 
 
 def read_case(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
+
+
+def config_of(case: dict[str, Any]) -> dict[str, Any]:
+    """The values of a case's config.json; of a params.json, those that it means."""
+    config: dict[str, Any] = case["config"]
+    return mistral_config(config) if case.get("config_file") == "params.json" else config
 
 
 def has_media(case: dict[str, Any]) -> bool:

@@ -22,6 +22,8 @@ HEADER_MAX = 32 << 20
 """Bytes of a safetensors file's header: some 200,000 tensors."""
 INDEX_MAX = 64 << 20
 """Bytes of an index, which names every tensor of a model."""
+NATIVE = "consolidated*.safetensors"
+"""The files of Mistral's own format."""
 REOPEN_AFTER = 32 << 20
 """Bytes read through one memory map before it is dropped, so that pages already used do not count as ours."""
 
@@ -34,7 +36,7 @@ class PlainWeights(WeightFormat):
 
     Args:
         folder: where the files are.
-        load_format: which of them to read: auto, safetensors or pt.
+        load_format: which of them to read: auto, safetensors, pt, or mistral (consolidated*.safetensors).
     """
 
     name = "plain"
@@ -52,10 +54,10 @@ def folder_tensors(folder: Path, load_format: str = "auto") -> NamedTensors:
     Raises CheckpointError for missing shards, damaged files, pickles that hold code, and a name that is there twice.
     """
     kinds = {
-        "auto": (("safetensors", _safetensors), ("bin", pickled_tensors)),
         "safetensors": (("safetensors", _safetensors),),
         "pt": (("bin", pickled_tensors), ("pt", pickled_tensors)),
-    }[load_format if load_format in ("safetensors", "pt") else "auto"]
+        "mistral": ((NATIVE, _safetensors),),
+    }.get(load_format, (("safetensors", _safetensors), ("bin", pickled_tensors)))
     for suffix, read in kinds:
         files = _weight_files(folder, suffix)
         if files:
@@ -71,13 +73,15 @@ def folder_tensors(folder: Path, load_format: str = "auto") -> NamedTensors:
                     yield name, source
             return
     raise CheckpointError(
-        f"{folder} has a config.json but no weights ({' or '.join('*.' + k for k, _ in kinds)}). "
+        f"{folder} has a config but no weights ({' or '.join(k if k == NATIVE else '*.' + k for k, _ in kinds)}). "
         "Download the whole model, or point to the folder that holds its weights."
     )
 
 
 def _weight_files(folder: Path, suffix: str) -> list[Path]:
     """The files that the folder's index names, or all of the kind."""
+    if suffix == NATIVE:
+        return sorted(folder.glob(NATIVE))
     stem = "model" if suffix == "safetensors" else "pytorch_model"
     index = folder / f"{stem}.{suffix}.index.json"
     if not index.is_file():

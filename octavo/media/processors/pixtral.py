@@ -64,7 +64,7 @@ class MistralPixtralProcessor(PixtralProcessor):
     embeds = NO_ROWS
 
     def setup(self, config: Config) -> None:
-        vision = config["vision_encoder"]
+        vision = config.get("vision_config") or config["vision_encoder"]
         self.patch, self.longest = (
             whole(vision["patch_size"]),
             whole(vision.get("max_image_size", vision["image_size"])),
