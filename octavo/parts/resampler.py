@@ -59,12 +59,12 @@ class QueryAttention(nn.Module):
 
     def forward(self, x: Tensor, batch: QueryBatch) -> Tensor:
         query, key, value = (
-            linear(rows, batch).view(len(rows), self.num_heads, self.head_dim).float()
+            linear(rows, batch).view(len(rows), self.num_heads, self.head_dim)
             for linear, rows in zip(self.inputs, (x, batch.keys, batch.values), strict=True)
         )
         runs = [(*queries, *keys) for queries, keys in zip(batch.runs, batch.key_runs, strict=True)]
         out = self._attention(query, key, value, self.head_dim**-0.5, runs)
-        return self.o(out.flatten(1).to(x.dtype), batch)  # type: ignore[no-any-return]
+        return self.o(out.flatten(1), batch)  # type: ignore[no-any-return]
 
 
 def resampler_names(published: str, path: str) -> dict[str, str | Into]:
