@@ -43,7 +43,7 @@ _BY_KIND: dict[Kind, str] = {
         moe_layer_freq moe_layer_frequency decoder_sparse_step expert_layer_period attn_layer_period
         n_group topk_group moe_top_k moe_num_experts
         num_heads heads cross_attention_frequency spatial_pool_stride spatial_merge_size
-        temporal_patch_size""",
+        temporal_patch_size stack_factor""",
     COUNT_OR_NONE: """num_experts num_local_experts n_routed_experts n_shared_experts num_experts_per_tok
         first_k_dense_replace max_window_layers expert_layer_offset attn_layer_offset
         dense_attention_every_n_layers""",
@@ -53,7 +53,8 @@ _BY_KIND: dict[Kind, str] = {
         vocab_size padded_vocab_size word_embed_proj_dim kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim
         v_head_dim state_size mamba_d_state rotary_dim blocksparse_block_size blocksparse_num_local_blocks
         blocksparse_vert_stride image_size patch_size in_channels num_positions num_query_tokens encoder_hidden_size
-        num_channels query_num n_queries output_dim width embed_dim""",
+        num_channels query_num n_queries output_dim width embed_dim num_mel_bins
+        max_source_positions""",
     integer(2, 1 << 12): "conv_kernel mamba_d_conv",
     LENGTH: """max_position_embeddings n_positions max_seq_len n_ctx seq_length model_max_length max_sequence_length
         original_max_position_embeddings""",
@@ -67,8 +68,9 @@ _BY_KIND: dict[Kind, str] = {
         scale_attn_by_inverse_layer_idx scale_qk_dot_by_d mup_scale_qk_dot_by_d mup_use_scaling rmsnorm post_layer_norm
         apply_residual_connection_post_layernorm do_layer_norm_before layer_norm_elementwise_affine
         _remove_final_layer_norm learned_pos_emb blocksparse_homo_head_pattern no_op replace_with_linear truncate
-        use_decoder_only_language_model drop_vision_last_layer multimodal_projector_bias adapter_bias""",
-    TEXT: """model_type position_embedding_type topk_method attn_type rope_type type dtype torch_dtype
+        use_decoder_only_language_model drop_vision_last_layer multimodal_projector_bias adapter_bias
+        projector_ln_mid""",
+    TEXT: """model_type projector_act position_embedding_type topk_method attn_type rope_type type dtype torch_dtype
         vision_encoder""",
     ACTIVATION: "name hidden_act hidden_activation activation_function activation projector_hidden_act",
     EPSILON: """rms_norm_eps layer_norm_eps layer_norm_epsilon layernorm_epsilon norm_eps norm_epsilon mixer_rms_eps
@@ -84,7 +86,7 @@ _BY_KIND: dict[Kind, str] = {
     BASE: "rope_theta rotary_emb_base rope_embedding_base base",
     SHARE: "partial_rotary_factor rotary_pct rope_pct rope_percent rotary_emb_fraction",
     OBJECT: """rope_scaling rope_parameters attn_config ffn_config ffn_act_fn rotary id2label attention ffn
-        text_config llm_config vision_config qformer_config visual slice_config moe""",
+        text_config llm_config vision_config qformer_config visual slice_config moe audio_config""",
     OBJECTS: "block_configs",
     INDICES: "attention_layers expert_layers mlp_only_layers bskcn_1 bskcn_2 bskcn_3 bskcn_4",
     integers(0, MAX_SIZE): "dummy_token_indices",

@@ -28,6 +28,7 @@ from octavo.parts.vision_transformer import (
     resized_positions,
     unfold,
 )
+from octavo.parts.whisper_encoder import WhisperEncoder, whisper_names
 from octavo.parts.wiring import BranchNorm, FromNormed, PostNorm, PreNorm, SandwichNorm, SharedNorm, SideBySide, Wiring
 
 __all__ = [
@@ -83,6 +84,7 @@ __all__ = [
     "StateSpec",
     "VisionSizes",
     "VisionTower",
+    "WhisperEncoder",
     "Wiring",
     "alibi_slopes",
     "alternating",
@@ -101,4 +103,5 @@ __all__ = [
     "together",
     "transposed",
     "unfold",
+    "whisper_names",
 ]

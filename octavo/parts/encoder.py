@@ -1,5 +1,7 @@
 """Encoders: they read a request's whole input at once, and cross-attention reads what they make of it."""
 
+from collections.abc import Collection
+
 from torch import Tensor, nn
 
 from octavo.ops import AttentionSpec, Backend
@@ -16,7 +18,7 @@ class EncoderAttention(nn.Module):
         hidden_size: of the residual stream.
         num_heads: how many share it.
         head_dim: values of a head; None for an even share of `hidden_size`.
-        bias: of queries, keys and values.
+        bias: of queries, keys and values, or of which of these: q, k, v.
         out_bias: of the output; None for the same as `bias`.
         qk_norm: norms of queries and keys, before rope.
         interleaved: pairs of rope are neighbours (GPT-J) instead of halves (GPT-NeoX).
@@ -28,7 +30,7 @@ class EncoderAttention(nn.Module):
         num_heads: int,
         *,
         head_dim: int | None = None,
-        bias: bool = False,
+        bias: bool | Collection[str] = False,
         out_bias: bool | None = None,
         qk_norm: QKNorm | None = None,
         interleaved: bool = False,
@@ -39,7 +41,7 @@ class EncoderAttention(nn.Module):
         self.num_heads, self.head_dim = num_heads, hidden_size // num_heads if head_dim is None else head_dim
         size = self.num_heads * self.head_dim
         self.qkv = Linear(hidden_size, {"q": size, "k": size, "v": size}, bias)
-        self.o = Linear(size, hidden_size, bias if out_bias is None else out_bias)
+        self.o = Linear(size, hidden_size, bool(bias) if out_bias is None else out_bias)
         self.qk_norm, self.interleaved = qk_norm, interleaved
 
     def prepare(self, backend: Backend) -> None:

@@ -3,7 +3,7 @@
 Nobody else holds a weight that rows are multiplied with. Each product is told the batch that its rows are of.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,18 +20,26 @@ class Linear(nn.Module):
         inputs: values of a row.
         outputs: values of a result, or named segments of it: `{"q": 64, "k": 32, "v": 32}` merges three published
             layers into one product, and each segment is filled by its own name.
-        bias: whether there is one. It is held in float32.
+        bias: whether there is one, or the names of the segments that have one. It is held in float32.
         exact: the weight is never rounded to fewer bits than it is stored in (routers, heads of scores).
     """
 
     def __init__(
-        self, inputs: int, outputs: int | Mapping[str, int], bias: bool = False, *, exact: bool = False
+        self,
+        inputs: int,
+        outputs: int | Mapping[str, int],
+        bias: bool | Collection[str] = False,
+        *,
+        exact: bool = False,
     ) -> None:
         super().__init__()
         self.segments = dict(outputs) if isinstance(outputs, Mapping) else {}
         self.inputs = inputs
         self.outputs = sum(self.segments.values()) if isinstance(outputs, Mapping) else outputs
-        self.has_bias, self.exact = bias, exact
+        self.has_bias, self.exact = bool(bias), exact
+        named = self.segments if isinstance(bias, bool) else bias
+        self.biased = {name: size for name, size in self.segments.items() if name in named}
+        """The segments that have a bias; the others' is zero."""
         self.bias: nn.Parameter | None = None
         self._packed: PackedLinear | None = None
 
@@ -40,7 +48,8 @@ class Linear(nn.Module):
         role = Role.EXACT if self.exact else Role.MULTIPLIED
         slots = {"weight": WeightSlot((self.outputs, self.inputs), role, self.load, self.segments)}
         if self.has_bias:
-            slots["bias"] = WeightSlot((self.outputs,), Role.FLOAT32, self._load_bias, self.segments)
+            size = sum(self.biased.values()) if self.biased else self.outputs
+            slots["bias"] = WeightSlot((size,), Role.FLOAT32, self._load_bias, self.biased)
         return slots
 
     def load(self, weight: Tensor | PackedLinear) -> None:
@@ -50,6 +59,10 @@ class Linear(nn.Module):
 
     def _load_bias(self, bias: Tensor | PackedLinear) -> None:
         assert isinstance(bias, Tensor)
+        if len(self.biased) < len(self.segments):
+            given = iter(torch.split(bias, list(self.biased.values())))
+            zeros = {name: bias.new_zeros(size) for name, size in self.segments.items()}
+            bias = torch.cat([next(given) if name in self.biased else zeros[name] for name in self.segments])
         self.bias = nn.Parameter(bias, requires_grad=False)
 
     def prepare(self, backend: Backend) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
@@ -35,11 +35,10 @@ MODEL_TYPES = {name: kind for table in _TABLES for kind, name in table.items() i
 
 
 def config_class(architecture: Architecture) -> Any:
-    """transformers' config class of an architecture, or None where it has none."""
+    """transformers' config class of an architecture, or None where it has none, or one whose parts may be of any."""
     names = (architecture.name, *architecture.aliases)
-    if architecture.name == "FuyuForCausalLM":  # its class makes its text's by a class method that takes a folder
-        return None
-    return next((CONFIG_MAPPING[MODEL_TYPES[name]] for name in names if name in MODEL_TYPES), None)
+    found = next((CONFIG_MAPPING[MODEL_TYPES[name]] for name in names if name in MODEL_TYPES), None)
+    return None if found is None or AutoConfig in found.sub_configs.values() else found
 
 
 PUBLISHED = {a.name: cls for a in all_architectures().values() if (cls := config_class(a)) is not None}
