@@ -18,6 +18,8 @@ from octavo.errors import ConfigError, InvalidRequestError, shorten
 from octavo.media.limits import DEFAULT_LIMITS, MediaLimits
 from octavo.media.sources import check_bytes, check_length, read_media_file
 
+PIECE = 1 << 20
+"""Characters of base64 that are decoded at a time."""
 _REDIRECTS = (301, 302, 303, 307, 308)
 _HINT = "Send a data: URL, or ask the server's operator for --allowed-media-domains."
 
@@ -228,8 +230,13 @@ def decode_data_url(url: str, limits: MediaLimits = DEFAULT_LIMITS, name: str = 
 
 def decode_base64(text: str, limits: MediaLimits = DEFAULT_LIMITS, name: str = "the data") -> bytes:
     """The bytes that base64 stands for. Raises InvalidRequestError where it is none, or too large."""
+    text = "".join(text.split())
+    padding = text.find("=")
     try:
-        data = base64.b64decode("".join(text.split()), validate=True)
+        if 0 <= padding < len(text) - 2:
+            raise ValueError("padding in the middle")
+        # In pieces, so that other threads go on meanwhile.
+        data = b"".join(base64.b64decode(text[i : i + PIECE], validate=True) for i in range(0, len(text), PIECE))
     except (binascii.Error, ValueError) as error:
         raise InvalidRequestError(f"{name} is no base64 ({shorten(error, 80)}). Encode the file's bytes so.") from error
     return check_bytes(data, limits, name)

@@ -60,7 +60,7 @@ class Admission:
                 load.sequences += sequences
 
     def admit_media(self, media_bytes: int) -> None:
-        """Count what the media of a prompt take until the HTTP request that this is called in ends.
+        """Count what the media of a prompt take (or less, where it is negative) until this HTTP request ends.
 
         Raises as `admit`.
         """

@@ -15,7 +15,7 @@ from octavo.server.body import JSONRoute
 from octavo.server.event_stream import event_response, json_response, while_connected
 from octavo.server.logprobs import LogprobsWriter
 from octavo.server.protocol import ChatRequest, Conversation, StreamOptions
-from octavo.server.service import MediaPrompt, Run, Service
+from octavo.server.service import MediaPrompt, Run, Service, sent_bytes
 from octavo.server.tool_calls import Calls, call
 from octavo.server.tools import ToolParser, choose_parser, forced, read_forced
 from octavo.server.work_threads import size_of
@@ -35,6 +35,7 @@ async def prompt_of(service: Service, request: Conversation) -> dict[str, Any] |
     if media is not None:
         messages, parts = await service.threads.run(size_of(messages), split_media, messages, media)
         options = {"mark": media.mark}
+        service.admission.admit_media(sent_bytes(parts))
     tools = None if getattr(request, "tool_choice", None) == "none" else request.tools
     prompt = await service.threads.template(
         size_of([messages, request.documents, request.chat_template_kwargs, request.chat_template]),
@@ -53,6 +54,7 @@ async def prompt_of(service: Service, request: Conversation) -> dict[str, Any] |
     made["cache_salt"] = getattr(request, "cache_salt", None)
     if not parts:
         return made
+    request.messages = messages  # the answer may take long, and what was sent is not needed for it
     made["mm_processor_kwargs"], made["media_io_kwargs"] = request.mm_processor_kwargs, request.media_io_kwargs
     return MediaPrompt(made, parts)
 

@@ -61,6 +61,11 @@ class MediaPrompt:
         return {**self.prompt, "multi_modal_data": await fetch_media_async(self.parts, fetcher)}
 
 
+def sent_bytes(parts: list[MediaPart]) -> int:
+    """What a request's media take as they were sent."""
+    return sum(len(part.source) for part in parts if isinstance(part.source, (str, bytes)))
+
+
 class ModelUnknownError(OctavoError):
     """The client names a model that is not here."""
 
@@ -229,7 +234,8 @@ class Service:
         async with self._media_gates[prompt.is_remote]:
             given = await prompt.fetched(self.fetcher)
             (checked,) = await self.threads.media(self._checked, [given], params)
-        self.admission.admit_media(sum(len(feature.data) for feature in checked.features))
+        # What was sent is not kept: its features are, until the request ends.
+        self.admission.admit_media(sum(len(feature.data) for feature in checked.features) - sent_bytes(prompt.parts))
         return checked
 
     def _checked(self, prompts: list[Any], params: SamplingParams | PoolingParams) -> list[CheckedPrompt]:

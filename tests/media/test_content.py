@@ -12,7 +12,7 @@ from PIL import Image
 
 from octavo.errors import InvalidRequestError
 from octavo.media.content import MediaPart, load_media, load_media_async, take_media
-from octavo.media.fetch import FetchPolicy, MediaFetcher
+from octavo.media.fetch import PIECE, FetchPolicy, MediaFetcher, decode_base64
 from octavo.media.limits import MediaLimits
 from octavo.text.media_marks import mark_media
 from tests.media.test_hostile import wav
@@ -120,3 +120,14 @@ def test_marks() -> None:
         "c",
         "see <image_3> and",
     ]
+
+
+def test_base64_in_pieces() -> None:
+    for size in (0, 1, 2, 3, 3 * PIECE // 4 - 1, 3 * PIECE // 4, 3 * PIECE // 4 + 1, 2 * PIECE):
+        data = np.random.default_rng(size).bytes(size)
+        if data:
+            assert decode_base64(base64.b64encode(data).decode()) == data
+    whole = "A" * PIECE
+    for wrong in (whole + "=" + "A" * 7, "AA==" + whole, whole + "AA=A", whole + "A", whole + "A!AA", whole + "=" * 3):
+        with pytest.raises(InvalidRequestError, match="base64"):
+            decode_base64(wrong)

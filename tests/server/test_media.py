@@ -50,7 +50,7 @@ def running(toy_model: tuple[Path, dict[str, str]], folder: Path) -> Iterator[Ru
 def closed(toy_model: tuple[Path, dict[str, str]]) -> Iterator[Running]:
     """One whose options allow nothing to be fetched."""
     with server(
-        str(toy_model[0]), *LIMITS, "--max-body-size", "1MiB", "--max-queued-media", "1000", **toy_model[1]
+        str(toy_model[0]), *LIMITS, "--max-body-size", "1MiB", "--max-queued-media", "4000", **toy_model[1]
     ) as made:
         yield made
 
@@ -406,7 +406,7 @@ def test_nothing_is_fetched_unless_an_option_says_so(closed: Running, folder: Pa
 
 
 def test_media_that_wait_are_bounded(closed: Running) -> None:
-    """Rows of a picture take 800 bytes here: two are more than this server holds."""
+    """A picture has 2,500 bytes here: two are more than this server holds."""
     assert chat(closed, "x", of_picture()).status_code == 200
     refused = chat(closed, "x", of_picture(), of_picture(1))
     assert refused.status_code == 400
