@@ -18,7 +18,7 @@ from octavo.architectures import find_architecture  # noqa: E402
 from octavo.cli.models import inputs_of, markdown  # noqa: E402
 from octavo.media.processor import Processor  # noqa: E402
 from octavo.parts import PagedKV  # noqa: E402
-from tests.golden import CASES, read_case  # noqa: E402
+from tests.golden import CASES, config_of, read_case  # noqa: E402
 
 PLACES = {
     ROOT / "README.md": ("architecture", "models", "inputs", "tasks", "golden cases", "GGUF"),
@@ -33,7 +33,7 @@ def conformance() -> str:
     counts: Counter[str] = Counter()
     caching, processors = {}, dict[str, list[type[Processor] | None]]()
     for path in CASES:
-        config = read_case(path)["config"]
+        config = config_of(read_case(path))
         found = find_architecture(config["architectures"])
         counts[found.name] += 1
         processors.setdefault(found.name, []).append(found.processor(found.config(config)))
