@@ -31,6 +31,7 @@ def blocks() -> list[tuple[str, str, str]]:
 STAND_INS = {
     "llava-hf/llava-1.5-7b-hf": "LlavaForConditionalGeneration--1.5-7b",
     "llava-hf/llava-onevision-qwen2-0.5b-ov-hf": "LlavaOnevisionForConditionalGeneration--qwen2-7b-ov",
+    "Qwen/Qwen2-VL-2B-Instruct": "Qwen2VLForConditionalGeneration--7b",
     "Qwen/Qwen2-Audio-7B-Instruct": "Qwen2AudioForConditionalGeneration--7b",
     "royokong/e5-v": "LlavaNextForConditionalGeneration--embed-e5-v",
 }
