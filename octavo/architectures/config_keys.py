@@ -69,7 +69,8 @@ _BY_KIND: dict[Kind, str] = {
         apply_residual_connection_post_layernorm do_layer_norm_before layer_norm_elementwise_affine
         _remove_final_layer_norm learned_pos_emb blocksparse_homo_head_pattern no_op replace_with_linear truncate
         use_decoder_only_language_model drop_vision_last_layer multimodal_projector_bias adapter_bias
-        projector_ln_mid""",
+        projector_ln_mid
+        qk_normalization""",
     TEXT: """model_type projector_act position_embedding_type topk_method attn_type rope_type type dtype torch_dtype
         vision_encoder""",
     ACTIVATION: "name hidden_act hidden_activation activation_function activation projector_hidden_act",
@@ -84,7 +85,7 @@ _BY_KIND: dict[Kind, str] = {
         expansion_ratio ffn_mult factor low_freq_factor high_freq_factor beta_fast beta_slow attention_factor
         attn_factor short_mscale long_mscale scaling_factor mlp_ratio""",
     BASE: "rope_theta rotary_emb_base rope_embedding_base base",
-    SHARE: "partial_rotary_factor rotary_pct rope_pct rope_percent rotary_emb_fraction",
+    SHARE: "downsample_ratio partial_rotary_factor rotary_pct rope_pct rope_percent rotary_emb_fraction",
     OBJECT: """rope_scaling rope_parameters attn_config ffn_config ffn_act_fn rotary id2label attention ffn
         text_config llm_config vision_config qformer_config visual slice_config moe audio_config""",
     OBJECTS: "block_configs",
@@ -98,6 +99,9 @@ _BY_KIND: dict[Kind, str] = {
     either(integer(-1000, 1000), integers(-1000, 1000)): "vision_feature_layer",
     one_of("default", "full"): "vision_feature_select_strategy",
     one_of("average", "max"): "spatial_pool_mode",
+    one_of("rms_norm", "layer_norm"): "norm_type",
+    one_of("v1", "v2"): "ps_version",
+    integer(-1000, 1000): "select_layer",
     numbered("anyres_max_"): "vision_aspect_ratio",
     either(SCALE, one_of("inv_sqrt_d_model")): "logit_scale",
     either(SIZE, one_of("auto")): "time_step_rank mamba_dt_rank",

@@ -4,6 +4,7 @@ from octavo.parts.batch import Batch, EncoderBatch, PagedView, PlacedRows, Recur
 from octavo.parts.causal_lm import CausalLM
 from octavo.parts.embedding import Embedding, NormedEmbedding, PositionedEmbedding
 from octavo.parts.encoder import CrossAttention, EncoderAttention
+from octavo.parts.intern_vit import InternViT, LayerScale, pixel_shuffle
 from octavo.parts.latent import LatentAttention
 from octavo.parts.linear_layer import Linear
 from octavo.parts.mamba_mixer import MambaMixer
@@ -46,9 +47,11 @@ __all__ = [
     "EncoderLayers",
     "FromNormed",
     "GatedMLP",
+    "InternViT",
     "Into",
     "LatentAttention",
     "LayerNorm",
+    "LayerScale",
     "Linear",
     "LongRotaryEmbedding",
     "MambaMixer",
@@ -94,6 +97,7 @@ __all__ = [
     "grid_angles",
     "grouped_qkv",
     "parameter",
+    "pixel_shuffle",
     "resampler_names",
     "resized_positions",
     "siglip_tower",
