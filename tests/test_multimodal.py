@@ -13,7 +13,7 @@ from octavo import LLM, SamplingParams
 from octavo.errors import ConfigError, InvalidRequestError
 from octavo.media.feature import unpack
 from octavo.params import BeamSearchParams
-from tests.golden import case_named, write_model
+from tests.golden import CASES, case_named, has_media, prompt_of, read_case, write_model
 
 CASE = "LlavaForConditionalGeneration--1.5-7b"
 PARAMS = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, logprobs=2)
@@ -114,6 +114,34 @@ def test_without_its_tower_it_answers_texts(llava: LLM, folder: Path) -> None:
     assert answers[0] == answers[1]
     with pytest.raises(InvalidRequestError, match="limit_mm_per_prompt allows 0"):
         ask(closed, picture())
+
+
+WITH_MEDIA = [path for path in CASES if has_media(read_case(path))]
+
+
+@pytest.mark.parametrize("path", WITH_MEDIA, ids=lambda path: path.stem)
+def test_every_row_answers_texts_without_its_tower(path: Path, tmp_path: Path) -> None:
+    """As the reference does where its case has such a prompt, and as the whole model where it has none."""
+    case = read_case(path)
+    write_model(case, tmp_path)
+    kinds = {"image": 0, "video": 0, "audio": 0}
+    task = "generate" if "output_token_ids" in case["cases"][0] else "embedding"
+    options = {**OPTIONS, "max_model_len": case.get("max_model_len", 256), "task": task}
+    closed = LLM(str(tmp_path), limit_mm_per_prompt=kinds, **options)
+    assert closed.engine.executor.runner.model.media is None  # type: ignore[attr-defined]
+    texts = [c for c in case["cases"] if not any(c.get(key) for key in ("images", "videos", "audios"))]
+    for want in texts if task == "generate" else []:
+        params = PARAMS.clone()
+        params.max_tokens = len(want["output_token_ids"])
+        (output,) = closed.generate(prompt_of(want), params, use_tqdm=False)
+        assert output.outputs[0].token_ids == want["output_token_ids"]
+    if not texts or task == "embedding":
+        whole, prompt = LLM(str(tmp_path), **options), {"prompt_token_ids": [5, 6, 7, 8]}
+        if task == "generate":
+            answers = [bits(llm.generate(prompt, PARAMS, use_tqdm=False)[0]) for llm in (whole, closed)]
+        else:
+            answers = [llm.embed(prompt, use_tqdm=False)[0].outputs.embedding for llm in (whole, closed)]
+        assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize(

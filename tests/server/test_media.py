@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import io
 import json
 import struct
@@ -19,6 +20,7 @@ from PIL import Image
 
 from octavo.errors import InvalidRequestError
 from octavo.server.admission import Admission, AdmissionScope, OverloadedError
+from octavo.server.form_data import FormPart, read_form
 from octavo.server.server_options import ServerOptions
 from tests.media.test_hostile import CONCAT, EPS, PLAYLIST, Handler, film, png, port, saved, wav  # noqa: F401
 from tests.server.running import Running, server
@@ -241,6 +243,27 @@ def test_forms_that_are_none(running: Running, kind: str, body: bytes, status: i
         running.url + "/v1/audio/transcriptions", content=body, headers={"Content-Type": kind}, timeout=60
     )
     assert refused.status_code == status, refused.text
+
+
+def test_any_bytes_are_a_form_or_an_error() -> None:
+    whole = (
+        b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n\0\r\n--\r\n\xff'
+        b'\r\n--b\r\ncontent-disposition: form-data; name="model"\r\n\r\ntoy\r\n--b--\r\n'
+    )
+    form = read_form('multipart/form-data; boundary="b"', whole)
+    assert form["file"].data == b"\0\r\n--\r\n\xff"
+    assert form["file"].is_file
+    assert form["model"].text("model") == "toy"
+    for name in ("file", "model"):
+        with pytest.raises(InvalidRequestError, match="must be text"):
+            FormPart(b"\xff", name == "file").text(name)
+    rng = np.random.default_rng(3)
+    for _ in range(2000):
+        broken = bytearray(whole)
+        for place in rng.integers(0, len(whole), rng.integers(1, 5)):
+            broken[place] = rng.integers(0, 256)
+        with contextlib.suppress(InvalidRequestError):
+            read_form("multipart/form-data; boundary=b", bytes(broken[: rng.integers(1, len(whole) + 1)]))
 
 
 def test_a_model_of_text_has_no_transcriptions(tiny_server: Running) -> None:
