@@ -92,6 +92,7 @@ def llava(c: Config) -> CausalLM:
     text, vision = text_model(c.section("text_config"), "llama"), c.section("vision_config")
     if vision.get("model_type") != PIXTRAL:
         return with_tower(c, text, llava_tower(c, text, LlavaTower), NAMES)
-    size, tower = text.hidden_size, pixtral_tower(vision, c.vision_feature_layer)
+    layers = c.vision_feature_layer
+    size, tower = text.hidden_size, pixtral_tower(vision, [layers] if isinstance(layers, int) else layers)
     project = MLP(tower.output_size, size, c.projector_hidden_act, c.multimodal_projector_bias, output_size=size)
     return with_tower(c, text, ProjectedPixtral(tower, project), NAMES)

@@ -133,7 +133,7 @@ def pixtral(c: Config) -> CausalLM:
     tower = PixtralTower(
         vision.hidden_size,
         vision.intermediate_size,
-        vision.num_hidden_layers,
+        [vision.num_hidden_layers],
         vision.num_attention_heads,
         vision.get("head_dim", vision.hidden_size // vision.num_attention_heads),
         vision.patch_size,

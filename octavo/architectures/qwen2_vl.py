@@ -12,6 +12,7 @@ from octavo.architectures.qwen2 import qwen2
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope_settings import AXES, rope_settings
 from octavo.architectures.text_config import text_config
+from octavo.architectures.vision_config import axial_base
 from octavo.errors import CheckpointError
 from octavo.media.processors.qwen2_vl import Qwen2VLProcessor
 from octavo.parts import (
@@ -86,7 +87,7 @@ class Qwen2VLTower(MediaTower):
         size, self.merge = c.embed_dim, c.spatial_merge_size
         norm = partial(LayerNorm, size, 1e-6)
         self.patches = Linear(c.in_channels * c.temporal_patch_size * c.patch_size**2, size)
-        self.table = frequencies(size // c.num_heads // 2, 10000.0)
+        self.table = frequencies(size // c.num_heads // 2, axial_base(c))
 
         def layer(i: int) -> PreNorm:
             attn = EncoderAttention(size, c.num_heads, bias=True)

@@ -76,21 +76,38 @@ def vision_tower(
         raise CheckpointError(f"config.json: {error}.") from error
 
 
-def pixtral_tower(c: Config, state: Any) -> PixtralTower:
+def axial_base(c: Config) -> float:
+    """The base of a tower's rope by row and column, which transformers 5 gives a rope_type of its own.
+
+    Raises UnsupportedModelError for another type.
+    """
+    parameters: Mapping[str, Any] = c.get("rope_parameters", {})
+    if parameters.get("rope_type") == "axial":
+        c = c.replace(rope_parameters={**parameters, "rope_type": "default"})
+    settings = rope_settings(c)
+    if settings.rope_type != "default":
+        raise UnsupportedModelError(f"config.json: {c.path}rope_parameters: a tower's rope is axial, of one base.")
+    return float(settings.get("rope_theta") or c.first("rope_theta", default=10000.0))
+
+
+def pixtral_tower(c: Config, states: Sequence[int] = (-1,)) -> PixtralTower:
     """Pixtral's tower as a section describes it, up to the hidden states that vision_feature_layer chooses."""
-    c = Config(c.values, PIXTRAL_DEFAULTS, c.path)
+    assumed, c = c.assumed, Config(c.values, PIXTRAL_DEFAULTS, c.path)
+    c.assumed = assumed
     layers = c.num_hidden_layers
-    given = state if not isinstance(state, int) or state >= 0 else state + layers + 1
-    if not isinstance(given, int) or not 0 < given <= layers:
-        raise CheckpointError(f"config.json: vision_feature_layer is {state}; of Pixtral's tower it must be a layer.")
+    counts = [state + layers + 1 if state < 0 else state for state in states]
+    if not counts or not all(0 <= count <= layers for count in counts):
+        raise CheckpointError(
+            f"config.json: vision_feature_layer is {list(states)}, and the tower has {layers} layers."
+        )
     return PixtralTower(
         c.hidden_size,
         c.intermediate_size,
-        given,
+        counts,
         c.num_attention_heads,
         c.get("head_dim", c.hidden_size // c.num_attention_heads),
         c.patch_size,
-        base=rope_settings(c).get("rope_theta") or c.first("rope_theta", default=10000.0),
+        base=axial_base(c),
         activation=c.hidden_act,
         interleaved=False,
         channels=c.num_channels,

@@ -21,7 +21,8 @@ class PixtralTower(nn.Module):
     """Patches, rope by row and column, gated feed-forwards, RMS norms before the pieces, no biases.
 
     Args:
-        hidden_size, intermediate_size, num_layers, num_heads: sizes.
+        hidden_size, intermediate_size, num_heads: sizes.
+        states: whose hidden states to give, by the number of layers behind them; several lie side by side.
         head_dim: values of a head.
         patch_size: pixels of a patch's side.
         base: of rope. Every second frequency is turned by the row, the others by the column.
@@ -34,7 +35,7 @@ class PixtralTower(nn.Module):
         self,
         hidden_size: int,
         intermediate_size: int,
-        num_layers: int,
+        states: Sequence[int],
         num_heads: int,
         head_dim: int,
         patch_size: int,
@@ -46,7 +47,8 @@ class PixtralTower(nn.Module):
     ) -> None:
         super().__init__()
         norm = partial(RMSNorm, hidden_size, 1e-5)
-        self.output_size = hidden_size
+        self.states = list(states)
+        self.output_size = hidden_size * len(self.states)
         every = frequencies(head_dim, base)
         self.tables = [every[0::2], every[1::2]]
         self.patches = PatchEmbedding(patch_size, hidden_size, bias=False, channels=channels)
@@ -56,15 +58,15 @@ class PixtralTower(nn.Module):
             attn = EncoderAttention(hidden_size, num_heads, head_dim=head_dim, interleaved=interleaved)
             return PreNorm(norm, attn=attn, mlp=GatedMLP(hidden_size, intermediate_size, activation))
 
-        self.encoder = EncoderLayers(layer, num_layers)
+        self.encoder = EncoderLayers(layer, max(self.states))
 
     def forward(self, pictures: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-        """For each picture `[channels, height, width]` the rows of its patches, `[patches, hidden_size]`."""
+        """For each picture `[channels, height, width]` the rows of its patches, `[patches, hidden_size * states]`."""
         patches = self.patches.of(pictures, dtype)
         places = [torch.cat(axis) for axis in zip(*(self._places(picture) for picture in pictures), strict=True)]
         batch = SpanBatch(runs_of(patches), angles=grid_angles(self.tables, places))
-        x = self.encoder(self.first_norm(torch.cat(patches)), batch)
-        return list(torch.split(x, [len(each) for each in patches]))
+        states = self.encoder.states(self.first_norm(torch.cat(patches)), batch, self.states)
+        return list(torch.split(torch.cat(states, dim=-1), [len(each) for each in patches]))
 
     def _places(self, picture: Tensor) -> tuple[Tensor, Tensor]:
         """Row and column of each patch, `[patches]` int64 each."""

@@ -113,12 +113,8 @@ class VisionTower(nn.Module):
         return together(rows, lambda x, batch: self._states(self.first_norm(x), batch))
 
     def _states(self, x: Tensor, batch: SpanBatch) -> Tensor:
-        kept = {0: x}
-        for index, layer in enumerate(self.encoder.layers, start=1):
-            x = layer(x, batch)
-            if index in self.states:
-                kept[index] = x
-        return torch.cat([self.last_norm(kept[index]) for index in self.states], dim=-1)
+        states = self.encoder.states(x, batch, self.states)
+        return torch.cat([self.last_norm(state) for state in states], dim=-1)
 
 
 def clip_tower(sizes: VisionSizes, states: Sequence[int] = (-1,), last_norm: bool = False) -> VisionTower:

@@ -53,6 +53,15 @@ class EncoderLayers(nn.Module):
             x = layer(x, batch)
         return x
 
+    def states(self, x: Tensor, batch: SpanBatch, counts: Sequence[int]) -> list[Tensor]:
+        """For each of `counts` the hidden states `[rows, size]` after so many layers."""
+        kept = {0: x}
+        for count, layer in enumerate(self.layers, start=1):
+            x = layer(x, batch)
+            if count in counts:
+                kept[count] = x
+        return [kept[count] for count in counts]
+
 
 def resized_positions(table: Tensor, grid: tuple[int, int], antialias: bool = False) -> Tensor:
     """A table of positions of a square grid, `[side * side, size]`, resampled (bicubic) to `grid`, rows and columns.
