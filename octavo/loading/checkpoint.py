@@ -1,5 +1,6 @@
 """A model's files, with its config read: what is opened before any weight is."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from octavo.loading.formats import GGUFWeights, WeightFormat, folder_format
 from octavo.loading.gguf_config import shared_config
 from octavo.loading.gguf_file import GGUFFile
 from octavo.loading.gguf_reader import shown
-from octavo.loading.model_files import ModelFiles, find_model
+from octavo.loading.model_files import ModelFiles, find_model, is_native
 
 
 @dataclass
@@ -50,9 +51,9 @@ def _open_gguf(files: ModelFiles, args: EngineArgs) -> Checkpoint:
 
 
 def _open_folder(files: ModelFiles, args: EngineArgs) -> Checkpoint:
-    config, params = files.path / "config.json", files.path / "params.json"
-    is_native = args.load_format == "mistral" or not config.is_file()
-    values = {**(mistral_config(read_json(params)) if is_native else read_json(config)), **args.hf_overrides}
+    native = is_native(args.load_format, os.listdir(files.path))
+    file = files.path / ("params.json" if native else "config.json")
+    values = {**(mistral_config(read_json(file)) if native else read_json(file)), **args.hf_overrides}
     names = values.get("architectures")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise CheckpointError(
@@ -60,7 +61,7 @@ def _open_folder(files: ModelFiles, args: EngineArgs) -> Checkpoint:
             "hf_overrides={'architectures': ['LlamaForCausalLM']} if you know it."
         )
     architecture = find_architecture(names)
-    weights = folder_format(files.path, "mistral" if is_native else args.load_format, values)
+    weights = folder_format(files.path, "mistral" if native else args.load_format, values)
     return Checkpoint(architecture.config(values), architecture, files, weights)
 
 

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -20,7 +21,11 @@ from octavo.loading.gguf_reader import PART_NAME
 TEXT_FILES = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
 HUB_TIMEOUT = 10.0
 """Seconds to wait for the hub's first answer."""
-SKIPPED = ("original/*", "consolidated*", "*/*.safetensors", "*/*.bin", "onnx/*", "*optimizer*", "*scheduler*")
+SKIPPED = ("original/*", "*/*.safetensors", "*/*.bin", "onnx/*", "*optimizer*", "*scheduler*")
+NATIVE = "consolidated*.safetensors"
+"""Weights of Mistral's own format, of which many repositories have a copy beside the usual ones."""
+CONFIGS = ("config.json", "params.json")
+"""What says that a folder is a model: the usual file, and that of Mistral's own format."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ def _check_model_file(path: Path) -> Path:
 
 def _check_folder(folder: Path, quant: str = "") -> Path:
     """The folder itself if it has a config.json or params.json, else the GGUF file in it, or the first of its parts."""
-    if any((folder / name).is_file() for name in ("config.json", "params.json")) and not quant:
+    if any((folder / name).is_file() for name in CONFIGS) and not quant:
         return folder
     files = sorted(folder.glob("*.gguf")) or sorted(folder.glob("*/*.gguf"))
     # One of each set of parts: which of them is missing is for the reader of the file to say.
@@ -120,6 +125,12 @@ def _check_folder(folder: Path, quant: str = "") -> Path:
     )
 
 
+def is_native(load_format: str, files: Collection[str]) -> bool:
+    """Whether a model of these files is to be read in Mistral's own format."""
+    only = [f for f in CONFIGS if f in files] == ["params.json"]
+    return load_format == "mistral" or (only and load_format in ("auto", "safetensors"))
+
+
 def gguf_set(name: str) -> str:
     """What all parts of a split GGUF file have in common, or the whole name."""
     part = PART_NAME.fullmatch(name)
@@ -134,11 +145,13 @@ def _with_quant(names: list[str], quant: str) -> list[str]:
 
 def _files_to_download(files: list[str], quant: str, args: EngineArgs, weights: bool) -> list[str]:
     """Of a repository's files those to download: texts, and one kind of weights."""
-    kept = [f for f in files if not any(fnmatch(f, p) for p in SKIPPED)]
+    kept = [f for f in files if not any(fnmatch(f, p) for p in (*SKIPPED, "consolidated*"))]
     patterns = [*TEXT_FILES, "*.py"] if args.trust_remote_code else TEXT_FILES
     texts = [f for f in kept if any(fnmatch(f, p) for p in patterns)]
     if not weights:
         return texts
+    if not quant and is_native(args.load_format, files) and (native := [f for f in files if fnmatch(f, NATIVE)]):
+        return texts + native
     kinds = {"auto": ("safetensors", "bin", "gguf"), "pt": ("bin",)}.get(args.load_format, (args.load_format,))
     for kind in ("gguf",) if quant else kinds:
         if matching := _with_quant([f for f in kept if f.endswith("." + kind)], quant):
@@ -216,9 +229,10 @@ def _hub_cached(repo: str, args: EngineArgs, revision: str | None) -> Path:
     """The folder that an earlier download made. Raises the hub client's error where there is none."""
     import huggingface_hub as hub
 
-    config = hub.try_to_load_from_cache(repo, "config.json", cache_dir=args.download_dir, revision=revision)
-    if isinstance(config, str):
-        return Path(config).parent
+    for name in CONFIGS:
+        config = hub.try_to_load_from_cache(repo, name, cache_dir=args.download_dir, revision=revision)
+        if isinstance(config, str):
+            return Path(config).parent
     folder = hub.snapshot_download(
         repo,
         revision=revision,
@@ -235,15 +249,16 @@ def _from_modelscope(repo: str, args: EngineArgs, revision: str | None, quant: s
     except ImportError as error:
         raise ConfigError("hub='modelscope' needs the package modelscope: pip install 'octavo[modelscope]'.") from error
     patterns = [*TEXT_FILES, *(["*.py"] if args.trust_remote_code else [])]
+    native = args.load_format == "mistral"
     if weights:
-        patterns += [f"*{quant}*.gguf"] if quant else ["*.safetensors", "*.bin"]
+        patterns += [f"*{quant}*.gguf"] if quant else [NATIVE] if native else ["*.safetensors", "*.bin"]
     try:
         folder = snapshot_download(
             repo,
             revision=revision,
             cache_dir=args.download_dir,
             allow_file_pattern=patterns,
-            ignore_file_pattern=list(SKIPPED),
+            ignore_file_pattern=[*SKIPPED, *([] if native else ["consolidated*"])],
             local_files_only=args.offline,
         )
     except Exception as error:  # modelscope raises what its HTTP library does, and bare ValueErrors
@@ -251,6 +266,8 @@ def _from_modelscope(repo: str, args: EngineArgs, revision: str | None, quant: s
             f"model {repo!r} could not be had from ModelScope ({type(error).__name__}: {error}). "
             "Without a network, give a folder's path as the model."
         ) from error
+    if weights and not (quant or native) and is_native(args.load_format, os.listdir(folder)):
+        return _from_modelscope(repo, replace(args, load_format="mistral"), revision, quant, weights)
     return Path(folder)
 
 

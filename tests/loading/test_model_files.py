@@ -77,6 +77,30 @@ def test_remote_code_is_fetched_only_with_trust() -> None:
         model_files._files_to_download(files, "Q8", EngineArgs(model="x"), True)
 
 
+def test_which_weights_of_mistrals_are_fetched() -> None:
+    """Many of its repositories hold them twice; the first of this format hold one kind only."""
+    both = ["config.json", "params.json", "consolidated-1.safetensors", "model.safetensors", "tekken.json"]
+
+    def fetched(files: list[str], load_format: str = "auto") -> set[str]:
+        args = EngineArgs(model="x", load_format=load_format)
+        return {f for f in model_files._files_to_download(files, "", args, True) if not f.endswith(".json")}
+
+    assert fetched(both) == fetched(both, "safetensors") == {"model.safetensors"}
+    assert fetched(both, "mistral") == {"consolidated-1.safetensors"}
+    assert fetched(both[1:3] + both[4:]) == {"consolidated-1.safetensors"}
+    with pytest.raises(CheckpointError, match="mistral"):
+        fetched(["config.json", "model.safetensors"], "mistral")
+
+
+def test_hub_model_in_mistrals_format(tmp_path: Path) -> None:
+    folder = write_model(case_named("PixtralForConditionalGeneration--mistral-native"), tmp_path / "published")
+    with serve(folder, "owner/tiny") as (endpoint, seen):
+        assert load(endpoint, tmp_path, model="owner/tiny").startswith("2\n")
+        fetched = {path.rpartition("/")[2] for path, _ in seen if "/resolve/" in path}
+        assert fetched == {"params.json", "consolidated.safetensors", "tekken.json"}
+    assert load(endpoint, tmp_path, model="owner/tiny", offline=True).startswith("2\n")
+
+
 @pytest.mark.parametrize("how", ["option", "environment"])
 def test_modelscope(how: str, published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The package is called as it documents; which files it is asked for is ours."""
@@ -98,6 +122,27 @@ def test_modelscope(how: str, published: Path, monkeypatch: pytest.MonkeyPatch) 
     assert calls[0]["repo"] == "owner/tiny"
     assert calls[0]["revision"] == "v1"
     assert "*.py" not in calls[0]["allow_file_pattern"]
+
+
+def test_modelscope_in_mistrals_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no list of files to look at first: the weights are asked for once params.json is all there is."""
+    folder = write_model(case_named("PixtralForConditionalGeneration--mistral-native"), tmp_path)
+    calls: list[dict[str, Any]] = []
+
+    def snapshot_download(repo: str, **options: Any) -> str:
+        calls.append(options)
+        return str(folder)
+
+    module: Any = types.ModuleType("modelscope.hub.snapshot_download")
+    module.snapshot_download = snapshot_download
+    for name in ("modelscope", "modelscope.hub"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert find_model(EngineArgs(model="owner/tiny", hub="modelscope")) == ModelFiles(folder)
+    first, second = calls
+    assert "consolidated*" in first["ignore_file_pattern"]
+    assert "consolidated*.safetensors" in second["allow_file_pattern"]
+    assert "consolidated*" not in second["ignore_file_pattern"]
 
 
 def test_modelscope_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

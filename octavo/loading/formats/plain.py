@@ -14,6 +14,7 @@ from torch import Tensor
 from octavo.errors import CheckpointError, shorten
 from octavo.files import open_file, read_json
 from octavo.loading.formats.weight_format import WeightFormat
+from octavo.loading.model_files import NATIVE
 from octavo.loading.pickled import pickled_tensors
 from octavo.loading.tensor_source import TensorSource
 from octavo.parts import Names
@@ -22,8 +23,6 @@ HEADER_MAX = 32 << 20
 """Bytes of a safetensors file's header: some 200,000 tensors."""
 INDEX_MAX = 64 << 20
 """Bytes of an index, which names every tensor of a model."""
-NATIVE = "consolidated*.safetensors"
-"""The files of Mistral's own format."""
 REOPEN_AFTER = 32 << 20
 """Bytes read through one memory map before it is dropped, so that pages already used do not count as ours."""
 
