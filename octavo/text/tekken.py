@@ -65,11 +65,11 @@ def _build(file: dict[str, Any]) -> tuple[Any, dict[str, str]]:
     letters = _letters()
     spelled = {token: "".join(letters[byte] for byte in token) for token in ranks}
     special = _special(file, num_special)
-    # Ids after the special ones, which are added with ids of their own.
-    vocabulary = {name: i for i, name in enumerate(special)} | {
-        spelled[token]: rank + num_special for token, rank in ranks.items()
-    }
-    inner = Tokenizer(models.BPE(vocabulary, _merges(ranks, spelled), ignore_merges=False))
+    # Ids after the special ones, which are added with ids of their own. A token that is spelled as one of those never
+    # comes of a text, in which that is found first. A piece of text that is a token is that, whatever merges say.
+    vocabulary = {spelled[token]: rank + num_special for token, rank in ranks.items()}
+    vocabulary |= {name: i for i, name in enumerate(special)}
+    inner = Tokenizer(models.BPE(vocabulary, _merges(ranks, spelled), ignore_merges=True))
     inner.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(config["pattern"]), "isolated"),

@@ -51,17 +51,37 @@ def test_bytes_of_any_text_come_back(tmp_path: Path) -> None:
         assert own.decode(own.encode(text, add_special_tokens=False), skip_special_tokens=False) == text
 
 
-def test_lowest_ranks_are_merged_first(tmp_path: Path) -> None:
-    """Of "abcd" with ab, bc, cd and abc among the ranks, in this order: ab, then cd."""
+def more(*tokens: str) -> Any:
+    """A change that adds tokens, in this order."""
 
-    def more(file: dict[str, Any]) -> None:
-        for text in ("ab", "bc", "cd", "abc"):
+    def change(file: dict[str, Any]) -> None:
+        for text in tokens:
             rank = len(file["vocab"])
             file["vocab"].append({"rank": rank, "token_bytes": base64.b64encode(text.encode()).decode()})
         special = file["config"]["default_num_special_tokens"]
         file["config"]["default_vocab_size"] = len(file["vocab"]) + special
 
-    own = tokenizer(tmp_path, more)
+    return change
+
+
+def test_a_piece_that_is_a_token_is_that_one(tmp_path: Path) -> None:
+    """As tiktoken has it, even where no merges lead to it, or others come first."""
+    own = tokenizer(tmp_path, more("ab", "bc", "abc", "xyzw"))
+    first = own.vocab_size - 4
+    assert own.encode("xyzw", add_special_tokens=False) == [first + 3]
+    assert own.encode("abc xyz", add_special_tokens=False)[0] == first + 2
+
+
+def test_special_tokens_keep_their_ids(tmp_path: Path) -> None:
+    """An ordinary token may be spelled as one of them."""
+    own = tokenizer(tmp_path, more("s>", "<s>", "[IMG]"))
+    assert own.bos_token_id == 1
+    assert own.encode("<s>[IMG]", add_special_tokens=False) == [1, IMAGE]
+
+
+def test_lowest_ranks_are_merged_first(tmp_path: Path) -> None:
+    """Of "abcd" with ab, bc, cd and abc among the ranks, in this order: ab, then cd."""
+    own = tokenizer(tmp_path, more("ab", "bc", "cd", "abc"))
     assert [own.decode([i]) for i in own.encode("abcd", add_special_tokens=False)] == ["ab", "cd"]
     assert [own.decode([i]) for i in own.encode("bcd", add_special_tokens=False)] == ["bc", "d"]
 
