@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from octavo.architectures.composite import with_tower
 from octavo.architectures.model_config import Config
+from octavo.architectures.pixtral_config import PIXTRAL, pixtral_names, pixtral_tower
 from octavo.architectures.registry import architecture
 from octavo.architectures.text_config import text_model
-from octavo.architectures.vision_config import PIXTRAL, pixtral_names, pixtral_tower, tower_names, vision_tower
+from octavo.architectures.vision_config import tower_names, vision_tower
 from octavo.media.processor import Processor
 from octavo.media.processors.llava import LlavaProcessor
 from octavo.media.processors.pixtral import PixtralProcessor

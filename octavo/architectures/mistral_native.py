@@ -3,15 +3,17 @@
 Rope's pairs are neighbours there, in the text and in the tower.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from octavo.architectures.decoder import attention, decoder, gated_mlp, moe, rms_norm
+from octavo.architectures.mistral_params import LENGTH
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope_config import make_rope
+from octavo.architectures.rope_settings import SLIDING, layer_type, layer_types
 from octavo.media.processors.pixtral import MistralPixtralProcessor
 from octavo.parts import (
     MLP,
@@ -53,30 +55,6 @@ MEDIA_NAMES: dict[str, str | Into] = {
     f"{VISION}.feed_forward.w2": f"{TOWER}.mlp.down",
     "vision_language_adapter.{w_in|w_out}": "media.project.{up|down}",
 }
-KEYS = {
-    "dim": "hidden_size",
-    "hidden_dim": "intermediate_size",
-    "n_layers": "num_hidden_layers",
-    "n_heads": "num_attention_heads",
-    "n_kv_heads": "num_key_value_heads",
-    "norm_eps": "rms_norm_eps",
-    "max_seq_len": "max_position_embeddings",
-    "vision_encoder": "vision_config",
-    "tied_embeddings": "tie_word_embeddings",
-}
-"""Of params.json, as config.json has them."""
-LENGTH = 128_000
-"""Of models whose params.json does not say how far their positions reach."""
-
-
-def mistral_config(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a config.json that say what a params.json does."""
-    values = {KEYS.get(key, key): value for key, value in params.items()}
-    values.setdefault("max_position_embeddings", LENGTH)
-    name = "PixtralForConditionalGeneration" if "vision_encoder" in params else "MistralNativeForCausalLM"
-    return {"architectures": [name], "hidden_act": "silu", **values}
-
-
 TEXT: dict[str, Any] = {
     "hidden_size": 4096,
     "intermediate_size": 14336,
@@ -112,8 +90,10 @@ PIXTRAL_TEXT = {**TEXT, "hidden_size": 5120, "num_hidden_layers": 40, "rope_thet
     defaults=TEXT,
 )
 def mistral_native(c: Config) -> CausalLM:
-    rope = make_rope(c, c.head_dim, interleaved=True)
-    norm, attn = rms_norm(c), attention(c, rope=rope, window=c.get("sliding_window"))
+    rope, window = make_rope(c, c.head_dim, interleaved=True), c.get("sliding_window")
+    types = layer_types(c, [layer_type(window)] * c.num_hidden_layers)
+    windows = [window if kind == SLIDING else None for kind in types]
+    norm, attn = rms_norm(c), attention(c, rope=rope, window=windows)
     mlp: Callable[[], nn.Module] = gated_mlp(c)
     experts = c.section("moe")
     if "num_experts" in experts:

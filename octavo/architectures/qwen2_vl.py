@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from octavo.architectures.model_config import Config
+from octavo.architectures.pixtral_config import axial_base
 from octavo.architectures.qwen2 import qwen2
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope_settings import AXES, rope_settings
 from octavo.architectures.text_config import text_config
-from octavo.architectures.vision_config import axial_base
 from octavo.errors import CheckpointError
 from octavo.media.processors.qwen2_vl import Qwen2VLProcessor
 from octavo.parts import (

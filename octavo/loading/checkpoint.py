@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from octavo.architectures import Architecture, Config, all_architectures, find_architecture
-from octavo.architectures.mistral_native import mistral_config
+from octavo.architectures.mistral_params import mistral_config
 from octavo.config import EngineArgs
 from octavo.errors import CheckpointError, OctavoError, UnsupportedModelError, did_you_mean
 from octavo.files import read_json
@@ -53,7 +53,8 @@ def _open_gguf(files: ModelFiles, args: EngineArgs) -> Checkpoint:
 def _open_folder(files: ModelFiles, args: EngineArgs) -> Checkpoint:
     native = is_native(args.load_format, os.listdir(files.path))
     file = files.path / ("params.json" if native else "config.json")
-    values = {**(mistral_config(read_json(file)) if native else read_json(file)), **args.hf_overrides}
+    with sound_config(file):
+        values = {**(mistral_config(read_json(file)) if native else read_json(file)), **args.hf_overrides}
     names = values.get("architectures")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise CheckpointError(

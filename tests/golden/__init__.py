@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from octavo.architectures.mistral_native import mistral_config
+from octavo.architectures.mistral_params import mistral_config
 from octavo.tools.recipe import media, values, write_model
 
 __all__ = ["CASES", "case_named", "config_of", "has_media", "prompt_of", "read_case", "tensors", "write_model"]
