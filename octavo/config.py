@@ -148,7 +148,9 @@ class EngineArgs:
         None, "folder whose files messages may name as file: URLs (default: none may be read)"
     )
     allowed_media_domains: list[str] | None = option(
-        None, "host that messages may name in http(s) URLs, *.example.org for all below it, * for all (default: none)"
+        None,
+        "hosts that messages may name in http(s) URLs, comma-separated: *.example.org for all below it, * for all "
+        "(default: none; may repeat)",
     )
     max_logprobs: int = option(20, "most log-probabilities a token that a request may ask for (-1: no limit)")
 
@@ -175,8 +177,10 @@ class EngineArgs:
         self.limit_mm_per_prompt = _mapping(self.limit_mm_per_prompt, "limit_mm_per_prompt")
         self.mm_processor_kwargs = _mapping(self.mm_processor_kwargs, "mm_processor_kwargs")
         self.media_io_kwargs = _mapping(self.media_io_kwargs, "media_io_kwargs")
-        if isinstance(self.allowed_media_domains, str):
-            self.allowed_media_domains = [self.allowed_media_domains]
+        domains = self.allowed_media_domains
+        if domains is not None:
+            given = [domains] if isinstance(domains, str) else domains
+            self.allowed_media_domains = [name.strip() for one in given for name in str(one).split(",") if name.strip()]
         _check_kinds(self)
         if isinstance(self.override_pooler_config, dict):
             self.override_pooler_config = PoolerConfig(**self.override_pooler_config)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from octavo import LLM, SamplingParams
+from octavo.config import EngineArgs
 from octavo.errors import ConfigError, InvalidRequestError
 from octavo.media.feature import unpack
 from octavo.params import BeamSearchParams
@@ -114,6 +115,18 @@ def test_without_its_tower_it_answers_texts(llava: LLM, folder: Path) -> None:
     assert answers[0] == answers[1]
     with pytest.raises(InvalidRequestError, match="limit_mm_per_prompt allows 0"):
         ask(closed, picture())
+
+
+def test_domains_and_limits_in_all_their_spellings() -> None:
+    for domains in (["a.org", "*.b.org"], "a.org,*.b.org", ["a.org, *.b.org"]):
+        assert EngineArgs(allowed_media_domains=domains).allowed_media_domains == ["a.org", "*.b.org"]  # type: ignore[arg-type]
+    for limits in (
+        {"image": 2, "video": 0},
+        '{"image": 2, "video": 0}',
+        "image=2,video=0",
+        {"image": {"count": 2}, "video": 0},
+    ):
+        assert EngineArgs(limit_mm_per_prompt=limits).media_limits == {"image": 2, "video": 0}  # type: ignore[arg-type]
 
 
 WITH_MEDIA = [path for path in CASES if has_media(read_case(path))]
