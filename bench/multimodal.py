@@ -157,7 +157,7 @@ def measure(folder: Path, threads: int, dtype: torch.dtype, rounds: int) -> None
         many.append(seconds(ours, [batch], ANSWER))
         one.append(seconds(ours, [[(next(picture), next(question))] for _ in range(TOGETHER)], ANSWER))
     name = str(dtype).removeprefix("torch.")
-    print(f"A picture and a question of {QUESTION} tokens, in {name}, {threads} threads, medians of {rounds} pairs:\n")
+    print(f"A picture and a question of {QUESTION} tokens, in {name}, threads: {threads}, medians of {rounds} pairs:\n")
     print("| | to the first token (s) |\n| --- | --- |")
     print(f"| Octavo | {statistics.median(first):.2f} |\n| transformers | {statistics.median(other):.2f} |")
     print(f"| Octavo, a second question about the picture | {statistics.median(second):.3f} |\n")
