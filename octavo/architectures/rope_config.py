@@ -43,32 +43,34 @@ def make_rope(
         raise CheckpointError(
             f"config.json: rope rotates pairs, and a share of {fraction:g} of a head of {head_dim} values is {dim}."
         )
-    plain = frequencies(dim, base)
-    kind = settings.rope_type
+    if settings.rope_type == "longrope":
+        return _longrope(c, settings, dim, base, interleaved)
+    table, scale = _table(c, settings, dim, base)
+    if sections := settings.get(AXES):
+        if sum(sections) != len(table):
+            raise CheckpointError(
+                f"config.json: {settings.path}{AXES} has {sum(sections)} pairs, and a head has {len(table)}."
+            )
+        return AxialRotaryEmbedding(table, sections, scale, interleaved)
+    return RotaryEmbedding(table, scale, interleaved)
+
+
+def _table(c: Config, settings: Config, dim: int, base: float) -> tuple[torch.Tensor, float]:
+    """Each pair's angle per position, and the factor of cos and sin."""
+    plain, kind = frequencies(dim, base), settings.rope_type
     if kind == "linear":
-        return RotaryEmbedding(plain / settings.factor, interleaved=interleaved)
+        return plain / settings.factor, 1.0
     if kind == "llama3":
         low, high = settings.low_freq_factor, settings.high_freq_factor
         if low >= high:
             raise CheckpointError(f"config.json: {settings.path}high_freq_factor must be above low_freq_factor.")
-        return RotaryEmbedding(
-            llama3_frequencies(dim, base, settings.factor, low, high, original_length(c, settings)),
-            interleaved=interleaved,
-        )
+        return llama3_frequencies(dim, base, settings.factor, low, high, original_length(c, settings)), 1.0
     if kind == "yarn":
-        return _yarn(c, settings, dim, base, interleaved)
-    if kind == "longrope":
-        return _longrope(c, settings, dim, base, interleaved)
+        return _yarn(c, settings, dim, base)
     if kind == "factors":
-        return RotaryEmbedding(plain / _pairs(settings, "factors", dim), interleaved=interleaved)
-    if sections := settings.get(AXES):
-        if sum(sections) != len(plain):
-            raise CheckpointError(
-                f"config.json: {settings.path}{AXES} has {sum(sections)} pairs, and a head has {len(plain)}."
-            )
-        return AxialRotaryEmbedding(plain, sections, interleaved=interleaved)
+        return plain / _pairs(settings, "factors", dim), 1.0
     # Dynamic NTK leaves everything as it is up to max_position_embeddings, which is as far as a request may go.
-    return RotaryEmbedding(plain, interleaved=interleaved)
+    return plain, 1.0
 
 
 def _pairs(settings: Config, key: str, dim: int) -> torch.Tensor:
@@ -81,7 +83,7 @@ def _pairs(settings: Config, key: str, dim: int) -> torch.Tensor:
     return factors
 
 
-def _yarn(c: Config, settings: Config, dim: int, base: float, interleaved: bool) -> RotaryEmbedding:
+def _yarn(c: Config, settings: Config, dim: int, base: float) -> tuple[torch.Tensor, float]:
     original = original_length(c, settings)
     factor = settings.get("factor") or c.max_position_embeddings / original
 
@@ -103,7 +105,7 @@ def _yarn(c: Config, settings: Config, dim: int, base: float, interleaved: bool)
         settings.get("beta_slow", 1),
         settings.get("truncate", True),
     )
-    return RotaryEmbedding(table, scale=attention * settings.get("attn_factor", 1.0), interleaved=interleaved)
+    return table, attention * settings.get("attn_factor", 1.0)
 
 
 def _longrope(c: Config, settings: Config, dim: int, base: float, interleaved: bool) -> RotaryEmbedding:

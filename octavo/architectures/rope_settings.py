@@ -19,12 +19,12 @@ OF_EVERY_KIND = {"rope_type", *BESIDE_SCALING}
 AXES = "mrope_section"
 KEYS_OF: dict[str, set[str]] = {
     "default": {AXES},
-    "linear": {"factor", "original_max_position_embeddings"},
-    "dynamic": {"factor", "original_max_position_embeddings"},
-    "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
+    "linear": {AXES, "factor", "original_max_position_embeddings"},
+    "dynamic": {AXES, "factor", "original_max_position_embeddings"},
+    "llama3": {AXES, "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
     "yarn": {
         *("factor", "original_max_position_embeddings", "attention_factor", "attn_factor", "mscale", "mscale_all_dim"),
-        *("beta_fast", "beta_slow", "truncate", "finetuned"),
+        *("beta_fast", "beta_slow", "truncate", "finetuned", AXES),
     },
     "longrope": {
         *("factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"),

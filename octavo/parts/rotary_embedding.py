@@ -83,10 +83,13 @@ class AxialRotaryEmbedding(RotaryEmbedding):
     Args:
         frequencies: [pairs] angles per position.
         sections: how many pairs, in their order, are rotated by each axis.
+        scale, interleaved: as RotaryEmbedding has them.
     """
 
-    def __init__(self, frequencies: Tensor, sections: Sequence[int], interleaved: bool = False) -> None:
-        super().__init__(frequencies, interleaved=interleaved)
+    def __init__(
+        self, frequencies: Tensor, sections: Sequence[int], scale: float = 1.0, interleaved: bool = False
+    ) -> None:
+        super().__init__(frequencies, scale, interleaved)
         self.sections = list(sections)
 
     def angles(self, batch: Batch) -> tuple[Tensor, Tensor]:

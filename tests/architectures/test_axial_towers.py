@@ -18,6 +18,8 @@ from tests.media.cases import load as load_processor
 from tests.media.cases import media
 
 QWEN, PIXTRAL = "Qwen2VLForConditionalGeneration--7b", "LlavaForConditionalGeneration--pixtral-hf"
+YARN = {"type": "yarn", "mrope_section": [2, 3, 3], "factor": 4.0, "original_max_position_embeddings": 64}
+"""As Qwen2-VL's page has it for long texts."""
 AXIAL = {"rope_parameters": {"rope_type": "axial", "rope_theta": 50.0}}
 
 
@@ -55,6 +57,7 @@ def inputs(processed: Processed, values: dict[str, Any]) -> dict[str, torch.Tens
     [
         (QWEN, {"tie_word_embeddings": True, "vision_config": {"hidden_act": "gelu", "mlp_ratio": 3}}),
         (QWEN, {"rope_scaling": {"type": "mrope", "mrope_section": [4, 2, 2]}, "vision_config": AXIAL}),
+        (QWEN, {"max_position_embeddings": 256, "rope_scaling": YARN}),
         (QWEN, {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1}),
         (PIXTRAL, {"vision_feature_layer": -2, "vision_config": {"num_hidden_layers": 3, **AXIAL}}),
         (PIXTRAL, {"vision_feature_layer": [-1, 0, 1], "multimodal_projector_bias": False}),
