@@ -60,6 +60,12 @@ class MediaFetcher:
     def __init__(self, policy: FetchPolicy = FetchPolicy(), threads: int = 8) -> None:
         self.policy = policy
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="octavo-fetch")
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Begin nothing more, and leave what comes slowly: this process is to end."""
+        self._is_closed = True
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     @classmethod
     def of_options(
@@ -180,6 +186,8 @@ class MediaFetcher:
 
     def _left(self, deadline: float, name: str) -> float:
         left = deadline - time.monotonic()
+        if self._is_closed:
+            raise InvalidRequestError(f"{name} is not fetched: the server is stopped.")
         if left <= 0:
             raise self._too_slow(name)
         return left

@@ -165,6 +165,7 @@ class Service:
         """Do that, and wait for it."""
         await self.begin_stop()
         self.threads.stop()
+        self.fetcher.close()
 
     async def _stop(self) -> None:
         self.accepting = False

@@ -10,6 +10,7 @@ import threading
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -324,6 +325,18 @@ def test_what_is_not_allowed_is_not(port: int, domains: list[str], path: str, sa
 def test_a_server_that_drips_is_left(port: int) -> None:
     with pytest.raises(InvalidRequestError, match="was not there within"):
         fetcher(domains=["127.0.0.1"], timeout=0.5).fetch(f"http://127.0.0.1:{port}/slow")
+
+
+def test_a_fetcher_that_is_closed_waits_for_nobody(port: int) -> None:
+    ours = fetcher(domains=["127.0.0.1"], timeout=600.0)
+    with ThreadPoolExecutor(1) as pool:
+        Handler.asked.clear()
+        slow = pool.submit(ours.fetch, f"http://127.0.0.1:{port}/slow")
+        while not Handler.asked:
+            assert not slow.done()
+        ours.close()
+        with pytest.raises(InvalidRequestError, match="is stopped"):
+            slow.result(60)
 
 
 @pytest.mark.parametrize(
