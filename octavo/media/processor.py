@@ -228,7 +228,9 @@ class Processor:
         if key not in self._changed:
             if len(self._changed) >= 16:
                 self._changed.clear()
-            files = dataclasses.replace(self.files, preprocessor={**self.files.preprocessor, **options})
+            video = {**self.files.video, **options} if self.files.video else {}
+            preprocessor = {**self.files.preprocessor, **options}
+            files = dataclasses.replace(self.files, preprocessor=preprocessor, video=video)
             self._changed[key] = type(self)(files, self.vocabulary.tokenizer, self.limits)
         return self._changed[key]
 

@@ -303,3 +303,22 @@ def test_glm4v_positions(tmp_path: Path) -> None:
     assert processed.positions is not None
     assert processed.positions.tolist() == [[0, 1, 2, *[3] * 9, 4, 5, 6]]
     assert load(case, tmp_path)([1, 259, 50]).positions is None
+
+
+def test_films_have_sizes_of_their_own(tmp_path: Path) -> None:
+    """Where a folder has a file for them, as transformers writes it. A request's options count for both."""
+    case = read_case(path_of("Qwen2VLForConditionalGeneration--7b"))
+    film = next(c for c in case["cases"] if c.get("videos") and not c.get("images"))
+    (tmp_path / "own").mkdir()
+    sizes = {"size": {"shortest_edge": 28 * 28, "longest_edge": 28 * 28}}
+    (tmp_path / "own" / "video_preprocessor_config.json").write_text(json.dumps(sizes))
+    plain, own = load(case, tmp_path / "plain"), load(case, tmp_path / "own")
+
+    def grid(processor: Processor, kind: str, want: dict[str, Any], **options: int) -> list[int]:
+        made = processor(want["prompt_token_ids"], **media(want), options=options)
+        return made.features[0].data[f"{kind}_grid_thw"].tolist()
+
+    assert grid(plain, "video", film) == [3, 4, 6]
+    assert grid(own, "video", film) == [3, 2, 2]
+    assert grid(own, "video", film, max_pixels=28 * 28 * 6) == [3, 4, 6]
+    assert grid(own, "image", case["cases"][0]) == grid(plain, "image", case["cases"][0])

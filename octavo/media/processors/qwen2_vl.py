@@ -29,6 +29,14 @@ def smart_size(size: Size, factor: int, least: int, most: int) -> Size:
     return rows * factor, columns * factor
 
 
+def _pixels(settings: Config, usual: tuple[int, int]) -> tuple[int, int]:
+    """The least and most pixels of a picture as a preprocessor's settings have them, or the usual ones."""
+    size = settings.get("size") or {}
+    least = settings.get("min_pixels") or size.get("shortest_edge") or usual[0]
+    most = settings.get("max_pixels") or size.get("longest_edge") or usual[1]
+    return whole(least, MAX_RESIZED), whole(most, MAX_RESIZED)
+
+
 class Qwen2VLProcessor(Processor):
     """Qwen2VLForConditionalGeneration: pixel_values (patches, 3 * 2 * 14 * 14) in blocks of 2 x 2, grid_thw (3,).
 
@@ -53,19 +61,18 @@ class Qwen2VLProcessor(Processor):
         }
         self.patch, self.pair = whole(settings.get("patch_size", 14)), whole(settings.get("temporal_patch_size", 2))
         self.merge = whole(settings.get("merge_size", 2))
-        size = settings.get("size") or {}
-        self.least = whole(settings.get("min_pixels") or size.get("shortest_edge", 56 * 56), MAX_RESIZED)
-        self.most = whole(settings.get("max_pixels") or size.get("longest_edge", 28 * 28 * 1280), MAX_RESIZED)
+        self.picture_pixels = _pixels(settings, (56 * 56, 28 * 28 * 1280))
+        self.film_pixels = _pixels(self.files.video, self.picture_pixels)
 
     def token(self, kind: str) -> int:
         return self.tokens[kind]
 
     def image(self, picture: Picture, index: int, count: int) -> tuple[Data, Span]:
-        pixels, grid = self._patches([picture])
+        pixels, grid = self._patches([picture], self.picture_pixels)
         return {"pixel_values": pixels, "image_grid_thw": grid}, self._span("image", grid)
 
     def video(self, frames: Array, index: int, count: int) -> tuple[Data, Span]:
-        pixels, grid = self._patches([Image.fromarray(frame) for frame in frames])
+        pixels, grid = self._patches([Image.fromarray(frame) for frame in frames], self.film_pixels)
         return {"pixel_values_videos": pixels, "video_grid_thw": grid}, self._span("video", grid)
 
     def rows(self, kind: str, item: Embeddings, index: int, count: int) -> Span:
@@ -88,8 +95,8 @@ class Qwen2VLProcessor(Processor):
     def _span(self, kind: str, grid: Array) -> Span:
         return Span([self.tokens[kind]] * (int(grid.prod()) // self.merge**2))
 
-    def _patches(self, frames: list[Picture]) -> tuple[Array, Array]:
-        size = smart_size(size_of(frames[0]), self.patch * self.merge, self.least, self.most)
+    def _patches(self, frames: list[Picture], pixels_between: tuple[int, int]) -> tuple[Array, Array]:
+        size = smart_size(size_of(frames[0]), self.patch * self.merge, *pixels_between)
         pixels = self.values.many([resize(f, size, self.settings.get("resample", BICUBIC)) for f in frames])
         missing = -len(pixels) % self.pair
         pixels = np.concatenate([pixels, np.repeat(pixels[-1:], missing, axis=0)]) if missing else pixels
