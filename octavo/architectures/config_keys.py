@@ -11,6 +11,7 @@ from octavo.architectures.config_kinds import (
     FACTOR,
     FACTORS,
     FLAG,
+    GRIDS,
     INDICES,
     KINDS,
     LAYERS,
@@ -37,8 +38,10 @@ from octavo.architectures.config_kinds import (
 )
 
 _BY_KIND: dict[Kind, str] = {
-    LAYERS: "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers layers depth",
-    COUNT: """num_attention_heads n_head n_heads num_key_value_heads num_kv_heads n_head_kv multi_query_group_num
+    LAYERS: "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers layers depth"
+    " num_global_layers",
+    COUNT: """num_attention_heads attention_heads max_num_tiles
+        n_head n_heads num_key_value_heads num_kv_heads n_head_kv multi_query_group_num
         encoder_attention_heads decoder_attention_heads kv_n_heads n_heads_in_group num_labels
         moe_layer_freq moe_layer_frequency decoder_sparse_step expert_layer_period attn_layer_period
         n_group topk_group moe_top_k moe_num_experts
@@ -48,7 +51,8 @@ _BY_KIND: dict[Kind, str] = {
         first_k_dense_replace max_window_layers expert_layer_offset attn_layer_offset
         dense_attention_every_n_layers""",
     integer(1, 2): "num_ln_in_parallel_attn",
-    SIZE: """hidden_size n_embd n_embed d_model intermediate_size n_inner ffn_dim encoder_ffn_dim decoder_ffn_dim
+    SIZE: """hidden_size vision_output_dim
+        n_embd n_embed d_model intermediate_size n_inner ffn_dim encoder_ffn_dim decoder_ffn_dim
         ffn_hidden_size ff_intermediate_size moe_intermediate_size shared_expert_intermediate_size head_dim kv_channels
         vocab_size padded_vocab_size word_embed_proj_dim kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim
         v_head_dim state_size mamba_d_state rotary_dim blocksparse_block_size blocksparse_num_local_blocks
@@ -89,7 +93,9 @@ _BY_KIND: dict[Kind, str] = {
     OBJECT: """rope_scaling rope_parameters attn_config ffn_config ffn_act_fn rotary id2label attention ffn
         text_config llm_config vision_config qformer_config visual slice_config moe audio_config""",
     OBJECTS: "block_configs",
-    INDICES: "attention_layers expert_layers mlp_only_layers bskcn_1 bskcn_2 bskcn_3 bskcn_4",
+    INDICES: """cross_attention_layers intermediate_layers_indices attention_layers expert_layers mlp_only_layers
+        bskcn_1 bskcn_2 bskcn_3 bskcn_4""",
+    GRIDS: "supported_aspect_ratios",
     integers(0, MAX_SIZE): "dummy_token_indices",
     integers(1, MAX_COUNT): "num_key_value_heads_per_layer mrope_section",
     numbers(-1e6, 1e6, count=2): "bskcn_tv",

@@ -95,6 +95,16 @@ VERSION = Kind("a version such as 2.6", lambda v: re.fullmatch(r"\d{1,3}(\.\d{1,
 OBJECT = Kind("an object", lambda v: isinstance(v, dict))
 OBJECTS = Kind("a list of objects", lambda v: isinstance(v, list) and all(isinstance(item, dict) for item in v))
 INDICES = integers(0, MAX_LAYERS)
+GRIDS = Kind(
+    "a list of pairs of whole numbers",
+    lambda v: (
+        isinstance(v, list)
+        and 0 < len(v) <= MAX_COUNT
+        and all(
+            isinstance(pair, list) and len(pair) == 2 and all(is_integer(n, 1, MAX_COUNT) for n in pair) for pair in v
+        )
+    ),
+)
 KINDS = Kind("a list of texts", lambda v: isinstance(v, list) and all(isinstance(item, str) for item in v))
 ACTIVATION = one_of(*ACTIVATIONS, "swiglu", "fatrelu")
 FACTORS = numbers(POSITIVE, 1e6)

@@ -161,6 +161,8 @@ class Engine:
         if threshold is not None and len(checked.token_ids) > threshold:
             fields["grown"] = b"1"
         chain = HashChain(fields, checked.features, checked.both_ways)
+        if chain.features and self.cache.encoder_group is not None:
+            self.cache.check_cross_rows(chain, len(checked.token_ids))
         if self.cache.prefix_caching:
             chain.extend(checked.token_ids, self.cache.block_size)
         return chain

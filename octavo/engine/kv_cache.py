@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from octavo.engine.block_pool import NULL_BLOCK, BlockKey, BlockPool
+from octavo.errors import InvalidRequestError
 from octavo.executor.shape import CacheShape
 from octavo.features import Feature
 
@@ -102,7 +103,7 @@ class KVCacheManager:
         self.block_size = shape.block_size
         self.windows = shape.windows
         self._has_windows = any(window is not None for window in shape.windows)
-        self.encoder_group = shape.encoder_group
+        self.encoder_group, self.max_cross_rows = shape.encoder_group, shape.max_cross_rows
         self.prefix_caching = prefix_caching and bool(shape.windows)
         self.pool = BlockPool(shape.num_blocks)
 
@@ -119,6 +120,17 @@ class KVCacheManager:
         if unbounded:
             return max(0, (self.pool.num_blocks - fixed) // unbounded * self.block_size)
         return 1 << 62 if fixed <= self.pool.num_blocks else self.pool.num_blocks // len(self.windows) * self.block_size
+
+    def check_cross_rows(self, chain: HashChain, num_tokens: int) -> None:
+        """Raises InvalidRequestError where a prompt could never have blocks for what it sees in cross-attention."""
+        rows = sum(f.length for f in chain.features if f.offset is None)
+        left = self.pool.num_blocks - len(self._growing) * -(-(num_tokens + 1) // self.block_size)
+        most = min(left * self.block_size, self.max_cross_rows)
+        if rows > most:
+            raise InvalidRequestError(
+                f"the prompt's media take {rows:,} rows of the KV cache, which has room for {max(0, most):,} beside "
+                "its tokens. Send fewer or smaller ones, or start the engine with a larger kv_cache_memory."
+            )
 
     def begin(self, chain: HashChain) -> SequenceBlocks:
         """Empty tables, but for features that all layers attend to and that are there already, held for the caller."""

@@ -81,6 +81,14 @@ class FeatureRows:
         else:
             self._rows[feature.digest] = rows
 
+    def once(self, features: Sequence[Feature]) -> Tensor | str:
+        """The rows of features, one after the other, which are not kept; or why one of them has none."""
+        self.compute(features)
+        found = [self._rows.get(feature.digest) for feature in features]
+        errors = [self._errors[f.digest] for f, rows in zip(features, found, strict=True) if rows is None]
+        self.drop(feature.digest for feature in features)
+        return errors[0] if errors else torch.cat([rows for rows in found if rows is not None])
+
     def error(self, step: SequenceStep, state: SequenceState) -> str | None:
         """Why a step of a sequence cannot be computed: a feature in its tokens has no rows. None if it can."""
         for feature in _in_step(step, state):

@@ -1,9 +1,7 @@
 """Runs a model's steps in this process: the engine's integers to tensors, the model, the sampler."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +17,16 @@ from octavo.executor.sampling_state import SamplingState
 from octavo.executor.sequences import SequenceState
 from octavo.executor.shape import CacheShape
 from octavo.executor.step import Pooled, SequenceResult, SequenceStep
+from octavo.executor.step_runs import cross_runs, cut_at_spans, encoded, positions_of, seen_rows
+from octavo.features import ENCODER, Feature
 from octavo.loading.model import LoadedModel
 from octavo.ops import AttentionPlan, BlockTables, DecodeInputs, RecurrentPlan, SequenceRun
 from octavo.outputs import PackedLogprobs
-from octavo.parts import Batch, EncoderBatch, PagedView, RecurrentView
+from octavo.parts import Batch, CrossBatch, EncoderBatch, PagedView, RecurrentView
 from octavo.parts.batch import StateView
 
+CROSS_BLOCKS = 4096
+"""Most blocks of cross-attention's rows that a sequence's table has room for, if it has no more for tokens."""
 LOGITS_ROWS = 64
 """Rows of logits held at a time for log-probabilities of a prompt."""
 
@@ -44,10 +46,18 @@ class ModelRunner:
             loaded.model.states, args, loaded.precision.cache, self.backend, loaded.info.max_model_len
         )
         self.feature_rows = FeatureRows(loaded.model, loaded.backend)
-        shape = self._shape = replace(self.caches.shape, max_feature_rows=self._feature_rows(args))
-        width = -(-loaded.info.max_model_len // shape.block_size) + 1
+        shape, width = self.caches.shape, -(-loaded.info.max_model_len // self.caches.shape.block_size) + 1
+        cross = max(width, min(shape.num_blocks, CROSS_BLOCKS))
+        rows = cross * shape.block_size
+        shape = self._shape = replace(shape, max_cross_rows=rows, max_feature_rows=self._feature_rows(args))
         self._tables = [
-            torch.zeros(shape.max_sequences, width, dtype=torch.int64, device=self.device) for _ in shape.windows
+            torch.zeros(
+                shape.max_sequences,
+                cross if group == shape.encoder_group else width,
+                dtype=torch.int64,
+                device=self.device,
+            )
+            for group in range(len(shape.windows))
         ]
 
         tables = BlockTables(self._tables, shape.block_size, shape.windows, shape.encoder_group)
@@ -84,6 +94,8 @@ class ModelRunner:
             SequenceResult(s.seq_id, error=state.error or (self.feature_rows.error(s, state)))
             for s, state in zip(steps, states, strict=True)
         ]
+        for step, result in zip(steps, results, strict=True):
+            result.non_finite = result.error is not None and bool(step.encodes)  # nothing of it may be found again
         count = sum(len(s.token_ids) for s in steps)
         if not self.backend.finite(hidden[:count]):
             self._fail_non_finite(hidden[:count], self._batch(steps, states), steps, results)
@@ -116,8 +128,24 @@ class ModelRunner:
         """Make the rows of features that are new in a step."""
         if features := in_place(steps, states):
             self.feature_rows.compute(features)
-        if self.shape.encoder_group is not None:
+        for step, state in zip(steps, states, strict=True):
+            features = [state.start.features[i] for i in step.encodes]
+            if features and features[0].offset is None and features[0].kind != ENCODER:
+                self._write_media(step, state, features)
+        if any(f.kind == ENCODER for s, state in zip(steps, states, strict=True) for f in encoded(s, state)):
             self.model.encode(self._encoder_batch(steps, states))
+
+    def _write_media(self, step: SequenceStep, state: SequenceState, features: Sequence[Feature]) -> None:
+        """Have cross-attention store what it keeps of one sequence's pictures."""
+        rows = self.feature_rows.once(features)
+        if isinstance(rows, str):
+            state.error = rows
+            return
+        run, group = SequenceRun(0, len(rows), 0, step.row), self.shape.encoder_group
+        assert group is not None
+        plan = self.backend.plan_attention([run], self._tables[group], self.shape.block_size, None, len(rows))
+        batch = CrossBatch([(0, len(rows))], cross_kv=self._views([plan] * len(self.shape.windows), None))
+        self.model.write_cross_kv(rows, batch)
 
     def _run_recorded(
         self, steps: Sequence[SequenceStep], states: Sequence[SequenceState]
@@ -127,13 +155,20 @@ class ModelRunner:
             return None
         if any(len(s.token_ids) != 1 or s.is_new or not s.num_samples for s in steps):
             return None
+        first_keys, crosses = [0] * len(steps), self.shape.encoder_group is not None
+        if crosses:
+            seen = [seen_rows(state.start.features, s.start) for s, state in zip(steps, states, strict=True)]
+            if any(end == 0 for _, end in seen):
+                return None
+            first_keys = [first for first, _ in seen]
         return self._recorded.run(
             [s.token_ids[0] for s in steps],
             [s.row for s in steps],
             [s.start for s in steps],
             [s.start + state.offset for s, state in zip(steps, states, strict=True)],
             [s.length for s in steps],
-            [s.num_cross_rows for s in steps],
+            [s.num_cross_rows for s in steps] if not crosses else [end for _, end in seen],
+            first_keys,
         )
 
     def _read(
@@ -168,8 +203,8 @@ class ModelRunner:
                 continue
             result.non_finite = True
             result.error = "the model computed values that are not finite; try dtype='float32', or check the checkpoint"
-            for view in batch.states:
-                if isinstance(view, PagedView):
+            for view, group in zip(batch.states, self.caches.group_of, strict=True):
+                if isinstance(view, PagedView) and group != self.shape.encoder_group:
                     # Whole blocks, however a block is laid out: none that is still to be filled is shared.
                     blocks = view.plan.slot_mapping[rows] // self.shape.block_size
                     view.cache.clear(blocks)
@@ -262,7 +297,7 @@ class ModelRunner:
             tokens += step.token_ids
         count = len(tokens)
         counts = [r.num_tokens for r in runs]
-        positions = _positions(steps, states)
+        positions = positions_of(steps, states)
         lengths = np.repeat(np.array([s.length for s in steps], dtype=np.int64), counts)
         padding = max(0, self.backend.min_rows - count)
         features = self.feature_rows.place(steps, states)
@@ -275,17 +310,26 @@ class ModelRunner:
             lengths=torch.from_numpy(np.pad(lengths, (0, padding))).to(self.device),
             num_tokens=count,
             states=self._views(
-                self._attention_plans(steps, states, runs, count),
+                self._attention_plans(states, runs, count),
                 self.backend.plan_recurrent(runs) if self.shape.recurrent else None,
             ),
             features=features,
+            crosses=self._crosses(states, runs, padding),
         )
+
+    def _crosses(self, states: Sequence[SequenceState], runs: Sequence[SequenceRun], padding: int) -> Tensor | None:
+        """Which rows of a step see anything in cross-attention; None where all do, or there is none."""
+        if self.shape.encoder_group is None:
+            return None
+        _, crosses = cross_runs(runs, states)
+        return None if all(crosses) else torch.tensor(crosses + [False] * padding, device=self.device)
 
     def _encoder_batch(self, steps: Sequence[SequenceStep], states: Sequence[SequenceState]) -> EncoderBatch:
         """What the encoder reads for sequences that start, one after the other."""
         tokens, positions, runs = list[int](), list[int](), list[SequenceRun]()
         for step, state in zip(steps, states, strict=True):
-            for feature in (state.start.features[i] for i in step.encodes):
+            for feature in encoded(step, state):
+                assert isinstance(feature.data, list)
                 runs.append(SequenceRun(len(tokens), feature.length, 0, step.row))
                 tokens += feature.data
                 positions += range(feature.length)
@@ -306,16 +350,12 @@ class ModelRunner:
                 tensor[row].zero_()
 
     def _attention_plans(
-        self,
-        steps: Sequence[SequenceStep],
-        states: Sequence[SequenceState],
-        runs: Sequence[SequenceRun],
-        count: int,
+        self, states: Sequence[SequenceState], runs: Sequence[SequenceRun], count: int
     ) -> list[AttentionPlan]:
         """A plan for each group of block tables."""
         plans = []
         for group, (table, window) in enumerate(zip(self._tables, self.shape.windows, strict=True)):
-            seen = _each_sees_all(steps, runs) if group == self.shape.encoder_group else _cut_at_spans(runs, states)
+            seen = cross_runs(runs, states)[0] if group == self.shape.encoder_group else cut_at_spans(runs, states)
             plans.append(self.backend.plan_attention(seen, table, self.shape.block_size, window, count))
         return plans
 
@@ -327,45 +367,3 @@ class ModelRunner:
             elif tensors is not None and recurrent is not None:
                 views.append(RecurrentView(tensors, recurrent))
         return views
-
-
-def _positions(steps: Sequence[SequenceStep], states: Sequence[SequenceState]) -> "np.ndarray[Any, np.dtype[Any]]":
-    """Positions of a step's tokens, int64 [axes, tokens]: one axis where all of a token's are alike."""
-    parts = []
-    for step, state in zip(steps, states, strict=True):
-        end, prompt = step.start + len(step.token_ids), state.positions
-        known = 0 if prompt is None else prompt.shape[1]
-        after = np.arange(max(step.start, known), end, dtype=np.int64)[None] + state.offset
-        if prompt is not None:
-            after = np.concatenate([prompt[:, step.start : end], after.repeat(len(prompt), 0)], 1)
-        parts.append(after)
-    axes = max(map(len, parts))
-    return np.concatenate([p if len(p) == axes else p.repeat(axes, 0) for p in parts], 1)
-
-
-def _cut_at_spans(runs: Sequence[SequenceRun], states: Sequence[SequenceState]) -> Sequence[SequenceRun]:
-    """The runs, in which spans that see both ways are runs of their own."""
-    if not any(state.start.both_ways for state in states):
-        return runs
-    cut = []
-    for run, state in zip(runs, states, strict=True):
-        end = run.start + run.num_tokens
-        edges = dict.fromkeys((run.start, end), False)
-        for first, after in state.start.both_ways:
-            if first < end and run.start < after:  # of one whose beginning was cached, the rest
-                edges[max(first, run.start)] = True
-                edges.setdefault(after, False)
-        starts = sorted(edges)
-        for start, stop in itertools.pairwise(starts):
-            row = run.first_row + start - run.start
-            cut.append(SequenceRun(row, stop - start, start, run.table_row, edges[start]))
-    return cut
-
-
-def _each_sees_all(steps: Sequence[SequenceStep], runs: Sequence[SequenceRun]) -> list[SequenceRun]:
-    """Each token as a run of its own that comes after the last of the encoder's: so it sees all of those."""
-    return [
-        SequenceRun(run.first_row + i, 1, step.num_cross_rows - 1, run.table_row)
-        for step, run in zip(steps, runs, strict=True)
-        for i in range(run.num_tokens)
-    ]

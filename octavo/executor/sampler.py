@@ -69,11 +69,13 @@ def sample(logits: Tensor, states: Sequence[SamplingState], backend: Backend) ->
 def describe(logprobs: Tensor, chosen: Tensor, counts: Sequence[int]) -> list[PackedLogprobs]:
     """For each row of `logprobs` `[rows, vocab]` the `chosen` token's entry and those of the likeliest `counts[row]`.
 
-    A count of -1 means the whole vocabulary.
+    A count of -1 means the whole vocabulary. A chosen token outside of it, such as a picture's placeholder, is one that
+    could not come.
     """
     vocab = logprobs.shape[1]
     counts = [vocab if c < 0 else min(c, vocab) for c in counts]
-    own = logprobs.gather(1, chosen.unsqueeze(1))
+    own = logprobs.gather(1, chosen.clamp(max=vocab - 1).unsqueeze(1))
+    own[chosen >= vocab] = -torch.inf
     ranks = ((logprobs > own).sum(1) + 1).tolist()
     most = max(counts, default=0)
     top_values, top_ids = logprobs.topk(most, dim=-1) if most else (logprobs[:, :0], chosen.unsqueeze(1)[:, :0])

@@ -16,5 +16,7 @@ class CacheShape:
     recurrent: bool
     """Whether some part has a state of fixed size, which a prefix cache cannot serve."""
     max_sequences: int
+    max_cross_rows: int = 0
+    """How many rows a sequence may see in cross-attention."""
     max_feature_rows: int = 0
     """How many rows of features are kept, in models that have such in the place of tokens."""

@@ -76,6 +76,7 @@ class RecordedDecode(Protocol):
         positions: Sequence[int],
         lengths: Sequence[int],
         encoder_lengths: Sequence[int],
+        first_keys: Sequence[int],
     ) -> tuple[Tensor, ...] | None:
         """What the recorded function gives for one token of each sequence; None where it cannot be recorded.
 
@@ -87,7 +88,8 @@ class RecordedDecode(Protocol):
             starts: how many tokens of each sequence come before.
             positions: of the tokens, which decide rope and the like.
             lengths: tokens that each sequence has in all.
-            encoder_lengths: tokens that the encoder has read for each sequence.
+            encoder_lengths: the end of the rows that each sequence sees in cross-attention.
+            first_keys: the first of them.
         """
         ...
 

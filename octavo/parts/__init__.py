@@ -1,6 +1,6 @@
 """Torch modules of which models are composed. A part takes plain values, never a config.json."""
 
-from octavo.parts.batch import Batch, EncoderBatch, PagedView, PlacedRows, RecurrentView, SpanBatch
+from octavo.parts.batch import Batch, CrossBatch, EncoderBatch, PagedView, PlacedRows, RecurrentView, SpanBatch
 from octavo.parts.causal_lm import CausalLM
 from octavo.parts.embedding import Embedding, NormedEmbedding, PositionedEmbedding
 from octavo.parts.encoder import CrossAttention, EncoderAttention
@@ -41,6 +41,7 @@ __all__ = [
     "CausalLM",
     "Clip",
     "CrossAttention",
+    "CrossBatch",
     "Embedding",
     "EncoderAttention",
     "EncoderBatch",

@@ -66,6 +66,8 @@ class Batch:
     """One for each part that declared a state, in the order of the model."""
     features: PlacedRows | None = None
     """What stands in the place of tokens' embeddings; None where nothing does."""
+    crosses: Tensor | None = None
+    """[rows] bool: which rows see anything in cross-attention; None where all do."""
     kept: dict[Hashable, Tensor] = field(default_factory=dict)
     """Hidden states that later layers of this step come back to (skip connections across layers)."""
     _memo: dict[Hashable, Any] = field(default_factory=dict)
@@ -97,17 +99,25 @@ class SpanBatch:
 
     runs: list[tuple[int, int]]
     """First row and number of rows of each input."""
+    sees: list[tuple[int, int]] | None = field(default=None, kw_only=True)
+    """First row and number of the rows that each input's see; None where they see their own."""
     angles: tuple[Tensor, Tensor] | None = field(default=None, kw_only=True)
     """cos and sin for the rope of its rows, `[rows, pairs]` float32 each; None where positions come otherwise."""
 
 
 @dataclass
-class EncoderBatch(SpanBatch):
+class CrossBatch(SpanBatch):
+    """What requests that start in a step bring for cross-attention, in the order of its rows."""
+
+    cross_kv: list[StateView]
+    """The caches of each part that declared a state, with where the rows go in those of its group."""
+
+
+@dataclass
+class EncoderBatch(CrossBatch):
     """The tokens that the encoder reads for all requests that start in a step."""
 
     tokens: Tensor
     """[rows] int64"""
     positions: Tensor
     """[rows] int64"""
-    cross_kv: list[StateView]
-    """The caches of each part that declared a state, with where the encoder's tokens go in those of its group."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.ops import Backend, PackedLinear
-from octavo.parts.batch import Batch, EncoderBatch
+from octavo.parts.batch import Batch, CrossBatch, EncoderBatch
 from octavo.parts.embedding import Embedding
 from octavo.parts.encoder import CrossAttention
 from octavo.parts.linear_layer import Linear
@@ -20,6 +20,13 @@ from octavo.parts.weight_slots import Role, WeightSlot, weight_slots
 
 MOST_LAYERS = 4096
 """A damaged config may ask for a billion."""
+
+
+class NoLayer(nn.Module):
+    """In the place of a layer that changes nothing."""
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        return x
 
 
 class CausalLM(nn.Module):
@@ -76,6 +83,11 @@ class CausalLM(nn.Module):
         self.dtype = torch.float32
         """Of activations."""
         self.states: list[StateSpec] = []
+        self._number_states()
+
+    def _number_states(self) -> None:
+        """List the states that parts declare, and tell each part its place."""
+        self.states.clear()
         for module in self.modules():
             if hasattr(module, "state_index"):
                 module.state_index = len(self.states)  # type: ignore[assignment]
@@ -128,7 +140,10 @@ class CausalLM(nn.Module):
 
         A head that is tied, or that embeddings do without, may be stored, and a tower that nothing is sent to.
         """
-        return path.split(".")[0] in ("head", "media")
+        owner, _, rest = path.partition(".")
+        if owner == "layers":
+            return isinstance(self.layers[int(rest.partition(".")[0])], NoLayer)
+        return owner in ("head", "media")
 
     def prepare(self, backend: Backend) -> None:
         """Have every part make what it computes with. All weights are loaded."""
@@ -140,7 +155,10 @@ class CausalLM(nn.Module):
     def encode(self, batch: EncoderBatch) -> None:
         """Run the encoder, and have every cross-attention store its keys and values of the result."""
         assert self.encoder is not None
-        encoded = self.encoder(batch)
+        self.write_cross_kv(self.encoder(batch), batch)
+
+    def write_cross_kv(self, encoded: Tensor, batch: CrossBatch) -> None:
+        """Have every cross-attention store its keys and values of `encoded` `[rows, hidden_size]`."""
         for module in self.modules():
             if isinstance(module, CrossAttention):
                 module.write_cross_kv(encoded, batch)
@@ -179,8 +197,12 @@ class CausalLM(nn.Module):
         return self
 
     def drop_media(self) -> None:
-        """For text alone: the tower is not loaded, and its tensors in a checkpoint go nowhere."""
+        """For text alone: the tower is not loaded, nor layers that do nothing without it; their tensors go nowhere."""
         self.media = None
+        for i, layer in enumerate(self.layers):
+            if any(isinstance(module, CrossAttention) for module in layer.modules()):
+                self.layers[i] = NoLayer()
+        self._number_states()
 
     @property
     def num_scores(self) -> int:

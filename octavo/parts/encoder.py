@@ -5,7 +5,7 @@ from collections.abc import Collection
 from torch import Tensor, nn
 
 from octavo.ops import AttentionSpec, Backend
-from octavo.parts.batch import Batch, EncoderBatch, PagedView, SpanBatch
+from octavo.parts.batch import Batch, CrossBatch, PagedView, SpanBatch
 from octavo.parts.linear_layer import Linear
 from octavo.parts.qk_transform import QKNorm
 from octavo.parts.state import PagedKV
@@ -50,48 +50,71 @@ class EncoderAttention(nn.Module):
     def forward(self, x: Tensor, batch: SpanBatch) -> Tensor:
         query, key, value = self.qkv(x, batch).view(x.shape[0], 3, self.num_heads, self.head_dim).unbind(1)
         if self.qk_norm is not None:
-            query, key = self._normed(self.qk_norm.q, query), self._normed(self.qk_norm.k, key)
+            query = norm_heads(self.qk_norm, self.qk_norm.q, query)
+            key = norm_heads(self.qk_norm, self.qk_norm.k, key)
         if batch.angles is not None:
             query, key = (self._join_rope(y[..., :0], y, batch.angles, self.interleaved) for y in (query, key))
-        runs = [(first, count, first, count) for first, count in batch.runs]
+        runs = [(*own, *seen) for own, seen in zip(batch.runs, batch.sees or batch.runs, strict=True)]
         out = self._attention(query.to(x.dtype), key.to(x.dtype), value, self.head_dim**-0.5, runs)
         return self.o(out.flatten(1), batch)  # type: ignore[no-any-return]
 
-    def _normed(self, norm: nn.Module, x: Tensor) -> Tensor:
-        """`x` `[rows, heads, head_dim]` through its norm, which sees all heads side by side, or one at a time."""
-        assert self.qk_norm is not None
-        flat = x.flatten(1) if self.qk_norm.full_width else x.flatten(0, 1)
-        return norm(flat.contiguous()).view(x.shape)  # type: ignore[no-any-return]
+
+def norm_heads(norms: QKNorm, norm: nn.Module, x: Tensor) -> Tensor:
+    """`x` `[rows, heads, head_dim]` through its norm, which sees all heads side by side, or one at a time."""
+    flat = x.flatten(1) if norms.full_width else x.flatten(0, 1)
+    return norm(flat.contiguous()).view(x.shape)  # type: ignore[no-any-return]
 
 
 class CrossAttention(nn.Module):
-    """Attention of a decoder's tokens over the encoder's, whose keys and values are made once a request."""
+    """Attention of a decoder's tokens over an encoder's or a tower's rows: keys and values are made once a request.
 
-    def __init__(self, hidden_size: int, num_heads: int, *, bias: bool = False) -> None:
+    Args:
+        hidden_size: of the residual stream, and of the rows.
+        num_heads: query heads.
+        num_kv_heads: key and value heads; None for as many.
+        bias: of all products.
+        qk_norm: norms of each head's queries and keys.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        *,
+        bias: bool = False,
+        qk_norm: QKNorm | None = None,
+    ) -> None:
         super().__init__()
-        if hidden_size % num_heads:
-            raise ValueError(f"{num_heads} heads cannot share {hidden_size} values")
-        self.num_heads, self.head_dim = num_heads, hidden_size // num_heads
+        kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        if hidden_size % num_heads or num_heads % kv_heads:
+            raise ValueError(f"{num_heads} heads cannot share {hidden_size} values, or {kv_heads} heads of keys")
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, kv_heads, hidden_size // num_heads
+        size = kv_heads * self.head_dim
         self.q = Linear(hidden_size, hidden_size, bias)
-        self.kv = Linear(hidden_size, {"k": hidden_size, "v": hidden_size}, bias)
+        self.kv = Linear(hidden_size, {"k": size, "v": size}, bias)
         self.o = Linear(hidden_size, hidden_size, bias)
-        self.state = PagedKV(num_heads, self.head_dim, self.head_dim, of_encoder=True)
+        self.qk_norm = qk_norm
+        self.state = PagedKV(kv_heads, self.head_dim, self.head_dim, of_encoder=True)
         self.state_index = -1
 
     def prepare(self, backend: Backend) -> None:
         self._backend = backend
-        self._spec = AttentionSpec(self.num_heads, self.num_heads, self.head_dim, self.head_dim**-0.5)
+        self._spec = AttentionSpec(self.num_heads, self.num_kv_heads, self.head_dim, self.head_dim**-0.5)
 
-    def write_cross_kv(self, encoded: Tensor, batch: EncoderBatch) -> None:
+    def write_cross_kv(self, encoded: Tensor, batch: CrossBatch) -> None:
         """Store the keys and values of `encoded` `[rows, hidden_size]`."""
         view = batch.cross_kv[self.state_index]
         assert isinstance(view, PagedView)
         tokens = view.plan.num_tokens
-        key, value = self.kv(encoded, batch)[:tokens].view(tokens, 2, self.num_heads, -1).unbind(1)
+        key, value = self.kv(encoded, batch)[:tokens].view(tokens, 2, self.num_kv_heads, -1).unbind(1)
+        key = key if self.qk_norm is None else norm_heads(self.qk_norm, self.qk_norm.k, key)
         self._backend.store(key, value, view.cache, view.plan)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         view = batch.paged(self.state_index)
-        query = self._backend.floats(self.q(x, batch)[: batch.num_tokens]).view(batch.num_tokens, self.num_heads, -1)
+        query = self.q(x, batch)[: batch.num_tokens].view(batch.num_tokens, self.num_heads, -1)
+        query = query if self.qk_norm is None else norm_heads(self.qk_norm, self.qk_norm.q, query)
+        query = self._backend.floats(query.flatten(1)).view(query.shape)
         out = self._backend.attend_stored(query, view.cache, view.plan, self._spec, x.shape[0], x.dtype)
         return self.o(out.flatten(1), batch)  # type: ignore[no-any-return]

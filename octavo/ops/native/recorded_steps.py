@@ -78,6 +78,7 @@ class RecordedSteps:
         positions: Sequence[int],
         lengths: Sequence[int],
         encoder_lengths: Sequence[int],
+        first_keys: Sequence[int],
     ) -> tuple[Tensor, ...] | None:
         """See octavo.ops.backend.RecordedDecode."""
         program, count = self._program(self.max_rows), len(tokens)
@@ -85,7 +86,7 @@ class RecordedSteps:
             program = self._program(min(self.max_rows, 1 << (count - 1).bit_length()))
         if program is None:
             return None
-        self._fill(tokens, table_rows, starts, positions, lengths, encoder_lengths)
+        self._fill(tokens, table_rows, starts, positions, lengths, encoder_lengths, first_keys)
         return program.run(count)
 
     def _program(self, rows: int) -> Program | None:
@@ -118,6 +119,7 @@ class RecordedSteps:
         positions: Sequence[int],
         lengths: Sequence[int],
         encoder_lengths: Sequence[int],
+        first_keys: Sequence[int],
     ) -> None:
         count = len(tokens)
         rows, before = np.array(table_rows), np.array(starts)
@@ -129,5 +131,6 @@ class RecordedSteps:
             runs[:count, 2] = before
             if group == self._tables.encoder_group:  # each token comes after all of the encoder's
                 runs[:count, 2] = np.array(encoder_lengths) - 1
+                runs[:count, 5] = first_keys
             runs[:count, 3] = rows
         recurrent[:count, 2] = rows
