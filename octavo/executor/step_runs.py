@@ -67,12 +67,16 @@ def seen_rows(features: Sequence[Feature], position: int) -> tuple[int, int]:
 
 
 def cross_runs(runs: Sequence[SequenceRun], states: Sequence[SequenceState]) -> tuple[list[SequenceRun], list[bool]]:
-    """Each token as a run of its own that comes after the last row that it sees, and which tokens see any."""
-    each, crosses = list[SequenceRun](), list[bool]()
+    """Runs of tokens that see the same rows, put so that these end with a run's last; and which tokens see any."""
+    cut, crosses = list[SequenceRun](), list[bool]()
     for run, state in zip(runs, states, strict=True):
-        for i in range(run.num_tokens):
-            first, end = seen_rows(state.start.features, run.start + i)
-            crosses.append(end > 0)
-            if end:
-                each.append(SequenceRun(run.first_row + i, 1, end - 1, run.table_row, first_key=first))
-    return each, crosses
+        seen = [seen_rows(state.start.features, run.start + i) for i in range(run.num_tokens)]
+        crosses += [end > 0 for _, end in seen]
+        row = run.first_row
+        for (first, end), alike in itertools.groupby(seen):
+            count = len(list(alike))
+            for i in range(0, count, end) if end else ():  # more than there are rows would begin before the first
+                tokens = min(end, count - i)
+                cut.append(SequenceRun(row + i, tokens, end - tokens, run.table_row, True, first))
+            row += count
+    return cut, crosses
