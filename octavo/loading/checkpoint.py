@@ -1,5 +1,6 @@
 """A model's files, with its config read: what is opened before any weight is."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +15,11 @@ from octavo.files import read_json
 from octavo.loading.formats import GGUFWeights, WeightFormat, folder_format
 from octavo.loading.gguf_config import shared_config
 from octavo.loading.gguf_file import GGUFFile
+from octavo.loading.gguf_mmproj import MMProj, projected
 from octavo.loading.gguf_reader import shown
 from octavo.loading.model_files import ModelFiles, find_model, is_native
+
+log = logging.getLogger("octavo")
 
 
 @dataclass
@@ -27,6 +31,8 @@ class Checkpoint:
     files: ModelFiles
     weights: WeightFormat
     gguf: GGUFFile | None = None
+    mmproj: MMProj | None = None
+    """The tower of a GGUF model, where it has one."""
 
 
 def open_checkpoint(args: EngineArgs) -> Checkpoint:
@@ -46,8 +52,29 @@ def _open_gguf(files: ModelFiles, args: EngineArgs) -> Checkpoint:
         shared = shared_config(file)
         own = {**architecture.gguf.config(shared, file), "architectures": [architecture.name]}
     # llama.cpp turns whole heads unless a file says otherwise, whatever the published config's default is.
-    config = architecture.config({"partial_rotary_factor": 1.0, **shared, **own, **args.hf_overrides})
+    values = {"partial_rotary_factor": 1.0, **shared, **own}
+    if (mmproj := _mmproj(files, args)) is not None:
+        with sound_config(mmproj.file.path):
+            whole = mmproj.config(values, args.hf_overrides)
+            text = architecture.config(values)
+            weights = projected(GGUFWeights(file, architecture, text), architecture.build, mmproj)
+        return Checkpoint(whole, mmproj.architecture, files, weights, file, mmproj)
+    config = architecture.config({**values, **args.hf_overrides})
     return Checkpoint(config, architecture, files, GGUFWeights(file, architecture, config), file)
+
+
+def _mmproj(files: ModelFiles, args: EngineArgs) -> MMProj | None:
+    """The tower beside a GGUF model. One that nobody named, and that cannot be read, leaves a model of text."""
+    if files.mmproj is None:
+        return None
+    try:
+        with sound_config(files.mmproj):
+            return MMProj(GGUFFile(files.mmproj))
+    except OctavoError as error:
+        if args.mmproj is not None:
+            raise
+        log.warning("the model is loaded without pictures: %s", error)
+        return None
 
 
 def _open_folder(files: ModelFiles, args: EngineArgs) -> Checkpoint:

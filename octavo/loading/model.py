@@ -1,7 +1,7 @@
 """A model ready to run: composed from its config, filled from its checkpoint, with its tokenizer."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,8 @@ def _media(args: EngineArgs, checkpoint: Checkpoint, hidden_size: int) -> MediaI
     if made is None:
         return None
     files = read_processor_files(checkpoint.files.path, checkpoint.config.values)
+    if checkpoint.mmproj is not None:
+        files = replace(files, preprocessor=checkpoint.mmproj.preprocessor())
     return describe_media(made, files, args.media_limits, args.mm_processor_kwargs, args.media_io_kwargs, hidden_size)
 
 

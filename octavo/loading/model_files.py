@@ -33,6 +33,8 @@ class ModelFiles:
     """Where a model's files lie on this disk: a folder, or one GGUF file."""
 
     path: Path
+    mmproj: Path | None = None
+    """A GGUF file beside a GGUF model, with its tower and projector."""
 
     @property
     def is_gguf(self) -> bool:
@@ -49,7 +51,28 @@ def find_model(args: EngineArgs) -> ModelFiles:
 
     Raises ModelNotFoundError with what was tried, CheckpointError where a folder holds no model.
     """
-    return _find(args.model, args, args.revision, weights=True)
+    files = _find(args.model, args, args.revision, weights=True)
+    return replace(files, mmproj=_find_mmproj(files, args))
+
+
+def _find_mmproj(files: ModelFiles, args: EngineArgs) -> Path | None:
+    """The file with the tower of a GGUF model: the one that is named, or that in the folder that is named."""
+    if args.mmproj is not None:
+        if not files.is_gguf:
+            raise ConfigError(f"mmproj goes with a GGUF model, and {files.path} is none. Leave it out.")
+        path = Path(args.mmproj).expanduser()
+        if not path.is_file():
+            raise ModelNotFoundError(f"mmproj: there is no file {path.absolute()}.")
+        check_plain(path, path.stat())
+        return _check_model_file(path)
+    if not files.is_gguf or args.model.endswith(".gguf"):
+        return None
+    found = {f.name: f for f in sorted(files.path.parent.glob("mmproj*.gguf")) if f.is_file()}
+    names = list(found) if len(found) == 1 else _with_quant(list(found), "F16")
+    if len(found) > 1 and len(names) != 1:
+        some = ", ".join(list(found)[:8])
+        raise CheckpointError(f"{files.path.parent} holds several files for pictures ({some}); name one with mmproj.")
+    return found[names[0]] if names else None
 
 
 def find_tokenizer(args: EngineArgs) -> ModelFiles | None:

@@ -363,8 +363,13 @@ SUFFIXES = (".weight", ".bias")
 BUFFERS = ("inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", "future_mask")
 
 
-def write_gguf(case: dict[str, Any], path: Path, kind: gguf.GGMLQuantizationType | None = None) -> Path:
-    """The case as a GGUF file; matrices quantized to `kind` if given."""
+def write_gguf(
+    case: dict[str, Any],
+    path: Path,
+    kind: gguf.GGMLQuantizationType | None = None,
+    arrays: dict[str, Array] | None = None,
+) -> Path:
+    """The case as a GGUF file, or with these tensors; matrices quantized to `kind` if given."""
     of, config = KINDS[case["row"]], case["config"]
     writer = gguf.GGUFWriter(path, of.arch)
     metadata = {**shared_metadata(config), **of.metadata(config)}
@@ -373,7 +378,7 @@ def write_gguf(case: dict[str, Any], path: Path, kind: gguf.GGMLQuantizationType
             _add_value(writer, f"{of.arch}.{key}", value)
     names = name_map(of.arch, metadata["block_count"])
     stacks: dict[str, dict[int, Array]] = {}
-    for name, value in tensors(case).items():
+    for name, value in (tensors(case) if arrays is None else arrays).items():
         if name.endswith(BUFFERS):
             continue
         if of.prefix and not name.startswith((of.prefix, "lm_head")):

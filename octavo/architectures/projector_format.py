@@ -1,0 +1,43 @@
+"""How llama.cpp stores the towers of models that take media: in a file of their own, beside the text model's."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from octavo.parts import Into
+
+
+class ProjectorHeader(Protocol):
+    """What such a file (mmproj) says of itself."""
+
+    @property
+    def tensors(self) -> Mapping[str, Any]:
+        """By llama.cpp's names."""
+        ...
+
+    def integer(self, key: str, min: int, max: int) -> int | None:
+        """The whole number `clip.KEY` of this range, None where the file lacks it."""
+        ...
+
+    def vision_config(self) -> dict[str, Any]:
+        """Sizes of the tower under the names that most vision_configs have."""
+        ...
+
+
+@dataclass(frozen=True)
+class ProjectorFormat:
+    """How llama.cpp stores what an architecture has besides its text model.
+
+    Args:
+        kind: llama.cpp's `clip.projector_type`.
+        config: the keys of config.json, but for the text model's, from the file's header.
+        names: llama.cpp's names of modules (or of tensors, as `parameter` has them) to places in the model.
+        section: where config.json has the text model.
+        text: what the names of the text model's tensors begin with in the published checkpoint.
+    """
+
+    kind: str
+    config: Callable[[ProjectorHeader], dict[str, Any]]
+    names: Mapping[str, str | Into]
+    section: str = "text_config"
+    text: str = "language_model."

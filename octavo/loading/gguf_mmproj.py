@@ -1,0 +1,123 @@
+"""GGUF files of a tower and its projector (llama.cpp's mmproj), with which a text model takes media."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from octavo.architectures import Architecture, Config, all_architectures
+from octavo.architectures.projector_format import ProjectorFormat
+from octavo.architectures.score_heads import Build
+from octavo.errors import UnsupportedModelError
+from octavo.loading.formats import GGUFWeights
+from octavo.loading.formats.weight_format import WeightFormat
+from octavo.loading.gguf_file import GGUFFile
+from octavo.loading.gguf_limits import MAX_LAYERS
+from octavo.loading.gguf_reader import GGUFTensor, shown
+from octavo.loading.gguf_source import gguf_source
+from octavo.loading.tensor_source import TensorSource
+from octavo.parts import Names
+
+_SIZES = {
+    "block_count": ("num_hidden_layers", MAX_LAYERS),
+    "embedding_length": ("hidden_size", 1 << 20),
+    "feed_forward_length": ("intermediate_size", 1 << 24),
+    "attention.head_count": ("num_attention_heads", 1 << 14),
+    "image_size": ("image_size", 1 << 14),
+    "patch_size": ("patch_size", 1 << 12),
+}
+"""Whole numbers of a tower that every file has, what vision_configs call them, and their ends."""
+
+
+class MMProj:
+    """What such a file says. Raises UnsupportedModelError for a kind that is not read."""
+
+    def __init__(self, file: GGUFFile) -> None:
+        self.file = file
+        if file.arch != "clip":
+            raise UnsupportedModelError(
+                f"{file.path} is a GGUF of architecture {shown(file.arch)}, and no tower for pictures or sounds (clip)."
+            )
+        text = file.metadata.text
+        kind = text("clip.projector_type") or text("clip.vision.projector_type") or "mlp"
+        self.architecture = _of_kind(file, kind)
+        assert self.architecture.mmproj is not None
+        self.format: ProjectorFormat = self.architecture.mmproj
+
+    @property
+    def tensors(self) -> Mapping[str, GGUFTensor]:
+        return self.file.tensors
+
+    def integer(self, key: str, min: int, max: int) -> int | None:
+        return self.file.metadata.integer(f"clip.{key}", min, max)
+
+    def vision_config(self) -> dict[str, Any]:
+        """Sizes of the tower, its activation and the epsilon of its norms. Raises CheckpointError for a missing one."""
+        metadata, config = self.file.metadata, dict[str, Any]()
+        for key, (name, most) in _SIZES.items():
+            config[name] = self.integer(f"vision.{key}", 1, most)
+            if config[name] is None:
+                metadata.fail(f"clip.vision.{key} is missing")
+        eps = metadata.typed("clip.vision.attention.layer_norm_epsilon", float, "a number", 1e-6)
+        silu, gelu = metadata.flag("clip.use_silu", False), metadata.flag("clip.use_gelu", False)
+        # llama.cpp's own default is the approximation that CLIP has.
+        return {**config, "layer_norm_eps": eps, "hidden_act": "silu" if silu else "gelu" if gelu else "quick_gelu"}
+
+    def config(self, text: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
+        """The config of the whole model, whose text model has the values `text`."""
+        own = {"architectures": [self.architecture.name], self.format.section: dict(text)}
+        return self.architecture.config({**self.format.config(self), **own, **overrides})
+
+    def preprocessor(self) -> dict[str, Any]:
+        """What the file says of preprocessor_config.json. Raises CheckpointError for what are no three numbers."""
+        metadata, made = self.file.metadata, dict[str, Any]()
+        for name in ("image_mean", "image_std"):
+            if (key := f"clip.vision.{name}") in metadata:
+                if metadata.length(key) != 3:
+                    metadata.fail(f"{key} must be three numbers")
+                made[name] = metadata.array(key).tolist()
+        return made
+
+
+def _of_kind(file: GGUFFile, kind: str) -> Architecture:
+    read = {a.mmproj.kind: a for a in all_architectures().values() if a.mmproj is not None}
+    if kind not in read:
+        raise UnsupportedModelError(
+            f"{file.path} holds a tower of the kind {shown(kind)}, which Octavo does not read. "
+            f"It reads {', '.join(sorted(read))}. The published checkpoint can be loaded as it is."
+        )
+    return read[kind]
+
+
+class ProjectedWeights(WeightFormat):
+    """The weights of a text model's file and of its tower's.
+
+    Args:
+        text: the text model's.
+        names: the text model's own table, with what `text` adds.
+        mmproj: the tower's.
+    """
+
+    name = "gguf"
+    as_stored = True
+
+    def __init__(self, text: GGUFWeights, names: Names, mmproj: MMProj) -> None:
+        self.text, self.text_names, self.mmproj = text, names, mmproj
+
+    def names(self, published: Names) -> Names:
+        format = self.mmproj.format
+        spelled = {format.text + name: into for name, into in self.text.spelling.names.items()}
+        return published.extended(spelled).extended(format.names)
+
+    def tensors(self, names: Names) -> Iterator[tuple[str, TensorSource]]:
+        for name, source in self.text.tensors(self.text_names):
+            yield self.mmproj.format.text + name, source
+        for name in self.mmproj.file.tensors:
+            yield name, gguf_source(self.mmproj.file, name)
+
+
+def projected(text: GGUFWeights, build: Build, mmproj: MMProj) -> ProjectedWeights:
+    """The weights of a model of two files. `build` composes the text model, whose names are needed by themselves."""
+    with torch.device("meta"):
+        names = build(text.config).names
+    return ProjectedWeights(text, text.names(names), mmproj)
