@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from octavo.architectures.model_config import Config
-from octavo.errors import UnsupportedModelError
 from octavo.parts import WhisperEncoder
 
 WHISPER: Mapping[str, Any] = {
@@ -15,16 +14,13 @@ WHISPER: Mapping[str, Any] = {
     "num_mel_bins": 80,
     "max_source_positions": 1500,
     "activation_function": "gelu",
-    "scale_embedding": False,
 }
 """What the published config class takes for keys that are left out."""
 
 
 def whisper_encoder(c: Config, defaults: Mapping[str, Any] = WHISPER) -> WhisperEncoder:
-    """The encoder that a section describes. Raises UnsupportedModelError for embeddings that are scaled."""
+    """The encoder that a section describes. scale_embedding is the decoder's alone."""
     c = Config(c.values, {**defaults, **c.defaults}, c.path)
-    if c.scale_embedding:
-        raise UnsupportedModelError(f"config.json: {c.path}scale_embedding is not supported.")
     return WhisperEncoder(
         c.d_model,
         c.encoder_ffn_dim,

@@ -147,5 +147,7 @@ def blip2(c: Config) -> CausalLM:
     kind = text.get("model_type", "opt")
     if kind != "opt":
         raise UnsupportedModelError(f"BLIP-2 with {kind} for its text is not supported; it is with OPT.")
+    if text.get("word_embed_proj_dim", text.hidden_size) != text.hidden_size:
+        raise UnsupportedModelError("BLIP-2 with a word_embed_proj_dim other than hidden_size is not supported.")
     tower = Blip2Tower(c.section("vision_config"), c.section("qformer_config"), c.num_query_tokens, text.hidden_size)
     return opt(text).with_media(tower, NAMES, text="language_model.")

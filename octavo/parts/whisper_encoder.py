@@ -28,7 +28,7 @@ class WhisperEncoder(nn.Module):
         hidden_size, intermediate_size, num_layers, num_heads: sizes.
         num_bins: of the log-mel.
         max_frames: positions that there are, after the convolutions.
-        activation: of convolutions and feed-forwards.
+        activation: of feed-forwards; convolutions have gelu.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class WhisperEncoder(nn.Module):
     ) -> None:
         super().__init__()
         norm = partial(LayerNorm, hidden_size, 1e-5)
-        self.activation, self.max_frames = activation, max_frames
+        self.max_frames = max_frames
         self.first, self.second = (
             Linear(num_bins * TAPS, hidden_size, True),
             Linear(hidden_size * TAPS, hidden_size, True),
@@ -68,9 +68,9 @@ class WhisperEncoder(nn.Module):
             counts: how many rows of each are of the sound itself and are given; None for all. The others see it not.
         """
         items = together([self._taps(mel.t(), 1) for mel in mels], self.first)
-        items = together([self._taps(self._activate(x, self.activation), 2) for x in items], self.second)
+        items = together([self._taps(self._activate(x, "gelu"), 2) for x in items], self.second)
         given = [len(x) for x in items] if counts is None else counts
-        rows = [self._activate(x, self.activation)[:n] + self.positions[:n] for x, n in zip(items, given, strict=True)]
+        rows = [self._activate(x, "gelu")[:n] + self.positions[:n] for x, n in zip(items, given, strict=True)]
         return together(rows, self.encoder)
 
     @staticmethod

@@ -35,6 +35,14 @@ def test_other_text_is_refused_by_name(changed: dict[str, str]) -> None:
         build(find_architecture(config["architectures"]), {**config, "text_config": changed})
 
 
+def test_text_with_embeddings_of_another_size_is_refused() -> None:
+    """Nothing says which of the two sizes a picture's rows would have."""
+    config = case_named("Blip2ForConditionalGeneration--opt-2.7b")["config"]
+    changed = {**config, "text_config": {**config["text_config"], "word_embed_proj_dim": 32}}
+    with pytest.raises(UnsupportedModelError, match="word_embed_proj_dim"):
+        build(find_architecture(config["architectures"]), changed)
+
+
 @pytest.mark.parametrize(
     ("text", "vision", "qformer"),
     [
