@@ -33,8 +33,8 @@ NAMES = {
 
 
 def write_mmproj(case: dict[str, Any], path: Path, **changed: Any) -> Path:
-    """The tower of an InternVL2 case."""
-    config = case["config"]
+    """The tower of an InternVL2 case, its matrices in half precision with `half`."""
+    config, half = case["config"], changed.pop("half", False)
     vision = config["vision_config"]
     writer = gguf.GGUFWriter(path, "clip")
     writer.add_bool("clip.has_vision_encoder", True)
@@ -65,6 +65,8 @@ def write_mmproj(case: dict[str, Any], path: Path, **changed: Any) -> Path:
         if name.endswith((".ls1", ".ls2")):
             name += ".weight"
         value = value.squeeze()
+        if half and value.ndim >= 2:
+            value = value.astype(np.float16)
         if ".attn.qkv." in name:
             for letter, part in zip("qkv", np.split(value, 3), strict=True):
                 writer.add_tensor(name.replace("attn.qkv", f"attn_{letter}"), np.ascontiguousarray(part))
@@ -128,8 +130,31 @@ def test_answers_as_the_published_checkpoint(how: str, case: dict[str, Any], fol
     assert differences(llm, case) < TOLERANCE
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "auto"])
+def test_a_tower_in_half_precision_and_a_quantized_text(
+    dtype: str, case: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    arrays = {n.removeprefix("language_model."): w for n, w in tensors(case).items() if n.startswith("language_model.")}
+    text = {"row": "InternLM2ForCausalLM", "config": case["config"]["llm_config"]}
+    write_gguf(text, folder / "model.gguf", gguf.GGMLQuantizationType.Q8_0, arrays)
+    write_mmproj(case, folder / "mmproj-F16.gguf", half=True)
+    llm = LLM(str(folder), tokenizer=str(tmp_path / "published"), dtype=dtype, kv_cache_memory="32MiB")
+    for output, want in zip(answers(llm, case), case["cases"], strict=True):
+        ids = output.prompt_token_ids
+        got = [output.prompt_logprobs[i + 1][token].logprob for i, token in enumerate(ids[1:])]
+        off = [abs(a - b) for a, b in zip(got, want["prompt_logprobs"], strict=True) if b is not None]
+        assert np.mean(off) < 0.1
+
+
 def test_a_file_that_is_named_is_a_text_model(folder: Path) -> None:
     assert load(folder / "model.gguf").engine.executor.info.media is None
+
+
+def test_texts_without_the_tower(case: dict[str, Any], folder: Path) -> None:
+    llm = load(folder, limit_mm_per_prompt={"image": 0})
+    assert llm.engine.executor.runner.model.media is None
+    case["cases"] = [prompt for prompt in case["cases"] if "images" not in prompt]
+    assert differences(llm, case) < TOLERANCE
 
 
 def test_of_several_the_one_in_half_precision(case: dict[str, Any], folder: Path) -> None:
