@@ -2,30 +2,12 @@
 
 from functools import partial
 
-import torch
-from torch import nn
-
 from octavo.architectures.decoder import attention, decoder, gated_mlp
 from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope_config import make_rope
-from octavo.ops import NormSpec
-from octavo.parts import CausalLM, LayerNorm, Norm, QKNorm, SharedNorm
-
-
-class HeadNorm(Norm):
-    """A layer norm of each head, weights `[heads, head_dim]`, no biases (Command-R+)."""
-
-    float32_parameters = True
-
-    def __init__(self, num_heads: int, head_dim: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_heads, head_dim), requires_grad=False)
-        self.eps = eps
-
-    def spec(self) -> NormSpec:
-        return NormSpec("layer", self.weight, None, self.eps)
+from octavo.parts import CausalLM, HeadNorm, LayerNorm, QKNorm, SharedNorm
 
 
 @architecture(

@@ -38,27 +38,26 @@ from octavo.architectures.config_kinds import (
 )
 
 _BY_KIND: dict[Kind, str] = {
-    LAYERS: "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers layers depth"
+    LAYERS: "num_hidden_layers image_num_layers n_layer n_layers num_layers decoder_layers encoder_layers layers depth"
     " num_global_layers",
-    COUNT: """num_attention_heads attention_heads max_num_tiles
-        n_head n_heads num_key_value_heads num_kv_heads n_head_kv multi_query_group_num
-        encoder_attention_heads decoder_attention_heads kv_n_heads n_heads_in_group num_labels
-        moe_layer_freq moe_layer_frequency decoder_sparse_step expert_layer_period attn_layer_period
-        n_group topk_group moe_top_k moe_num_experts
-        num_heads heads cross_attention_frequency spatial_pool_stride spatial_merge_size
-        temporal_patch_size stack_factor""",
+    COUNT: """num_attention_heads num_res_blocks image_num_heads scale_factor attention_heads max_num_tiles n_head
+        n_heads num_key_value_heads num_kv_heads n_head_kv multi_query_group_num encoder_attention_heads
+        decoder_attention_heads kv_n_heads n_heads_in_group num_labels moe_layer_freq moe_layer_frequency
+        decoder_sparse_step expert_layer_period attn_layer_period n_group topk_group moe_top_k moe_num_experts
+        num_heads heads cross_attention_frequency spatial_pool_stride spatial_merge_size temporal_patch_size
+        stack_factor""",
     COUNT_OR_NONE: """num_experts num_local_experts n_routed_experts n_shared_experts num_experts_per_tok
         first_k_dense_replace max_window_layers expert_layer_offset attn_layer_offset
         dense_attention_every_n_layers""",
     integer(1, 2): "num_ln_in_parallel_attn",
-    SIZE: """hidden_size vision_output_dim
-        n_embd n_embed d_model intermediate_size n_inner ffn_dim encoder_ffn_dim decoder_ffn_dim
-        ffn_hidden_size ff_intermediate_size moe_intermediate_size shared_expert_intermediate_size head_dim kv_channels
-        vocab_size padded_vocab_size word_embed_proj_dim kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim
-        v_head_dim state_size mamba_d_state rotary_dim blocksparse_block_size blocksparse_num_local_blocks
-        blocksparse_vert_stride image_size patch_size in_channels num_positions num_query_tokens encoder_hidden_size
-        num_channels query_num n_queries output_dim width embed_dim num_mel_bins
-        max_source_positions""",
+    SIZE: """hidden_size num_embeddings latent_channels resolution base_channels embedding_size image_patch_size
+        image_emb_dim image_mlp_dim vision_output_dim n_embd n_embed d_model intermediate_size n_inner ffn_dim
+        encoder_ffn_dim decoder_ffn_dim ffn_hidden_size ff_intermediate_size moe_intermediate_size
+        shared_expert_intermediate_size head_dim kv_channels vocab_size padded_vocab_size word_embed_proj_dim
+        kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim state_size mamba_d_state rotary_dim
+        blocksparse_block_size blocksparse_num_local_blocks blocksparse_vert_stride image_size patch_size in_channels
+        num_positions num_query_tokens encoder_hidden_size num_channels query_num n_queries output_dim width embed_dim
+        num_mel_bins max_source_positions""",
     integer(2, 1 << 12): "conv_kernel mamba_d_conv",
     LENGTH: """max_position_embeddings n_positions max_seq_len n_ctx seq_length model_max_length max_sequence_length
         original_max_position_embeddings""",
@@ -74,11 +73,15 @@ _BY_KIND: dict[Kind, str] = {
         _remove_final_layer_norm learned_pos_emb blocksparse_homo_head_pattern no_op replace_with_linear truncate
         use_decoder_only_language_model drop_vision_last_layer multimodal_projector_bias adapter_bias
         projector_ln_mid
-        qk_normalization""",
-    TEXT: """model_type projector_act position_embedding_type topk_method attn_type rope_type type dtype torch_dtype
+        qk_normalization norm_after attention_layer_norm weight_tying swin_norm
+        double_latent""",
+    TEXT: """model_type layer_norm_type hd_transform_order projector_act
+        position_embedding_type topk_method attn_type rope_type type dtype torch_dtype
         vision_encoder""",
-    ACTIVATION: "name hidden_act hidden_activation activation_function activation projector_hidden_act",
-    EPSILON: """rms_norm_eps layer_norm_eps layer_norm_epsilon layernorm_epsilon norm_eps norm_epsilon mixer_rms_eps
+    ACTIVATION: """name image_mlp_activations hidden_act hidden_activation activation_function activation
+        projector_hidden_act""",
+    EPSILON: """image_norm_eps rms_norm_eps layer_norm_eps layer_norm_epsilon layernorm_epsilon norm_eps norm_epsilon
+        mixer_rms_eps
         router_jitter_noise""",
     SCALE: """attention_multiplier residual_multiplier embedding_multiplier scale_emb scale_depth routed_scaling_factor
         mup_attn_multiplier mup_embedding_multiplier mup_embeddings_scale embeddings_scale mup_output_alpha
@@ -91,13 +94,14 @@ _BY_KIND: dict[Kind, str] = {
     BASE: "rope_theta rotary_emb_base rope_embedding_base base",
     SHARE: "downsample_ratio partial_rotary_factor rotary_pct rope_pct rope_percent rotary_emb_fraction",
     OBJECT: """rope_scaling rope_parameters attn_config ffn_config ffn_act_fn rotary id2label attention ffn
-        text_config llm_config vision_config qformer_config visual slice_config moe audio_config""",
+        text_config llm_config vision_config qformer_config visual slice_config moe audio_config
+        embd_layer img_processor vision_backbone vq_config vocabulary_map""",
     OBJECTS: "block_configs",
     INDICES: """cross_attention_layers intermediate_layers_indices attention_layers expert_layers mlp_only_layers
         bskcn_1 bskcn_2 bskcn_3 bskcn_4""",
     GRIDS: "supported_aspect_ratios",
-    integers(0, MAX_SIZE): "dummy_token_indices",
-    integers(1, MAX_COUNT): "num_key_value_heads_per_layer mrope_section",
+    integers(0, MAX_SIZE): "dummy_token_indices image_default_input_size",
+    integers(1, MAX_COUNT): "num_key_value_heads_per_layer mrope_section channel_multiplier attn_resolutions",
     numbers(-1e6, 1e6, count=2): "bskcn_tv",
     FACTORS: "short_factor long_factor factors",
     KINDS: "layer_types architectures",

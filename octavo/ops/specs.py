@@ -27,7 +27,7 @@ class NormSpec:
     weight: Tensor | None
     """[size] float32, or [heads, size] where each head has a row of its own."""
     bias: Tensor | None
-    """[size] float32"""
+    """[size] float32, or [heads, size] as the weight"""
     eps: float
 
 

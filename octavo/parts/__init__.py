@@ -12,7 +12,7 @@ from octavo.parts.media_tower import MediaData, MediaTower, together
 from octavo.parts.mlp import MLP, GatedMLP
 from octavo.parts.moe import MoE, softmax_then_topk
 from octavo.parts.names import Into, Names, alternating, grouped_qkv, parameter, stacked, transposed
-from octavo.parts.norms import LayerNorm, Norm, RMSNorm
+from octavo.parts.norms import HeadNorm, LayerNorm, Norm, RMSNorm
 from octavo.parts.pixtral_tower import PixtralTower, ProjectedPixtral
 from octavo.parts.pooler import Pooler
 from octavo.parts.qk_transform import Clip, QKNorm, QKTransform
@@ -29,6 +29,7 @@ from octavo.parts.vision_transformer import (
     resized_positions,
     unfold,
 )
+from octavo.parts.vq_encoder import VQEncoder
 from octavo.parts.whisper_encoder import WhisperEncoder, whisper_names
 from octavo.parts.wiring import BranchNorm, FromNormed, PostNorm, PreNorm, SandwichNorm, SharedNorm, SideBySide, Wiring
 
@@ -48,6 +49,7 @@ __all__ = [
     "EncoderLayers",
     "FromNormed",
     "GatedMLP",
+    "HeadNorm",
     "InternViT",
     "Into",
     "LatentAttention",
@@ -86,6 +88,7 @@ __all__ = [
     "SideBySide",
     "SpanBatch",
     "StateSpec",
+    "VQEncoder",
     "VisionSizes",
     "VisionTower",
     "WhisperEncoder",

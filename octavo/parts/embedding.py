@@ -37,13 +37,16 @@ class Embedding(nn.Module):
         self._table_rows, self._scale = backend.table_rows, backend.scale
 
     def forward(self, batch: Batch | EncoderBatch) -> Tensor:
-        if self._packed is not None:
-            rows = self._packed.rows(batch.tokens, self._dtype, self.scale)
-        else:
-            rows = self.lookup(batch.tokens)
-            rows = rows if self.scale == 1.0 else self._scale(rows, self.scale)
+        rows = self.of(batch.tokens)
         features = batch.features if isinstance(batch, Batch) else None
         return rows if features is None else features.put(rows)
+
+    def of(self, ids: Tensor) -> Tensor:
+        """Rows of tokens `ids` `[count]`: `[count, embedding_dim]`."""
+        if self._packed is not None:
+            return self._packed.rows(ids, self._dtype, self.scale)
+        rows = self.lookup(ids)
+        return rows if self.scale == 1.0 else self._scale(rows, self.scale)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Rows `ids` of a plain table, without the scale."""

@@ -53,15 +53,23 @@ class GatedMLP(nn.Module):
         intermediate_size: values of gate and of up.
         activation: a name in octavo.ops.ACTIVATIONS, or all of how gate and up become one.
         bias: of all three.
+        output_size: of the result; None for `hidden_size`.
     """
 
-    def __init__(self, hidden_size: int, intermediate_size: int, activation: str | Gate, bias: bool = False) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        activation: str | Gate,
+        bias: bool = False,
+        output_size: int | None = None,
+    ) -> None:
         super().__init__()
         self.gate = activation if isinstance(activation, Gate) else Gate(activation)
         if self.gate.activation is not None:
             check_activation(self.gate.activation)
         self.gate_up = Linear(hidden_size, {"gate": intermediate_size, "up": intermediate_size}, bias)
-        self.down = Linear(intermediate_size, hidden_size, bias)
+        self.down = Linear(intermediate_size, hidden_size if output_size is None else output_size, bias)
 
     def forward(self, x: Tensor, batch: Batch | SpanBatch) -> Tensor:
         return self.down(self.gate_up.gated(x, batch, self.gate), batch)  # type: ignore[no-any-return]

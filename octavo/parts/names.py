@@ -145,6 +145,15 @@ class Names:
         table: dict[str, str | Into] = {prefix + name: into for name, into in self.table.items()}
         return Names(table, tuple(prefix + name for name in self.ignored))
 
+    def renamed(self, beginning: str, other: str) -> "Names":
+        """This table for a checkpoint in which names that begin with `beginning` begin with `other`."""
+
+        def named(name: str) -> str:
+            return other + name.removeprefix(beginning) if name.startswith(beginning) else name
+
+        table: dict[str, str | Into] = {named(name): into for name, into in self.table.items()}
+        return Names(table, tuple(map(named, self.ignored)))
+
     def spelled(self, spellings: Mapping[str, str]) -> "Names":
         """This table, which also knows names with other beginnings: `{as stored: as in the table}`."""
         return Names(self.table, self.ignored, self.prefix, {**self.spellings, **spellings})

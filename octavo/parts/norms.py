@@ -58,3 +58,18 @@ class LayerNorm(Norm):
 
     def spec(self) -> NormSpec:
         return NormSpec("layer", self.weight, self.bias, self.eps)
+
+
+class HeadNorm(Norm):
+    """A layer norm of each head's queries or keys, with weights `[heads, head_dim]` (Command-R+), and such biases."""
+
+    float32_parameters = True
+
+    def __init__(self, num_heads: int, head_dim: int, eps: float, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_heads, head_dim), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(num_heads, head_dim), requires_grad=False) if bias else None
+        self.eps = eps
+
+    def spec(self) -> NormSpec:
+        return NormSpec("layer", self.weight, self.bias, self.eps)

@@ -43,14 +43,17 @@ class QueryAttention(nn.Module):
         hidden_size: of the queries and of the result.
         num_heads: how many share it.
         key_size: values of a row.
+        query_size: values of a query that comes in; None for `hidden_size`.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, key_size: int) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, key_size: int, query_size: int | None = None) -> None:
         super().__init__()
         if num_heads < 1 or hidden_size % num_heads:
             raise ValueError(f"{num_heads} heads cannot share {hidden_size} values")
         self.num_heads, self.head_dim = num_heads, hidden_size // num_heads
-        self.inputs = nn.ModuleList(Linear(size, hidden_size, True) for size in (hidden_size, key_size, key_size))
+        self.inputs = nn.ModuleList(
+            Linear(size, hidden_size, True) for size in (query_size or hidden_size, key_size, key_size)
+        )
         """For queries, keys and values."""
         self.o = Linear(hidden_size, hidden_size, True)
 

@@ -195,11 +195,11 @@ class Core(Protocol):
 
     def head_norm(
         self, *, rows: int, x: NumbersOut, stride: int, heads: int, columns: int, weight: Floats | None,
-        weight_stride: int, bias: Floats | None, eps: float, is_rms: bool, dtype: DType,
+        weight_stride: int, bias: Floats | None, bias_stride: int, eps: float, is_rms: bool, dtype: DType,
     ) -> None:
         """`rms_norm` or `layer_norm` of each of `heads` heads that lie side by side in a row, in place.
 
-        Heads have the same weight, or rows of it that are `weight_stride` apart.
+        Heads have the same weight and bias, or rows of them that are `weight_stride` and `bias_stride` apart.
         """
 
     def route(

@@ -385,6 +385,7 @@ class NativeBackend:
             weight=None if weight is None else weight.data_ptr(),
             weight_stride=0 if weight is None or weight.dim() == 1 else weight.stride(0),
             bias=None if norm.bias is None else norm.bias.data_ptr(),
+            bias_stride=0 if norm.bias is None or norm.bias.dim() == 1 else norm.bias.stride(0),
             eps=norm.eps,
             is_rms=norm.kind == "rms",
             dtype=DTYPES[qkv.dtype],

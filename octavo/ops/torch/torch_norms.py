@@ -26,4 +26,5 @@ def apply_norm(norm: NormSpec, x: Tensor) -> Tensor:
         return rms_norm(x, norm.weight, norm.eps)
     if norm.weight is None or norm.weight.dim() == 1:
         return layer_norm(x, norm.weight, norm.bias, norm.eps)
-    return (layer_norm(x.float(), None, None, norm.eps) * norm.weight).to(x.dtype)
+    normed = layer_norm(x.float(), None, None, norm.eps) * norm.weight
+    return (normed if norm.bias is None else normed + norm.bias).to(x.dtype)

@@ -161,7 +161,8 @@ OPERATION(head_norm) {
         T* x = row_of<T>(a.x, i / a.heads, a.stride) + i % a.heads * a.columns;
         const float* weight = a.weight == nullptr ? nullptr : a.weight + i % a.heads * a.weight_stride;
         if (a.is_rms) return rms_norm_row(x, weight, x, a.columns, a.eps);
-        layer_norm_row(x, weight, a.bias, x, a.columns, a.eps);
+        const float* bias = a.bias == nullptr ? nullptr : a.bias + i % a.heads * a.bias_stride;
+        layer_norm_row(x, weight, bias, x, a.columns, a.eps);
     }))
 }
 
