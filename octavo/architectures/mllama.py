@@ -12,6 +12,7 @@ from octavo.architectures.decoder import NAMES as TEXT_NAMES
 from octavo.architectures.decoder import attention, decoder, gated_mlp, rms_norm
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
+from octavo.errors import CheckpointError
 from octavo.media.processors.mllama import MllamaProcessor
 from octavo.ops import Backend
 from octavo.parts import (
@@ -144,6 +145,18 @@ class TileEmbedding(nn.Module):
         return self.table[canvas].view(tiles, 1, -1) * self.gate.tanh()
 
 
+def kept_states(c: Config) -> list[int]:
+    """Whose hidden states lie beside the last rows, by the layers before them. Raises CheckpointError for others."""
+    states: list[int] = list(c.intermediate_layers_indices)
+    size, layers, width = c.hidden_size, c.num_hidden_layers, c.vision_output_dim
+    if not all(0 <= state <= layers for state in states) or width != size * (1 + len(states)):
+        wrong = f"intermediate_layers_indices is {states} and vision_output_dim {width}"
+        raise CheckpointError(
+            f"config.json: {c.path}{wrong}, which {layers} local layers of {size} values do not have."
+        )
+    return states
+
+
 class MllamaTower(MediaTower):
     """Tiles of a picture see each other: patches all rows, what fills up and empty tiles see the patches alone.
 
@@ -165,7 +178,7 @@ class MllamaTower(MediaTower):
         self.tile_positions = nn.Parameter(torch.empty(canvases, self.tiles * rows * size), requires_grad=False)
         self.pre_tile, self.post_tile = (TileEmbedding(canvases, self.tiles, size) for _ in range(2))
         self.first_norm, self.last_norm = (LayerNorm(size, 1e-5) for _ in range(2))
-        self.kept = list(c.intermediate_layers_indices)
+        self.kept = kept_states(c)
 
         def pieces() -> dict[str, nn.Module]:
             attn = EncoderAttention(size, c.attention_heads, bias=False)
@@ -196,11 +209,11 @@ class MllamaTower(MediaTower):
         runs, sees = [(0, real), (real, len(order) - real)], [(0, len(order)), (0, real)]
         batch = SpanBatch(runs, sees=sees) if len(order) > real else SpanBatch(runs[:1])
         x = x.flatten(0, 1)[order]
-        kept = []
-        for i, layer in enumerate(self.local_layers):
-            if i in self.kept:
-                kept.append(x[:real])
+        states = [x[:real]]
+        for layer in self.local_layers:
             x = layer(x, batch)
+            states.append(x[:real])
+        kept = [states[i] for i in self.kept]
         tile = self.post_tile.of(canvas, tiles).expand(tiles, filled, size).flatten(0, 1)
         x = self.last_norm(x) + tile[order]
         for layer in self.global_layers:

@@ -14,9 +14,11 @@ from PIL import Image
 
 from octavo import LLM, SamplingParams
 from octavo.architectures import find_architecture
+from octavo.errors import CheckpointError
 from octavo.media.feature import Processed
 from octavo.media.processor import read_processor_files
 from octavo.media.sounds import Sound
+from tests.architectures.published import build
 from tests.architectures.test_axial_towers import AXIAL, changed
 from tests.golden import case_named, write_model
 
@@ -87,6 +89,9 @@ def agrees(
     (folder / "model.safetensors").unlink()
     values = {k: v for k, v in changed(case["config"], change).items() if k != "architectures"}
     reference = reference_of(row, values)
+    if name == MLLAMA:  # whose layers' states transformers takes behind the layer, and all others before it
+        tower = reference.model.vision_model
+        tower.intermediate_layers_indices = [i - 1 for i in tower.intermediate_layers_indices]
     reference.save_pretrained(folder, save_original_format=original)
     file = folder / "preprocessor_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | (settings or {})))
@@ -105,11 +110,13 @@ def agrees(
         more = list(before_placeholders(answer.token_ids, processor.placeholders()))
         assert output.prompt_token_ids == processed.token_ids
         with torch.inference_mode():
-            arguments = (qwen2_vl_inputs if name == QWEN2_VL else inputs)(processed, more, saved)
+            arguments = INPUTS.get(name, inputs)(processed, more, saved)
             model = reference.language_model if name == BLIP2 and not media else reference
             logits = model(**arguments).logits
         expected = torch.log_softmax(logits[0].float(), -1)
         for i, token in enumerate(processed.token_ids[1:]):
+            if token >= expected.shape[1]:
+                continue
             assert output.prompt_logprobs[i + 1][token].logprob == pytest.approx(
                 float(expected[i, token]), rel=3e-5, abs=1e-4
             )
@@ -127,6 +134,21 @@ def qwen2_vl_inputs(processed: Processed, more: list[int], values: dict[str, Any
     ids = torch.tensor([processed.token_ids + [0] * len(more)])
     made["mm_token_type_ids"] = (ids == values["image_token_id"]).long() + 2 * (ids == values["video_token_id"])
     return made
+
+
+def mllama_inputs(processed: Processed, more: list[int], values: dict[str, Any]) -> dict[str, torch.Tensor]:
+    made: dict[str, torch.Tensor] = {"input_ids": torch.tensor([processed.token_ids + more])}
+    features = processed.features
+    if not features:
+        return made
+    for name in features[0].data:
+        made[name] = torch.from_numpy(np.stack([f.data[name] for f in features])).unsqueeze(0)
+    made["aspect_ratio_ids"] = made["aspect_ratio_ids"].squeeze(-1)
+    sees = torch.zeros(1, made["input_ids"].shape[1], len(features), len(features[0].data["aspect_ratio_mask"]))
+    for i, feature in enumerate(features):
+        begin, end = feature.visible
+        sees[:, begin:end, i, : int(feature.data["aspect_ratio_mask"].sum())] = 1
+    return {**made, "cross_attention_mask": sees.long()}
 
 
 QWEN2_VL = "Qwen2VLForConditionalGeneration--7b"
@@ -275,3 +297,52 @@ def test_pixtral(change: dict[str, Any], settings: dict[str, Any], original: boo
         prompt(1, 33, 10, 10, image=pictures[4:]),
     ]
     agrees(PIXTRAL, change, prompts, tmp_path, original, settings)
+
+
+MLLAMA = "MllamaForConditionalGeneration--11b-vision"
+INPUTS = {QWEN2_VL: qwen2_vl_inputs, MLLAMA: mllama_inputs}
+
+
+@pytest.mark.parametrize("original", [True, False])
+@pytest.mark.parametrize(
+    ("change", "settings"),
+    [
+        ({}, {}),
+        ({"vision_config": {"num_global_layers": 1, "num_hidden_layers": 4, "norm_eps": 0.01}}, {}),
+        ({"vision_config": {"intermediate_layers_indices": [3], "vision_output_dim": 64}}, {}),
+        ({"vision_config": {"intermediate_layers_indices": [3, 1, 2], "vision_output_dim": 128}}, {}),
+        (
+            {"vision_config": {"image_size": 42, "hidden_act": "gelu_pytorch_tanh"}},
+            {"size": {"height": 42, "width": 42}},
+        ),
+        ({"vision_config": {"attention_heads": 4, "intermediate_size": 80}}, {}),
+        (
+            {"vision_config": {"max_num_tiles": 2, "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]]}},
+            {"max_image_tiles": 2},
+        ),
+        ({"text_config": {"cross_attention_layers": [0, 4], "num_key_value_heads": 4}}, {}),
+        ({"text_config": {"cross_attention_layers": [2], "num_attention_heads": 2, "num_key_value_heads": 1}}, {}),
+        ({"text_config": {"hidden_act": "gelu", "rms_norm_eps": 0.01, "rope_theta": 50.0}}, {}),
+    ],
+    ids=str,
+)
+def test_mllama(change: dict[str, Any], settings: dict[str, Any], original: bool, tmp_path: Path) -> None:
+    pictures = [picture(*size) for size in ((28, 28), (120, 30), (20, 90), (57, 56), (1, 1), (200, 210))]
+    prompts = [
+        prompt(1, 30, 31, 32),
+        *(prompt(288, 1, 40 + i, 30, image=[each]) for i, each in enumerate(pictures)),
+        prompt(288, 1, 30, 288, 31, 32, image=pictures[1:3]),
+        prompt(288, 288, 1, 288, 31, 32, image=pictures[2:5]),
+    ]
+    agrees(MLLAMA, change, prompts, tmp_path, original, settings)
+
+
+@pytest.mark.parametrize(
+    "vision",
+    [{"intermediate_layers_indices": [1, 4]}, {"intermediate_layers_indices": [1]}, {"vision_output_dim": 64}],
+    ids=str,
+)
+def test_states_that_a_tower_lacks(vision: dict[str, Any]) -> None:
+    values = changed(case_named(MLLAMA)["config"], {"vision_config": vision})
+    with pytest.raises(CheckpointError, match=r"intermediate_layers_indices|vision_output_dim"):
+        build(find_architecture(values["architectures"]), values)
