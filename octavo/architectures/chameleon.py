@@ -88,6 +88,7 @@ DEFAULTS: dict[str, Any] = {
         "base_channels": 128,
         "channel_multiplier": [1, 1, 2, 2, 4],
         "num_res_blocks": 2,
+        "attn_type": "vanilla",
     },
 }
 PICTURE = "IMGIMG"
@@ -148,7 +149,8 @@ def vq_encoder(c: Config) -> VQEncoder:
     if c.double_latent:
         raise UnsupportedModelError("config.json: vq_config.double_latent is not supported.")
     sides = [c.resolution >> i for i in range(len(c.channel_multiplier))]
-    attending = [side in c.get("attn_resolutions", []) for side in sides]
+    attends = c.attn_type == "vanilla"
+    attending = [*(attends and side in c.get("attn_resolutions", []) for side in sides), attends]
     return VQEncoder(
         c.in_channels,
         c.base_channels,

@@ -130,7 +130,7 @@ class VQEncoder(_Activated):
         base: channels of the first level.
         multipliers: of `base`, for each level's channels; each level but the last halves the picture.
         blocks: of a level.
-        attending: whether each level attends.
+        attending: whether each level attends, and at last the blocks behind them.
         latent, size: values of a place before it is compared, and of a code.
         num_codes: how many there are.
     """
@@ -154,7 +154,8 @@ class VQEncoder(_Activated):
             [Level(widths[i], widths[i + 1], blocks, attending[i], i < last) for i in range(last + 1)]
         )
         inner = widths[-1]
-        self.mid = nn.ModuleList([ResidualBlock(inner, inner), PlaceAttention(inner), ResidualBlock(inner, inner)])
+        middle = PlaceAttention(inner) if attending[-1] else nn.Identity()
+        self.mid = nn.ModuleList([ResidualBlock(inner, inner), middle, ResidualBlock(inner, inner)])
         self.norm_out, self.conv_out = GroupNorm(inner), Convolution(inner, latent, 3)
         self.quant = Convolution(latent, size, 1)
         self.codes = nn.Parameter(torch.empty(num_codes, size), requires_grad=False)

@@ -1,157 +1,31 @@
 """Families with media against transformers' own modules: sizes, shapes and settings that no golden case has."""
 
-import itertools
-import json
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import transformers as hf
-from PIL import Image
 
-from octavo import LLM, SamplingParams
 from octavo.architectures import find_architecture
 from octavo.errors import CheckpointError
-from octavo.media.feature import Processed
-from octavo.media.processor import read_processor_files
 from octavo.media.sounds import Sound
+from tests.architectures.media_references import (
+    BLIP2,
+    IDEFICS3,
+    MLLAMA,
+    QWEN2_VL,
+    Prompt,
+    agrees,
+    noise,
+    picture,
+    prompt,
+)
 from tests.architectures.published import build
 from tests.architectures.test_axial_towers import AXIAL, changed
-from tests.golden import case_named, write_model
+from tests.golden import case_named
 
 pytestmark = pytest.mark.slow
 
-Prompt = dict[str, Any]
-LIMITS = dict.fromkeys(("image", "video", "audio"), 4)
-ARGUMENTS = {"image_patches": "pixel_values"}
-"""What transformers' modules call features."""
-
-
-def noise(*shape: int) -> Any:
-    return np.random.default_rng(shape).integers(0, 255, shape, dtype=np.uint8)
-
-
-def picture(width: int, height: int) -> Image.Image:
-    return Image.fromarray(noise(height, width, 3))
-
-
-def prompt(*parts: int | list[int], **media: list[Any]) -> Prompt:
-    ids = [token for part in parts for token in (part if isinstance(part, list) else [part])]
-    return {"prompt_token_ids": ids, **({"multi_modal_data": media} if media else {})}
-
-
-def inputs(processed: Processed, more: list[int], values: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Tokens and features as transformers' modules take them."""
-    ids = torch.tensor([processed.token_ids + more])
-    arrays: dict[str, list[torch.Tensor]] = {}
-    for feature in processed.features:
-        for name, array in feature.data.items():
-            arrays.setdefault(ARGUMENTS.get(name, name), []).append(torch.from_numpy(array.copy()))
-    made: dict[str, torch.Tensor] = {"input_ids": ids}
-    for name, each in arrays.items():
-        if name == "pixel_values" and "image_sizes" in arrays:
-            sides = [max(pixels.shape[axis] for pixels in each) for axis in (1, 2)]
-            each = [torch.nn.functional.pad(p, (0, sides[1] - p.shape[2], 0, sides[0] - p.shape[1])) for p in each]
-        made[name] = torch.stack(each)
-    return made
-
-
-def reference_of(row: str, values: dict[str, Any]) -> Any:
-    """transformers' model of a config, with random weights."""
-    torch.manual_seed(0)
-    config_class = getattr(hf, row).config_class
-    reference = getattr(hf, row)(config_class(**values)).eval()
-    for path, parameter in reference.named_parameters():
-        is_norm = ("norm" in path.lower() or "ln_" in path) and path.endswith("weight")
-        torch.nn.init.normal_(parameter, 1.0 if is_norm else 0.0, 0.2)
-    return reference
-
-
-def before_placeholders(tokens: Iterable[int], placeholders: frozenset[int]) -> Iterator[int]:
-    """The tokens of an answer up to one that transformers' modules would take for a place of media."""
-    return itertools.takewhile(lambda token: token not in placeholders, tokens)
-
-
-def agrees(
-    name: str,
-    change: dict[str, Any],
-    prompts: list[Prompt],
-    folder: Path,
-    original: bool = True,
-    settings: dict[str, Any] | None = None,
-) -> None:
-    """A golden case's model with a changed config and random weights answers as transformers' does."""
-    case, row = case_named(name), name.split("--")[0]
-    write_model(case, folder)
-    (folder / "model.safetensors").unlink()
-    values = {k: v for k, v in changed(case["config"], change).items() if k != "architectures"}
-    reference = reference_of(row, values)
-    if name == MLLAMA:  # whose layers' states transformers takes behind the layer, and all others before it
-        tower = reference.model.vision_model
-        tower.intermediate_layers_indices = [i - 1 for i in tower.intermediate_layers_indices]
-    reference.save_pretrained(folder, save_original_format=original)
-    file = folder / "preprocessor_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | (settings or {})))
-    saved = json.loads((folder / "config.json").read_text())
-    llm = LLM(str(folder), dtype="float32", kv_cache_memory="32MiB", limit_mm_per_prompt=LIMITS)
-    params = SamplingParams(temperature=0, max_tokens=4, logprobs=2, prompt_logprobs=0, ignore_eos=True)
-    outputs = llm.generate(prompts, params, use_tqdm=False)
-    architecture = find_architecture([row])
-    assert architecture.processor is not None
-    processor = architecture.processor(architecture.config(saved))(
-        read_processor_files(folder, saved), llm.get_tokenizer()
-    )
-    for given, output in zip(prompts, outputs, strict=True):
-        media = {f"{kind}s": items for kind, items in given.get("multi_modal_data", {}).items()}
-        processed, answer = processor(given["prompt_token_ids"], **media), output.outputs[0]
-        more = list(before_placeholders(answer.token_ids, processor.placeholders()))
-        assert output.prompt_token_ids == processed.token_ids
-        with torch.inference_mode():
-            arguments = INPUTS.get(name, inputs)(processed, more, saved)
-            model = reference.language_model if name == BLIP2 and not media else reference
-            logits = model(**arguments).logits
-        expected = torch.log_softmax(logits[0].float(), -1)
-        for i, token in enumerate(processed.token_ids[1:]):
-            if token >= expected.shape[1]:
-                continue
-            assert output.prompt_logprobs[i + 1][token].logprob == pytest.approx(
-                float(expected[i, token]), rel=3e-5, abs=1e-4
-            )
-        for row_of, step in zip(expected[len(processed.token_ids) - 1 :], answer.logprobs, strict=False):
-            for token, entry in step.items():
-                assert entry.logprob == pytest.approx(float(row_of[token]), rel=3e-5, abs=1e-4)
-
-
-def qwen2_vl_inputs(processed: Processed, more: list[int], values: dict[str, Any]) -> dict[str, torch.Tensor]:
-    made: dict[str, torch.Tensor] = {"input_ids": torch.tensor([processed.token_ids + more])}
-    for name in ("pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw"):
-        arrays = [torch.from_numpy(f.data[name].copy()) for f in processed.features if name in f.data]
-        if arrays:
-            made[name] = torch.cat(arrays) if name.startswith("pixel") else torch.stack(arrays)
-    ids = torch.tensor([processed.token_ids + [0] * len(more)])
-    made["mm_token_type_ids"] = (ids == values["image_token_id"]).long() + 2 * (ids == values["video_token_id"])
-    return made
-
-
-def mllama_inputs(processed: Processed, more: list[int], values: dict[str, Any]) -> dict[str, torch.Tensor]:
-    made: dict[str, torch.Tensor] = {"input_ids": torch.tensor([processed.token_ids + more])}
-    features = processed.features
-    if not features:
-        return made
-    for name in features[0].data:
-        made[name] = torch.from_numpy(np.stack([f.data[name] for f in features])).unsqueeze(0)
-    made["aspect_ratio_ids"] = made["aspect_ratio_ids"].squeeze(-1)
-    sees = torch.zeros(1, made["input_ids"].shape[1], len(features), len(features[0].data["aspect_ratio_mask"]))
-    for i, feature in enumerate(features):
-        begin, end = feature.visible
-        sees[:, begin:end, i, : int(feature.data["aspect_ratio_mask"].sum())] = 1
-    return {**made, "cross_attention_mask": sees.long()}
-
-
-QWEN2_VL = "Qwen2VLForConditionalGeneration--7b"
 SEEN = [5, 8, 6]
 FILM = [5, 9, 6]
 
@@ -220,9 +94,6 @@ def test_qwen2_audio(change: dict[str, Any], settings: dict[str, Any], original:
         prompt(31, heard, 40, heard, 41, heard, 42, heard, 33, audio=sounds[1:]),
     ]
     agrees(QWEN2_AUDIO, change, prompts, tmp_path, original, settings)
-
-
-BLIP2 = "Blip2ForConditionalGeneration--opt-2.7b"
 
 
 @pytest.mark.parametrize("original", [True, False])
@@ -299,10 +170,6 @@ def test_pixtral(change: dict[str, Any], settings: dict[str, Any], original: boo
     agrees(PIXTRAL, change, prompts, tmp_path, original, settings)
 
 
-MLLAMA = "MllamaForConditionalGeneration--11b-vision"
-INPUTS = {QWEN2_VL: qwen2_vl_inputs, MLLAMA: mllama_inputs}
-
-
 @pytest.mark.parametrize("original", [True, False])
 @pytest.mark.parametrize(
     ("change", "settings"),
@@ -346,3 +213,60 @@ def test_states_that_a_tower_lacks(vision: dict[str, Any]) -> None:
     values = changed(case_named(MLLAMA)["config"], {"vision_config": vision})
     with pytest.raises(CheckpointError, match=r"intermediate_layers_indices|vision_output_dim"):
         build(find_architecture(values["architectures"]), values)
+
+
+@pytest.mark.parametrize("original", [True, False])
+@pytest.mark.parametrize(
+    ("change", "settings", "tokens"),
+    [
+        ({}, {}, 4),
+        ({}, {"do_image_splitting": False}, 4),
+        ({"scale_factor": 4}, {"size": {"longest_edge": 84}}, 1),
+        ({"scale_factor": 1, "tie_word_embeddings": True}, {}, 16),
+        ({"scale_factor": 3, "vision_config": {"image_size": 42}}, {"max_image_size": {"longest_edge": 42}}, 4),
+        ({"vision_config": {"num_attention_heads": 4, "hidden_act": "gelu", "layer_norm_eps": 0.01}}, {}, 4),
+        ({"text_config": {"model_type": "mistral", "sliding_window": 9}}, {}, 4),
+        ({"text_config": {"num_key_value_heads": 2, "tie_word_embeddings": True}}, {}, 4),
+        ({"text_config": {"model_type": "qwen2"}}, {"size": {"longest_edge": 28}}, 4),
+    ],
+    ids=str,
+)
+def test_idefics3(
+    change: dict[str, Any], settings: dict[str, Any], tokens: int, original: bool, tmp_path: Path
+) -> None:
+    pictures = [picture(*size) for size in ((28, 28), (120, 30), (20, 90), (57, 56))]
+    prompts = [
+        prompt(0, 80, 81, 82),
+        *(prompt(0, 80, 274, 81 + i, 30, image=[each]) for i, each in enumerate(pictures)),
+        prompt(0, 274, 81, 274, 30, image=pictures[1:3]),
+    ]
+    agrees(IDEFICS3, change, prompts, tmp_path, original, settings, {"image_seq_len": tokens})
+
+
+CHAMELEON = "ChameleonForConditionalGeneration--7b"
+
+
+@pytest.mark.parametrize("original", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"swin_norm": True},
+        {"attention_bias": True, "mlp_bias": True},
+        {"num_key_value_heads": 1, "num_attention_heads": 4},
+        {"vq_config": {"attn_resolutions": [8]}},
+        {"vq_config": {"num_res_blocks": 2, "channel_multiplier": [1, 2, 2], "embed_dim": 8}},
+        {"vq_config": {"latent_channels": 24, "attn_resolutions": [16, 4]}},
+        {"vq_config": {"attn_type": "none", "attn_resolutions": [8]}},
+        {"tie_word_embeddings": True, "rope_theta": 50.0, "rms_norm_eps": 0.01},
+    ],
+    ids=str,
+)
+def test_chameleon(change: dict[str, Any], original: bool, tmp_path: Path) -> None:
+    pictures = [picture(*size) for size in ((28, 28), (120, 30), (20, 90))]
+    prompts = [
+        prompt(0, 80, 81, 82),
+        *(prompt(0, 80, 39, 81 + i, 90, image=[each]) for i, each in enumerate(pictures)),
+        prompt(0, 39, 81, 39, 100, image=pictures[1:3]),
+    ]
+    agrees(CHAMELEON, change, prompts, tmp_path, original)
