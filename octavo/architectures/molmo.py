@@ -183,7 +183,7 @@ class MolmoTower(MediaTower):
 def molmo(c: Config) -> CausalLM:
     if c.layer_norm_type != "rms" or c.weight_tying:
         raise UnsupportedModelError(
-            "config.json: Molmo with layer_norm_type other than rms or with weight_tying is not."
+            "config.json: Molmo with another layer_norm_type than rms, or weight_tying, is not supported."
         )
     size, num_heads, eps = c.hidden_size, c.num_attention_heads, c.layer_norm_eps
     kv_size = size // num_heads * c.get("num_key_value_heads", num_heads)

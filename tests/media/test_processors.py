@@ -12,10 +12,11 @@ from PIL import Image
 from octavo.errors import CheckpointError, InvalidRequestError
 from octavo.media.feature import Embeddings, pack, unpack
 from octavo.media.processor import Processor, ProcessorFiles
+from octavo.media.processors.internvl import InternVLProcessor
 from octavo.media.sounds import Sound
 from octavo.text.template_files import ChatTemplates
 from octavo.text.tokenizer import FastTokenizer
-from tests.media.cases import CASES, PROCESSORS, load, media, path_of, read_case
+from tests.media.cases import CASES, load, media, path_of, read_case
 
 ROWS = sorted({path.stem.split("--")[0] for path in CASES})
 
@@ -188,7 +189,7 @@ def merging_tokenizer(extra: list[str], merges: list[str]) -> FastTokenizer:
 def test_placeholders_whose_tokens_reach_into_the_text() -> None:
     tokenizer = merging_tokenizer(["<img>", "</img>", "<IMG_CONTEXT>"], ["> Ċ", "Ġ <", "Ġ< i", "g e", "x <"])
     config = read_case(path_of("InternVLChatModel--internvl2"))["config"]
-    processor = PROCESSORS["InternVLChatModel"](ProcessorFiles(config), tokenizer)
+    processor = InternVLProcessor(ProcessorFiles(config), tokenizer)
     for text in ("é <image>\nx<image> end", "<image><image>", "\n<image>\n\n<image>\n", "日本<image>語<image>"):
         ids = tokenizer.encode(text, add_special_tokens=False)
         processed = processor(ids, images=[Image.new("RGB", (9, 9)), Image.new("RGB", (9, 9))])
@@ -253,8 +254,8 @@ def test_bad_configurations_are_errors_that_name_the_family(row: str, tmp_path: 
 def test_a_processor_without_its_tokenizer_says_so() -> None:
     config = read_case(path_of("InternVLChatModel--internvl2"))["config"]
     with pytest.raises(CheckpointError, match="<img>"):
-        PROCESSORS["InternVLChatModel"](ProcessorFiles(config))
-    assert issubclass(PROCESSORS["InternVLChatModel"], Processor)
+        InternVLProcessor(ProcessorFiles(config))
+    assert issubclass(InternVLProcessor, Processor)
 
 
 @pytest.mark.parametrize("path", CASES, ids=[p.stem for p in CASES])
