@@ -111,7 +111,7 @@ _BY_KIND: dict[Kind, str] = {
     one_of("average", "max"): "spatial_pool_mode",
     one_of("rms_norm", "layer_norm"): "norm_type",
     one_of("v1", "v2"): "ps_version",
-    integer(-1000, 1000): "select_layer",
+    integer(-1000, 1000): "select_layer layer_idx",
     numbered("anyres_max_"): "vision_aspect_ratio",
     either(SCALE, one_of("inv_sqrt_d_model")): "logit_scale",
     either(SIZE, one_of("auto")): "time_step_rank mamba_dt_rank",

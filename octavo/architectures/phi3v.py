@@ -84,12 +84,14 @@ class Phi3VTower(MediaTower):
     about="Phi-3-Vision, Phi-3.5-Vision, VLM2Vec",
     examples=("microsoft/Phi-3-vision-128k-instruct", "microsoft/Phi-3.5-vision-instruct", "TIGER-Lab/VLM2Vec-Full"),
     media=Phi3VProcessor,
-    defaults={**defaults_of("Phi3ForCausalLM"), "embd_layer": {"hd_transform_order": "sub_glb"}},
+    defaults={**defaults_of("Phi3ForCausalLM"), "embd_layer": {"hd_transform_order": "glb_sub"}},
 )
 def phi3v(c: Config) -> CausalLM:
     order = c.section("embd_layer").hd_transform_order
     if order not in ORDERS:
         raise UnsupportedModelError(f"config.json: hd_transform_order {order!r} is not one of {', '.join(ORDERS)}.")
-    text, vision = phi3(c), c.section("img_processor").section("vision_config")
-    tower = vision_tower(Config({**CLIP_336, **vision.values}, path=vision.path), states=[-2])
+    text, processor = phi3(c), c.section("img_processor")
+    vision = processor.section("vision_config")
+    states = [processor.get("layer_idx", -2)]
+    tower = vision_tower(Config({**CLIP_336, **vision.values}, path=vision.path), states=states)
     return text.with_media(Phi3VTower(tower, text.hidden_size, order == ORDERS[0]), NAMES)

@@ -52,10 +52,10 @@ class InternVLProcessor(Processor):
             int((self.side // vision["patch_size"]) ** 2 * config.get("downsample_ratio", 0.5) ** 2)
         )
         self.least = whole(self.setting("min_dynamic_patch", 1))
-        self.most = whole(self.setting("max_dynamic_patch", 12))
-        if not self.setting("dynamic_image_size", True):
+        self.most = whole(self.setting("max_dynamic_patch", 6))
+        if not self.setting("dynamic_image_size", False):
             self.least = self.most = 1
-        self.thumbnail = bool(config.get("use_thumbnail", True))
+        self.thumbnail = bool(config.get("use_thumbnail", False))
         self.ids = [self.vocabulary.id(name) for name in (self.start, self.context, self.end)]
 
     def token(self, kind: str) -> int:
