@@ -221,7 +221,7 @@ def _text(c: Config) -> CausalLM:
     examples=("OpenGVLab/InternVL2-4B", "OpenGVLab/InternVL2-8B", "OpenGVLab/Mono-InternVL-2B"),
     media=InternVLProcessor,
     defaults=DEFAULTS,
-    mmproj=ProjectorFormat("internvl", _mmproj_config, MMPROJ_NAMES, section="llm_config"),
+    mmproj=(ProjectorFormat("internvl", _mmproj_config, lambda file: MMPROJ_NAMES, section="llm_config"),),
 )
 @architecture(
     "H2OVLChatModel",

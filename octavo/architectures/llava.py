@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from octavo.architectures.composite import with_tower
 from octavo.architectures.model_config import Config
 from octavo.architectures.pixtral_config import PIXTRAL, pixtral_names, pixtral_tower
+from octavo.architectures.projector_format import ProjectorFormat, ProjectorHeader
 from octavo.architectures.registry import architecture
 from octavo.architectures.text_config import text_model
-from octavo.architectures.vision_config import tower_names, vision_tower
+from octavo.architectures.vision_config import mmproj_tower_names, tower_names, vision_tower
 from octavo.media.processor import Processor
 from octavo.media.processors.llava import LlavaProcessor
 from octavo.media.processors.pixtral import PixtralProcessor
-from octavo.parts import MLP, CausalLM, MediaData, MediaTower, ProjectedPixtral, VisionTower, together
+from octavo.parts import MLP, CausalLM, Into, MediaData, MediaTower, ProjectedPixtral, VisionTower, together
 
 CLIP_336 = {
     "model_type": "clip_vision_model",
@@ -77,6 +78,34 @@ def llava_tower(c: Config, text: CausalLM, make: Callable[..., LlavaTower], **op
     return make(tower, project, drop_first, text.tokens.scale, **options)
 
 
+def mmproj_names(file: ProjectorHeader) -> dict[str, str | Into]:
+    """Where the tensors of a file of CLIP's tower go."""
+    return {**mmproj_tower_names(file), "mm.{0|2}": "media.project.{up|down}"}
+
+
+def mmproj_config(file: ProjectorHeader) -> dict[str, Any]:
+    """What such a file says, as config.json has it. The converter leaves out layers above those that are used."""
+    # Texts of before transformers' own format have no token for pictures.
+    token = file.token("<image>") or file.spare_token()
+    return {
+        "vision_config": {"model_type": "clip_vision_model", **file.vision_config()},
+        "vision_feature_layer": file.numbers("vision.feature_layer", 16) or -1,
+        "vision_feature_select_strategy": "default",
+        **({} if token is None else {"image_token_index": token}),
+    }
+
+
+def mmproj_preprocessor(file: ProjectorHeader) -> dict[str, Any]:
+    """Pictures are squares of the tower's size."""
+    side = file.vision_config()["image_size"]
+    return {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+
+
+def is_mmproj(file: ProjectorHeader, newline: bool = False) -> bool:
+    """Whether such a file is of CLIP's tower, and has LLaVA-NeXT's newline or has not."""
+    return "v.class_embd" in file.tensors and ("model.image_newline" in file.tensors) is newline
+
+
 def processor(c: Config) -> type[Processor]:
     """What makes features of pictures for the tower that the config has."""
     return PixtralProcessor if c.section("vision_config").get("model_type") == PIXTRAL else LlavaProcessor
@@ -88,6 +117,7 @@ def processor(c: Config) -> type[Processor]:
     examples=("llava-hf/llava-1.5-7b-hf", "llava-hf/llava-interleave-qwen-7b-hf", "mistral-community/pixtral-12b"),
     media=processor,
     defaults=DEFAULTS,
+    mmproj=(ProjectorFormat("mlp", mmproj_config, mmproj_names, when=is_mmproj, preprocessor=mmproj_preprocessor),),
 )
 def llava(c: Config) -> CausalLM:
     text, vision = text_model(c.section("text_config"), "llama"), c.section("vision_config")

@@ -1,6 +1,7 @@
 """LLaVA-NeXT (Liu et al. 2024), also e5-v: a picture whole and in tiles, whose rows a newline closes; and for films."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,8 +9,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from octavo.architectures.composite import with_tower
-from octavo.architectures.llava import DEFAULTS, NAMES, LlavaTower, llava_tower
+from octavo.architectures.llava import (
+    DEFAULTS,
+    NAMES,
+    LlavaTower,
+    is_mmproj,
+    llava_tower,
+    mmproj_config,
+    mmproj_names,
+    mmproj_preprocessor,
+)
 from octavo.architectures.model_config import Config
+from octavo.architectures.projector_format import ProjectorFormat, ProjectorHeader
 from octavo.architectures.registry import architecture
 from octavo.architectures.text_config import text_model
 from octavo.media.anyres import unpadded_grid
@@ -17,6 +28,8 @@ from octavo.media.processors.llava_next import LlavaNextProcessor, LlavaNextVide
 from octavo.parts import CausalLM, MediaData, parameter
 
 NEXT_NAMES = {**NAMES, "image_newline": parameter("media.newline")}
+GRIDS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+"""Tiles of the published models, rows and columns."""
 
 
 class LlavaNextTower(LlavaTower):
@@ -80,12 +93,29 @@ class LlavaNextVideoTower(LlavaTower):
         return pooled.permute(0, 2, 3, 1).flatten(0, 2).to(frames.dtype)
 
 
+def _mmproj_config(file: ProjectorHeader) -> dict[str, Any]:
+    config, flat = mmproj_config(file), file.numbers("vision.image_grid_pinpoints", 128)
+    side = config["vision_config"]["image_size"]
+    pairs = [flat[i : i + 2] for i in range(0, len(flat), 2)] if flat else [[h * side, w * side] for h, w in GRIDS]
+    return {**config, "image_grid_pinpoints": pairs}
+
+
+MMPROJ = ProjectorFormat(
+    "mlp",
+    _mmproj_config,
+    lambda file: {**mmproj_names(file), "model.image_newline": parameter("media.newline")},
+    when=partial(is_mmproj, newline=True),
+    preprocessor=mmproj_preprocessor,
+)
+
+
 @architecture(
     "LlavaNextForConditionalGeneration",
     about="LLaVA-NeXT, e5-v",
     examples=("llava-hf/llava-v1.6-mistral-7b-hf", "llava-hf/llava-v1.6-vicuna-7b-hf", "royokong/e5-v"),
     media=LlavaNextProcessor,
     defaults=DEFAULTS,
+    mmproj=(MMPROJ,),
 )
 def llava_next(c: Config) -> CausalLM:
     text = text_model(c.section("text_config"), "llama")

@@ -19,6 +19,18 @@ class ProjectorHeader(Protocol):
         """The whole number `clip.KEY` of this range, None where the file lacks it."""
         ...
 
+    def numbers(self, key: str, most: int) -> list[int] | None:
+        """The list `clip.KEY` of at most so many whole numbers from 0 to 65536, None where the file lacks it."""
+        ...
+
+    def token(self, text: str) -> int | None:
+        """The id of the text model's token that is spelled so; None where there is none."""
+        ...
+
+    def spare_token(self) -> int | None:
+        """One of the text model's tokens that stands for no text and begins or ends none; None where there is none."""
+        ...
+
     def vision_config(self) -> dict[str, Any]:
         """Sizes of the tower under the names that most vision_configs have."""
         ...
@@ -34,10 +46,14 @@ class ProjectorFormat:
         names: llama.cpp's names of modules (or of tensors, as `parameter` has them) to places in the model.
         section: where config.json has the text model.
         text: what the names of the text model's tensors begin with in the published checkpoint.
+        when: which files this is for, where several formats share `kind`.
+        preprocessor: what preprocessor_config.json says beside mean and std.
     """
 
     kind: str
     config: Callable[[ProjectorHeader], dict[str, Any]]
-    names: Mapping[str, str | Into]
+    names: Callable[[ProjectorHeader], Mapping[str, str | Into]]
     section: str = "text_config"
     text: str = "language_model."
+    when: Callable[[ProjectorHeader], bool] = lambda file: True
+    preprocessor: Callable[[ProjectorHeader], dict[str, Any]] = lambda file: {}

@@ -40,8 +40,8 @@ class Architecture:
     """What makes features of its media, or which of them a config is for; None for models of text alone."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """What its config class takes for keys that a config.json leaves out."""
-    mmproj: ProjectorFormat | None = None
-    """How llama.cpp stores its tower and projector; None where such files are not read."""
+    mmproj: tuple[ProjectorFormat, ...] = ()
+    """How llama.cpp stores its towers and projectors; none where such files are not read."""
 
     def processor(self, config: Config) -> type[Processor] | None:
         """What makes features of the media of a model with this config."""
@@ -67,7 +67,7 @@ def architecture(
     tasks: tuple[str, ...] = GENERATES,
     media: Media | None = None,
     defaults: Mapping[str, Any] | None = None,
-    mmproj: ProjectorFormat | None = None,
+    mmproj: tuple[ProjectorFormat, ...] = (),
 ) -> Callable[[Build], Build]:
     """Register a function from config to model under `name`, and under aliases that published configs use."""
 

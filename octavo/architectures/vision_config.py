@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from octavo.architectures.model_config import Config
+from octavo.architectures.projector_format import ProjectorHeader
 from octavo.errors import CheckpointError, UnsupportedModelError
 from octavo.parts import (
     Into,
@@ -106,3 +107,23 @@ def tower_names(published: str = "vision_tower.vision_model.", path: str = "medi
             f"{begin}head.{{attention.out_proj|layernorm|mlp.fc1|mlp.fc2}}": f"{path}.unused",
         }
     return names
+
+
+def mmproj_tower_names(file: ProjectorHeader, path: str = "media.tower") -> dict[str, str | Into]:
+    """Where llama.cpp's tensors of a CLIP or SigLIP tower go.
+
+    Files of its older converters call the feed-forward's first product ffn_down, and its second ffn_up.
+    """
+    layer = f"{path}.encoder.layers.{{i}}"
+    down, norm = file.tensors.get("v.blk.0.ffn_down.weight"), file.tensors.get("v.blk.0.ln1.weight")
+    swapped = down is not None and norm is not None and down.shape[-1:] == norm.shape
+    return {
+        "v.class_embd": parameter(f"{path}.class_token"),
+        "v.patch_embd": Into(f"{path}.patches", flat_convolution),
+        "v.position_embd.weight": parameter(f"{path}.positions"),
+        "v.{pre_ln|post_ln}": f"{path}.{{first_norm|last_norm}}",
+        "v.blk.{i}.{ln1|ln2}": f"{layer}.{{attn_norm|mlp_norm}}",
+        "v.blk.{i}.attn_{q|k|v}": f"{layer}.attn.qkv.{{q|k|v}}",
+        "v.blk.{i}.attn_out": f"{layer}.attn.o",
+        "v.blk.{i}.ffn_{up|down}": f"{layer}.mlp.{'{down|up}' if swapped else '{up|down}'}",
+    }

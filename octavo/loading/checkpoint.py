@@ -53,7 +53,7 @@ def _open_gguf(files: ModelFiles, args: EngineArgs) -> Checkpoint:
         own = {**architecture.gguf.config(shared, file), "architectures": [architecture.name]}
     # llama.cpp turns whole heads unless a file says otherwise, whatever the published config's default is.
     values = {"partial_rotary_factor": 1.0, **shared, **own}
-    if (mmproj := _mmproj(files, args)) is not None:
+    if (mmproj := _mmproj(files, args, file)) is not None:
         with sound_config(mmproj.file.path):
             whole = mmproj.config(values, args.hf_overrides)
             text = architecture.config(values)
@@ -63,13 +63,13 @@ def _open_gguf(files: ModelFiles, args: EngineArgs) -> Checkpoint:
     return Checkpoint(config, architecture, files, GGUFWeights(file, architecture, config), file)
 
 
-def _mmproj(files: ModelFiles, args: EngineArgs) -> MMProj | None:
+def _mmproj(files: ModelFiles, args: EngineArgs, text: GGUFFile) -> MMProj | None:
     """The tower beside a GGUF model. One that nobody named, and that cannot be read, leaves a model of text."""
     if files.mmproj is None:
         return None
     try:
         with sound_config(files.mmproj):
-            return MMProj(GGUFFile(files.mmproj))
+            return MMProj(GGUFFile(files.mmproj), text)
     except OctavoError as error:
         if args.mmproj is not None:
             raise

@@ -15,6 +15,7 @@ from octavo.loading.gguf_file import GGUFFile
 from octavo.loading.gguf_limits import MAX_LAYERS
 from octavo.loading.gguf_reader import GGUFTensor, shown
 from octavo.loading.gguf_source import gguf_source
+from octavo.loading.gguf_vocab import CONTROL, UNKNOWN, UNUSED
 from octavo.loading.tensor_source import TensorSource
 from octavo.parts import Names
 
@@ -30,19 +31,20 @@ _SIZES = {
 
 
 class MMProj:
-    """What such a file says. Raises UnsupportedModelError for a kind that is not read."""
+    """What such a file says, beside that of the text model, `text_file`.
 
-    def __init__(self, file: GGUFFile) -> None:
-        self.file = file
+    Raises UnsupportedModelError for a kind that is not read.
+    """
+
+    def __init__(self, file: GGUFFile, text_file: GGUFFile) -> None:
+        self.file, self.text_file = file, text_file
         if file.arch != "clip":
             raise UnsupportedModelError(
                 f"{file.path} is a GGUF of architecture {shown(file.arch)}, and no tower for pictures or sounds (clip)."
             )
         text = file.metadata.text
         kind = text("clip.projector_type") or text("clip.vision.projector_type") or "mlp"
-        self.architecture = _of_kind(file, kind)
-        assert self.architecture.mmproj is not None
-        self.format: ProjectorFormat = self.architecture.mmproj
+        self.architecture, self.format = self._of_kind(kind)
 
     @property
     def tensors(self) -> Mapping[str, GGUFTensor]:
@@ -50,6 +52,29 @@ class MMProj:
 
     def integer(self, key: str, min: int, max: int) -> int | None:
         return self.file.metadata.integer(f"clip.{key}", min, max)
+
+    def numbers(self, key: str, most: int) -> list[int] | None:
+        metadata, key = self.file.metadata, f"clip.{key}"
+        if key not in metadata:
+            return None
+        if (metadata.length(key) or most + 1) > most:
+            metadata.fail(f"{key} must be a list of at most {most} numbers")
+        values: list[int] = metadata.array(key).tolist()
+        if not all(isinstance(value, int) and 0 <= value <= 1 << 16 for value in values):
+            metadata.fail(f"{key} must have whole numbers up to {1 << 16}")
+        return values
+
+    def token(self, text: str) -> int | None:
+        tokens = [] if self.text_file.vocabulary is None else self.text_file.vocabulary.tokens
+        return tokens.index(text) if text in tokens else None
+
+    def spare_token(self) -> int | None:
+        vocabulary = self.text_file.vocabulary
+        if vocabulary is None:
+            return None
+        used = {id for name, id in vocabulary.special.items() if name != "unknown"} | vocabulary.ends
+        spare = [i for i, kind in enumerate(vocabulary.types) if kind in (UNKNOWN, CONTROL, UNUSED) and i not in used]
+        return spare[-1] if spare else None
 
     def vision_config(self) -> dict[str, Any]:
         """Sizes of the tower, its activation and the epsilon of its norms. Raises CheckpointError for a missing one."""
@@ -70,7 +95,7 @@ class MMProj:
 
     def preprocessor(self) -> dict[str, Any]:
         """What the file says of preprocessor_config.json. Raises CheckpointError for what are no three numbers."""
-        metadata, made = self.file.metadata, dict[str, Any]()
+        metadata, made = self.file.metadata, self.format.preprocessor(self)
         for name in ("image_mean", "image_std"):
             if (key := f"clip.vision.{name}") in metadata:
                 if metadata.length(key) != 3:
@@ -78,15 +103,15 @@ class MMProj:
                 made[name] = metadata.array(key).tolist()
         return made
 
-
-def _of_kind(file: GGUFFile, kind: str) -> Architecture:
-    read = {a.mmproj.kind: a for a in all_architectures().values() if a.mmproj is not None}
-    if kind not in read:
+    def _of_kind(self, kind: str) -> tuple[Architecture, ProjectorFormat]:
+        known = [(a, each) for a in all_architectures().values() for each in a.mmproj]
+        for architecture, each in known:
+            if each.kind == kind and each.when(self):
+                return architecture, each
         raise UnsupportedModelError(
-            f"{file.path} holds a tower of the kind {shown(kind)}, which Octavo does not read. "
-            f"It reads {', '.join(sorted(read))}. The published checkpoint can be loaded as it is."
+            f"{self.file.path} holds a tower of the kind {shown(kind)}, which Octavo does not read. It reads "
+            f"{', '.join(sorted({each.kind for _, each in known}))}. The published checkpoint can be loaded as it is."
         )
-    return read[kind]
 
 
 class ProjectedWeights(WeightFormat):
@@ -107,7 +132,7 @@ class ProjectedWeights(WeightFormat):
     def names(self, published: Names) -> Names:
         format = self.mmproj.format
         spelled = {format.text + name: into for name, into in self.text.spelling.names.items()}
-        return published.extended(spelled).extended(format.names)
+        return published.extended(spelled).extended(format.names(self.mmproj))
 
     def tensors(self, names: Names) -> Iterator[tuple[str, TensorSource]]:
         for name, source in self.text.tensors(self.text_names):

@@ -368,14 +368,19 @@ def write_gguf(
     path: Path,
     kind: gguf.GGMLQuantizationType | None = None,
     arrays: dict[str, Array] | None = None,
+    tokens: dict[str, gguf.TokenType] | None = None,
 ) -> Path:
-    """The case as a GGUF file, or with these tensors; matrices quantized to `kind` if given."""
+    """The case as a GGUF file, or with these tensors; matrices quantized to `kind` if given; with these tokens."""
     of, config = KINDS[case["row"]], case["config"]
     writer = gguf.GGUFWriter(path, of.arch)
     metadata = {**shared_metadata(config), **of.metadata(config)}
     for key, value in metadata.items():
         if value is not None:
             _add_value(writer, f"{of.arch}.{key}", value)
+    if tokens is not None:
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list(list(tokens))
+        writer.add_token_types(list(tokens.values()))
     names = name_map(of.arch, metadata["block_count"])
     stacks: dict[str, dict[int, Array]] = {}
     for name, value in (tensors(case) if arrays is None else arrays).items():

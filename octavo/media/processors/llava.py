@@ -1,11 +1,13 @@
 """LLaVA-1.5 and its kind: a picture is one square, and a token for each patch."""
 
+import re
 from typing import ClassVar
 
 from octavo.media.feature import Data, Span
 from octavo.media.limits import token_id, whole
 from octavo.media.pictures import Picture
 from octavo.media.processor import IMAGE_ROWS, Config, Processor
+from octavo.media.vocabulary import Place
 
 
 class LlavaProcessor(Processor):
@@ -30,6 +32,13 @@ class LlavaProcessor(Processor):
 
     def token(self, kind: str) -> int:
         return self.image_token
+
+    def places(self, token_ids: list[int]) -> list[Place]:
+        found, mark = super().places(token_ids), self.image_mark
+        if found or not mark or self.vocabulary.tokenizer is None or self.vocabulary.find(mark) is not None:
+            return found
+        # The text model of a GGUF of before transformers' own format has no token for the mark.
+        return self.vocabulary.places_of(re.escape(mark), token_ids)
 
     def patch_tokens(self, patches: int) -> int:
         """How many features a tile of so many patches gives: the class token comes or goes with the strategy."""
