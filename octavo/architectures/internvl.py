@@ -116,6 +116,10 @@ def _mmproj_config(file: ProjectorHeader) -> dict[str, Any]:
     return {
         "vision_config": vision,
         "ps_version": "v2",
+        # What all published models have, and the file does not say.
+        "dynamic_image_size": True,
+        "use_thumbnail": True,
+        "max_dynamic_patch": 12,
         "downsample_ratio": 1 / (file.integer("vision.projector.scale_factor", 1, 64) or 2),
         **{key: count for key, count in tiles.items() if count},
     }
