@@ -14,7 +14,6 @@ from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.errors import CheckpointError
 from octavo.media.processors.mllama import MllamaProcessor
-from octavo.ops import Backend
 from octavo.parts import (
     MLP,
     Batch,
@@ -22,6 +21,7 @@ from octavo.parts import (
     CrossAttention,
     Embedding,
     EncoderAttention,
+    GatedPreNorm,
     Into,
     LayerNorm,
     Linear,
@@ -101,24 +101,6 @@ CROSS_NAMES: dict[str, str | Into] = {
     f"{CROSS}.{{q|k}}_norm": "layers.{i}.attn.qk_norm.{q|k}",
     f"{CROSS}_{{attn|mlp}}_gate": parameter("layers.{i}.{attn|mlp}_gate"),
 }
-
-
-class GatedPreNorm(PreNorm):
-    """`x + tanh(piece_gate) * piece(norm(x))`, the gate of the piece `attn` being `attn_gate`."""
-
-    def __init__(self, norm: Any, **pieces: nn.Module) -> None:
-        super().__init__(norm, scale=1.0, **pieces)
-        for name in self.pieces:
-            self.register_parameter(f"{name}_gate", nn.Parameter(torch.empty(1), requires_grad=False))
-
-    def prepare(self, backend: Backend) -> None:
-        super().prepare(backend)
-        self._gates = {name: float(getattr(self, f"{name}_gate").float().tanh()) for name in self.pieces}
-
-    def forward(self, x: Tensor, batch: Any) -> Tensor:
-        for name in self.pieces:
-            x = self._add(x, self.branch(name, x, batch), self._gates[name])
-        return x
 
 
 class CrossLayer(GatedPreNorm):

@@ -31,7 +31,17 @@ from octavo.parts.vision_transformer import (
 )
 from octavo.parts.vq_encoder import VQEncoder
 from octavo.parts.whisper_encoder import WhisperEncoder, whisper_names
-from octavo.parts.wiring import BranchNorm, FromNormed, PostNorm, PreNorm, SandwichNorm, SharedNorm, SideBySide, Wiring
+from octavo.parts.wiring import (
+    BranchNorm,
+    FromNormed,
+    GatedPreNorm,
+    PostNorm,
+    PreNorm,
+    SandwichNorm,
+    SharedNorm,
+    SideBySide,
+    Wiring,
+)
 
 __all__ = [
     "MLP",
@@ -49,6 +59,7 @@ __all__ = [
     "EncoderLayers",
     "FromNormed",
     "GatedMLP",
+    "GatedPreNorm",
     "HeadNorm",
     "InternViT",
     "Into",

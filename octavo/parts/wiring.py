@@ -7,6 +7,7 @@ does not show in the names of parameters, and families share tables of published
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from octavo.ops import Backend
@@ -57,6 +58,24 @@ class PreNorm(Wiring):
     def forward(self, x: Tensor, batch: Any) -> Tensor:
         for name in self.pieces:
             x = self._add(x, self.branch(name, x, batch), self.scale)
+        return x
+
+
+class GatedPreNorm(PreNorm):
+    """`x + tanh(piece_gate) * piece(norm(x))`, with a learned number, `attn_gate` for the piece `attn` (Flamingo)."""
+
+    def __init__(self, norm: Callable[[], nn.Module], **pieces: nn.Module) -> None:
+        super().__init__(norm, scale=1.0, **pieces)
+        for name in self.pieces:
+            self.register_parameter(f"{name}_gate", nn.Parameter(torch.empty(1), requires_grad=False))
+
+    def prepare(self, backend: Backend) -> None:
+        super().prepare(backend)
+        self._gates = {name: float(getattr(self, f"{name}_gate").float().tanh()) for name in self.pieces}
+
+    def forward(self, x: Tensor, batch: Any) -> Tensor:
+        for name in self.pieces:
+            x = self._add(x, self.branch(name, x, batch), self._gates[name])
         return x
 
 
