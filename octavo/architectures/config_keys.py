@@ -75,7 +75,7 @@ _BY_KIND: dict[Kind, str] = {
         projector_ln_mid
         qk_normalization norm_after attention_layer_norm weight_tying swin_norm
         double_latent""",
-    TEXT: """model_type layer_norm_type hd_transform_order projector_act
+    TEXT: """model_type layer_norm_type hd_transform_order
         position_embedding_type topk_method attn_type rope_type type dtype torch_dtype
         vision_encoder""",
     ACTIVATION: """name image_mlp_activations hidden_act hidden_activation activation_function activation
@@ -108,6 +108,7 @@ _BY_KIND: dict[Kind, str] = {
     VERSION: "version",
     either(integer(-1000, 1000), integers(-1000, 1000)): "vision_feature_layer",
     one_of("default", "full"): "vision_feature_select_strategy",
+    either(ACTIVATION, one_of("swiglu")): "projector_act",
     one_of("average", "max"): "spatial_pool_mode",
     one_of("rms_norm", "layer_norm"): "norm_type",
     one_of("v1", "v2"): "ps_version",

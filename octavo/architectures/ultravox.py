@@ -11,9 +11,8 @@ from octavo.architectures.composite import with_tower
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.architectures.text_config import text_model
-from octavo.errors import UnsupportedModelError
 from octavo.media.processors.ultravox import UltravoxProcessor
-from octavo.ops import Gate
+from octavo.ops import Backend, Gate
 from octavo.parts import (
     CausalLM,
     Into,
@@ -26,6 +25,8 @@ from octavo.parts import (
     together,
     whisper_names,
 )
+
+SWIGLU = "swiglu"
 
 
 def gate_first(weight: Tensor) -> Tensor:
@@ -48,22 +49,34 @@ class UltravoxTower(MediaTower):
     Args:
         tower: gives the frames.
         stack: how many of them make a row.
-        intermediate_size: values of gate and of up.
+        inner_size: values of the first product.
         hidden_size: of the text.
+        activation: swiglu, whose gate and up have half of inner_size each, or one of a value.
         norm_inside: whether the second norm is inside, before the last product (since v0.5), or behind it.
     """
 
     def __init__(
-        self, tower: WhisperEncoder, stack: int, intermediate_size: int, hidden_size: int, norm_inside: bool
+        self,
+        tower: WhisperEncoder,
+        stack: int,
+        inner_size: int,
+        hidden_size: int,
+        activation: str,
+        norm_inside: bool,
     ) -> None:
         super().__init__()
+        is_gated, self.activation = activation == SWIGLU, activation
+        intermediate_size = inner_size // 2 if is_gated else inner_size
         stacked = tower.positions.shape[1] * stack
         self.tower, self.stack = tower, stack
         self.first_norm = RMSNorm(stacked, 1e-6)
-        self.gate_up = Linear(stacked, {"gate": intermediate_size, "up": intermediate_size})
+        self.gate_up = Linear(stacked, {"gate": intermediate_size, "up": intermediate_size} if is_gated else inner_size)
         self.mid_norm = RMSNorm(intermediate_size, 1e-6) if norm_inside else nn.Identity()
         self.down = Linear(intermediate_size, hidden_size)
         self.last_norm = nn.Identity() if norm_inside else RMSNorm(hidden_size, 1e-6)
+
+    def prepare(self, backend: Backend) -> None:
+        self._activate = backend.activate
 
     def forward(self, kind: str, items: Sequence[MediaData]) -> list[Tensor]:
         frames = self.tower([item["audio_values"].to(self.dtype) for item in items])
@@ -73,8 +86,12 @@ class UltravoxTower(MediaTower):
         return functional.pad(x, (0, 0, 0, -len(x) % self.stack)).view(-1, x.shape[1] * self.stack)
 
     def _project(self, x: Tensor, batch: SpanBatch) -> Tensor:
-        x = self.mid_norm(self.gate_up.gated(self.first_norm(x), batch, Gate("silu")))
-        return self.last_norm(self.down(x, batch))  # type: ignore[no-any-return]
+        x = self.first_norm(x)
+        if self.activation == SWIGLU:
+            x = self.gate_up.gated(x, batch, Gate("silu"))
+        else:
+            x = self._activate(self.gate_up(x, batch), self.activation)
+        return self.last_norm(self.down(self.mid_norm(x), batch))  # type: ignore[no-any-return]
 
 
 @architecture(
@@ -85,15 +102,17 @@ class UltravoxTower(MediaTower):
     defaults={
         "hidden_size": 4096,
         "stack_factor": 8,
-        "projector_act": "swiglu",
+        "projector_act": SWIGLU,
         "projector_ln_mid": False,
         "audio_config": WHISPER,
     },
 )
 def ultravox(c: Config) -> CausalLM:
-    if c.projector_act != "swiglu":
-        raise UnsupportedModelError(f"config.json: projector_act {c.projector_act!r} is not supported; swiglu is.")
+    names = NAMES
+    if c.projector_act != SWIGLU:
+        names = {**NAMES, "multi_modal_projector.linear_1": "media.gate_up"}
     text = text_model(c.section("text_config"), "llama")
     encoder = whisper_encoder(c.section("audio_config"))
-    tower = UltravoxTower(encoder, c.stack_factor, c.hidden_size // 2, text.hidden_size, c.projector_ln_mid)
-    return with_tower(c, text, tower, NAMES)
+    inner_size, act = c.hidden_size, c.projector_act
+    tower = UltravoxTower(encoder, c.stack_factor, inner_size, text.hidden_size, act, c.projector_ln_mid)
+    return with_tower(c, text, tower, names)
