@@ -3,8 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from octavo.architectures.model_config import Config
-from octavo.parts import WhisperEncoder
+from octavo.architectures.projector_format import ProjectorHeader
+from octavo.parts import Into, WhisperEncoder, parameter
 
 WHISPER: Mapping[str, Any] = {
     "d_model": 384,
@@ -30,3 +33,27 @@ def whisper_encoder(c: Config, defaults: Mapping[str, Any] = WHISPER) -> Whisper
         c.max_source_positions,
         c.activation_function,
     )
+
+
+def _flat(weight: Tensor) -> Tensor:
+    """A convolution's weight as that of a Linear, and its bias, which llama.cpp has as a column, as a row."""
+    return weight.flatten(1) if weight.dim() == 3 else weight.flatten()
+
+
+def whisper_mmproj_names(path: str = "media.tower") -> dict[str, str | Into]:
+    """Where llama.cpp's tensors of the encoder go."""
+    here = f"{path}.encoder.layers.{{i}}"
+    return {
+        "a.conv1d.{1|2}": Into(f"{path}.{{first|second}}", _flat),
+        "a.position_embd.weight": parameter(f"{path}.positions"),
+        "a.blk.{i}.attn_{q|k|v}": f"{here}.attn.qkv.{{q|k|v}}",
+        "a.blk.{i}.attn_out": f"{here}.attn.o",
+        "a.blk.{i}.{ln1|ln2}": f"{here}.{{attn_norm|mlp_norm}}",
+        "a.blk.{i}.ffn_{up|down}": f"{here}.mlp.{{up|down}}",
+        "a.post_ln": f"{path}.norm",
+    }
+
+
+def mel_settings(file: ProjectorHeader) -> dict[str, Any]:
+    """What Whisper's feature extractor is told: its window is as long as there are positions, of 20 ms each."""
+    return {"chunk_length": file.audio_config()["max_source_positions"] // 50}

@@ -35,6 +35,7 @@ class GGUFFormat:
             Their left sides are names that the `gguf` package knows, with `{e}` where llama.cpp stacks experts.
         undo: published names (of modules, or with `.weight`) to what makes the published tensor of llama.cpp's.
         when: which files this architecture serves, where several share `arch`.
+        also: other names of the architecture in files, whose texts are read alike.
     """
 
     arch: str
@@ -42,6 +43,7 @@ class GGUFFormat:
     names: Mapping[str, str | Into] = field(default_factory=dict)
     undo: Mapping[str, Callable[[Tensor, Config], Tensor]] = field(default_factory=dict)
     when: Callable[[GGUFHeader], bool] = lambda file: True
+    also: tuple[str, ...] = ()
 
 
 def unpermute(weight: Tensor, c: Config) -> Tensor:

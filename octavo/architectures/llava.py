@@ -7,7 +7,13 @@ from torch import Tensor, nn
 
 from octavo.architectures.composite import with_tower
 from octavo.architectures.model_config import Config
-from octavo.architectures.pixtral_config import PIXTRAL, pixtral_names, pixtral_tower
+from octavo.architectures.pixtral_config import (
+    PIXTRAL,
+    pixtral_mmproj_config,
+    pixtral_mmproj_names,
+    pixtral_names,
+    pixtral_tower,
+)
 from octavo.architectures.projector_format import ProjectorFormat, ProjectorHeader
 from octavo.architectures.registry import architecture
 from octavo.architectures.text_config import text_model
@@ -117,7 +123,16 @@ def processor(c: Config) -> type[Processor]:
     examples=("llava-hf/llava-1.5-7b-hf", "llava-hf/llava-interleave-qwen-7b-hf", "mistral-community/pixtral-12b"),
     media=processor,
     defaults=DEFAULTS,
-    mmproj=(ProjectorFormat("mlp", mmproj_config, mmproj_names, when=is_mmproj, preprocessor=mmproj_preprocessor),),
+    mmproj=(
+        ProjectorFormat("mlp", mmproj_config, mmproj_names, when=is_mmproj, preprocessor=mmproj_preprocessor),
+        ProjectorFormat(
+            "pixtral",
+            pixtral_mmproj_config,
+            lambda file: {**pixtral_mmproj_names(file), "mm.{1|2}": "media.project.{up|down}"},
+            # Mistral 3.1's, of which several patches make a row, is another model.
+            when=lambda file: "mm.patch_merger.weight" not in file.tensors,
+        ),
+    ),
 )
 def llava(c: Config) -> CausalLM:
     text, vision = text_model(c.section("text_config"), "llama"), c.section("vision_config")

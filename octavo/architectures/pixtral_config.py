@@ -3,10 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from octavo.architectures.model_config import Config
+from octavo.architectures.projector_format import ProjectorHeader
 from octavo.architectures.rope_settings import rope_settings
 from octavo.errors import CheckpointError, UnsupportedModelError
-from octavo.parts import Into, PixtralTower, flat_convolution
+from octavo.parts import Into, PixtralTower, flat_convolution, parameter
 
 PIXTRAL = "pixtral"
 PIXTRAL_DEFAULTS: dict[str, Any] = {
@@ -69,4 +72,38 @@ def pixtral_names(published: str = "vision_tower.", path: str = "media.tower") -
         f"{layer}.attention.o_proj": f"{here}.attn.o",
         f"{layer}.feed_forward.{{gate|up}}_proj": f"{here}.mlp.gate_up.{{gate|up}}",
         f"{layer}.feed_forward.down_proj": f"{here}.mlp.down",
+    }
+
+
+def pixtral_mmproj_names(file: ProjectorHeader, path: str = "media.tower") -> dict[str, str | Into]:
+    """Where llama.cpp's tensors of Pixtral's tower go. Heads of q and k have their pairs side by side there."""
+    vision, here = file.vision_config(), f"{path}.encoder.layers.{{i}}"
+    pairs = vision["hidden_size"] // vision["num_attention_heads"] // 2
+
+    def halves(weight: Tensor) -> Tensor:
+        return weight.view(-1, pairs, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+
+    return {
+        "v.patch_embd": Into(f"{path}.patches", flat_convolution),
+        "v.pre_ln": f"{path}.first_norm",
+        "v.blk.{i}.{ln1|ln2}": f"{here}.{{attn|mlp}}_norm",
+        "v.blk.{i}.attn_{q|k}": Into(f"{here}.attn.qkv.{{q|k}}", halves),
+        "v.blk.{i}.attn_v": f"{here}.attn.qkv.v",
+        "v.blk.{i}.attn_out": f"{here}.attn.o",
+        "v.blk.{i}.ffn_{gate|up}": f"{here}.mlp.gate_up.{{gate|up}}",
+        "v.blk.{i}.ffn_down": f"{here}.mlp.down",
+        # A row of the text model's table, which is there as well.
+        "v.token_embd.img_break": parameter(f"{path}.unused"),
+    }
+
+
+def pixtral_mmproj_config(file: ProjectorHeader) -> dict[str, Any]:
+    """What a file of Pixtral's tower says, as config.json of the whole model has it."""
+    token = file.token("[IMG]")
+    return {
+        "vision_config": {"model_type": PIXTRAL, **file.vision_config()},
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+        "multimodal_projector_bias": "mm.1.bias" in file.tensors,
+        **({} if token is None else {"image_token_index": token}),
     }

@@ -23,6 +23,10 @@ class ProjectorHeader(Protocol):
         """The list `clip.KEY` of at most so many whole numbers from 0 to 65536, None where the file lacks it."""
         ...
 
+    def text_numbers(self, key: str, most: int) -> list[int] | None:
+        """The same of the text model's file: `ARCHITECTURE.KEY`."""
+        ...
+
     def token(self, text: str) -> int | None:
         """The id of the text model's token that is spelled so; None where there is none."""
         ...
@@ -35,6 +39,10 @@ class ProjectorHeader(Protocol):
         """Sizes of the tower under the names that most vision_configs have."""
         ...
 
+    def audio_config(self) -> dict[str, Any]:
+        """Sizes of Whisper's encoder, as its config has them."""
+        ...
+
 
 @dataclass(frozen=True)
 class ProjectorFormat:
@@ -42,7 +50,7 @@ class ProjectorFormat:
 
     Args:
         kind: llama.cpp's `clip.projector_type`.
-        config: the keys of config.json, but for the text model's, from the file's header.
+        config: the keys of config.json from the file's header; of the text model's only what its own file's do not say.
         names: llama.cpp's names of modules (or of tensors, as `parameter` has them) to places in the model.
         section: where config.json has the text model.
         text: what the names of the text model's tensors begin with in the published checkpoint.

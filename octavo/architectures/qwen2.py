@@ -15,7 +15,8 @@ from octavo.parts import CausalLM, PreNorm
     "Qwen2ForCausalLM",
     about="Qwen2, Qwen2.5, QwQ",
     examples=("Qwen/Qwen2-7B-Instruct", "Qwen/Qwen2-7B"),
-    gguf=GGUFFormat("qwen2"),
+    # Positions on three axes are those of plain rope where there are no pictures.
+    gguf=GGUFFormat("qwen2", also=("qwen2vl",)),
 )
 @architecture(
     "Qwen2Model", about="Qwen2-based embedders", examples=("Alibaba-NLP/gte-Qwen2-1.5B-instruct",), tasks=EMBEDS

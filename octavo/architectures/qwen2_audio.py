@@ -1,12 +1,14 @@
 """Qwen2-Audio (Chu et al. 2024): Whisper's encoder, of whose rows two become one, and Qwen2."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
-from octavo.architectures.audio_config import WHISPER, whisper_encoder
+from octavo.architectures.audio_config import WHISPER, mel_settings, whisper_encoder, whisper_mmproj_names
 from octavo.architectures.composite import with_tower
 from octavo.architectures.model_config import Config
+from octavo.architectures.projector_format import ProjectorFormat, ProjectorHeader
 from octavo.architectures.registry import architecture
 from octavo.architectures.text_config import text_model
 from octavo.media.processors.qwen2_audio import Qwen2AudioProcessor
@@ -38,12 +40,25 @@ class Qwen2AudioTower(MediaTower):
         return together(pooled, lambda x, batch: self.project(self.tower.norm(x), batch))
 
 
+def _mmproj_config(file: ProjectorHeader) -> dict[str, Any]:
+    token = file.token("<|AUDIO|>")
+    return {"audio_config": file.audio_config(), **({} if token is None else {"audio_token_index": token})}
+
+
 @architecture(
     "Qwen2AudioForConditionalGeneration",
     about="Qwen2-Audio",
     examples=("Qwen/Qwen2-Audio-7B-Instruct",),
     media=Qwen2AudioProcessor,
     defaults={"audio_config": AUDIO},
+    mmproj=(
+        ProjectorFormat(
+            "qwen2a",
+            _mmproj_config,
+            lambda file: {**whisper_mmproj_names(), "mm.a.fc": "media.project"},
+            preprocessor=mel_settings,
+        ),
+    ),
 )
 def qwen2_audio(c: Config) -> CausalLM:
     text = text_model(c.section("text_config"), "qwen2")

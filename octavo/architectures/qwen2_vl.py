@@ -1,5 +1,6 @@
 """Qwen2-VL (Wang et al. 2024): pictures of any size, films in pairs of frames, and positions on three axes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -9,10 +10,12 @@ from torch import Tensor
 
 from octavo.architectures.model_config import Config
 from octavo.architectures.pixtral_config import axial_base
+from octavo.architectures.projector_format import ProjectorFormat, ProjectorHeader
 from octavo.architectures.qwen2 import qwen2
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope_settings import AXES, rope_settings
 from octavo.architectures.text_config import text_config
+from octavo.architectures.vision_config import mmproj_tower_names
 from octavo.errors import CheckpointError
 from octavo.media.processors.qwen2_vl import Qwen2VLProcessor
 from octavo.parts import (
@@ -120,12 +123,52 @@ class Qwen2VLTower(MediaTower):
         return row.flatten(), column.flatten()
 
 
+def _mmproj_names(file: ProjectorHeader) -> dict[str, str | Into]:
+    return {
+        **mmproj_tower_names(file, "media"),
+        "v.post_ln": "media.norm",
+        "mm.{0|2}": "media.merger.{up|down}",
+    }
+
+
+def _mmproj_config(file: ProjectorHeader) -> dict[str, Any]:
+    vision, up = file.vision_config(), file.tensors.get("v.blk.0.ffn_up.weight")
+    # The file's own feed_forward_length is 0, or the text model's hidden_size.
+    inner = 0 if up is None else math.prod(up.shape) // vision["hidden_size"]
+    tokens = {f"{kind}_token_id": file.token(f"<|{kind}_pad|>") for kind in ("image", "video")}
+    return {
+        "vision_config": {
+            "depth": vision["num_hidden_layers"],
+            "embed_dim": vision["hidden_size"],
+            "mlp_ratio": inner / vision["hidden_size"],
+            "num_heads": vision["num_attention_heads"],
+            "hidden_act": vision["hidden_act"],
+            "patch_size": vision["patch_size"],
+            "spatial_merge_size": file.integer("vision.spatial_merge_size", 1, 64) or 2,
+        },
+        "text_config": {
+            "rope_scaling": {"rope_type": "default", AXES: (file.text_numbers("rope.dimension_sections", 4) or [])[:3]}
+        },
+        **{key: token for key, token in tokens.items() if token is not None},
+    }
+
+
+def _mmproj_preprocessor(file: ProjectorHeader) -> dict[str, Any]:
+    """Bounds of a picture's size as published where the file has none, which converters of before 2025 left out."""
+    least, most = (file.integer(f"vision.image_{end}_pixels", 1, 1 << 24) for end in ("min", "max"))
+    edges = {"patch_size": file.vision_config()["patch_size"]}
+    return {"min_pixels": least or 56 * 56, "max_pixels": most or 28 * 28 * 16384, **edges}
+
+
 @architecture(
     "Qwen2VLForConditionalGeneration",
     about="Qwen2-VL, and embedders made of it",
     examples=("Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct", "MrLight/dse-qwen2-2b-mrl-v1"),
     media=Qwen2VLProcessor,
     defaults={**TEXT, "vision_config": VISION},
+    mmproj=(
+        ProjectorFormat("qwen2vl_merger", _mmproj_config, _mmproj_names, text="", preprocessor=_mmproj_preprocessor),
+    ),
 )
 def qwen2_vl(c: Config) -> CausalLM:
     section = text_config(c)

@@ -1,14 +1,16 @@
 """Ultravox (Fixie 2024): Whisper's encoder, whose rows are stacked and brought to the size of Llama's."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from octavo.architectures.audio_config import WHISPER, whisper_encoder
+from octavo.architectures.audio_config import WHISPER, mel_settings, whisper_encoder, whisper_mmproj_names
 from octavo.architectures.composite import with_tower
 from octavo.architectures.model_config import Config
+from octavo.architectures.projector_format import ProjectorFormat, ProjectorHeader
 from octavo.architectures.registry import architecture
 from octavo.architectures.text_config import text_model
 from octavo.media.processors.ultravox import UltravoxProcessor
@@ -94,6 +96,25 @@ class UltravoxTower(MediaTower):
         return self.last_norm(self.down(self.mid_norm(x), batch))  # type: ignore[no-any-return]
 
 
+MMPROJ_NAMES: dict[str, str | Into] = {
+    **whisper_mmproj_names(),
+    "mm.a.mlp.1": Into("media.gate_up", gate_first),
+    "mm.a.mlp.2": "media.down",
+    "mm.a.{norm_pre|norm_mid}": "media.{first_norm|mid_norm}",
+}
+"""llama.cpp has no name for the last norm, so of versions before 0.5 there are no files."""
+
+
+def _mmproj_config(file: ProjectorHeader) -> dict[str, Any]:
+    first = file.tensors.get("mm.a.mlp.1.weight")
+    return {
+        "audio_config": file.audio_config(),
+        "stack_factor": file.integer("audio.projector.stack_factor", 1, 64) or 8,
+        "projector_ln_mid": True,
+        **({} if first is None or not first.shape else {"hidden_size": first.shape[0]}),
+    }
+
+
 @architecture(
     "UltravoxModel",
     about="Ultravox",
@@ -106,6 +127,7 @@ class UltravoxTower(MediaTower):
         "projector_ln_mid": False,
         "audio_config": WHISPER,
     },
+    mmproj=(ProjectorFormat("ultravox", _mmproj_config, lambda file: MMPROJ_NAMES, preprocessor=mel_settings),),
 )
 def ultravox(c: Config) -> CausalLM:
     names = NAMES

@@ -96,9 +96,10 @@ def _open_folder(files: ModelFiles, args: EngineArgs) -> Checkpoint:
 def _gguf_architecture(file: GGUFFile) -> Architecture:
     served = [a for a in all_architectures().values() if a.gguf is not None]
     for architecture in served:
-        if architecture.gguf and architecture.gguf.arch == file.arch and architecture.gguf.when(file):
+        format = architecture.gguf
+        if format and file.arch in (format.arch, *format.also) and format.when(file):
             return architecture
-    known = {a.gguf.arch for a in served if a.gguf}
+    known = {arch for a in served if a.gguf for arch in (a.gguf.arch, *a.gguf.also)}
     raise UnsupportedModelError(
         f"{file.path} is a GGUF of architecture {shown(file.arch)}, which Octavo does not read."
         f"{did_you_mean(file.arch, known)} It reads {', '.join(sorted(known))}."

@@ -354,6 +354,9 @@ KINDS: dict[str, Kind] = {
         },
     ),
     "Qwen2ForCausalLM": Kind("qwen2"),
+    "Qwen2VLForConditionalGeneration": Kind(
+        "qwen2vl", metadata=lambda c: {"rope.dimension_sections": [*c["rope_scaling"]["mrope_section"], 0]}
+    ),
     "Qwen2MoeForCausalLM": Kind("qwen2moe"),
     "StableLmForCausalLM": Kind("stablelm", metadata=rope_dimensions("partial_rotary_factor", "rope_pct")),
     "Starcoder2ForCausalLM": Kind("starcoder2"),

@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 
 from tests.golden import tensors
-from tests.loading.gguf_models import write_gguf
+from tests.loading.gguf_models import permute, write_gguf
 
 Array = np.ndarray
 Config = dict[str, Any]
@@ -120,3 +120,91 @@ def llava(case: dict[str, Any], swapped: bool = True, **changed: Any) -> tuple[d
         if not name.startswith("v.blk.") or int(name.split(".")[2]) < layers:
             arrays[name] = value.squeeze()
     return {**metadata, **changed}, arrays
+
+
+# Those of today, convert_hf_to_gguf.py: its changes, and the gguf package's own names.
+
+
+def _named(arrays: dict[str, Array]) -> dict[str, Array]:
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, 8)
+    found = {names.get_name(name, (".weight", ".bias")): value for name, value in arrays.items()}
+    assert None not in found
+    return found
+
+
+def _vision(sizes: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"has_vision_encoder": True, **{f"vision.{key}": value for key, value in sizes.items()}, **more}
+
+
+def qwen2_vl(case: dict[str, Any], old: bool = False, **changed: Any) -> tuple[dict[str, Any], dict[str, Array]]:
+    """`old` is how files of the first converter, qwen2_vl_surgery.py, name the feed-forward's products."""
+    vision = case["config"]["vision_config"]
+    sizes = {
+        "image_size": 560,
+        "patch_size": vision["patch_size"],
+        "embedding_length": vision["embed_dim"],
+        "feed_forward_length": 0 if old else vision["hidden_size"],
+        "block_count": vision["depth"],
+        "attention.head_count": vision["num_heads"],
+        "attention.layer_norm_epsilon": 1e-6,
+        "image_min_pixels": preprocessor(case)["min_pixels"],
+    }
+    metadata = _vision(sizes, projector_type="qwen2vl_merger", **mean_and_std(case))
+    arrays, patches = {}, dict[str, Array]()
+    for name, value in tensors(case).items():
+        if name == "visual.patch_embed.proj.weight":
+            frames = value.reshape(len(value), 3, 2, vision["patch_size"], vision["patch_size"])
+            patches = {"v.patch_embd.weight": frames[:, :, 0], "v.patch_embd.weight.1": frames[:, :, 1]}
+        elif ".qkv." in name:
+            parts = zip("qkv", np.split(value, 3), strict=True)
+            arrays |= {name.replace("qkv", letter): part for letter, part in parts}
+        elif name.startswith("visual."):
+            arrays[name] = value
+    named = _named(arrays)
+    if old:
+        other = {"ffn_up": "ffn_down", "ffn_down": "ffn_up"}
+        named = {".".join(other.get(part, part) for part in name.split(".")): value for name, value in named.items()}
+    return {**metadata, **changed}, {**patches, **named}
+
+
+def pixtral(case: dict[str, Any], **changed: Any) -> tuple[dict[str, Any], dict[str, Array]]:
+    vision = case["config"]["vision_config"]
+    sizes = {
+        "image_size": vision["image_size"],
+        "patch_size": vision["patch_size"],
+        "embedding_length": vision["hidden_size"],
+        "feed_forward_length": vision["intermediate_size"],
+        "block_count": vision["num_hidden_layers"],
+        "attention.head_count": vision["num_attention_heads"],
+        "attention.layer_norm_epsilon": 1e-5,
+    }
+    metadata = _vision(sizes, projector_type="pixtral", use_silu=True, **mean_and_std(case))
+    arrays = {}
+    for name, value in tensors(case).items():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            value = permute(value, vision["head_dim"] // 2)
+        if not name.startswith("language_model."):
+            arrays[name] = value
+    arrays["v.token_embd.img_break"] = tensors(case)["language_model.model.embed_tokens.weight"][12]
+    return {**metadata, **changed}, _named(arrays)
+
+
+def whisper(case: dict[str, Any], kind: str, **changed: Any) -> tuple[dict[str, Any], dict[str, Array]]:
+    audio = case["config"]["audio_config"]
+    sizes = {
+        "num_mel_bins": audio["num_mel_bins"],
+        "embedding_length": audio["d_model"],
+        "feed_forward_length": audio["encoder_ffn_dim"],
+        "block_count": audio["encoder_layers"],
+        "attention.head_count": audio["encoder_attention_heads"],
+        "attention.layer_norm_epsilon": 1e-5,
+    }
+    metadata = {"has_audio_encoder": True, **{f"audio.{key}": value for key, value in sizes.items()}}
+    arrays = {}
+    for name, value in tensors(case).items():
+        if name.startswith("language_model."):
+            continue
+        if name.startswith("multi_modal_projector"):
+            name = "audio." + name
+        arrays[name] = value[:, None] if name.endswith(("conv1.bias", "conv2.bias")) else value
+    return {**metadata, "projector_type": kind, **changed}, _named(arrays)

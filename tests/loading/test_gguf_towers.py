@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 
-from octavo import SamplingParams
+from octavo import LLM, SamplingParams
 from octavo.errors import CheckpointError, UnsupportedModelError
 from tests.golden import case_named, prompt_of, write_model
 from tests.loading import mmproj_models as towers
 from tests.loading.test_gguf_mmproj import differences, load
-from tests.test_golden import TOLERANCE
+from tests.test_golden import TOLERANCE, answers
 
+QWEN2_VL, PIXTRAL = "Qwen2VLForConditionalGeneration--7b", "LlavaForConditionalGeneration--pixtral-hf"
+QWEN2_AUDIO, ULTRAVOX = "Qwen2AudioForConditionalGeneration--7b", "UltravoxModel--v0_3"
 LLAVA, NEXT = "LlavaForConditionalGeneration--1.5-7b", "LlavaNextForConditionalGeneration--v1.6-mistral-7b"
 
 
@@ -94,3 +96,83 @@ def test_other_projectors_of_the_kind(folder: Path) -> None:
     del arrays["v.class_embd"]
     with pytest.raises(UnsupportedModelError, match="of the kind 'mlp'"):
         load(folder / "model.gguf", mmproj=str(towers.write(folder / "siglip.gguf", metadata, arrays)))
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["old", "new"])
+def test_qwen2_vl(old: bool, folder: Path) -> None:
+    case = written(case_named(QWEN2_VL), "Qwen2VLForConditionalGeneration", folder, prefix="", skip=("visual.",))
+    towers.write(folder / "mmproj-F32.gguf", *towers.qwen2_vl(case, old))
+    assert differences(load(folder), case) < TOLERANCE
+
+
+def test_qwen2_vl_without_its_tower(folder: Path) -> None:
+    case = written(case_named(QWEN2_VL), "Qwen2VLForConditionalGeneration", folder, prefix="", skip=("visual.",))
+    case["cases"] = [prompt for prompt in case["cases"] if not prompt_of(prompt).get("multi_modal_data")]
+    assert case["cases"]
+    assert differences(load(folder), case) < TOLERANCE
+
+
+def test_what_qwen2_vl_cannot_be(folder: Path) -> None:
+    case = written(case_named(QWEN2_VL), "Qwen2VLForConditionalGeneration", folder, prefix="", skip=("visual.",))
+    metadata, arrays = towers.qwen2_vl(case)
+    for change in ({"v.patch_embd.weight.1": arrays["v.patch_embd.weight.1"][:, :2]}, {"v.patch_embd.weight": None}):
+        changed = {name: value for name, value in {**arrays, **change}.items() if value is not None}
+        with pytest.raises(CheckpointError, match=r"v\.patch_embd"):
+            load(folder / "model.gguf", mmproj=str(towers.write(folder / "other.gguf", metadata, changed)))
+    towers.write_text(case, "Qwen2ForCausalLM", folder / "plain.gguf", prefix="", skip=("visual.",))
+    tower = str(towers.write(folder / "other.gguf", metadata, arrays))
+    with pytest.raises(CheckpointError, match="mrope_section"):
+        load(folder / "plain.gguf", mmproj=tower)
+
+
+def test_pixtral(folder: Path) -> None:
+    case = written(case_named(PIXTRAL), "LlamaForCausalLM", folder)
+    metadata, arrays = towers.pixtral(case)
+    towers.write(folder / "mmproj-F32.gguf", metadata, arrays)
+    assert differences(load(folder), case) < TOLERANCE
+    merged = {**arrays, "mm.patch_merger.weight": arrays["mm.1.weight"]}
+    with pytest.raises(UnsupportedModelError, match="of the kind 'pixtral'"):
+        load(folder / "model.gguf", mmproj=str(towers.write(folder / "other.gguf", metadata, merged)))
+
+
+def test_qwen2_audio(folder: Path) -> None:
+    case = written(case_named(QWEN2_AUDIO), "Qwen2ForCausalLM", folder)
+    towers.write(folder / "mmproj-F32.gguf", *towers.whisper(case, "qwen2a"))
+    assert differences(load(folder), case) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"audio.num_mel_bins": None}, "num_mel_bins is missing"),
+        ({"audio.block_count": 5000}, "must be in 1 to"),
+        ({"audio.attention.head_count": 5}, "."),
+    ],
+)
+def test_what_qwen2_audio_cannot_be(changed: dict[str, Any], message: str, folder: Path) -> None:
+    case = written(case_named(QWEN2_AUDIO), "Qwen2ForCausalLM", folder)
+    metadata, arrays = towers.whisper(case, "qwen2a", **changed)
+    with pytest.raises(CheckpointError, match=message):
+        load(folder / "model.gguf", mmproj=str(towers.write(folder / "other.gguf", metadata, arrays)))
+
+
+def test_ultravox(folder: Path) -> None:
+    """Of version 0.5, whose second norm is inside: files cannot name that of before."""
+    case = case_named(ULTRAVOX)
+    config, specs = case["config"], dict(case["tensors"])
+    text = {key: value for key, value in config["text_config"].items() if key != "rope_scaling"}
+    case["config"] = {**config, "projector_ln_mid": True, "text_config": text}
+    spec = specs.pop("multi_modal_projector.ln_post.weight")
+    specs["multi_modal_projector.ln_mid.weight"] = {**spec, "shape": [config["hidden_size"] // 2]}
+    case["tensors"] = specs
+    written(case, "LlamaForCausalLM", folder)
+    stack = {"audio.projector.stack_factor": config["stack_factor"]}
+    towers.write(folder / "mmproj-F32.gguf", *towers.whisper(case, "ultravox", **stack))
+    published = LLM(str(folder.parent / "published"), dtype="float32", kv_cache_memory="32MiB")
+    for prompt, output in zip(case["cases"], answers(published, case), strict=True):
+        ids = output.prompt_token_ids
+        assert ids == prompt.get("expanded_token_ids", prompt["prompt_token_ids"])
+        each = enumerate(ids[1:], start=1)
+        prompt["prompt_logprobs"] = [output.prompt_logprobs[i][token].logprob for i, token in each]
+        prompt["output_token_ids"] = list(output.outputs[0].token_ids)
+    assert differences(load(folder), case) < TOLERANCE
