@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from octavo.architectures.model_config import Config
+from octavo.architectures.projector_format import ProjectorFormat, ProjectorHeader
 from octavo.architectures.registry import architecture
 from octavo.architectures.text_config import text_model
-from octavo.architectures.vision_config import tower_names, vision_sizes
+from octavo.architectures.vision_config import mmproj_tower_names, tower_names, vision_sizes
 from octavo.media.processors.idefics3 import Idefics3Processor
 from octavo.parts import (
     CausalLM,
@@ -73,12 +74,41 @@ class Idefics3Tower(MediaTower):
         return pixel_shuffle(x, (side, side), 1 / self.merge)
 
 
+def _published(name: str) -> str:
+    """A tensor of the text model as the whole checkpoint calls it."""
+    return f"model.text_model.{name.removeprefix('model.')}" if name.startswith("model.") else name
+
+
+def _mmproj_names(file: ProjectorHeader) -> dict[str, str | Into]:
+    return {**mmproj_tower_names(file), "mm.model.fc": "media.project"}
+
+
+def _mmproj_config(file: ProjectorHeader) -> dict[str, Any]:
+    token, vision = file.token("<image>"), file.vision_config()
+    # The converter writes an epsilon of its own where the config has none, and no name for this approximation.
+    own = {key: VISION[key] for key in ("hidden_act", "layer_norm_eps")}
+    return {
+        "vision_config": {**vision, **own},
+        "scale_factor": file.integer("vision.projector.scale_factor", 1, 64) or 2,
+        **({} if token is None else {"image_token_id": token}),
+    }
+
+
+def _mmproj_preprocessor(file: ProjectorHeader) -> dict[str, Any]:
+    """Pictures are as long as four tiles where the file does not say, as published."""
+    longest = file.integer("vision.preproc_image_size", 1, 1 << 14)
+    return {"size": {"longest_edge": longest or 4 * file.vision_config()["image_size"]}}
+
+
 @architecture(
     "Idefics3ForConditionalGeneration",
     about="Idefics3, SmolVLM",
     examples=("HuggingFaceM4/Idefics3-8B-Llama3", "HuggingFaceTB/SmolVLM-Instruct"),
     media=Idefics3Processor,
     defaults={"vision_config": VISION, "scale_factor": 2, "tie_word_embeddings": False},
+    mmproj=(
+        ProjectorFormat("idefics3", _mmproj_config, _mmproj_names, text=_published, preprocessor=_mmproj_preprocessor),
+    ),
 )
 def idefics3(c: Config) -> CausalLM:
     text = text_model(c.section("text_config"), "llama")

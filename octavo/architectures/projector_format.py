@@ -53,7 +53,7 @@ class ProjectorFormat:
         config: the keys of config.json from the file's header; of the text model's only what its own file's do not say.
         names: llama.cpp's names of modules (or of tensors, as `parameter` has them) to places in the model.
         section: where config.json has the text model.
-        text: what the names of the text model's tensors begin with in the published checkpoint.
+        text: what the whole model's published checkpoint calls a tensor of the text model, by the text's own name.
         when: which files this is for, where several formats share `kind`.
         preprocessor: what preprocessor_config.json says beside mean and std.
     """
@@ -62,6 +62,6 @@ class ProjectorFormat:
     config: Callable[[ProjectorHeader], dict[str, Any]]
     names: Callable[[ProjectorHeader], Mapping[str, str | Into]]
     section: str = "text_config"
-    text: str = "language_model."
+    text: Callable[[str], str] = lambda name: f"language_model.{name}"
     when: Callable[[ProjectorHeader], bool] = lambda file: True
     preprocessor: Callable[[ProjectorHeader], dict[str, Any]] = lambda file: {}

@@ -167,7 +167,7 @@ def _mmproj_preprocessor(file: ProjectorHeader) -> dict[str, Any]:
     media=Qwen2VLProcessor,
     defaults={**TEXT, "vision_config": VISION},
     mmproj=(
-        ProjectorFormat("qwen2vl_merger", _mmproj_config, _mmproj_names, text="", preprocessor=_mmproj_preprocessor),
+        ProjectorFormat("qwen2vl_merger", _mmproj_config, _mmproj_names, text=str, preprocessor=_mmproj_preprocessor),
     ),
 )
 def qwen2_vl(c: Config) -> CausalLM:

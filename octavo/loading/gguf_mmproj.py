@@ -173,12 +173,12 @@ class ProjectedWeights(WeightFormat):
 
     def names(self, published: Names) -> Names:
         format = self.mmproj.format
-        spelled = {format.text + name: into for name, into in self.text.spelling.names.items()}
+        spelled = {format.text(name): into for name, into in self.text.spelling.names.items()}
         return published.extended(spelled).extended(format.names(self.mmproj))
 
     def tensors(self, names: Names) -> Iterator[tuple[str, TensorSource]]:
         for name, source in self.text.tensors(self.text_names):
-            yield self.mmproj.format.text + name, source
+            yield self.mmproj.format.text(name), source
         file = self.mmproj.file
         for name in file.tensors:
             if name == _PATCHES and _SECOND in file.tensors:

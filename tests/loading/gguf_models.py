@@ -278,6 +278,15 @@ def _rope_factors(c: Config) -> dict[str, Array]:
     }
 
 
+def llama3_factors(c: Config) -> dict[str, Array]:
+    """What divides each pair's angle under Llama 3's scaling."""
+    scaling, pairs = c["rope_scaling"], heads_of(c)[2] // 2
+    length = 2 * np.pi * c["rope_theta"] ** (np.arange(pairs) / pairs)
+    low, high = (scaling[f"{end}_freq_factor"] for end in ("low", "high"))
+    share = np.clip((scaling["original_max_position_embeddings"] / length - low) / (high - low), 0, 1)
+    return {"rope_freqs.weight": (1 / ((1 - share) / scaling["factor"] + share)).astype(np.float32)}
+
+
 def _gemma(c: Config) -> dict[str, Any]:
     return {
         "attention.sliding_window": c.get("sliding_window") if c["model_type"] == "gemma2" else None,
@@ -329,6 +338,7 @@ KINDS: dict[str, Kind] = {
     "Gemma2ForCausalLM": Kind("gemma2", plus_one, _gemma),
     "GraniteForCausalLM": Kind("granite", permuted, _granite),
     "GraniteMoeForCausalLM": Kind("granitemoe", granite_moe, _granite),
+    "Idefics3ForConditionalGeneration": Kind("llama", permuted, extra=llama3_factors),
     "InternLM2ForCausalLM": Kind("internlm2", split_qkv),
     "JAISLMHeadModel": Kind("jais", jais, lambda c: {"attention.max_alibi_bias": 8.0}),
     "JambaForCausalLM": Kind("jamba", ssm, _jamba),

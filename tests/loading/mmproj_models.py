@@ -47,6 +47,10 @@ def tokens_of(case: dict[str, Any], rows: int) -> dict[str, gguf.TokenType]:
     return dict(by_id.get(i, (f"[PAD{i}]", unused)) for i in range(rows))
 
 
+IDEFICS3 = "model.text_model."
+"""The only beginning in place of which the text's own names have another; its head has none."""
+
+
 def write_text(
     case: dict[str, Any],
     row: str,
@@ -58,6 +62,8 @@ def write_text(
     """The text model of a composite's case; `skip` are beginnings of its other tensors, where `prefix` is not all."""
     config: Config = {**case["config"], **case["config"].get(section, {})}
     own = {n.removeprefix(prefix): w for n, w in tensors(case).items() if n.startswith(prefix)}
+    if prefix == IDEFICS3:
+        own = {f"model.{name}": w for name, w in own.items()} | {"lm_head.weight": tensors(case)["lm_head.weight"]}
     arrays = {name: w for name, w in own.items() if not (skip and name.startswith(skip))}
     rows = next(
         w.shape[0] for name, w in arrays.items() if name.endswith(("embed_tokens.weight", "tok_embeddings.weight"))
@@ -208,3 +214,21 @@ def whisper(case: dict[str, Any], kind: str, **changed: Any) -> tuple[dict[str, 
             name = "audio." + name
         arrays[name] = value[:, None] if name.endswith(("conv1.bias", "conv2.bias")) else value
     return {**metadata, "projector_type": kind, **changed}, _named(arrays)
+
+
+def idefics3(case: dict[str, Any], **changed: Any) -> tuple[dict[str, Any], dict[str, Array]]:
+    vision = case["config"]["vision_config"]
+    sizes = {
+        "image_size": vision["image_size"],
+        "patch_size": vision["patch_size"],
+        "embedding_length": vision["hidden_size"],
+        "feed_forward_length": vision["intermediate_size"],
+        "block_count": vision["num_hidden_layers"],
+        "attention.head_count": vision["num_attention_heads"],
+        "attention.layer_norm_epsilon": 1e-5,
+        "projector.scale_factor": case["config"]["scale_factor"],
+        "preproc_image_size": preprocessor(case)["size"]["longest_edge"],
+    }
+    metadata = _vision(sizes, projector_type="idefics3", use_gelu=True, **mean_and_std(case))
+    own = {n: w for n, w in tensors(case).items() if n.startswith(("model.vision_model.", "model.connector."))}
+    return {**metadata, **changed}, _named(own)

@@ -176,3 +176,17 @@ def test_ultravox(folder: Path) -> None:
         prompt["prompt_logprobs"] = [output.prompt_logprobs[i][token].logprob for i, token in each]
         prompt["output_token_ids"] = list(output.outputs[0].token_ids)
     assert differences(load(folder), case) < TOLERANCE
+
+
+@pytest.mark.parametrize("said", [True, False], ids=["size", "usual size"])
+def test_idefics3(said: bool, folder: Path) -> None:
+    case = case_named("Idefics3ForConditionalGeneration--8b-llama3")
+    written(case, "Idefics3ForConditionalGeneration", folder, prefix=towers.IDEFICS3)
+    metadata, arrays = towers.idefics3(case)
+    if said:
+        towers.write(folder / "mmproj-F32.gguf", metadata, arrays)
+        assert differences(load(folder), case) < TOLERANCE
+    else:
+        metadata["vision.preproc_image_size"] = None
+        towers.write(folder / "mmproj-F32.gguf", metadata, arrays)
+        assert load(folder).engine.executor.info.media is not None
