@@ -1,8 +1,10 @@
 """MiniCPM-V 2.0, 2.5 and 2.6 (Yao et al. 2024): a SigLIP tower reads the slices of a picture, and a resampler it."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +14,10 @@ from octavo.architectures.config_defaults import defaults_of
 from octavo.architectures.llama import llama
 from octavo.architectures.minicpm import minicpm
 from octavo.architectures.model_config import Config
+from octavo.architectures.projector_format import ProjectorFormat, ProjectorHeader
 from octavo.architectures.qwen2 import qwen2
 from octavo.architectures.registry import architecture
+from octavo.architectures.vision_config import mmproj_tower_names
 from octavo.errors import UnsupportedModelError
 from octavo.media.processors.minicpmv import MiniCPMVProcessor, version_of
 from octavo.parts import (
@@ -156,12 +160,58 @@ def _empty(rows: int, size: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(rows, size), requires_grad=False)
 
 
+def _mmproj_names(file: ProjectorHeader) -> dict[str, str | Into]:
+    return {
+        **mmproj_tower_names(file, "media"),
+        "v.post_ln": "media.norm",
+        "resampler.query": parameter("media.resampler.query"),
+        "resampler.kv": "media.resampler.project",
+        "resampler.attn.{q|k|v}": "media.resampler.attn.inputs.{0|1|2}",
+        "resampler.attn.out": "media.resampler.attn.o",
+        "resampler.{ln_q|ln_kv|ln_post|proj}": "media.resampler.{query_norm|key_norm|norm|out}",
+        # Sines and cosines of every place.
+        "resampler.{pos_embed_k|pos_embd_k}": parameter("media.{unused|unused}"),
+    }
+
+
+def _mmproj_config(file: ProjectorHeader) -> dict[str, Any]:
+    vision, tensors = file.vision_config(), file.tensors
+    table, query = tensors.get("v.position_embd.weight"), tensors.get("resampler.query")
+    side = 0 if table is None or not table.shape else math.isqrt(table.shape[0])
+    sizes = {key: vision[key] for key in SO400M}
+    return {
+        "version": 2.6,
+        "drop_vision_last_layer": False,
+        "patch_size": vision["patch_size"],
+        "vision_config": {**sizes, "image_size": side * vision["patch_size"]},
+        **({} if query is None or not query.shape else {"query_num": query.shape[0]}),
+    }
+
+
+def _mmproj_preprocessor(file: ProjectorHeader) -> dict[str, Any]:
+    """The file's image_size is the slices'; pictures are numbered, as published."""
+    return {"version": 2.6, "scale_resolution": file.vision_config()["image_size"], "use_image_id": True}
+
+
+MMPROJ = ProjectorFormat(
+    "resampler",
+    _mmproj_config,
+    _mmproj_names,
+    section="",
+    text=lambda name: f"llm.{name}",
+    when=lambda file: file.integer("minicpmv_version", 0, 1 << 30) == 3,
+    preprocessor=_mmproj_preprocessor,
+)
+"""Of 2.6, as llama.cpp numbers versions."""
+
+
 @architecture(
     "MiniCPMV",
     about="MiniCPM-V 2.6, MiniCPM-Llama3-V 2.5, MiniCPM-V 2.0",
     examples=("openbmb/MiniCPM-V-2_6", "openbmb/MiniCPM-Llama3-V-2_5", "openbmb/MiniCPM-V-2"),
     media=MiniCPMVProcessor,
     defaults=DEFAULTS,
+    mmproj=(MMPROJ,),
 )
 def minicpmv(c: Config) -> CausalLM:
     """Its version decides the text model: MiniCPM, Llama 3 or Qwen2."""

@@ -52,7 +52,7 @@ class ProjectorFormat:
         kind: llama.cpp's `clip.projector_type`.
         config: the keys of config.json from the file's header; of the text model's only what its own file's do not say.
         names: llama.cpp's names of modules (or of tensors, as `parameter` has them) to places in the model.
-        section: where config.json has the text model.
+        section: where config.json has the text model; empty where beside the rest.
         text: what the whole model's published checkpoint calls a tensor of the text model, by the text's own name.
         when: which files this is for, where several formats share `kind`.
         preprocessor: what preprocessor_config.json says beside mean and std.

@@ -106,8 +106,8 @@ class MMProj:
     def config(self, text: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
         """The config of the whole model, whose text model has the values `text`."""
         said, section = self.format.config(self), self.format.section
-        own = {"architectures": [self.architecture.name], section: {**text, **said.get(section, {})}}
-        return self.architecture.config({**said, **own, **overrides})
+        whole = {**said, section: {**text, **said.get(section, {})}} if section else {**text, **said}
+        return self.architecture.config({**whole, "architectures": [self.architecture.name], **overrides})
 
     def preprocessor(self) -> dict[str, Any]:
         """What the file says of preprocessor_config.json. Raises CheckpointError for what are no three numbers."""

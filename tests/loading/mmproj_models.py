@@ -232,3 +232,37 @@ def idefics3(case: dict[str, Any], **changed: Any) -> tuple[dict[str, Any], dict
     metadata = _vision(sizes, projector_type="idefics3", use_gelu=True, **mean_and_std(case))
     own = {n: w for n, w in tensors(case).items() if n.startswith(("model.vision_model.", "model.connector."))}
     return {**metadata, **changed}, _named(own)
+
+
+# That of MiniCPM-V, minicpmv-convert-image-encoder-to-gguf.py.
+
+_SIGLIP = {**_CLIP, "vpm.": "v.", "mlp.fc1": "ffn_down", "mlp.fc2": "ffn_up", "layernorm": "ln"}
+
+
+def minicpmv(case: dict[str, Any], **changed: Any) -> tuple[dict[str, Any], dict[str, Array]]:
+    config, vision = case["config"], case["config"]["vision_config"]
+    sizes = {
+        "image_size": config["image_size"],
+        "patch_size": vision["patch_size"],
+        "embedding_length": vision["hidden_size"],
+        "feed_forward_length": vision["intermediate_size"],
+        "block_count": vision["num_hidden_layers"],
+        "attention.head_count": vision["num_attention_heads"],
+        "attention.layer_norm_epsilon": 1e-6,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+    metadata = _vision(sizes, projector_type="resampler", minicpmv_version=3, use_gelu=True)
+    arrays = {"resampler.pos_embed_k": np.zeros((4, config["hidden_size"]), np.float32)}
+    for name, value in tensors(case).items():
+        if name.startswith("llm."):
+            continue
+        if name == "resampler.proj":
+            name, value = "resampler.proj.weight", value.T
+        for letter, part in zip("qkv", np.split(value, 3), strict=True) if "in_proj" in name else ():
+            arrays[name.replace("in_proj_", f"{letter}.")] = part
+        for published, stored in _SIGLIP.items():
+            name = name.replace(published, stored)
+        if "in_" not in name:
+            arrays[name] = value
+    return {**metadata, **changed}, arrays

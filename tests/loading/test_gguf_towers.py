@@ -190,3 +190,14 @@ def test_idefics3(said: bool, folder: Path) -> None:
         metadata["vision.preproc_image_size"] = None
         towers.write(folder / "mmproj-F32.gguf", metadata, arrays)
         assert load(folder).engine.executor.info.media is not None
+
+
+def test_minicpm_v_2_6(folder: Path) -> None:
+    case = written(case_named("MiniCPMV--minicpm-v-2_6"), "Qwen2ForCausalLM", folder, prefix="llm.")
+    metadata, arrays = towers.minicpmv(case)
+    towers.write(folder / "mmproj-F32.gguf", metadata, arrays)
+    slices = {key: case["config"]["slice_config"][key] for key in ("max_slice_nums",)}
+    assert differences(load(folder, hf_overrides={"slice_config": slices}), case) < TOLERANCE
+    other = towers.write(folder / "other.gguf", {**metadata, "minicpmv_version": 4}, arrays)
+    with pytest.raises(UnsupportedModelError, match="of the kind 'resampler'"):
+        load(folder / "model.gguf", mmproj=str(other))
