@@ -180,6 +180,8 @@ class KVCacheManager:
                 if need is None and not found:
                     break
             else:
+                if self._cuts_span(chain, (i + 1) * self.block_size):
+                    continue
                 if all(runs[group] >= (i + 1 if need is None else min(i + 1, need)) for group, need in needs.items()):
                     length = i + 1
                 continue
@@ -195,6 +197,10 @@ class KVCacheManager:
             blocks.first_held[group] = first
         blocks.num_cached_blocks = length
         return length * self.block_size
+
+    def _cuts_span(self, chain: HashChain, length: int) -> bool:
+        """Whether what is left after `length` tokens begins in a span whose beginning a window would hide."""
+        return self._has_windows and any(first < length < end for first, end in chain.both_ways)
 
     @property
     def _growing(self) -> list[tuple[int, int | None]]:

@@ -234,6 +234,16 @@ def test_what_comes_later_in_a_span_that_sees_both_ways_decides_its_first_keys()
     assert [s.num_cached for s in (other, same, causal)] == [0, 12, 0]
 
 
+def test_a_window_hides_no_part_of_a_span_that_was_cached() -> None:
+    machine = Machine(num_blocks=64, max_tokens=64, windows=(None, 5))
+    prompt, span = [1] * 4 + [2] * 10, [(4, 14)]
+    machine.add(prompt, 1, both_ways=span)
+    machine.run()
+    same = machine.add(prompt, 1, both_ways=span)
+    machine.run()
+    assert same.num_cached == 4
+
+
 def test_a_picture_decides_the_blocks_from_its_own_on() -> None:
     machine = Machine(num_blocks=64, max_tokens=64)
     prompt = [1] * 6 + [0] * 6 + [2] * 4
