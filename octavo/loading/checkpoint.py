@@ -73,7 +73,7 @@ def _mmproj(files: ModelFiles, args: EngineArgs, text: GGUFFile) -> MMProj | Non
     except OctavoError as error:
         if args.mmproj is not None:
             raise
-        log.warning("the model is loaded without pictures: %s", error)
+        log.warning("the model is loaded for texts alone: %s", error)
         return None
 
 

@@ -14,8 +14,10 @@ Array = np.ndarray
 Config = dict[str, Any]
 
 
-def write(path: Path, metadata: dict[str, Any], arrays: dict[str, Array]) -> Path:
-    """A file of architecture clip. `metadata` without `clip.`; keys of None are left out."""
+def write(
+    path: Path, metadata: dict[str, Any], arrays: dict[str, Array], kind: gguf.GGMLQuantizationType | None = None
+) -> Path:
+    """A file of architecture clip. `metadata` without `clip.`; keys of None are left out. Matrices are of `kind`."""
     writer = gguf.GGUFWriter(path, "clip")
     for key, value in metadata.items():
         key = f"clip.{key}"
@@ -30,7 +32,10 @@ def write(path: Path, metadata: dict[str, Any], arrays: dict[str, Array]) -> Pat
         elif value is not None:
             writer.add_string(key, value)
     for name, value in arrays.items():
-        writer.add_tensor(name, np.ascontiguousarray(value))
+        if kind is not None and value.ndim == 2 and value.shape[1] % 32 == 0:
+            writer.add_tensor(name, gguf.quants.quantize(np.ascontiguousarray(value), kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, np.ascontiguousarray(value))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 
 from octavo import LLM, SamplingParams
-from octavo.errors import CheckpointError, UnsupportedModelError
+from octavo.errors import CheckpointError, OctavoError, UnsupportedModelError
 from tests.golden import case_named, prompt_of, write_model
 from tests.loading import mmproj_models as towers
 from tests.loading.test_gguf_mmproj import differences, load
@@ -201,3 +203,50 @@ def test_minicpm_v_2_6(folder: Path) -> None:
     other = towers.write(folder / "other.gguf", {**metadata, "minicpmv_version": 4}, arrays)
     with pytest.raises(UnsupportedModelError, match="of the kind 'resampler'"):
         load(folder / "model.gguf", mmproj=str(other))
+
+
+FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llava": (NEXT, "LlamaForCausalLM", {}),
+    "qwen2_vl": (QWEN2_VL, "Qwen2VLForConditionalGeneration", {"prefix": "", "skip": ("visual.",)}),
+    "pixtral": (PIXTRAL, "LlamaForCausalLM", {}),
+    "idefics3": (
+        "Idefics3ForConditionalGeneration--8b-llama3",
+        "Idefics3ForConditionalGeneration",
+        {"prefix": towers.IDEFICS3},
+    ),
+    "minicpmv": ("MiniCPMV--minicpm-v-2_6", "Qwen2ForCausalLM", {"prefix": "llm."}),
+}
+"""Writers of towers, and of each a case, its text's row and how that is written."""
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_damaged_towers_load_or_are_errors(family: str, folder: Path) -> None:
+    name, row, options = FAMILIES[family]
+    metadata, arrays = getattr(towers, family)(written(case_named(name), row, folder, **options))
+    sizes = [key for key, value in metadata.items() if isinstance(value, int) and not isinstance(value, bool)]
+    changes = [({key: value}, {}) for key in sizes for value in (None, 3, 8000)]
+    first = [key for key in arrays if ".1." not in key]
+    changes += [({}, {key: arrays[key].reshape(-1)[:1]}) for key in first]
+    refused = 0
+    for keys, values in changes:
+        file = towers.write(folder / "other.gguf", {**metadata, **keys}, {**arrays, **values})
+        try:
+            load(folder / "model.gguf", mmproj=str(file))
+        except OctavoError:
+            refused += 1
+    assert refused > len(changes) // 2
+
+
+@pytest.mark.parametrize("kind", [gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.Q8_0], ids=["f16", "q8_0"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "pixtral", "minicpmv"])
+def test_quantized_towers(family: str, kind: gguf.GGMLQuantizationType, folder: Path) -> None:
+    name, row, options = FAMILIES[family]
+    case = written(case_named(name), row, folder, **options)
+    towers.write(folder / "mmproj.gguf", *getattr(towers, family)(case), kind=kind)
+    overrides = {"slice_config": {"max_slice_nums": 4}} if family == "minicpmv" else {}
+    off = []
+    for output, want in zip(answers(load(folder, hf_overrides=overrides), case), case["cases"], strict=True):
+        ids = output.prompt_token_ids
+        got = [output.prompt_logprobs[i + 1][token].logprob for i, token in enumerate(ids[1:])]
+        off += [abs(a - b) for a, b in zip(got, want["prompt_logprobs"], strict=True) if b is not None]
+    assert 0 < np.mean(off) < 0.1
