@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from octavo import LLM, SamplingParams
+from octavo.errors import InvalidRequestError
 from octavo.media.feature import MediaFeature
-from tests.golden import CASES, has_media, prompt_of, read_case
+from tests.golden import CASES, case_named, has_media, prompt_of, read_case
 from tests.media.cases import load as load_processor
 from tests.media.cases import media
 from tests.test_golden import load
@@ -77,3 +78,18 @@ def test_rows_in_place_of_media_are_answered_alike(path: Path, tmp_path: Path) -
         assert first.prompt_token_ids == second.prompt_token_ids
         assert first.outputs[0].token_ids == second.outputs[0].token_ids
         assert first.outputs[0].logprobs == second.outputs[0].logprobs
+
+
+def test_placeholders_need_not_be_in_the_token_table(tmp_path: Path) -> None:
+    case = case_named("LlavaForConditionalGeneration--1.5-7b")
+    own, other = case["config"]["image_token_index"], 5000
+    moved = {**case, "config": {**case["config"], "image_token_index": other}, "cases": []}
+    for of in case["cases"]:
+        ids = {key: [other if i == own else i for i in of[key]] for key in ("prompt_token_ids", "expanded_token_ids")}
+        moved["cases"].append({**of, **ids})
+    llm = load(moved, tmp_path)
+    params = [SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)] * len(case["cases"])
+    outputs = llm.generate([prompt_of(of) for of in moved["cases"]], params, use_tqdm=False)
+    assert [o.outputs[0].token_ids for o in outputs] == [of["output_token_ids"][:4] for of in case["cases"]]
+    with pytest.raises(InvalidRequestError, match="holds 5000"):
+        llm.generate({"prompt_token_ids": [3, other]}, params[0], use_tqdm=False)

@@ -153,7 +153,7 @@ class InputChecker:
         ids = self._ids(ids)
         self._check_prompt(ids, "prompt_token_ids", text, media.placeholders)
         processed = media.process(ids, data, options, reading)
-        checked = self._checked(text, processed.token_ids, salt, params)
+        checked = self._checked(text, processed.token_ids, salt, params, media.placeholders)
         checked.features = [feature_of(feature) for feature in processed.features]
         checked.positions = positions_of(processed)
         checked.both_ways = media.both_ways(len(processed.token_ids))
@@ -193,7 +193,12 @@ class InputChecker:
         return checked
 
     def _checked(
-        self, text: str | None, ids: list[int], salt: str, params: SamplingParams | PoolingParams
+        self,
+        text: str | None,
+        ids: list[int],
+        salt: str,
+        params: SamplingParams | PoolingParams,
+        placeholders: frozenset[int] = NO_TOKENS,
     ) -> CheckedPrompt:
         if params.truncate_prompt_tokens is not None:
             keep = params.truncate_prompt_tokens
@@ -201,7 +206,7 @@ class InputChecker:
             ids = ids[-keep:]
         if not ids:
             raise InvalidRequestError("the prompt is empty; give at least one token.")
-        self._check_prompt(ids, "prompt_token_ids", text)
+        self._check_prompt(ids, "prompt_token_ids", text, placeholders)
         self.length(ids, params)
         return CheckedPrompt(text, ids, salt)
 
