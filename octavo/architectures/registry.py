@@ -24,6 +24,15 @@ Media = type[Processor] | Callable[[Config], type[Processor] | None]
 
 
 @dataclass(frozen=True)
+class OtherCheckpoint:
+    """A checkpoint of its own that a config names in place of a section."""
+
+    section: str
+    names: Mapping[str, str]
+    """How its tensors' names begin there, and here; all others are left out."""
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A row of the table of models."""
 
@@ -42,6 +51,8 @@ class Architecture:
     """What its config class takes for keys that a config.json leaves out."""
     mmproj: tuple[ProjectorFormat, ...] = ()
     """How llama.cpp stores its towers and projectors; none where such files are not read."""
+    others: Mapping[str, OtherCheckpoint] = field(default_factory=dict)
+    """Checkpoints that its parts may be, by the key that names each."""
 
     def processor(self, config: Config) -> type[Processor] | None:
         """What makes features of the media of a model with this config."""
@@ -68,13 +79,14 @@ def architecture(
     media: Media | None = None,
     defaults: Mapping[str, Any] | None = None,
     mmproj: tuple[ProjectorFormat, ...] = (),
+    others: Mapping[str, OtherCheckpoint] | None = None,
 ) -> Callable[[Build], Build]:
     """Register a function from config to model under `name`, and under aliases that published configs use."""
 
     def register(build: Build) -> Build:
         same = next((a.defaults for a in ARCHITECTURES.values() if a.build is build), {})
         known = defaults if defaults is not None else defaults_of(name) or same
-        made = Architecture(name, build, about, examples, gguf, tasks, aliases, media, known, mmproj)
+        made = Architecture(name, build, about, examples, gguf, tasks, aliases, media, known, mmproj, others or {})
         for each in (name, *aliases):
             if each in ARCHITECTURES:
                 raise ConfigError(f"architecture {each!r} is registered already; choose another name.")

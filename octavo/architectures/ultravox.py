@@ -11,7 +11,7 @@ from octavo.architectures.audio_config import WHISPER, mel_settings, whisper_enc
 from octavo.architectures.composite import with_tower
 from octavo.architectures.model_config import Config
 from octavo.architectures.projector_format import ProjectorFormat, ProjectorHeader
-from octavo.architectures.registry import architecture
+from octavo.architectures.registry import OtherCheckpoint, architecture
 from octavo.architectures.text_config import text_model
 from octavo.media.processors.ultravox import UltravoxProcessor
 from octavo.ops import Backend, Gate
@@ -120,6 +120,10 @@ def _mmproj_config(file: ProjectorHeader) -> dict[str, Any]:
     about="Ultravox",
     examples=("fixie-ai/ultravox-v0_3",),
     media=UltravoxProcessor,
+    others={
+        "text_model_id": OtherCheckpoint("text_config", {"": "language_model."}),
+        "audio_model_id": OtherCheckpoint("audio_config", {"model.encoder.": "audio_tower."}),
+    },
     defaults={
         "hidden_size": 4096,
         "stack_factor": 8,

@@ -6,18 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from octavo.architectures import Architecture, Config, all_architectures, find_architecture
 from octavo.architectures.mistral_params import mistral_config
 from octavo.config import EngineArgs
 from octavo.errors import CheckpointError, OctavoError, UnsupportedModelError, did_you_mean
 from octavo.files import read_json
-from octavo.loading.formats import GGUFWeights, WeightFormat, folder_format
+from octavo.loading.formats import GGUFWeights, JoinedWeights, WeightFormat, folder_format
 from octavo.loading.gguf_config import shared_config
 from octavo.loading.gguf_file import GGUFFile
 from octavo.loading.gguf_mmproj import MMProj, projected
 from octavo.loading.gguf_reader import shown
-from octavo.loading.model_files import ModelFiles, find_model, is_native
+from octavo.loading.model_files import ModelFiles, find_model, find_other, is_native
 
 log = logging.getLogger("octavo")
 
@@ -90,7 +91,25 @@ def _open_folder(files: ModelFiles, args: EngineArgs) -> Checkpoint:
         )
     architecture = find_architecture(names)
     weights = folder_format(files.path, "mistral" if native else args.load_format, values)
+    if architecture.others:
+        values, weights = _with_others(architecture, values, weights, args)
     return Checkpoint(architecture.config(values), architecture, files, weights)
+
+
+def _with_others(
+    architecture: Architecture, values: dict[str, Any], weights: WeightFormat, args: EngineArgs
+) -> tuple[dict[str, Any], WeightFormat]:
+    """A config with the sections, and weights with those, of the checkpoints that it names in their place."""
+    parts = []
+    for key, other in architecture.others.items():
+        if values.get(key) and not values.get(other.section):
+            found = find_other(values[key], key, args)
+            file = found.path / "config.json"
+            with sound_config(file):
+                section = read_json(file)
+            values = {**values, other.section: section}
+            parts.append((folder_format(found.path, args.load_format, section), other.names))
+    return values, JoinedWeights(weights, parts) if parts else weights
 
 
 def _gguf_architecture(file: GGUFFile) -> Architecture:

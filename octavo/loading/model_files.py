@@ -55,6 +55,21 @@ def find_model(args: EngineArgs) -> ModelFiles:
     return replace(files, mmproj=_find_mmproj(files, args))
 
 
+def find_other(name: object, key: str, args: EngineArgs) -> ModelFiles:
+    """The files of a checkpoint that another one's config names under `key`, on the same hub and by the same options.
+
+    Raises CheckpointError for what is no name on a hub: a config may not choose a path of this machine.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", name):
+        raise CheckpointError(
+            f"config.json: {key} is {str(name)[:80]!r}, and must be a name on a hub, such as openai/whisper-small."
+        )
+    try:
+        return _find(name, args, None, weights=True)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(f"config.json names the checkpoint {name!r} as its {key}: {error}") from error
+
+
 def _find_mmproj(files: ModelFiles, args: EngineArgs) -> Path | None:
     """The file with the tower of a GGUF model: the one that is named, or that in the folder that is named."""
     if args.mmproj is not None:

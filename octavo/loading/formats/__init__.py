@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from octavo.loading.formats.gguf import GGUFWeights
+from octavo.loading.formats.joined import JoinedWeights
 from octavo.loading.formats.plain import PlainWeights
 from octavo.loading.formats.quantization_config import quantization_of, unsupported
 from octavo.loading.formats.weight_format import WeightFormat
 
-__all__ = ["QUANTIZED", "GGUFWeights", "PlainWeights", "WeightFormat", "folder_format"]
+__all__ = ["QUANTIZED", "GGUFWeights", "JoinedWeights", "PlainWeights", "WeightFormat", "folder_format"]
 
 QUANTIZED: dict[str, Callable[[Path, str, Mapping[str, Any]], WeightFormat]] = {}
 """By quant_method: makes a format of the folder, load_format and the quantization's settings."""
