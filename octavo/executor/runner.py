@@ -90,12 +90,9 @@ class ModelRunner:
             projected = None
             batch = self._batch(steps, states)
             hidden = self.model(batch)
-        results = [
-            SequenceResult(s.seq_id, error=state.error or (self.feature_rows.error(s, state)))
-            for s, state in zip(steps, states, strict=True)
-        ]
-        for step, result in zip(steps, results, strict=True):
-            result.non_finite = result.error is not None and bool(step.encodes)  # nothing of it may be found again
+        results = [SequenceResult(s.seq_id, error=state.error) for s, state in zip(steps, states, strict=True)]
+        if self.model.media is not None:
+            self._fail_without_rows(steps, states, results)
         count = sum(len(s.token_ids) for s in steps)
         if not self.backend.finite(hidden[:count]):
             self._fail_non_finite(hidden[:count], self._batch(steps, states), steps, results)
@@ -115,6 +112,14 @@ class ModelRunner:
         if sampled:
             self._sample(hidden, projected, batch, sampled, states, results)
         return results
+
+    def _fail_without_rows(
+        self, steps: Sequence[SequenceStep], states: Sequence[SequenceState], results: list[SequenceResult]
+    ) -> None:
+        """Fail the sequences whose tokens have a feature that could not be computed."""
+        for step, state, result in zip(steps, states, results, strict=True):
+            result.error = result.error or self.feature_rows.error(step, state)
+            result.non_finite = result.error is not None and bool(step.encodes)  # nothing of it may be found again
 
     def _decode(self, inputs: DecodeInputs) -> tuple[Tensor, Tensor]:
         """Hidden states `[rows, hidden_size]` and what the head makes of them, `[rows, vocab]`."""
