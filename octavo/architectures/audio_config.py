@@ -23,7 +23,7 @@ WHISPER: Mapping[str, Any] = {
 
 def whisper_encoder(c: Config, defaults: Mapping[str, Any] = WHISPER) -> WhisperEncoder:
     """The encoder that a section describes. scale_embedding is the decoder's alone."""
-    c = Config(c.values, {**defaults, **c.defaults}, c.path)
+    c = c.with_defaults({**defaults, **c.defaults})
     return WhisperEncoder(
         c.d_model,
         c.encoder_ffn_dim,

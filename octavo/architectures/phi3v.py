@@ -93,5 +93,5 @@ def phi3v(c: Config) -> CausalLM:
     text, processor = phi3(c), c.section("img_processor")
     vision = processor.section("vision_config")
     states = [processor.get("layer_idx", -2)]
-    tower = vision_tower(Config({**CLIP_336, **vision.values}, path=vision.path), states=states)
+    tower = vision_tower(vision.replace(**{**CLIP_336, **vision.values}), states=states)
     return text.with_media(Phi3VTower(tower, text.hidden_size, order == ORDERS[0]), NAMES)

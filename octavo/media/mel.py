@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from octavo.errors import CheckpointError
 from octavo.media.limits import whole
 from octavo.media.sounds import Sound
 from octavo.media.sources import Array
@@ -21,6 +22,16 @@ class LogMel:
         self.window = whole(config.get("chunk_length", 30), 3600) * self.rate
         """Samples that are heard; what comes after them is cut off."""
         self.num_bins = whole(config.get("feature_size", num_mel_bins), 1 << 12)
+
+    def check_positions(self, positions: int) -> None:
+        """Raises CheckpointError where more is heard than an encoder of so many positions, of two frames, can read."""
+        frames = self.window // self.hop
+        if (frames + 1) // 2 > positions:
+            raise CheckpointError(
+                f"preprocessor_config.json: its {self.window // self.rate} s (chunk_length) are {frames} frames,"
+                f" and config.json's audio_config has max_source_positions {positions}, for {2 * positions} frames. "
+                "Take both files of the same model."
+            )
 
     def samples(self, sound: Sound) -> Array:
         """A sound's samples at the model's rate, as many as are heard."""

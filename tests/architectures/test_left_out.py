@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from octavo import SamplingParams
 from octavo.architectures import find_architecture
@@ -41,6 +42,15 @@ def test_phi_3_vision(section: str, key: str, default: Any, other: Any, tmp_path
         answer(folder, {section: {key: value}}) for folder, value in zip(folders, (None, default, other), strict=True)
     )
     assert left_out == given != changed
+
+
+def test_what_phi_3_visions_tower_takes_for_granted_is_known() -> None:
+    """An error about weights names the sizes that a config leaves out: those of the tower are among them."""
+    architecture = find_architecture(["Phi3VForCausalLM"])
+    config = architecture.config(case_named(PHI3V)["config"])
+    with torch.device("meta"):
+        architecture.build(config)
+    assert "img_processor.vision_config.layer_norm_eps" in config.assumed
 
 
 @pytest.mark.parametrize(("given", "tiles"), [({}, 1), ({"dynamic_image_size": True}, 6)])

@@ -306,6 +306,24 @@ def test_glm4v_positions(tmp_path: Path) -> None:
     assert load(case, tmp_path)([1, 259, 50]).positions is None
 
 
+@pytest.mark.parametrize(
+    ("vision", "settings"),
+    [
+        ({"supported_aspect_ratios": [[1, 1], [2, 1], [1, 2]]}, {}),
+        ({"supported_aspect_ratios": [[1, 1], [1, 2], [1, 3], [1, 4], [2, 2], [2, 1], [3, 1], [4, 1]]}, {}),
+        ({"max_num_tiles": 2, "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]]}, {}),
+        ({}, {"max_image_tiles": 3}),
+    ],
+    ids=str,
+)
+def test_mllama_canvases_must_agree(vision: dict[str, Any], settings: dict[str, Any], tmp_path: Path) -> None:
+    """The tower has learned rows by a canvas' number, which processor and config must count alike."""
+    case = read_case(path_of("MllamaForConditionalGeneration--11b-vision"))
+    config = {**case["config"], "vision_config": {**case["config"]["vision_config"], **vision}}
+    with pytest.raises(CheckpointError, match="supported_aspect_ratios"):
+        load({**case, "config": config}, tmp_path, settings)
+
+
 def test_films_have_sizes_of_their_own(tmp_path: Path) -> None:
     """Where a folder has a file for them, as transformers writes it. A request's options count for both."""
     case = read_case(path_of("Qwen2VLForConditionalGeneration--7b"))

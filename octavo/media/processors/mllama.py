@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 
+from octavo.errors import CheckpointError
 from octavo.media.feature import Data, MediaFeature, Processed, Span
 from octavo.media.limits import token_id, whole
 from octavo.media.pictures import Picture
@@ -51,6 +52,19 @@ class MllamaProcessor(Processor):
         self.side = square(self.settings.get("size") or vision["image_size"])[0]
         self.rows_per_tile = (self.side // whole(vision.get("patch_size", 14))) ** 2 + 1
         self.tiles = whole(self.settings.get("max_image_tiles", vision.get("max_num_tiles", 4)))
+        self._check_canvases(vision)
+
+    def _check_canvases(self, vision: Config) -> None:
+        """The tower has learned rows for its canvases, by number: the processor must number them alike."""
+        most = whole(vision.get("max_num_tiles", 4))
+        mine = [list(canvas) for canvas in canvases(self.tiles)]
+        ratios = vision.get("supported_aspect_ratios", mine if self.tiles == most else None)
+        if self.tiles != most or [list(ratio) for ratio in ratios] != mine:
+            raise CheckpointError(
+                f"pictures are cut into at most {self.tiles} tiles (max_image_tiles), on the canvases {mine}, and "
+                f"config.json's vision_config has max_num_tiles {most} and supported_aspect_ratios {ratios!s:.300}, "
+                "which must be the same in the same order. Take both files of the same model."
+            )
 
     def token(self, kind: str) -> int:
         return self.image_token

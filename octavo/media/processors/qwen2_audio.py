@@ -19,7 +19,9 @@ class Qwen2AudioProcessor(Processor):
 
     def setup(self, config: Config) -> None:
         self.audio_token = token_id(config.get("audio_token_index", config.get("audio_token_id", 151646)))
-        self.mel = LogMel(self.settings, whole(config["audio_config"].get("num_mel_bins", 128)))
+        audio = config["audio_config"]
+        self.mel = LogMel(self.settings, whole(audio.get("num_mel_bins", 128)))
+        self.mel.check_positions(whole(audio.get("max_source_positions", 1500)))
 
     def token(self, kind: str) -> int:
         return self.audio_token

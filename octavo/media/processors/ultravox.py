@@ -18,8 +18,10 @@ class UltravoxProcessor(Processor):
     audio_mark = "<|reserved_special_token_0|>"
 
     def setup(self, config: Config) -> None:
-        bins = (config.get("audio_config") or {}).get("num_mel_bins", 80)
-        self.mel, self.stack = LogMel(self.settings, whole(bins)), whole(config.get("stack_factor", 8))
+        audio = config.get("audio_config") or {}
+        self.mel = LogMel(self.settings, whole(audio.get("num_mel_bins", 80)))
+        self.mel.check_positions(whole(audio.get("max_source_positions", 1500)))
+        self.stack = whole(config.get("stack_factor", 8))
         self.audio_token = self.vocabulary.id("<|reserved_special_token_0|>")
 
     def token(self, kind: str) -> int:
