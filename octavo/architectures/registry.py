@@ -30,6 +30,14 @@ class OtherCheckpoint:
     section: str
     names: Mapping[str, str]
     """How its tensors' names begin there, and here; all others are left out."""
+    has_tokenizer: bool = False
+    """Whether its tokenizer is the model's where the model's own folder has none."""
+    has_processor: bool = False
+    """Whether its preprocessor_config.json is the model's where the model's own folder has none."""
+
+    def is_named(self, key: str, values: Mapping[str, Any]) -> bool:
+        """Whether a config.json's values name it under `key`, and do not describe it themselves."""
+        return bool(values.get(key)) and not values.get(self.section)
 
 
 @dataclass(frozen=True)

@@ -121,8 +121,8 @@ def _mmproj_config(file: ProjectorHeader) -> dict[str, Any]:
     examples=("fixie-ai/ultravox-v0_3",),
     media=UltravoxProcessor,
     others={
-        "text_model_id": OtherCheckpoint("text_config", {"": "language_model."}),
-        "audio_model_id": OtherCheckpoint("audio_config", {"model.encoder.": "audio_tower."}),
+        "text_model_id": OtherCheckpoint("text_config", {"": "language_model."}, has_tokenizer=True),
+        "audio_model_id": OtherCheckpoint("audio_config", {"model.encoder.": "audio_tower."}, has_processor=True),
     },
     defaults={
         "hidden_size": 4096,

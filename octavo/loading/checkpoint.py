@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,8 @@ class Checkpoint:
     gguf: GGUFFile | None = None
     mmproj: MMProj | None = None
     """The tower of a GGUF model, where it has one."""
+    processor_folder: Path | None = None
+    """Of another checkpoint, whose feature extractor serves where the model's own folder has none."""
 
 
 def open_checkpoint(args: EngineArgs) -> Checkpoint:
@@ -91,24 +93,32 @@ def _open_folder(files: ModelFiles, args: EngineArgs) -> Checkpoint:
         )
     architecture = find_architecture(names)
     weights = folder_format(files.path, "mistral" if native else args.load_format, values)
-    if architecture.others:
-        values, weights = _with_others(architecture, values, weights, args)
-    return Checkpoint(architecture.config(values), architecture, files, weights)
+    found = {
+        key: find_other(values[key], key, args)
+        for key, other in architecture.others.items()
+        if other.is_named(key, values)
+    }
+    processor = next((found[key].path for key in found if architecture.others[key].has_processor), None)
+    if found:
+        values, weights = _with_others(architecture, values, weights, args, found)
+    return Checkpoint(architecture.config(values), architecture, files, weights, processor_folder=processor)
 
 
 def _with_others(
-    architecture: Architecture, values: dict[str, Any], weights: WeightFormat, args: EngineArgs
+    architecture: Architecture,
+    values: dict[str, Any],
+    weights: WeightFormat,
+    args: EngineArgs,
+    found: Mapping[str, ModelFiles],
 ) -> tuple[dict[str, Any], WeightFormat]:
     """A config with the sections, and weights with those, of the checkpoints that it names in their place."""
     parts = []
-    for key, other in architecture.others.items():
-        if values.get(key) and not values.get(other.section):
-            found = find_other(values[key], key, args)
-            file = found.path / "config.json"
-            with sound_config(file):
-                section = read_json(file)
-            values = {**values, other.section: section}
-            parts.append((folder_format(found.path, args.load_format, section), other.names))
+    for key, files in found.items():
+        other, file = architecture.others[key], files.path / "config.json"
+        with sound_config(file):
+            section = read_json(file)
+        values = {**values, other.section: section}
+        parts.append((folder_format(files.path, args.load_format, section), other.names))
     return values, JoinedWeights(weights, parts) if parts else weights
 
 

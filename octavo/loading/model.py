@@ -83,6 +83,8 @@ def _media(args: EngineArgs, checkpoint: Checkpoint, hidden_size: int) -> MediaI
     if made is None:
         return None
     files = read_processor_files(checkpoint.files.path, checkpoint.config.values)
+    if checkpoint.processor_folder is not None and not files.preprocessor:
+        files = replace(files, preprocessor=read_processor_files(checkpoint.processor_folder, {}).preprocessor)
     if checkpoint.mmproj is not None:
         files = replace(files, preprocessor=checkpoint.mmproj.preprocessor())
     return describe_media(made, files, args.media_limits, args.mm_processor_kwargs, args.media_io_kwargs, hidden_size)

@@ -55,19 +55,28 @@ def find_model(args: EngineArgs) -> ModelFiles:
     return replace(files, mmproj=_find_mmproj(files, args))
 
 
-def find_other(name: object, key: str, args: EngineArgs) -> ModelFiles:
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+
+def find_other(name: object, key: str, args: EngineArgs, *, weights: bool = True) -> ModelFiles:
     """The files of a checkpoint that another one's config names under `key`, on the same hub and by the same options.
 
-    Raises CheckpointError for what is no name on a hub: a config may not choose a path of this machine.
+    Raises CheckpointError for what is no name on a hub: a config may not choose a path of this machine, though a user
+    may, with hf_overrides. No code of such a checkpoint is fetched.
     """
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", name):
+    is_users = isinstance(name, str) and args.hf_overrides.get(key) == name
+    if not isinstance(name, str) or not (is_users or _HUB_NAME.fullmatch(name)):
         raise CheckpointError(
             f"config.json: {key} is {str(name)[:80]!r}, and must be a name on a hub, such as openai/whisper-small."
         )
+    remedy = f"Its folder can be given with hf_overrides={{{key!r}: '/path/to/it'}}."
     try:
-        return _find(name, args, None, weights=True)
+        found = _find(name, replace(args, trust_remote_code=False), None, weights=weights)
     except ModelNotFoundError as error:
-        raise ModelNotFoundError(f"config.json names the checkpoint {name!r} as its {key}: {error}") from error
+        raise ModelNotFoundError(f"config.json names the checkpoint {name!r} as its {key}: {error} {remedy}") from error
+    if found.is_gguf:
+        raise CheckpointError(f"{key} {name!r} is a GGUF file; a folder with config.json is needed. {remedy}")
+    return found
 
 
 def _find_mmproj(files: ModelFiles, args: EngineArgs) -> Path | None:

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from safetensors.numpy import save_file
 
+from octavo.config import EngineArgs
 from octavo.errors import CheckpointError, ModelNotFoundError
+from octavo.loading.model_tokenizer import model_tokenizer
 from tests.golden import case_named, tensors
 from tests.test_golden import agrees
 
@@ -60,3 +62,22 @@ def test_one_that_is_not_found_is_named(published: dict[str, Any], tmp_path: Pat
     published["config"]["audio_model_id"] = "openai/nowhere"
     with pytest.raises(ModelNotFoundError, match="'openai/nowhere' as its audio_model_id"):
         agrees(published, tmp_path / "model", offline=True)
+
+
+@pytest.mark.parametrize("how", ["by name", "by hf_overrides"])
+def test_tokenizer_and_feature_extractor_come_along(how: str, published: dict[str, Any], tmp_path: Path) -> None:
+    for name, text in published["files"].items():
+        (Path(AUDIO if name.startswith("preprocessor") else TEXT) / name).write_text(text)
+    options = dict[str, Any](offline=True)
+    if how == "by hf_overrides":
+        options["hf_overrides"] = {"text_model_id": str(Path(TEXT).resolve()), "audio_model_id": f"../hub/{AUDIO}"}
+    agrees({**published, "files": {}}, tmp_path / "model", skip_tokenizer_init=False, **options)
+    assert model_tokenizer(EngineArgs(model=str(tmp_path / "model"), **options)) is not None
+
+
+def test_a_missing_tokenizers_checkpoint_is_named(published: dict[str, Any], tmp_path: Path) -> None:
+    published["config"]["text_model_id"] = "meta/nowhere"
+    with pytest.raises(ModelNotFoundError, match=r"as its text_model_id.*hf_overrides"):
+        agrees({**published, "files": {}}, tmp_path / "model", offline=True)
+    with pytest.raises(ModelNotFoundError, match=r"as its text_model_id.*hf_overrides"):
+        model_tokenizer(EngineArgs(model=str(tmp_path / "model"), offline=True))
