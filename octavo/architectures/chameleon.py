@@ -146,8 +146,8 @@ def picture_tokens(c: Config, codes: int) -> list[int]:
 
 def vq_encoder(c: Config) -> VQEncoder:
     """The encoder that a vq_config describes. Raises UnsupportedModelError for one that samples."""
-    if c.double_latent or c.attn_type != "vanilla":
-        raise UnsupportedModelError("config.json: vq_config with double_latent or another attn_type is not supported.")
+    if c.double_latent:
+        raise UnsupportedModelError("config.json: vq_config with double_latent is not supported.")
     sides = [c.resolution >> i for i in range(len(c.channel_multiplier))]
     attends = c.attn_type == "vanilla"
     attending = [*(attends and side in c.get("attn_resolutions", []) for side in sides), attends]

@@ -7,6 +7,7 @@ import io
 import json
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -464,12 +465,16 @@ def test_media_are_counted_until_their_request_ends() -> None:
 
 def test_slow_media_hold_nobody_up(running: Running, port: int) -> None:  # noqa: F811
     """Addresses that drip leave the event loop, texts and the engine to others."""
+    start = time.monotonic()
     with ThreadPoolExecutor(12) as pool:
         dripping = [pool.submit(chat, running, of_url(f"http://127.0.0.1:{port}/slow")) for _ in range(12)]
         running.until(lambda: Handler.asked.count("/slow") >= 8)
         assert chat(running, "What?").status_code == 200
         assert chat(running, "What?", of_picture()).status_code == 200
-        assert not any(future.done() for future in dripping)
+        if (
+            time.monotonic() - start < 9
+        ):  # on a machine so busy that the addresses' ten seconds are over, all may be done
+            assert not any(future.done() for future in dripping)
         for future in dripping:
             refused = future.result()
             assert refused.status_code == 400
