@@ -10,12 +10,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from octavo.architectures.composite import with_tower
-from octavo.architectures.decoder import gated_mlp
-from octavo.architectures.exaone import internlm2
 from octavo.architectures.model_config import Config
+from octavo.architectures.mono_internvl import internlm2_ve
 from octavo.architectures.projector_format import ProjectorFormat, ProjectorHeader
 from octavo.architectures.registry import architecture
 from octavo.architectures.text_config import text_config, text_model
@@ -24,10 +23,8 @@ from octavo.media.processors.internvl import H2OVLProcessor, InternVLProcessor, 
 from octavo.ops import Backend
 from octavo.parts import (
     MLP,
-    Batch,
     CausalLM,
     EncoderAttention,
-    GatedMLP,
     InternViT,
     Into,
     LayerNorm,
@@ -181,35 +178,6 @@ class InternVLTower(MediaTower):
     def _project(self, x: Tensor, batch: SpanBatch) -> Tensor:
         x = self._activate(self.first(self.norm(x), batch), "gelu")
         return self.second(x, batch)  # type: ignore[no-any-return]
-
-
-class PictureExperts(nn.Module):
-    """A feed-forward for rows of tokens, and another for those of pictures."""
-
-    def __init__(self, tokens: GatedMLP, pictures: GatedMLP) -> None:
-        super().__init__()
-        self.tokens, self.pictures = tokens, pictures
-
-    def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        y: Tensor = self.tokens(x, batch)
-        if batch.features is None:
-            return y
-        index = batch.features.index
-        return y.index_copy(0, index, self.pictures(x[index], batch))
-
-
-def internlm2_ve(c: Config) -> CausalLM:
-    """InternLM2 with feed-forwards of pictures' own in every layer."""
-    model, mlp = internlm2(c), gated_mlp(c)
-    for layer in model.layers:
-        layer.mlp = PictureExperts(layer.mlp, mlp())  # type: ignore[arg-type]
-    own = {
-        f"model.layers.{{i}}.{published}.{{w1|w3|w2}}": f"layers.{{i}}.mlp.{path}.{{gate_up.gate|gate_up.up|down}}"
-        for published, path in (("feed_forward", "tokens"), ("feed_forward_ve", "pictures"))
-    }
-    kept = {name: into for name, into in model.names.table.items() if ".feed_forward." not in name}
-    model.names = type(model.names)({**kept, **own}, prefix=model.names.prefix)
-    return model
 
 
 def _text(c: Config) -> CausalLM:
