@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -155,6 +156,7 @@ class EngineArgs:
         "hosts that messages may name in http(s) URLs, comma-separated: *.example.org for all below it, * for all "
         "(default: none; may repeat)",
     )
+    media_fetch_timeout: float = option(10.0, "seconds for fetching what a message's http(s) URL names")
     max_logprobs: int = option(20, "most log-probabilities a token that a request may ask for (-1: no limit)")
 
     def __post_init__(self) -> None:
@@ -174,6 +176,8 @@ class EngineArgs:
             raise ConfigError(f"block_size={self.block_size!r} must be a power of two from 1 to 128.")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigError(f"gpu_memory_utilization={self.gpu_memory_utilization!r} must be above 0 and at most 1.")
+        if not 0 < self.media_fetch_timeout < math.inf:
+            raise ConfigError(f"media_fetch_timeout={self.media_fetch_timeout!r} must be a number of seconds above 0.")
         if self.kv_cache_memory is not None:
             self.kv_cache_memory = parse_size(self.kv_cache_memory, "kv_cache_memory")
         self.feature_cache_memory = parse_size(self.feature_cache_memory, "feature_cache_memory")

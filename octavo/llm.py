@@ -72,8 +72,7 @@ class LLM:
 
     def _start(self, engine: Engine) -> None:
         self.engine, self.requests = engine, LocalRequests(engine)
-        args = engine.args
-        self._fetcher = MediaFetcher.of_options(args.allowed_media_domains, args.allowed_local_media_path)
+        self._fetcher = MediaFetcher.of_options(engine.args)
         self._ids = itertools.count()
 
     def get_tokenizer(self) -> Tokenizer:

@@ -14,6 +14,7 @@ from urllib.parse import SplitResult, unquote, unquote_to_bytes, urljoin, urlspl
 
 import httpx
 
+from octavo.config import EngineArgs
 from octavo.errors import ConfigError, InvalidRequestError, shorten
 from octavo.media.limits import DEFAULT_LIMITS, MediaLimits
 from octavo.media.sources import check_bytes, check_length, read_media_file
@@ -68,14 +69,13 @@ class MediaFetcher:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     @classmethod
-    def of_options(
-        cls, domains: Sequence[str] | None, folder: str | Path | None, limits: MediaLimits = DEFAULT_LIMITS
-    ) -> "MediaFetcher":
-        """One that follows allowed_media_domains and allowed_local_media_path.
+    def of_options(cls, args: EngineArgs, limits: MediaLimits = DEFAULT_LIMITS) -> "MediaFetcher":
+        """One that follows allowed_media_domains, allowed_local_media_path and media_fetch_timeout.
 
         Raises ConfigError for a folder that is none.
         """
-        return cls(FetchPolicy(tuple(domains or ()), folder, limits=limits))
+        domains = tuple(args.allowed_media_domains or ())
+        return cls(FetchPolicy(domains, args.allowed_local_media_path, args.media_fetch_timeout, limits=limits))
 
     async def fetch_async(self, url: str, name: str = "the URL") -> bytes:
         """Like `fetch`, on a thread, so that the event loop goes on."""

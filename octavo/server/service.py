@@ -120,7 +120,7 @@ class Service:
         self.admission = Admission(options)
         self.accepting = True
         self.threads = TextThreads()
-        self.fetcher = MediaFetcher.of_options(args.allowed_media_domains, args.allowed_local_media_path, LIMITS)
+        self.fetcher = MediaFetcher.of_options(args, LIMITS)
         self.media: ModelMedia | None = None
         """What the model takes beside text; None for text alone."""
         self._checker: InputChecker | None = None

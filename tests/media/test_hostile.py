@@ -233,6 +233,8 @@ def test_sampling_options_are_checked(options: dict[str, Any]) -> None:
 
 class Handler(http.server.BaseHTTPRequestHandler):
     asked: ClassVar[list[str]] = []
+    done: ClassVar[threading.Event]
+    """Ends what drips; each server's own, since modules share this class."""
 
     def do_GET(self) -> None:
         Handler.asked.append(self.path)
@@ -250,7 +252,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_response(200)
             self.end_headers()
             with contextlib.suppress(OSError):
-                while not done.wait(0.05):
+                while not Handler.done.wait(0.05):
                     self.wfile.write(b"x")
                     self.wfile.flush()
         elif self.path == "/missing":
@@ -264,17 +266,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-done = threading.Event()
-
-
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    Handler.done = threading.Event()
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server.server_address[1]
-    done.set()
+    Handler.done.set()
     server.shutdown()
     server.server_close()
     thread.join()

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from octavo.errors import InvalidRequestError
-from octavo.media.fetch import MediaFetcher
+from octavo.media.fetch import FetchPolicy, MediaFetcher
 from octavo.params import SamplingParams
 from octavo.text.chat_prompt import chat_prompt
 from octavo.text.inputs import InputChecker
@@ -92,7 +92,7 @@ def test_parts_go_where_the_template_puts_them(tmp_path: Path) -> None:
 def test_where_media_may_come_from(tmp_path: Path) -> None:
     checker, _ = checker_of("LlavaForConditionalGeneration--1.5", tmp_path)
     PICTURE.save(tmp_path / "a b.png")
-    fetcher = MediaFetcher.of_options(None, tmp_path)
+    fetcher = MediaFetcher(FetchPolicy(folder=tmp_path))
     rows = np.ones((16, 8), np.float32)
     for part in (
         {"type": "image_url", "image_url": {"url": png_url()}},
