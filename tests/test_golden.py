@@ -12,8 +12,9 @@ from tests.golden import CASES, prompt_of, read_case, write_model
 
 TOLERANCE = 5e-5
 """Of log-probabilities in float32. The references themselves differ by about 1e-5 between libraries."""
-LOUD = {"Phi3VForCausalLM--phi-3-vision": 3e-4}
-"""Cases whose answers differ by more between libraries: here the core and PyTorch's products by up to 1e-4."""
+LOUD = {"Phi3VForCausalLM--phi-3-vision": 2e-4}
+"""Cases whose answers differ by more between libraries: here the core and PyTorch's products by 8e-5 from each other,
+and both by 1.2e-4 from the reference, over a prompt of 795 tokens."""
 GENERATING = [path for path in CASES if "output_token_ids" in read_case(path)["cases"][0]]
 VARIANTS: dict[str, dict[str, Any]] = {
     "batch": {},

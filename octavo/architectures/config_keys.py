@@ -74,7 +74,7 @@ _BY_KIND: dict[Kind, str] = {
         use_decoder_only_language_model drop_vision_last_layer multimodal_projector_bias adapter_bias
         projector_ln_mid
         qk_normalization norm_after attention_layer_norm weight_tying swin_norm
-        double_latent""",
+        double_latent use_hd_transform with_learnable_separator""",
     TEXT: """model_type layer_norm_type hd_transform_order
         position_embedding_type topk_method attn_type rope_type type dtype torch_dtype
         vision_encoder""",

@@ -32,6 +32,7 @@ from octavo.parts import (
     RMSNorm,
     VisionSizes,
     clip_tower,
+    gate_second,
     parameter,
     together,
 )
@@ -48,11 +49,6 @@ VIT, TOWER = "model.vision_backbone.image_vit", "media.tower"
 RES, HERE = f"{VIT}.transformer.resblocks.{{i}}", f"{TOWER}.encoder.layers.{{i}}"
 
 
-def gate_first(weight: Tensor) -> Tensor:
-    """The published layer has the gate in its second half."""
-    return torch.cat(weight.chunk(2)[::-1])
-
-
 NAMES = Names(
     {
         "model.transformer.wte.{embedding|new_embedding}": parameter("embed.{own|more}.weight"),
@@ -62,7 +58,7 @@ NAMES = Names(
         f"{BLOCK}.{{q|k}}_norm": f"{LAYER}.attn.qk_transform.{{q|k}}",
         f"{BLOCK}.attn_out": f"{LAYER}.attn.o",
         f"{BLOCK}.{{attn|ff}}_norm": f"{LAYER}.{{attn|mlp}}_norm",
-        f"{BLOCK}.ff_proj": Into(f"{LAYER}.mlp.gate_up", gate_first),
+        f"{BLOCK}.ff_proj": gate_second(f"{LAYER}.mlp.gate_up"),
         f"{BLOCK}.ff_out": f"{LAYER}.mlp.down",
     }
 )

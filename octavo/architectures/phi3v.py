@@ -87,9 +87,13 @@ class Phi3VTower(MediaTower):
     defaults={**defaults_of("Phi3ForCausalLM"), "embd_layer": {"hd_transform_order": "glb_sub"}},
 )
 def phi3v(c: Config) -> CausalLM:
-    order = c.section("embd_layer").hd_transform_order
+    places = c.section("embd_layer")
+    order = places.hd_transform_order
     if order not in ORDERS:
         raise UnsupportedModelError(f"config.json: hd_transform_order {order!r} is not one of {', '.join(ORDERS)}.")
+    for key in ("use_hd_transform", "with_learnable_separator"):
+        if not places.get(key, True):
+            raise UnsupportedModelError(f"config.json: embd_layer's {key} is false, which is not supported.")
     text, processor = phi3(c), c.section("img_processor")
     vision = processor.section("vision_config")
     states = [processor.get("layer_idx", -2)]

@@ -114,6 +114,8 @@ def _longrope(c: Config, settings: Config, dim: int, base: float, interleaved: b
     common = settings.get("attention_factor")
     if common is None:
         common = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-    short, long = (frequencies(dim, base) / _pairs(settings, f"{name}_factor", dim) for name in ("short", "long"))
+    # One division, as the reference has it: dividing twice rounds twice, which far positions multiply.
+    steps = base ** (torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim)
+    short, long = (1.0 / (_pairs(settings, f"{name}_factor", dim) * steps) for name in ("short", "long"))
     short_scale, long_scale = (float(settings.get(f"{name}_mscale") or common) for name in ("short", "long"))
     return LongRotaryEmbedding(short, long, short_scale, long_scale, original, interleaved)

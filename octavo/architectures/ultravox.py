@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,6 +23,7 @@ from octavo.parts import (
     RMSNorm,
     SpanBatch,
     WhisperEncoder,
+    gate_second,
     together,
     whisper_names,
 )
@@ -31,14 +31,9 @@ from octavo.parts import (
 SWIGLU = "swiglu"
 
 
-def gate_first(weight: Tensor) -> Tensor:
-    """The published first layer has the gate in its second half."""
-    return torch.cat(weight.chunk(2)[::-1])
-
-
 NAMES: dict[str, str | Into] = {
     **whisper_names(),
-    "multi_modal_projector.linear_1": Into("media.gate_up", gate_first),
+    "multi_modal_projector.linear_1": gate_second("media.gate_up"),
     "multi_modal_projector.linear_2": "media.down",
     "multi_modal_projector.ln_pre": "media.first_norm",
     "multi_modal_projector.{ln_mid|ln_post}": "media.{mid_norm|last_norm}",
@@ -98,7 +93,7 @@ class UltravoxTower(MediaTower):
 
 MMPROJ_NAMES: dict[str, str | Into] = {
     **whisper_mmproj_names(),
-    "mm.a.mlp.1": Into("media.gate_up", gate_first),
+    "mm.a.mlp.1": gate_second("media.gate_up"),
     "mm.a.mlp.2": "media.down",
     "mm.a.{norm_pre|norm_mid}": "media.{first_norm|mid_norm}",
 }

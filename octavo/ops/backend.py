@@ -269,9 +269,9 @@ class Backend(Protocol):
     def attend_stored(
         self, query: Tensor, cache: KVCache, plan: AttentionPlan, spec: AttentionSpec, rows: int, dtype: torch.dtype
     ) -> Tensor:
-        """Attention over what `store` has written: `[rows, heads, value_dim]` in `dtype`; padding is zero.
+        """Attention over what `store` has written: `[rows, heads, value_dim]` in `dtype`.
 
-        `query` is `[tokens, heads, head_dim]` in float32.
+        `query` is `[tokens, heads, head_dim]` in float32. Padding and rows of no run are zero.
         """
         ...
 

@@ -46,6 +46,8 @@ class AttentionPlan:
     """[tokens] where each token's key and value go: block * block_size + offset."""
     run_table: Tensor
     """[runs, 6] int64: the runs, with their fields as columns."""
+    has_gaps: bool = False
+    """Whether some of its tokens are of no run (cross-attention, of text before the first picture)."""
     memo: dict[Hashable, Any] = field(default_factory=dict)
     """What a backend works out of the plan once, for all layers."""
 
@@ -60,7 +62,7 @@ def plan_attention(
     """Where a step's queries, keys and values are.
 
     Args:
-        runs: the step's tokens; together they are rows 0 to num_tokens - 1.
+        runs: the step's tokens, rows 0 to num_tokens - 1 in their order; those of no run attend to nothing.
         block_table: [table rows, blocks] int64, the blocks of each sequence in order.
         block_size: tokens in a block.
         window: how many of the last tokens, itself included, a query sees; None for all.
@@ -69,7 +71,8 @@ def plan_attention(
     slot_mapping = _slot_mapping(runs, block_table, block_size)
     table = [(r.first_row, r.num_tokens, r.start, r.table_row, r.sees_all, r.first_key) for r in runs]
     run_table = torch.tensor(table, dtype=torch.int64).view(-1, 6)
-    return AttentionPlan(runs, block_table, block_size, window, num_tokens, slot_mapping, run_table)
+    has_gaps = sum(r.num_tokens for r in runs) < num_tokens
+    return AttentionPlan(runs, block_table, block_size, window, num_tokens, slot_mapping, run_table, has_gaps)
 
 
 def _slot_mapping(runs: Sequence[SequenceRun], block_table: Tensor, block_size: int) -> Tensor:

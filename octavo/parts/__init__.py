@@ -11,7 +11,7 @@ from octavo.parts.mamba_mixer import MambaMixer
 from octavo.parts.media_tower import MediaData, MediaTower, together
 from octavo.parts.mlp import MLP, GatedMLP
 from octavo.parts.moe import MoE, softmax_then_topk
-from octavo.parts.names import Into, Names, alternating, grouped_qkv, parameter, stacked, transposed
+from octavo.parts.names import Into, Names, alternating, gate_second, grouped_qkv, parameter, stacked, transposed
 from octavo.parts.norms import HeadNorm, LayerNorm, Norm, RMSNorm
 from octavo.parts.pixtral_tower import PixtralTower, ProjectedPixtral
 from octavo.parts.pooler import Pooler
@@ -109,6 +109,7 @@ __all__ = [
     "bucketed_positions",
     "clip_tower",
     "flat_convolution",
+    "gate_second",
     "grid_angles",
     "grouped_qkv",
     "parameter",

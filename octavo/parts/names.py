@@ -77,6 +77,11 @@ def alternating(path: str) -> Into:
     return Into(path, lambda w: w.reshape(-1, 2, *w.shape[1:]).transpose(0, 1).reshape(w.shape))
 
 
+def gate_second(path: str) -> Into:
+    """For fused gate and up whose gate is the second half (Molmo, Ultravox)."""
+    return Into(path, lambda w: torch.cat(w.chunk(2)[::-1]))
+
+
 _ALTERNATIVES = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 _NUMBER = re.compile(r"\{(\w+)\}")
 

@@ -313,6 +313,22 @@ def test_what_is_stored_apart_is_attended_alike(
     assert not got[tokens:].any()
 
 
+def test_tokens_of_no_run_attend_to_nothing(backend: Backend, generator: torch.Generator) -> None:
+    """As in cross-attention, of text before the first picture."""
+    cache, spec = backend.make_cache(CacheSpec(2, 8, 8), 2, 16, torch.float32), AttentionSpec(4, 2, 8, 0.25)
+    table, runs = torch.tensor([[1]]), [SequenceRun(5, 3, 0, 0)]
+    key = torch.randn(3, 2, 8, generator=generator)
+    backend.store(key, key, cache, backend.plan_attention([SequenceRun(0, 3, 0, 0)], table, 16, None, 3))
+    for _ in range(4):  # memory that was used before is what comes back where nothing writes to it
+        torch.full((8, 4, 8), torch.nan)
+        query = torch.randn(8, 4, 8, generator=generator)
+        got = backend.attend_stored(
+            query, cache, backend.plan_attention(runs, table, 16, None, 8), spec, 8, torch.float32
+        )
+        assert not got[:5].any()
+        assert got[5:].all()
+
+
 NORMS = {
     "rms": lambda size: NormSpec("rms", torch.rand(size), None, 1e-5),
     "layer": lambda size: NormSpec("layer", torch.rand(size), torch.rand(size), 1e-5),

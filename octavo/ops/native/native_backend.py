@@ -457,7 +457,7 @@ class NativeBackend:
         paired: bool,
     ) -> Tensor:
         key_dim, value_dim = cache.dims
-        make = torch.empty if rows == plan.num_tokens else torch.zeros
+        make = torch.empty if rows == plan.num_tokens and not plan.has_gaps else torch.zeros
         out = make(rows, spec.num_heads, value_dim, dtype=dtype)
         sparse = spec.sparse
         self.library.core.attention(
