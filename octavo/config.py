@@ -157,6 +157,15 @@ class EngineArgs:
         "(default: none; may repeat)",
     )
     media_fetch_timeout: float = option(10.0, "seconds for fetching what a message's http(s) URL names")
+    enable_lora: bool = option(False, "answer requests with adapters (LoRA), each by its own")
+    max_loras: int = option(1, "most adapters in a step; requests of others wait")
+    max_lora_rank: int = option(16, "largest rank that an adapter may have")
+    max_cpu_loras: int | None = option(None, "most adapters that are kept in memory (default: as max_loras)")
+    lora_dtype: str = option(
+        "auto",
+        "number type of adapters: auto (as activations), float32, bfloat16 or float16",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
     max_logprobs: int = option(20, "most log-probabilities a token that a request may ask for (-1: no limit)")
 
     def __post_init__(self) -> None:
@@ -168,10 +177,23 @@ class EngineArgs:
                 f"model={self.model!r} names no model (is a variable unset?). Name a folder, a .gguf file or a hub "
                 f"model, or leave it out for {DEFAULT_MODEL}."
             )
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "threads"):
+        for name in (
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "max_model_len",
+            "threads",
+            "max_loras",
+            "max_lora_rank",
+        ):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name}={value!r} must be a whole number of at least 1.")
+        if self.max_cpu_loras is not None and (
+            type(self.max_cpu_loras) is not int or self.max_cpu_loras < self.max_loras
+        ):
+            raise ConfigError(
+                f"max_cpu_loras={self.max_cpu_loras!r} must be a whole number of at least max_loras, {self.max_loras}."
+            )
         if self.block_size not in (1, 2, 4, 8, 16, 32, 64, 128):
             raise ConfigError(f"block_size={self.block_size!r} must be a power of two from 1 to 128.")
         if not 0 < self.gpu_memory_utilization <= 1:

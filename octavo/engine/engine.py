@@ -157,6 +157,8 @@ class Engine:
     def _chain(self, checked: CheckedPrompt) -> HashChain:
         """The prompt's hashes for the prefix cache, computed once for all of a request's sequences."""
         fields = {"salt": checked.cache_salt.encode("utf-8", "surrogatepass")}
+        if checked.adapter is not None:
+            fields["adapter"] = checked.adapter.digest
         threshold = self.info.long_rope_threshold
         if threshold is not None and len(checked.token_ids) > threshold:
             fields["grown"] = b"1"
@@ -175,6 +177,7 @@ class Engine:
             features=checked.features,
             positions=checked.positions,
             both_ways=checked.both_ways,
+            adapter=checked.adapter,
             **values,
         )
 

@@ -26,7 +26,7 @@ class LocalExecutor:
         self.runner = ModelRunner(loaded, args)
         self.shape = self.runner.shape
         grammars = GrammarCompiler(loaded.tokenizer, info.vocab_size, info.eos_token_ids)
-        self.sequences = SequenceStates(grammars, Pooling(info.task, loaded.model, info.pooling))
+        self.sequences = SequenceStates(grammars, Pooling(info.task, loaded.model, info.pooling), self.runner.adapters)
         self._steps: deque[Step] = deque()
         self._processors: dict[int, Sequence[LogitsProcessor]] = {}
 
@@ -61,4 +61,5 @@ class LocalExecutor:
         return [refusal for refusal in started if refusal is not None]
 
     def close(self) -> None:
-        pass
+        if self.runner.adapters is not None:
+            self.runner.adapters.close()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from octavo.config import EngineArgs
 from octavo.errors import failure
+from octavo.executor.adapters import Adapters
 from octavo.executor.caches import Caches, allocate_caches
 from octavo.executor.feature_rows import FeatureRows, in_place
 from octavo.executor.grammar import late_grammars
@@ -64,6 +65,12 @@ class ModelRunner:
         self._decode_batch: Batch | None = None
         """The largest of recorded steps: all of them read the same buffers."""
         self._recorded = self.backend.record_decode(self._decode, tables, shape.max_sequences)
+        self.adapters = Adapters(loaded, args) if args.enable_lora else None
+        self._recorded_with_adapters = (
+            None
+            if self.adapters is None
+            else self.backend.record_decode(self._decode, tables, shape.max_sequences, adapters=True)
+        )
 
     @property
     def shape(self) -> CacheShape:
@@ -83,19 +90,20 @@ class ModelRunner:
         self._take_blocks(steps)
         if any(s.encodes for s in steps):
             self._encode(steps, states)
-        recorded = self._run_recorded(steps, states)
+        slots = self._adapter_slots(states)
+        recorded = self._run_recorded(steps, states, slots)
         if recorded is not None and self._decode_batch is not None:
             batch, (hidden, projected) = self._decode_batch, recorded
         else:
             projected = None
-            batch = self._batch(steps, states)
+            batch = self._batch(steps, states, slots)
             hidden = self.model(batch)
         results = [SequenceResult(s.seq_id, error=state.error) for s, state in zip(steps, states, strict=True)]
         if self.model.media is not None:
             self._fail_without_rows(steps, states, results)
         count = sum(len(s.token_ids) for s in steps)
         if not self.backend.finite(hidden[:count]):
-            self._fail_non_finite(hidden[:count], self._batch(steps, states), steps, results)
+            self._fail_non_finite(hidden[:count], self._batch(steps, states, slots), steps, results)
         first = 0
         sampled: list[tuple[int, int]] = []
         for i, step in enumerate(steps):
@@ -113,6 +121,13 @@ class ModelRunner:
             self._sample(hidden, projected, batch, sampled, states, results)
         return results
 
+    def _adapter_slots(self, states: Sequence[SequenceState]) -> list[int] | None:
+        """The slots of a step's adapters, -1 for none; None where no sequence has one."""
+        refs = [state.start.adapter for state in states]
+        if self.adapters is None or not any(ref is not None for ref in refs):
+            return None
+        return self.adapters.slots(refs)
+
     def _fail_without_rows(
         self, steps: Sequence[SequenceStep], states: Sequence[SequenceState], results: list[SequenceResult]
     ) -> None:
@@ -124,7 +139,10 @@ class ModelRunner:
     def _decode(self, inputs: DecodeInputs) -> tuple[Tensor, Tensor]:
         """Hidden states `[rows, hidden_size]` and what the head makes of them, `[rows, vocab]`."""
         states = self._views(inputs.attention, inputs.recurrent if self.shape.recurrent else None)
-        batch = Batch(inputs.tokens, inputs.positions, inputs.lengths, len(inputs.tokens), states)
+        rows, adapters = len(inputs.tokens), inputs.adapters
+        batch = Batch(
+            inputs.tokens, inputs.positions, inputs.lengths, rows, states, adapters=adapters, only_tables=True
+        )
         self._decode_batch = self._decode_batch or batch
         hidden = self.model(batch)
         return hidden, self.model.project(hidden, batch)
@@ -153,11 +171,16 @@ class ModelRunner:
         self.model.write_cross_kv(rows, batch)
 
     def _run_recorded(
-        self, steps: Sequence[SequenceStep], states: Sequence[SequenceState]
+        self, steps: Sequence[SequenceStep], states: Sequence[SequenceState], slots: list[int] | None
     ) -> tuple[Tensor, ...] | None:
         """What `_decode` gives for a step in which every sequence takes one token; None for other steps."""
-        if self._recorded is None or len(steps) > self._recorded.max_rows:
+        recording = self._recorded if slots is None else self._recorded_with_adapters
+        if recording is None or len(steps) > recording.max_rows:
             return None
+        if slots is not None and self.adapters is not None:
+            refs = [state.start.adapter for state in states]
+            if not all(self.adapters.of(ref).only_tables for ref in refs if ref is not None):
+                return None
         if any(len(s.token_ids) != 1 or s.is_new or not s.num_samples for s in steps):
             return None
         first_keys, crosses = [0] * len(steps), self.shape.encoder_group is not None
@@ -166,7 +189,7 @@ class ModelRunner:
             if any(end == 0 for _, end in seen):
                 return None
             first_keys = [first for first, _ in seen]
-        return self._recorded.run(
+        return recording.run(
             [s.token_ids[0] for s in steps],
             [s.row for s in steps],
             [s.start for s in steps],
@@ -174,6 +197,7 @@ class ModelRunner:
             [s.length for s in steps],
             [s.num_cross_rows for s in steps] if not crosses else [end for _, end in seen],
             first_keys,
+            slots or (),
         )
 
     def _read(
@@ -294,7 +318,7 @@ class ModelRunner:
             if step.is_new:
                 self._zero(step.row)
 
-    def _batch(self, steps: Sequence[SequenceStep], states: Sequence[SequenceState]) -> Batch:
+    def _batch(self, steps: Sequence[SequenceStep], states: Sequence[SequenceState], slots: list[int] | None) -> Batch:
         tokens: list[int] = []
         runs = []
         for step in steps:
@@ -320,7 +344,13 @@ class ModelRunner:
             ),
             features=features,
             crosses=self._crosses(states, runs, padding),
+            adapters=None if slots is None else self._by_row(slots, counts, padding),
         )
+
+    def _by_row(self, slots: Sequence[int], counts: Sequence[int], padding: int) -> Tensor:
+        """The slots of sequences' adapters, for each of their tokens."""
+        by_row = np.repeat(np.array(slots, dtype=np.int64), counts)
+        return torch.from_numpy(np.pad(by_row, (0, padding), constant_values=-1)).to(self.device)
 
     def _crosses(self, states: Sequence[SequenceState], runs: Sequence[SequenceRun], padding: int) -> Tensor | None:
         """Which rows of a step see anything in cross-attention; None where all do, or there is none."""

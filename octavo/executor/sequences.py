@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from octavo.errors import InvalidRequestError, OctavoError, failure
+from octavo.executor.adapters import Adapters
 from octavo.executor.bad_words import BadWords
 from octavo.executor.grammar import GrammarCompiler, GrammarSession
 from octavo.executor.pooling import Pooling
@@ -38,6 +39,8 @@ class SequenceState:
     """What is added to a later token's number to get its position, on every axis."""
     sampling: SamplingState | None = None
     pooler: Pooler | None = None
+    has_adapter: bool = False
+    """Whether its adapter is kept for it."""
     error: str | None = None
     """Why it cannot be computed."""
 
@@ -57,10 +60,11 @@ class SequenceStates:
     Args:
         grammars: makes grammars.
         pooling: makes the pooler of each request.
+        adapters: has those of sequences; None where none are served.
     """
 
-    def __init__(self, grammars: GrammarCompiler, pooling: Pooling) -> None:
-        self._grammars, self._pooling = grammars, pooling
+    def __init__(self, grammars: GrammarCompiler, pooling: Pooling, adapters: Adapters | None = None) -> None:
+        self._grammars, self._pooling, self._adapters = grammars, pooling, adapters
         self._states: dict[int, SequenceState] = {}
         self._shared: dict[int, _Shared] = {}
         """By the id of a request's first sequence."""
@@ -87,6 +91,12 @@ class SequenceStates:
 
     def _prepare(self, state: SequenceState, processors: Sequence[LogitsProcessor]) -> None:
         start = state.start
+        if start.adapter is not None:
+            if self._adapters is None:
+                raise InvalidRequestError("adapters are not served; start the engine with enable_lora=True.")
+            self._adapters.begin(start.adapter)
+            state.has_adapter = True
+            self._waiting[start.seq_id] = state
         if start.pooling is not None:
             state.pooler = self._pooling.pooler(start.pooling)
         if start.sampling is None:
@@ -98,7 +108,7 @@ class SequenceStates:
         sampling = SamplingState(
             params, mix(start.seed, start.index), start.prompt_token_ids, frozenset(start.stop_ids)
         )
-        if start.waits:
+        if start.is_constrained:
             shared = self._share(start)
             if shared.session is not None:
                 sampling.grammar = shared.session.grammars[start.index]
@@ -128,6 +138,8 @@ class SequenceStates:
                 continue
             self._waiting.pop(seq_id, None)
             self._late.pop(seq_id, None)
+            if self._adapters is not None and state.has_adapter and state.start.adapter is not None:
+                self._adapters.end(state.start.adapter)
             first = seq_id - state.start.index
             if shared := self._shared.get(first):
                 shared.alive.discard(seq_id)
@@ -160,35 +172,47 @@ class SequenceStates:
             session.slow_down()
         if sessions:
             self._grammars.wait(sessions, IDLE if is_idle else 0, until_first=True)
-        elif is_idle:
+        elif is_idle and shared:
             wait([s.bad_words for s in shared.values() if isinstance(s.bad_words, Future)], timeout=IDLE)
+        elif is_idle and self._adapters is not None:
+            self._adapters.wait([a for s in self._waiting.values() if (a := s.start.adapter) is not None], IDLE)
         return self._prepared()
 
-    def _shared_of(self, state: SequenceState) -> _Shared:
-        return self._shared[state.start.seq_id - state.start.index]
+    def _shared_of(self, state: SequenceState) -> _Shared | None:
+        return self._shared.get(state.start.seq_id - state.start.index)
 
     def _prepared(self) -> tuple[list[int], list[SequenceResult]]:
         ready: list[int] = []
         refused: list[SequenceResult] = []
         for seq_id, state in list(self._waiting.items()):
-            shared = self._shared_of(state)
-            if shared.session is not None and shared.session.refused is not None:
-                refused.append(SequenceResult(seq_id, error=shared.session.refused, is_invalid=True))
-            elif (isinstance(shared.bad_words, BadWords) or shared.bad_words.done()) and (
-                shared.session is None or shared.session.is_ready
-            ):
-                try:
-                    if isinstance(shared.bad_words, Future):
-                        shared.bad_words = shared.bad_words.result()
-                    assert state.sampling is not None
-                    state.sampling.bad_words = shared.bad_words
-                    ready.append(seq_id)
-                except BaseException as error:
-                    refused.append(SequenceResult(seq_id, error=failure(error), is_invalid=True))
-            else:
-                continue
+            try:
+                if not self._is_prepared(state):
+                    continue
+                ready.append(seq_id)
+            except BaseException as error:
+                reason = str(error) if isinstance(error, OctavoError) else failure(error)
+                refused.append(SequenceResult(seq_id, error=reason, is_invalid=True))
             del self._waiting[seq_id]
         return ready, refused
+
+    def _is_prepared(self, state: SequenceState) -> bool:
+        """Whether all that a sequence waits for is there. Raises where it cannot be had."""
+        shared = self._shared_of(state)
+        if shared is not None and shared.session is not None and shared.session.refused is not None:
+            raise InvalidRequestError(shared.session.refused)
+        if self._adapters is not None and state.has_adapter and not self._adapters.is_ready(state.start):
+            return False
+        if shared is None:
+            return True
+        if shared.session is not None and not shared.session.is_ready:
+            return False
+        if isinstance(shared.bad_words, Future):
+            if not shared.bad_words.done():
+                return False
+            shared.bad_words = shared.bad_words.result()
+        assert state.sampling is not None
+        state.sampling.bad_words = shared.bad_words
+        return True
 
     def take_on_time(self) -> list[SequenceState]:
         """Sequences whose mask has come since their step."""

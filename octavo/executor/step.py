@@ -3,6 +3,7 @@
 import msgspec
 
 from octavo.features import Feature, Positions
+from octavo.lora import AdapterRef
 from octavo.outputs import PackedLogprobs
 from octavo.params import PoolingParams, SamplingParams
 
@@ -32,11 +33,17 @@ class SequenceStart(msgspec.Struct):
     """Of the prompt's tokens, where they are not 0, 1, 2, ..."""
     both_ways: list[tuple[int, int]] = []
     """First token and end of spans in which every token sees all of the span; no step cuts one."""
+    adapter: AdapterRef | None = None
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether a grammar or bad words decide which tokens may come."""
+        return bool(self.bad_words) or (self.sampling is not None and self.sampling.structured_outputs is not None)
 
     @property
     def waits(self) -> bool:
         """Whether it may be computed only once a StepResult has called it ready."""
-        return bool(self.bad_words) or (self.sampling is not None and self.sampling.structured_outputs is not None)
+        return self.adapter is not None or self.is_constrained
 
 
 class SequenceStep(msgspec.Struct):

@@ -4,7 +4,15 @@ Each operation is *batch invariant*: a row of its result is computed by the same
 rows around it. docs/design.md says how; tests/ops holds every operation to it.
 """
 
-from octavo.ops.backend import Backend, PackedExperts, PackedHeads, PackedLinear, RecordedDecode
+from octavo.ops.backend import (
+    AdapterTable,
+    Backend,
+    PackedExperts,
+    PackedHeads,
+    PackedLinear,
+    RecordedDecode,
+    RowAdapters,
+)
 from octavo.ops.paged_cache import KVCache
 from octavo.ops.plans import (
     NOT_FINITE,
@@ -28,6 +36,8 @@ from octavo.ops.specs import (
     HeadClip,
     HeadNorms,
     HeadTransform,
+    LinearUpdate,
+    LowRank,
     NormSpec,
     RotaryTable,
     RouterSpec,
@@ -38,6 +48,7 @@ from octavo.ops.torch.activations import ACTIVATIONS
 __all__ = [
     "ACTIVATIONS",
     "NOT_FINITE",
+    "AdapterTable",
     "AttentionPlan",
     "AttentionSpec",
     "Backend",
@@ -52,6 +63,8 @@ __all__ = [
     "HeadNorms",
     "HeadTransform",
     "KVCache",
+    "LinearUpdate",
+    "LowRank",
     "NormSpec",
     "PackedExperts",
     "PackedHeads",
@@ -60,6 +73,7 @@ __all__ = [
     "RecurrentPlan",
     "RotaryTable",
     "RouterSpec",
+    "RowAdapters",
     "ScanInput",
     "SequenceRun",
     "StoredRows",

@@ -6,7 +6,7 @@ reference, which says what each operation means; octavo.ops.native has the same 
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from octavo.ops.plans import (
     ScanInput,
     SequenceRun,
 )
-from octavo.ops.specs import AttentionSpec, CacheSpec, Capabilities, Gate, RotaryTable, RouterSpec
+from octavo.ops.specs import AttentionSpec, CacheSpec, Capabilities, Gate, LinearUpdate, RotaryTable, RouterSpec
 from octavo.ops.stored_rows import StoredRows
 from octavo.ops.weight_kinds import WeightKind
 
@@ -62,6 +62,36 @@ class PackedExperts(Protocol):
         ...
 
 
+class AdapterTable(Protocol):
+    """What the adapters of a step make of one weight's results, or of those of a layer's experts, by slot."""
+
+    def put(self, slot: int, update: object | None, expert: int = 0) -> None:
+        """Have a slot's adapter change these results by what `Backend.pack_update` has made; None for no change.
+
+        Results that were recorded before follow.
+        """
+        ...
+
+    def apply(self, x: Tensor, y: Tensor, slots: Tensor, chosen: Tensor | None = None) -> None:
+        """Change `y` in place, row by row; rows without an adapter, or whose adapter has no update, keep their bits.
+
+        Args:
+            x: [rows, inputs], or [rows * choices, inputs], what was multiplied.
+            y: [rows, outputs], or [rows * choices, outputs], the results.
+            slots: [rows] int64, the slot of each row's adapter, -1 for none.
+            chosen: [rows, choices] int64, the experts, where results are of theirs.
+        """
+        ...
+
+
+class RowAdapters(NamedTuple):
+    """A weight's adapters, and which of them the rows of a step have."""
+
+    table: AdapterTable
+    slots: Tensor
+    """[rows] int64"""
+
+
 class RecordedDecode(Protocol):
     """Decode steps, which run again from a recording."""
 
@@ -77,6 +107,7 @@ class RecordedDecode(Protocol):
         lengths: Sequence[int],
         encoder_lengths: Sequence[int],
         first_keys: Sequence[int],
+        adapters: Sequence[int] = (),
     ) -> tuple[Tensor, ...] | None:
         """What the recorded function gives for one token of each sequence; None where it cannot be recorded.
 
@@ -90,6 +121,7 @@ class RecordedDecode(Protocol):
             lengths: tokens that each sequence has in all.
             encoder_lengths: the end of the rows that each sequence sees in cross-attention.
             first_keys: the first of them.
+            adapters: slots of the sequences' adapters, -1 for none; of steps recorded with adapters.
         """
         ...
 
@@ -151,9 +183,16 @@ class Backend(Protocol):
         ...
 
     def record_decode(
-        self, function: Callable[[DecodeInputs], tuple[Tensor, ...]], tables: BlockTables, max_rows: int
+        self,
+        function: Callable[[DecodeInputs], tuple[Tensor, ...]],
+        tables: BlockTables,
+        max_rows: int,
+        adapters: bool = False,
     ) -> RecordedDecode | None:
-        """Have decode steps of up to `max_rows` sequences run from a recording of `function`; None where none can."""
+        """Have decode steps of up to `max_rows` sequences run from a recording of `function`; None where none can.
+
+        `adapters`: its inputs have the slots of adapters.
+        """
         ...
 
     def linear(self, weight: Tensor) -> PackedLinear:
@@ -171,6 +210,14 @@ class Backend(Protocol):
 
     def quantize(self, weight: Tensor, kind: WeightKind) -> StoredRows:
         """A weight `[out, in]` rounded to the nearest values of one of `capabilities.weight_kinds`."""
+        ...
+
+    def adapter_table(self, slots: int, experts: int = 1) -> AdapterTable:
+        """For one weight's results, or those of so many experts; no adapter changes them yet."""
+        ...
+
+    def pack_update(self, update: LinearUpdate, dtype: torch.dtype) -> object:
+        """What `AdapterTable.put` takes, its matrices in `dtype`. Any thread may call this."""
         ...
 
     def experts(self, weights: Sequence[PackedLinear]) -> PackedExperts:
@@ -221,8 +268,18 @@ class Backend(Protocol):
         """`[rows, size]` of `gate_up` `[rows, 2 * size]`, whose first half is the gate (Shazeer 2020)."""
         ...
 
-    def gated_linear(self, gate_up: PackedLinear, x: Tensor, bias: Tensor | None, gate: Gate) -> Tensor:
-        """`gated(gate_up(x, bias), gate)`, which need not be rounded in between."""
+    def gated_linear(
+        self,
+        gate_up: PackedLinear,
+        x: Tensor,
+        bias: Tensor | None,
+        gate: Gate,
+        adapters: RowAdapters | None = None,
+    ) -> Tensor:
+        """`gated(gate_up(x, bias), gate)`, which need not be rounded in between.
+
+        Rows without an adapter have the same bits as where there are no `adapters` at all.
+        """
         ...
 
     def route(self, logits: Tensor, spec: RouterSpec) -> tuple[Tensor, Tensor]:

@@ -115,6 +115,8 @@ class DecodeInputs:
     attention: Sequence[AttentionPlan]
     """One for each group of block tables."""
     recurrent: RecurrentPlan
+    adapters: Tensor | None = None
+    """Slots of adapters, -1 for none; None where no row of the recording has any."""
 
 
 @dataclass(frozen=True)

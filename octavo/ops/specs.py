@@ -152,3 +152,26 @@ class Capabilities:
     """What weights may be held in without being slower than in float32."""
     row_dtypes: frozenset[torch.dtype]
     """Of these, what rows may be in where weights are plain; all other products take rows of float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """What an adapter adds to some outputs of a weight: `x @ a.T @ b.T`."""
+
+    first: int
+    """The first of these outputs."""
+    a: Tensor
+    """[rank, inputs]"""
+    b: Tensor
+    """[outputs, rank], with the adapter's scale in it"""
+
+
+@dataclass(frozen=True, eq=False)
+class LinearUpdate:
+    """What an adapter makes of a weight's results y: `magnitude * y + bias`, and what is of low rank."""
+
+    low_rank: tuple[LowRank, ...]
+    magnitude: Tensor | None = None
+    """[outputs] float32 (DoRA's lengths over the weight's)"""
+    bias: Tensor | None = None
+    """[outputs] float32"""

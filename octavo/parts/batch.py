@@ -1,9 +1,10 @@
 """One step's input, handed to every part as an explicit argument."""
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from octavo.ops import AttentionPlan, KVCache, RecurrentPlan
@@ -68,6 +69,10 @@ class Batch:
     """What stands in the place of tokens' embeddings; None where nothing does."""
     crosses: Tensor | None = None
     """[rows] bool: which rows see anything in cross-attention; None where all do."""
+    adapters: Tensor | None = None
+    """[rows] int64: the slot of each row's adapter, -1 for none; None where no row has one."""
+    only_tables: bool = False
+    """Whether its adapters change nothing but what AdapterTables do, as in a recorded step."""
     kept: dict[Hashable, Tensor] = field(default_factory=dict)
     """Hidden states that later layers of this step come back to (skip connections across layers)."""
     _memo: dict[Hashable, Any] = field(default_factory=dict)
@@ -79,6 +84,18 @@ class Batch:
         value: T = self._memo[key]
         return value
 
+    def adapter_slots(self, rows: int) -> Tensor | None:
+        """`adapters` of the first `rows` rows."""
+        return None if self.adapters is None else self.adapters[:rows]
+
+    def rows_of_slot(self, slot: int, rows: int) -> Tensor | None:
+        """Which of the first `rows` rows have a slot's adapter, which changes more than tables do; None if none."""
+        return None if self.adapters is None or self.only_tables else _places(self.adapters[:rows], slot)
+
+    def of_rows(self, index: Tensor | slice) -> "Batch":
+        """What a product of only these rows, after the last layer, needs to know of them."""
+        return self if self.adapters is None else replace(self, adapters=self.adapters[index])
+
     def paged(self, index: int) -> PagedView:
         view = self.states[index]
         assert isinstance(view, PagedView)
@@ -88,6 +105,11 @@ class Batch:
         view = self.states[index]
         assert isinstance(view, RecurrentView)
         return view
+
+
+def _places(slots: Tensor, slot: int) -> Tensor | None:
+    places = (slots == slot).nonzero().flatten()
+    return places if len(places) else None
 
 
 @dataclass
@@ -103,6 +125,16 @@ class SpanBatch:
     """First row and number of the rows that each input's see; None where they see their own."""
     angles: tuple[Tensor, Tensor] | None = field(default=None, kw_only=True)
     """cos and sin for the rope of its rows, `[rows, pairs]` float32 each; None where positions come otherwise."""
+    adapter: int | None = field(default=None, kw_only=True)
+    """The slot of the adapter that all of its rows have; None for none."""
+
+    def adapter_slots(self, rows: int) -> Tensor | None:
+        """The adapter's slot for each of so many rows, which need not be the batch's own (patches are merged)."""
+        return None if self.adapter is None else torch.full((rows,), self.adapter)
+
+    def rows_of_slot(self, slot: int, rows: int) -> Tensor | None:
+        """Which of so many rows have the adapter of a slot; None if none."""
+        return torch.arange(rows) if self.adapter == slot else None
 
 
 @dataclass

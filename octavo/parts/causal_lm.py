@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.ops import Backend, PackedLinear
+from octavo.parts.adapters import TakesAdapters
 from octavo.parts.batch import Batch, CrossBatch, EncoderBatch
 from octavo.parts.embedding import Embedding
 from octavo.parts.encoder import CrossAttention
@@ -151,6 +152,16 @@ class CausalLM(nn.Module):
         for module in self.modules():
             if module is not self and (prepare := getattr(module, "prepare", None)) is not None:
                 prepare(backend)
+
+    def enable_adapters(self, slots: int) -> None:
+        """Have adapters in so many slots, from now on. All parts are prepared."""
+        for module in self.modules():  # parents come first: experts share what their layer makes
+            if module is not self and (enable := getattr(module, "enable_adapters", None)) is not None:
+                enable(self._backend, slots)
+
+    def adapted_parts(self) -> dict[str, TakesAdapters]:
+        """The parts that adapters may change, by path."""
+        return {path: m for path, m in self.named_modules() if m is not self and isinstance(m, TakesAdapters)}
 
     def encode(self, batch: EncoderBatch) -> None:
         """Run the encoder, and have every cross-attention store its keys and values of the result."""

@@ -1,11 +1,29 @@
 """Token and position embeddings: the first part of a model, called on a batch."""
 
+from dataclasses import dataclass
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from octavo.ops import Backend, PackedLinear
+from octavo.parts.adapters import AdapterOptions, WeightAdapter
 from octavo.parts.batch import Batch, EncoderBatch
 from octavo.parts.weight_slots import Role, WeightSlot
+
+
+@dataclass(frozen=True, eq=False)
+class TableChange:
+    """What an adapter makes of a token table."""
+
+    table: Tensor | None
+    """[tokens, embedding_dim] float32, in its place; may have more tokens."""
+    tokens: tuple[Tensor, Tensor] | None
+    """Ids and [count, embedding_dim] float32, in the place of their rows."""
+    low_rank: tuple[tuple[Tensor, PackedLinear], ...]
+    """[tokens, rank] float32, and what makes rows of that."""
+    factor: Tensor | None
+    """[embedding_dim] float32 (DoRA)."""
 
 
 class Embedding(nn.Module):
@@ -20,6 +38,8 @@ class Embedding(nn.Module):
         self.scale = scale
         self.weight: nn.Parameter | None = None
         self._packed: PackedLinear | None = None
+        self._changes: dict[int, TableChange] = {}
+        """Adapters', by slot."""
 
     def weight_slots(self) -> dict[str, WeightSlot]:
         """The table; CausalLM says which is the tokens'."""
@@ -37,7 +57,7 @@ class Embedding(nn.Module):
         self._table_rows, self._scale = backend.table_rows, backend.scale
 
     def forward(self, batch: Batch | EncoderBatch) -> Tensor:
-        rows = self.of(batch.tokens)
+        rows = self.of(batch.tokens) if not self._changes else self._adapted(batch.tokens, batch)
         features = batch.features if isinstance(batch, Batch) else None
         return rows if features is None else features.put(rows)
 
@@ -47,6 +67,75 @@ class Embedding(nn.Module):
             return self._packed.rows(ids, self._dtype, self.scale)
         rows = self.lookup(ids)
         return rows if self.scale == 1.0 else self._scale(rows, self.scale)
+
+    def _adapted(self, ids: Tensor, batch: Batch | EncoderBatch) -> Tensor:
+        """Rows of tokens, where adapters have other ones, or more of them."""
+        rows = self.of(ids.clamp(max=self.num_embeddings - 1))
+        for slot, change in self._changes.items():
+            if (places := batch.rows_of_slot(slot, len(ids))) is not None:
+                rows[places] = self._scaled(self._changed(ids[places], change), rows.dtype)
+        return rows
+
+    def _changed(self, ids: Tensor, change: TableChange) -> Tensor:
+        """`[count, embedding_dim]` float32."""
+        if change.table is not None:
+            rows = change.table[ids]
+        else:
+            rows = self._floats(ids.clamp(max=self.num_embeddings - 1))
+        for by_token, low_rank in change.low_rank:
+            rows = rows + low_rank(by_token[ids])
+        if change.factor is not None:
+            rows = rows * change.factor
+        if change.tokens is not None:
+            for token, row in zip(*change.tokens, strict=True):
+                rows[ids == token] = row
+        return rows
+
+    def _floats(self, ids: Tensor) -> Tensor:
+        """Rows without the scale, in float32; the caller may change them."""
+        if self._packed is not None:
+            return self._packed.rows(ids, torch.float32)
+        assert self.weight is not None
+        return self.weight.data[ids].float()
+
+    def _scaled(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        rows = rows.to(dtype)
+        return rows if self.scale == 1.0 else self._scale(rows, self.scale)
+
+    def enable_adapters(self, backend: Backend, slots: int) -> None:
+        """See octavo.parts.adapters.TakesAdapters."""
+
+    def put_adapter(self, slot: int, change: object | None) -> None:
+        """See octavo.parts.adapters.TakesAdapters."""
+        self._changes.pop(slot, None)
+        if change is not None:
+            self._changes[slot] = cast(TableChange, change)
+
+    def adapter_change(self, adapter: WeightAdapter, options: AdapterOptions) -> TableChange:
+        """See octavo.parts.adapters.TakesAdapters."""
+        if adapter.bias is not None or adapter.added_bias is not None:
+            raise ValueError("a bias, which a token table has not")
+        device = options.backend.device
+        if any(part.first or len(part.b) < self.num_embeddings for part in adapter.low_rank):
+            raise ValueError("a part of a table")
+        factor = None
+        if adapter.lengths is not None:
+            table = adapter.weight if adapter.weight is not None else self._floats(torch.arange(self.num_embeddings))
+            total = table.cpu()
+            for part in adapter.low_rank:
+                total = total + part.b @ part.a
+            factor = (adapter.lengths / total.norm(dim=0)).to(device)
+        low_rank = tuple(
+            (part.b.contiguous().to(device), options.backend.linear(part.a.t().contiguous().to(device)))
+            for part in adapter.low_rank
+        )
+        weight, tokens = adapter.weight, adapter.tokens
+        return TableChange(
+            None if weight is None else weight.to(device),
+            None if tokens is None else (tokens[0].to(device), tokens[1].to(device)),
+            low_rank,
+            factor,
+        )
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Rows `ids` of a plain table, without the scale."""

@@ -4,13 +4,33 @@ Nobody else holds a weight that rows are multiplied with. Each product is told t
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from octavo.ops import Backend, Gate, PackedLinear
+from octavo.ops import AdapterTable, Backend, Gate, LinearUpdate, LowRank, PackedHeads, PackedLinear, RowAdapters
+from octavo.parts.adapters import AdapterOptions, WeightAdapter
 from octavo.parts.batch import Batch, SpanBatch
 from octavo.parts.weight_slots import Role, WeightSlot
+
+ROWS_AT_ONCE = 4096
+"""Of a weight, that are read to know their lengths."""
+
+
+@dataclass(frozen=True, eq=False)
+class LinearChange:
+    """What an adapter makes of a Linear."""
+
+    update: object | None
+    """For an AdapterTable."""
+    weight: PackedLinear | None = None
+    """In place of the Linear's own, which may have more outputs than it; the bias is the Linear's."""
+    dtype: torch.dtype = torch.float32
+    """Of that weight."""
+    outputs: int = 0
+    """How many it has."""
 
 
 class Linear(nn.Module):
@@ -42,6 +62,11 @@ class Linear(nn.Module):
         """The segments that have a bias; the others' is zero."""
         self.bias: nn.Parameter | None = None
         self._packed: PackedLinear | None = None
+        self._table: AdapterTable | None = None
+        self._expert: int | None = None
+        """Its number, where the table is all experts'."""
+        self._in_place: dict[int, LinearChange] = {}
+        """By slot: weights that are computed with instead."""
 
     def weight_slots(self) -> dict[str, WeightSlot]:
         """The weight, packed, and the bias."""
@@ -71,12 +96,106 @@ class Linear(nn.Module):
     def forward(self, x: Tensor, batch: Batch | SpanBatch) -> Tensor:
         """`x` `[rows, inputs]`, rows of `batch`, to `[rows, outputs]`."""
         assert self._packed is not None, "weights are loaded before anything is computed"
-        return self._packed(x, self.bias)
+        y = self._packed(x, self.bias)
+        if (adapters := self._adapters(x, batch)) is not None:
+            self._replace(x, y, batch)
+            adapters.table.apply(x, y, adapters.slots)
+        return y
 
     def gated(self, x: Tensor, batch: Batch | SpanBatch, gate: Gate) -> Tensor:
         """The result's halves, gate and up, made one by `gate`: `[rows, outputs / 2]`."""
         assert self._packed is not None, "weights are loaded before anything is computed"
-        return self._gated_linear(self._packed, x, self.bias, gate)
+        return self._gated_linear(self._packed, x, self.bias, gate, self._adapters(x, batch))
+
+    def _adapters(self, x: Tensor, batch: Batch | SpanBatch) -> RowAdapters | None:
+        """The adapters of a step's rows, if they may change this."""
+        slots = None if self._table is None else batch.adapter_slots(x.shape[0])
+        return None if slots is None or self._table is None else RowAdapters(self._table, slots)
+
+    def _replace(self, x: Tensor, y: Tensor, batch: Batch | SpanBatch) -> None:
+        """Compute the rows whose adapters have weights in place of this one."""
+        for slot in self._in_place:
+            if (rows := batch.rows_of_slot(slot, x.shape[0])) is not None:
+                y[rows] = self.replaced(x[rows], slot)[:, : self.outputs].to(y.dtype)
+
+    def replaced(self, x: Tensor, slot: int) -> Tensor:
+        """What the weight that a slot's adapter has in place of this one gives, with as many outputs as that has."""
+        change = self._in_place[slot]
+        assert change.weight is not None
+        return change.weight(x.to(change.dtype), self.bias)
+
+    def more_outputs(self, slot: int) -> bool:
+        """Whether a slot's adapter has a weight with more outputs in place of this one."""
+        return slot in self._in_place and self._in_place[slot].outputs > self.outputs
+
+    def enable_adapters(self, backend: Backend, slots: int) -> None:
+        """See octavo.parts.adapters.TakesAdapters."""
+        if self._table is None:
+            self._table = backend.adapter_table(slots)
+
+    def share_table(self, table: AdapterTable, expert: int) -> None:
+        """Have adapters change the results of one of several experts, whose products are computed together."""
+        self._table, self._expert = table, expert
+
+    def put_adapter(self, slot: int, change: object | None) -> None:
+        """See octavo.parts.adapters.TakesAdapters."""
+        assert self._table is not None
+        change = cast(LinearChange | None, change)
+        self._table.put(slot, None if change is None else change.update, self._expert or 0)
+        self._in_place.pop(slot, None)
+        if change is not None and change.weight is not None:
+            self._in_place[slot] = change
+
+    def adapter_change(self, adapter: WeightAdapter, options: AdapterOptions) -> LinearChange:
+        """See octavo.parts.adapters.TakesAdapters."""
+        if adapter.tokens is not None:
+            raise ValueError("rows of tokens, which only a token table has")
+        magnitude, bias = self._magnitude(adapter), self._added_bias(adapter)
+        low_rank = adapter.low_rank
+        if magnitude is not None:
+            low_rank = [
+                replace(part, b=part.b * magnitude[part.first : part.first + len(part.b), None]) for part in low_rank
+            ]
+            if self.bias is not None and self._expert is None:  # the results have it already
+                own = self.bias.data.cpu() * (1 - magnitude)
+                bias = own if bias is None else own + bias
+        backend, update = options.backend, None
+        if low_rank or magnitude is not None or bias is not None:
+            to = [None if t is None else t.to(backend.device) for t in (magnitude, bias)]
+            parts = tuple(LowRank(p.first, p.a.to(backend.device), p.b.to(backend.device)) for p in low_rank)
+            update = backend.pack_update(LinearUpdate(parts, *to), options.dtype)
+        if adapter.weight is None:
+            return LinearChange(update)
+        if self._expert is not None or self.segments or (len(adapter.weight) > self.outputs and self.bias is not None):
+            raise ValueError("a whole weight in its place")
+        packed = backend.linear(adapter.weight.to(backend.device, options.dtype))
+        return LinearChange(update, packed, options.dtype, len(adapter.weight))
+
+    def _magnitude(self, adapter: WeightAdapter) -> Tensor | None:
+        """[outputs] DoRA's lengths over those of the weight's rows with what is added to them."""
+        if adapter.lengths is None:
+            return None
+        assert self._packed is not None
+        factors = []
+        for first in range(0, self.outputs, ROWS_AT_ONCE):
+            ids = torch.arange(first, min(first + ROWS_AT_ONCE, self.outputs))
+            rows = self._packed.rows(ids, torch.float32).cpu()
+            for part in adapter.low_rank:
+                begin, end = max(first, part.first), min(first + len(rows), part.first + len(part.b))
+                if begin < end:
+                    rows[begin - first : end - first] += part.b[begin - part.first : end - part.first] @ part.a
+            wanted = adapter.lengths[first : first + len(rows)]
+            factors.append(torch.where(wanted.isnan(), 1.0, wanted / rows.norm(dim=1)))
+        return torch.cat(factors)
+
+    def _added_bias(self, adapter: WeightAdapter) -> Tensor | None:
+        """[outputs] what an adapter adds to the bias."""
+        added = adapter.added_bias
+        if adapter.bias is not None:
+            own = torch.zeros(self.outputs) if self.bias is None else self.bias.data.cpu()
+            more = torch.where(adapter.bias.isnan(), 0.0, adapter.bias - own)
+            added = more if added is None else added + more
+        return added
 
 
 class ExpertLinear:
@@ -91,9 +210,16 @@ class ExpertLinear:
         packed = [e._packed for e in experts if e._packed is not None]
         assert len(packed) == len(experts), "weights are loaded before what is made of them"
         self._packed = backend.experts(packed)
+        self._experts, self._table = list(experts), cast(AdapterTable | None, None)
         biases = [e.bias for e in experts if e.bias is not None]
         self._bias = torch.stack([bias.data for bias in biases]) if biases else None
         """[experts, outputs]"""
+
+    def enable_adapters(self, backend: Backend, slots: int) -> None:
+        """Have adapters of the experts' Linears change what comes of this."""
+        self._table = backend.adapter_table(slots, len(self._experts))
+        for number, expert in enumerate(self._experts):
+            expert.share_table(self._table, number)
 
     def __call__(self, x: Tensor, chosen: Tensor, batch: Batch) -> Tensor:
         """A result for each choice, `[rows * choices, outputs]`, in the order of `chosen`.
@@ -104,7 +230,20 @@ class ExpertLinear:
             batch: what the rows are of.
         """
         y = self._packed(x, chosen)
+        slots = None if self._table is None else batch.adapter_slots(chosen.shape[0])
+        if self._table is not None and slots is not None:
+            self._table.apply(x, y, slots, chosen)
         return y if self._bias is None else (y + self._bias[chosen.flatten()]).to(y.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class HeadChange:
+    """What an adapter makes of a HeadLinear, from both sides."""
+
+    keys: tuple[tuple[PackedHeads, PackedLinear], ...]
+    """Of a head's query to its inner values, and of these to a latent."""
+    values: tuple[tuple[PackedLinear, PackedHeads], ...]
+    """Of a latent to the inner values, and of these to a head's value."""
 
 
 class HeadLinear(nn.Module):
@@ -122,6 +261,8 @@ class HeadLinear(nn.Module):
         super().__init__()
         self.rank, self.num_heads, self.key_dim, self.value_dim = rank, num_heads, key_dim, value_dim
         self.weight = nn.Parameter(torch.empty(num_heads * (key_dim + value_dim), rank), requires_grad=False)
+        self._changes: dict[int, HeadChange] = {}
+        """Adapters', by slot."""
 
     def prepare(self, backend: Backend) -> None:
         by_head = self.weight.data.view(self.num_heads, self.key_dim + self.value_dim, self.rank)
@@ -131,8 +272,44 @@ class HeadLinear(nn.Module):
 
     def absorb_keys(self, query: Tensor, batch: Batch) -> Tensor:
         """What queries `[rows, heads, key_dim]` of keys are as queries of latents: `[rows, heads, rank]` in float32."""
-        return self._keys(query, torch.float32)
+        latents = self._keys(query, torch.float32)
+        for slot, change in self._changes.items():
+            if (rows := batch.rows_of_slot(slot, len(query))) is not None:
+                for keys, to_latent in change.keys:
+                    inner = keys(query[rows].float(), torch.float32)
+                    latents[rows] += to_latent(inner.flatten(0, 1)).view(len(rows), self.num_heads, self.rank)
+        return latents
 
     def values(self, latents: Tensor, dtype: torch.dtype, batch: Batch) -> Tensor:
         """Each head's values `[rows, heads, value_dim]` in `dtype` of its mixed latents `[rows, heads, rank]`."""
-        return self._values(latents, dtype)
+        values = self._values(latents, dtype)
+        for slot, change in self._changes.items():
+            if (rows := batch.rows_of_slot(slot, len(latents))) is not None:
+                for of_latent, by_head in change.values:
+                    inner = of_latent(latents[rows].flatten(0, 1).float()).view(len(rows), self.num_heads, -1)
+                    values[rows] += by_head(inner, torch.float32).to(dtype)
+        return values
+
+    def enable_adapters(self, backend: Backend, slots: int) -> None:
+        """See octavo.parts.adapters.TakesAdapters."""
+
+    def put_adapter(self, slot: int, change: object | None) -> None:
+        """See octavo.parts.adapters.TakesAdapters."""
+        self._changes.pop(slot, None)
+        if change is not None:
+            self._changes[slot] = cast(HeadChange, change)
+
+    def adapter_change(self, adapter: WeightAdapter, options: AdapterOptions) -> HeadChange:
+        """See octavo.parts.adapters.TakesAdapters."""
+        if any(x is not None for x in (adapter.lengths, adapter.weight, adapter.bias, adapter.added_bias)):
+            raise ValueError("more than matrices of low rank, for keys and values that are made of a latent")
+        keys, values, backend = [], [], options.backend
+        for part in adapter.low_rank:
+            if part.first or len(part.b) != self.num_heads * (self.key_dim + self.value_dim):
+                raise ValueError("a part of the heads")
+            a, b = part.a.to(backend.device), part.b.to(backend.device)
+            by_head = b.view(self.num_heads, self.key_dim + self.value_dim, -1)
+            of_keys, of_values = by_head[:, : self.key_dim], by_head[:, self.key_dim :]
+            keys.append((backend.head_linear(of_keys.transpose(1, 2)), backend.linear(a.t().contiguous())))
+            values.append((backend.linear(a.contiguous()), backend.head_linear(of_values)))
+        return HeadChange(tuple(keys), tuple(values))

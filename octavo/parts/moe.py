@@ -37,6 +37,11 @@ class MoE(nn.Module):
         self._gate_up = ExpertLinear([e.gate_up for e in self.experts], backend)  # type: ignore[misc]
         self._down = ExpertLinear([e.down for e in self.experts], backend)  # type: ignore[misc]
 
+    def enable_adapters(self, backend: Backend, slots: int) -> None:
+        """Of all experts at once: their products are computed together."""
+        for layer in (self._gate_up, self._down):
+            layer.enable_adapters(backend, slots)
+
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         rows = batch.num_tokens  # padding chooses nobody
         weights, chosen = self._backend.route(self._backend.floats(self.router(x, batch)[:rows]), self.route)

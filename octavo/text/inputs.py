@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 from octavo.errors import InvalidRequestError
 from octavo.features import ENCODER, Feature, Positions, encoder_feature
+from octavo.lora import AdapterRef
 from octavo.media.items import count_items
 from octavo.media.model_media import ModelMedia, feature_of, positions_of
 from octavo.params import PoolingParams, SamplingParams
@@ -28,6 +29,8 @@ class CheckedPrompt:
     positions: Positions | None = None
     both_ways: list[tuple[int, int]] = field(default_factory=list)
     """First token and end of spans in which every token sees all of the span, and not only what is before it."""
+    adapter: AdapterRef | None = None
+    """Which adapter the model answers it with."""
 
     @property
     def media(self) -> list[Feature]:

@@ -9,7 +9,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from octavo.ops.backend import PackedExperts, PackedLinear
+from octavo.ops.backend import AdapterTable, PackedExperts, PackedLinear, RowAdapters
 from octavo.ops.host_memory import Arena
 from octavo.ops.native.description import (
     MAX_HEAD_DIM,
@@ -39,7 +39,17 @@ from octavo.ops.plans import (
     plan_attention,
     plan_recurrent,
 )
-from octavo.ops.specs import AttentionSpec, CacheSpec, Capabilities, Gate, HeadClip, NormSpec, RotaryTable, RouterSpec
+from octavo.ops.specs import (
+    AttentionSpec,
+    CacheSpec,
+    Capabilities,
+    Gate,
+    HeadClip,
+    LinearUpdate,
+    NormSpec,
+    RotaryTable,
+    RouterSpec,
+)
 from octavo.ops.stored_rows import StoredRows, of_floats
 from octavo.ops.torch import TorchBackend
 from octavo.ops.weight_kinds import WeightKind
@@ -122,9 +132,13 @@ class NativeBackend:
         return plan_recurrent(runs)
 
     def record_decode(
-        self, function: Callable[[DecodeInputs], tuple[Tensor, ...]], tables: BlockTables, max_rows: int
+        self,
+        function: Callable[[DecodeInputs], tuple[Tensor, ...]],
+        tables: BlockTables,
+        max_rows: int,
+        adapters: bool = False,
     ) -> RecordedSteps:
-        return RecordedSteps(self.library, function, tables, max_rows)
+        return RecordedSteps(self.library, function, tables, max_rows, adapters)
 
     @property
     def threads(self) -> int:
@@ -279,7 +293,24 @@ class NativeBackend:
         )
         return out
 
-    def gated_linear(self, gate_up: PackedLinear, x: Tensor, bias: Tensor | None, gate: Gate) -> Tensor:
+    def adapter_table(self, slots: int, experts: int = 1) -> AdapterTable:
+        return self._reference.adapter_table(slots, experts)
+
+    def pack_update(self, update: LinearUpdate, dtype: torch.dtype) -> object:
+        return self._reference.pack_update(update, dtype)
+
+    def gated_linear(
+        self,
+        gate_up: PackedLinear,
+        x: Tensor,
+        bias: Tensor | None,
+        gate: Gate,
+        adapters: RowAdapters | None = None,
+    ) -> Tensor:
+        if adapters is not None:
+            y = gate_up(x, bias)
+            adapters.table.apply(x, y, adapters.slots)
+            return self.gated(y, gate)
         parts = gate_up.parts if isinstance(gate_up, NativeLinear) else []
         fits = len(parts) == 1 and not parts[0].outputs % (2 * PANEL)
         if not fits or not gate.is_plain or gate.activation not in ACTIVATIONS:

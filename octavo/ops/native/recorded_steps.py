@@ -42,6 +42,7 @@ class RecordedSteps:
         function: what is run.
         tables: the block tables that it reads.
         max_rows: sequences that a step may have.
+        adapters: whether sequences have adapters.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class RecordedSteps:
         function: Callable[[DecodeInputs], tuple[Tensor, ...]],
         tables: BlockTables,
         max_rows: int,
+        adapters: bool = False,
     ) -> None:
         self._library, self._function, self._tables = library, function, tables
         self.max_rows = min(MAX_ROWS, max_rows)
@@ -57,6 +59,7 @@ class RecordedSteps:
         """By their rows; None where a recording cannot be made."""
         rows = self.max_rows
         self._tokens, self._positions, self._lengths = (torch.zeros(rows, dtype=torch.int64) for _ in range(3))
+        self._adapters = torch.full((rows,), -1, dtype=torch.int64) if adapters else None
         self._slot_mappings = [torch.zeros(rows, dtype=torch.int64) for _ in tables.tables]
         # Runs of one token each, which sees what comes before it.
         self._runs = [torch.zeros(rows, 6, dtype=torch.int64) for _ in tables.tables]
@@ -79,6 +82,7 @@ class RecordedSteps:
         lengths: Sequence[int],
         encoder_lengths: Sequence[int],
         first_keys: Sequence[int],
+        adapters: Sequence[int] = (),
     ) -> tuple[Tensor, ...] | None:
         """See octavo.ops.backend.RecordedDecode."""
         program, count = self._program(self.max_rows), len(tokens)
@@ -87,6 +91,8 @@ class RecordedSteps:
         if program is None:
             return None
         self._fill(tokens, table_rows, starts, positions, lengths, encoder_lengths, first_keys)
+        if self._adapters is not None:
+            self._adapters.numpy()[:count] = adapters
         return program.run(count)
 
     def _program(self, rows: int) -> Program | None:
@@ -109,7 +115,9 @@ class RecordedSteps:
             )
         ]
         recurrent = RecurrentPlan(alone, self._recurrent_runs[:rows])
-        return DecodeInputs(self._tokens[:rows], self._positions[:rows], self._lengths[:rows], plans, recurrent)
+        adapters = None if self._adapters is None else self._adapters[:rows]
+        tokens, positions, lengths = (t[:rows] for t in (self._tokens, self._positions, self._lengths))
+        return DecodeInputs(tokens, positions, lengths, plans, recurrent, adapters)
 
     def _fill(
         self,

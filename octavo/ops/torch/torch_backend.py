@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from octavo.ops import host_memory
-from octavo.ops.backend import PackedExperts, PackedHeads, PackedLinear, RecordedDecode
+from octavo.ops.backend import PackedExperts, PackedHeads, PackedLinear, RecordedDecode, RowAdapters
 from octavo.ops.paged_cache import KVCache, block_bytes, make_cache
 from octavo.ops.plans import (
     AttentionPlan,
@@ -23,10 +23,11 @@ from octavo.ops.plans import (
     plan_attention,
     plan_recurrent,
 )
-from octavo.ops.specs import AttentionSpec, CacheSpec, Capabilities, Gate, RotaryTable, RouterSpec
+from octavo.ops.specs import AttentionSpec, CacheSpec, Capabilities, Gate, LinearUpdate, RotaryTable, RouterSpec
 from octavo.ops.stored_rows import StoredRows
 from octavo.ops.torch import experts, paged_attention, rope, routing, sampling, selective_scan, torch_norms
 from octavo.ops.torch.activations import ACTIVATIONS, gated
+from octavo.ops.torch.adapters import TorchAdapterTable, TorchUpdate
 from octavo.ops.torch.products import TorchHeads, TorchLinear
 from octavo.ops.weight_kinds import WeightKind
 
@@ -100,7 +101,11 @@ class TorchBackend:
         return plan_recurrent(runs)
 
     def record_decode(
-        self, function: Callable[[DecodeInputs], tuple[Tensor, ...]], tables: BlockTables, max_rows: int
+        self,
+        function: Callable[[DecodeInputs], tuple[Tensor, ...]],
+        tables: BlockTables,
+        max_rows: int,
+        adapters: bool = False,
     ) -> RecordedDecode | None:
         return None
 
@@ -144,8 +149,24 @@ class TorchBackend:
     def gated(self, gate_up: Tensor, gate: Gate) -> Tensor:
         return gated(gate_up, gate)
 
-    def gated_linear(self, gate_up: PackedLinear, x: Tensor, bias: Tensor | None, gate: Gate) -> Tensor:
-        return self.gated(gate_up(x, bias), gate)
+    def gated_linear(
+        self,
+        gate_up: PackedLinear,
+        x: Tensor,
+        bias: Tensor | None,
+        gate: Gate,
+        adapters: RowAdapters | None = None,
+    ) -> Tensor:
+        y = gate_up(x, bias)
+        if adapters is not None:
+            adapters.table.apply(x, y, adapters.slots)
+        return self.gated(y, gate)
+
+    def adapter_table(self, slots: int, experts: int = 1) -> TorchAdapterTable:
+        return TorchAdapterTable(slots, experts)
+
+    def pack_update(self, update: LinearUpdate, dtype: torch.dtype) -> TorchUpdate:
+        return TorchUpdate(update, dtype)
 
     def route(self, logits: Tensor, spec: RouterSpec) -> tuple[Tensor, Tensor]:
         return routing.route(logits, spec)
