@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from octavo.async_llm import AsyncLLM
     from octavo.config import EngineArgs, PoolerConfig
     from octavo.llm import LLM
+    from octavo.lora import LoRARequest
     from octavo.outputs import (
         BeamSearchOutput,
         BeamSearchSequence,
@@ -43,6 +44,7 @@ _HOME = {
     "LLM": "octavo.llm",
     "AsyncLLM": "octavo.async_llm",
     "EngineArgs": "octavo.config",
+    "LoRARequest": "octavo.lora",
     "PoolerConfig": "octavo.config",
     "SamplingParams": "octavo.params",
     "StructuredOutputsParams": "octavo.params",
@@ -80,6 +82,7 @@ __all__ = [
     "EmbeddingRequestOutput",
     "EngineArgs",
     "GuidedDecodingParams",
+    "LoRARequest",
     "Logprob",
     "PoolerConfig",
     "PoolingOutput",

@@ -15,6 +15,7 @@ from octavo.engine.engine import Engine
 from octavo.errors import EngineDeadError, OctavoError, RequestFailedError, failure
 from octavo.launch import launch_engine
 from octavo.llm import as_tensor, start_engine
+from octavo.lora import LoRARequest
 from octavo.outputs import PoolingOutput, PoolingRequestOutput, RequestOutput
 from octavo.params import PoolingParams, SamplingParams
 from octavo.prompts import Prompt
@@ -49,6 +50,7 @@ class AsyncLLM:
         request_id: str | None = None,
         *,
         priority: int = 0,
+        lora_request: LoRARequest | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """Outputs of one request as they come, by its output kind. Closing the iterator aborts the request.
 
@@ -57,27 +59,38 @@ class AsyncLLM:
         Raises InvalidRequestError, before anything runs, for a request that cannot be served, and EngineDeadError if
         the engine has stopped.
         """
-        async with contextlib.aclosing(self._run(prompt, sampling_params, request_id, priority)) as outputs:
+        run = self._run(prompt, sampling_params, request_id, priority, lora_request)
+        async with contextlib.aclosing(run) as outputs:
             async for output in outputs:
                 yield output
 
     async def encode(
-        self, prompt: Prompt, pooling_params: PoolingParams | None = None, request_id: str | None = None
+        self,
+        prompt: Prompt,
+        pooling_params: PoolingParams | None = None,
+        request_id: str | None = None,
+        lora_request: LoRARequest | None = None,
     ) -> PoolingRequestOutput[PoolingOutput]:
         """The pooled answer of one request, as a tensor."""
-        async with contextlib.aclosing(self._run(prompt, pooling_params or PoolingParams(), request_id, 0)) as outputs:
+        run = self._run(prompt, pooling_params or PoolingParams(), request_id, 0, lora_request)
+        async with contextlib.aclosing(run) as outputs:
             async for output in outputs:
                 return as_tensor(output)
         raise EngineDeadError("the engine ended the request without an answer.")
 
     async def _run(
-        self, prompt: Prompt, params: SamplingParams | PoolingParams, request_id: str | None, priority: int
+        self,
+        prompt: Prompt,
+        params: SamplingParams | PoolingParams,
+        request_id: str | None,
+        priority: int,
+        adapter: LoRARequest | None,
     ) -> AsyncGenerator[Any, None]:
         self.client.check_alive()
         name = request_id or f"request-{next(self._ids)}"
         try:
             # Tokenized beside the event loop, and so that the engine's thread does nothing but compute.
-            checked = await asyncio.to_thread(self.engine.checker.prompt, prompt, params)
+            checked = await asyncio.to_thread(self.engine.checker.prompt, prompt, params, adapter)
             processor = processor_of(name, checked, params, self.engine.tokenizer)
         except (OctavoError, asyncio.CancelledError):
             raise

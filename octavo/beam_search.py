@@ -1,11 +1,12 @@
 """Beam search on top of the engine: each step asks for the likeliest next tokens of every beam."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from tqdm import tqdm
 
 from octavo.engine.engine import Engine
+from octavo.lora import LoRARequest
 from octavo.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
 from octavo.params import BeamSearchParams, SamplingParams
 from octavo.prompts import Prompt
@@ -19,12 +20,16 @@ def beam_search(
     prompts: list[Prompt],
     params: BeamSearchParams,
     use_tqdm: bool,
+    adapters: Sequence[LoRARequest | None],
 ) -> list[BeamSearchOutput]:
-    """The `beam_width` best continuations of each prompt. All prompts advance together, a token a step."""
+    """The `beam_width` best continuations of each prompt. All prompts advance together, a token a step.
+
+    `adapters`: one for each prompt.
+    """
     step_params = SamplingParams(
         max_tokens=1, temperature=params.temperature, logprobs=2 * params.beam_width, detokenize=False
     )
-    checked = [engine.checker.prompt(p, step_params) for p in prompts]
+    checked = [engine.checker.prompt(p, step_params, a) for p, a in zip(prompts, adapters, strict=True)]
     searches = [_Search(c, params, engine.info.eos_token_ids) for c in checked]
     limit = engine.max_model_len
     for _ in tqdm(range(params.max_tokens), desc="Beam search", disable=not use_tqdm):

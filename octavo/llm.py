@@ -19,6 +19,7 @@ from octavo.engine.messages import Failed
 from octavo.errors import InvalidRequestError, RequestFailedError
 from octavo.launch import launch_engine
 from octavo.logs import log_to_stderr
+from octavo.lora import LoRARequest
 from octavo.media.fetch import MediaFetcher
 from octavo.outputs import (
     BeamSearchOutput,
@@ -39,6 +40,9 @@ from octavo.text.media_chat import media_chat_prompt
 from octavo.text.tokenizer import Tokenizer
 
 log = logging.getLogger("octavo")
+
+Adapters = LoRARequest | Sequence[LoRARequest | None] | None
+"""An adapter for all prompts, or one (or None) for each."""
 
 
 def start_engine(model: str | os.PathLike[str], options: dict[str, Any]) -> Engine:
@@ -93,7 +97,7 @@ class LLM:
         prompt_token_ids: list[int] | list[list[int]] | None = None,
         use_tqdm: bool = True,
         priority: Sequence[int] | None = None,
-        lora_request: Any = None,
+        lora_request: Adapters = None,
     ) -> list[RequestOutput]:
         """Answers to prompts, in their order.
 
@@ -103,16 +107,16 @@ class LLM:
             prompt_token_ids: the older way to give token ids.
             use_tqdm: show progress, with input and output tokens a second.
             priority: one each, with scheduling_policy="priority"; smaller goes first.
+            lora_request: an adapter for all, or for each prompt one or None. Start the engine with enable_lora=True.
 
         Raises InvalidRequestError, before anything runs, if any prompt or value cannot be served.
         """
-        _refuse_lora(lora_request)
         if prompts is not None and prompt_token_ids is not None:
             raise InvalidRequestError("give prompts or prompt_token_ids, not both.")
         batch = _prompt_list(prompts if prompts is not None else prompt_token_ids)
         params = self._params_list(sampling_params, len(batch))
         finals = [_final_only(p) for p in params]
-        outputs = self._run(batch, finals, priority, use_tqdm, "Generating")
+        outputs = self._run(batch, finals, _each(lora_request, batch), use_tqdm, "Generating", priority)
         return cast(list[RequestOutput], outputs)
 
     def chat(
@@ -127,7 +131,7 @@ class LLM:
         tools: list[dict[str, Any]] | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
         mm_processor_kwargs: dict[str, Any] | None = None,
-        lora_request: Any = None,
+        lora_request: Adapters = None,
     ) -> list[RequestOutput]:
         """Answers to one conversation, or to each of a list of them, by the model's chat template.
 
@@ -158,11 +162,15 @@ class LLM:
         return self.generate(cast(list[Prompt], prompts), sampling_params, use_tqdm=use_tqdm, lora_request=lora_request)
 
     def beam_search(
-        self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, use_tqdm: bool = False
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: BeamSearchParams,
+        use_tqdm: bool = False,
+        lora_request: Adapters = None,
     ) -> list[BeamSearchOutput]:
         """The best beams for each prompt, best first."""
-        generate = functools.partial(self.generate, use_tqdm=False)
-        return beam_search(self.engine, generate, _prompt_list(prompts), params, use_tqdm)
+        generate, batch = functools.partial(self.generate, use_tqdm=False), _prompt_list(prompts)
+        return beam_search(self.engine, generate, batch, params, use_tqdm, _each(lora_request, batch))
 
     def encode(
         self,
@@ -170,22 +178,25 @@ class LLM:
         pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
         *,
         use_tqdm: bool = True,
+        lora_request: Adapters = None,
     ) -> list[PoolingRequestOutput[PoolingOutput]]:
         """Pooled hidden states, scores or rewards of prompts, as tensors."""
-        return [as_tensor(output) for output in self._pool(prompts, pooling_params, use_tqdm)]
+        return [as_tensor(output) for output in self._pool(prompts, pooling_params, use_tqdm, lora_request)]
 
     def _pool(
         self,
         prompts: Prompt | Sequence[Prompt],
         pooling_params: PoolingParams | Sequence[PoolingParams] | None,
         use_tqdm: bool,
+        lora_request: Adapters,
     ) -> list[PoolingRequestOutput[PoolingOutput]]:
         """What `encode` gives, as arrays."""
         batch = _prompt_list(prompts)
         params = pooling_params or PoolingParams()
         each = [params] * len(batch) if isinstance(params, PoolingParams) else list(params)
         _same_length("pooling_params", each, batch)
-        return cast(list[PoolingRequestOutput[PoolingOutput]], self._run(batch, each, None, use_tqdm, "Pooling"))
+        outputs = self._run(batch, each, _each(lora_request, batch), use_tqdm, "Pooling")
+        return cast(list[PoolingRequestOutput[PoolingOutput]], outputs)
 
     def embed(
         self,
@@ -193,6 +204,7 @@ class LLM:
         pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
         *,
         use_tqdm: bool = True,
+        lora_request: Adapters = None,
     ) -> list[EmbeddingRequestOutput]:
         """Embeddings of prompts. Start the engine with task="embedding"."""
         self._need_task("embedding")
@@ -204,7 +216,7 @@ class LLM:
                 o.finished,
                 o.num_cached_tokens,
             )
-            for o in self._pool(prompts, pooling_params, use_tqdm)
+            for o in self._pool(prompts, pooling_params, use_tqdm, lora_request)
         ]
 
     def classify(
@@ -213,6 +225,7 @@ class LLM:
         pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
         *,
         use_tqdm: bool = True,
+        lora_request: Adapters = None,
     ) -> list[ClassificationRequestOutput]:
         """Probabilities of each class, for each prompt. Needs a model that classifies."""
         self._need_task("classify")
@@ -224,11 +237,16 @@ class LLM:
                 o.finished,
                 o.num_cached_tokens,
             )
-            for o in self._pool(prompts, pooling_params, use_tqdm)
+            for o in self._pool(prompts, pooling_params, use_tqdm, lora_request)
         ]
 
     def score(
-        self, text_1: Prompt | Sequence[Prompt], text_2: Prompt | Sequence[Prompt], *, use_tqdm: bool = True
+        self,
+        text_1: Prompt | Sequence[Prompt],
+        text_2: Prompt | Sequence[Prompt],
+        *,
+        use_tqdm: bool = True,
+        lora_request: LoRARequest | None = None,
     ) -> list[ScoringRequestOutput]:
         """How well texts go together: one with each of many, or each of many with its partner.
 
@@ -239,7 +257,7 @@ class LLM:
         if self.engine.info.task != "classify":
             self._need_task("embedding")
         plan = plan_scores(pairs, self.engine.ready, self.engine.checker)
-        outputs = self._pool(plan.prompts, plan.params, use_tqdm)
+        outputs = self._pool(plan.prompts, plan.params, use_tqdm, lora_request)
         scores = plan.scores([output.outputs.data for output in outputs])
         return [
             ScoringRequestOutput(
@@ -275,9 +293,10 @@ class LLM:
         self,
         prompts: list[Prompt],
         params: Sequence[SamplingParams | PoolingParams],
-        priority: Sequence[int] | None,
+        adapters: Sequence[LoRARequest | None],
         use_tqdm: bool,
         label: str,
+        priority: Sequence[int] | None = None,
     ) -> list[Any]:
         if priority is not None:
             _same_length("priority", priority, prompts)
@@ -285,7 +304,7 @@ class LLM:
         try:
             for i, (request_id, prompt) in enumerate(zip(ids, prompts, strict=True)):
                 try:
-                    self.requests.add(request_id, prompt, params[i], priority[i] if priority else 0)
+                    self.requests.add(request_id, prompt, params[i], priority[i] if priority else 0, adapters[i])
                 except InvalidRequestError as error:
                     where = f"prompt {i}: " if len(prompts) > 1 else ""
                     raise InvalidRequestError(f"{where}{error}") from error
@@ -320,9 +339,14 @@ class LLM:
         return [done[i] for i in ids]
 
 
-def _refuse_lora(lora_request: Any) -> None:
-    if lora_request is not None:
-        raise InvalidRequestError("lora_request is not supported yet; merge the adapter into the checkpoint.")
+def _each(adapters: Adapters, prompts: Sequence[Prompt]) -> Sequence[LoRARequest | None]:
+    """An adapter, or None, for each prompt."""
+    if adapters is None or isinstance(adapters, LoRARequest):
+        return [adapters] * len(prompts)
+    if not isinstance(adapters, Sequence):
+        raise InvalidRequestError(f"lora_request is a LoRARequest or a list of them, not {type(adapters).__name__}.")
+    _same_length("lora_request", adapters, prompts)
+    return adapters
 
 
 def _same_length(name: str, values: Sequence[Any], prompts: Sequence[Any]) -> None:

@@ -10,6 +10,7 @@ from octavo.client.output_processor import Processor, processor_of
 from octavo.engine.engine import Engine
 from octavo.engine.messages import Failed, Output, Ready
 from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError, RequestFailedError, failure
+from octavo.lora import LoRARequest
 from octavo.outputs import PoolingOutput, PoolingRequestOutput, RequestOutput
 from octavo.params import PoolingParams, SamplingParams
 from octavo.text.inputs import CheckedPrompt
@@ -161,8 +162,15 @@ class LocalRequests:
         """Whether a request has not ended."""
         return bool(self._processors)
 
-    def add(self, request_id: str, prompt: Any, params: SamplingParams | PoolingParams, priority: int = 0) -> None:
-        """Queue a request, of a prompt or one that `engine.checker` has checked.
+    def add(
+        self,
+        request_id: str,
+        prompt: Any,
+        params: SamplingParams | PoolingParams,
+        priority: int = 0,
+        adapter: LoRARequest | None = None,
+    ) -> None:
+        """Queue a request, of a prompt or one that `engine.checker` has checked (which has its adapter already).
 
         Raises InvalidRequestError, before anything runs, for one that cannot be served, and RequestFailedError for
         one that something unexpected happened to; then nothing of it stays. What takes time to be found out, such as
@@ -171,7 +179,10 @@ class LocalRequests:
         if request_id in self._processors:
             raise InvalidRequestError(f"request id {request_id!r} is already in use.")
         try:
-            checked = prompt if isinstance(prompt, CheckedPrompt) else self.engine.checker.prompt(prompt, params)
+            if isinstance(prompt, CheckedPrompt):
+                checked = prompt
+            else:
+                checked = self.engine.checker.prompt(prompt, params, adapter)
             processor = processor_of(request_id, checked, params, self.engine.tokenizer)
             self.client.add(request_id, checked, processor.params, priority)
         except OctavoError:

@@ -80,7 +80,14 @@ class Ready(Message):
         encoder = EncoderInput(info.max_model_len, info.decoder_start_token_id) if info.has_encoder else None
         media = ModelMedia(info.media, tokenizer, limits) if info.media is not None else None
         return InputChecker(
-            tokenizer, info.vocab_size, info.max_model_len, max_logprobs, encoder, media, info.num_embeddings
+            tokenizer,
+            info.vocab_size,
+            info.max_model_len,
+            max_logprobs,
+            encoder,
+            media,
+            info.num_embeddings,
+            info.serves_adapters,
         )
 
 

@@ -114,6 +114,7 @@ def _info(
         has_encoder=model.encoder is not None,
         decoder_start_token_id=_start_token(config, model),
         long_rope_threshold=model.long_rope_threshold,
+        serves_adapters=args.enable_lora,
         media=media,
     )
 

@@ -1,18 +1,20 @@
 """Prompts and sampling values, checked at the boundary: what passes here can run."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from octavo.errors import InvalidRequestError
 from octavo.features import ENCODER, Feature, Positions, encoder_feature
-from octavo.lora import AdapterRef
+from octavo.lora import AdapterRef, LoRARequest, refer
 from octavo.media.items import count_items
 from octavo.media.model_media import ModelMedia, feature_of, positions_of
 from octavo.params import PoolingParams, SamplingParams
 from octavo.text.tokenizer import Tokenizer
 
 NO_TOKENS: frozenset[int] = frozenset()
+MOST_TOKENS = 1 << 24
+"""No vocabulary has as many, whatever an adapter adds to it."""
 ENCODER_KEYS = ("encoder_prompt", "decoder_prompt")
 
 
@@ -92,6 +94,7 @@ class InputChecker:
         encoder: what the model's encoder takes; None for models without one.
         media: what makes features of pictures, films and sounds; None for models of text alone.
         num_embeddings: token ids of prompts are below it; as those of answers if None.
+        serves_adapters: whether prompts may come with adapters.
     """
 
     def __init__(
@@ -103,6 +106,7 @@ class InputChecker:
         encoder: EncoderInput | None = None,
         media: ModelMedia | None = None,
         num_embeddings: int | None = None,
+        serves_adapters: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
@@ -111,8 +115,41 @@ class InputChecker:
         self.max_logprobs = max_logprobs
         self.encoder = encoder
         self.media = media
+        self.serves_adapters = serves_adapters
+        self._refs: dict[LoRARequest, AdapterRef] = {}
+        """What adapters were last known by."""
 
-    def prompt(self, prompt: Any, params: SamplingParams | PoolingParams) -> CheckedPrompt:
+    def prompt(
+        self, prompt: Any, params: SamplingParams | PoolingParams, adapter: LoRARequest | None = None
+    ) -> CheckedPrompt:
+        """See `_prompt`; with an `adapter`, the model answers with it.
+
+        Raises InvalidRequestError also for an adapter that is not there, and where none are served. Whether its files
+        are sound and fit the model, and whether it has all of the prompt's tokens, is found out when it is loaded.
+        """
+        if adapter is None:
+            return self._prompt(prompt, params, NO_TOKENS)
+        ref = self._adapter(adapter)
+        checked = self._prompt(prompt, params, range(self.num_embeddings, MOST_TOKENS))
+        checked.adapter = ref
+        return checked
+
+    def _adapter(self, adapter: LoRARequest) -> AdapterRef:
+        if not isinstance(adapter, LoRARequest):
+            raise InvalidRequestError(f"lora_request is a LoRARequest, not {type(adapter).__name__}.")
+        if not self.serves_adapters:
+            raise InvalidRequestError(
+                f"the adapter {adapter.lora_name!r} cannot be used: start the engine with enable_lora=True."
+            )
+        try:
+            ref = self._refs[adapter] = refer(adapter)
+        except InvalidRequestError:
+            if adapter not in self._refs:
+                raise
+            ref = self._refs[adapter]  # its files are gone, and it may still be in memory
+        return ref
+
+    def _prompt(self, prompt: Any, params: SamplingParams | PoolingParams, more: Container[int]) -> CheckedPrompt:
         """Token ids of a prompt: text, a list of ids, or a dict with `prompt` or `prompt_token_ids`.
 
         A model with an encoder reads such a prompt with it, or a dict with `encoder_prompt` and `decoder_prompt`. For a
@@ -120,14 +157,14 @@ class InputChecker:
         `mm_processor_kwargs`; they are decoded here. `multi_modal_uuids` are checked, and items known by their content.
 
         Raises InvalidRequestError for an empty or too long prompt, for ids outside the vocabulary, and for media that
-        the model does not take.
+        the model does not take. `more`: ids that an adapter may bring.
         """
         if self.encoder is not None:
             return self._encoder_decoder(prompt, params, self.encoder)
         if isinstance(prompt, Mapping) and self.media is not None and (data := _media_of(prompt)):
             return self._with_media(prompt, data, params, self.media)
         room = None if params.truncate_prompt_tokens is not None else self._room(params)
-        checked = self._checked(*self._read(prompt, room), params)
+        checked = self._checked(*self._read(prompt, room), params, more)
         checked.both_ways = [] if self.media is None else self.media.both_ways(len(checked.token_ids))
         return checked
 
@@ -201,7 +238,7 @@ class InputChecker:
         ids: list[int],
         salt: str,
         params: SamplingParams | PoolingParams,
-        placeholders: frozenset[int] = NO_TOKENS,
+        placeholders: Container[int] = NO_TOKENS,
     ) -> CheckedPrompt:
         if params.truncate_prompt_tokens is not None:
             keep = params.truncate_prompt_tokens
@@ -289,7 +326,7 @@ class InputChecker:
             raise InvalidRequestError("prompt_token_ids must be a list of integers.") from error
 
     def _check_prompt(
-        self, ids: Iterable[int], name: str, text: str | None = None, placeholders: frozenset[int] = NO_TOKENS
+        self, ids: Iterable[int], name: str, text: str | None = None, placeholders: Container[int] = NO_TOKENS
     ) -> None:
         """Refuse token ids that the model has no row for, but `placeholders`, whose rows are media's."""
         wrong = next((i for i in ids if not 0 <= i < self.num_embeddings and i not in placeholders), None)
