@@ -39,8 +39,9 @@ class Engine:
     def __init__(self, args: EngineArgs, executor: Executor, tokenizer: Tokenizer | None) -> None:
         self.args, self.executor, self.tokenizer = args, executor, tokenizer
         self.cache = KVCacheManager(executor.shape, self._prefix_caching())
+        shape = executor.shape
         self.scheduler = Scheduler(
-            self.cache, executor.shape.max_sequences, args.max_num_batched_tokens, executor.shape.max_feature_rows
+            self.cache, shape.max_sequences, args.max_num_batched_tokens, shape.max_feature_rows, args.max_loras
         )
         self.max_model_len = min(executor.info.max_model_len, self.cache.longest_sequence(args.max_num_batched_tokens))
         if self.max_model_len < 2:
@@ -151,7 +152,13 @@ class Engine:
         if threshold is not None and len(checked.token_ids) > threshold:
             threshold = None  # it is computed for that length from its start
         return Sequence(
-            self._last_seq_id, list(checked.token_ids), priority, reads_cache, chain.copy(), recompute_beyond=threshold
+            self._last_seq_id,
+            list(checked.token_ids),
+            priority,
+            reads_cache,
+            chain.copy(),
+            None if checked.adapter is None else checked.adapter.digest,
+            recompute_beyond=threshold,
         )
 
     def _chain(self, checked: CheckedPrompt) -> HashChain:

@@ -1,11 +1,18 @@
 """Who computes how many tokens in the next step. Pure Python over integers: no tensors, no text, no clock."""
 
 import heapq
+from collections import Counter
 from dataclasses import dataclass, field
 
 from octavo.engine.feature_cache import FeatureCache
 from octavo.engine.kv_cache import KVCacheManager
 from octavo.engine.sequence import Sequence, Status
+
+
+MOST_OVERTAKES = 64
+"""How many sequences may start before one whose adapter finds no room: then those that run are left to end."""
+MOST_PASSED = 64
+"""How many sequences without room for their adapters are passed over in a step, to find one that may start."""
 
 
 @dataclass(slots=True)
@@ -31,10 +38,16 @@ class Scheduler:
         max_sequences: most sequences that run at a time.
         max_tokens: most tokens in a step, and most rows of features.
         max_feature_rows: most rows of features that are kept.
+        max_adapters: most adapters that the running sequences have among them.
     """
 
     def __init__(
-        self, cache: KVCacheManager, max_sequences: int, max_tokens: int, max_feature_rows: int = 1 << 62
+        self,
+        cache: KVCacheManager,
+        max_sequences: int,
+        max_tokens: int,
+        max_feature_rows: int = 1 << 62,
+        max_adapters: int = 1,
     ) -> None:
         self.cache = cache
         self.max_tokens = max_tokens
@@ -46,6 +59,11 @@ class Scheduler:
         self._num_waiting = 0
         self._free_rows = list(range(self.max_sequences))[::-1]
         self.num_preemptions = 0
+        self.max_adapters = max_adapters
+        self.running_adapters: Counter[bytes] = Counter()
+        """How many running sequences have each."""
+        self._overtakes = 0
+        """How many have started before the first in order, which waits for its adapter."""
 
     @property
     def num_waiting(self) -> int:
@@ -124,8 +142,20 @@ class Scheduler:
 
     def _admit(self, scheduled: dict[int, ScheduledSequence], budget: int) -> None:
         """Start waiting sequences while there is room for them."""
+        passed: list[tuple[tuple[int, int], Sequence]] = []
+        self._admit_but(passed, scheduled, budget)
+        for entry in passed:
+            heapq.heappush(self._waiting, entry)
+
+    def _admit_but(
+        self,
+        passed: list[tuple[tuple[int, int], Sequence]],
+        scheduled: dict[int, ScheduledSequence],
+        budget: int,
+    ) -> None:
+        """`_admit`; those for whose adapters there is no room are taken out of the queue into `passed`."""
         started = False
-        while budget > 0 and self._free_rows and (sequence := self._peek()) is not None:
+        while budget > 0 and self._free_rows and (sequence := self._next(passed)) is not None:
             blocks = self.cache.begin(sequence.chain)
             # Rows of features cannot be made in parts: one that is too long for the budget may start first in a step.
             encoded = 0 if blocks.has_cross_rows else blocks.num_cross_rows
@@ -144,10 +174,10 @@ class Scheduler:
                 return
             heapq.heappop(self._waiting)
             self._num_waiting -= 1
+            self._overtakes = self._overtakes + 1 if passed else 0
             if sequence.num_preemptions == 0:
                 sequence.num_cached = cached
-            sequence.status, sequence.row = Status.RUNNING, self._free_rows.pop()
-            self.running.append(sequence)
+            self._run(sequence)
             entry = scheduled[sequence.seq_id] = ScheduledSequence(sequence, count, is_new=True)
             budget -= count
             started = True
@@ -156,6 +186,23 @@ class Scheduler:
             if encoded:
                 entry.encodes = [i for i, f in enumerate(sequence.chain.features) if f.offset is None]
                 self.cache.cache_features(blocks, sequence.chain)
+
+    def _run(self, sequence: Sequence) -> None:
+        sequence.status, sequence.row = Status.RUNNING, self._free_rows.pop()
+        self.running.append(sequence)
+        if sequence.adapter is not None:
+            self.running_adapters[sequence.adapter] += 1
+
+    def _next(self, passed: list[tuple[tuple[int, int], Sequence]]) -> Sequence | None:
+        """The first in order for whose adapter there is room."""
+        while (sequence := self._peek()) is not None:
+            running, own = self.running_adapters, sequence.adapter
+            if own is None or own in running or len(running) < self.max_adapters:
+                return sequence if not passed or self._overtakes < MOST_OVERTAKES else None
+            if len(passed) == MOST_PASSED:
+                return None
+            passed.append(heapq.heappop(self._waiting))
+        return None
 
     def _peek(self) -> Sequence | None:
         while self._waiting:
@@ -242,3 +289,7 @@ class Scheduler:
         self._release_features(sequence)
         self._free_rows.append(sequence.row)
         sequence.blocks, sequence.row = None, -1
+        if sequence.adapter is not None:
+            self.running_adapters[sequence.adapter] -= 1
+            if not self.running_adapters[sequence.adapter]:
+                del self.running_adapters[sequence.adapter]

@@ -29,6 +29,8 @@ class Sequence:
     read_prefix_cache: bool = True
     chain: HashChain = field(default_factory=HashChain)
     """What its blocks are known by: its features too, those that it attends to computed whole when it starts."""
+    adapter: bytes | None = None
+    """The digest of its adapter."""
     recompute_beyond: int | None = None
     """The length after which all of its keys are others (LongRoPE's second table); None where they stay."""
     held: list[int] = field(default_factory=list)

@@ -41,6 +41,7 @@ class Machine:
     prefix_caching: bool = True
     encoder_group: int | None = None
     max_feature_rows: int = 1 << 62
+    max_adapters: int = 1
     tables: dict[tuple[int, int], list[int]] = field(default_factory=dict)
     memory: dict[tuple[int, int, int], tuple[int, int]] = field(default_factory=dict)
     wanted: dict[int, int] = field(default_factory=dict)
@@ -55,7 +56,7 @@ class Machine:
             self.num_blocks, self.block_size, self.windows, self.encoder_group, False, self.max_sequences
         )
         self.cache = KVCacheManager(shape, self.prefix_caching)
-        self.scheduler = Scheduler(self.cache, self.max_sequences, self.max_tokens, self.max_feature_rows)
+        self.scheduler = Scheduler(self.cache, self.max_sequences, self.max_tokens, self.max_feature_rows, self.max_adapters)
 
     def add(
         self,
@@ -65,11 +66,13 @@ class Machine:
         features: tuple[int, ...] = (),
         pictures: list[Feature] | None = None,
         both_ways: list[tuple[int, int]] | None = None,
+        adapter: bytes | None = None,
     ) -> Sequence:
         self.last_seq_id += 1
         encoder = [encoder_feature(features)] if features else []
-        chain = HashChain(features=encoder + (pictures or []), both_ways=both_ways or [])
-        sequence = Sequence(self.last_seq_id, list(prompt), priority, True, chain)
+        fields = {} if adapter is None else {"adapter": adapter}
+        chain = HashChain(fields, encoder + (pictures or []), both_ways or [])
+        sequence = Sequence(self.last_seq_id, list(prompt), priority, True, chain, adapter)
         self.wanted[sequence.seq_id] = len(prompt) + answer
         self.scheduler.add(sequence)
         return sequence
@@ -83,6 +86,7 @@ class Machine:
         encoders = [len(encoder_tokens(s.sequence)) for s in cross]
         assert sum(encoders) <= max(self.max_tokens, *encoders, 0)  # one may be longer than the budget
         assert len({s.sequence.row for s in scheduled}) == len(scheduled)
+        assert len({s.adapter for s in self.scheduler.running} - {None}) <= self.max_adapters
         for entry in scheduled:
             self._learn(entry)
         for entry in scheduled:  # like the real one: all keys of a step are written before any is read
@@ -127,7 +131,7 @@ class Machine:
     def _digest(self, sequence: Sequence, position: int) -> int:
         seen = self._seen(sequence, position)
         pictures = [(f.offset, f.digest) for f in sequence.chain.features if f.offset is not None and f.offset < seen]
-        return hash((encoder_tokens(sequence), tuple(sequence.tokens[:seen]), tuple(pictures)))
+        return hash((encoder_tokens(sequence), tuple(sequence.tokens[:seen]), tuple(pictures), sequence.adapter))
 
     @staticmethod
     def _seen(sequence: Sequence, position: int) -> int:
@@ -225,5 +229,6 @@ def random_machine(seed: int) -> tuple[Machine, random.Random]:
         max_tokens=rng.choice([1, 3, 7, 16, 64]),
         prefix_caching=rng.random() < 0.7,
         max_feature_rows=rng.choice([1, 10, 40]),
+        max_adapters=rng.randint(1, 3),
     )
     return machine, rng

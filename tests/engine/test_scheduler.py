@@ -41,7 +41,8 @@ def test_random_schedules(seed: int) -> None:
         encoder = tuple(rng.randrange(3) for _ in range(rng.choice([1, 2, 9, 40])))
         read = () if machine.encoder_group is None else encoder
         pictures, spans = random_pictures(rng, len(prompt)) if rng.random() < 0.5 else ([], [])
-        sequence = machine.add(prompt, answer, rng.choice([0, 0, 1, -1]), read, pictures, spans)
+        adapter = rng.choice([None, None, b"a", b"b", b"c"])
+        sequence = machine.add(prompt, answer, rng.choice([0, 0, 1, -1]), read, pictures, spans, adapter)
         sequences[sequence.seq_id] = (sequence, prompt, answer)
         for _ in range(rng.randint(0, 3)):
             if machine.scheduler.has_work:
@@ -64,6 +65,7 @@ def test_random_schedules(seed: int) -> None:
     assert pool.num_free == machine.num_blocks
     assert machine.scheduler.num_waiting == 0
     assert machine.scheduler.features._held_rows == 0
+    assert not machine.scheduler.running_adapters
 
 
 def test_full_pool_preempts_and_recovers() -> None:
@@ -102,6 +104,33 @@ def test_nobody_starves_behind_late_comers() -> None:
             break
     assert early.status is Status.FINISHED
     assert early.num_preemptions == 0
+
+
+def test_an_adapter_without_room_lets_others_pass_and_does_not_starve() -> None:
+    """Requests of the adapter that runs, and of none, come at every step; that of another one still gets its turn."""
+    machine = Machine(num_blocks=200, max_sequences=4, max_tokens=32)
+    machine.add([1] * 4, 3, adapter=b"a")
+    machine.step()
+    other = machine.add([2] * 4, 3, adapter=b"b")
+    for i in range(400):
+        late = machine.add([i % 5] * 4, 3, adapter=b"a" if i % 3 else None)
+        machine.step()
+        if i == 3:
+            assert late.seq_id - 4 in {s.seq_id for s in machine.finished}  # it was passed
+        if other.status is Status.FINISHED:
+            break
+    assert other.status is Status.FINISHED
+    assert i > 5
+    machine.run()
+
+
+def test_many_adapters_wait_in_order() -> None:
+    machine = Machine(num_blocks=200, max_adapters=2)
+    for i in range(300):
+        machine.add([i % 5] * 3, 2, adapter=bytes([i % 100]))
+    machine.run()
+    assert len(machine.finished) == 300
+    assert {s.seq_id for s in machine.finished[:100]} <= set(range(1, 170))
 
 
 def test_long_prompt_does_not_hold_up_decoding() -> None:
