@@ -4,7 +4,8 @@ Two models, SmolLM2-135M and a random Llama of 1.1B, as GGUF files of several ty
 OpenVINO GenAI and ik_llama.cpp are installed from PyPI into environments of their own, transformers is in Octavo's; for
 llama-cpp-python and vLLM, give an interpreter that has them. Every figure comes from a process of its own, and rounds
 are interleaved, so that a drift of the machine's speed meets all alike. The tables hold medians; no figure fails it.
-With --write they replace this processor's in README.md and docs/performance.md, wins and losses alike.
+With --write they replace those of this processor and model in README.md and docs/performance.md, wins and losses
+alike.
 """
 
 import argparse
@@ -232,11 +233,12 @@ def main() -> None:
     pythons = interpreters(options)
     counts = [int(n) for n in options.threads.split(",") if n] or [len(os.sched_getaffinity(0))]
     library = options.instructions or next(iter(runnable()), "torch")
-    title, parts, figures = f"{processor()}, {library}", [], {}
+    figures: dict[str, dict[str, dict[str, list[float]]]] = {}
     with only(options.instructions) as environment:
         for name in options.models.split(","):
             with tempfile.TemporaryDirectory() as folder:
                 model = MODELS[name](Path(folder))
+                title, parts = f"{processor()}, {library}, {model.name}", list[str]()
                 everyone = contenders(model, options.types.split(","), pythons)
                 for threads in counts:
                     machine = measure(threads, options.instructions)
@@ -250,12 +252,12 @@ def main() -> None:
                                         found[contender][metric].append(value)
                     parts += [report(model, threads, found, machine), f"{table(machine)}."]
                     figures[f"{model.name}, {threads}"] = {c.name: f for c, f in found.items()}
-    text = "\n\n".join([f"### {title}", f"`{shown_command(sys.argv[1:])}`", *note(options), *parts])
-    print(text)
-    if options.write:
-        document.fill(document.PERFORMANCE, f"bench/peers.py, {title}", text)
-        if options.instructions is None:
-            document.fill(document.README, "bench/peers.py", "\n\n".join([f"On an {title}:", *parts[:2]]))
+            text = "\n\n".join([f"### {title}", f"`{shown_command(sys.argv[1:])}`", *note(options), *parts])
+            print(text)
+            if options.write:
+                document.fill(document.PERFORMANCE, f"bench/peers.py, {title}", text)
+                if options.instructions is None and name == "small":
+                    document.fill(document.README, "bench/peers.py", "\n\n".join([f"On an {title}:", *parts[:2]]))
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))
 
