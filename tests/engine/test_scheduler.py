@@ -113,14 +113,12 @@ def test_an_adapter_without_room_lets_others_pass_and_does_not_starve() -> None:
     machine.step()
     other = machine.add([2] * 4, 3, adapter=b"b")
     for i in range(400):
-        late = machine.add([i % 5] * 4, 3, adapter=b"a" if i % 3 else None)
+        machine.add([i % 5] * 4, 3, adapter=b"a" if i % 3 else None)
         machine.step()
-        if i == 3:
-            assert late.seq_id - 4 in {s.seq_id for s in machine.finished}  # it was passed
         if other.status is Status.FINISHED:
             break
     assert other.status is Status.FINISHED
-    assert i > 5
+    assert any(s.seq_id > other.seq_id for s in machine.finished)  # it was passed
     machine.run()
 
 
