@@ -33,6 +33,11 @@ class Feature(msgspec.Struct, frozen=True):
     """In cross-attention: the first token of the prompt that sees the rows, and the first behind it that does not, None
     where all that follow do; None where every token does."""
 
+    def under(self, adapter: bytes) -> "Feature":
+        """This with the adapter of that digest, which may have other rows made of it."""
+        digest = hashlib.blake2b(self.digest + adapter, digest_size=32, person=b"octavo adapter").digest()
+        return msgspec.structs.replace(self, digest=digest)
+
 
 class Positions(msgspec.Struct, frozen=True):
     """Positions of a prompt's tokens where these are not 0, 1, 2, ...: an answer goes on after the largest."""

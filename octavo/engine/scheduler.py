@@ -8,7 +8,6 @@ from octavo.engine.feature_cache import FeatureCache
 from octavo.engine.kv_cache import KVCacheManager
 from octavo.engine.sequence import Sequence, Status
 
-
 MOST_OVERTAKES = 64
 """How many sequences may start before one whose adapter finds no room: then those that run are left to end."""
 MOST_PASSED = 64

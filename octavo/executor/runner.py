@@ -25,6 +25,7 @@ from octavo.ops import AttentionPlan, BlockTables, DecodeInputs, RecurrentPlan, 
 from octavo.outputs import PackedLogprobs
 from octavo.parts import Batch, CrossBatch, EncoderBatch, PagedView, RecurrentView
 from octavo.parts.batch import StateView
+from octavo.parts.pooler import SCORED_ROWS
 
 CROSS_BLOCKS = 4096
 """Most blocks of cross-attention's rows that a sequence's table has room for, if it has no more for tokens."""
@@ -88,9 +89,9 @@ class ModelRunner:
 
     def _execute(self, steps: Sequence[SequenceStep], states: Sequence[SequenceState]) -> list[SequenceResult]:
         self._take_blocks(steps)
-        if any(s.encodes for s in steps):
-            self._encode(steps, states)
         slots = self._adapter_slots(states)
+        if any(s.encodes for s in steps):
+            self._encode(steps, states, slots)
         recorded = self._run_recorded(steps, states, slots)
         if recorded is not None and self._decode_batch is not None:
             batch, (hidden, projected) = self._decode_batch, recorded
@@ -111,15 +112,26 @@ class ModelRunner:
             if results[i].error is None:
                 try:
                     if step.prompt_logprobs or states[i].pooler is not None:
-                        self._read(hidden[first:last], batch, step, states[i], results[i])
+                        slot = None if slots is None else slots[i]
+                        self._read(hidden[first:last], _of_one(batch, slot), step, states[i], results[i], slot)
                     if step.num_samples and states[i].sampling is not None:
                         sampled.append((i, last - 1))
                 except BaseException as error:  # of this sequence alone, such as no memory for what it asks for
                     results[i].error = failure(error)
             first = last
-        if sampled:
-            self._sample(hidden, projected, batch, sampled, states, results)
+        for slot, some in self._by_vocabulary(sampled, slots):
+            self._sample(hidden, projected, batch, some, states, results, slot)
         return results
+
+    def _by_vocabulary(
+        self, sampled: list[tuple[int, int]], slots: list[int] | None
+    ) -> list[tuple[int | None, list[tuple[int, int]]]]:
+        """`sampled` in groups of one vocabulary: the model's (None), and those of adapters (their slots) with more."""
+        groups: dict[int | None, list[tuple[int, int]]] = {}
+        for i, row in sampled:
+            slot = None if slots is None or not self.model.has_more_tokens(slots[i]) else slots[i]
+            groups.setdefault(slot, []).append((i, row))
+        return list(groups.items())
 
     def _adapter_slots(self, states: Sequence[SequenceState]) -> list[int] | None:
         """The slots of a step's adapters, -1 for none; None where no sequence has one."""
@@ -147,18 +159,31 @@ class ModelRunner:
         hidden = self.model(batch)
         return hidden, self.model.project(hidden, batch)
 
-    def _encode(self, steps: Sequence[SequenceStep], states: Sequence[SequenceState]) -> None:
-        """Make the rows of features that are new in a step."""
+    def _encode(self, steps: Sequence[SequenceStep], states: Sequence[SequenceState], slots: list[int] | None) -> None:
+        """Make the rows of features that are new in a step, those of sequences of one adapter together."""
+        by_adapter: dict[int | None, tuple[list[SequenceStep], list[SequenceState]]] = {}
+        for i, step in enumerate(steps):
+            own = by_adapter.setdefault(None if slots is None or slots[i] < 0 else slots[i], ([], []))
+            own[0].append(step)
+            own[1].append(states[i])
+        for slot, (own_steps, own_states) in by_adapter.items():
+            with self.model.media_adapter(slot):
+                self._encode_alike(own_steps, own_states, slot)
+
+    def _encode_alike(self, steps: Sequence[SequenceStep], states: Sequence[SequenceState], slot: int | None) -> None:
+        """`_encode` of sequences with the adapter in `slot`."""
         if features := in_place(steps, states):
             self.feature_rows.compute(features)
         for step, state in zip(steps, states, strict=True):
             features = [state.start.features[i] for i in step.encodes]
             if features and features[0].offset is None and features[0].kind != ENCODER:
-                self._write_media(step, state, features)
+                self._write_media(step, state, features, slot)
         if any(f.kind == ENCODER for s, state in zip(steps, states, strict=True) for f in encoded(s, state)):
-            self.model.encode(self._encoder_batch(steps, states))
+            self.model.encode(self._encoder_batch(steps, states, slot))
 
-    def _write_media(self, step: SequenceStep, state: SequenceState, features: Sequence[Feature]) -> None:
+    def _write_media(
+        self, step: SequenceStep, state: SequenceState, features: Sequence[Feature], slot: int | None
+    ) -> None:
         """Have cross-attention store what it keeps of one sequence's pictures."""
         rows = self.feature_rows.once(features)
         if isinstance(rows, str):
@@ -167,7 +192,8 @@ class ModelRunner:
         run, group = SequenceRun(0, len(rows), 0, step.row), self.shape.encoder_group
         assert group is not None
         plan = self.backend.plan_attention([run], self._tables[group], self.shape.block_size, None, len(rows))
-        batch = CrossBatch([(0, len(rows))], cross_kv=self._views([plan] * len(self.shape.windows), None))
+        cross_kv = self._views([plan] * len(self.shape.windows), None)
+        batch = CrossBatch([(0, len(rows))], cross_kv=cross_kv, adapter=slot)
         self.model.write_cross_kv(rows, batch)
 
     def _run_recorded(
@@ -201,13 +227,20 @@ class ModelRunner:
         )
 
     def _read(
-        self, rows: Tensor, batch: Batch, step: SequenceStep, state: SequenceState, result: SequenceResult
+        self,
+        rows: Tensor,
+        batch: Batch,
+        step: SequenceStep,
+        state: SequenceState,
+        result: SequenceResult,
+        slot: int | None,
     ) -> None:
         """What a sequence wants of its hidden states, `[tokens, hidden_size]`, beside its next token."""
         prompt, end = state.start.prompt_token_ids, step.start + len(step.token_ids)
         if step.prompt_logprobs and state.sampling is not None:
             count = state.sampling.params.prompt_logprobs or 0
-            result.prompt_logprobs = self._prompt_logprobs(rows, batch, prompt[step.start + 1 : end + 1], count)
+            targets = prompt[step.start + 1 : end + 1]
+            result.prompt_logprobs = self._prompt_logprobs(rows, batch, targets, count, slot)
         if state.pooler is not None:
             if step.is_new:
                 state.pooler.restart()
@@ -258,13 +291,18 @@ class ModelRunner:
         sampled: list[tuple[int, int]],
         states: Sequence[SequenceState],
         results: list[SequenceResult],
+        slot: int | None,
     ) -> None:
-        """Choose the next token of each of `sampled`, pairs of a place in `states` and a row of `hidden`."""
+        """Choose the next token of each of `sampled`, pairs of a place in `states` and a row of `hidden`.
+
+        `slot`: of the adapter whose vocabulary they have.
+        """
         samplings = [s for i, _ in sampled if (s := states[i].sampling) is not None]
         rows = hidden if projected is None else projected
         if len(sampled) < rows.shape[0]:
-            rows = rows[torch.tensor([row for _, row in sampled], device=self.device)]
-        logits = self.model.process_logits(self.model.project(rows, batch) if projected is None else rows)
+            places = torch.tensor([row for _, row in sampled], device=self.device)
+            rows, batch = rows[places], batch.of_rows(places)
+        logits = self.model.process_logits(self.model.project(rows, batch, slot) if projected is None else rows)
         chosen = [results[i] for i, _ in sampled]
         if late := late_grammars([s.grammar for s in samplings]):
             for place in late:
@@ -300,11 +338,13 @@ class ModelRunner:
             self._choose(torch.stack(kept), samplings, results)
         return results
 
-    def _prompt_logprobs(self, hidden: Tensor, batch: Batch, targets: list[int], count: int) -> list[PackedLogprobs]:
+    def _prompt_logprobs(
+        self, hidden: Tensor, batch: Batch, targets: list[int], count: int, slot: int | None
+    ) -> list[PackedLogprobs]:
         out: list[PackedLogprobs] = []
         for first in range(0, len(targets), LOGITS_ROWS):
             part = targets[first : first + LOGITS_ROWS]
-            logits = self.model.logits(hidden[first : first + len(part)], batch)
+            logits = self.model.logits(hidden[first : first + len(part)], batch, slot)
             chosen = torch.tensor(part, device=self.device)
             out += describe(torch.log_softmax(logits, -1), chosen, [count] * len(part))
         return out
@@ -359,7 +399,9 @@ class ModelRunner:
         _, crosses = cross_runs(runs, states)
         return None if all(crosses) else torch.tensor(crosses + [False] * padding, device=self.device)
 
-    def _encoder_batch(self, steps: Sequence[SequenceStep], states: Sequence[SequenceState]) -> EncoderBatch:
+    def _encoder_batch(
+        self, steps: Sequence[SequenceStep], states: Sequence[SequenceState], slot: int | None
+    ) -> EncoderBatch:
         """What the encoder reads for sequences that start, one after the other."""
         tokens, positions, runs = list[int](), list[int](), list[SequenceRun]()
         for step, state in zip(steps, states, strict=True):
@@ -377,6 +419,7 @@ class ModelRunner:
             positions=torch.tensor(positions + padding, device=self.device),
             runs=[(r.first_row, r.num_tokens) for r in runs],
             cross_kv=self._views([plan] * len(self.shape.windows), None),
+            adapter=slot,
         )
 
     def _zero(self, row: int) -> None:
@@ -402,3 +445,10 @@ class ModelRunner:
             elif tensors is not None and recurrent is not None:
                 views.append(RecurrentView(tensors, recurrent))
         return views
+
+
+def _of_one(batch: Batch, slot: int | None) -> Batch:
+    """What a head needs to know of any rows of one sequence, whose adapter is in `slot`."""
+    if batch.adapters is None or slot is None:
+        return batch
+    return replace(batch, adapters=torch.full((max(LOGITS_ROWS, SCORED_ROWS),), slot, device=batch.adapters.device))

@@ -1,6 +1,7 @@
 """A decoder: embedding, layers, norm, head."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Self, cast
 
@@ -163,6 +164,23 @@ class CausalLM(nn.Module):
         """The parts that adapters may change, by path."""
         return {path: m for path, m in self.named_modules() if m is not self and isinstance(m, TakesAdapters)}
 
+    def has_more_tokens(self, slot: int) -> bool:
+        """Whether the adapter in a slot has a head with more tokens than the model's."""
+        return self.head is not None and self.head.more_outputs(slot)
+
+    @contextmanager
+    def media_adapter(self, slot: int | None) -> Iterator[None]:
+        """Have all that the tower computes meanwhile have a slot's adapter: it makes batches of its own."""
+        linears = [] if slot is None or self.media is None else self.media.modules()
+        changed = [m for m in linears if isinstance(m, Linear)]
+        for linear in changed:
+            linear.slot_of_all = slot
+        try:
+            yield
+        finally:
+            for linear in changed:
+                linear.slot_of_all = None
+
     def encode(self, batch: EncoderBatch) -> None:
         """Run the encoder, and have every cross-attention store its keys and values of the result."""
         assert self.encoder is not None
@@ -234,13 +252,18 @@ class CausalLM(nn.Module):
         hidden = hidden.to(self.dtype)
         return self.logits(hidden, batch) if self.score is None else self.score(hidden, batch)
 
-    def logits(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """`[rows, vocab]` in float32 of rows of the step `batch`."""
-        return self.process_logits(self.project(hidden, batch))
+    def logits(self, hidden: Tensor, batch: Batch, slot: int | None = None) -> Tensor:
+        """`[rows, vocab]` in float32 of rows of the step `batch`; `slot` as in `project`."""
+        return self.process_logits(self.project(hidden, batch, slot))
 
-    def project(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """The head alone: `[rows, vocab]` in float32, which `process_logits` makes logits of."""
+    def project(self, hidden: Tensor, batch: Batch, slot: int | None = None) -> Tensor:
+        """The head alone: `[rows, vocab]` in float32, which `process_logits` makes logits of.
+
+        Where the adapter in `slot` has more tokens, with its own vocabulary, for rows that all have it.
+        """
         assert self.head is not None
+        if slot is not None and self.has_more_tokens(slot):
+            return self._backend.floats(self.head.replaced(hidden, slot))
         return self._backend.floats(self.head(hidden, batch))
 
     def process_logits(self, logits: Tensor) -> Tensor:

@@ -67,6 +67,8 @@ class Linear(nn.Module):
         """Its number, where the table is all experts'."""
         self._in_place: dict[int, LinearChange] = {}
         """By slot: weights that are computed with instead."""
+        self.slot_of_all: int | None = None
+        """The slot of the adapter that all rows have now, whatever their batch says."""
 
     def weight_slots(self) -> dict[str, WeightSlot]:
         """The weight, packed, and the bias."""
@@ -109,13 +111,20 @@ class Linear(nn.Module):
 
     def _adapters(self, x: Tensor, batch: Batch | SpanBatch) -> RowAdapters | None:
         """The adapters of a step's rows, if they may change this."""
-        slots = None if self._table is None else batch.adapter_slots(x.shape[0])
-        return None if slots is None or self._table is None else RowAdapters(self._table, slots)
+        if self._table is None:
+            return None
+        if self.slot_of_all is not None:
+            return RowAdapters(self._table, torch.full((x.shape[0],), self.slot_of_all))
+        slots = batch.adapter_slots(x.shape[0])
+        return None if slots is None else RowAdapters(self._table, slots)
 
     def _replace(self, x: Tensor, y: Tensor, batch: Batch | SpanBatch) -> None:
         """Compute the rows whose adapters have weights in place of this one."""
         for slot in self._in_place:
-            if (rows := batch.rows_of_slot(slot, x.shape[0])) is not None:
+            rows = batch.rows_of_slot(slot, x.shape[0])
+            if self.slot_of_all is not None:
+                rows = torch.arange(x.shape[0]) if slot == self.slot_of_all else None
+            if rows is not None:
                 y[rows] = self.replaced(x[rows], slot)[:, : self.outputs].to(y.dtype)
 
     def replaced(self, x: Tensor, slot: int) -> Tensor:

@@ -132,6 +132,8 @@ class InputChecker:
         ref = self._adapter(adapter)
         checked = self._prompt(prompt, params, range(self.num_embeddings, MOST_TOKENS))
         checked.adapter = ref
+        # What a tower makes of pictures may depend on the adapter.
+        checked.features = [f if f.kind == ENCODER else f.under(ref.digest) for f in checked.features]
         return checked
 
     def _adapter(self, adapter: LoRARequest) -> AdapterRef:

@@ -56,7 +56,9 @@ class Machine:
             self.num_blocks, self.block_size, self.windows, self.encoder_group, False, self.max_sequences
         )
         self.cache = KVCacheManager(shape, self.prefix_caching)
-        self.scheduler = Scheduler(self.cache, self.max_sequences, self.max_tokens, self.max_feature_rows, self.max_adapters)
+        self.scheduler = Scheduler(
+            self.cache, self.max_sequences, self.max_tokens, self.max_feature_rows, self.max_adapters
+        )
 
     def add(
         self,
