@@ -18,16 +18,21 @@ from torch import Tensor
 
 ALIGNMENT = 64
 CHUNK = 64 << 20
-"""Bytes that small buffers share a mapping of."""
+"""Bytes of a mapping that weights and caches share."""
 LARGE_PAGE = 2 << 20
 CACHE_SHARE = 0.6
 """Of the free memory, what caches take by default at most. Pages are touched only as they fill."""
 
 
 class Arena:
-    """Buffers one after the other in shared mappings, each of which stays as long as any of its buffers."""
+    """Buffers one after the other in shared mappings, each of which stays as long as any of its buffers.
 
-    def __init__(self) -> None:
+    Args:
+        chunk: bytes that small buffers share a mapping of.
+    """
+
+    def __init__(self, chunk: int = CHUNK) -> None:
+        self._chunk = chunk
         self._memory: mmap.mmap | None = None
         self._start = 0
         self._lock = threading.Lock()
@@ -41,7 +46,7 @@ class Arena:
         """[size] uint8, zero."""
         with self._lock:
             if self._memory is None or self._start + size > len(self._memory):
-                self._memory, self._start = _mapping(max(size, CHUNK)), 0
+                self._memory, self._start = _mapping(max(size, self._chunk)), 0
             buffer = torch.frombuffer(self._memory, dtype=torch.uint8, count=size, offset=self._start)
             self._start += -(-size // ALIGNMENT) * ALIGNMENT
         return buffer

@@ -26,6 +26,8 @@ MAX_STATE = 128
 """Values of state a channel that a scan may have."""
 MIN_TAPS, MAX_TAPS = 2, 4
 """Tokens that a convolution may see."""
+ADAPTER_GROUP = 64
+"""Columns that an adapter's products sum up before the sum joins the others."""
 
 
 class X86(IntEnum):
@@ -126,6 +128,31 @@ class Draw(Record):
     draw: Double
 
 
+class AdapterPart(Record):
+    """What an adapter adds to some outputs: products of values that its first matrix has made of x."""
+
+    first_value: int  # which of these values are its own
+    rank: int  # how many
+    first_panel: int  # the panel of outputs that the first of the matrix's panels is added to
+    panels: int
+    b: Bytes  # packed, of the adapter's kind
+
+
+AdapterParts = Annotated[int, "const AdapterPart*"]
+
+
+class Adapter(Record):
+    """What an adapter makes of a weight's results: octavo.ops.specs.LinearUpdate."""
+
+    a: Bytes | None  # packed, with columns in whole groups of ADAPTER_GROUP
+    panels: int  # of `a`: of the values that it makes of x
+    kind: WeightKind
+    num_parts: Int
+    parts: AdapterParts
+    magnitude: Floats | None
+    bias: Floats | None
+
+
 class ProgramStep(Record):
     """What comes before an operation's arguments in a program."""
 
@@ -133,6 +160,8 @@ class ProgramStep(Record):
     size: int  # bytes of the arguments
 
 
+AdapterTable = Annotated[int, "const Adapter* const*"]
+"""Address of the addresses of adapters, 0 for none."""
 AttentionRuns = Annotated[int, "const AttentionRun*"]
 FullAttentionRuns = Annotated[int, "const FullAttentionRun*"]
 ScanRuns = Annotated[int, "const ScanRun*"]
@@ -181,6 +210,11 @@ class Core(Protocol):
 
         g is 0 where it is not above `threshold`, and at most `limit`; u is between -limit and limit.
         """
+
+    def gate_float32(
+        self, *, rows: int, x: Floats, out: NumbersOut, columns: int, activation: Activation, dtype: DType,
+    ) -> None:
+        """`out = activation(g) * u` of x's halves, `columns` each: the bits of `linear` with an activation."""
 
     def scale(self, *, rows: int, x: Numbers, out: NumbersOut, columns: int, factor: float, dtype: DType) -> None:
         """`out = x * factor`, the factor rounded to the dtype."""
@@ -250,6 +284,17 @@ class Core(Protocol):
         out_dtype: DType, out_stride: int,
     ) -> None:
         """Each row of x with each of its `top_k` experts: `rows` counts results. Numbers of no expert are skipped."""
+
+    def adapt(
+        self, *, rows: int, slots: Int64s, table: AdapterTable, num_slots: int, choices: int, experts: Int64s | None,
+        num_experts: int, x: Numbers, x_dtype: DType, x_stride: int, shared: int, inputs: int, y: NumbersOut,
+        y_dtype: DType, y_stride: int, outputs: int,
+    ) -> None:
+        """Have the adapters in a table of `[num_slots, num_experts]` change results y of x, in place.
+
+        Each row has a slot, and `choices` results, each of which is an expert's where there are `experts`; `shared`
+        results have a row of x in common. Results of no slot, of no expert or without an adapter keep their bits.
+        """
 
     def pack(self, *, rows: int, source: Numbers, inputs: int, kind: WeightKind, packed: BytesOut) -> None:
         """Lay a weight's rows out for products."""

@@ -9,8 +9,9 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from octavo.ops.backend import AdapterTable, PackedExperts, PackedLinear, RowAdapters
+from octavo.ops.backend import PackedExperts, PackedLinear, RowAdapters
 from octavo.ops.host_memory import Arena
+from octavo.ops.native.adapters import NativeAdapterTable, NativeUpdate
 from octavo.ops.native.description import (
     MAX_HEAD_DIM,
     MAX_STATE,
@@ -66,6 +67,8 @@ ACTIVATIONS = {
     "relu2": Activation.RELU_SQUARED,
 }
 CACHE_DTYPES = DTYPES | {torch.int8: DType.INT8}
+ADAPTER_CHUNK = 16 << 20
+"""Bytes of a mapping that adapters share, which stays as long as any of them: not so many, for they come and go."""
 NEVER = (1 << 63) - 1
 """A length that no sequence has."""
 
@@ -85,7 +88,7 @@ class NativeBackend:
         """Whether the processor multiplies pairs of bfloat16 faster than float32."""
         row_dtypes = [torch.float32, torch.bfloat16] if self._multiplies_pairs else [torch.float32]
         self.capabilities = Capabilities(frozenset(WeightKind), frozenset(DTYPES), frozenset(row_dtypes))
-        self._memory = Arena()
+        self._memory, self._adapter_memory = Arena(), Arena(ADAPTER_CHUNK)
 
     def set_threads(self, count: int) -> None:
         self.library.set_threads(count)
@@ -293,11 +296,11 @@ class NativeBackend:
         )
         return out
 
-    def adapter_table(self, slots: int, experts: int = 1) -> AdapterTable:
-        return self._reference.adapter_table(slots, experts)
+    def adapter_table(self, slots: int, experts: int = 1) -> NativeAdapterTable:
+        return NativeAdapterTable(self.library, slots, experts)
 
-    def pack_update(self, update: LinearUpdate, dtype: torch.dtype) -> object:
-        return self._reference.pack_update(update, dtype)
+    def pack_update(self, update: LinearUpdate, dtype: torch.dtype) -> NativeUpdate:
+        return NativeUpdate(self.library, update, dtype, self._adapter_memory)
 
     def gated_linear(
         self,
@@ -307,16 +310,25 @@ class NativeBackend:
         gate: Gate,
         adapters: RowAdapters | None = None,
     ) -> Tensor:
-        if adapters is not None:
-            y = gate_up(x, bias)
-            adapters.table.apply(x, y, adapters.slots)
-            return self.gated(y, gate)
         parts = gate_up.parts if isinstance(gate_up, NativeLinear) else []
         fits = len(parts) == 1 and not parts[0].outputs % (2 * PANEL)
         if not fits or not gate.is_plain or gate.activation not in ACTIVATIONS:
-            return self.gated(gate_up(x, bias), gate)
-        out = torch.empty(x.shape[0], parts[0].outputs // 2, dtype=x.dtype)
-        parts[0].multiply(x, out, 0, bias, ACTIVATIONS[gate.activation])
+            y = gate_up(x, bias)
+            if adapters is not None:
+                adapters.table.apply(x, y, adapters.slots)
+            return self.gated(y, gate)
+        (weight,), activation = parts, ACTIVATIONS[gate.activation]
+        out = torch.empty(x.shape[0], weight.outputs // 2, dtype=x.dtype)
+        if adapters is None:
+            weight.multiply(x, out, 0, bias, activation)
+            return out
+        y = torch.empty(x.shape[0], weight.outputs)  # not rounded, as between the product and its gate
+        weight.multiply(x, y, 0, bias)
+        adapters.table.apply(x, y, adapters.slots)
+        rows, columns, dtype = _rows(out)
+        self.library.core.gate_float32(
+            rows=rows, x=y.data_ptr(), out=out.data_ptr(), columns=columns, activation=activation, dtype=dtype
+        )
         return out
 
     def route(self, logits: Tensor, spec: RouterSpec) -> tuple[Tensor, Tensor]:

@@ -26,8 +26,14 @@ class NativeLinear:
         return out
 
     def rows(self, ids: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
-        (table,) = self.parts  # a token table has no segments
-        return table.rows(ids, dtype, scale)
+        if len(self.parts) == 1:
+            return self.parts[0].rows(ids, dtype, scale)
+        out, first = torch.empty(len(ids), self.parts[0].width, dtype=dtype), 0
+        for part in self.parts:
+            here = (ids >= first) & (ids < first + part.outputs)
+            out[here] = part.rows(ids[here] - first, dtype, scale)
+            first += part.outputs
+        return out
 
 
 class NativeExperts:

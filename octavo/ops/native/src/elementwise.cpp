@@ -43,8 +43,8 @@ INLINE void layer_norm_row(const T* x, const float* weight, const float* bias, T
 // ---- activations ---------------------------------------------------------------------------------------------------
 
 // out = activation(x), or activation(x) * up where there is an `up`.
-template <Activation activation, typename T>
-INLINE void activate_row(const T* x, const T* up, T* out, int64_t columns) {
+template <Activation activation, typename X, typename T>
+INLINE void activate_row(const X* x, const X* up, T* out, int64_t columns) {
     for_vectors(columns, [&](int64_t i, int n) {
         const vec v = activate<activation>(take(x + i, n));
         put(out + i, up == nullptr ? v : v * take(up + i, n), n);
@@ -58,6 +58,17 @@ void activate_rows(const arguments::activate& a) {
         over_rows(a.rows, columns, [&](int64_t r) {
             const T* x = row_of<T>(a.x, r, columns * (a.gated ? 2 : 1));
             activate_row<decltype(known)::value>(x, a.gated ? x + columns : nullptr, row_of<T>(a.out, r, columns), columns);
+        });
+    });
+}
+
+template <typename T>
+void gate_float32_rows(const arguments::gate_float32& a) {
+    const int64_t columns = a.columns;
+    with_activation(a.activation, [&](auto known) {
+        over_rows(a.rows, columns, [&](int64_t r) {
+            const float* x = a.x + r * 2 * columns;
+            activate_row<decltype(known)::value>(x, x + columns, row_of<T>(a.out, r, columns), columns);
         });
     });
 }
@@ -263,6 +274,8 @@ OPERATION(weighted_sum) {
 }
 
 OPERATION(gate) { WITH_TYPE(a.dtype, T, gate_rows<T>(a)) }
+
+OPERATION(gate_float32) { WITH_TYPE(a.dtype, T, gate_float32_rows<T>(a)) }
 
 OPERATION(activate) { WITH_TYPE(a.dtype, T, activate_rows<T>(a)) }
 

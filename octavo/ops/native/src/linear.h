@@ -57,6 +57,23 @@ INLINE void with_size(int size, const Body& body) {
     }
 }
 
+// The weights of one column of a panel of floats, 16 outputs. Panels are `[columns][16]`, but of bfloat16 they are
+// `[columns / 2][16][2]`, as the processor's own product of pairs wants them.
+template <typename T>
+INLINE vec column(const uint8_t* panel, int64_t k) {
+    return load(reinterpret_cast<const T*>(panel) + k * PANEL);
+}
+template <>
+INLINE vec column<bf16>(const uint8_t* panel, int64_t k) {
+    const uvec pair = load_as<uvec>(panel + k / 2 * 64);
+    return bit_cast<vec>(k % 2 ? pair & 0xffff0000u : pair << 16);
+}
+// Columns that such a panel has.
+template <typename T>
+INLINE int64_t padded(int64_t columns) {
+    return std::is_same_v<T, bf16> ? round_up(columns, 2) : columns;
+}
+
 vec activate_any(Activation activation, vec x);
 
 // Results of row `row` in panel `panel`: its outputs, or activation(outputs) * others where there is a gate.

@@ -1,5 +1,4 @@
-// Products with weights in float32, float16 and bfloat16. A panel is `[columns][16 outputs]`; bfloat16's is
-// `[columns / 2][16 outputs][2]`, as the processor's own product of pairs wants it.
+// Products with weights in float32, float16 and bfloat16.
 //
 // Blocks of rows meet blocks of panels, SLICE columns at a time: that slice of a panel stays in the first level of the
 // cache while all tiles of the block's rows pass, and theirs in the second while the panels do.
@@ -15,17 +14,6 @@ constexpr int64_t BLOCK_ROWS = 96, BLOCK_PANELS = 8;
 constexpr int64_t ROWS_AT_ONCE = 1024;  // rows that are laid out before they are multiplied
 constexpr int64_t FEW = 32;             // rows of which reading the weights takes the time
 
-// The weights of one column, 16 outputs.
-template <typename T>
-INLINE vec column(const uint8_t* panel, int64_t k) {
-    return load(reinterpret_cast<const T*>(panel) + k * PANEL);
-}
-template <>
-INLINE vec column<bf16>(const uint8_t* panel, int64_t k) {
-    const uvec pair = load_as<uvec>(panel + k / 2 * 64);
-    return bit_cast<vec>(k % 2 ? pair & 0xffff0000u : pair << 16);
-}
-
 // What one step multiplies: a column, 4 bytes of a row of x.
 template <typename T>
 struct Columns {
@@ -33,7 +21,7 @@ struct Columns {
     static constexpr int COLUMNS = 1, BYTES = PANEL * sizeof(T);
     static INLINE vec weights(const uint8_t* panel, int64_t step) { return column<T>(panel, step); }
     static INLINE vec add(vec total, vec w, float x) { return fmadd(w, broadcast(x), total); }
-    static int64_t padded(int64_t width) { return std::is_same_v<T, bf16> ? round_up(width, 2) : width; }
+    static int64_t padded(int64_t width) { return octavo::padded<T>(width); }
 };
 
 #if defined(__AVX512BF16__)
