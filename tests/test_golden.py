@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+import octavo.executor.adapters as executor_adapters
 from octavo import LLM, PoolerConfig, SamplingParams
 from octavo.ops.native import runnable
 from tests.golden import CASES, prompt_of, read_case, write_model
+from tests.random_adapters import random_adapter, request
 
 TOLERANCE = 5e-5
 """Of log-probabilities in float32. The references themselves differ by about 1e-5 between libraries."""
@@ -90,6 +92,31 @@ def test_a_decode_step_of_every_row_is_the_core_alone(path: Path, dtype: str, tm
     (program,) = llm.engine.executor.runner._recorded.programs.values()
     assert program is not None
     assert program.torch_calls == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not runnable(), reason="the core was not built here")
+@pytest.mark.parametrize("path", GENERATING, ids=lambda p: p.stem)
+def test_so_is_a_decode_step_with_adapters(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what it gives is what the operations give one by one, to the last bit, whatever its neighbours' adapters."""
+    monkeypatch.setattr(executor_adapters, "load_adapter", random_adapter)
+    case = read_case(path)
+    llm = load(case, tmp_path / "model", enable_lora=True, max_loras=2)
+    prompts = [prompt_of(c) for c in (case["cases"] * 4)[:4]]
+    adapters = [request("a", tmp_path), None, request("b", tmp_path), request("a", tmp_path)]
+    params = SamplingParams(temperature=0, max_tokens=4, logprobs=3, ignore_eos=True)
+
+    def answer(of: slice) -> list[Any]:
+        outputs = llm.generate(prompts[of], params, use_tqdm=False, lora_request=adapters[of])
+        return [(o.outputs[0].token_ids, o.outputs[0].logprobs) for o in outputs]
+
+    together, runner = answer(slice(None)), llm.engine.executor.runner
+    assert [program.torch_calls for program in runner._recorded_with_adapters.programs.values()] == [[]]
+    assert answer(slice(1, 2)) == together[1:2]  # by the recording without adapters
+    assert answer(slice(2, 4)) == together[2:]
+    runner._recorded = runner._recorded_with_adapters = None
+    assert answer(slice(None)) == together
+    assert len({str(of) for of in together}) > 1
 
 
 @pytest.mark.parametrize(

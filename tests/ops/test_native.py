@@ -17,6 +17,7 @@ import octavo.ops.native.library as library_module
 from octavo.ops import Gate, host_memory, select_backend
 from octavo.ops.native import Library, NativeBackend, load, runnable, select_library, self_test, threads
 from octavo.ops.native.description import DType
+from octavo.ops.native.library import Steps
 from octavo.ops.native.recording import NotRecordableError, Recording, record
 from octavo.ops.torch import TorchBackend
 from octavo.ops.weight_kinds import WeightKind
@@ -145,6 +146,22 @@ class TestRecording:
         assert not state.any()
         assert torch.equal(program.run(4)[0], torch.full((4, 16), 2.0))
         assert torch.equal(program.run(4)[0], torch.full((4, 16), 3.0))
+
+    def test_other_threads_compute_meanwhile(self, core: NativeBackend) -> None:
+        """An adapter is packed while a step is recorded: no part of the recording, and done when it should be."""
+        x, found = torch.ones(4, 16), list[Tensor]()
+
+        def step() -> tuple[Tensor]:
+            other = threading.Thread(target=lambda: found.append(core.add(torch.ones(1, 16), torch.ones(1, 16))))
+            other.start()
+            other.join(60)
+            return (core.add(x, x),)
+
+        program = record(core.library, step, 4)
+        (part,) = program._parts
+        assert isinstance(part, Steps)
+        assert part.operations == 1
+        assert torch.equal(found[0], torch.full((1, 16), 2.0))
 
     @pytest.mark.parametrize(
         "looks", [lambda x: x.sum().item(), lambda x: x.nonzero(), lambda x: bool(x.any()), lambda x: x.bernoulli()]

@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import platform
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -80,12 +81,15 @@ class Library:
 
     @contextmanager
     def recorded(self, take: Callable[[str, Arguments], None]) -> Iterator[None]:
-        """Within it operations are not run: `take` is called with their names and arguments."""
+        """Within it this thread's operations are not run: `take` is called with their names and arguments."""
+        core, thread = self.core, threading.get_ident()
 
         def taken(operation: str, /, **arguments: float | None) -> None:
-            take(operation, arguments)
+            if threading.get_ident() == thread:
+                take(operation, arguments)
+            else:  # an adapter's weights are packed meanwhile
+                self._functions[operation].call(**arguments)
 
-        core = self.core
         operations = {name: partial(taken, name) for name, of in self._functions.items() if not of.signature.returns}
         self.core = cast(Core, SimpleNamespace(**vars(core) | operations))
         try:
