@@ -7,7 +7,7 @@ al. 2024) has more heads in its tower than its config says.
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -94,10 +94,13 @@ class PartRMSNorm(RMSNorm):
         super().__init__(size, eps)
         self.counted = counted
 
-    def forward(self, x: Tensor) -> Tensor:
+    def prepare(self, backend: Backend) -> None:
+        self.compute = lambda x, weight, bias: self._normed(x, cast(Tensor, weight))
+
+    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         floats = x.float()
         mean = floats[:, : self.counted].square().mean(-1, keepdim=True)
-        return (floats * torch.rsqrt(mean + self.eps) * self.weight).to(x.dtype)
+        return (floats * torch.rsqrt(mean + self.eps) * weight).to(x.dtype)
 
 
 def _mmproj_config(file: ProjectorHeader) -> dict[str, Any]:

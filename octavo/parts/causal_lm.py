@@ -16,6 +16,7 @@ from octavo.parts.encoder import CrossAttention
 from octavo.parts.linear_layer import Linear
 from octavo.parts.media_tower import MediaTower
 from octavo.parts.names import Into, Names
+from octavo.parts.norms import Norm, norm_rows
 from octavo.parts.rotary_embedding import LongRotaryEmbedding
 from octavo.parts.state import StateSpec
 from octavo.parts.weight_slots import Role, WeightSlot, weight_slots
@@ -171,15 +172,15 @@ class CausalLM(nn.Module):
     @contextmanager
     def media_adapter(self, slot: int | None) -> Iterator[None]:
         """Have all that the tower computes meanwhile have a slot's adapter: it makes batches of its own."""
-        linears = [] if slot is None or self.media is None else self.media.modules()
-        changed = [m for m in linears if isinstance(m, Linear)]
-        for linear in changed:
-            linear.slot_of_all = slot
+        parts = [] if slot is None or self.media is None else self.media.modules()
+        changed = [m for m in parts if isinstance(m, (Linear, Norm))]
+        for part in changed:
+            part.slot_of_all = slot
         try:
             yield
         finally:
-            for linear in changed:
-                linear.slot_of_all = None
+            for part in changed:
+                part.slot_of_all = None
 
     def encode(self, batch: EncoderBatch) -> None:
         """Run the encoder, and have every cross-attention store its keys and values of the result."""
@@ -245,7 +246,7 @@ class CausalLM(nn.Module):
         x = self.embed(batch)
         for layer in self.layers:
             x = layer(x, batch)
-        return self.norm(x)  # type: ignore[no-any-return]
+        return norm_rows(self.norm, x, batch)
 
     def scores(self, hidden: Tensor, batch: Batch) -> Tensor:
         """`[rows, scores]` of rows of the step `batch`, in any dtype; logits where the model has no head for scores."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from octavo.ops import Backend, PackedLinear
 from octavo.parts.adapters import AdapterOptions, WeightAdapter
 from octavo.parts.batch import Batch, EncoderBatch
+from octavo.parts.norms import norm_rows
 from octavo.parts.weight_slots import Role, WeightSlot
 
 
@@ -169,4 +170,4 @@ class NormedEmbedding(nn.Module):
         self.norm = norm
 
     def forward(self, batch: Batch | EncoderBatch) -> Tensor:
-        return self.norm(self.tokens(batch))  # type: ignore[no-any-return]
+        return norm_rows(self.norm, self.tokens(batch), batch)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from octavo.ops import AttentionSpec, Backend
 from octavo.parts.batch import Batch
 from octavo.parts.linear_layer import HeadLinear, Linear
-from octavo.parts.norms import RMSNorm
+from octavo.parts.norms import RMSNorm, norm_rows
 from octavo.parts.rotary_embedding import RotaryEmbedding
 from octavo.parts.state import PagedKV
 
@@ -70,7 +70,7 @@ class LatentAttention(nn.Module):
         angles, interleaved = (cos[:tokens], sin[:tokens]), self.rope.interleaved
         latent, key_rope = torch.split(self.kv_a(x, batch)[:tokens], [self.rank, self.rope_dim], dim=1)
         join = self._backend.join_rope
-        key = join(self.kv_norm(latent).unsqueeze(1), key_rope.unsqueeze(1), angles, interleaved)
+        key = join(norm_rows(self.kv_norm, latent, batch).unsqueeze(1), key_rope.unsqueeze(1), angles, interleaved)
         self._backend.store(key, None, view.cache, view.plan)
 
         query, query_rope = torch.split(self._query(x, batch)[:tokens], [self.nope_dim, self.rope_dim], dim=-1)
@@ -87,5 +87,5 @@ class LatentAttention(nn.Module):
             assert self.q_a is not None
             assert self.q_norm is not None
             assert self.q_b is not None
-            query = self.q_b(self.q_norm(self.q_a(x, batch)), batch)
+            query = self.q_b(norm_rows(self.q_norm, self.q_a(x, batch), batch), batch)
         return query.view(x.shape[0], self.num_heads, -1)  # type: ignore[no-any-return]

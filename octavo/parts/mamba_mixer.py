@@ -9,6 +9,7 @@ from octavo.ops import Backend, ScanInput
 from octavo.parts.batch import Batch
 from octavo.parts.linear_layer import Linear
 from octavo.parts.mlp import check_activation
+from octavo.parts.norms import norm_rows
 from octavo.parts.state import Recurrent
 
 
@@ -70,7 +71,8 @@ class MambaMixer(nn.Module):
         )
         dt, b, c = self.x_proj(mixed, batch).split([self.rank, self.state_size, self.state_size], dim=-1)
         if self.inner_norms:
-            dt, b, c = self.inner_norms["dt"](dt), self.inner_norms["b"](b), self.inner_norms["c"](c)
+            norms = [self.inner_norms[name] for name in ("dt", "b", "c")]
+            dt, b, c = (norm_rows(norm, part, batch) for norm, part in zip(norms, (dt, b, c), strict=True))
         assert self._a is not None
         scanned = ScanInput(mixed, self.dt_proj(dt, batch), self._a, b, c, self.d, gate, self.activation)
         y = backend.scan(scanned, view.tensors["ssm"], view.plan)

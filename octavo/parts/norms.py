@@ -1,16 +1,91 @@
 """Norms. Their weights are few, and kept in float32."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from octavo.ops import Backend, NormSpec
+from octavo.parts.adapters import AdapterOptions, WeightAdapter
+from octavo.parts.batch import Batch, SpanBatch
+
+
+@dataclass(frozen=True, eq=False)
+class NormChange:
+    """What an adapter has in place of a norm's weight and bias, in float32; None where there is none."""
+
+    weight: Tensor | None
+    bias: Tensor | None
 
 
 class Norm(nn.Module):
     """What can also be told to a backend as data, for norms of queries and keys."""
 
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    offset = 0.0
+    compute: Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
+    """Of rows, weight and bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._changes: dict[int, NormChange] = {}
+        """Adapters', by slot."""
+        self.slot_of_all: int | None = None
+        """The slot of the adapter that all rows have now."""
+        self.takes_adapters = True
+        """False for norms that backends compute among other things, of queries and keys."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` `[rows, size]`, normed; where rows may have adapters, see `norm_rows`."""
+        if self.slot_of_all in self._changes:
+            change = self._changes[self.slot_of_all]
+            return self.compute(x, change.weight, change.bias)
+        return self.compute(x, self.weight, self.bias)
+
+    def of_adapters(self, x: Tensor, y: Tensor, batch: Batch | SpanBatch) -> Tensor:
+        """`y`, the normed `x`, with the rows of adapters that have another norm in their places."""
+        for slot, change in self._changes.items():
+            if (rows := batch.rows_of_slot(slot, x.shape[0])) is not None:
+                y[rows] = self.compute(x[rows], change.weight, change.bias)
+        return y
+
+    def enable_adapters(self, backend: Backend, slots: int) -> None:
+        """See octavo.parts.adapters.TakesAdapters."""
+
+    def put_adapter(self, slot: int, change: object | None) -> None:
+        """See octavo.parts.adapters.TakesAdapters."""
+        self._changes.pop(slot, None)
+        if change is not None:
+            self._changes[slot] = cast(NormChange, change)
+
+    def adapter_change(self, adapter: WeightAdapter, options: AdapterOptions) -> NormChange:
+        """See octavo.parts.adapters.TakesAdapters."""
+        if not self.takes_adapters:
+            raise ValueError("a norm of queries or keys")
+        if adapter.low_rank or adapter.lengths is not None or adapter.tokens is not None:
+            raise ValueError("more than a norm's weight and bias")
+        weight, bias = self.weight, None if self.bias is None else self.bias.data.clone()
+        changed = None if weight is None else weight.data
+        if adapter.weight is not None:
+            changed = adapter.weight.to(options.backend.device) + self.offset
+        for given, is_whole in ((adapter.bias, True), (adapter.added_bias, False)):
+            if given is not None:
+                given = given.to(options.backend.device)
+                before = torch.zeros_like(given) if bias is None else bias
+                bias = torch.where(given.isnan(), before, given) if is_whole else before + given
+        return NormChange(changed, bias)
+
     def spec(self) -> NormSpec:
         raise NotImplementedError
+
+
+def norm_rows(norm: nn.Module, x: Tensor, batch: Batch | SpanBatch) -> Tensor:
+    """`norm(x)` of a step's rows `[rows, size]`, whose adapters may have other norms."""
+    y: Tensor = norm(x)
+    return norm.of_adapters(x, y, batch) if isinstance(norm, Norm) else y
 
 
 class RMSNorm(Norm):
@@ -21,16 +96,16 @@ class RMSNorm(Norm):
     def __init__(self, size: int, eps: float, offset: float = 0.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size), requires_grad=False)
+        self.bias = None
         self.eps = eps
         self.offset = offset
 
     def prepare(self, backend: Backend) -> None:
-        self._norm = backend.rms_norm
+        rms_norm = backend.rms_norm
+        self.compute = lambda x, weight, bias: rms_norm(x, cast(Tensor, weight), self.eps)
         if self.offset:
+            assert self.weight is not None
             self.weight.data = self.weight.data + self.offset
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._norm(x, self.weight, self.eps)
 
     def spec(self) -> NormSpec:
         return NormSpec("rms", self.weight, None, self.eps)
@@ -49,12 +124,10 @@ class LayerNorm(Norm):
         self.offset = offset
 
     def prepare(self, backend: Backend) -> None:
-        self._norm = backend.layer_norm
+        layer_norm = backend.layer_norm
+        self.compute = lambda x, weight, bias: layer_norm(x, weight, bias, self.eps)
         if self.offset and self.weight is not None:
             self.weight.data = self.weight.data + self.offset
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._norm(x, self.weight, self.bias, self.eps)
 
     def spec(self) -> NormSpec:
         return NormSpec("layer", self.weight, self.bias, self.eps)

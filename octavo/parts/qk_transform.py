@@ -26,6 +26,9 @@ class QKNorm(QKTransform):
         super().__init__()
         self.q, self.k = q, k
         self.full_width = full_width
+        for norm in self.modules():
+            if isinstance(norm, Norm):
+                norm.takes_adapters = False
 
     def specs(self) -> tuple[HeadTransform, ...]:
         return (HeadNorms(self.q.spec(), self.k.spec(), self.full_width),)

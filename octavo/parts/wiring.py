@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.ops import Backend
+from octavo.parts.norms import norm_rows
 
 
 class Wiring(nn.Module):
@@ -39,9 +40,9 @@ class Wiring(nn.Module):
     def prepare(self, backend: Backend) -> None:
         self._add = backend.add
 
-    def norm(self, name: str, x: Tensor) -> Tensor:
+    def norm(self, name: str, x: Tensor, batch: Any) -> Tensor:
         """`x` through the norm of the piece `name`."""
-        return getattr(self, f"{name}_norm")(x)  # type: ignore[no-any-return]
+        return norm_rows(getattr(self, f"{name}_norm"), x, batch)
 
     def piece(self, name: str, x: Tensor, batch: Any) -> Tensor:
         """What the piece `name` makes of `x`."""
@@ -49,7 +50,7 @@ class Wiring(nn.Module):
 
     def branch(self, name: str, x: Tensor, batch: Any) -> Tensor:
         """What the piece `name` makes of the normed `x`."""
-        return self.piece(name, self.norm(name, x), batch)
+        return self.piece(name, self.norm(name, x, batch), batch)
 
 
 class PreNorm(Wiring):
@@ -87,7 +88,7 @@ class SandwichNorm(PreNorm):
         super().add_norms(f"{name}_post", norm)
 
     def branch(self, name: str, x: Tensor, batch: Any) -> Tensor:
-        return self.norm(f"{name}_post", super().branch(name, x, batch))
+        return self.norm(f"{name}_post", super().branch(name, x, batch), batch)
 
 
 class BranchNorm(Wiring):
@@ -95,7 +96,7 @@ class BranchNorm(Wiring):
 
     def forward(self, x: Tensor, batch: Any) -> Tensor:
         for name in self.pieces:
-            x = self._add(x, self.norm(name, self.piece(name, x, batch)), self.scale)
+            x = self._add(x, self.norm(name, self.piece(name, x, batch), batch), self.scale)
         return x
 
 
@@ -104,7 +105,7 @@ class PostNorm(Wiring):
 
     def forward(self, x: Tensor, batch: Any) -> Tensor:
         for name in self.pieces:
-            x = self.norm(name, self._add(x, self.piece(name, x, batch), self.scale))
+            x = self.norm(name, self._add(x, self.piece(name, x, batch), self.scale), batch)
         return x
 
 
@@ -113,7 +114,7 @@ class FromNormed(Wiring):
 
     def forward(self, x: Tensor, batch: Any) -> Tensor:
         for name in self.pieces:
-            x = self.norm(name, x)
+            x = self.norm(name, x, batch)
             x = self._add(x, self.piece(name, x, batch), self.scale)
         return x
 
@@ -136,7 +137,7 @@ class SharedNorm(Wiring):
             super().add_norms(name, norm)
 
     def forward(self, x: Tensor, batch: Any) -> Tensor:
-        normed, total = self.norm(self.pieces[0], x), x
+        normed, total = self.norm(self.pieces[0], x, batch), x
         for name in self.pieces:
             total = self._add(total, self.piece(name, normed, batch), self.scale)
         return total
