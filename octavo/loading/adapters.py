@@ -1,13 +1,27 @@
 """Adapters from their files: what each says of the model's weights, as parts compute with it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from octavo.config import EngineArgs
-from octavo.errors import InvalidRequestError
+from octavo.errors import InvalidRequestError, shorten
+from octavo.loading.adapter_files import AdapterConfig, read_config, read_tensors
+from octavo.loading.adapter_places import Place, Places
+from octavo.loading.adapter_stacks import stack_of
+from octavo.loading.adapter_tensors import ModuleTensors, by_module
 from octavo.loading.model import LoadedModel
 from octavo.lora import AdapterRef
-from octavo.parts.adapters import WeightAdapter
+from octavo.ops import LowRank
+from octavo.parts.adapters import AdapterOptions, TakesAdapters, WeightAdapter
+from octavo.parts.linear_layer import LinearChange
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LIKELY_BYTES = 1 << 30
+"""An adapter may have so many, however small the model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,5 +52,200 @@ def load_adapter(ref: AdapterRef, loaded: LoadedModel, args: EngineArgs) -> Load
 
     Raises InvalidRequestError that names what is wrong and the remedy.
     """
-    weights: dict[str, WeightAdapter] = {}
-    raise NotImplementedError(weights)
+    folder = Path(ref.path).expanduser()
+    config = read_config(folder)
+    model = 4 * sum(place.size for place in loaded.places.values())
+    tensors = read_tensors(folder, ref, max(LIKELY_BYTES, 2 * model))
+    reader = AdapterReader(Places(loaded.model.names, loaded.places), config, args.max_lora_rank, ref.name)
+    weights = reader.read(by_module(tensors))
+    if not weights:
+        raise InvalidRequestError(f"the adapter {ref.name!r} has no tensors. Is its file complete?")
+    _share_table(loaded, weights)
+    return _finished(ref, loaded, args, weights)
+
+
+class AdapterReader:
+    """Makes what parts take of an adapter's tensors.
+
+    Args:
+        places: of the model's weights.
+        config: the adapter's.
+        max_rank: most that a module's matrices may have.
+        name: the adapter's, for messages.
+    """
+
+    def __init__(self, places: Places, config: AdapterConfig, max_rank: int, name: str) -> None:
+        self.places, self.config, self.max_rank, self.name = places, config, max_rank, name
+        self.weights: dict[str, WeightAdapter] = {}
+
+    def read(self, modules: Mapping[str, ModuleTensors]) -> dict[str, WeightAdapter]:
+        """What the adapter says of each weight, by the paths of parts.
+
+        Raises InvalidRequestError that names the tensors at fault.
+        """
+        for module, found in modules.items():
+            parts = found.parts
+            if "a" in parts and self._read_stack(module, parts["a"], parts["b"]):
+                continue
+            place = self.places.find(module)
+            if place is None:
+                raise self._refused(
+                    module, "is of no layer of this model. Is it trained for this model, and for this class of it?"
+                )
+            self._read_module(module, place, parts)
+        return self.weights
+
+    def _refused(self, what: str, why: str) -> InvalidRequestError:
+        return InvalidRequestError(f"the adapter {self.name!r}: {shorten(what)} {why}")
+
+    def _misshapen(self, what: str, tensor: Tensor, expected: Sequence[int]) -> InvalidRequestError:
+        return self._refused(
+            what, f"has the shape {list(tensor.shape)} (expected: {list(expected)}). Is it trained for this model?"
+        )
+
+    def _read_module(self, module: str, place: Place, parts: Mapping[str, Tensor]) -> None:
+        weight = self.weights.setdefault(place.path, WeightAdapter())
+        for leaf, tensor in parts.items():
+            if leaf == "weight":
+                self._whole(f"{module}.weight", place, weight, tensor)
+            elif leaf in ("bias", "b_bias", "lengths"):
+                self._vector(module, leaf, place, weight, parts)
+            elif leaf == "tokens":
+                self._tokens(module, place, weight, tensor)
+            elif leaf not in ("a", "b", "table_a", "table_b"):
+                raise self._refused(f"{module}.{leaf}", "is of no kind that can be used.")
+        if "a" in parts:
+            self._matrices(module, place, weight, parts["a"], parts["b"])
+        if "table_a" in parts:
+            self._table(module, place, weight, parts["table_a"], parts["table_b"])
+
+    def _rank(self, module: str, rank: int) -> int:
+        if rank > self.max_rank:
+            raise self._refused(
+                module, f"has the rank {rank}, above max_lora_rank={self.max_rank}. Start the engine with a larger one."
+            )
+        return rank
+
+    def _matrices(self, module: str, place: Place, weight: WeightAdapter, a: Tensor, b: Tensor) -> None:
+        if a.dim() != 2 or b.dim() != 2 or len(place.shape) != 2:
+            raise self._refused(module, "is no linear layer here; only those can have matrices of low rank.")
+        if a.shape[1] != place.inputs:
+            raise self._misshapen(f"{module}.lora_A.weight", a, (len(a), place.inputs))
+        if b.shape != (place.outputs, len(a)):
+            raise self._misshapen(f"{module}.lora_B.weight", b, (place.outputs, len(a)))
+        scale = self.config.scale(module, self._rank(module, len(a)))
+        weight.low_rank.append(LowRank(place.first, a, place.rows_in_order(b) * scale))
+
+    def _table(self, module: str, place: Place, weight: WeightAdapter, a: Tensor, b: Tensor) -> None:
+        """Of a token table, whose matrices are the other way round."""
+        if b.dim() != 2 or len(b) != place.inputs:
+            raise self._misshapen(f"{module}.lora_embedding_B", b, (place.inputs, b.shape[-1]))
+        if a.dim() != 2 or len(a) != b.shape[1] or a.shape[1] < place.outputs:
+            raise self._misshapen(f"{module}.lora_embedding_A", a, (b.shape[1], place.outputs))
+        scale = self.config.scale(module, self._rank(module, len(a)))
+        weight.low_rank.append(LowRank(0, b.t().contiguous(), a.t().contiguous() * scale))
+
+    def _vector(self, module: str, leaf: str, place: Place, weight: WeightAdapter, parts: Mapping[str, Tensor]) -> None:
+        """A bias, what is added to it, or lengths: a number an output, put where the module's outputs are."""
+        tensor = parts[leaf].flatten()
+        of_columns = leaf == "lengths" and "table_a" in parts
+        count = place.inputs if of_columns else place.outputs
+        if len(tensor) != count:
+            name = {"bias": ".bias", "b_bias": ".lora_B.bias", "lengths": ".lora_magnitude_vector"}[leaf]
+            raise self._misshapen(module + name, parts[leaf], (count,))
+        if of_columns:
+            weight.lengths = tensor
+            return
+        attribute = {"bias": "bias", "b_bias": "added_bias", "lengths": "lengths"}[leaf]
+        if leaf == "b_bias":
+            tensor = tensor * self.config.scale(module, len(parts["a"]))
+        whole = getattr(weight, attribute)
+        if whole is None:
+            whole = torch.full((place.all_outputs,), 0.0 if leaf == "b_bias" else torch.nan)
+            setattr(weight, attribute, whole)
+        whole[place.first : place.first + count] = place.rows_in_order(tensor)
+
+    def _whole(self, name: str, place: Place, weight: WeightAdapter, tensor: Tensor) -> None:
+        """A whole weight in the place of the model's."""
+        fitted = place.fitted(tensor)
+        if fitted is None:
+            raise self._misshapen(name, tensor, place.shape)
+        if place.is_whole:
+            weight.weight = fitted
+            return
+        if weight.weight is None:
+            weight.weight = torch.full((place.all_outputs, place.inputs), torch.nan)
+        weight.weight[place.first : place.first + len(fitted)] = fitted
+
+    def _tokens(self, module: str, place: Place, weight: WeightAdapter, rows: Tensor) -> None:
+        ids = self.config.tokens(module)
+        if rows.shape != (len(ids), place.inputs):
+            raise self._misshapen(f"{module}.token_adapter.trainable_tokens_delta", rows, (len(ids), place.inputs))
+        if max(ids, default=0) >= place.outputs:
+            raise self._refused(module, f"has a row of the token {max(ids)}, and the model has {place.outputs}.")
+        weight.tokens = (torch.tensor(ids, dtype=torch.int64), rows)
+
+    def _read_stack(self, module: str, a: Tensor, b: Tensor) -> bool:
+        """Matrices of all experts at once; False where they are of an ordinary module."""
+        if not self.config.target_parameters:
+            return False
+        stack = stack_of(module, a, b, self.config.target_parameters, self.places)
+        if stack is None:
+            return False
+        rank = self._rank(module, len(a) // stack.num_experts)
+        scale = self.config.scale(stack.name, rank)
+        by_expert = b.reshape(len(b), rank, stack.num_experts)
+        for e in range(stack.num_experts):
+            own_a, own_b = a[e * rank : (e + 1) * rank], by_expert[:, :, e]
+            if not stack.straight:
+                own_a, own_b = own_b.t(), own_a.t()
+            for place, rows, columns in stack.places[e]:
+                into = self.weights.setdefault(place.path, WeightAdapter())
+                piece = own_b[rows] * scale
+                into.low_rank.append(LowRank(place.first, own_a[:, columns].contiguous(), piece.contiguous()))
+        return True
+
+
+def _share_table(loaded: LoadedModel, weights: dict[str, WeightAdapter]) -> None:
+    """Where a token table is the head too, rows in its place are the head's. What is added to it is not."""
+    model = loaded.model
+    table = next(path for path, part in model.named_modules() if part is model.tokens)
+    own, head = weights.get(table), weights.get("head")
+    if own is None or not model.tied or model.head is None or (head is not None and head.weight is not None):
+        return
+    if own.weight is not None or own.tokens is not None:
+        shared = weights.setdefault("head", WeightAdapter())
+        shared.weight = own.weight
+        if own.tokens is not None:
+            ids, rows = own.tokens
+            shared.weight = torch.full(loaded.places["head.weight"].shape, torch.nan)
+            shared.weight[ids] = rows
+
+
+def _finished(
+    ref: AdapterRef, loaded: LoadedModel, args: EngineArgs, weights: Mapping[str, WeightAdapter]
+) -> LoadedAdapter:
+    """What the model's parts make of an adapter."""
+    dtype = DTYPES.get(args.lora_dtype, loaded.precision.activations)
+    options = AdapterOptions(loaded.backend, dtype)
+    parts, changes = loaded.model.adapted_parts(), dict[str, object]()
+    num_embeddings, vocab_size = loaded.model.tokens.num_embeddings, loaded.model.vocab_size
+    for path, weight in weights.items():
+        part = parts.get(path)
+        try:
+            if not isinstance(part, TakesAdapters):
+                raise ValueError("a layer of this kind")
+            changes[path] = part.adapter_change(weight, options)
+        except ValueError as error:
+            published = loaded.model.names.published(f"{path}.weight")
+            raise InvalidRequestError(
+                f"the adapter {ref.name!r} changes {shorten(published)}, and this is not supported: {error}. Merge it "
+                "into its checkpoint."
+            ) from error
+        if part is loaded.model.tokens:
+            rows = [len(weight.weight)] if weight.weight is not None else []
+            num_embeddings = max([num_embeddings, *rows, *(len(p.b) for p in weight.low_rank)])
+        if part is loaded.model.head and weight.weight is not None:
+            vocab_size = max(vocab_size, len(weight.weight))
+    only_tables = all(isinstance(c, LinearChange) and c.weight is None for c in changes.values())
+    return LoadedAdapter(ref.name, changes, num_embeddings, vocab_size, only_tables)

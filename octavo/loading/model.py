@@ -1,6 +1,8 @@
 """A model ready to run: composed from its config, filled from its checkpoint, with its tokenizer."""
 
 import logging
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,32 @@ from octavo.media.model_media import MediaInfo, describe_media
 from octavo.media.processor import read_processor_files
 from octavo.ops import Backend, select_backend
 from octavo.parts import CausalLM
+from octavo.parts.weight_slots import weight_slots
 from octavo.text.tokenizer import Tokenizer
 
 log = logging.getLogger("octavo")
 
 DEFAULT_LENGTH = 8192
 """The longest request of a model whose config sets no bound."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What is left of a weight's slot once it is filled: where its segments are."""
+
+    shape: tuple[int, ...]
+    segments: Mapping[str, int]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def rows(self, segment: str | None) -> tuple[int, int]:
+        """The first row of a segment, and how many it has; all for None."""
+        if segment is None:
+            return 0, self.shape[0] if self.shape else 1
+        names = list(self.segments)
+        return sum(self.segments[n] for n in names[: names.index(segment)]), self.segments[segment]
 
 
 @dataclass
@@ -43,6 +65,8 @@ class LoadedModel:
     precision: Precision
     backend: Backend
     info: ModelInfo
+    places: dict[str, Slot]
+    """Its weights by path, of which adapters change some."""
 
 
 def load_model(args: EngineArgs) -> LoadedModel:
@@ -64,6 +88,7 @@ def load_model(args: EngineArgs) -> LoadedModel:
     if media is not None and not media.open_kinds:
         model.drop_media()
     tokenizer = model_tokenizer(args, checkpoint.files, checkpoint.gguf)
+    places = _places(model)
     with sound_config(checkpoint.files.path, config):
         load_weights(model, checkpoint.weights, precision, backend, str(checkpoint.files.path))
     return LoadedModel(
@@ -74,7 +99,13 @@ def load_model(args: EngineArgs) -> LoadedModel:
         precision=precision,
         backend=backend,
         info=_info(args, checkpoint, model, task, tokenizer, media),
+        places=places,
     )
+
+
+def _places(model: CausalLM) -> dict[str, Slot]:
+    """Shapes of all weights, before parts take them."""
+    return {path: Slot(slot.shape, dict(slot.segments)) for path, slot in weight_slots(model).items()}
 
 
 def _media(args: EngineArgs, checkpoint: Checkpoint, hidden_size: int) -> MediaInfo | None:

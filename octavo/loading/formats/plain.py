@@ -53,10 +53,10 @@ def folder_tensors(folder: Path, load_format: str = "auto") -> NamedTensors:
     Raises CheckpointError for missing shards, damaged files, pickles that hold code, and a name that is there twice.
     """
     kinds = {
-        "safetensors": (("safetensors", _safetensors),),
+        "safetensors": (("safetensors", safetensors_tensors),),
         "pt": (("bin", pickled_tensors), ("pt", pickled_tensors)),
-        "mistral": ((NATIVE, _safetensors),),
-    }.get(load_format, (("safetensors", _safetensors), ("bin", pickled_tensors)))
+        "mistral": ((NATIVE, safetensors_tensors),),
+    }.get(load_format, (("safetensors", safetensors_tensors), ("bin", pickled_tensors)))
     for suffix, read in kinds:
         files = _weight_files(folder, suffix)
         if files:
@@ -147,7 +147,7 @@ class _SafetensorsTensor(TensorSource):
         return self.file.get(self.name)
 
 
-def _safetensors(path: Path) -> NamedTensors:
+def safetensors_tensors(path: Path) -> NamedTensors:
     shapes = _safetensors_shapes(path)
     file = _SafetensorsFile(path)
     for name, shape in shapes.items():
