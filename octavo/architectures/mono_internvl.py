@@ -20,7 +20,7 @@ class PictureExperts(nn.Module):
         if batch.features is None:
             return y
         index = batch.features.index
-        return y.index_copy(0, index, self.pictures(x[index], batch))
+        return y.index_copy(0, index, self.pictures(x[index], batch.of_rows(index)))
 
 
 def internlm2_ve(c: Config) -> CausalLM:

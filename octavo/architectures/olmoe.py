@@ -17,8 +17,8 @@ class NormThenClip(QKNorm):
         super().__init__(RMSNorm(num_heads * head_dim, eps), RMSNorm(num_kv_heads * head_dim, eps), full_width=True)
         self.clip = None if limit is None else Clip(limit)
 
-    def specs(self) -> tuple[HeadTransform, ...]:
-        return super().specs() + (() if self.clip is None else self.clip.specs())
+    def specs(self, slot: int | None = None) -> tuple[HeadTransform, ...]:
+        return super().specs(slot) + (() if self.clip is None else self.clip.specs())
 
 
 @architecture(

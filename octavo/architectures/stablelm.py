@@ -22,8 +22,13 @@ class NormEachHead(Norm):
         self.norms = nn.ModuleList(LayerNorm(head_dim, eps, bias=False) for _ in range(num_heads))
         self.eps = eps
 
-    def spec(self) -> NormSpec:
-        return NormSpec("layer", torch.stack([cast(Tensor, norm.weight) for norm in self.norms]), None, self.eps)
+    @property
+    def adapted_slots(self) -> set[int]:
+        return {slot for norm in self.norms for slot in cast(Norm, norm).adapted_slots}
+
+    def spec(self, slot: int | None = None) -> NormSpec:
+        each = [cast(Norm, norm).spec(slot).weight for norm in self.norms]
+        return NormSpec("layer", torch.stack([cast(Tensor, weight) for weight in each]), None, self.eps)
 
 
 STABLELM_NAMES = NAMES.replacing(

@@ -1,6 +1,6 @@
 """Where an adapter's modules are in the model: through the table of names that checkpoints are read with."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -48,12 +48,15 @@ class Place:
     def is_whole(self) -> bool:
         return self.outputs == self.all_outputs
 
+    @property
+    def moves_outputs(self) -> bool:
+        """Whether the published weight is changed by no more than the order of its outputs."""
+        return self.transform is None or self.order is not None
+
     @cached_property
     def order(self) -> Tensor | None:
-        """Which published output each row of the weight was; None where all are in their places."""
-        if self.transform is None:
-            return None
-        return output_order(self.transform, self.outputs)
+        """Which published output each row of the weight was, where a transform does no more than move them."""
+        return None if self.transform is None else output_order(self.transform, self.outputs)
 
     def rows_in_order(self, tensor: Tensor) -> Tensor:
         """`[outputs, ...]` with a row for each published output, as the weight has them."""
@@ -71,11 +74,11 @@ class Place:
         return None
 
 
-def output_order(transform: Transform, outputs: int) -> Tensor:
+def output_order(transform: Transform, outputs: int) -> Tensor | None:
     """Which published output each row of a changed weight was, of a change that moves rows or turns the weight round.
 
-    Found by what becomes of a weight of two columns, each entry of which tells its output and column. Raises
-    ValueError for a change that does more: matrices cannot follow it.
+    Found by what becomes of a weight of two columns, each entry of which tells its output and column. None for a
+    change that does more, which matrices of low rank cannot follow.
     """
     tagged = torch.stack([torch.arange(outputs), torch.arange(outputs) + outputs], dim=1)
     for published in (tagged, tagged.t().contiguous()):  # [outputs, inputs], or as GPT-2's Conv1D
@@ -88,7 +91,7 @@ def output_order(transform: Transform, outputs: int) -> Tensor:
         order = moved[:, 0]
         if bool(((moved[:, 1] - order == outputs) & (order >= 0) & (order < outputs)).all()):
             return order
-    raise ValueError("a layer whose published weight is changed by more than the order of its outputs")
+    return None
 
 
 class Places:
@@ -97,23 +100,29 @@ class Places:
     Args:
         names: the model's table.
         slots: shapes of its weights by path.
+        does_without: whether a checkpoint may have a tensor for a path that the model has no weight at.
     """
 
-    def __init__(self, names: Names, slots: Mapping[str, Slot]) -> None:
-        self._names, self._slots = names, slots
+    def __init__(self, names: Names, slots: Mapping[str, Slot], does_without: Callable[[str], bool]) -> None:
+        self.names, self._slots, self._does_without = names, slots, does_without
 
     def find(self, module: str) -> Place | None:
         """The place of a module by its name in the tree of modules; None for an unknown one."""
         for name in spellings(module):
             for leaf in (".weight", ".bias"):
-                into = self._names.locate(name + leaf)
+                into = self.names.locate(name + leaf)
                 if into is not None and not into.stacked and (place := self._place(into)) is not None:
                     return place
         return None
 
+    def is_left_out(self, module: str) -> bool:
+        """Whether a module is one that this model does without, as a head where embeddings are asked for."""
+        into = self.locate(f"{module}.weight")
+        return into is not None and self._does_without(into.path)
+
     def locate(self, name: str) -> Into | None:
         """Where a published tensor goes, for any spelling of its name."""
-        return next((into for each in spellings(name) if (into := self._names.locate(each)) is not None), None)
+        return next((into for each in spellings(name) if (into := self.names.locate(each)) is not None), None)
 
     def _place(self, into: Into) -> Place | None:
         owner = into.path.rpartition(".")[0]

@@ -10,9 +10,10 @@ from octavo.config import EngineArgs
 from octavo.errors import CheckpointError, InvalidRequestError, ModelNotFoundError, shorten
 from octavo.loading.adapter_files import AdapterConfig, read_config, read_tensors
 from octavo.loading.adapter_paths import find_adapter
-from octavo.loading.adapter_places import Place, Places
+from octavo.loading.adapter_places import Place, Places, spellings
 from octavo.loading.adapter_stacks import stack_of
 from octavo.loading.adapter_tensors import ModuleTensors, by_module
+from octavo.loading.formats import WeightFormat
 from octavo.loading.model import LoadedModel
 from octavo.lora import AdapterRef
 from octavo.ops import LowRank
@@ -59,7 +60,8 @@ def load_adapter(ref: AdapterRef, loaded: LoadedModel, args: EngineArgs) -> Load
     config = read_config(folder)
     model = 4 * sum(place.size for place in loaded.places.values())
     tensors = read_tensors(folder, ref, max(LIKELY_BYTES, 2 * model))
-    reader = AdapterReader(Places(loaded.model.names, loaded.places), config, args.max_lora_rank, ref.name)
+    places = Places(loaded.model.names, loaded.places, loaded.model.does_without)
+    reader = AdapterReader(places, config, args.max_lora_rank, ref.name, loaded.weights)
     weights = reader.read(by_module(tensors))
     if not weights:
         raise InvalidRequestError(f"the adapter {ref.name!r} has no tensors. Is its file complete?")
@@ -75,10 +77,11 @@ class AdapterReader:
         config: the adapter's.
         max_rank: most that a module's matrices may have.
         name: the adapter's, for messages.
+        base: the model's weights as they were published.
     """
 
-    def __init__(self, places: Places, config: AdapterConfig, max_rank: int, name: str) -> None:
-        self.places, self.config, self.max_rank, self.name = places, config, max_rank, name
+    def __init__(self, places: Places, config: AdapterConfig, max_rank: int, name: str, base: WeightFormat) -> None:
+        self.places, self.config, self.max_rank, self.name, self.base = places, config, max_rank, name, base
         self.weights: dict[str, WeightAdapter] = {}
 
     def read(self, modules: Mapping[str, ModuleTensors]) -> dict[str, WeightAdapter]:
@@ -91,6 +94,8 @@ class AdapterReader:
             if "a" in parts and self._read_stack(module, parts["a"], parts["b"]):
                 continue
             place = self.places.find(module)
+            if place is None and self.places.is_left_out(module):
+                continue
             if place is None:
                 raise self._refused(
                     module, "is of no layer of this model. Is it trained for this model, and for this class of it?"
@@ -136,8 +141,19 @@ class AdapterReader:
             raise self._misshapen(f"{module}.lora_A.weight", a, (len(a), place.inputs))
         if b.shape != (place.outputs, len(a)):
             raise self._misshapen(f"{module}.lora_B.weight", b, (place.outputs, len(a)))
-        scale = self.config.scale(module, self._rank(module, len(a)))
-        weight.low_rank.append(LowRank(place.first, a, place.rows_in_order(b) * scale))
+        b = b * self.config.scale(module, self._rank(module, len(a)))
+        if place.moves_outputs:
+            weight.low_rank.append(LowRank(place.first, a, place.rows_in_order(b)))
+        else:
+            self._whole(f"{module}.weight", place, weight, self._published(module) + b @ a)
+
+    def _published(self, module: str) -> Tensor:
+        """The weight of a module as the checkpoint has it, in float32."""
+        names = {f"{name}.weight" for name in spellings(module)}
+        for name, source in self.base.weights(self.base.names(self.places.names)):
+            if name in names:
+                return source.read().float()
+        raise self._refused(module, "changes a weight that the checkpoint has no more.")
 
     def _table(self, module: str, place: Place, weight: WeightAdapter, a: Tensor, b: Tensor) -> None:
         """Of a token table, whose matrices are the other way round."""

@@ -16,6 +16,7 @@ from octavo.config import EngineArgs, PoolerConfig
 from octavo.errors import CheckpointError, ConfigError, UnsupportedModelError
 from octavo.files import read_json
 from octavo.loading.checkpoint import Checkpoint, open_checkpoint, sound_config
+from octavo.loading.formats import WeightFormat
 from octavo.loading.model_files import ModelFiles
 from octavo.loading.model_info import ModelInfo
 from octavo.loading.model_tokenizer import model_tokenizer
@@ -67,6 +68,8 @@ class LoadedModel:
     info: ModelInfo
     places: dict[str, Slot]
     """Its weights by path, of which adapters change some."""
+    weights: WeightFormat
+    """Where its weights were read from."""
 
 
 def load_model(args: EngineArgs) -> LoadedModel:
@@ -100,6 +103,7 @@ def load_model(args: EngineArgs) -> LoadedModel:
         backend=backend,
         info=_info(args, checkpoint, model, task, tokenizer, media),
         places=places,
+        weights=checkpoint.weights,
     )
 
 

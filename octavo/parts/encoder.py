@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from octavo.ops import AttentionSpec, Backend
 from octavo.parts.batch import Batch, CrossBatch, PagedView, SpanBatch
 from octavo.parts.linear_layer import Linear
+from octavo.parts.norms import Norm
 from octavo.parts.qk_transform import QKNorm
 from octavo.parts.state import PagedKV
 
@@ -50,8 +51,8 @@ class EncoderAttention(nn.Module):
     def forward(self, x: Tensor, batch: SpanBatch) -> Tensor:
         query, key, value = self.qkv(x, batch).view(x.shape[0], 3, self.num_heads, self.head_dim).unbind(1)
         if self.qk_norm is not None:
-            query = norm_heads(self.qk_norm, self.qk_norm.q, query)
-            key = norm_heads(self.qk_norm, self.qk_norm.k, key)
+            query = norm_heads(self.qk_norm, self.qk_norm.q, query, batch)
+            key = norm_heads(self.qk_norm, self.qk_norm.k, key, batch)
         if batch.angles is not None:
             query, key = (self._join_rope(y[..., :0], y, batch.angles, self.interleaved) for y in (query, key))
         runs = [(*own, *seen) for own, seen in zip(batch.runs, batch.sees or batch.runs, strict=True)]
@@ -59,10 +60,17 @@ class EncoderAttention(nn.Module):
         return self.o(out.flatten(1), batch)  # type: ignore[no-any-return]
 
 
-def norm_heads(norms: QKNorm, norm: nn.Module, x: Tensor) -> Tensor:
+def norm_heads(norms: QKNorm, norm: Norm, x: Tensor, batch: Batch | SpanBatch) -> Tensor:
     """`x` `[rows, heads, head_dim]` through its norm, which sees all heads side by side, or one at a time."""
-    flat = x.flatten(1) if norms.full_width else x.flatten(0, 1)
-    return norm(flat.contiguous()).view(x.shape)  # type: ignore[no-any-return]
+
+    def flat(x: Tensor) -> Tensor:
+        return (x.flatten(1) if norms.full_width else x.flatten(0, 1)).contiguous()
+
+    y: Tensor = norm(flat(x)).view(x.shape)
+    for slot in norm.adapted_slots:
+        if (rows := batch.rows_of_slot(slot, x.shape[0])) is not None:
+            y[rows] = norm.of_slot(flat(x[rows]), slot).view(len(rows), *x.shape[1:])
+    return y
 
 
 class CrossAttention(nn.Module):
@@ -108,13 +116,13 @@ class CrossAttention(nn.Module):
         assert isinstance(view, PagedView)
         tokens = view.plan.num_tokens
         key, value = self.kv(encoded, batch)[:tokens].view(tokens, 2, self.num_kv_heads, -1).unbind(1)
-        key = key if self.qk_norm is None else norm_heads(self.qk_norm, self.qk_norm.k, key)
+        key = key if self.qk_norm is None else norm_heads(self.qk_norm, self.qk_norm.k, key, batch)
         self._backend.store(key, value, view.cache, view.plan)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         view = batch.paged(self.state_index)
         query = self.q(x, batch)[: batch.num_tokens].view(batch.num_tokens, self.num_heads, -1)
-        query = query if self.qk_norm is None else norm_heads(self.qk_norm, self.qk_norm.q, query)
+        query = query if self.qk_norm is None else norm_heads(self.qk_norm, self.qk_norm.q, query, batch)
         query = self._backend.floats(query.flatten(1)).view(query.shape)
         out = self._backend.attend_stored(query, view.cache, view.plan, self._spec, x.shape[0], x.dtype)
         return self.o(out.flatten(1), batch)  # type: ignore[no-any-return]

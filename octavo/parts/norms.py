@@ -26,6 +26,7 @@ class Norm(nn.Module):
     weight: nn.Parameter | None
     bias: nn.Parameter | None
     offset = 0.0
+    eps: float
     compute: Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
     """Of rows, weight and bias."""
 
@@ -35,8 +36,6 @@ class Norm(nn.Module):
         """Adapters', by slot."""
         self.slot_of_all: int | None = None
         """The slot of the adapter that all rows have now."""
-        self.takes_adapters = True
-        """False for norms that backends compute among other things, of queries and keys."""
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` `[rows, size]`, normed; where rows may have adapters, see `norm_rows`."""
@@ -47,10 +46,15 @@ class Norm(nn.Module):
 
     def of_adapters(self, x: Tensor, y: Tensor, batch: Batch | SpanBatch) -> Tensor:
         """`y`, the normed `x`, with the rows of adapters that have another norm in their places."""
-        for slot, change in self._changes.items():
+        for slot in self._changes:
             if (rows := batch.rows_of_slot(slot, x.shape[0])) is not None:
-                y[rows] = self.compute(x[rows], change.weight, change.bias)
+                y[rows] = self.of_slot(x[rows], slot)
         return y
+
+    def of_slot(self, x: Tensor, slot: int) -> Tensor:
+        """`x` `[rows, size]`, normed as the adapter in a slot has it."""
+        change = self._changes[slot]
+        return self.compute(x, change.weight, change.bias)
 
     def enable_adapters(self, backend: Backend, slots: int) -> None:
         """See octavo.parts.adapters.TakesAdapters."""
@@ -63,14 +67,16 @@ class Norm(nn.Module):
 
     def adapter_change(self, adapter: WeightAdapter, options: AdapterOptions) -> NormChange:
         """See octavo.parts.adapters.TakesAdapters."""
-        if not self.takes_adapters:
-            raise ValueError("a norm of queries or keys")
-        if adapter.low_rank or adapter.lengths is not None or adapter.tokens is not None:
+        if adapter.lengths is not None or adapter.tokens is not None:
             raise ValueError("more than a norm's weight and bias")
         weight, bias = self.weight, None if self.bias is None else self.bias.data.clone()
         changed = None if weight is None else weight.data
         if adapter.weight is not None:
             changed = adapter.weight.to(options.backend.device) + self.offset
+        for part in adapter.low_rank:  # of norms that have a row of weights for each head
+            if changed is None:
+                raise ValueError("a norm without a weight")
+            changed = changed + (part.b @ part.a).to(changed.device)
         for given, is_whole in ((adapter.bias, True), (adapter.added_bias, False)):
             if given is not None:
                 given = given.to(options.backend.device)
@@ -78,8 +84,21 @@ class Norm(nn.Module):
                 bias = torch.where(given.isnan(), before, given) if is_whole else before + given
         return NormChange(changed, bias)
 
-    def spec(self) -> NormSpec:
-        raise NotImplementedError
+    @property
+    def adapted_slots(self) -> set[int]:
+        """The slots of adapters that have another norm."""
+        return set(self._changes)
+
+    def spec(self, slot: int | None = None) -> NormSpec:
+        """As data; as the adapter in a slot has it."""
+        change = self._changes.get(slot) if slot is not None else None
+        if change is None:
+            change = NormChange(self.weight, self.bias)
+        return self.as_data(change.weight, change.bias)
+
+    def as_data(self, weight: Tensor | None, bias: Tensor | None) -> NormSpec:
+        """A norm like this of other values."""
+        return NormSpec("layer", weight, bias, self.eps)
 
 
 def norm_rows(norm: nn.Module, x: Tensor, batch: Batch | SpanBatch) -> Tensor:
@@ -107,8 +126,8 @@ class RMSNorm(Norm):
             assert self.weight is not None
             self.weight.data = self.weight.data + self.offset
 
-    def spec(self) -> NormSpec:
-        return NormSpec("rms", self.weight, None, self.eps)
+    def as_data(self, weight: Tensor | None, bias: Tensor | None) -> NormSpec:
+        return NormSpec("rms", weight, None, self.eps)
 
 
 class LayerNorm(Norm):
@@ -129,9 +148,6 @@ class LayerNorm(Norm):
         if self.offset and self.weight is not None:
             self.weight.data = self.weight.data + self.offset
 
-    def spec(self) -> NormSpec:
-        return NormSpec("layer", self.weight, self.bias, self.eps)
-
 
 class HeadNorm(Norm):
     """A layer norm of each head's queries or keys, with weights `[heads, head_dim]` (Command-R+), and such biases."""
@@ -143,6 +159,3 @@ class HeadNorm(Norm):
         self.weight = nn.Parameter(torch.empty(num_heads, head_dim), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(num_heads, head_dim), requires_grad=False) if bias else None
         self.eps = eps
-
-    def spec(self) -> NormSpec:
-        return NormSpec("layer", self.weight, self.bias, self.eps)

@@ -9,8 +9,13 @@ from octavo.parts.norms import Norm
 class QKTransform(nn.Module):
     """What changes queries, keys and values before positions are applied."""
 
-    def specs(self) -> tuple[HeadTransform, ...]:
-        """As a backend is told of it."""
+    @property
+    def adapted_slots(self) -> set[int]:
+        """The slots of adapters that have another transform."""
+        return set()
+
+    def specs(self, slot: int | None = None) -> tuple[HeadTransform, ...]:
+        """As a backend is told of it; as the adapter in a slot has it."""
         raise NotImplementedError
 
 
@@ -26,12 +31,13 @@ class QKNorm(QKTransform):
         super().__init__()
         self.q, self.k = q, k
         self.full_width = full_width
-        for norm in self.modules():
-            if isinstance(norm, Norm):
-                norm.takes_adapters = False
 
-    def specs(self) -> tuple[HeadTransform, ...]:
-        return (HeadNorms(self.q.spec(), self.k.spec(), self.full_width),)
+    @property
+    def adapted_slots(self) -> set[int]:
+        return self.q.adapted_slots | self.k.adapted_slots
+
+    def specs(self, slot: int | None = None) -> tuple[HeadTransform, ...]:
+        return (HeadNorms(self.q.spec(slot), self.k.spec(slot), self.full_width),)
 
 
 class Clip(QKTransform):
@@ -42,5 +48,9 @@ class Clip(QKTransform):
         self.limit = limit
         self.after = after
 
-    def specs(self) -> tuple[HeadTransform, ...]:
-        return (HeadClip(self.limit), *(self.after.specs() if self.after is not None else ()))
+    @property
+    def adapted_slots(self) -> set[int]:
+        return set() if self.after is None else self.after.adapted_slots
+
+    def specs(self, slot: int | None = None) -> tuple[HeadTransform, ...]:
+        return (HeadClip(self.limit), *(self.after.specs(slot) if self.after is not None else ()))

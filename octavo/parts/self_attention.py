@@ -1,10 +1,13 @@
 """Causal self-attention over a paged cache."""
 
+import itertools
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
-from octavo.ops import AttentionSpec, Backend, BlockSparse
-from octavo.parts.batch import Batch
+from octavo.ops import AttentionSpec, Backend, BlockSparse, SequenceRun
+from octavo.parts.batch import Batch, PagedView
 from octavo.parts.linear_layer import Linear
 from octavo.parts.qk_transform import QKTransform
 from octavo.parts.rotary_embedding import RotaryEmbedding
@@ -85,7 +88,33 @@ class Attention(nn.Module):
         """`[rows, num_heads * head_dim]` of queries, keys and values side by side."""
         view = batch.paged(self.state_index)
         angles = None if self.rope is None else self.rope.angles(batch)
+        slots = set[int]() if self.qk_transform is None else self.qk_transform.adapted_slots
+        if slots and batch.adapters is not None and not batch.only_tables:
+            return self._attend_apart(qkv, view, angles, slots, batch.adapters)
         return self._backend.attend(qkv, view.cache, view.plan, self._spec, angles)
+
+    def _attend_apart(
+        self, qkv: Tensor, view: PagedView, angles: tuple[Tensor, Tensor] | None, slots: set[int], adapters: Tensor
+    ) -> Tensor:
+        """`attend`, sequences with other norms of queries and keys by themselves."""
+        groups: dict[int | None, list[SequenceRun]] = {}
+        for run in view.plan.runs:
+            own_slot = int(adapters[run.first_row])
+            groups.setdefault(own_slot if own_slot in slots else None, []).append(run)
+        out = qkv.new_zeros(qkv.shape[0], self.num_heads * self.head_dim)
+        for slot, runs in groups.items():
+            rows = torch.cat([torch.arange(r.first_row, r.first_row + r.num_tokens) for r in runs]).to(qkv.device)
+            starts = itertools.accumulate((r.num_tokens for r in runs[:-1]), initial=0)
+            own = [replace(run, first_row=first) for run, first in zip(runs, starts, strict=True)]
+            plan = self._backend.plan_attention(
+                own, view.plan.block_table, view.plan.block_size, view.plan.window, len(rows)
+            )
+            spec = self._spec
+            if slot is not None and self.qk_transform is not None:
+                spec = replace(spec, transforms=self.qk_transform.specs(slot))
+            turned = None if angles is None else (angles[0][rows], angles[1][rows])
+            out[rows] = self._backend.attend(qkv[rows], view.cache, plan, spec, turned)
+        return out
 
 
 def alibi_slopes(num_heads: int, bias_max: float = 8.0) -> Tensor:
