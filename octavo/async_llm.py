@@ -15,7 +15,7 @@ from octavo.engine.engine import Engine
 from octavo.errors import EngineDeadError, OctavoError, RequestFailedError, failure
 from octavo.launch import launch_engine
 from octavo.llm import as_tensor, start_engine
-from octavo.lora import LoRARequest
+from octavo.lora import AdapterRef, LoRARequest
 from octavo.outputs import PoolingOutput, PoolingRequestOutput, RequestOutput
 from octavo.params import PoolingParams, SamplingParams
 from octavo.prompts import Prompt
@@ -41,6 +41,7 @@ class AsyncLLM:
         self.engine = engine
         self._ids = itertools.count()
         self._requests = AsyncRequests()
+        self._added_adapters: dict[int, AdapterRef] = {}
         self.client = ThreadClient(engine, self._requests.on_outputs, self._requests.fail_all)
 
     async def generate(
@@ -99,6 +100,27 @@ class AsyncLLM:
         async with contextlib.aclosing(self._requests.generate(self.client, processor, priority)) as outputs:
             async for output in outputs:
                 yield output
+
+    async def add_lora(self, lora_request: LoRARequest) -> bool:
+        """Load an adapter before a prompt needs it. It stays as long as there is room, as those of prompts do.
+
+        Raises InvalidRequestError for one that cannot be used.
+        """
+        ref = await asyncio.to_thread(self.engine.checker.adapter, lora_request)
+        await self._requests.load_adapter(self.client, ref)
+        self._added_adapters[lora_request.lora_int_id] = ref
+        return True
+
+    async def remove_lora(self, lora_id: int) -> bool:
+        """Give back the memory of an adapter that `add_lora` has loaded; False for another number."""
+        ref = self._added_adapters.pop(lora_id, None)
+        if ref is not None:
+            self.client.drop_adapter(ref)
+        return ref is not None
+
+    async def list_loras(self) -> set[int]:
+        """The numbers of adapters that `add_lora` has loaded, and `remove_lora` has not removed."""
+        return set(self._added_adapters)
 
     async def abort(self, request_id: str) -> None:
         """End a request; its iterator gets a last output with finish_reason "abort"."""

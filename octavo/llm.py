@@ -19,7 +19,7 @@ from octavo.engine.messages import Failed
 from octavo.errors import InvalidRequestError, RequestFailedError
 from octavo.launch import launch_engine
 from octavo.logs import log_to_stderr
-from octavo.lora import LoRARequest
+from octavo.lora import AdapterRef, LoRARequest
 from octavo.media.fetch import MediaFetcher
 from octavo.outputs import (
     BeamSearchOutput,
@@ -78,6 +78,7 @@ class LLM:
         self.engine, self.requests = engine, LocalRequests(engine)
         self._fetcher = MediaFetcher.of_options(engine.args)
         self._ids = itertools.count()
+        self._added_adapters: dict[int, AdapterRef] = {}
 
     def get_tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises InvalidRequestError with skip_tokenizer_init."""
@@ -88,6 +89,25 @@ class LLM:
     def get_default_sampling_params(self) -> SamplingParams:
         """Sampling values that the model's generation_config.json recommends."""
         return SamplingParams(**recommended_sampling(self.engine.info.generation_config))
+
+    def add_lora(self, lora_request: LoRARequest) -> bool:
+        """Load an adapter before a prompt needs it. It stays as long as there is room, as those of prompts do.
+
+        Raises InvalidRequestError for one that cannot be used.
+        """
+        self._added_adapters[lora_request.lora_int_id] = self.requests.load_adapter(lora_request)
+        return True
+
+    def remove_lora(self, lora_id: int) -> bool:
+        """Give back the memory of an adapter that `add_lora` has loaded; False for another number."""
+        ref = self._added_adapters.pop(lora_id, None)
+        if ref is not None:
+            self.requests.client.drop_adapter(ref)
+        return ref is not None
+
+    def list_loras(self) -> set[int]:
+        """The numbers of adapters that `add_lora` has loaded, and `remove_lora` has not removed."""
+        return set(self._added_adapters)
 
     def generate(
         self,

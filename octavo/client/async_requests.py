@@ -11,6 +11,7 @@ from octavo.client.engine_client import EngineClient
 from octavo.client.output_processor import Processor
 from octavo.engine.messages import Failed, Output, Tokens
 from octavo.errors import InvalidRequestError, OctavoError, RequestFailedError, failure
+from octavo.lora import AdapterRef
 
 
 class RequestStream:
@@ -145,6 +146,26 @@ class AsyncRequests:
         finally:
             self._forget(request_id, name)
             if is_running:
+                client.abort(name)
+
+    async def load_adapter(self, client: EngineClient, adapter: AdapterRef) -> None:
+        """Have an adapter loaded, and wait until it is there. Ending the wait leaves the engine without it.
+
+        Raises InvalidRequestError for an adapter that cannot be used, and as `generate` does.
+        """
+        name = f"{next(self._numbers)}:adapter"
+        stream = self._streams[name] = RequestStream()
+        is_loading = False
+        try:
+            client.load_adapter(name, adapter)
+            is_loading = True
+            for message in await stream.take():
+                is_loading = False
+                if isinstance(message, Failed):
+                    raise (InvalidRequestError if message.invalid else RequestFailedError)(message.error)
+        finally:
+            self._streams.pop(name, None)
+            if is_loading:
                 client.abort(name)
 
     def _forget(self, request_id: str, name: str) -> None:

@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from octavo.engine.messages import Ready
+from octavo.lora import AdapterRef
 from octavo.params import PoolingParams, SamplingParams
 from octavo.text.inputs import CheckedPrompt
 
@@ -27,6 +28,17 @@ class EngineClient(Protocol):
         Raises InvalidRequestError for one that cannot be served (if that is found out later it comes as a Failed),
         RequestFailedError for one that could not be prepared, and EngineDeadError where no engine runs.
         """
+        ...
+
+    def load_adapter(self, request_id: str, adapter: AdapterRef) -> None:
+        """Have an adapter loaded, without a prompt: a Loaded or a Failed comes. `abort` ends the waiting.
+
+        Raises as `add` does.
+        """
+        ...
+
+    def drop_adapter(self, adapter: AdapterRef) -> None:
+        """Give back an adapter's memory, once no request needs it any more."""
         ...
 
     def finish(self, request_id: str, index: int) -> None:

@@ -9,8 +9,10 @@ from octavo.engine.messages import (
     Abort,
     Add,
     Command,
+    DropAdapter,
     Failed,
     Finish,
+    LoadAdapter,
     Output,
     Pooled,
     Stats,
@@ -55,6 +57,10 @@ class EngineServer:
                 elif isinstance(command, Abort):
                     outputs += self._abort(command)
                     aborted = True  # which may change the numbers without giving anything
+                elif isinstance(command, LoadAdapter):
+                    outputs += self._load_adapter(command)
+                elif isinstance(command, DropAdapter):
+                    self.engine.drop_adapter(command.adapter)
                 elif command.request_id in self._arrived:
                     outputs.append(Failed(command.request_id, "this request id is already in use.", invalid=True))
                 else:
@@ -84,6 +90,13 @@ class EngineServer:
         for request_id in command.request_ids:
             self._arrived.pop(request_id, None)
         return self.engine.abort(command.request_ids)
+
+    def _load_adapter(self, command: LoadAdapter) -> list[Output]:
+        try:
+            self.engine.load_adapter(command.request_id, command.adapter)
+        except BaseException as error:
+            return [Failed(command.request_id, failure(error), isinstance(error, InvalidRequestError))]
+        return []
 
     def _add_some(self) -> list[Output]:
         """Hand the engine requests that have arrived; what it refuses."""
@@ -143,5 +156,6 @@ class EngineServer:
         self.stats.running, self.stats.waiting = len(scheduler.running), scheduler.num_waiting
         self.stats.used_blocks = pool.num_blocks - pool.num_free
         self.stats.preemptions = scheduler.num_preemptions
+        self.stats.running_adapters, self.stats.waiting_adapters = self.engine.adapter_names()
         self.stats.num_media_items = scheduler.features.num_computed
         self.stats.feature_hits, self.stats.media_seconds = scheduler.features.num_hits, self.engine.media_seconds

@@ -10,7 +10,7 @@ from octavo.client.output_processor import Processor, processor_of
 from octavo.engine.engine import Engine
 from octavo.engine.messages import Failed, Output, Ready
 from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError, RequestFailedError, failure
-from octavo.lora import LoRARequest
+from octavo.lora import AdapterRef, LoRARequest
 from octavo.outputs import PoolingOutput, PoolingRequestOutput, RequestOutput
 from octavo.params import PoolingParams, SamplingParams
 from octavo.text.inputs import CheckedPrompt
@@ -46,6 +46,12 @@ class LocalClient:
     ) -> None:
         self.engine.add_request(request_id, prompt, params, priority)
 
+    def load_adapter(self, request_id: str, adapter: AdapterRef) -> None:
+        self.engine.load_adapter(request_id, adapter)
+
+    def drop_adapter(self, adapter: AdapterRef) -> None:
+        self.engine.drop_adapter(adapter)
+
     def finish(self, request_id: str, index: int) -> None:
         self.engine.finish(request_id, index)
 
@@ -60,6 +66,12 @@ class LocalClient:
     def receive(self) -> list[Output]:
         """Compute a step, and give what has come."""
         return self.pending() + self.engine.step()
+
+    def receive_of(self, request_id: str) -> list[Output]:
+        """Compute a step, and give what has come of one request. That of others waits for `receive`."""
+        outputs = self.receive()
+        self._outputs = [output for output in outputs if output.request_id != request_id]
+        return [output for output in outputs if output.request_id == request_id]
 
 
 class ThreadClient:
@@ -94,7 +106,14 @@ class ThreadClient:
         self, request_id: str, prompt: CheckedPrompt, params: SamplingParams | PoolingParams, priority: int = 0
     ) -> None:
         self.check_alive()
-        self._post(lambda: self._add(request_id, prompt, params, priority))
+        self._post(lambda: self._start(request_id, lambda: self._local.add(request_id, prompt, params, priority)))
+
+    def load_adapter(self, request_id: str, adapter: AdapterRef) -> None:
+        self.check_alive()
+        self._post(lambda: self._start(request_id, lambda: self._local.load_adapter(request_id, adapter)))
+
+    def drop_adapter(self, adapter: AdapterRef) -> None:
+        self._post(lambda: self._local.drop_adapter(adapter))
 
     def check_alive(self) -> None:
         """Raises EngineDeadError if the engine has ended."""
@@ -119,9 +138,9 @@ class ThreadClient:
             self._inbox.append(action)
             self._wake.notify()
 
-    def _add(self, request_id: str, prompt: CheckedPrompt, params: Any, priority: int) -> None:
+    def _start(self, request_id: str, start: Callable[[], None]) -> None:
         try:
-            self._local.add(request_id, prompt, params, priority)
+            start()
         except OctavoError as error:
             self._on_outputs([Failed(request_id, str(error), isinstance(error, InvalidRequestError))])
 
@@ -203,6 +222,23 @@ class LocalRequests:
     def step(self) -> list[RequestOutput | PoolingRequestOutput[PoolingOutput] | Failed]:
         """Compute one step, and the outputs that are due after it."""
         return self._process(self.client.receive())
+
+    def load_adapter(self, adapter: LoRARequest) -> AdapterRef:
+        """Load an adapter, and wait until it is there, while other requests go on.
+
+        Raises InvalidRequestError for one that cannot be used.
+        """
+        ref, request_id = self.engine.checker.adapter(adapter), f"adapter:{adapter.lora_name}"
+        self.client.load_adapter(request_id, ref)
+        try:
+            while True:
+                for message in self.client.receive_of(request_id):
+                    if isinstance(message, Failed):
+                        raise InvalidRequestError(message.error)
+                    return ref
+        except BaseException:
+            self.client.abort(request_id)
+            raise
 
     def _process(self, messages: list[Output]) -> list[RequestOutput | PoolingRequestOutput[PoolingOutput] | Failed]:
         outputs: list[RequestOutput | PoolingRequestOutput[PoolingOutput] | Failed] = []

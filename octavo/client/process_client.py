@@ -25,7 +25,9 @@ from octavo.engine.messages import (
     Abort,
     Add,
     Command,
+    DropAdapter,
     Finish,
+    LoadAdapter,
     LoadFailed,
     Output,
     Ready,
@@ -39,6 +41,7 @@ from octavo.engine.messages import (
     write_args,
 )
 from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError
+from octavo.lora import AdapterRef
 from octavo.params import PoolingParams, SamplingParams
 from octavo.text.inputs import CheckedPrompt
 
@@ -241,10 +244,20 @@ class ProcessClient:
     def add(
         self, request_id: str, prompt: CheckedPrompt, params: SamplingParams | PoolingParams, priority: int = 0
     ) -> None:
-        if self.state != "running":
-            raise EngineDeadError(f"the engine is {self.state}. Try again in a moment.")
+        self._check_running()
         packed, is_sampling = pack_params(params), isinstance(params, SamplingParams)
         self._send(Add(request_id, prompt, packed if is_sampling else None, None if is_sampling else packed, priority))
+
+    def _check_running(self) -> None:
+        if self.state != "running":
+            raise EngineDeadError(f"the engine is {self.state}. Try again in a moment.")
+
+    def load_adapter(self, request_id: str, adapter: AdapterRef) -> None:
+        self._check_running()
+        self._send(LoadAdapter(request_id, adapter))
+
+    def drop_adapter(self, adapter: AdapterRef) -> None:
+        self._tell_engine(DropAdapter(adapter))
 
     def finish(self, request_id: str, index: int) -> None:
         self._tell_engine(Finish(request_id, index))

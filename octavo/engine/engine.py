@@ -11,13 +11,14 @@ import msgspec
 from octavo.config import EngineArgs
 from octavo.engine.bad_word_tokens import BadWordTokens
 from octavo.engine.kv_cache import HashChain, KVCacheManager
-from octavo.engine.messages import Failed, Output, Pooled, Ready
-from octavo.engine.request import Completion, GenerationRequest, PoolingRequest, Request
+from octavo.engine.messages import Failed, Loaded, Output, Pooled, Ready
+from octavo.engine.request import AdapterRequest, Completion, GenerationRequest, PoolingRequest, Request
 from octavo.engine.scheduler import ScheduledSequence, Scheduler
 from octavo.engine.sequence import Sequence, Status
 from octavo.errors import ConfigError, InvalidRequestError, OctavoError, RequestFailedError, failure
 from octavo.executor.executor import Executor
 from octavo.executor.step import SequenceResult, SequenceStart, SequenceStep, Step, StepResult
+from octavo.lora import AdapterRef
 from octavo.params import PoolingParams, SamplingParams
 from octavo.text.inputs import CheckedPrompt
 from octavo.text.tokenizer import Tokenizer
@@ -62,6 +63,7 @@ class Engine:
         self._random = random.Random(args.seed)
         self._starts: list[SequenceStart] = []
         self._ended: list[int] = []
+        self._dropped_adapters: list[bytes] = []
         """What the executor does not know yet."""
         self.media_seconds = 0.0
         """How long towers took so far."""
@@ -112,6 +114,38 @@ class Engine:
         if not waits:
             self._start(request, starts)
 
+    def load_adapter(self, request_id: str, adapter: AdapterRef) -> None:
+        """Have an adapter loaded beside the steps: a Loaded or a Failed comes from `step`. `abort` ends the waiting.
+
+        Raises InvalidRequestError where no adapters are served, and for an id that is in use.
+        """
+        if request_id in self._requests:
+            raise InvalidRequestError(f"request id {request_id!r} is already in use.")
+        if not self.info.serves_adapters:
+            raise InvalidRequestError(
+                f"the adapter {adapter.name!r} cannot be loaded: start the engine with enable_lora=True."
+            )
+        sequence = self._sequence(CheckedPrompt(None, [], adapter=adapter), 0, False, HashChain())
+        request = AdapterRequest(request_id, sequence, adapter.name)
+        self._requests[request_id] = request
+        self._owner[sequence.seq_id] = (request, None)
+        sequence.status = Status.PREPARING
+        self._starts.append(SequenceStart(sequence.seq_id, [], adapter=adapter))
+
+    def drop_adapter(self, adapter: AdapterRef) -> None:
+        """Give back an adapter's memory, once no request needs it any more. An unknown one is ignored."""
+        self._dropped_adapters.append(adapter.digest)
+        if not self._requests:  # there may be no further step for long
+            self._run([])
+
+    def adapter_names(self) -> tuple[list[str], list[str]]:
+        """Names of the adapters of requests that run, and of those of which no sequence runs yet."""
+        names: dict[bool, set[str]] = {True: set(), False: set()}
+        for request in self._requests.values() if self.info.serves_adapters else ():
+            if request.adapter_name is not None:
+                names[any(s.status is Status.RUNNING for s in request.sequences)].add(request.adapter_name)
+        return sorted(names[True]), sorted(names[False])
+
     def _hand_over(self, request_id: str, params: SamplingParams, starts: list[SequenceStart]) -> bool:
         """What of sampling values is not in a SequenceStart yet; whether the request must wait for it."""
         for start in starts if params.logits_processors else ():
@@ -144,7 +178,7 @@ class Engine:
         reads_cache = self.info.pooling.pooling_type == "LAST"  # others need the hidden states of every token
         sequence = self._sequence(checked, priority, reads_cache, self._chain(checked))
         starts.append(self._sequence_start(sequence, checked, pooling=params))
-        return PoolingRequest(request_id, params, sequence)
+        return PoolingRequest(request_id, params, sequence, adapter_name=_adapter_name(checked))
 
     def _sequence(self, checked: CheckedPrompt, priority: int, reads_cache: bool, chain: HashChain) -> Sequence:
         self._last_seq_id += 1
@@ -204,7 +238,7 @@ class Engine:
         room = self.max_model_len - len(checked.token_ids)
         reads_cache = params.prompt_logprobs is None and not params.skip_reading_prefix_cache
         seed = self._random.getrandbits(64) if params.seed is None else params.seed % (1 << 64)
-        request = GenerationRequest(request_id, params, [])
+        request = GenerationRequest(request_id, params, [], adapter_name=_adapter_name(checked))
         if params.prompt_logprobs is not None:
             request.prompt_logprobs = [None]
         chain = self._chain(checked)
@@ -282,11 +316,19 @@ class Engine:
                 outputs.append(self._refuse(owner[0], refusal.error or "", refusal.is_invalid))
         for seq_id in done.ready:
             if owner := self._owner.get(seq_id):
-                self.scheduler.add(next(s for s in owner[0].sequences if s.seq_id == seq_id))
+                outputs += self._ready(owner[0], seq_id)
         outputs += self._take_results(scheduled, done)
         if failed := {e.sequence.chain.root for e, r in zip(scheduled, done.sequences, strict=True) if r.non_finite}:
             self._distrust(failed)
         return outputs
+
+    def _ready(self, request: Request, seq_id: int) -> list[Output]:
+        """A sequence that was waited for enters the schedule, or has nothing more to do."""
+        if isinstance(request, AdapterRequest):
+            self._forget(request)
+            return [Loaded(request.request_id)]
+        self.scheduler.add(next(s for s in request.sequences if s.seq_id == seq_id))
+        return []
 
     def _distrust(self, roots: set[bytes]) -> None:
         """Values were not finite, and were taken out of the caches: nobody may find them there, or go on with them."""
@@ -298,8 +340,9 @@ class Engine:
     def _run(self, scheduled: list[ScheduledSequence]) -> StepResult:
         """Have the executor compute a step, which hears of what has started and ended too."""
         dropped = self.scheduler.features.take_dropped()
-        step = Step(self._starts, [self._to_step(entry) for entry in scheduled], self._ended, dropped)
-        self._starts, self._ended = [], []
+        steps = [self._to_step(entry) for entry in scheduled]
+        step = Step(self._starts, steps, self._ended, dropped, self._dropped_adapters)
+        self._starts, self._ended, self._dropped_adapters = [], [], []
         try:
             self.executor.submit(step)
             done = self.executor.collect()
@@ -364,6 +407,7 @@ class Engine:
         if isinstance(request, PoolingRequest):
             return self._pooled(request, result)
         assert completion is not None
+        assert isinstance(request, GenerationRequest)
         if result.prompt_logprobs and request.prompt_logprobs is not None:
             known = len(request.prompt_logprobs) - (start + 1)
             request.prompt_logprobs += result.prompt_logprobs[max(0, known) :]
@@ -396,3 +440,7 @@ class Engine:
         if result.pooled is None:
             return Failed(request.request_id, result.error or "", invalid=False)
         return Pooled(request.request_id, result.pooled.shape, result.pooled.data, request.sequence.num_cached)
+
+
+def _adapter_name(checked: CheckedPrompt) -> str | None:
+    return None if checked.adapter is None else checked.adapter.name

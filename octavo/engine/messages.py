@@ -10,6 +10,7 @@ import msgspec
 from octavo.config import EngineArgs
 from octavo.errors import InvalidRequestError
 from octavo.loading.model_info import ModelInfo
+from octavo.lora import AdapterRef
 from octavo.media.limits import DEFAULT_LIMITS, MediaLimits
 from octavo.media.model_media import ModelMedia
 from octavo.outputs import PackedLogprobs
@@ -41,6 +42,21 @@ class Add(Message):
         return SamplingParams(**values)
 
 
+class LoadAdapter(Message):
+    """Load an adapter, without a prompt: a Loaded or a Failed comes. Requests use it at once from then on, as long as
+    there is room for it.
+    """
+
+    request_id: str
+    adapter: AdapterRef
+
+
+class DropAdapter(Message):
+    """Give back an adapter's memory, once no request needs it any more. A later request loads it anew."""
+
+    adapter: AdapterRef
+
+
 class Abort(Message):
     """End requests now; unknown ids are ignored."""
 
@@ -58,7 +74,7 @@ class Stop(Message):
     """End the process."""
 
 
-Command = Add | Abort | Finish | Stop
+Command = Add | LoadAdapter | DropAdapter | Abort | Finish | Stop
 
 
 class Ready(Message):
@@ -125,6 +141,12 @@ class Pooled(Message):
     num_cached: int
 
 
+class Loaded(Message):
+    """An adapter that a LoadAdapter asked for is there."""
+
+    request_id: str
+
+
 class Failed(Message):
     """A request that was refused (`invalid`) or could not be computed."""
 
@@ -133,7 +155,7 @@ class Failed(Message):
     invalid: bool
 
 
-Output = Tokens | Pooled | Failed
+Output = Tokens | Pooled | Loaded | Failed
 
 
 class Stats(Message):
@@ -152,6 +174,10 @@ class Stats(Message):
     """Those whose rows were there already."""
     media_seconds: float = 0.0
     """How long towers took."""
+    running_adapters: list[str] = []
+    """Names of the adapters of requests that run."""
+    waiting_adapters: list[str] = []
+    """Of those of which no sequence runs yet."""
 
 
 class Step(Message):
@@ -174,8 +200,8 @@ def request_of(message: bytes) -> str | None:
         read = msgspec.msgpack.decode(message)
     except msgspec.DecodeError:
         return None
-    is_add = isinstance(read, list) and len(read) > 1 and read[0] == "Add" and isinstance(read[1], str)
-    return read[1] if is_add else None
+    is_request = isinstance(read, list) and len(read) > 1 and read[0] in ("Add", "LoadAdapter")
+    return read[1] if is_request and isinstance(read[1], str) else None
 
 
 def pack_params(params: SamplingParams | PoolingParams) -> dict[str, Any]:

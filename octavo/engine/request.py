@@ -48,6 +48,7 @@ class GenerationRequest:
     prompt_logprobs: list[PackedLogprobs | None] | None = None
     """As far as they are computed; None where they are not asked for."""
     scheduled_time: float | None = None
+    adapter_name: str | None = None
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -83,10 +84,25 @@ class PoolingRequest:
     params: PoolingParams
     sequence: Sequence
     scheduled_time: float | None = None
+    adapter_name: str | None = None
 
     @property
     def sequences(self) -> list[Sequence]:
         return [self.sequence]
 
 
-Request = GenerationRequest | PoolingRequest
+@dataclass(eq=False)
+class AdapterRequest:
+    """An adapter that is to be loaded, without a prompt. Its sequence is never computed."""
+
+    request_id: str
+    sequence: Sequence
+    adapter_name: str
+    scheduled_time: float | None = None
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        return [self.sequence]
+
+
+Request = GenerationRequest | PoolingRequest | AdapterRequest

@@ -23,6 +23,12 @@ class _Entry:
     loading: "Future[LoadedAdapter] | None" = None
     """None while there is no room."""
     slot: int | None = None
+    is_dropped: bool = False
+    """Whether it goes as soon as no sequence needs it."""
+
+    @property
+    def has_failed(self) -> bool:
+        return self.loading is not None and self.loading.done() and self.loading.exception() is not None
 
 
 class Adapters:
@@ -52,6 +58,9 @@ class Adapters:
         entry = self._entries.pop(ref.digest, None) or _Entry(ref)
         self._entries[ref.digest] = entry
         entry.uses += 1
+        entry.is_dropped = False
+        if entry.uses == 1 and entry.has_failed:  # while nobody waited for it
+            entry.loading = None
         if entry.loading is None and entry.uses == 1:
             self._queue.append(entry)
             self._load_queued()
@@ -60,9 +69,17 @@ class Adapters:
         """A sequence needs it no more."""
         entry = self._entries[ref.digest]
         entry.uses -= 1
-        if entry.uses == 0 and (entry.loading is None or (entry.loading.done() and entry.loading.exception())):
+        if entry.uses == 0 and (entry.loading is None or entry.has_failed or entry.is_dropped):
             self._drop(entry)  # what could not be loaded is tried anew next time
         self._load_queued()
+
+    def drop(self, digests: Iterable[bytes]) -> None:
+        """Adapters that go as soon as no sequence needs them; unknown ones are ignored."""
+        for digest in digests:
+            if (entry := self._entries.get(digest)) is not None:
+                entry.is_dropped = True
+                if entry.uses == 0:
+                    self._drop(entry)
 
     def _load_queued(self) -> None:
         """Begin to load what has waited longest, as far as there is room."""

@@ -38,6 +38,8 @@ class LocalExecutor:
 
     def collect(self) -> StepResult:
         step = self._steps.popleft()
+        if step.dropped_adapters and self.runner.adapters is not None:
+            self.runner.adapters.drop(step.dropped_adapters)
         refused = self._start(step) if step.starts else []
         if step.ended:
             self.sequences.end(step.ended)

@@ -82,6 +82,8 @@ class Step(msgspec.Struct, tag=True):
     """Sequences that are done, whose state goes. Their rows may be used again in this step."""
     dropped: list[bytes] = []
     """Digests of features whose rows go, before any are computed."""
+    dropped_adapters: list[bytes] = []
+    """Digests of adapters that go as soon as no sequence needs them, those of `starts` among them."""
 
 
 class Pooled(msgspec.Struct):

@@ -104,7 +104,7 @@ def refer(request: LoRARequest) -> AdapterRef:
     """
     name = shorten(request.lora_name, 80)
     try:
-        found = _files(name, request.lora_path)
+        known = msgspec.json.encode([request.lora_name, request.lora_path, _files(name, request.lora_path)])
     except (OSError, ValueError, RuntimeError) as error:  # it goes while one looks, or could be no path at all
         if isinstance(error, InvalidRequestError):
             raise
@@ -112,7 +112,6 @@ def refer(request: LoRARequest) -> AdapterRef:
         raise InvalidRequestError(
             f"the adapter {name!r}: {shorten(request.lora_path, 200)} cannot be read: {reason}."
         ) from error
-    known = msgspec.json.encode([request.lora_name, request.lora_path, found])
     return AdapterRef(request.lora_name, request.lora_path, hashlib.blake2b(known, digest_size=16).digest())
 
 

@@ -15,6 +15,8 @@ from octavo.text.tokenizer import Tokenizer
 NO_TOKENS: frozenset[int] = frozenset()
 MOST_TOKENS = 1 << 24
 """No vocabulary has as many, whatever an adapter adds to it."""
+REMEMBERED = 4096
+"""Adapters whose files are known as they were last."""
 ENCODER_KEYS = ("encoder_prompt", "decoder_prompt")
 
 
@@ -129,14 +131,15 @@ class InputChecker:
         """
         if adapter is None:
             return self._prompt(prompt, params, NO_TOKENS)
-        ref = self._adapter(adapter)
+        ref = self.adapter(adapter)
         checked = self._prompt(prompt, params, range(self.num_embeddings, MOST_TOKENS))
         checked.adapter = ref
         # What a tower makes of pictures may depend on the adapter.
         checked.features = [f if f.kind == ENCODER else f.under(ref.digest) for f in checked.features]
         return checked
 
-    def _adapter(self, adapter: LoRARequest) -> AdapterRef:
+    def adapter(self, adapter: LoRARequest) -> AdapterRef:
+        """What the engine knows an adapter by. Raises InvalidRequestError for one that is not there."""
         if not isinstance(adapter, LoRARequest):
             raise InvalidRequestError(f"lora_request is a LoRARequest, not {type(adapter).__name__}.")
         if not self.serves_adapters:
@@ -144,7 +147,11 @@ class InputChecker:
                 f"the adapter {adapter.lora_name!r} cannot be used: start the engine with enable_lora=True."
             )
         try:
-            ref = self._refs[adapter] = refer(adapter)
+            ref = refer(adapter)
+            self._refs.pop(adapter, None)
+            self._refs[adapter] = ref
+            if len(self._refs) > REMEMBERED:
+                del self._refs[next(iter(self._refs))]
         except InvalidRequestError:
             if adapter not in self._refs:
                 raise
