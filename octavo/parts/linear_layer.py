@@ -93,7 +93,7 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(bias, requires_grad=False)
 
     def prepare(self, backend: Backend) -> None:
-        self._gated_linear = backend.gated_linear
+        self._gated_linear, self._gated = backend.gated_linear, backend.gated
 
     def forward(self, x: Tensor, batch: Batch | SpanBatch) -> Tensor:
         """`x` `[rows, inputs]`, rows of `batch`, to `[rows, outputs]`."""
@@ -107,7 +107,14 @@ class Linear(nn.Module):
     def gated(self, x: Tensor, batch: Batch | SpanBatch, gate: Gate) -> Tensor:
         """The result's halves, gate and up, made one by `gate`: `[rows, outputs / 2]`."""
         assert self._packed is not None, "weights are loaded before anything is computed"
-        return self._gated_linear(self._packed, x, self.bias, gate, self._adapters(x, batch))
+        adapters = self._adapters(x, batch)
+        out = self._gated_linear(self._packed, x, self.bias, gate, adapters)
+        for slot in self._in_place if adapters is not None else ():
+            if (rows := self._rows_of(slot, x, batch)) is not None and adapters is not None:
+                y = self.replaced(x[rows], slot).to(x.dtype)
+                adapters.table.apply(x[rows], y, adapters.slots[rows])
+                out[rows] = self._gated(y, gate)
+        return out
 
     def _adapters(self, x: Tensor, batch: Batch | SpanBatch) -> RowAdapters | None:
         """The adapters of a step's rows, if they may change this."""
@@ -121,11 +128,14 @@ class Linear(nn.Module):
     def _replace(self, x: Tensor, y: Tensor, batch: Batch | SpanBatch) -> None:
         """Compute the rows whose adapters have weights in place of this one."""
         for slot in self._in_place:
-            rows = batch.rows_of_slot(slot, x.shape[0])
-            if self.slot_of_all is not None:
-                rows = torch.arange(x.shape[0]) if slot == self.slot_of_all else None
-            if rows is not None:
+            if (rows := self._rows_of(slot, x, batch)) is not None:
                 y[rows] = self.replaced(x[rows], slot)[:, : self.outputs].to(y.dtype)
+
+    def _rows_of(self, slot: int, x: Tensor, batch: Batch | SpanBatch) -> Tensor | None:
+        """The rows that have a slot's adapter; None if none."""
+        if self.slot_of_all is None:
+            return batch.rows_of_slot(slot, x.shape[0])
+        return torch.arange(x.shape[0]) if slot == self.slot_of_all else None
 
     def replaced(self, x: Tensor, slot: int) -> Tensor:
         """What the weight that a slot's adapter has in place of this one gives, with as many outputs as that has."""
@@ -173,12 +183,26 @@ class Linear(nn.Module):
             to = [None if t is None else t.to(backend.device) for t in (magnitude, bias)]
             parts = tuple(LowRank(p.first, p.a.to(backend.device), p.b.to(backend.device)) for p in low_rank)
             update = backend.pack_update(LinearUpdate(parts, *to), options.dtype)
-        if adapter.weight is None:
+        weight = None if adapter.weight is None else self._completed(adapter.weight)
+        if weight is None:
             return LinearChange(update)
-        if self._expert is not None or self.segments or (len(adapter.weight) > self.outputs and self.bias is not None):
-            raise ValueError("a whole weight in its place")
-        packed = backend.linear(adapter.weight.to(backend.device, options.dtype))
-        return LinearChange(update, packed, options.dtype, len(adapter.weight))
+        if self._expert is not None:
+            raise ValueError("a whole weight of an expert")
+        if len(weight) > self.outputs and self.bias is not None:
+            raise ValueError("more tokens, of a head that has a bias")
+        packed = backend.linear(weight.to(backend.device, options.dtype))
+        return LinearChange(update, packed, options.dtype, len(weight))
+
+    def _completed(self, weight: Tensor) -> Tensor | None:
+        """A weight in place of this one, its own rows where it has NaN; None where it is the same."""
+        assert self._packed is not None
+        is_same = len(weight) == self.outputs
+        for first in range(0, self.outputs, ROWS_AT_ONCE):
+            given = weight[first : min(first + ROWS_AT_ONCE, self.outputs)]
+            own = self._packed.rows(torch.arange(first, first + len(given)), torch.float32).cpu()
+            given.copy_(torch.where(given.isnan(), own, given))
+            is_same = is_same and bool(torch.equal(given, own))
+        return None if is_same else weight
 
     def _magnitude(self, adapter: WeightAdapter) -> Tensor | None:
         """[outputs] DoRA's lengths over those of the weight's rows with what is added to them."""
