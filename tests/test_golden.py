@@ -27,6 +27,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def load(case: dict[str, Any], folder: Path, **options: Any) -> LLM:
+    """A model of the case, written to `folder`."""
+    return opened(case, write_model(case, folder), **options)
+
+
+def opened(case: dict[str, Any], folder: Path, **options: Any) -> LLM:
+    """A model of the case that lies in `folder`."""
     answer = case["cases"][0]
     if "output_token_ids" not in answer:
         options["task"] = "embedding" if "embedding" in answer else "classify" if "scores" in answer else "reward"
@@ -34,7 +40,7 @@ def load(case: dict[str, Any], folder: Path, **options: Any) -> LLM:
             options["override_pooler_config"] = PoolerConfig(**case["override_pooler_config"])
     has_tokenizer = bool({"tokenizer.json", "tekken.json"} & set(case["files"]))
     options = {"dtype": "float32", "skip_tokenizer_init": not has_tokenizer, "kv_cache_memory": "32MiB", **options}
-    return LLM(str(write_model(case, folder)), **options)
+    return LLM(str(folder), **options)
 
 
 def answers(llm: LLM, case: dict[str, Any]) -> list[Any]:

@@ -20,9 +20,14 @@ Case = dict[str, Any]
 
 
 def values(name: str, spec: dict[str, Any]) -> "np.ndarray[Any, np.dtype[np.float32]]":
-    """The values that a tensor's name stands for: uniform in center plus or minus scale, float32."""
-    drawn = np.float32(spec["center"]) + np.float32(spec["scale"]) * noise(name, spec["shape"])
-    return np.ascontiguousarray(drawn, np.float32)
+    """The values that a tensor's name stands for: uniform in center plus or minus scale, float32.
+
+    `stream` is another tensor's name, whose values it has; `transposed`: turned round.
+    """
+    turned = spec.get("transposed", False)
+    drawn = noise(spec.get("stream", name), spec["shape"][::-1] if turned else spec["shape"])
+    drawn = np.float32(spec["center"]) + np.float32(spec["scale"]) * drawn
+    return np.ascontiguousarray(drawn.T if turned else drawn, np.float32)
 
 
 def noise(name: str, shape: Sequence[int]) -> "np.ndarray[Any, np.dtype[np.float32]]":

@@ -11,7 +11,7 @@ from octavo.ops.native import NativeBackend
 from octavo.ops.weight_kinds import WeightKind
 from tests.ops.stored import QUANTIZED, random_rows, width_for
 
-SHAPES = [(64, 96), (100, 37), (576, 960), (1536, 576), (2048, 512)]
+SHAPES = [(64, 96), (64, 1), (100, 37), (576, 960), (1536, 576), (2048, 512)]
 SCALED = 32
 
 

@@ -13,12 +13,17 @@ class TorchLinear:
     """The reference: the weight as it is, multiplied by PyTorch."""
 
     min_rows = 16
+    min_outputs = 4
+    """A product of one output is summed as a vector's, in an order that depends on the number of rows."""
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        rows = x.shape[0]
+        rows, outputs = x.shape[0], self.weight.shape[0]
+        if outputs == 1:
+            several = TorchLinear(functional.pad(self.weight, (0, 0, 0, self.min_outputs - outputs)))
+            return several(x, None if bias is None else functional.pad(bias, (0, self.min_outputs - 1)))[:, :1]
         if bias is not None:
             bias = bias.to(self.weight.dtype)
         if rows < self.min_rows:
