@@ -145,7 +145,7 @@ def spellings(name: str) -> list[str]:
     """A name of the tree of modules as checkpoints may have it, the likeliest first."""
     renamed = [name]
     for here, published in RENAMED.items():
-        renamed += [n.replace(here, published) for n in renamed if here in n + "."]
+        renamed += [f"{n}.".replace(here, published)[:-1] for n in renamed if here in f"{n}."]
     found = dict.fromkeys(renamed)
     for each in renamed:
         bare = [each.removeprefix(b) for b in BEGINNINGS]

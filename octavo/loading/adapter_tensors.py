@@ -21,6 +21,7 @@ PARTS = {
     ".token_adapter.base_layer.weight": "weight",
 }
 """What tensors of a module are, by the ends of their names. Despite its name, trainable_tokens_delta holds the rows."""
+ENDS = {part: end[1:] for end, part in reversed(PARTS.items())}
 NAMED = (".lora_A.", ".lora_B.", ".lora_embedding_A.", ".lora_embedding_B.", ".lora_magnitude_vector.")
 """What files that were saved by hand have the adapter's name after."""
 
@@ -31,14 +32,23 @@ class ModuleTensors:
 
     parts: dict[str, Tensor] = field(default_factory=dict)
     """By PARTS, and whole tensors in the place of the module's own by their names (weight, bias)."""
-    nesting: int = 0
-    """How many `.base_layer` are in the name that its matrices have: of several stacks of one module, which."""
+
+    @property
+    def lacking(self) -> str | None:
+        """What is missing of what goes together; None where all is there."""
+        parts = self.parts
+        for one, other in (("a", "b"), ("table_a", "table_b")):
+            if (one in parts) != (other in parts):
+                return ENDS[other if one in parts else one]
+        if "b_bias" in parts and "b" not in parts:
+            return ENDS["b"]
+        return ENDS["a"] if "lengths" in parts and not {"a", "table_a"} & parts.keys() else None
 
 
 def by_module(tensors: Mapping[str, Tensor]) -> dict[str, ModuleTensors]:
     """PEFT's tensors by the names of modules, which are those of the model that was trained.
 
-    Raises InvalidRequestError for names that PEFT does not write, and for one of two matrices.
+    Raises InvalidRequestError for names that PEFT does not write.
     """
     modules: dict[str, ModuleTensors] = {}
     for key, tensor in tensors.items():
@@ -49,16 +59,6 @@ def by_module(tensors: Mapping[str, Tensor]) -> dict[str, ModuleTensors]:
                 "save_pretrained."
             )
         _put(modules, _without_adapter_name(name), tensor)
-    for module, found in modules.items():
-        for one, other in (("a", "b"), ("table_a", "table_b")):
-            if (one in found.parts) != (other in found.parts):
-                there, lacking = (one, other) if one in found.parts else (other, one)
-                ends = {part: end for end, part in PARTS.items()}
-                raise InvalidRequestError(
-                    f"the adapter has {shorten(module)}{ends[there]} and no {ends[lacking][1:]}. Is its file complete?"
-                )
-        if "lengths" in found.parts and not {"a", "table_a"} & found.parts.keys():
-            raise InvalidRequestError(f"the adapter has {shorten(module)}.lora_magnitude_vector and no lora_A.")
     return modules
 
 
@@ -78,10 +78,8 @@ def _put(modules: dict[str, ModuleTensors], name: str, tensor: Tensor) -> None:
     for end, part in PARTS.items():
         if name.endswith(end):
             module = name.removesuffix(end)
-            nesting = module.count(".base_layer")
-            # A stack of experts within another adapter's layer keeps its name, so that both are told apart.
-            found = modules.setdefault(module, ModuleTensors(nesting=nesting))
-            found.parts[part] = tensor
+            # The stack of experts within another one's layer keeps `.base_layer`, so that both are told apart.
+            modules.setdefault(module, ModuleTensors()).parts[part] = tensor
             return
     module, _, leaf = name.rpartition(".")
     if ".original_module" in module + ".":  # what the module was before training

@@ -9,6 +9,7 @@ from torch import Tensor
 from octavo.config import EngineArgs
 from octavo.errors import CheckpointError, InvalidRequestError, ModelNotFoundError, shorten
 from octavo.loading.adapter_files import AdapterConfig, read_config, read_tensors
+from octavo.loading.adapter_gguf import read_gguf
 from octavo.loading.adapter_paths import find_adapter
 from octavo.loading.adapter_places import Place, Places, spellings
 from octavo.loading.adapter_stacks import stack_of
@@ -57,16 +58,35 @@ def load_adapter(ref: AdapterRef, loaded: LoadedModel, args: EngineArgs) -> Load
         folder = find_adapter(ref.path, args)
     except (CheckpointError, ModelNotFoundError) as error:
         raise InvalidRequestError(f"the adapter {ref.name!r}: {error}") from error
-    config = read_config(folder)
-    model = 4 * sum(place.size for place in loaded.places.values())
-    tensors = read_tensors(folder, ref, max(LIKELY_BYTES, 2 * model))
-    places = Places(loaded.model.names, loaded.places, loaded.model.does_without)
+    if folder.is_file():
+        config, modules, names = read_gguf(folder, ref, loaded)
+    else:
+        model = 4 * sum(place.size for place in loaded.places.values())
+        config, names = read_config(folder), loaded.model.names
+        modules = by_module(read_tensors(folder, ref, max(LIKELY_BYTES, 2 * model)))
+    _check_pairs(modules, ref)
+    places = Places(names, loaded.places, loaded.model.does_without)
     reader = AdapterReader(places, config, args.max_lora_rank, ref.name, loaded.weights)
-    weights = reader.read(by_module(tensors))
+    weights = reader.read(modules)
     if not weights:
         raise InvalidRequestError(f"the adapter {ref.name!r} has no tensors. Is its file complete?")
     _share_table(loaded, weights)
     return _finished(ref, loaded, args, weights)
+
+
+def _check_pairs(modules: Mapping[str, ModuleTensors], ref: AdapterRef) -> None:
+    """Refuse one of two matrices, and values that are not finite."""
+    for module, found in modules.items():
+        if lacking := found.lacking:
+            raise InvalidRequestError(
+                f"the adapter {ref.name!r} has only one of the matrices of {shorten(module)}; there is no {lacking}. "
+                "Is its file complete?"
+            )
+        for part, tensor in found.parts.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise InvalidRequestError(
+                    f"the adapter {ref.name!r}: {shorten(module)} ({part}) has values that are not finite."
+                )
 
 
 class AdapterReader:

@@ -145,7 +145,8 @@ class CausalLM(nn.Module):
         """
         owner, _, rest = path.partition(".")
         if owner == "layers":
-            return isinstance(self.layers[int(rest.partition(".")[0])], NoLayer)
+            number = int(rest.partition(".")[0])
+            return number < len(self.layers) and isinstance(self.layers[number], NoLayer)
         return owner in ("head", "media")
 
     def prepare(self, backend: Backend) -> None:

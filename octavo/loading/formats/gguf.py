@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from octavo.architectures import Architecture, Config
+from octavo.architectures.gguf_format import GGUFFormat
 from octavo.errors import CheckpointError
 from octavo.loading.formats.weight_format import WeightFormat
 from octavo.loading.gguf_file import GGUFFile
@@ -39,7 +40,7 @@ class GGUFWeights(WeightFormat):
     def tensors(self, names: Names) -> Iterator[tuple[str, TensorSource]]:
         layers = self.file.value("block_count")
         modules = module_names(self.file.arch, layers, iter(names.table), names.prefix)
-        undo = self._undo(layers)
+        undo = undone(self.spelling, layers)
         for stored in self.file.tensors:
             if stored.startswith(CONFIG_TENSORS):
                 continue
@@ -55,14 +56,15 @@ class GGUFWeights(WeightFormat):
             else:
                 yield name, source
 
-    def _undo(self, layers: int) -> dict[str, Callable[..., Any]]:
-        """What llama.cpp changed, by published name."""
-        return {
-            name.replace("{i}", str(i)): change
-            for key, change in self.spelling.undo.items()
-            for name in Names({key: key}).table
-            for i in range(layers if "{i}" in name else 1)
-        }
+
+def undone(spelling: GGUFFormat, layers: int) -> dict[str, Callable[..., Any]]:
+    """What llama.cpp changed, by published name."""
+    return {
+        name.replace("{i}", str(i)): change
+        for key, change in spelling.undo.items()
+        for name in Names({key: key}).table
+        for i in range(layers if "{i}" in name else 1)
+    }
 
 
 def name_map(arch: str, layers: int) -> Any:
