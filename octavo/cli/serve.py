@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 
 from octavo.cli.flags import engine_args_of
+from octavo.errors import ConfigError
 from octavo.logs import log_to_stderr
 from octavo.server.run import serve
 from octavo.server.server_options import ServerOptions
@@ -15,6 +16,10 @@ def run(namespace: argparse.Namespace) -> int:
         args = dataclasses.replace(args, model=namespace.served)
     names = {f.name for f in dataclasses.fields(ServerOptions)}
     options = ServerOptions(**{k: v for k, v in vars(namespace).items() if k in names})
+    if options.lora_modules or getattr(namespace, "allow_runtime_lora_updating", False):
+        if getattr(namespace, "enable_lora", None) is False:
+            raise ConfigError("--lora-modules and --allow-runtime-lora-updating need --enable-lora.")
+        args = dataclasses.replace(args, enable_lora=True)
     log_to_stderr()
     log_to_stderr("octavo.requests", "%(message)s")
     serve(args, options)

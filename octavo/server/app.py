@@ -1,6 +1,7 @@
 """The HTTP application: routes, the page, and what surrounds them."""
 
 from importlib.resources import files
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import HTMLResponse, Response
@@ -9,12 +10,13 @@ from starlette.types import ASGIApp
 
 from octavo.errors import InvalidRequestError
 from octavo.params import SamplingParams
-from octavo.server import chat_completions, completions, http_errors, pooling_routes, transcriptions
+from octavo.server import adapter_routes, chat_completions, completions, http_errors, pooling_routes, transcriptions
 from octavo.server.access import AccessMiddleware
 from octavo.server.admission import AdmissionScope
 from octavo.server.body import JSONRoute
 from octavo.server.event_stream import json_response
 from octavo.server.protocol import DetokenizeRequest, TokenizeRequest
+from octavo.server.served_models import ServedModel
 from octavo.server.service import MediaPrompt, Service
 from octavo.version import __version__
 
@@ -30,6 +32,8 @@ def create_app(service: Service) -> ASGIApp:
         plain(service),
     ):
         app.include_router(routes)
+    if service.options.allow_runtime_lora_updating:
+        app.include_router(adapter_routes.router(service))
     if "audio" in service.media_kinds:
         app.include_router(transcriptions.router(service))
     if service.options.page:
@@ -52,20 +56,25 @@ def plain(service: Service) -> APIRouter:
     """The small routes: models, tokens, health, numbers."""
     routes = APIRouter(route_class=JSONRoute)
 
-    @routes.get("/v1/models", summary="The model that is served")
-    async def models() -> Response:
-        info = service.ready.info
-        card = {
-            "id": service.model_name,
+    def card(model: ServedModel) -> dict[str, Any]:
+        info, adapter = service.ready.info, model.adapter
+        return {
+            "id": model.name,
             "object": "model",
-            "created": service.created,
+            "created": model.created,
             "owned_by": "octavo",
-            "root": service.args.model,
+            "root": service.args.model if adapter is None else adapter.lora_path,
+            "parent": None if adapter is None else service.models.parent(adapter),
             "max_model_len": info.max_model_len,
             "task": info.task,
             "input_modalities": ["text", *service.media_kinds],
         }
-        return json_response({"object": "list", "data": [card]})
+
+    @routes.get("/v1/models", summary="The model that is served, and its adapters")
+    async def models() -> Response:
+        return json_response(
+            {"object": "list", "data": [card(m) for m in (service.models.base, *service.models.adapters)]}
+        )
 
     @routes.get("/health", summary="200 while requests are served")
     @routes.get("/ping", summary="200 while requests are served")
@@ -86,7 +95,7 @@ def plain(service: Service) -> APIRouter:
 
     @routes.post("/tokenize", summary="A text's token ids")
     async def tokenize(body: TokenizeRequest) -> Response:
-        service.accept(body, service.ready.info.task)
+        model = service.accept(body, service.ready.info.task)
         tokenizer = service.tokenizer
         if tokenizer is None:
             raise InvalidRequestError("this server has no tokenizer (--skip-tokenizer-init).")
@@ -104,7 +113,7 @@ def plain(service: Service) -> APIRouter:
             return ids, [tokenizer.token(i) for i in ids] if body.return_token_strs else None
 
         if isinstance(prompt, MediaPrompt):
-            checked = await service.check(prompt, SamplingParams(max_tokens=1))
+            checked = await service.check(prompt, SamplingParams(max_tokens=1), model.adapter)
             ids, strings = await service.threads.run(len(checked.token_ids), work, checked.token_ids, "", False)
         else:
             text = prompt["prompt"]

@@ -15,6 +15,7 @@ from octavo.server.body import JSONRoute
 from octavo.server.event_stream import event_response, json_response, while_connected
 from octavo.server.logprobs import LogprobsWriter
 from octavo.server.protocol import ChatRequest, Conversation, StreamOptions
+from octavo.server.served_models import ServedModel
 from octavo.server.service import MediaPrompt, Run, Service, sent_bytes
 from octavo.server.tool_calls import Calls, call
 from octavo.server.tools import ToolParser, choose_parser, forced, read_forced
@@ -72,8 +73,8 @@ def _echoed(request: ChatRequest) -> str:
 class Chat:
     """One request of /v1/chat/completions."""
 
-    def __init__(self, service: Service, request: ChatRequest) -> None:
-        self.service, self.request = service, request
+    def __init__(self, service: Service, request: ChatRequest, model: ServedModel) -> None:
+        self.service, self.request, self.model = service, request, model
         self.id, self.created = service.new_id("chatcmpl"), int(time.time())
         self.writer = LogprobsWriter(service.tokenizer, bool(request.return_tokens_as_token_ids))
         self.forced = forced(request)
@@ -102,7 +103,7 @@ class Chat:
             params.structured_outputs = self.forced
         service.admission.admit(1, params.n)
         prompt = await prompt_of(service, request)
-        self.run = Run(self.id, await service.check(prompt, params), params)
+        self.run = Run(self.id, await service.check(prompt, params, self.model.adapter), params)
         if self.parser is not None and service.tokenizer is not None:
             self.run.shown = self.parser.shown_tokens(service.tokenizer)
 
@@ -118,7 +119,7 @@ class Chat:
             "id": self.id,
             "object": kind,
             "created": self.created,
-            "model": self.service.model_name,
+            "model": self.model.name,
             "choices": choices,
         }
 
@@ -204,8 +205,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/chat/completions", summary="Answer a conversation")
     async def chat(body: ChatRequest, request: Request) -> Response:
-        service.accept(body, "generate")
-        work = Chat(service, body)
+        work = Chat(service, body, service.accept(body, "generate"))
         await work.prepare()
         if body.stream:
             return await event_response(request, work.events())

@@ -15,6 +15,7 @@ from octavo.server.body import JSONRoute
 from octavo.server.event_stream import event_response, json_response, while_connected
 from octavo.server.logprobs import LogprobsWriter, prompt_texts
 from octavo.server.protocol import CompletionRequest, StreamOptions
+from octavo.server.served_models import ServedModel
 from octavo.server.service import Run, Service
 from octavo.text.token_text import TokenText
 
@@ -41,8 +42,8 @@ def with_options(prompt: Any, request: CompletionRequest) -> dict[str, Any]:
 class Completions:
     """One request of /v1/completions: a Run for each of its prompts."""
 
-    def __init__(self, service: Service, request: CompletionRequest) -> None:
-        self.service, self.request = service, request
+    def __init__(self, service: Service, request: CompletionRequest, model: ServedModel) -> None:
+        self.service, self.request, self.model = service, request, model
         self.options = request.stream_options or StreamOptions()
         self.id, self.created = service.new_id("cmpl"), int(time.time())
         self.writer = LogprobsWriter(service.tokenizer, bool(request.return_tokens_as_token_ids))
@@ -67,7 +68,7 @@ class Completions:
         self.only_prompt = only_prompt
         prompts = prompts_of(request.prompt)
         service.admission.admit(len(prompts), params.n)
-        checked = await service.check_all([with_options(p, request) for p in prompts], params)
+        checked = await service.check_all([with_options(p, request) for p in prompts], params, self.model.adapter)
         self.runs = [Run(f"{self.id}-{i}", prompt, params) for i, prompt in enumerate(checked)]
         for prompt in checked:
             texts = list[TokenText]()
@@ -83,7 +84,7 @@ class Completions:
             "id": self.id,
             "object": "text_completion",
             "created": self.created,
-            "model": self.service.model_name,
+            "model": self.model.name,
             "choices": choices,
         }
 
@@ -200,8 +201,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/completions", summary="Continue a text")
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        service.accept(body, "generate")
-        work = Completions(service, body)
+        work = Completions(service, body, service.accept(body, "generate"))
         await work.prepare()
         if body.stream:
             return await event_response(request, work.events())

@@ -14,7 +14,8 @@ from starlette.requests import ClientDisconnect
 from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError
 from octavo.server.admission import OverloadedError
 from octavo.server.body import MediaTypeError
-from octavo.server.service import ModelUnknownError, RequestTimeoutError
+from octavo.server.served_models import ModelUnknownError
+from octavo.server.service import RequestTimeoutError
 
 MESSAGE_MAX = 1000
 """Characters of an error's message: it may quote what the client has sent."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from octavo.engine.messages import Stats
+from octavo.server.adapter_metrics import AdapterMetrics
 
 FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
@@ -17,10 +18,12 @@ class Metrics:
 
     Args:
         model: the name that clients know.
+        max_loras: most adapters in a step; None where none are served.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, max_loras: int | None = None) -> None:
         self.registry = CollectorRegistry()
+        self.adapters = None if max_loras is None else AdapterMetrics(self.registry, model, max_loras)
         self._last = Stats()
         self._restarts = 0
 
@@ -83,6 +86,8 @@ class Metrics:
         ):
             counter.inc(max(0, now - before))
         self._last = stats
+        if self.adapters is not None:
+            self.adapters.take(stats.running_adapters, stats.waiting_adapters)
 
     def end(self, reason: str, seconds: float) -> None:
         self.finished.labels(self._model, reason).inc()

@@ -1,6 +1,9 @@
 """The server's own options, beside the engine's."""
 
+import json
+import os
 from dataclasses import dataclass
+from typing import Any
 
 from octavo.config import option
 from octavo.errors import ConfigError, names_closest
@@ -9,6 +12,41 @@ from octavo.sizes import parse_size
 BODY, BODY_WITH_MEDIA = 4 << 20, 64 << 20
 """Bytes of the largest request unless an option says otherwise."""
 TOOL_PARSERS = ("auto", "hermes", "llama3_json", "mistral", "none")
+
+
+@dataclass(frozen=True)
+class LoRAModule:
+    """An adapter that is served from the start."""
+
+    name: str
+    path: str
+    base_model_name: str | None = None
+
+
+def lora_modules(given: Any) -> list[LoRAModule]:
+    """What one value of `lora_modules` says: NAME=PATH, an object, its JSON, or a JSON list of them.
+
+    Raises ConfigError for anything else.
+    """
+    if isinstance(given, str) and not given.lstrip().startswith(("{", "[")):
+        name, _, path = given.partition("=")
+        given = {"name": name.strip(), "path": path.strip()}
+    elif isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"lora_modules: {given!r:.200} is not JSON: {error}") from error
+    modules = list[LoRAModule]()
+    for one in given if isinstance(given, list) else [given]:
+        texts = isinstance(one, dict) and all(isinstance(value, str) for value in one.values() if value is not None)
+        if not texts or not one.get("name") or not one.get("path"):
+            raise ConfigError(
+                f'lora_modules: {one!r:.200} names no adapter. Give NAME=PATH, or {{"name": NAME, "path": PATH}}.'
+            )
+        if unknown := set(one) - {"name", "path", "base_model_name", "is_3d_lora_weight"}:
+            raise ConfigError(f"lora_modules: {sorted(unknown)[0]!r:.60} is unknown; an adapter has a name and a path.")
+        modules.append(LoRAModule(one["name"], one["path"], one.get("base_model_name")))
+    return modules
 
 
 @names_closest
@@ -27,6 +65,16 @@ class ServerOptions:
     chat_template: str | None = option(None, "a file with a chat template, instead of the model's")
     tool_parser: str = option(
         "auto", "the format of the model's tool calls (auto: by its chat template)", choices=TOOL_PARSERS
+    )
+    lora_modules: list[Any] = option(
+        [],
+        'adapters to serve, each NAME=PATH or {"name": NAME, "path": PATH, "base_model_name": MODEL} (may repeat)',
+        several=True,
+    )
+    allow_runtime_lora_updating: bool | None = option(
+        None,
+        "load and unload adapters by /v1/load_lora_adapter and /v1/unload_lora_adapter (default: no, or as "
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING says); whoever may call them can have any path of this machine read",
     )
     max_body_size: int | str | None = option(
         None, "largest request (default: 4MiB, or 64MiB where the model takes pictures, films or sounds)"
@@ -48,6 +96,13 @@ class ServerOptions:
         if self.max_body_size is not None:
             self.max_body_size = parse_size(self.max_body_size, "max_body_size")
         self.max_queued_media = parse_size(self.max_queued_media, "max_queued_media")
+        if self.allow_runtime_lora_updating is None:
+            of_environment = os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "")
+            self.allow_runtime_lora_updating = of_environment.strip().lower() in ("1", "true")
+        self.lora_adapters = [adapter for given in self.lora_modules for adapter in lora_modules(given)]
+        names = [adapter.name for adapter in self.lora_adapters]
+        if repeated := next((name for name in names if names.count(name) > 1), None):
+            raise ConfigError(f"lora_modules has two adapters of the name {repeated!r}. Give each its own.")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port={self.port} must be from 0 to 65535.")
         for name in (

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -19,6 +20,7 @@ from octavo.config import EngineArgs
 from octavo.engine.messages import Ready, Stats
 from octavo.errors import InvalidRequestError, OctavoError, shorten
 from octavo.loading.model_tokenizer import model_tokenizer
+from octavo.lora import AdapterRef, LoRARequest
 from octavo.media.content import MediaPart, fetch_media_async
 from octavo.media.fetch import MediaFetcher, is_remote
 from octavo.media.limits import DEFAULT_LIMITS
@@ -29,11 +31,14 @@ from octavo.server.admission import Admission
 from octavo.server.metrics import Metrics, RequestClock
 from octavo.server.protocol import Request
 from octavo.server.request_log import add_to_request_log
+from octavo.server.served_models import ServedModel, ServedModels
 from octavo.server.server_options import BODY_WITH_MEDIA, ServerOptions
 from octavo.server.work_threads import TextThreads, size_of
 from octavo.text.chat_prompt import chat_prompt
 from octavo.text.inputs import CheckedPrompt, InputChecker
 from octavo.text.tokenizer import Tokenizer
+
+log = logging.getLogger("octavo")
 
 MEDIA_REQUESTS = 8
 """For how many requests media are fetched and decoded at a time: as many of other machines', and of the rest."""
@@ -64,10 +69,6 @@ class MediaPrompt:
 def sent_bytes(parts: list[MediaPart]) -> int:
     """What a request's media take as they were sent."""
     return sum(len(part.source) for part in parts if isinstance(part.source, (str, bytes)))
-
-
-class ModelUnknownError(OctavoError):
-    """The client names a model that is not here."""
 
 
 class RequestTimeoutError(OctavoError):
@@ -111,7 +112,9 @@ class Service:
     def __init__(self, args: EngineArgs, options: ServerOptions) -> None:
         self.args, self.options = args, options
         self.model_name = options.served_model_name or args.model
-        self.created = int(time.time())
+        self.models = ServedModels(
+            [self.model_name, args.model], self._load_adapter, self._drop_adapter, self._on_adapter
+        )
         self.requests = AsyncRequests()
         self.client = ProcessClient(args, self.requests.on_outputs, self.requests.fail_all, self._on_stats)
         self.tokenizer: Tokenizer | None = None
@@ -143,9 +146,14 @@ class Service:
                     self.chat_template = file.read()
             except (OSError, UnicodeDecodeError) as error:
                 raise OctavoError(f"chat_template {self.options.chat_template} cannot be read: {error}") from error
-        self.metrics = Metrics(self.model_name)
+        self.metrics = Metrics(self.model_name, self.args.max_loras if self.args.enable_lora else None)
         self._checker = await asyncio.to_thread(ready.checker, self.tokenizer, self.args.max_logprobs, LIMITS)
         self.media = self._checker.media
+        for module in self.options.lora_adapters:
+            try:
+                await self.models.load(module.name, module.path, base_model_name=module.base_model_name)
+            except OctavoError as error:
+                raise OctavoError(f"lora_modules: {error}") from error
 
     def _load_tokenizer(self) -> Tokenizer | None:
         tokenizer = model_tokenizer(self.args)
@@ -187,8 +195,31 @@ class Service:
         """Sampling values that the model's generation_config.json recommends."""
         return recommended_sampling(self.ready.info.generation_config)
 
-    def accept(self, request: Request, *tasks: str) -> None:
-        """Note whose request this is. Raises ModelUnknownError for another model, InvalidRequestError for another task.
+    async def _load_adapter(self, adapter: LoRARequest) -> AdapterRef:
+        assert self._checker is not None
+        ref = await asyncio.to_thread(self._checker.adapter, adapter)
+        try:
+            async with asyncio.timeout(self.options.request_timeout):
+                await self.requests.load_adapter(self.client, ref)
+        except TimeoutError as error:
+            raise RequestTimeoutError(
+                f"the adapter could not be loaded within {self.options.request_timeout:g} s: others are in use. Try "
+                "again later, or start the server with a larger --max-cpu-loras."
+            ) from error
+        return ref
+
+    def _drop_adapter(self, ref: AdapterRef) -> None:
+        self.client.drop_adapter(ref)
+
+    def _on_adapter(self, name: str, is_served: bool) -> None:
+        log.info("adapter %s: %s", "loaded" if is_served else "unloaded", shorten(name))
+        if self.metrics is not None and self.metrics.adapters is not None:
+            self.metrics.adapters.on_change(name, is_served)
+
+    def accept(self, request: Request, *tasks: str) -> ServedModel:
+        """Note whose request this is; what answers it.
+
+        Raises ModelUnknownError for a model that is not served, InvalidRequestError for another task.
 
         Args:
             request: the body.
@@ -196,13 +227,14 @@ class Service:
         """
         if request.user:
             add_to_request_log(user=shorten(request.user, 64))
-        model = request.model
-        if model and model not in (self.model_name, self.args.model):
-            raise ModelUnknownError(f"the model {model!r} is not served here; {self.model_name!r} is.")
+        model = self.models.find(request.model)
         if self.ready.info.task not in tasks:
             raise InvalidRequestError(
                 f"this server was started for task {self.ready.info.task!r}; this is for {' or '.join(tasks)}."
             )
+        if model.adapter is not None:
+            add_to_request_log(adapter=shorten(model.name, 64))
+        return model
 
     def _on_stats(self, stats: Stats, restarts: int) -> None:
         if self.metrics is not None:
@@ -213,40 +245,48 @@ class Service:
         """The kinds of media that a prompt may have."""
         return [] if self.media is None else self.media.info.open_kinds
 
-    async def check(self, prompt: Any, params: SamplingParams | PoolingParams) -> CheckedPrompt:
+    async def check(
+        self, prompt: Any, params: SamplingParams | PoolingParams, adapter: LoRARequest | None = None
+    ) -> CheckedPrompt:
         """Tokenized and checked, off the event loop."""
-        return (await self.check_all([prompt], params))[0]
+        return (await self.check_all([prompt], params, adapter))[0]
 
-    async def check_all(self, prompts: list[Any], params: SamplingParams | PoolingParams) -> list[CheckedPrompt]:
+    async def check_all(
+        self, prompts: list[Any], params: SamplingParams | PoolingParams, adapter: LoRARequest | None = None
+    ) -> list[CheckedPrompt]:
         """Several prompts, tokenized and checked off the event loop. An error says which prompt it is of."""
         if any(isinstance(prompt, MediaPrompt) for prompt in prompts):
-            checked = [await self._check_media(prompt, params) for prompt in prompts]
+            checked = [await self._check_media(prompt, params, adapter) for prompt in prompts]
         else:
-            checked = await self.threads.run(size_of(prompts), self._checked, prompts, params)
+            checked = await self.threads.run(size_of(prompts), self._checked, prompts, params, adapter)
         if self.options.log_prompts:
             for one in checked:
                 add_to_request_log(prompt=one.text if one.text is not None else one.token_ids)
         return checked
 
-    async def _check_media(self, prompt: Any, params: SamplingParams | PoolingParams) -> CheckedPrompt:
+    async def _check_media(
+        self, prompt: Any, params: SamplingParams | PoolingParams, adapter: LoRARequest | None
+    ) -> CheckedPrompt:
         """A prompt whose media are fetched and decoded off the event loop, for few requests at a time."""
         if not isinstance(prompt, MediaPrompt):
-            return (await self.threads.run(size_of(prompt), self._checked, [prompt], params))[0]
+            return (await self.threads.run(size_of(prompt), self._checked, [prompt], params, adapter))[0]
         async with self._media_gates[prompt.is_remote]:
             given = await prompt.fetched(self.fetcher)
-            (checked,) = await self.threads.media(self._checked, [given], params)
+            (checked,) = await self.threads.media(self._checked, [given], params, adapter)
         # What was sent is not kept: its features are, until the request ends.
         self.admission.admit_media(sum(len(feature.data) for feature in checked.features) - sent_bytes(prompt.parts))
         return checked
 
-    def _checked(self, prompts: list[Any], params: SamplingParams | PoolingParams) -> list[CheckedPrompt]:
+    def _checked(
+        self, prompts: list[Any], params: SamplingParams | PoolingParams, adapter: LoRARequest | None
+    ) -> list[CheckedPrompt]:
         assert self._checker is not None
         if isinstance(params, SamplingParams):
             self._checker.sampling(params)
         checked = []
         for i, prompt in enumerate(prompts):
             try:
-                checked.append(self._checker.prompt(prompt, params))
+                checked.append(self._checker.prompt(prompt, params, adapter))
             except InvalidRequestError as error:
                 raise InvalidRequestError(f"input {i}: {error}" if len(prompts) > 1 else str(error)) from error
         return checked
@@ -289,12 +329,20 @@ class Service:
                         yield chunk
         finally:
             clock.end(reason)
+            self._count_adapter(run.prompt, run.num_generated)
             add_to_request_log(
                 prompt_tokens=len(run.prompt.encoder_token_ids or run.prompt.token_ids),
                 completion_tokens=run.num_generated,
                 finish=reason,
                 **({"media": len(media)} if (media := run.prompt.media) else {}),
             )
+
+    def _count_adapter(self, prompt: CheckedPrompt, generated: int) -> None:
+        """A request has ended, and counts for its adapter."""
+        assert self.metrics is not None
+        if prompt.adapter is not None and self.metrics.adapters is not None:
+            num_tokens = len(prompt.encoder_token_ids or prompt.token_ids)
+            self.metrics.adapters.end(prompt.adapter.name, num_tokens, generated)
 
     async def _in_time(self, outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
         """What `outputs` gives. Raises RequestTimeoutError where it does not end within the server's limit."""
@@ -327,12 +375,15 @@ class Service:
                     return output.outputs.data  # type: ignore[no-any-return]
         finally:
             clock.end(reason)
+            self._count_adapter(prompt, 0)
         raise OctavoError("the engine gave no result.")
 
-    async def pool_all(self, prompts: list[Any], params: PoolingParams) -> "tuple[list[np.ndarray[Any, Any]], int]":
+    async def pool_all(
+        self, prompts: list[Any], params: PoolingParams, adapter: LoRARequest | None = None
+    ) -> "tuple[list[np.ndarray[Any, Any]], int]":
         """Results of many prompts, computed together, and how many tokens they had."""
         self.admission.admit(len(prompts))
-        checked = await self.check_all(prompts, params)
+        checked = await self.check_all(prompts, params, adapter)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self.pool(c, params)) for c in checked]
         return [t.result() for t in tasks], sum(len(c.token_ids) for c in checked)

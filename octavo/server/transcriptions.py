@@ -17,6 +17,7 @@ from octavo.server.event_stream import event_response, json_response, while_conn
 from octavo.server.form_data import FormPart, read_form
 from octavo.server.protocol import ChatRequest, Int
 from octavo.server.protocol import Request as Body
+from octavo.server.served_models import ServedModel
 from octavo.server.service import Run, Service
 
 FORMATS = ("json", "text")
@@ -89,8 +90,8 @@ def read_fields(form: Mapping[str, FormPart]) -> tuple[Transcription, bytes]:
 class Transcribing:
     """One request of /v1/audio/transcriptions."""
 
-    def __init__(self, service: Service, fields: Transcription, sound: bytes) -> None:
-        self.service, self.fields, self.sound = service, fields, sound
+    def __init__(self, service: Service, fields: Transcription, sound: bytes, model: ServedModel) -> None:
+        self.service, self.fields, self.sound, self.model = service, fields, sound, model
         self.id, self.created = service.new_id("transcribe"), int(time.time())
 
     async def prepare(self) -> None:
@@ -110,7 +111,7 @@ class Transcribing:
         params = request.sampling_params(service.recommended)
         service.admission.admit(1, 1)
         prompt = await prompt_of(service, request)
-        self.run = Run(self.id, await service.check(prompt, params), params)
+        self.run = Run(self.id, await service.check(prompt, params, self.model.adapter), params)
 
     async def whole(self) -> str:
         """The text, when it is there."""
@@ -150,8 +151,7 @@ def router(service: Service) -> APIRouter:
     async def transcribe(request: Request) -> Response:
         check_origin(service, request)
         fields, sound = read_fields(read_form(request.headers.get("content-type", ""), await request.body()))
-        service.accept(fields, "generate")
-        work = Transcribing(service, fields, sound)
+        work = Transcribing(service, fields, sound, service.accept(fields, "generate"))
         await work.prepare()
         if fields.stream:
             return await event_response(request, work.events())

@@ -140,7 +140,8 @@ def chat(
         both = []
         for stream in (False, True):
             request = ChatRequest.model_validate({"messages": [{"role": "user", "content": "Hi"}], **body})
-            work = Chat(service(tokenizer, ScriptedClient(ids, finish, others), tool_parser), request)
+            made = service(tokenizer, ScriptedClient(ids, finish, others), tool_parser)
+            work = Chat(made, request, made.models.base)
             await work.prepare()
             said = [Said() for _ in ids]
             if stream:
@@ -169,10 +170,12 @@ def complete(
 
     async def run() -> tuple[dict[str, Any], dict[str, Any]]:
         request = CompletionRequest.model_validate(body)
-        work = Completions(service(tokenizer, ScriptedClient(ids, finish, others)), request)
+        made = service(tokenizer, ScriptedClient(ids, finish, others))
+        work = Completions(made, request, made.models.base)
         await work.prepare()
         whole = (await work.whole())["choices"][0]
-        work = Completions(service(tokenizer, ScriptedClient(ids, finish, others)), request)
+        made = service(tokenizer, ScriptedClient(ids, finish, others))
+        work = Completions(made, request, made.models.base)
         await work.prepare()
         joined: dict[str, Any] = {}
         async for event in work.events():

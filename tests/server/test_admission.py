@@ -31,7 +31,7 @@ class Checker:
     def sampling(self, params: Any) -> None:
         pass
 
-    def prompt(self, prompt: Any, params: Any) -> CheckedPrompt:
+    def prompt(self, prompt: Any, params: Any, adapter: Any = None) -> CheckedPrompt:
         self.num_asked += 1
         assert self.go_on.wait(30)
         if "bad" in str(prompt):
