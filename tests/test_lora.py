@@ -1,5 +1,7 @@
 """Adapters: the reference's answers, the same bits whatever the batch, and all rows against merged weights."""
 
+import asyncio
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from octavo import LLM, LoRARequest, SamplingParams
+from octavo import LLM, AsyncLLM, BeamSearchParams, LoRARequest, SamplingParams
 from octavo.tools.recipe import write_model
 from tests.adapters import (
     CONFIG,
@@ -189,3 +191,99 @@ def test_tensors_by_recipe() -> None:
     assert not np.array_equal(both[name][:5], head[name][:5])
     table = "base_model.model.lm_head.base_layer.weight"
     assert np.array_equal(both[table], head[table])
+
+
+LLAMA = "LlamaForCausalLM--all-linear"
+
+
+def test_beams_streams_and_allowed_tokens(tmp_path: Path) -> None:
+    """What is built on requests has adapters too: each answers as its prompt alone does."""
+    case = lora_case(LLAMA)
+    llm = load_case(case, tmp_path / "base")
+    request, prompt = requests_of(case, tmp_path)["all"], prompt_of(case["cases"][1])
+
+    one = BeamSearchParams(beam_width=1, max_tokens=4, ignore_eos=True)
+    (beam,) = llm.beam_search([prompt], one, lora_request=request)
+    greedy = llm.generate(prompt, PARAMS, use_tqdm=False, lora_request=request)[0].outputs[0].token_ids
+    assert beam.sequences[0].tokens[-4:] == greedy[:4]
+    assert greedy != llm.generate(prompt, PARAMS, use_tqdm=False)[0].outputs[0].token_ids
+
+    limited = SamplingParams(temperature=0, max_tokens=4, allowed_token_ids=[5, 6, 7], bad_words=None, ignore_eos=True)
+    both = llm.generate([prompt, prompt], limited, use_tqdm=False, lora_request=[request, None])
+    assert all(set(o.outputs[0].token_ids) <= {5, 6, 7} for o in both)
+
+    async def streamed() -> list[int]:
+        ids: list[int] = []
+        engine = AsyncLLM(
+            str(tmp_path / "base"), dtype="float32", skip_tokenizer_init=True, kv_cache_memory="32MiB", enable_lora=True
+        )
+        async for output in engine.generate(prompt, PARAMS, lora_request=request):
+            ids = list(output.outputs[0].token_ids)
+        engine.shutdown()
+        return ids
+
+    assert asyncio.run(streamed()) == greedy
+
+
+def test_prefix_cache_keeps_adapters_apart(tmp_path: Path) -> None:
+    case = lora_case(LLAMA)
+    llm = load_case(case, tmp_path / "base", block_size=8)
+    requests, prompt = requests_of(case, tmp_path), {"prompt_token_ids": list(range(5, 45))}
+    params = SamplingParams(temperature=0, max_tokens=3, logprobs=1, ignore_eos=True)
+
+    def hit(request: LoRARequest | None) -> tuple[int, str]:
+        output = llm.generate(prompt, params, use_tqdm=False, lora_request=request)[0]
+        return output.num_cached_tokens, str(output.outputs[0].logprobs)
+
+    first = [hit(request) for request in requests.values()]
+    assert [cached for cached, _ in first] == [0] * len(first)
+    again = [hit(request) for request in requests.values()]
+    assert [cached for cached, _ in again] == [32] * len(first)
+    assert [answer for _, answer in again] == [answer for _, answer in first]
+    assert len({answer for _, answer in first}) == len(first)
+
+
+def test_pictures_are_seen_through_their_adapter(tmp_path: Path) -> None:
+    """A tower that an adapter changes makes other rows of a picture, which are not those of the base or of others."""
+    case = read_case(next(p for p in CASES if p.stem.startswith("LlavaForConditionalGeneration--1.5")))
+    llm = load(case, tmp_path / "base", enable_lora=True, max_loras=2)
+    adapters: list[LoRARequest | None] = [None]
+    for i, seed in enumerate(("one", "other")):
+        own, _ = every_layer(llm, case, seed)
+        towers = {name: tensor for name, tensor in own.items() if "vision_tower" in name}
+        assert towers
+        adapters.append(LoRARequest(seed, i + 1, str(save_adapter(tmp_path / seed, CONFIG, towers))))
+    prompt = prompt_of(next(c for c in case["cases"] if "images" in c))
+    together = [bits(o) for o in llm.generate([prompt] * 3, PARAMS, use_tqdm=False, lora_request=adapters)]
+    alone = [bits(llm.generate(prompt, PARAMS, use_tqdm=False, lora_request=a)[0]) for a in reversed(adapters)]
+    assert alone[::-1] == together
+    assert len({str(each) for each in together}) == 3
+
+
+def test_more_adapters_than_there_is_room_for(tmp_path: Path) -> None:
+    """They are loaded again when they are needed again, and all requests are answered as before."""
+    case = lora_case(LLAMA)
+    llm = load_case(case, tmp_path / "base", max_loras=1, max_cpu_loras=2)
+    requests, prompt = [r for r in requests_of(case, tmp_path).values() if r], prompt_of(case["cases"][1])
+    many = [LoRARequest(f"{r.lora_name}-{i}", i + 1, r.lora_path) for i in range(5) for r in requests]
+    outputs = llm.generate([prompt] * len(many), PARAMS, use_tqdm=False, lora_request=many)
+    assert [bits(o) for o in outputs] == [bits(o) for o in outputs[: len(requests)]] * 5
+    assert len(llm.engine.executor.runner.adapters._entries) <= 2
+
+
+def test_a_file_that_is_replaced_is_another_adapter(tmp_path: Path) -> None:
+    case = lora_case(LLAMA)
+    llm = load_case(case, tmp_path / "base")
+    request, prompt = requests_of(case, tmp_path)["all"], prompt_of(case["cases"][1])
+    assert request is not None
+
+    def answer() -> list[Any]:
+        return bits(llm.generate(prompt, PARAMS, use_tqdm=False, lora_request=request)[0])
+
+    first = answer()
+    louder = {n: t * np.float32(1.5) for n, t in adapter_tensors(case, "all").items()}
+    save_adapter(tmp_path / "all", case["adapters"]["all"]["adapter_config"], louder)
+    second = answer()
+    assert second != first
+    shutil.rmtree(tmp_path / "all")
+    assert answer() == second  # it is still in memory

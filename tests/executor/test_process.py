@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import octavo.llm
-from octavo import LLM, SamplingParams
+from octavo import LLM, LoRARequest, SamplingParams
 from octavo.client.local_client import LocalRequests
 from octavo.config import EngineArgs
 from octavo.engine.engine import Engine
@@ -22,6 +22,7 @@ from octavo.executor.process import ExecutorProcess, ProcessExecutor
 from octavo.executor.step import SequenceStart, SequenceStep, Step
 from octavo.launch import launch_engine
 from octavo.params import PoolingParams, StructuredOutputsParams
+from tests.adapters import lora_case, requests_of
 from tests.golden import CASES, prompt_of, read_case
 from tests.server.conftest import write_tiny
 from tests.test_golden import load
@@ -170,3 +171,27 @@ def test_it_ends_with_its_parent() -> None:
     while Path(f"/proc/{child}/exe").exists():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM--added-tokens", "JambaForCausalLM--mixed"])
+def test_adapters_are_loaded_there(
+    name: str, process: ExecutorProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = lora_case(name)
+    requests = requests_of(case, tmp_path)
+    adapters = [requests[c["adapter"]] for c in case["cases"]]
+    prompts = [prompt_of(c) for c in case["cases"]]
+
+    def answered(llm: LLM) -> list[Any]:
+        outputs = llm.generate(prompts, PARAMS[0], use_tqdm=False, lora_request=adapters)
+        return [bits(o) for o in outputs]
+
+    options = {"enable_lora": True, "kv_cache_memory": "4MiB"}
+    here = answered(load(case, tmp_path / "base", **options))
+    monkeypatch.setattr(octavo.llm, "launch_engine", lambda args: launch_engine(args, process))
+    there = load(case, tmp_path / "base", **options)
+    assert answered(there) == here
+    missing = LoRARequest("none", 9, str(tmp_path / "none"))
+    with pytest.raises(InvalidRequestError, match="there is no"):
+        there.generate(prompts[0], PARAMS[0], use_tqdm=False, lora_request=missing)
+    assert answered(there) == here
