@@ -8,6 +8,7 @@ from typing import Any
 from octavo.client.local_client import LocalRequests
 from octavo.engine.messages import Failed
 from octavo.errors import InvalidRequestError, OctavoError, RequestFailedError
+from octavo.lora import LoRARequest
 from octavo.outputs import RequestOutput
 from octavo.params import RequestOutputKind, SamplingParams
 
@@ -42,7 +43,13 @@ def limit_hit(num_tokens: int, params: SamplingParams, option: str, other: str) 
     return f": the model's length, which {other} limits."
 
 
-def stream_answer(requests: LocalRequests, prompt: Any, params: SamplingParams, show: Callable[[str], None]) -> Answer:
+def stream_answer(
+    requests: LocalRequests,
+    prompt: Any,
+    params: SamplingParams,
+    show: Callable[[str], None],
+    adapter: LoRARequest | None = None,
+) -> Answer:
     """Run one request, calling `show` with each new piece of its first answer. Ctrl-C aborts it and is raised on."""
     params = params.clone()
     params.output_kind = RequestOutputKind.DELTA
@@ -52,7 +59,7 @@ def stream_answer(requests: LocalRequests, prompt: Any, params: SamplingParams, 
     finish_reasons: list[str | None] = [None] * count
     stop_reasons: list[int | str | None] = [None] * count
     output = None
-    requests.add("answer", prompt, params)
+    requests.add("answer", prompt, params, adapter=adapter)
     try:
         while requests.has_work:
             for output in requests.step():

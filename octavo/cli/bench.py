@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from octavo.cli.flags import engine_args_of
+from octavo.cli.flags import adapters_of, engine_args_of
 from octavo.errors import ConfigError, OctavoError
 from octavo.llm import LLM
 from octavo.params import SamplingParams
@@ -28,6 +28,7 @@ def startup(namespace: argparse.Namespace) -> dict[str, Any]:
     """Seconds from starting a process to the first byte of its answer."""
     args = engine_args_of(namespace)
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in vars(args).items() if k in vars(namespace) and v is not None]
+    flags += [f"--lora={namespace.lora}"] if namespace.lora is not None else []
     command = [
         sys.executable,
         "-m",
@@ -65,9 +66,9 @@ def _random_prompts(llm: LLM, namespace: argparse.Namespace, salt: int) -> list[
 
 def _time_batch(llm: LLM, namespace: argparse.Namespace, salt: int, tokens: int) -> float:
     params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
-    prompts = _random_prompts(llm, namespace, salt)
+    prompts, adapter = _random_prompts(llm, namespace, salt), next(iter(adapters_of(namespace)), None)
     start = time.perf_counter()
-    llm.generate(list(prompts), params, use_tqdm=False)
+    llm.generate(list(prompts), params, use_tqdm=False, lora_request=adapter)
     return time.perf_counter() - start
 
 

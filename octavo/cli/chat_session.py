@@ -4,17 +4,26 @@ import argparse
 import contextlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from octavo.cli.answers import limit_hit, stream_answer
-from octavo.cli.flags import SAMPLING_FLAGS, check_sampling_flags, engine_args_of, flag_type, sampling_values_of
+from octavo.cli.flags import (
+    SAMPLING_FLAGS,
+    adapters_of,
+    check_sampling_flags,
+    engine_args_of,
+    flag_type,
+    sampling_values_of,
+)
 from octavo.cli.media_files import Parts, media_part
 from octavo.client.local_client import LocalRequests
 from octavo.config import MEDIA_KINDS
 from octavo.engine.engine import Engine
 from octavo.errors import InvalidRequestError, OctavoError, did_you_mean
 from octavo.launch import launch_engine
+from octavo.lora import LoRARequest
 from octavo.media.fetch import MediaFetcher
 from octavo.media.items import read_media
 from octavo.params import SamplingParams
@@ -27,6 +36,7 @@ HELP = """\
 /system TEXT     set the system message, and begin anew
 /set NAME VALUE  change a sampling value, for example /set temperature 0.7
 /image FILE      send a picture with the next message (also /video, /audio), for models that take it
+/lora NAME       answer with another adapter of --lora, or with none (/lora off); /lora lists them
 /retry           answer the last message again
 /history         the conversation so far
 /save PATH       write the conversation to a JSON file
@@ -38,12 +48,17 @@ Ctrl-C stops an answer. A line that ends in \\ goes on."""
 class Conversation:
     """Messages, and what may be done with them."""
 
-    def __init__(self, engine: Engine, sampling: dict[str, Any], system: str | None) -> None:
+    def __init__(
+        self, engine: Engine, sampling: dict[str, Any], system: str | None, adapters: Sequence[LoRARequest] = ()
+    ) -> None:
         if engine.tokenizer is None or not engine.tokenizer.chat_templates:
             raise InvalidRequestError("this model has no chat template; use `octavo generate --raw`.")
         self.requests, self.tokenizer, self.media = LocalRequests(engine), engine.tokenizer, engine.checker.media
         self.sampling, self.params = sampling, SamplingParams(**sampling)
         self.system = system
+        self.adapters = {adapter.lora_name: adapter for adapter in adapters}
+        self.adapter = next(iter(adapters), None)
+        """Which one answers; the model alone if None."""
         self.messages: list[dict[str, Any]] = []
         self.attached: Parts = []
         """Media of the next message, by their files' names: {"type": kind, "path": name}."""
@@ -83,7 +98,7 @@ class Conversation:
             sys.stdout.flush()
 
         try:
-            answer = stream_answer(self.requests, prompt, self.params, show)
+            answer = stream_answer(self.requests, prompt, self.params, show, self.adapter)
             count, seconds = answer.token_counts[0], answer.seconds
             if (cut := answer.cut_at(0)) is not None:
                 reason = limit_hit(cut, self.params, "/set max_tokens", "--max-model-len")
@@ -105,6 +120,20 @@ class Conversation:
             self.sampling, self.params = sampling, SamplingParams(**sampling)
         except ValueError as error:
             raise InvalidRequestError(f"/set {name} {value}: {error}") from error
+
+    def choose_adapter(self, name: str) -> None:
+        """Have an adapter answer from now on, or none; list them where no name is given."""
+        if name and name != "off" and name not in self.adapters:
+            known = ("off", *self.adapters)
+            hint = did_you_mean(name, known) or " Start with --lora NAME=PATH."
+            raise InvalidRequestError(f"there is no adapter {name!r}.{hint}")
+        if name:
+            self.adapter = None if name == "off" else self.adapters[name]
+            return
+        for known_name, adapter in self.adapters.items():
+            print(f"{'*' if adapter is self.adapter else ' '} {known_name}: {adapter.lora_path}")
+        if not self.adapters:
+            print("there are no adapters; start with --lora PATH.")
 
     def save(self, path: str) -> None:
         try:
@@ -137,6 +166,8 @@ class Conversation:
             self.system, self.messages = argument or None, []
         elif name == "set":
             self.set_value(argument)
+        elif name == "lora":
+            self.choose_adapter(argument)
         elif name == "retry":
             while self.messages and self.messages[-1]["role"] == "assistant":
                 self.messages.pop()
@@ -148,7 +179,7 @@ class Conversation:
         elif name in ("save", "load"):
             (self.save if name == "save" else self.load)(argument)
         else:
-            known = ("help", "reset", "system", "set", "retry", "history", "save", "load", "quit", *MEDIA_KINDS)
+            known = ("help", "reset", "system", "set", "lora", "retry", "history", "save", "load", "quit", *MEDIA_KINDS)
             raise InvalidRequestError(f"there is no command /{name}.{did_you_mean(name, known)} /help lists them.")
         return True
 
@@ -196,7 +227,8 @@ def run(namespace: argparse.Namespace) -> int:
         import readline  # noqa: F401  (line editing and history for input())
     check_sampling_flags(namespace)
     engine = launch_engine(engine_args_of(namespace))
-    talk = Conversation(engine, sampling_values_of(namespace, engine.info.generation_config), namespace.system)
+    sampling = sampling_values_of(namespace, engine.info.generation_config)
+    talk = Conversation(engine, sampling, namespace.system, adapters_of(namespace))
     print("Talk to the model; /help lists the commands.")
     while True:
         try:

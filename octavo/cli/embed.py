@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
-from octavo.cli.flags import engine_args_of
+from octavo.cli.flags import adapters_of, engine_args_of
 from octavo.errors import InvalidRequestError
 from octavo.llm import LLM
 from octavo.outputs import EmbeddingRequestOutput
@@ -25,7 +25,8 @@ def run(namespace: argparse.Namespace) -> int:
     llm = LLM.from_args(args)
     params = PoolingParams(dimensions=namespace.dimensions, normalize=namespace.normalize)
     texts = [record["text"] for record in records]
-    outputs = llm.embed(texts, params, use_tqdm=len(texts) > 1 and sys.stderr.isatty())
+    adapter = next(iter(adapters_of(namespace)), None)
+    outputs = llm.embed(texts, params, use_tqdm=len(texts) > 1 and sys.stderr.isatty(), lora_request=adapter)
     if output is not None and output.suffix == ".npy":
         import numpy as np
 

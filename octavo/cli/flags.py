@@ -5,12 +5,16 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from octavo.config import EngineArgs
+from octavo.errors import InvalidRequestError
+from octavo.lora import LoRARequest, refer
 from octavo.params import SamplingParams, recommended_sampling
 
 SAMPLING_FLAGS = {f.name: f for f in dataclasses.fields(SamplingParams) if f.metadata.get("flag")}
+ANY_RANK = 1 << 20
 MAX_TOKENS, TEMPERATURE = 256, 0.0
 """Of answers on the terminal; the model's own temperature goes before this one."""
 
@@ -76,9 +80,39 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def engine_args_of(namespace: argparse.Namespace) -> EngineArgs:
-    """EngineArgs of the flags that were given."""
+    """EngineArgs of the flags that were given. With `--lora` they serve its adapters, of any rank."""
     names = {f.name for f in dataclasses.fields(EngineArgs)}
-    return EngineArgs(**{k: v for k, v in vars(namespace).items() if k in names})
+    given = {k: v for k, v in vars(namespace).items() if k in names}
+    if adapters := adapters_of(namespace):
+        room = max(len(adapters), given.get("max_loras", 1))
+        given = {"enable_lora": True, "max_lora_rank": ANY_RANK, "max_cpu_loras": room, **given}
+    return EngineArgs(**given)
+
+
+def add_lora_flag(parser: argparse.ArgumentParser, what: str, several: bool = False) -> None:
+    """`--lora`: `what` the model does with an adapter."""
+    text = f"{what} with this adapter: a folder, a GGUF file or a hub's name, NAME=PATH to call it so"
+    parser.add_argument(
+        "--lora",
+        action="append" if several else "store",
+        metavar="PATH",
+        help=text + (" (may repeat)" if several else ""),
+    )
+
+
+def adapters_of(namespace: argparse.Namespace) -> list[LoRARequest]:
+    """The adapters of `--lora`. Raises InvalidRequestError for one that is not there, and for a name that two have."""
+    given = getattr(namespace, "lora", None) or []
+    adapters = list[LoRARequest]()
+    for i, text in enumerate([given] if isinstance(given, str) else given):
+        name, is_named, path = text.partition("=")
+        if not is_named or Path(text).exists():
+            name, path = Path(text.partition("@")[0]).name, text
+        if any(name == adapter.lora_name for adapter in adapters):
+            raise InvalidRequestError(f"two adapters are called {name!r}. Give each a name: --lora NAME=PATH.")
+        adapters.append(LoRARequest(name, i + 1, path))
+        refer(adapters[-1])
+    return adapters
 
 
 def check_sampling_flags(namespace: argparse.Namespace) -> None:

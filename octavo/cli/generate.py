@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from octavo.cli.answers import Answer, limit_hit, stream_answer
-from octavo.cli.flags import check_sampling_flags, engine_args_of, sampling_params_of
+from octavo.cli.flags import adapters_of, check_sampling_flags, engine_args_of, sampling_params_of
 from octavo.cli.media_files import Parts, check_parts, named_media, raw_prompt
 from octavo.client.local_client import LocalRequests
 from octavo.engine.engine import Engine
@@ -29,7 +29,9 @@ def run(namespace: argparse.Namespace) -> int:
         sys.stdout.write(piece)
         sys.stdout.flush()
 
-    answer = stream_answer(LocalRequests(engine), prompt, params, (lambda piece: None) if namespace.json else show)
+    adapter = next(iter(adapters_of(namespace)), None)
+    quiet = (lambda piece: None) if namespace.json else show
+    answer = stream_answer(LocalRequests(engine), prompt, params, quiet, adapter)
     if namespace.json:
         print(json.dumps(_as_json(answer), ensure_ascii=False))
     else:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from octavo.cli.flags import add_engine_flags, add_flags, add_sampling_flags
+from octavo.cli.flags import add_engine_flags, add_flags, add_lora_flag, add_sampling_flags
 from octavo.errors import OctavoError
 from octavo.logs import log_to_stderr
 from octavo.version import __version__
@@ -54,6 +54,7 @@ def _generate(commands: Any) -> None:
         generate.add_argument(f"--{kind}", metavar="FILE", action="append", help=text)
     generate.add_argument("--raw", action="store_true", help="continue the text, without the chat template")
     generate.add_argument("--json", action="store_true", help="print one JSON object with the answer and its numbers")
+    add_lora_flag(generate, "answer")
     add_sampling_flags(generate)
     add_engine_flags(generate)
 
@@ -65,6 +66,7 @@ def _chat(commands: Any) -> None:
         description="Talk with a model. /help lists the commands; Ctrl-C stops an answer, Ctrl-D ends the talk.",
     )
     chat.add_argument("--system", metavar="TEXT", help="a system message at the beginning")
+    add_lora_flag(chat, "answer", several=True)
     add_sampling_flags(chat)
     add_engine_flags(chat)
 
@@ -107,6 +109,7 @@ def _embed(commands: Any) -> None:
         action=argparse.BooleanOptionalAction,
         help="scale embeddings to length one (default: as the model's files say, or yes)",
     )
+    add_lora_flag(embed, "embed")
     add_engine_flags(embed)
 
 
@@ -124,6 +127,7 @@ def _bench(commands: Any) -> None:
         each.add_argument("--input-len", type=int, default=128, help="tokens of each prompt (default: 128)")
         each.add_argument("--output-len", type=int, default=64, help="tokens of each answer (default: 64)")
     for each in (startup, latency, throughput):
+        add_lora_flag(each, "measure")
         add_engine_flags(each)
 
     serve = kinds.add_parser("serve", help="load on a running server, this one or another, by OpenAI's API")
