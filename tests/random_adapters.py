@@ -6,18 +6,18 @@ from pathlib import Path
 import torch
 
 from octavo.config import EngineArgs
-from octavo.loading.adapters import LoadedAdapter
+from octavo.loading.adapter_loader import LoadedAdapter
 from octavo.loading.model import LoadedModel
 from octavo.lora import AdapterRef, LoRARequest
 from octavo.ops import LowRank
-from octavo.parts.adapters import AdapterOptions, WeightAdapter
 from octavo.parts.linear_layer import Linear
+from octavo.parts.weight_adapter import AdapterOptions, WeightAdapter
 
 RANK = 8
 
 
 def random_adapter(ref: AdapterRef, loaded: LoadedModel, args: EngineArgs) -> LoadedAdapter:
-    """In the place of `load_adapter` (octavo.loading.adapters): changes every Linear, by what `ref.name` decides."""
+    """In the place of `load_adapter` (adapter_loader.py): changes every Linear, by what `ref.name` decides."""
     generator = torch.Generator().manual_seed(sum(ref.name.encode()))
     options, changes = AdapterOptions(loaded.backend, torch.float32), {}
     for path, part in loaded.model.adapted_parts().items():

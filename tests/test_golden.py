@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import octavo.executor.adapters as executor_adapters
+import octavo.executor.adapter_slots as adapter_slots
 from octavo import LLM, PoolerConfig, SamplingParams
 from octavo.ops.native import runnable
 from tests.golden import CASES, prompt_of, read_case, write_model
@@ -105,7 +105,7 @@ def test_a_decode_step_of_every_row_is_the_core_alone(path: Path, dtype: str, tm
 @pytest.mark.parametrize("path", GENERATING, ids=lambda p: p.stem)
 def test_so_is_a_decode_step_with_adapters(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what it gives is what the operations give one by one, to the last bit, whatever its neighbours' adapters."""
-    monkeypatch.setattr(executor_adapters, "load_adapter", random_adapter)
+    monkeypatch.setattr(adapter_slots, "load_adapter", random_adapter)
     case = read_case(path)
     llm = load(case, tmp_path / "model", enable_lora=True, max_loras=2)
     prompts = [prompt_of(c) for c in (case["cases"] * 4)[:4]]

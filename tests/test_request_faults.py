@@ -16,8 +16,8 @@ from octavo.client.local_client import LocalRequests
 from octavo.client.output_processor import Answer, OutputProcessor
 from octavo.config import EngineArgs
 from octavo.engine.engine import Engine
+from octavo.engine.engine_request import Completion
 from octavo.engine.messages import Failed
-from octavo.engine.request import Completion
 from octavo.errors import InvalidRequestError, OctavoError, RequestFailedError
 from octavo.executor import sampler
 from octavo.executor.grammar import Grammar, GrammarCompiler, GrammarSession

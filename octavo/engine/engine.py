@@ -10,9 +10,9 @@ import msgspec
 
 from octavo.config import EngineArgs
 from octavo.engine.bad_word_tokens import BadWordTokens
+from octavo.engine.engine_request import AdapterRequest, Completion, GenerationRequest, PoolingRequest, Request
 from octavo.engine.kv_cache import HashChain, KVCacheManager
 from octavo.engine.messages import Failed, Loaded, Output, Pooled, Ready
-from octavo.engine.request import AdapterRequest, Completion, GenerationRequest, PoolingRequest, Request
 from octavo.engine.scheduler import ScheduledSequence, Scheduler
 from octavo.engine.sequence import Sequence, Status
 from octavo.errors import ConfigError, InvalidRequestError, OctavoError, RequestFailedError, failure

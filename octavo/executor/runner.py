@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from octavo.config import EngineArgs
 from octavo.errors import failure
-from octavo.executor.adapters import Adapters
+from octavo.executor.adapter_slots import Adapters
 from octavo.executor.caches import Caches, allocate_caches
 from octavo.executor.feature_rows import FeatureRows, in_place
 from octavo.executor.grammar import late_grammars
@@ -18,13 +17,13 @@ from octavo.executor.sampling_state import SamplingState
 from octavo.executor.sequences import SequenceState
 from octavo.executor.shape import CacheShape
 from octavo.executor.step import Pooled, SequenceResult, SequenceStep
-from octavo.executor.step_runs import cross_runs, cut_at_spans, encoded, positions_of, seen_rows
+from octavo.executor.step_batches import StepBatches
+from octavo.executor.step_runs import encoded, seen_rows
 from octavo.features import ENCODER, Feature
 from octavo.loading.model import LoadedModel
-from octavo.ops import AttentionPlan, BlockTables, DecodeInputs, RecurrentPlan, SequenceRun
+from octavo.ops import BlockTables, DecodeInputs, SequenceRun
 from octavo.outputs import PackedLogprobs
-from octavo.parts import Batch, CrossBatch, EncoderBatch, PagedView, RecurrentView
-from octavo.parts.batch import StateView
+from octavo.parts import Batch, CrossBatch, PagedView
 from octavo.parts.pooler import SCORED_ROWS
 
 CROSS_BLOCKS = 4096
@@ -62,6 +61,7 @@ class ModelRunner:
             for group in range(len(shape.windows))
         ]
 
+        self.batches = StepBatches(self.backend, self.caches, self._tables, shape, self.feature_rows)
         tables = BlockTables(self._tables, shape.block_size, shape.windows, shape.encoder_group)
         self._decode_batch: Batch | None = None
         """The largest of recorded steps: all of them read the same buffers."""
@@ -97,14 +97,14 @@ class ModelRunner:
             batch, (hidden, projected) = self._decode_batch, recorded
         else:
             projected = None
-            batch = self._batch(steps, states, slots)
+            batch = self.batches.decoder_batch(steps, states, slots)
             hidden = self.model(batch)
         results = [SequenceResult(s.seq_id, error=state.error) for s, state in zip(steps, states, strict=True)]
         if self.model.media is not None:
             self._fail_without_rows(steps, states, results)
         count = sum(len(s.token_ids) for s in steps)
         if not self.backend.finite(hidden[:count]):
-            self._fail_non_finite(hidden[:count], self._batch(steps, states, slots), steps, results)
+            self._fail_non_finite(hidden[:count], self.batches.decoder_batch(steps, states, slots), steps, results)
         first = 0
         sampled: list[tuple[int, int]] = []
         for i, step in enumerate(steps):
@@ -150,7 +150,7 @@ class ModelRunner:
 
     def _decode(self, inputs: DecodeInputs) -> tuple[Tensor, Tensor]:
         """Hidden states `[rows, hidden_size]` and what the head makes of them, `[rows, vocab]`."""
-        states = self._views(inputs.attention, inputs.recurrent if self.shape.recurrent else None)
+        states = self.batches.views(inputs.attention, inputs.recurrent if self.shape.recurrent else None)
         rows, adapters = len(inputs.tokens), inputs.adapters
         batch = Batch(
             inputs.tokens, inputs.positions, inputs.lengths, rows, states, adapters=adapters, only_tables=True
@@ -179,7 +179,7 @@ class ModelRunner:
             if features and features[0].offset is None and features[0].kind != ENCODER:
                 self._write_media(step, state, features, slot)
         if any(f.kind == ENCODER for s, state in zip(steps, states, strict=True) for f in encoded(s, state)):
-            self.model.encode(self._encoder_batch(steps, states, slot))
+            self.model.encode(self.batches.encoder_batch(steps, states, slot))
 
     def _write_media(
         self, step: SequenceStep, state: SequenceState, features: Sequence[Feature], slot: int | None
@@ -192,7 +192,7 @@ class ModelRunner:
         run, group = SequenceRun(0, len(rows), 0, step.row), self.shape.encoder_group
         assert group is not None
         plan = self.backend.plan_attention([run], self._tables[group], self.shape.block_size, None, len(rows))
-        cross_kv = self._views([plan] * len(self.shape.windows), None)
+        cross_kv = self.batches.views([plan] * len(self.shape.windows), None)
         batch = CrossBatch([(0, len(rows))], cross_kv=cross_kv, adapter=slot)
         self.model.write_cross_kv(rows, batch)
 
@@ -358,93 +358,10 @@ class ModelRunner:
             if step.is_new:
                 self._zero(step.row)
 
-    def _batch(self, steps: Sequence[SequenceStep], states: Sequence[SequenceState], slots: list[int] | None) -> Batch:
-        tokens: list[int] = []
-        runs = []
-        for step in steps:
-            runs.append(SequenceRun(len(tokens), len(step.token_ids), step.start, step.row))
-            tokens += step.token_ids
-        count = len(tokens)
-        counts = [r.num_tokens for r in runs]
-        positions = positions_of(steps, states)
-        lengths = np.repeat(np.array([s.length for s in steps], dtype=np.int64), counts)
-        padding = max(0, self.backend.min_rows - count)
-        features = self.feature_rows.place(steps, states)
-        ids = torch.tensor(tokens + [0] * padding, device=self.device)
-        if features is not None and not features.are_added:
-            ids[features.index] = 0  # placeholders need not be in the token table
-        return Batch(
-            tokens=ids,
-            positions=torch.from_numpy(np.pad(positions, ((0, 0), (0, padding)))).squeeze(0).to(self.device),
-            lengths=torch.from_numpy(np.pad(lengths, (0, padding))).to(self.device),
-            num_tokens=count,
-            states=self._views(
-                self._attention_plans(states, runs, count),
-                self.backend.plan_recurrent(runs) if self.shape.recurrent else None,
-            ),
-            features=features,
-            crosses=self._crosses(states, runs, padding),
-            adapters=None if slots is None else self._by_row(slots, counts, padding),
-        )
-
-    def _by_row(self, slots: Sequence[int], counts: Sequence[int], padding: int) -> Tensor:
-        """The slots of sequences' adapters, for each of their tokens."""
-        by_row = np.repeat(np.array(slots, dtype=np.int64), counts)
-        return torch.from_numpy(np.pad(by_row, (0, padding), constant_values=-1)).to(self.device)
-
-    def _crosses(self, states: Sequence[SequenceState], runs: Sequence[SequenceRun], padding: int) -> Tensor | None:
-        """Which rows of a step see anything in cross-attention; None where all do, or there is none."""
-        if self.shape.encoder_group is None:
-            return None
-        _, crosses = cross_runs(runs, states)
-        return None if all(crosses) else torch.tensor(crosses + [False] * padding, device=self.device)
-
-    def _encoder_batch(
-        self, steps: Sequence[SequenceStep], states: Sequence[SequenceState], slot: int | None
-    ) -> EncoderBatch:
-        """What the encoder reads for sequences that start, one after the other."""
-        tokens, positions, runs = list[int](), list[int](), list[SequenceRun]()
-        for step, state in zip(steps, states, strict=True):
-            for feature in encoded(step, state):
-                assert isinstance(feature.data, list)
-                runs.append(SequenceRun(len(tokens), feature.length, 0, step.row))
-                tokens += feature.data
-                positions += range(feature.length)
-        padding = [0] * max(0, self.backend.min_rows - len(tokens))
-        group = self.shape.encoder_group
-        assert group is not None
-        plan = self.backend.plan_attention(runs, self._tables[group], self.shape.block_size, None, len(tokens))
-        return EncoderBatch(
-            tokens=torch.tensor(tokens + padding, device=self.device),
-            positions=torch.tensor(positions + padding, device=self.device),
-            runs=[(r.first_row, r.num_tokens) for r in runs],
-            cross_kv=self._views([plan] * len(self.shape.windows), None),
-            adapter=slot,
-        )
-
     def _zero(self, row: int) -> None:
         for tensors in self.caches.recurrent:
             for tensor in (tensors or {}).values():
                 tensor[row].zero_()
-
-    def _attention_plans(
-        self, states: Sequence[SequenceState], runs: Sequence[SequenceRun], count: int
-    ) -> list[AttentionPlan]:
-        """A plan for each group of block tables."""
-        plans = []
-        for group, (table, window) in enumerate(zip(self._tables, self.shape.windows, strict=True)):
-            seen = cross_runs(runs, states)[0] if group == self.shape.encoder_group else cut_at_spans(runs, states)
-            plans.append(self.backend.plan_attention(seen, table, self.shape.block_size, window, count))
-        return plans
-
-    def _views(self, plans: Sequence[AttentionPlan], recurrent: RecurrentPlan | None) -> list[StateView]:
-        views: list[StateView] = []
-        for cache, tensors, group in zip(self.caches.paged, self.caches.recurrent, self.caches.group_of, strict=True):
-            if cache is not None:
-                views.append(PagedView(cache, plans[group]))
-            elif tensors is not None and recurrent is not None:
-                views.append(RecurrentView(tensors, recurrent))
-        return views
 
 
 def _of_one(batch: Batch, slot: int | None) -> Batch:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from octavo.errors import InvalidRequestError, OctavoError, failure
-from octavo.executor.adapters import Adapters
+from octavo.executor.adapter_slots import Adapters
 from octavo.executor.bad_words import BadWords
 from octavo.executor.grammar import GrammarCompiler, GrammarSession
 from octavo.executor.pooling import Pooling

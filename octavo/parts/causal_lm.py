@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from octavo.ops import Backend, PackedLinear
-from octavo.parts.adapters import TakesAdapters
 from octavo.parts.batch import Batch, CrossBatch, EncoderBatch
 from octavo.parts.embedding import Embedding
 from octavo.parts.encoder import CrossAttention
@@ -19,6 +18,7 @@ from octavo.parts.names import Into, Names
 from octavo.parts.norms import Norm, norm_rows
 from octavo.parts.rotary_embedding import LongRotaryEmbedding
 from octavo.parts.state import StateSpec
+from octavo.parts.weight_adapter import TakesAdapters
 from octavo.parts.weight_slots import Role, WeightSlot, weight_slots
 
 MOST_LAYERS = 4096

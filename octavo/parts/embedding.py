@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from octavo.ops import Backend, PackedLinear
-from octavo.parts.adapters import AdapterOptions, WeightAdapter
 from octavo.parts.batch import Batch, EncoderBatch
 from octavo.parts.norms import norm_rows
+from octavo.parts.weight_adapter import AdapterOptions, WeightAdapter
 from octavo.parts.weight_slots import Role, WeightSlot
 
 
@@ -104,16 +104,16 @@ class Embedding(nn.Module):
         return rows if self.scale == 1.0 else self._scale(rows, self.scale)
 
     def enable_adapters(self, backend: Backend, slots: int) -> None:
-        """See octavo.parts.adapters.TakesAdapters."""
+        """See octavo.parts.weight_adapter.TakesAdapters."""
 
     def put_adapter(self, slot: int, change: object | None) -> None:
-        """See octavo.parts.adapters.TakesAdapters."""
+        """See octavo.parts.weight_adapter.TakesAdapters."""
         self._changes.pop(slot, None)
         if change is not None:
             self._changes[slot] = cast(TableChange, change)
 
     def adapter_change(self, adapter: WeightAdapter, options: AdapterOptions) -> TableChange:
-        """See octavo.parts.adapters.TakesAdapters."""
+        """See octavo.parts.weight_adapter.TakesAdapters."""
         if adapter.bias is not None or adapter.added_bias is not None:
             raise ValueError("a bias, which a token table has not")
         device = options.backend.device

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from octavo.ops import AdapterTable, Backend, Gate, LinearUpdate, LowRank, PackedHeads, PackedLinear, RowAdapters
-from octavo.parts.adapters import AdapterOptions, WeightAdapter
 from octavo.parts.batch import Batch, SpanBatch
+from octavo.parts.weight_adapter import AdapterOptions, WeightAdapter
 from octavo.parts.weight_slots import Role, WeightSlot
 
 ROWS_AT_ONCE = 4096
@@ -148,7 +148,7 @@ class Linear(nn.Module):
         return slot in self._in_place and self._in_place[slot].outputs > self.outputs
 
     def enable_adapters(self, backend: Backend, slots: int) -> None:
-        """See octavo.parts.adapters.TakesAdapters."""
+        """See octavo.parts.weight_adapter.TakesAdapters."""
         if self._table is None:
             self._table = backend.adapter_table(slots)
 
@@ -157,7 +157,7 @@ class Linear(nn.Module):
         self._table, self._expert = table, expert
 
     def put_adapter(self, slot: int, change: object | None) -> None:
-        """See octavo.parts.adapters.TakesAdapters."""
+        """See octavo.parts.weight_adapter.TakesAdapters."""
         assert self._table is not None
         change = cast(LinearChange | None, change)
         self._table.put(slot, None if change is None else change.update, self._expert or 0)
@@ -166,7 +166,7 @@ class Linear(nn.Module):
             self._in_place[slot] = change
 
     def adapter_change(self, adapter: WeightAdapter, options: AdapterOptions) -> LinearChange:
-        """See octavo.parts.adapters.TakesAdapters."""
+        """See octavo.parts.weight_adapter.TakesAdapters."""
         if adapter.tokens is not None:
             raise ValueError("rows of tokens, which only a token table has")
         magnitude, bias = self._magnitude(adapter), self._added_bias(adapter)
@@ -324,16 +324,16 @@ class HeadLinear(nn.Module):
         return values
 
     def enable_adapters(self, backend: Backend, slots: int) -> None:
-        """See octavo.parts.adapters.TakesAdapters."""
+        """See octavo.parts.weight_adapter.TakesAdapters."""
 
     def put_adapter(self, slot: int, change: object | None) -> None:
-        """See octavo.parts.adapters.TakesAdapters."""
+        """See octavo.parts.weight_adapter.TakesAdapters."""
         self._changes.pop(slot, None)
         if change is not None:
             self._changes[slot] = cast(HeadChange, change)
 
     def adapter_change(self, adapter: WeightAdapter, options: AdapterOptions) -> HeadChange:
-        """See octavo.parts.adapters.TakesAdapters."""
+        """See octavo.parts.weight_adapter.TakesAdapters."""
         if any(x is not None for x in (adapter.lengths, adapter.weight, adapter.bias, adapter.added_bias)):
             raise ValueError("more than matrices of low rank, for keys and values that are made of a latent")
         keys, values, backend = [], [], options.backend

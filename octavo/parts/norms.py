@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from octavo.ops import Backend, NormSpec
-from octavo.parts.adapters import AdapterOptions, WeightAdapter
 from octavo.parts.batch import Batch, SpanBatch
+from octavo.parts.weight_adapter import AdapterOptions, WeightAdapter
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,16 +57,16 @@ class Norm(nn.Module):
         return self.compute(x, change.weight, change.bias)
 
     def enable_adapters(self, backend: Backend, slots: int) -> None:
-        """See octavo.parts.adapters.TakesAdapters."""
+        """See octavo.parts.weight_adapter.TakesAdapters."""
 
     def put_adapter(self, slot: int, change: object | None) -> None:
-        """See octavo.parts.adapters.TakesAdapters."""
+        """See octavo.parts.weight_adapter.TakesAdapters."""
         self._changes.pop(slot, None)
         if change is not None:
             self._changes[slot] = cast(NormChange, change)
 
     def adapter_change(self, adapter: WeightAdapter, options: AdapterOptions) -> NormChange:
-        """See octavo.parts.adapters.TakesAdapters."""
+        """See octavo.parts.weight_adapter.TakesAdapters."""
         if adapter.lengths is not None or adapter.tokens is not None:
             raise ValueError("more than a norm's weight and bias")
         weight, bias = self.weight, None if self.bias is None else self.bias.data.clone()

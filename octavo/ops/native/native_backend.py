@@ -11,7 +11,7 @@ from torch import Tensor
 
 from octavo.ops.backend import PackedExperts, PackedLinear, RowAdapters
 from octavo.ops.host_memory import Arena
-from octavo.ops.native.adapters import NativeAdapterTable, NativeUpdate
+from octavo.ops.native.adapter_tables import NativeAdapterTable, NativeUpdate
 from octavo.ops.native.description import (
     MAX_HEAD_DIM,
     MAX_STATE,

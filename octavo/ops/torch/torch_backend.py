@@ -27,7 +27,7 @@ from octavo.ops.specs import AttentionSpec, CacheSpec, Capabilities, Gate, Linea
 from octavo.ops.stored_rows import StoredRows
 from octavo.ops.torch import experts, paged_attention, rope, routing, sampling, selective_scan, torch_norms
 from octavo.ops.torch.activations import ACTIVATIONS, gated
-from octavo.ops.torch.adapters import TorchAdapterTable, TorchUpdate
+from octavo.ops.torch.adapter_products import TorchAdapterTable, TorchUpdate
 from octavo.ops.torch.products import TorchHeads, TorchLinear
 from octavo.ops.weight_kinds import WeightKind
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from octavo.config import EngineArgs
 from octavo.errors import OctavoError, failure
 from octavo.executor.step import SequenceStart
-from octavo.loading.adapters import LoadedAdapter, load_adapter
+from octavo.loading.adapter_loader import LoadedAdapter, load_adapter
 from octavo.loading.model import LoadedModel
 from octavo.lora import AdapterRef
 

@@ -18,8 +18,8 @@ from octavo.loading.formats import WeightFormat
 from octavo.loading.model import LoadedModel
 from octavo.lora import AdapterRef
 from octavo.ops import LowRank
-from octavo.parts.adapters import AdapterOptions, TakesAdapters, WeightAdapter
 from octavo.parts.linear_layer import LinearChange
+from octavo.parts.weight_adapter import AdapterOptions, TakesAdapters, WeightAdapter
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LIKELY_BYTES = 1 << 30
