@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.adapter_folders import write_adapter
 from tests.media.test_hostile import saved, wav
 from tests.server.running import Running, server
 
@@ -225,3 +226,40 @@ def test_a_model_of_text_offers_nothing(browser: Any, tiny_server: Running) -> N
     assert not button(browser, "attach").is_displayed()
     browser.execute_script(GIVE, "drop", "", "photo.png", "image/png")
     assert attached(browser) == []
+
+
+def test_adapters_are_chosen(browser: Any, tiny_model: Path, tmp_path: Path) -> None:
+    """Where there are several models one is chosen, which the page keeps, as long as it is served."""
+    from selenium.webdriver.support.ui import Select
+
+    adapter = write_adapter(tmp_path / "adapter", tiny_model)
+    flags = ("--served-model-name", "owner/tiny", "--kv-cache-memory", "16MiB", "--allow-runtime-lora-updating")
+    with server(str(tiny_model), *flags) as running:
+        browser.get(running.url + "/")
+        until(lambda: button(browser, "model").text == "tiny")
+        assert not button(browser, "models").is_displayed()
+        assert (
+            running.post("/v1/load_lora_adapter", {"lora_name": "mine", "lora_path": str(adapter)}).status_code == 200
+        )
+        browser.refresh()
+        until(lambda: button(browser, "models").is_displayed())
+        assert not button(browser, "model").is_displayed()
+        select = Select(button(browser, "models"))
+        assert [option.text for option in select.options] == ["tiny", "mine"]
+        assert select.first_selected_option.text == "tiny"
+        select.select_by_visible_text("mine")
+        button(browser, "question").send_keys("Hello\n")
+        until(lambda: answers(browser) and answers(browser)[0].endswith(", mine"), 60)
+        picture(browser, "adapters")
+        assert any('"adapter": "mine"' in line for line in running.log)
+        browser.set_window_size(390, 780)
+        assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+        browser.refresh()
+        until(lambda: Select(button(browser, "models")).first_selected_option.text == "mine")
+        check_quiet(browser, running.url)
+        assert running.post("/v1/unload_lora_adapter", {"lora_name": "mine"}).status_code == 200
+        button(browser, "again").click()
+        until(lambda: "not served here" in answers(browser)[0])
+        until(lambda: button(browser, "model").is_displayed())  # there is one model again, which answers
+        button(browser, "again").click()
+        until(lambda: " tokens" in answers(browser)[0] and "mine" not in answers(browser)[0], 60)
