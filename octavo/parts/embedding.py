@@ -1,7 +1,6 @@
 """Token and position embeddings: the first part of a model, called on a batch."""
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from octavo.ops import Backend, PackedLinear
 from octavo.parts.batch import Batch, EncoderBatch
 from octavo.parts.norms import norm_rows
-from octavo.parts.weight_adapter import AdapterOptions, WeightAdapter
+from octavo.parts.weight_adapter import AdapterOptions, ChangedBySlot, WeightAdapter
 from octavo.parts.weight_slots import Role, WeightSlot
 
 
@@ -27,7 +26,7 @@ class TableChange:
     """[embedding_dim] float32 (DoRA)."""
 
 
-class Embedding(nn.Module):
+class Embedding(ChangedBySlot[TableChange]):
     """A row of a table `[num_embeddings, embedding_dim]` a token, times `scale` (in the activations' dtype).
 
     The table is plain, or a weight packed for products, as a head that is tied to it needs it.
@@ -39,8 +38,6 @@ class Embedding(nn.Module):
         self.scale = scale
         self.weight: nn.Parameter | None = None
         self._packed: PackedLinear | None = None
-        self._changes: dict[int, TableChange] = {}
-        """Adapters', by slot."""
 
     def weight_slots(self) -> dict[str, WeightSlot]:
         """The table; CausalLM says which is the tokens'."""
@@ -102,15 +99,6 @@ class Embedding(nn.Module):
     def _scaled(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
         rows = rows.to(dtype)
         return rows if self.scale == 1.0 else self._scale(rows, self.scale)
-
-    def enable_adapters(self, backend: Backend, slots: int) -> None:
-        """See octavo.parts.weight_adapter.TakesAdapters."""
-
-    def put_adapter(self, slot: int, change: object | None) -> None:
-        """See octavo.parts.weight_adapter.TakesAdapters."""
-        self._changes.pop(slot, None)
-        if change is not None:
-            self._changes[slot] = cast(TableChange, change)
 
     def adapter_change(self, adapter: WeightAdapter, options: AdapterOptions) -> TableChange:
         """See octavo.parts.weight_adapter.TakesAdapters."""

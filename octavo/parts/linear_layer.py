@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from octavo.ops import AdapterTable, Backend, Gate, LinearUpdate, LowRank, PackedHeads, PackedLinear, RowAdapters
 from octavo.parts.batch import Batch, SpanBatch
-from octavo.parts.weight_adapter import AdapterOptions, WeightAdapter
+from octavo.parts.weight_adapter import AdapterOptions, ChangedBySlot, WeightAdapter
 from octavo.parts.weight_slots import Role, WeightSlot
 
 ROWS_AT_ONCE = 4096
@@ -279,7 +279,7 @@ class HeadChange:
     """Of a latent to the inner values, and of these to a head's value."""
 
 
-class HeadLinear(nn.Module):
+class HeadLinear(ChangedBySlot[HeadChange]):
     """Each head's keys and values of one latent, used from both sides, head by head. It is held in float32.
 
     Args:
@@ -294,8 +294,6 @@ class HeadLinear(nn.Module):
         super().__init__()
         self.rank, self.num_heads, self.key_dim, self.value_dim = rank, num_heads, key_dim, value_dim
         self.weight = nn.Parameter(torch.empty(num_heads * (key_dim + value_dim), rank), requires_grad=False)
-        self._changes: dict[int, HeadChange] = {}
-        """Adapters', by slot."""
 
     def prepare(self, backend: Backend) -> None:
         by_head = self.weight.data.view(self.num_heads, self.key_dim + self.value_dim, self.rank)
@@ -322,15 +320,6 @@ class HeadLinear(nn.Module):
                     inner = of_latent(latents[rows].flatten(0, 1).float()).view(len(rows), self.num_heads, -1)
                     values[rows] += by_head(inner, torch.float32).to(dtype)
         return values
-
-    def enable_adapters(self, backend: Backend, slots: int) -> None:
-        """See octavo.parts.weight_adapter.TakesAdapters."""
-
-    def put_adapter(self, slot: int, change: object | None) -> None:
-        """See octavo.parts.weight_adapter.TakesAdapters."""
-        self._changes.pop(slot, None)
-        if change is not None:
-            self._changes[slot] = cast(HeadChange, change)
 
     def adapter_change(self, adapter: WeightAdapter, options: AdapterOptions) -> HeadChange:
         """See octavo.parts.weight_adapter.TakesAdapters."""

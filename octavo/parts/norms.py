@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from octavo.ops import Backend, NormSpec
 from octavo.parts.batch import Batch, SpanBatch
-from octavo.parts.weight_adapter import AdapterOptions, WeightAdapter
+from octavo.parts.weight_adapter import AdapterOptions, ChangedBySlot, WeightAdapter
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +20,7 @@ class NormChange:
     bias: Tensor | None
 
 
-class Norm(nn.Module):
+class Norm(ChangedBySlot[NormChange]):
     """What can also be told to a backend as data, for norms of queries and keys."""
 
     weight: nn.Parameter | None
@@ -32,8 +32,6 @@ class Norm(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._changes: dict[int, NormChange] = {}
-        """Adapters', by slot."""
         self.slot_of_all: int | None = None
         """The slot of the adapter that all rows have now."""
 
@@ -55,15 +53,6 @@ class Norm(nn.Module):
         """`x` `[rows, size]`, normed as the adapter in a slot has it."""
         change = self._changes[slot]
         return self.compute(x, change.weight, change.bias)
-
-    def enable_adapters(self, backend: Backend, slots: int) -> None:
-        """See octavo.parts.weight_adapter.TakesAdapters."""
-
-    def put_adapter(self, slot: int, change: object | None) -> None:
-        """See octavo.parts.weight_adapter.TakesAdapters."""
-        self._changes.pop(slot, None)
-        if change is not None:
-            self._changes[slot] = cast(NormChange, change)
 
     def adapter_change(self, adapter: WeightAdapter, options: AdapterOptions) -> NormChange:
         """See octavo.parts.weight_adapter.TakesAdapters."""

@@ -5,12 +5,14 @@ for the rows of a slot's adapter once it is put there (`put_adapter`, between st
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Generic, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from octavo.ops import Backend, LowRank
+
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -59,3 +61,21 @@ class TakesAdapters(Protocol):
     def put_adapter(self, slot: int, change: object | None) -> None:
         """Have a slot's rows computed with what `adapter_change` has made; None for no change."""
         ...
+
+
+class ChangedBySlot(nn.Module, Generic[T]):
+    """A part that computes the rows of adapters by themselves, with what it has made of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._changes: dict[int, T] = {}
+        """Adapters', by slot."""
+
+    def enable_adapters(self, backend: Backend, slots: int) -> None:
+        """See TakesAdapters."""
+
+    def put_adapter(self, slot: int, change: object | None) -> None:
+        """See TakesAdapters."""
+        self._changes.pop(slot, None)
+        if change is not None:
+            self._changes[slot] = cast(T, change)
