@@ -12,11 +12,11 @@ from torch import Tensor
 
 from octavo.errors import CheckpointError, InvalidRequestError, shorten
 from octavo.files import read_json
+from octavo.loading.adapter_paths import TENSORS
 from octavo.loading.formats.plain import safetensors_tensors
 from octavo.loading.pickled import pickled_tensors
 from octavo.lora import CONFIG, AdapterRef
 
-WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 KINDS = ("LORA",)
 UNSUPPORTED = ("use_qalora", "arrow_config", "alora_invocation_tokens")
 """Settings with which a LoRA computes something else."""
@@ -109,10 +109,10 @@ def read_tensors(folder: Path, ref: AdapterRef, most_bytes: int) -> dict[str, Te
 
     Raises InvalidRequestError for a damaged file, and for more than `most_bytes`.
     """
-    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    found = next((folder / name for name in TENSORS if (folder / name).is_file()), None)
     if found is None:
         raise InvalidRequestError(
-            f"the adapter {ref.name!r} has no weights: there is neither {' nor '.join(WEIGHTS)} in "
+            f"the adapter {ref.name!r} has no weights: there is neither {' nor '.join(TENSORS)} in "
             f"{shorten(folder, 200)}. Download it as a whole."
         )
     tensors = dict[str, Tensor]()
