@@ -313,6 +313,10 @@ IGNORED_ARGUMENTS: dict[str, str] = {
     "enable_lora_bias": "biases of adapters are always used",
     "lora_extra_vocab_size": "adapters bring as many tokens as they have",
     "long_lora_scaling_factors": "no adapter has scaling factors of its own",
+    "enable_tower_connector_lora": "towers have adapters without it",
+    "specialize_active_lora": "no CUDA graphs are captured",
+    "enable_mixed_moe_lora_format": "an adapter's tensors say how its experts are stored",
+    "default_mm_loras": "give each prompt its lora_request",
 }
 _MUST_BE_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tensor_parallel_size": (1,),
@@ -322,6 +326,7 @@ _MUST_BE_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "convert": ("auto", "none", None),
     "logits_processors": (None,),
     "long_lora_scaling_factors": (None,),
+    "default_mm_loras": (None,),
     "config_format": ("auto", "hf", "mistral"),
     "tokenizer_mode": ("auto", "mistral"),
 }

@@ -4,6 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.adapter_folders import write_adapter
+from tests.server.conftest import write_tiny
+
 SCRIPT = """
 import sys
 from vllm import LLM, SamplingParams, TokensPrompt
@@ -32,6 +35,29 @@ def test_unmodified_script(tmp_path: Path, smollm_file: Path) -> None:
     assert "Paris" in done.stdout
     assert "True" in done.stdout
     assert "enforce_eager has no effect" in done.stderr
+
+
+LORA_SCRIPT = """
+import sys
+from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
+
+llm = LLM(model=sys.argv[1], enable_lora=True, max_loras=2, max_lora_rank=8, max_cpu_loras=2, fully_sharded_loras=False)
+params = SamplingParams(temperature=0.0, max_tokens=8)
+first, second = (LoRARequest(f"adapter-{i}", i, path) for i, path in enumerate(sys.argv[2:], 1))
+answers = [llm.generate("Hello", params, lora_request=request)[0].outputs[0].text for request in (None, first, second)]
+assert len(set(answers)) == 3, answers
+assert second.adapter_id == 2 and second.path == sys.argv[3] and second.name == "adapter-2"
+"""
+
+
+def test_unmodified_script_with_adapters(tmp_path: Path) -> None:
+    model = write_tiny(tmp_path / "tiny")
+    adapters = [str(write_adapter(tmp_path / name, model, i)) for i, name in enumerate("ab")]
+    (tmp_path / "script.py").write_text(LORA_SCRIPT)
+    done = run(tmp_path / "script.py", str(model), *adapters)
+    assert done.returncode == 0, done.stderr
+    assert "fully_sharded_loras has no effect" in done.stderr
 
 
 def test_what_has_no_counterpart_says_so(tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.adapter_folders import write_adapter
 from tests.golden import case_named, write_model
 from tests.media.test_hostile import film, saved, wav
+from tests.server.conftest import write_tiny
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(<!-- not run: [^>]+-->\s*)?^```(python|console)\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -36,6 +38,8 @@ STAND_INS = {
     "royokong/e5-v": "LlavaNextForConditionalGeneration--embed-e5-v",
 }
 """Tiny models of golden cases, in folders that are called as the published ones."""
+SMOLLM, ADAPTERS = "HuggingFaceTB/SmolLM2-135M-Instruct", ("sql-adapter", "poems-adapter")
+"""Likewise, with a tokenizer; and its adapters."""
 
 
 def write_inputs(text: str, folder: Path) -> None:
@@ -44,6 +48,11 @@ def write_inputs(text: str, folder: Path) -> None:
         if name in text:
             (folder / name).mkdir(parents=True)
             write_model(case_named(case), folder / name)
+    if SMOLLM in text:
+        model = write_tiny(folder / SMOLLM)
+        for seed, name in enumerate(ADAPTERS):
+            if name in text:
+                write_adapter(folder / name, model, seed)
     (folder / "photo.jpg").write_bytes(saved("JPEG"))
     (folder / "clip.mp4").write_bytes(film(12))
     (folder / "voice.wav").write_bytes(wav())
@@ -51,6 +60,8 @@ def write_inputs(text: str, folder: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "text"), [b[1:] for b in blocks()], ids=[b[0] for b in blocks()])
 def test_example_runs(kind: str, text: str, tmp_path: Path) -> None:
+    if "from peft " in text:
+        pytest.importorskip("peft")
     lines = [line for line in text.splitlines() if not line.startswith("make ")]
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for name, content in re.findall(r"^# file: (\S+)\n(.*?)(?=^# file:|\Z)", text, re.DOTALL | re.MULTILINE):

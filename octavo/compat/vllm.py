@@ -60,6 +60,8 @@ _SUBMODULES: dict[str, dict[str, str]] = {
     "v1": {},
     "v1.engine": {},
     "v1.engine.async_llm": {"AsyncLLM": "octavo.async_llm:AsyncLLM"},
+    "lora": {},
+    "lora.request": {"LoRARequest": "octavo.lora:LoRARequest"},
     "config": {"PoolerConfig": "octavo.config:PoolerConfig"},
     "sequence": {"Logprob": "octavo.outputs:Logprob"},
     "logprobs": {"Logprob": "octavo.outputs:Logprob"},
