@@ -1,7 +1,9 @@
 """Adapters behind the endpoints: models of their own, which come and go while requests run."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -398,3 +400,18 @@ def try_all_texts(running: Running, cases: list[tuple[str, str, str, str]]) -> N
             if answer.status_code != 200:
                 assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
     try_all(running, [])
+
+
+def test_an_engine_that_is_started_again_has_the_adapters(
+    tiny_model: Path, adapters: dict[str, Path], answers: dict[str, str]
+) -> None:
+    with server(
+        str(tiny_model), *MEMORY, "--served-model-name", "tiny", "--lora-modules", f"a={adapters['a']}"
+    ) as running:
+        assert complete(running, "a") == answers["a"]
+        os.kill(running.engine_pid(), signal.SIGKILL)
+        running.until(lambda: running.metric("engine_restarts_total") == 1, 60)
+        running.until(lambda: running.get("/health").status_code == 200, 60)
+        assert names(running) == ["tiny", "a"]
+        assert complete(running, "a") == answers["a"]
+        assert complete(running, "tiny") == answers[""]
