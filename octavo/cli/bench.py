@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from octavo.cli.flags import adapters_of, engine_args_of
+from octavo.cli.flags import adapters_of, engine_args_of, engine_flags_of
 from octavo.errors import ConfigError, OctavoError
 from octavo.llm import LLM
 from octavo.params import SamplingParams
@@ -26,8 +26,8 @@ def _repeat(run: Callable[[], float], runs: int) -> dict[str, float]:
 
 def startup(namespace: argparse.Namespace) -> dict[str, Any]:
     """Seconds from starting a process to the first byte of its answer."""
-    args = engine_args_of(namespace)
-    flags = [f"--{k.replace('_', '-')}={v}" for k, v in vars(args).items() if k in vars(namespace) and v is not None]
+    engine_args_of(namespace)  # what is wrong with them is said before anything starts
+    flags = engine_flags_of(namespace)
     flags += [f"--lora={namespace.lora}"] if namespace.lora is not None else []
     command = [
         sys.executable,

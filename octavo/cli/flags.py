@@ -89,6 +89,18 @@ def engine_args_of(namespace: argparse.Namespace) -> EngineArgs:
     return EngineArgs(**given)
 
 
+def engine_flags_of(namespace: argparse.Namespace) -> list[str]:
+    """The flags that were given, for another command."""
+    flags: list[str] = []
+    for f in dataclasses.fields(EngineArgs):
+        value, flag = getattr(namespace, f.name, None), f.name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            flags += [f"--{flag}={one}" for one in (value if isinstance(value, list) else [value])]
+    return flags
+
+
 def add_lora_flag(parser: argparse.ArgumentParser, what: str, several: bool = False) -> None:
     """`--lora`: `what` the model does with an adapter."""
     text = f"{what} with this adapter: a folder, a GGUF file or a hub's name, NAME=PATH to call it so"
