@@ -47,7 +47,8 @@ if MACHINE in ("x86_64", "amd64"):
     FLAGS = {X86.BASE: [], X86.AVX2: AVX2, X86.AVX_VNNI: [*AVX2, "-mavxvnni"], X86.AVX512: AVX512}
     FLAGS |= {X86.AVX512_VNNI: VNNI, X86.AVX512_BF16: BF16, X86.AMX: [*BF16, "-mamx-tile", "-mamx-int8"]}
 elif MACHINE in ("aarch64", "arm64"):
-    FLAGS = {ARM.BASE: [], ARM.DOTPROD: ["-march=armv8.2-a+dotprod"]}
+    AS_WRITTEN = ["-fno-schedule-insns"]  # GCC would begin more products than registers hold, and keep them in memory
+    FLAGS = {ARM.BASE: AS_WRITTEN, ARM.DOTPROD: [*AS_WRITTEN, "-march=armv8.2-a+dotprod"]}
 else:
     FLAGS = {X86.BASE: []}
 INSTRUCTIONS = {of.name.lower(): of for of in FLAGS}

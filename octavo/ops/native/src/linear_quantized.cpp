@@ -34,7 +34,10 @@ INLINE void block_products(const uint8_t* chunk, int block, const int8_t* x, con
 #else
         const uvec codes = Weights::step(chunk, block * STEPS + first);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) dots[r] = dot4<S::CODE_BITS>(dots[r], codes, four_of(x + (first * R + r) * 4));
+        for (int r = 0; r < R; ++r) {
+            dots[r] = dot4<S::CODE_BITS>(dots[r], codes, four_of(x + (first * R + r) * 4));
+            settle(dots[r]);
+        }
 #endif
     }
 }
@@ -62,6 +65,7 @@ __attribute__((noinline)) void multiply(const Weights& w, const Activations<S>& 
             for (int r = 0; r < R; ++r) {
                 const vec product = to_float(dots[r]);
                 total[r] = b == 0 ? product * scale : fmadd(product, scale, total[r]);
+                if (R > 1 && b + 1 < BLOCKS) settle_before(total[r], chunk);
             }
         }
 #pragma GCC unroll 8

@@ -215,6 +215,21 @@ INLINE void settle(Halves<int32_t, N>& v) {
     settle(v.high);
 }
 
+// Has v computed before anything is read from p: clang would read and compute the one while the other lies in memory.
+template <typename V>
+INLINE void settle_before(V& v, const uint8_t*& p) {
+    if constexpr (SPLIT<V>) {
+        settle_before(v.low, p);
+        settle_before(v.high, p);
+    } else {
+#if defined(__x86_64__)
+        asm("" : "+v"(v), "+r"(p));
+#elif defined(__aarch64__)
+        asm("" : "+w"(v), "+r"(p));
+#endif
+    }
+}
+
 // ---- arithmetic ----------------------------------------------------------------------------------------------------
 
 // a * b + c, rounded once wherever the processor can: never left to the compiler, which may choose differently from
