@@ -26,9 +26,9 @@ ALLOWED_IN_BASE = 2.5
 """SSE2 spreads bytes out before it multiplies them."""
 
 FORMATS = ("Simple<4", "Simple<5", "Simple<8", "IQ4_NL", "SuperBlock<4", "SuperBlock<5", "Q6_K")
-KERNELS = [f"Packed<octavo::{of}" for of in FORMATS] + ["Columns<float>"]
+KERNELS = [f"Packed<octavo::{of}" for of in FORMATS]
 KERNELS += ["multiply<float, 1, ", "multiply<octavo::f16, 1, ", "multiply<octavo::bf16, 1, "]
-"""What must be among them: products of each format, of floats, and of adapters with one row."""
+"""What must be among them: products of each format, and of adapters with one row."""
 
 
 def is_arm(library: Path) -> bool:
