@@ -166,7 +166,7 @@ class EngineArgs:
     max_cpu_loras: int | None = option(None, "most adapters that are kept in memory (default: as max_loras)")
     lora_dtype: str = option(
         "auto",
-        "number type of adapters: auto (as activations), float32, bfloat16 or float16",
+        "number type of adapters: auto (as the model's weights before any rounding), float32, bfloat16 or float16",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     max_logprobs: int = option(20, "most log-probabilities a token that a request may ask for (-1: no limit)")

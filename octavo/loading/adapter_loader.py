@@ -265,7 +265,7 @@ def _finished(
     ref: AdapterRef, loaded: LoadedModel, args: EngineArgs, weights: Mapping[str, WeightAdapter]
 ) -> LoadedAdapter:
     """What the model's parts make of an adapter."""
-    dtype = DTYPES.get(args.lora_dtype, loaded.precision.activations)
+    dtype = DTYPES.get(args.lora_dtype, loaded.precision.weights)
     options = AdapterOptions(loaded.backend, dtype)
     parts, changes = loaded.model.adapted_parts(), dict[str, object]()
     num_embeddings, vocab_size = loaded.model.tokens.num_embeddings, loaded.model.vocab_size

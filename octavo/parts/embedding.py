@@ -55,7 +55,8 @@ class Embedding(ChangedBySlot[TableChange]):
         self._table_rows, self._scale = backend.table_rows, backend.scale
 
     def forward(self, batch: Batch | EncoderBatch) -> Tensor:
-        rows = self.of(batch.tokens) if not self._changes else self._adapted(batch.tokens, batch)
+        only_tables = isinstance(batch, Batch) and batch.only_tables
+        rows = self.of(batch.tokens) if only_tables or not self._changes else self._adapted(batch.tokens, batch)
         features = batch.features if isinstance(batch, Batch) else None
         return rows if features is None else features.put(rows)
 
