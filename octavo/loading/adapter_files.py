@@ -18,8 +18,18 @@ from octavo.loading.pickled import pickled_tensors
 from octavo.lora import CONFIG, AdapterRef
 
 KINDS = ("LORA",)
-UNSUPPORTED = ("use_qalora", "arrow_config", "alora_invocation_tokens")
+UNSUPPORTED = (
+    "use_qalora",
+    "arrow_config",
+    "alora_invocation_tokens",
+    "layer_replication",
+    "kasa_config",
+    "use_bdlora",
+    "monteclora_config",
+)
 """Settings with which a LoRA computes something else."""
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""What init_lora_weights begins with where PEFT changes the base's own weights when it reads the adapter."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,8 @@ class AdapterConfig:
     """Parameters that stack one weight for each expert."""
     trainable_token_indices: tuple[int, ...] | Mapping[str, tuple[int, ...]] = ()
     """Of the token table, or by the name of a module."""
+    old_stacks: bool = False
+    """Whether matrices of target_parameters are in the order that PEFT had before 0.19."""
 
     def scale(self, module: str, rank: int) -> float:
         """What `b @ a` of a module is multiplied with."""
@@ -47,7 +59,10 @@ class AdapterConfig:
     def tokens(self, module: str) -> tuple[int, ...]:
         """The ids of a token table's rows that are trained."""
         ids = self.trainable_token_indices
-        return ids if isinstance(ids, tuple) else ids.get(module.rpartition(".")[2], ids.get(module, ()))
+        if isinstance(ids, tuple):
+            return ids
+        of_one = next(iter(ids.values())) if len(ids) == 1 else ()  # a head's, that is tied to the table
+        return ids.get(module.rpartition(".")[2], ids.get(module, of_one))
 
 
 def _ends(pattern: str, module: str) -> bool:
@@ -75,6 +90,12 @@ def read_config(folder: Path) -> AdapterConfig:
     for key in UNSUPPORTED:
         if values.get(key):
             raise InvalidRequestError(f"{CONFIG}: {key} is not supported. Merge this adapter into its checkpoint.")
+    start = values.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(CHANGES_BASE):
+        raise InvalidRequestError(
+            f"{CONFIG}: init_lora_weights is {shorten(start, 40)!r}, whose matrices are for a base with other weights. "
+            "Save it by save_pretrained(..., path_initial_model_for_weight_conversion=...), which makes a LoRA of it."
+        )
     alpha = _number(values.get("lora_alpha", 8), "lora_alpha")
     patterns = values.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
@@ -85,7 +106,14 @@ def read_config(folder: Path) -> AdapterConfig:
         {str(k): _number(v, f"alpha_pattern {k!r:.80}") for k, v in patterns.items()},
         tuple(str(name) for name in values.get("target_parameters") or ()),
         _token_ids(values.get("trainable_token_indices")),
+        _is_before(values.get("peft_version"), (0, 19)),
     )
+
+
+def _is_before(version: Any, first: tuple[int, int]) -> bool:
+    """Whether PEFT's version is older; files have one since 0.18."""
+    numbers = re.match(r"(\d{1,9})\.(\d{1,9})", version) if isinstance(version, str) else None
+    return numbers is None or (int(numbers[1]), int(numbers[2])) < first
 
 
 def _number(value: Any, name: str) -> float:

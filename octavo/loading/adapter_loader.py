@@ -12,7 +12,7 @@ from octavo.loading.adapter_files import AdapterConfig, read_config, read_tensor
 from octavo.loading.adapter_gguf import read_gguf
 from octavo.loading.adapter_paths import find_adapter
 from octavo.loading.adapter_places import Place, Places, spellings
-from octavo.loading.adapter_stacks import stack_of
+from octavo.loading.adapter_stacks import is_target, stack_of
 from octavo.loading.adapter_tensors import ModuleTensors, by_module
 from octavo.loading.formats import WeightFormat
 from octavo.loading.model import LoadedModel
@@ -71,6 +71,9 @@ def load_adapter(ref: AdapterRef, loaded: LoadedModel, args: EngineArgs) -> Load
     if not weights:
         raise InvalidRequestError(f"the adapter {ref.name!r} has no tensors. Is its file complete?")
     _share_table(loaded, weights)
+    for path, weight in weights.items():
+        if loaded.model.adapted_parts().get(path) is not loaded.model.tokens:
+            _settle(weight, loaded.places[f"{path}.weight"].shape)
     return _finished(ref, loaded, args, weights)
 
 
@@ -133,19 +136,23 @@ class AdapterReader:
 
     def _read_module(self, module: str, place: Place, parts: Mapping[str, Tensor]) -> None:
         weight = self.weights.setdefault(place.path, WeightAdapter())
+        if "weight" in parts:
+            self._whole(f"{module}.weight", place, weight, parts["weight"])
         for leaf, tensor in parts.items():
-            if leaf == "weight":
-                self._whole(f"{module}.weight", place, weight, tensor)
-            elif leaf in ("bias", "b_bias", "lengths"):
+            if leaf in ("bias", "b_bias", "lengths"):
                 self._vector(module, leaf, place, weight, parts)
             elif leaf == "tokens":
                 self._tokens(module, place, weight, tensor)
-            elif leaf not in ("a", "b", "table_a", "table_b"):
+            elif leaf not in ("weight", "a", "b", "table_a", "table_b"):
                 raise self._refused(f"{module}.{leaf}", "is of no kind that can be used.")
         if "a" in parts:
             self._matrices(module, place, weight, parts["a"], parts["b"])
         if "table_a" in parts:
             self._table(module, place, weight, parts["table_a"], parts["table_b"])
+
+    def _outputs(self, place: Place, weight: WeightAdapter) -> int:
+        """Of a module, with those that the adapter adds: tokens of a table or a head."""
+        return place.outputs if weight.weight is None or not place.is_whole else len(weight.weight)
 
     def _rank(self, module: str, rank: int) -> int:
         if rank > self.max_rank:
@@ -159,13 +166,16 @@ class AdapterReader:
             raise self._refused(module, "is no linear layer here; only those can have matrices of low rank.")
         if a.shape[1] != place.inputs:
             raise self._misshapen(f"{module}.lora_A.weight", a, (len(a), place.inputs))
-        if b.shape != (place.outputs, len(a)):
-            raise self._misshapen(f"{module}.lora_B.weight", b, (place.outputs, len(a)))
-        b = b * self.config.scale(module, self._rank(module, len(a)))
+        outputs = self._outputs(place, weight)
+        if b.shape != (outputs, len(a)):
+            raise self._misshapen(f"{module}.lora_B.weight", b, (outputs, len(a)))
+        name = f"{module}.weight"
+        key = name if is_target(name, self.config.target_parameters) else module
+        b = b * self.config.scale(key, self._rank(module, len(a)))
         if place.moves_outputs:
             weight.low_rank.append(LowRank(place.first, a, place.rows_in_order(b)))
         else:
-            self._whole(f"{module}.weight", place, weight, self._published(module) + b @ a)
+            self._whole(name, place, weight, self._published(module) + b @ a)
 
     def _published(self, module: str) -> Tensor:
         """The weight of a module as the checkpoint has it, in float32."""
@@ -179,8 +189,8 @@ class AdapterReader:
         """Of a token table, whose matrices are the other way round."""
         if b.dim() != 2 or len(b) != place.inputs:
             raise self._misshapen(f"{module}.lora_embedding_B", b, (place.inputs, b.shape[-1]))
-        if a.dim() != 2 or len(a) != b.shape[1] or a.shape[1] < place.outputs:
-            raise self._misshapen(f"{module}.lora_embedding_A", a, (b.shape[1], place.outputs))
+        if a.shape != (expected := (b.shape[1], self._outputs(place, weight))):
+            raise self._misshapen(f"{module}.lora_embedding_A", a, expected)
         scale = self.config.scale(module, self._rank(module, len(a)))
         weight.low_rank.append(LowRank(0, b.t().contiguous(), a.t().contiguous() * scale))
 
@@ -188,7 +198,7 @@ class AdapterReader:
         """A bias, what is added to it, or lengths: a number an output, put where the module's outputs are."""
         tensor = parts[leaf].flatten()
         of_columns = leaf == "lengths" and "table_a" in parts
-        count = place.inputs if of_columns else place.outputs
+        count = place.inputs if of_columns else self._outputs(place, weight)
         if len(tensor) != count:
             name = {"bias": ".bias", "b_bias": ".lora_B.bias", "lengths": ".lora_magnitude_vector"}[leaf]
             raise self._misshapen(module + name, parts[leaf], (count,))
@@ -200,7 +210,8 @@ class AdapterReader:
             tensor = tensor * self.config.scale(module, len(parts["a"]))
         whole = getattr(weight, attribute)
         if whole is None:
-            whole = torch.full((place.all_outputs,), 0.0 if leaf == "b_bias" else torch.nan)
+            rows = count if place.is_whole else place.all_outputs
+            whole = torch.full((rows,), 0.0 if leaf == "b_bias" else torch.nan)
             setattr(weight, attribute, whole)
         whole[place.first : place.first + count] = place.rows_in_order(tensor)
 
@@ -218,47 +229,60 @@ class AdapterReader:
 
     def _tokens(self, module: str, place: Place, weight: WeightAdapter, rows: Tensor) -> None:
         ids = self.config.tokens(module)
-        if rows.shape != (len(ids), place.inputs):
+        if not ids or rows.shape != (len(ids), place.inputs):
             raise self._misshapen(f"{module}.token_adapter.trainable_tokens_delta", rows, (len(ids), place.inputs))
-        if max(ids, default=0) >= place.outputs:
-            raise self._refused(module, f"has a row of the token {max(ids)}, and the model has {place.outputs}.")
+        if max(ids, default=0) >= (count := self._outputs(place, weight)):
+            raise self._refused(module, f"has a row of the token {max(ids)}, and there are {count}.")
         weight.tokens = (torch.tensor(ids, dtype=torch.int64), rows)
 
     def _read_stack(self, module: str, a: Tensor, b: Tensor) -> bool:
-        """Matrices of all experts at once; False where they are of an ordinary module."""
+        """Matrices of a parameter of all experts; False where they are of an ordinary module."""
         if not self.config.target_parameters:
             return False
         stack = stack_of(module, a, b, self.config.target_parameters, self.places)
         if stack is None:
             return False
-        rank = self._rank(module, len(a) // stack.num_experts)
-        scale = self.config.scale(stack.name, rank)
-        by_expert = b.reshape(len(b), rank, stack.num_experts)
-        for e in range(stack.num_experts):
-            own_a, own_b = a[e * rank : (e + 1) * rank], by_expert[:, :, e]
-            if not stack.straight:
-                own_a, own_b = own_b.t(), own_a.t()
-            for place, rows, columns in stack.places[e]:
-                into = self.weights.setdefault(place.path, WeightAdapter())
-                piece = own_b[rows] * scale
-                into.low_rank.append(LowRank(place.first, own_a[:, columns].contiguous(), piece.contiguous()))
+        scale = self.config.scale(stack.name, self._rank(module, stack.rank(a)))
+        for place, own_a, own_b in stack.low_rank(a, b, self.config.old_stacks):
+            into = self.weights.setdefault(place.path, WeightAdapter())
+            into.low_rank.append(LowRank(place.first, own_a, own_b * scale))
         return True
 
 
 def _share_table(loaded: LoadedModel, weights: dict[str, WeightAdapter]) -> None:
-    """Where a token table is the head too, rows in its place are the head's. What is added to it is not."""
+    """Where a token table is the head too, single rows in its place are the head's.
+
+    PEFT ties no more: what is added to the table, and a whole one in its place, leave the head as it was; an adapter
+    that was trained with both tied has both.
+    """
     model = loaded.model
     table = next(path for path, part in model.named_modules() if part is model.tokens)
-    own, head = weights.get(table), weights.get("head")
-    if own is None or not model.tied or model.head is None or (head is not None and head.weight is not None):
+    own = weights.get(table)
+    if own is None or own.tokens is None or not model.tied or model.head is None:
         return
-    if own.weight is not None or own.tokens is not None:
-        shared = weights.setdefault("head", WeightAdapter())
-        shared.weight = own.weight
-        if own.tokens is not None:
-            ids, rows = own.tokens
-            shared.weight = torch.full(loaded.places["head.weight"].shape, torch.nan)
-            shared.weight[ids] = rows
+    head = weights.setdefault("head", WeightAdapter())
+    if head.weight is None and head.tokens is None:
+        head.weight, head.tokens = None if own.weight is None else own.weight.clone(), own.tokens
+
+
+def _settle(weight: WeightAdapter, shape: tuple[int, ...]) -> None:
+    """What only token tables have, as a weight in the place of another layer's, whose shape is given.
+
+    So are low-rank changes of a head that has more tokens, which the model has no results of.
+    """
+    if weight.tokens is not None:
+        (ids, rows), weight.tokens = weight.tokens, None
+        if weight.weight is None:
+            weight.weight = torch.full(shape, torch.nan)
+        weight.weight[ids] = rows
+    if weight.weight is None or len(weight.weight) == shape[0]:
+        return
+    for part in weight.low_rank:
+        weight.weight[part.first : part.first + len(part.b)] += part.b @ part.a
+    weight.low_rank = []
+    if weight.lengths is not None:
+        weight.weight *= (weight.lengths / weight.weight.norm(dim=1))[:, None]
+        weight.lengths = None
 
 
 def _finished(
@@ -282,8 +306,7 @@ def _finished(
                 "into its checkpoint."
             ) from error
         if part is loaded.model.tokens:
-            rows = [len(weight.weight)] if weight.weight is not None else []
-            num_embeddings = max([num_embeddings, *rows, *(len(p.b) for p in weight.low_rank)])
+            num_embeddings = max(num_embeddings, len(weight.weight) if weight.weight is not None else 0)
         if part is loaded.model.head and weight.weight is not None:
             vocab_size = max(vocab_size, len(weight.weight))
     only_tables = all(isinstance(c, LinearChange) and c.weight is None for c in changes.values())

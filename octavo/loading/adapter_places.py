@@ -15,7 +15,12 @@ BEGINNINGS = ("", "model.", "transformer.", "backbone.", "gpt_neox.", "language_
 """What the tree of modules may have before a published name, or leave out."""
 RENAMED = {
     ".mlp.gate.": ".block_sparse_moe.gate.",
+    ".mlp.router.": ".block_sparse_moe.gate.",
     ".mlp.experts.": ".block_sparse_moe.experts.",
+    ".block_sparse_moe.router.": ".block_sparse_moe.router.layer.",
+    ".block_sparse_moe.experts.gate_up_proj.": ".block_sparse_moe.input_linear.weight.",
+    ".block_sparse_moe.experts.down_proj.": ".block_sparse_moe.output_linear.weight.",
+    "lm_head.": "embed_out.",
     ".mlp.shared_experts.": ".mlp.shared_expert.",
 }
 """What transformers 5 calls modules of families that were published with another name."""

@@ -19,7 +19,7 @@ class TableChange:
     table: Tensor | None
     """[tokens, embedding_dim] float32, in its place; may have more tokens."""
     tokens: tuple[Tensor, Tensor] | None
-    """Ids and [count, embedding_dim] float32, in the place of their rows."""
+    """Ids in order and [count, embedding_dim] float32, in the place of their rows."""
     low_rank: tuple[tuple[Tensor, PackedLinear], ...]
     """[tokens, rank] float32, and what makes rows of that."""
     factor: Tensor | None
@@ -86,8 +86,9 @@ class Embedding(ChangedBySlot[TableChange]):
         if change.factor is not None:
             rows = rows * change.factor
         if change.tokens is not None:
-            for token, row in zip(*change.tokens, strict=True):
-                rows[ids == token] = row
+            tokens, own = change.tokens
+            places = torch.searchsorted(tokens, ids).clamp(max=len(tokens) - 1)
+            rows = torch.where((tokens[places] == ids)[:, None], own[places], rows)
         return rows
 
     def _floats(self, ids: Tensor) -> Tensor:
@@ -120,6 +121,9 @@ class Embedding(ChangedBySlot[TableChange]):
             for part in adapter.low_rank
         )
         weight, tokens = adapter.weight, adapter.tokens
+        if tokens is not None:
+            order = tokens[0].argsort()
+            tokens = tokens[0][order], tokens[1][order]
         return TableChange(
             None if weight is None else weight.to(device),
             None if tokens is None else (tokens[0].to(device), tokens[1].to(device)),

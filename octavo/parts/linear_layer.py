@@ -26,7 +26,9 @@ class LinearChange:
     update: object | None
     """For an AdapterTable."""
     weight: PackedLinear | None = None
-    """In place of the Linear's own, which may have more outputs than it; the bias is the Linear's."""
+    """In place of the Linear's own, which may have more outputs than it."""
+    bias: Tensor | None = None
+    """With that weight, where it has more outputs; else the bias is the Linear's, and what is added to that."""
     dtype: torch.dtype = torch.float32
     """Of that weight."""
     outputs: int = 0
@@ -141,7 +143,7 @@ class Linear(nn.Module):
         """What the weight that a slot's adapter has in place of this one gives, with as many outputs as that has."""
         change = self._in_place[slot]
         assert change.weight is not None
-        return change.weight(x.to(change.dtype), self.bias)
+        return change.weight(x.to(change.dtype), self.bias if change.bias is None else change.bias)
 
     def more_outputs(self, slot: int) -> bool:
         """Whether a slot's adapter has a weight with more outputs in place of this one."""
@@ -169,6 +171,8 @@ class Linear(nn.Module):
         """See octavo.parts.weight_adapter.TakesAdapters."""
         if adapter.tokens is not None:
             raise ValueError("rows of tokens, which only a token table has")
+        if adapter.weight is not None and len(adapter.weight) > self.outputs:
+            return self._with_more_outputs(adapter, adapter.weight, options)
         magnitude, bias = self._magnitude(adapter), self._added_bias(adapter)
         low_rank = adapter.low_rank
         if magnitude is not None:
@@ -188,10 +192,24 @@ class Linear(nn.Module):
             return LinearChange(update)
         if self._expert is not None:
             raise ValueError("a whole weight of an expert")
-        if len(weight) > self.outputs and self.bias is not None:
-            raise ValueError("more tokens, of a head that has a bias")
         packed = backend.linear(weight.to(backend.device, options.dtype))
-        return LinearChange(update, packed, options.dtype, len(weight))
+        return LinearChange(update, packed, dtype=options.dtype, outputs=len(weight))
+
+    def _with_more_outputs(self, adapter: WeightAdapter, weight: Tensor, options: AdapterOptions) -> LinearChange:
+        """What there is of an adapter that has more outputs than the weight."""
+        if adapter.low_rank or adapter.lengths is not None:
+            raise ValueError("more outputs, and matrices of low rank beside them")
+        bias = torch.zeros(len(weight))
+        if self.bias is not None:
+            bias[: self.outputs] = self.bias.data.cpu()
+        if adapter.bias is not None:
+            bias = torch.where(adapter.bias.isnan(), bias, adapter.bias)
+        if adapter.added_bias is not None:
+            bias = bias + adapter.added_bias
+        self._completed(weight)
+        device = options.backend.device
+        packed = options.backend.linear(weight.to(device, options.dtype))
+        return LinearChange(None, packed, bias.to(device) if bias.any() else None, options.dtype, len(weight))
 
     def _completed(self, weight: Tensor) -> Tensor | None:
         """A weight in place of this one, its own rows where it has NaN; None where it is the same."""

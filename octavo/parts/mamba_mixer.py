@@ -1,16 +1,68 @@
 """Mamba's mixer (Gu & Dao 2023): a causal convolution and a selective scan, with a state of fixed size."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from octavo.ops import Backend, ScanInput
+from octavo.ops import Backend, RecurrentPlan, ScanInput
 from octavo.parts.batch import Batch
 from octavo.parts.linear_layer import Linear
 from octavo.parts.mlp import check_activation
 from octavo.parts.norms import norm_rows
 from octavo.parts.state import Recurrent
+from octavo.parts.weight_adapter import AdapterOptions, ChangedBySlot, WeightAdapter
+
+
+@dataclass(frozen=True, eq=False)
+class ConvolutionChange:
+    """What an adapter makes of a CausalConvolution."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+class CausalConvolution(ChangedBySlot[ConvolutionChange]):
+    """Of each channel by itself, over its last values, with an activation behind it.
+
+    Args:
+        channels: how many.
+        kernel: taps.
+        bias: whether there is one.
+        activation: by its name.
+    """
+
+    float32_parameters = True
+
+    def __init__(self, channels: int, kernel: int, bias: bool, activation: str) -> None:
+        super().__init__()
+        self.activation = activation
+        self.weight = nn.Parameter(torch.empty(channels, kernel), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(channels), requires_grad=False) if bias else None
+
+    def prepare(self, backend: Backend) -> None:
+        self._convolve = backend.convolve
+
+    def forward(self, x: Tensor, history: Tensor, batch: Batch, plan: RecurrentPlan) -> Tensor:
+        """`[rows, channels]` of `x`, rows of `batch`; histories `[slots, kernel - 1, channels]` go on in place."""
+        rows_of = {slot: rows for slot in self._changes if (rows := batch.rows_of_slot(slot, len(x))) is not None}
+        before = history.clone() if rows_of else history
+        y = self._convolve(x, history, self.weight, self.bias, self.activation, plan)
+        for slot, rows in rows_of.items():
+            change = self._changes[slot]
+            own = self._convolve(x, before.clone(), change.weight, change.bias, self.activation, plan)
+            y[rows] = own[rows]
+        return y
+
+    def adapter_change(self, adapter: WeightAdapter, options: AdapterOptions) -> ConvolutionChange:
+        """See octavo.parts.weight_adapter.TakesAdapters."""
+        if adapter.low_rank or adapter.lengths is not None or adapter.added_bias is not None:
+            raise ValueError("matrices of low rank, of a convolution")
+        weight, bias = self.weight.data if adapter.weight is None else adapter.weight, adapter.bias
+        if bias is None:
+            bias = None if self.bias is None else self.bias.data
+        return ConvolutionChange(weight.to(self.weight), None if bias is None else bias.to(self.weight))
 
 
 class MambaMixer(nn.Module):
@@ -27,7 +79,7 @@ class MambaMixer(nn.Module):
         inner_norm: makes a norm of a given size for each of the time step, B and C (FalconMamba, Jamba).
     """
 
-    float32_parameters = True  # a_log, d and the convolution; the projections are Linears of their own
+    float32_parameters = True  # a_log and d; the projections are Linears of their own
 
     def __init__(
         self,
@@ -49,8 +101,7 @@ class MambaMixer(nn.Module):
         self.x_proj = Linear(channels, {"dt": time_step_rank, "b": state_size, "c": state_size})
         self.dt_proj = Linear(time_step_rank, channels, bias=True)
         self.out_proj = Linear(channels, hidden_size, bias)
-        self.conv_weight = nn.Parameter(torch.empty(channels, kernel), requires_grad=False)
-        self.conv_bias = nn.Parameter(torch.empty(channels), requires_grad=False) if conv_bias else None
+        self.conv = CausalConvolution(channels, kernel, conv_bias, activation)
         self.a_log = nn.Parameter(torch.empty(channels, state_size), requires_grad=False)
         self.d = nn.Parameter(torch.empty(channels), requires_grad=False)
         self.state = Recurrent((("conv", (kernel - 1, channels)), ("ssm", (3, channels, state_size))))
@@ -66,9 +117,7 @@ class MambaMixer(nn.Module):
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         view, backend = batch.recurrent(self.state_index), self._backend
         inner, gate = self.in_proj(x, batch).chunk(2, dim=-1)
-        mixed = backend.convolve(
-            inner, view.tensors["conv"], self.conv_weight, self.conv_bias, self.activation, view.plan
-        )
+        mixed = self.conv(inner, view.tensors["conv"], batch, view.plan)
         dt, b, c = self.x_proj(mixed, batch).split([self.rank, self.state_size, self.state_size], dim=-1)
         if self.inner_norms:
             norms = [self.inner_norms[name] for name in ("dt", "b", "c")]

@@ -128,6 +128,8 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "infinite alpha": ({"lora_alpha": 1e999}, {}, "lora_alpha"),
     "a pattern": ({"alpha_pattern": {"(": 3}}, {}, "alpha_pattern"),
     "alora": ({"alora_invocation_tokens": [1]}, {}, "alora_invocation_tokens"),
+    "replicated layers": ({"layer_replication": [[0, 2], [0, 2]]}, {}, "layer_replication"),
+    "a changed base": ({"init_lora_weights": "pissa_niter_4"}, {}, "path_initial_model_for_weight_conversion"),
     "tokens": ({"trainable_token_indices": [-1]}, {}, "trainable_token_indices"),
     "shape of A": (
         {},
@@ -235,6 +237,22 @@ def test_spellings() -> None:
     assert "model.layers.0.block_sparse_moe.gate" in spellings("model.layers.0.mlp.gate")
 
 
+@pytest.mark.parametrize(
+    ("module", "published"),
+    [
+        ("model.layers.1.mlp.gate", "model.layers.1.block_sparse_moe.gate"),
+        ("model.layers.1.mlp.router", "model.layers.1.block_sparse_moe.gate"),
+        ("model.layers.1.block_sparse_moe.router", "model.layers.1.block_sparse_moe.router.layer"),
+        ("model.layers.1.block_sparse_moe.experts.down_proj", "model.layers.1.block_sparse_moe.output_linear.weight"),
+        ("lm_head", "embed_out"),
+        ("layers.1.mlp.up_proj", "model.layers.1.mlp.up_proj"),
+        ("transformer.h.1.attn", "h.1.attn"),
+    ],
+)
+def test_names_of_newer_classes(module: str, published: str) -> None:
+    assert published in spellings(module)
+
+
 def test_config_is_read_as_json(llm: LLM, tmp_path: Path) -> None:
     """Settings that change nothing are no reason to refuse it."""
     plain = bits(llm, saved(tmp_path / "plain"))
@@ -244,6 +262,7 @@ def test_config_is_read_as_json(llm: LLM, tmp_path: Path) -> None:
         "lora_dropout": 0.1,
         "layers_to_transform": [0, 1],
         "task_type": None,
+        "init_lora_weights": "gaussian",
     }
     assert bits(llm, saved(tmp_path / "more", more)) == plain
     assert json.loads((tmp_path / "more" / "adapter_config.json").read_text())["lora_dropout"] == 0.1
