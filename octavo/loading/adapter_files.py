@@ -18,6 +18,8 @@ from octavo.loading.pickled import pickled_tensors
 from octavo.lora import CONFIG, AdapterRef
 
 KINDS = ("LORA",)
+REPEATED, REPEATED_GROUP, MOST_REPEATED = r"(?<!\\)[*+{]", r"\)\s*[*+{]", 2
+"""What makes a regular expression slow: what may repeat within what repeats, or beside much else that does."""
 UNSUPPORTED = (
     "use_qalora",
     "arrow_config",
@@ -68,8 +70,13 @@ class AdapterConfig:
 def _ends(pattern: str, module: str) -> bool:
     if pattern == module or module.endswith("." + pattern):
         return True
+    if len(pattern) > 1000 or re.search(REPEATED_GROUP, pattern) or len(re.findall(REPEATED, pattern)) > MOST_REPEATED:
+        raise InvalidRequestError(
+            f"{CONFIG}: alpha_pattern has {shorten(pattern, 80)!r}, which may take very long to look for. Write it "
+            f"without repeated groups, and with {MOST_REPEATED} repetitions at most; or name the modules."
+        )
     try:
-        return len(pattern) <= 1000 and re.match(rf"(.*\.)?({pattern})$", module) is not None
+        return re.match(rf"(.*\.)?({pattern})$", module) is not None
     except re.error as error:
         raise InvalidRequestError(f"{CONFIG}: alpha_pattern has {shorten(pattern, 80)!r}: {error}.") from error
 

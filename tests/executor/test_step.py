@@ -122,6 +122,7 @@ def test_a_models_info() -> None:
         "has_encoder": True,
         "decoder_start_token_id": 2,
         "long_rope_threshold": None,
+        "serves_adapters": True,
         "media": MediaInfo(processor="module:Name", takes={"image": None}, config={"vision_config": {"depth": 2}}),
     }
     info = ModelInfo(**values)

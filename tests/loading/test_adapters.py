@@ -127,6 +127,8 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "alpha": ({"lora_alpha": "x"}, {}, "lora_alpha"),
     "infinite alpha": ({"lora_alpha": 1e999}, {}, "lora_alpha"),
     "a pattern": ({"alpha_pattern": {"(": 3}}, {}, "alpha_pattern"),
+    "a slow pattern": ({"alpha_pattern": {r"(\w+)+x": 3}}, {}, "very long"),
+    "one that is slow by its length": ({"alpha_pattern": {r"\w*\w*\w*\w*\w*x": 3}}, {}, "very long"),
     "alora": ({"alora_invocation_tokens": [1]}, {}, "alora_invocation_tokens"),
     "replicated layers": ({"layer_replication": [[0, 2], [0, 2]]}, {}, "layer_replication"),
     "a changed base": ({"init_lora_weights": "pissa_niter_4"}, {}, "path_initial_model_for_weight_conversion"),
