@@ -1,9 +1,9 @@
 """What adapters cost: `python bench/lora.py`, with --write into docs/performance.md. Some five minutes.
 
-SmolLM2 in bfloat16 and as its Q4_1 file, with random adapters of rank 16 on all linear layers. Decode of the bare base
-and with adapters by turns in one process each, and with --peer transformers with PEFT's adapter in another (bfloat16,
-without merging it). For the random model of 1.1B, how long an adapter's first use takes until its first token, beside a request
-without one, and the longest gap between tokens of a stream that runs meanwhile, beside its usual one.
+SmolLM2 in bfloat16 and as its Q4_1 file, with random adapters of rank 16 on all linear layers: decode of the bare base
+and with adapters by turns, and with --peer transformers with PEFT's adapter (bfloat16, without merging it). For the
+random model of 1.1B, how long an adapter's first use takes until its first token, beside a request without one, and the
+longest gap between tokens of a stream that runs meanwhile, beside its usual one.
 """
 
 import argparse
