@@ -7,7 +7,7 @@ import pytest
 
 from octavo import LLM, SamplingParams
 from tests.golden import CASES, prompt_of, read_case
-from tests.preemption import preempt_all
+from tests.preemption import preempted
 from tests.test_golden import load
 
 ROWS = {p.stem.split("--")[0]: p for p in CASES if "output_token_ids" in read_case(p)["cases"][0]}
@@ -47,16 +47,8 @@ def test_batch_chunks_and_preemption_leave_no_trace(row: str, options: dict[str,
     assert [run(llm, [p])[0] for p in prompts] == together
     assert run(llm, prompts * 4) == together * 4
 
-    for i, prompt in enumerate(prompts * 2):
-        llm.requests.add(str(i), prompt, PARAMS)
-    done: dict[str, Any] = {}
-    for step in range(200):
-        for output in llm.requests.step():
-            if output.finished:
-                done[output.request_id] = bits(output)
-        if step == 3:
-            preempt_all(llm.engine)
-    assert [done[str(i)] for i in range(len(prompts) * 2)] == together * 2
+    done = preempted(llm, {str(i): (prompt, PARAMS) for i, prompt in enumerate(prompts * 2)}, after=3)
+    assert [bits(done[str(i)]) for i in range(len(prompts) * 2)] == together * 2
 
     chunked = load(case, tmp_path, max_num_batched_tokens=5, **options)
     assert run(chunked, prompts) == together

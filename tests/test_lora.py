@@ -22,7 +22,7 @@ from tests.adapters import (
     save_adapter,
 )
 from tests.golden import CASES, prompt_of, read_case
-from tests.preemption import preempt_all
+from tests.preemption import preempted
 from tests.test_golden import load, opened
 from tests.test_invariance import PARAMS, ROWS, bits
 
@@ -126,16 +126,9 @@ def test_batch_chunks_and_preemption_leave_no_trace(name: str, options: dict[str
     assert together[:count] * 3 == together
     assert [run(llm, slice(i, i + 1))[0] for i in range(count)] == together[:count]
 
-    for i, (prompt, adapter) in enumerate(zip(prompts, adapters, strict=True)):
-        llm.requests.add(str(i), prompt, PARAMS, 0, adapter)
-    done: dict[str, Any] = {}
-    for step in range(400):
-        for output in llm.requests.step():
-            if output.finished:
-                done[output.request_id] = bits(output)
-        if step == 4:
-            preempt_all(llm.engine)
-    assert [done[str(i)] for i in range(len(prompts))] == together
+    each = {str(i): (prompts[i], PARAMS, 0, adapters[i]) for i in range(len(prompts))}
+    done = preempted(llm, each, after=4)
+    assert [bits(done[str(i)]) for i in range(len(prompts))] == together
 
     assert run(load_case(case, tmp_path / "base", max_loras=1, max_num_batched_tokens=5, **options)) == together
     bare = [i for i, adapter in enumerate(adapters[:count]) if adapter is None]

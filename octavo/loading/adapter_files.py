@@ -18,7 +18,7 @@ from octavo.loading.pickled import pickled_tensors
 from octavo.lora import CONFIG, AdapterRef
 
 KINDS = ("LORA",)
-REPEATED, REPEATED_GROUP, MOST_REPEATED = r"(?<!\\)[*+{]", r"\)\s*[*+{]", 2
+REPEATED, REPEATED_GROUP, MOST_REPEATED = r"(?<!\\)[*+{]", r"\)\s*[*+{]", 3
 """What makes a regular expression slow: what may repeat within what repeats, or beside much else that does."""
 UNSUPPORTED = (
     "use_qalora",

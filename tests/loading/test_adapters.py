@@ -201,6 +201,8 @@ def test_scales() -> None:
     assert config.scale("model.layers.1.self_attn.q_proj", 4) == 2.0
     assert config.scale("model.layers.1.self_attn.v_proj", 2) == 1.5
     assert config.scale("model.layers.1.self_attn.uv_proj", 2) == 4.0
+    usual = AdapterConfig(8.0, alpha_pattern={r".*\.layers\.[0-9]+\.self_attn.*(q|v)_proj": 2.0})
+    assert [usual.scale(f"model.layers.11.self_attn.{name}_proj", 1) for name in "qk"] == [2.0, 8.0]
     assert AdapterConfig(8.0, use_rslora=True).scale("x", 16) == 2.0
 
 

@@ -1,13 +1,16 @@
-"""/v1/load_lora_adapter and /v1/unload_lora_adapter, where the operator allows them."""
+"""/v1/models; /v1/load_lora_adapter and /v1/unload_lora_adapter, where the operator allows them."""
+
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse, Response
 from pydantic import BaseModel, ConfigDict
 
 from octavo.server.body import JSONRoute
-from octavo.server.event_stream import while_connected
+from octavo.server.event_stream import json_response, while_connected
 from octavo.server.protocol import Int
 from octavo.server.request_log import add_to_request_log
+from octavo.server.served_models import ServedModel
 from octavo.server.service import Service
 
 
@@ -31,6 +34,33 @@ class UnloadAdapterRequest(BaseModel):
 
 
 def router(service: Service) -> APIRouter:
+    routes = APIRouter(route_class=JSONRoute)
+
+    def card(model: ServedModel) -> dict[str, Any]:
+        info, adapter = service.ready.info, model.adapter
+        return {
+            "id": model.name,
+            "object": "model",
+            "created": model.created,
+            "owned_by": "octavo",
+            "root": service.args.model if adapter is None else adapter.lora_path,
+            "parent": None if adapter is None else service.models.parent(adapter),
+            "max_model_len": info.max_model_len,
+            "task": info.task,
+            "input_modalities": ["text", *service.media_kinds],
+        }
+
+    @routes.get("/v1/models", summary="The model that is served, and its adapters")
+    async def models() -> Response:
+        return json_response(
+            {"object": "list", "data": [card(m) for m in (service.models.base, *service.models.adapters)]}
+        )
+
+    return routes
+
+
+def updating(service: Service) -> APIRouter:
+    """The routes by which adapters come and go."""
     routes = APIRouter(route_class=JSONRoute)
 
     @routes.post("/v1/load_lora_adapter", summary="Load an adapter, which is a model of its own from then on")
