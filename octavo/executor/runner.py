@@ -240,7 +240,7 @@ class ModelRunner:
         if step.prompt_logprobs and state.sampling is not None:
             count = state.sampling.params.prompt_logprobs or 0
             targets = prompt[step.start + 1 : end + 1]
-            result.prompt_logprobs = self._prompt_logprobs(rows, batch, targets, count, slot)
+            result.prompt_logprobs = self._prompt_logprobs(rows, batch, targets, slot, count)
         if state.pooler is not None:
             if step.is_new:
                 state.pooler.restart()
@@ -339,7 +339,7 @@ class ModelRunner:
         return results
 
     def _prompt_logprobs(
-        self, hidden: Tensor, batch: Batch, targets: list[int], count: int, slot: int | None
+        self, hidden: Tensor, batch: Batch, targets: list[int], slot: int | None, count: int
     ) -> list[PackedLogprobs]:
         out: list[PackedLogprobs] = []
         for first in range(0, len(targets), LOGITS_ROWS):
