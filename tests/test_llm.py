@@ -284,8 +284,8 @@ class TestEngine:
             LLM(str(tiny_folder), skip_tokenizer_init=True, kv_cache_memory="8MiB", enforce_eager=True, swap_space=4)
         said = [r.message for r in caplog.records if "has no effect" in r.message]
         assert len(said) == 2
-        with pytest.raises(ConfigError, match="tensor_parallel_size=2"):
-            LLM(str(tiny_folder), tensor_parallel_size=2)
+        with pytest.raises(ConfigError, match="tokenizer_mode='slow'"):
+            LLM(str(tiny_folder), tokenizer_mode="slow")
 
     def test_cache_report_is_one_line(self, tiny_folder: Any, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level("INFO", "octavo"):

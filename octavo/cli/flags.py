@@ -56,6 +56,7 @@ def add_flags(
             text += f" (default: {default})"
         common: dict[str, Any] = {"dest": f.name, "help": text, "default": argparse.SUPPRESS}
         flag = "--" + f.name.replace("_", "-")
+        flags = [flag] if f.metadata.get("short") is None else [flag, f.metadata["short"]]
         if kind is list:
             several: dict[str, Any] = (
                 {"action": "extend", "nargs": "+"} if f.metadata.get("several") else {"action": "append"}
@@ -65,7 +66,7 @@ def add_flags(
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
         else:
             group.add_argument(
-                flag,
+                *flags,
                 type=kind,
                 choices=f.metadata["choices"] or None,
                 metavar=None if f.metadata["choices"] else f.name.upper(),
