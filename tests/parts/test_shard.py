@@ -21,5 +21,6 @@ def test_a_parameter_of_a_split_part_keeps_its_whole_shape_in_the_slot() -> None
     shard_parameter(norm, "weight", Shard(rows=((4, 8),)))
     slots = weight_slots(norm)
     assert norm.weight.shape == (4,)
-    assert slots["weight"].shape == (8,) and slots["weight"].shard == Shard(rows=((4, 8),))
+    assert slots["weight"].shape == (8,)
+    assert slots["weight"].shard == Shard(rows=((4, 8),))
     assert slots["bias"].shard is None
