@@ -17,8 +17,32 @@ from octavo.executor.process import Failed, Load, Loaded, Reply, decode_request,
 from octavo.parent_process import end_with_parent
 
 
+class Worker:
+    """Answers requests for a model, one after the other: what runs in a rank's process, whoever started it."""
+
+    def __init__(self) -> None:
+        self._executor: Executor | None = None
+
+    def answer(self, message: bytes) -> bytes:
+        """The reply to a request, both as `process.encode` writes them. What fails is a Failed."""
+        reply: Reply
+        try:
+            request = decode_request(message)
+            if isinstance(request, Load):
+                self._executor = None  # its memory is the next one's
+                self._executor = _load(EngineArgs(**request.args))
+                reply = Loaded(self._executor.info, self._executor.shape)
+            else:
+                assert self._executor is not None
+                self._executor.submit(request)
+                reply = self._executor.collect()
+        except BaseException as error:
+            reply = Failed(type(error).__name__, failure(error))
+        return encode(reply)
+
+
 def main(connection: Connection) -> None:
-    """Answer one request after the other."""
+    """Answer what comes through `connection`, until it ends."""
     messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
 
     def read() -> None:  # in a thread, so that who sends never waits while we compute, or send ourselves
@@ -29,22 +53,9 @@ def main(connection: Connection) -> None:
             messages.put(None)
 
     threading.Thread(target=read, name="messages", daemon=True).start()
-    executor: Executor | None = None
+    worker = Worker()
     while (message := messages.get()) is not None:
-        reply: Reply
-        try:
-            request = decode_request(message)
-            if isinstance(request, Load):
-                executor = None  # its memory is the next one's
-                executor = _load(EngineArgs(**request.args))
-                reply = Loaded(executor.info, executor.shape)
-            else:
-                assert executor is not None
-                executor.submit(request)
-                reply = executor.collect()
-        except BaseException as error:
-            reply = Failed(type(error).__name__, failure(error))
-        connection.send_bytes(encode(reply))
+        connection.send_bytes(worker.answer(message))
 
 
 def _load(args: EngineArgs) -> Executor:
