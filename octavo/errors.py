@@ -45,6 +45,19 @@ class EngineDeadError(OctavoError, RuntimeError):
     """The engine has stopped and can take no more requests."""
 
 
+class RankError(EngineDeadError):
+    """A rank that other ranks need is gone, or did not come in time, or is out of step with them.
+
+    Args:
+        message: names the operation and the rank.
+        rank: which is missing, where that is known.
+    """
+
+    def __init__(self, message: str, rank: int | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank
+
+
 def failure(error: BaseException) -> str:
     """What the request is told whose own code ran into `error`.
 

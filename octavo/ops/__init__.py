@@ -27,6 +27,7 @@ from octavo.ops.plans import (
     plan_attention,
     plan_recurrent,
 )
+from octavo.ops.ranks import RankLink, RankPlace, Ranks
 from octavo.ops.selection import select_backend
 from octavo.ops.specs import (
     AttentionSpec,
@@ -69,6 +70,9 @@ __all__ = [
     "PackedExperts",
     "PackedHeads",
     "PackedLinear",
+    "RankLink",
+    "RankPlace",
+    "Ranks",
     "RecordedDecode",
     "RecurrentPlan",
     "RotaryTable",

@@ -22,6 +22,7 @@ from octavo.ops.plans import (
     ScanInput,
     SequenceRun,
 )
+from octavo.ops.ranks import Ranks
 from octavo.ops.specs import AttentionSpec, CacheSpec, Capabilities, Gate, LinearUpdate, RotaryTable, RouterSpec
 from octavo.ops.stored_rows import StoredRows
 from octavo.ops.weight_kinds import WeightKind
@@ -126,8 +127,8 @@ class RecordedDecode(Protocol):
         ...
 
 
-class Backend(Protocol):
-    """The operations, and what they work on."""
+class Backend(Ranks, Protocol):
+    """The operations, and what they work on. Those in which ranks meet are of octavo.ops.ranks."""
 
     name: str
     device: torch.device

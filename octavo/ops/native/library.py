@@ -75,6 +75,7 @@ class Library:
             raise OSError(f"octavo was installed without its library for {name}")
         self.name = name
         self._functions = {bound.signature.name: bound for bound in bind(ctypes.CDLL(str(path)))}
+        self.is_recording = False
         self.core = cast(Core, SimpleNamespace(**{name: bound.call for name, bound in self._functions.items()}))
         self._pack_step = layout(fields_of(ProgramStep)).pack
         self.threads = self.set_threads(default_threads())
@@ -92,10 +93,11 @@ class Library:
 
         operations = {name: partial(taken, name) for name, of in self._functions.items() if not of.signature.returns}
         self.core = cast(Core, SimpleNamespace(**vars(core) | operations))
+        self.is_recording = True
         try:
             yield
         finally:
-            self.core = core
+            self.core, self.is_recording = core, False
 
     def steps(self, operations: Sequence[tuple[str, Arguments]]) -> Steps:
         """Recorded operations as `run` takes them."""

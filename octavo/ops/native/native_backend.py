@@ -17,9 +17,9 @@ from octavo.ops.native.description import (
     PANEL,
 )
 from octavo.ops.native.library import Library
-from octavo.ops.native.native_attention import NativeAttention
 from octavo.ops.native.native_elementwise import ACTIVATIONS, rows_of
 from octavo.ops.native.native_products import NativeExperts, NativeHeads, NativeLinear
+from octavo.ops.native.native_ranks import NativeRanks
 from octavo.ops.native.packed_weight import DTYPES, pack, quantize
 from octavo.ops.native.recorded_steps import RecordedSteps
 from octavo.ops.paged_cache import KVCache
@@ -50,7 +50,7 @@ ADAPTER_CHUNK = 16 << 20
 """Bytes of a mapping that adapters share, which stays as long as any of them: not so many, for they come and go."""
 
 
-class NativeBackend(NativeAttention):
+class NativeBackend(NativeRanks):
     """The operations of one of the compiled libraries."""
 
     min_rows = 1

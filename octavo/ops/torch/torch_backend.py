@@ -28,11 +28,12 @@ from octavo.ops.stored_rows import StoredRows
 from octavo.ops.torch import experts, paged_attention, rope, routing, sampling, selective_scan, torch_norms
 from octavo.ops.torch.activations import ACTIVATIONS, gated
 from octavo.ops.torch.adapter_products import TorchAdapterTable, TorchUpdate
+from octavo.ops.torch.distributed_ranks import DistributedRanks
 from octavo.ops.torch.products import TorchHeads, TorchLinear
 from octavo.ops.weight_kinds import WeightKind
 
 
-class TorchBackend:
+class TorchBackend(DistributedRanks):
     """The reference.
 
     Args:
@@ -43,7 +44,7 @@ class TorchBackend:
     min_rows = 8
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
+        super().__init__(device)
         dtypes = {torch.float32}
         if device.type != "cpu":
             dtypes |= {torch.bfloat16, torch.float16}

@@ -1,0 +1,166 @@
+"""Ranks that meet through torch.distributed: gloo on CPUs, NCCL on GPUs.
+
+What one rank sends another has a tag made of the operation and its sizes, so that ranks that are out of step wait for
+each other in vain, and do not take one thing for another.
+"""
+
+import os
+import zlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.errors import RankError, shorten
+from octavo.ops.ranks import RankLink, RankPlace
+
+UNRECEIVED = 16
+"""Tensors that may be on their way to the next stage."""
+
+
+class DistributedRanks:
+    """The operations of octavo.ops.ranks.Ranks.
+
+    Args:
+        device: where tensors are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.place, self._timeout = RankPlace(), 0.0
+        self._distributed: Any = None  # the module, which takes a second to import
+        self._tensor_group: Any = None
+        self._sent: deque[tuple[Any, Tensor]] = deque()
+
+    def join(self, place: RankPlace, link: RankLink) -> None:
+        if place.size == 1:
+            self.place = place
+            return
+        if link.address is None:
+            raise ValueError(f"{place.size} ranks need RankLink.address to meet by torch.distributed")
+        import torch.distributed as distributed
+
+        if link.address.startswith("file:"):  # one machine, whose name need not have an address
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        self._distributed, self._timeout = distributed, link.timeout
+        with self._named("join", None, place):
+            distributed.init_process_group(
+                "gloo" if self.device.type == "cpu" else "cpu:gloo,cuda:nccl",
+                init_method=link.address,
+                rank=place.rank,
+                world_size=place.size,
+                timeout=timedelta(seconds=link.timeout),
+            )
+            if self.device.type != "cpu":
+                for stage in range(place.num_stages):
+                    first = stage * place.tensor_size
+                    group = distributed.new_group(list(range(first, first + place.tensor_size)))
+                    self._tensor_group = group if stage == place.stage else self._tensor_group
+        self.place = place
+
+    def leave(self) -> None:
+        if self._distributed is not None:
+            self._sent.clear()
+            with suppress(RuntimeError):  # of a group whose ranks are gone
+                self._distributed.destroy_process_group()
+        self._distributed, self._tensor_group, self.place = None, None, RankPlace()
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        if self.place.tensor_size == 1:
+            return x
+        total, *others = self._gathered("all_reduce", x, [x.shape[1]] * self.place.tensor_size)
+        total = total.float()
+        for other in others:
+            total = total + other.float()
+        return total.to(x.dtype)
+
+    def all_gather(self, x: Tensor, widths: Sequence[int]) -> Tensor:
+        if self.place.tensor_size == 1:
+            return x
+        if len(widths) != self.place.tensor_size or x.shape[1] != widths[self.place.tensor_rank]:
+            raise ValueError(f"x is {list(x.shape)}, but the widths of the tensor ranks are {list(widths)}")
+        return torch.cat(self._gathered("all_gather", x, widths), dim=1)
+
+    def send(self, x: Tensor) -> None:
+        peer = self.place.rank + self.place.tensor_size
+        if peer >= self.place.size:
+            raise ValueError("the last stage has nowhere to send to")
+        kept = x.detach().clone(memory_format=torch.contiguous_format)
+        with self._named("send", peer):
+            if len(self._sent) == UNRECEIVED:
+                self._wait(self._sent.popleft()[0])
+            self._sent.append((self._send(kept, peer, _tag("send", x.shape, x.dtype)), kept))
+
+    def receive(self, rows: int, width: int, dtype: torch.dtype) -> Tensor:
+        peer = self.place.rank - self.place.tensor_size
+        if peer < 0:
+            raise ValueError("the first stage has nowhere to receive from")
+        x = torch.empty(rows, width, dtype=dtype, device=self.device)
+        with self._named("receive", peer):
+            self._wait(self._receive(x, peer, _tag("send", x.shape, dtype)))
+        return x
+
+    def least(self, values: Sequence[int]) -> list[int]:
+        if self.place.size == 1:
+            return list(values)
+        own = torch.tensor([list(values)], dtype=torch.int64)
+        everyone = self._exchanged("least", own, range(self.place.size), [len(values)] * self.place.size)
+        return [int(value) for value in torch.cat(everyone).amin(dim=0)]
+
+    def _gathered(self, operation: str, x: Tensor, widths: Sequence[int]) -> list[Tensor]:
+        """The tensor ranks' rows, in their order."""
+        first = self.place.stage * self.place.tensor_size
+        if self._tensor_group is None:
+            return self._exchanged(operation, x, range(first, first + self.place.tensor_size), widths)
+        results = [x.new_empty(x.shape[0], width) for width in widths]
+        with self._named(operation, None):
+            self._wait(self._distributed.all_gather(results, x.contiguous(), group=self._tensor_group, async_op=True))
+        return results
+
+    def _exchanged(self, operation: str, x: Tensor, ranks: Sequence[int], widths: Sequence[int]) -> list[Tensor]:
+        """The rows of `ranks`, this one among them, each of which sends its own to each."""
+        x, own = x.contiguous(), self.place.rank
+        others = [rank for rank in ranks if rank != own]
+        tag = _tag(operation, (x.shape[0], *widths), x.dtype)
+        results = [x if r == own else x.new_empty(len(x), width) for r, width in zip(ranks, widths, strict=True)]
+        with self._named(operation, None):
+            received = {rank: self._receive(results[ranks.index(rank)], rank, tag) for rank in others}
+            sent = {rank: self._send(x, rank, tag) for rank in others}
+        for works in (received, sent):
+            for rank, work in works.items():
+                with self._named(operation, rank):
+                    self._wait(work)
+        return results
+
+    def _send(self, x: Tensor, rank: int, tag: int) -> Any:
+        return self._distributed.isend(x.view(torch.uint8), rank, tag=tag)
+
+    def _receive(self, x: Tensor, rank: int, tag: int) -> Any:
+        return self._distributed.irecv(x.view(torch.uint8), rank, tag=tag)
+
+    def _wait(self, work: Any) -> None:
+        work.wait(timedelta(seconds=self._timeout))
+
+    @contextmanager
+    def _named(self, operation: str, missing: int | None, place: RankPlace | None = None) -> Iterator[None]:
+        """Its errors say which rank of which operation is missing, where that is known."""
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:
+            place = place or self.place
+            who = "a rank" if missing is None else f"rank {missing}"
+            raise RankError(
+                f"{operation} on rank {place.rank} of {place.size}: {who} is gone, did not come within "
+                f"{self._timeout:g} s, or came with another operation or size ({shorten(error)}).",
+                missing,
+            ) from error
+
+
+def _tag(operation: str, sizes: Sequence[int], dtype: torch.dtype) -> int:
+    return zlib.crc32(f"{operation} {tuple(sizes)} {dtype}".encode()) & 0x3FFFFFFF

@@ -1,0 +1,133 @@
+"""Operations in which ranks meet, between real processes."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from octavo.errors import EngineDeadError, RankError
+from octavo.ops import Backend, RankLink, RankPlace
+from octavo.ops.native import runnable
+from tests.ops.rank_processes import RankProcesses, run_ranks
+
+BACKENDS = ["torch", *runnable()[:1]]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def rows_of(rank: int, rows: int, width: int, dtype: torch.dtype) -> Tensor:
+    """A rank's, alike wherever they are made."""
+    numbers = torch.Generator().manual_seed(rank)
+    return (torch.randn(64, width, generator=numbers) * 10 ** (rank % 3))[:rows].to(dtype)
+
+
+def expected_sum(size: int, rows: int, width: int, dtype: torch.dtype) -> Tensor:
+    total = rows_of(0, rows, width, dtype).float()
+    for rank in range(1, size):
+        total = total + rows_of(rank, rows, width, dtype).float()
+    return total.to(dtype)
+
+
+def test_places() -> None:
+    places = [RankPlace(rank, 6, 2) for rank in range(6)]
+    assert [(p.stage, p.tensor_rank) for p in places] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+    assert [p.rank for p in places if p.is_output] == [4]
+    assert [p.is_first_stage for p in places].count(True) == [p.is_last_stage for p in places].count(True) == 2
+    for wrong in ((2, 2, 1), (0, 3, 2), (0, 1, 0)):
+        with pytest.raises(ValueError, match="no rank"):
+            RankPlace(*wrong)
+
+
+def test_one_rank_alone(backend: Backend) -> None:
+    x = torch.randn(3, 5)
+    assert backend.place == RankPlace()
+    assert backend.all_reduce(x) is x
+    assert backend.all_gather(x, [5]) is x
+    assert backend.least([3, 1]) == [3, 1]
+    backend.join(RankPlace(), RankLink())
+    backend.leave()
+
+
+def sums(backend: Backend, shapes: list[tuple[int, int]]) -> list[Tensor]:
+    rank = backend.place.tensor_rank
+    return [backend.all_reduce(rows_of(rank, *shape, dtype)) for shape in shapes for dtype in DTYPES]
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_sums_are_those_in_rank_order(name: str, size: int, tmp_path: Path) -> None:
+    shapes = [(1, 1), (1, 7), (1, 2048), (64, 2048), (5, 333)]
+    for result in run_ranks(name, (size, size), tmp_path, sums, shapes):
+        expected = [expected_sum(size, *shape, dtype) for shape in shapes for dtype in DTYPES]
+        for found, right in zip(result, expected, strict=True):
+            assert torch.equal(found, right)
+
+
+def side_by_side(backend: Backend, rows: int, widths: list[int], dtype: torch.dtype) -> Tensor:
+    rank = backend.place.tensor_rank
+    return backend.all_gather(rows_of(rank, rows, widths[rank], dtype), widths)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize(("rows", "widths"), [(1, [3, 5]), (64, [257, 1, 64])])
+def test_rows_side_by_side(name: str, rows: int, widths: list[int], tmp_path: Path) -> None:
+    right = torch.cat([rows_of(rank, rows, width, torch.bfloat16) for rank, width in enumerate(widths)], dim=1)
+    ranks = (len(widths), len(widths))
+    for found in run_ranks(name, ranks, tmp_path, side_by_side, rows, widths, torch.bfloat16):
+        assert torch.equal(found, right)
+
+
+def passed_on(backend: Backend, shapes: list[tuple[int, int]]) -> list[Tensor]:
+    """Each stage adds its number to what the one before has sent; the first sends all before anyone computes."""
+    place, results = backend.place, []
+    for shape in shapes:
+        x = rows_of(place.tensor_rank, *shape, torch.float32)
+        if not place.is_first_stage:
+            x = backend.receive(*shape, torch.float32) + place.stage
+        if not place.is_last_stage:
+            backend.send(x)
+            x.zero_()  # what is sent is taken at once
+        results.append(x)
+    return [*results, torch.tensor(backend.least([10 - place.rank, place.rank]))]
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_stages(name: str, tmp_path: Path) -> None:
+    shapes = [(rows, 100) for rows in range(1, 21)]
+    results = run_ranks(name, (6, 2), tmp_path, passed_on, shapes)
+    for tensor_rank in (0, 1):
+        for shape, found in zip(shapes, results[4 + tensor_rank], strict=False):
+            assert torch.equal(found, rows_of(tensor_rank, *shape, torch.float32) + 1 + 2)
+    assert all(result[-1].tolist() == [5, 0] for result in results)
+
+
+def of_other_sizes(backend: Backend) -> None:
+    backend.all_reduce(torch.zeros(1, 4 + backend.place.rank))
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_ranks_out_of_step(name: str, tmp_path: Path) -> None:
+    link = RankLink(address=f"file://{tmp_path}/ranks", timeout=1.0)
+    with RankProcesses(name, 2, 2, link, of_other_sizes) as ranks:
+        for rank in (0, 1):
+            with pytest.raises(RankError, match=f"all_reduce on rank {rank} of 2: rank {1 - rank} is gone") as failed:
+                ranks.result(rank)
+            assert failed.value.rank == 1 - rank
+            assert isinstance(failed.value, EngineDeadError)
+
+
+def killed(backend: Backend) -> None:
+    backend.least([1])
+    if backend.place.rank == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    backend.receive(1, 4, torch.float32)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_killed_rank(name: str, tmp_path: Path) -> None:
+    link = RankLink(address=f"file://{tmp_path}/ranks", timeout=60.0)
+    with RankProcesses(name, 2, 1, link, killed) as ranks, pytest.raises(RankError, match="rank 0 is gone") as failed:
+        ranks.result(1)
+    assert failed.value.rank == 0
