@@ -27,7 +27,7 @@ from octavo.ops.plans import (
     plan_attention,
     plan_recurrent,
 )
-from octavo.ops.ranks import RankLink, RankPlace, Ranks
+from octavo.ops.rank_operations import Ranks
 from octavo.ops.selection import select_backend
 from octavo.ops.specs import (
     AttentionSpec,
@@ -45,6 +45,7 @@ from octavo.ops.specs import (
 )
 from octavo.ops.stored_rows import StoredRows
 from octavo.ops.torch.activations import ACTIVATIONS
+from octavo.rank_place import RankLink, RankPlace
 
 __all__ = [
     "ACTIVATIONS",

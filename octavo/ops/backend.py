@@ -22,7 +22,7 @@ from octavo.ops.plans import (
     ScanInput,
     SequenceRun,
 )
-from octavo.ops.ranks import Ranks
+from octavo.ops.rank_operations import Ranks
 from octavo.ops.specs import AttentionSpec, CacheSpec, Capabilities, Gate, LinearUpdate, RotaryTable, RouterSpec
 from octavo.ops.stored_rows import StoredRows
 from octavo.ops.weight_kinds import WeightKind
@@ -128,7 +128,7 @@ class RecordedDecode(Protocol):
 
 
 class Backend(Ranks, Protocol):
-    """The operations, and what they work on. Those in which ranks meet are of octavo.ops.ranks."""
+    """The operations, and what they work on. Those in which ranks meet are of octavo.ops.rank_operations."""
 
     name: str
     device: torch.device

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from octavo.ops.native.native_attention import NativeAttention
 from octavo.ops.native.recording import NotRecordableError
-from octavo.ops.ranks import RankLink, RankPlace
+from octavo.rank_place import RankLink, RankPlace
 
 
 class NativeRanks(NativeAttention):
-    """The operations of octavo.ops.ranks.Ranks, by way of the reference."""
+    """The operations of octavo.ops.rank_operations.Ranks, by way of the reference."""
 
     @property
     def place(self) -> RankPlace:

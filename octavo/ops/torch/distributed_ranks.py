@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from octavo.errors import RankError, shorten
-from octavo.ops.ranks import RankLink, RankPlace
+from octavo.rank_place import RankLink, RankPlace
 
 UNRECEIVED = 16
 """Tensors that may be on their way to the next stage."""
 
 
 class DistributedRanks:
-    """The operations of octavo.ops.ranks.Ranks.
+    """The operations of octavo.ops.rank_operations.Ranks.
 
     Args:
         device: where tensors are.
