@@ -7,6 +7,8 @@ Nothing here imports the engine before this process is sure to end with its pare
 deep in libraries that let no thread of Python run.
 """
 
+import logging
+import os
 import shutil
 import signal
 import sys
@@ -15,13 +17,17 @@ from pathlib import Path
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from octavo.engine.messages import LoadFailed, encode, read_args
+from octavo.engine.messages import Died, LoadFailed, encode, read_args
 from octavo.errors import OctavoError
 from octavo.logs import log_to_stderr
 from octavo.parent_process import end_with_parent, is_orphan
 
+log = logging.getLogger("octavo")
+
 LOOK_UP_EVERY = 100
 """Milliseconds after which a process that waits for its parent looks whether it is still there."""
+LAST_WORDS = 1000
+"""Milliseconds in which the parent takes the reason why this process ends."""
 
 
 def connect(address: str, parent: int) -> "tuple[zmq.Context[zmq.Socket[bytes]], zmq.Socket[bytes]] | None":
@@ -60,14 +66,23 @@ def main(address: str, parent: int) -> int:
 
         server = EngineServer(launch_engine(read_args(options)), socket)
     except Exception as error:
-        message = str(error) if isinstance(error, OctavoError) else f"{type(error).__name__}: {error}"
-        socket.send(encode(LoadFailed(message)))
+        socket.send(encode(LoadFailed(_reason(error))))
         context.destroy(linger=2000)
         return 1
     socket.send(encode(server.engine.ready))
-    server.run()
+    try:
+        server.run()
+    except BaseException as error:
+        log.exception("the engine has failed")
+        socket.send(encode(Died(_reason(error))))
+        context.destroy(linger=LAST_WORDS)
+        os._exit(1)  # at once, whatever else would still have to end: its ranks see that this process is gone
     context.destroy(linger=0)
     return 0
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) if isinstance(error, OctavoError) else f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from octavo.engine.messages import (
     Abort,
     Add,
     Command,
+    Died,
     DropAdapter,
     Finish,
     LoadAdapter,
@@ -51,8 +52,12 @@ RESTARTS = 3
 """How often the engine is started again within RESTART_WINDOW; after that the server stays up and says 503."""
 RESTART_WINDOW = 600.0
 """Seconds."""
+RESTART_DELAY = 1.0
+"""Seconds by which each start within that time comes later than the one before: the first comes at once."""
 CHECK_EVERY = 0.05
 """Seconds after which a process that has died is noticed."""
+STOP_WITHIN = 2.0
+"""Seconds that a process has to end by itself."""
 
 
 class ProcessClient:
@@ -75,6 +80,8 @@ class ProcessClient:
     ) -> None:
         self.args = args
         self.on_outputs, self.on_death, self.on_stats = on_outputs, on_death, on_stats
+        self.name = "the engine"
+        """For the log."""
         self.on_failure: Callable[[], None] = lambda: None
         """Called if nobody reads what the engine says any more, for a reason that nobody foresaw."""
         self.failure: BaseException | None = None
@@ -143,10 +150,10 @@ class ProcessClient:
 
     async def _await_ready(self) -> Ready:
         while not isinstance(report := await self._receive(), Ready):
-            if report is None or isinstance(report, LoadFailed):
-                raise OctavoError(
-                    "the engine's process ended while it was loading." if report is None else report.error
-                )
+            if isinstance(report, LoadFailed):
+                raise OctavoError(report.error)
+            if report is None:
+                raise OctavoError("the engine's process ended while it was loading.")
         return report
 
     async def _receive(self) -> Report | None:
@@ -166,16 +173,25 @@ class ProcessClient:
         """Hand out what comes; when the process dies, say so to all who wait, and start another."""
         while True:
             report = await self._receive()
-            if report is None:
-                assert self.process is not None
-                log.error("the engine's process has died (exit status %s)", self.process.returncode)
-                self.on_death(EngineDeadError("the engine died while this request was running. Try again."))
+            if report is None or isinstance(report, Died):
+                self._mourn(report)
                 if not await self._restart():
                     return
             elif isinstance(report, Step):
                 self._take(report)
             else:
                 log.error("unexpected message from the engine: %s", type(report).__name__)
+
+    def _mourn(self, last_words: Died | None) -> None:
+        """Tell all who wait that the engine has died."""
+        assert self.process is not None
+        if last_words is None:
+            log.error("%s's process has died (exit status %s)", self.name, self.process.returncode)
+        else:
+            log.error("%s has died: %s", self.name, last_words.reason)
+        self.state = "restarting"
+        reason = "" if last_words is None else f": {last_words.reason.removesuffix('.')}"
+        self.on_death(EngineDeadError(f"the engine died while this request was running{reason}. Try again."))
 
     def _take(self, report: Step) -> None:
         """Hand out a step. Whatever it holds, the next one is handed out too."""
@@ -202,25 +218,32 @@ class ProcessClient:
         self.on_failure()
 
     async def _restart(self) -> bool:
+        """Start the engine again, unless that was done too often; whether it runs."""
+        while self._may_restart():
+            self.state = "restarting"
+            await asyncio.sleep(RESTART_DELAY * (len(self._restarts) - 1))
+            try:
+                self.launch()
+                self._tell(Stats())
+                self._ready = await self._await_ready()
+            except (OctavoError, OSError) as error:
+                log.error("%s could not be restarted: %s", self.name, error)
+                continue
+            self.state = "running"
+            log.info("%s was restarted", self.name)
+            return True
+        self.state = "dead"
+        log.error("%s died %d times in %d s and is not started again", self.name, RESTARTS + 1, RESTART_WINDOW)
+        return False
+
+    def _may_restart(self) -> bool:
+        """Count one more start, if it may be made."""
         now = time.monotonic()
         while self._restarts and now - self._restarts[0] > RESTART_WINDOW:
             self._restarts.popleft()
         if len(self._restarts) >= RESTARTS:
-            self.state = "dead"
-            log.error("the engine died %d times in %d s and is not started again", RESTARTS + 1, RESTART_WINDOW)
             return False
         self._restarts.append(now)
-        self.state = "restarting"
-        try:
-            self.launch()
-            self._tell(Stats())
-            self._ready = await self._await_ready()
-        except (OctavoError, OSError) as error:
-            self.state = "dead"
-            log.error("the engine could not be restarted: %s", error)
-            return False
-        self.state = "running"
-        log.info("the engine was restarted")
         return True
 
     def _send(self, command: Command) -> None:
@@ -279,8 +302,9 @@ class ProcessClient:
         self.on_death(EngineDeadError("the server is shutting down."))
         if self.state == "running" and self.process is not None and self.process.poll() is None:
             self._tell_engine(Stop())
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                await asyncio.to_thread(self.process.wait, 2)
+            deadline = time.monotonic() + STOP_WITHIN
+            while self.process.poll() is None and time.monotonic() < deadline:
+                await asyncio.sleep(0.01)  # no thread waits: as the interpreter ends, none can be started
         self._drop_process()
         self.state = "dead"
         self._context.destroy(linger=0)

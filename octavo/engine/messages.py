@@ -113,6 +113,12 @@ class LoadFailed(Message):
     error: str
 
 
+class Died(Message):
+    """The engine cannot go on, for the model or the machine has failed; the process ends."""
+
+    reason: str
+
+
 class Tokens(Message):
     """New tokens of one of a request's sequences."""
 
@@ -187,7 +193,7 @@ class Step(Message):
     stats: Stats
 
 
-Report = Ready | LoadFailed | Step
+Report = Ready | LoadFailed | Died | Step
 
 encode = msgspec.msgpack.Encoder().encode
 decode_command = msgspec.msgpack.Decoder(Command).decode
