@@ -61,9 +61,11 @@ class RankError(EngineDeadError):
 def failure(error: BaseException) -> str:
     """What the request is told whose own code ran into `error`.
 
-    Raises `error` again where it is of the whole process, as an interrupt is. A panic of a library in Rust is of the
-    request, though it is no Exception.
+    Raises `error` again where it is of the whole process, as an interrupt is, or of the engine. A panic of a library in
+    Rust is of the request, though it is no Exception.
     """
+    if isinstance(error, EngineDeadError):
+        raise error
     if isinstance(error, OctavoError):
         return str(error)
     if isinstance(error, Exception) or type(error).__name__ == "PanicException":

@@ -1,9 +1,10 @@
-"""An engine with its model: in this process, or in another."""
+"""An engine with its model: in this process, in another, or in several."""
 
 from octavo.config import EngineArgs
 from octavo.engine.engine import Engine
 from octavo.executor.local import LocalExecutor
 from octavo.executor.process import ExecutorProcess
+from octavo.executor.rank_executor import load_ranks
 from octavo.loading.model import load_model
 from octavo.loading.model_tokenizer import model_tokenizer
 
@@ -15,5 +16,7 @@ def launch_engine(args: EngineArgs, process: ExecutorProcess | None = None) -> E
     """
     if process is not None:
         return Engine(args, process.load(args), model_tokenizer(args))
+    if args.num_ranks > 1:
+        return Engine(args, load_ranks(args), model_tokenizer(args))
     loaded = load_model(args)
     return Engine(args, LocalExecutor(loaded, args), loaded.tokenizer)

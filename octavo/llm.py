@@ -90,6 +90,10 @@ class LLM:
         """Sampling values that the model's generation_config.json recommends."""
         return SamplingParams(**recommended_sampling(self.engine.info.generation_config))
 
+    def rank_weight_bytes(self) -> list[int]:
+        """Bytes of weights in each process that computes the model."""
+        return list(self.engine.executor.rank_weight_bytes)
+
     def add_lora(self, lora_request: LoRARequest) -> bool:
         """Load an adapter before a prompt needs it. It stays as long as there is room, as those of prompts do.
 

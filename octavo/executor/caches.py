@@ -37,6 +37,8 @@ def allocate_caches(
 ) -> Caches:
     """Room for the states of a model, as much as asked for or as the machine has and the model can use.
 
+    Of several ranks, each has an equal share of the memory, and all have as many blocks as the one with fewest.
+
     Raises ConfigError where the memory asked for is not there, or does not hold one block.
     """
     paged = [s for s in states if isinstance(s, PagedKV)]
@@ -44,12 +46,14 @@ def allocate_caches(
     slabs = _slabs(paged, groups)
     block_bytes = sum(backend.block_bytes(_spec(s), args.block_size, dtype) for s in slabs)
     slot_bytes = sum(s.bytes_per_request() for s in states if isinstance(s, Recurrent))
+    ranks = backend.place.size
+    backend.least([0])  # all have loaded: what is free now is for caches
     free, asked = backend.free_memory(), args.kv_cache_bytes
     if asked is not None and asked > free:
         raise ConfigError(
             f"kv_cache_memory={format_size(asked)} is more than the {format_size(free)} that are free; ask for less."
         )
-    budget = asked if asked is not None else backend.cache_budget(args.gpu_memory_utilization)
+    budget = (asked if asked is not None else backend.cache_budget(args.gpu_memory_utilization)) // ranks
     blocks_a_request = -(-max_model_len // args.block_size) * len(groups)
     sequences, useful = _sequences(args, slot_bytes, budget), 0
     if paged:
@@ -63,6 +67,7 @@ def allocate_caches(
             )
     else:
         num_blocks = 0
+    num_blocks, sequences = backend.least([num_blocks, sequences])
     windows = tuple(window for window, _ in groups)
     encoder = next((i for i, (_, of_encoder) in enumerate(groups) if of_encoder), None)
     shape = CacheShape(num_blocks, args.block_size, windows, encoder, slot_bytes > 0, sequences)

@@ -19,6 +19,8 @@ class Executor(Protocol):
 
     info: ModelInfo
     shape: CacheShape
+    rank_weight_bytes: list[int]
+    """What the weights take, in each process that has some."""
 
     def submit(self, step: Step) -> None:
         """Have a step computed, after those that were submitted before."""

@@ -23,6 +23,7 @@ class LocalExecutor:
 
     def __init__(self, loaded: LoadedModel, args: EngineArgs) -> None:
         self.info = info = loaded.info
+        self.rank_weight_bytes = [loaded.weight_bytes]
         self.runner = ModelRunner(loaded, args)
         self.shape = self.runner.shape
         grammars = GrammarCompiler(loaded.tokenizer, info.vocab_size, info.eos_token_ids)

@@ -9,19 +9,22 @@ import signal
 import sys
 import threading
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
 from octavo.config import EngineArgs
-from octavo.errors import failure
-from octavo.executor.executor import Executor
+from octavo.errors import EngineDeadError, failure
 from octavo.executor.process import Failed, Load, Loaded, Reply, decode_request, encode
 from octavo.parent_process import end_with_parent
+
+if TYPE_CHECKING:
+    from octavo.executor.local import LocalExecutor
 
 
 class Worker:
     """Answers requests for a model, one after the other: what runs in a rank's process, whoever started it."""
 
     def __init__(self) -> None:
-        self._executor: Executor | None = None
+        self._executor: LocalExecutor | None = None
 
     def answer(self, message: bytes) -> bytes:
         """The reply to a request, both as `process.encode` writes them. What fails is a Failed."""
@@ -30,14 +33,14 @@ class Worker:
             request = decode_request(message)
             if isinstance(request, Load):
                 self._executor = None  # its memory is the next one's
-                self._executor = _load(EngineArgs(**request.args))
-                reply = Loaded(self._executor.info, self._executor.shape)
+                self._executor = _load(request)
+                reply = Loaded(self._executor.info, self._executor.shape, sum(self._executor.rank_weight_bytes))
             else:
                 assert self._executor is not None
                 self._executor.submit(request)
                 reply = self._executor.collect()
         except BaseException as error:
-            reply = Failed(type(error).__name__, failure(error))
+            reply = Failed(type(error).__name__, failure(error), isinstance(error, EngineDeadError))
         return encode(reply)
 
 
@@ -58,11 +61,12 @@ def main(connection: Connection) -> None:
         connection.send_bytes(worker.answer(message))
 
 
-def _load(args: EngineArgs) -> Executor:
+def _load(request: Load) -> "LocalExecutor":
+    args, place = EngineArgs(**request.args), request.place
     from octavo.executor.local import LocalExecutor
     from octavo.loading.model import load_model
 
-    return LocalExecutor(load_model(args), args)
+    return LocalExecutor(load_model(args, place, request.link), args)
 
 
 if __name__ == "__main__":

@@ -110,12 +110,12 @@ class ModelRunner:
         for i, step in enumerate(steps):
             last = first + len(step.token_ids)
             if results[i].error is None:
+                if step.num_samples:
+                    sampled.append((i, last - 1))
                 try:
                     if step.prompt_logprobs or states[i].pooler is not None:
                         slot = None if slots is None else slots[i]
                         self._read(hidden[first:last], _of_one(batch, slot), step, states[i], results[i], slot)
-                    if step.num_samples and states[i].sampling is not None:
-                        sampled.append((i, last - 1))
                 except BaseException as error:  # of this sequence alone, such as no memory for what it asks for
                     results[i].error = failure(error)
             first = last
@@ -237,8 +237,8 @@ class ModelRunner:
     ) -> None:
         """What a sequence wants of its hidden states, `[tokens, hidden_size]`, beside its next token."""
         prompt, end = state.start.prompt_token_ids, step.start + len(step.token_ids)
-        if step.prompt_logprobs and state.sampling is not None:
-            count = state.sampling.params.prompt_logprobs or 0
+        if step.prompt_logprobs:
+            count = 0 if state.sampling is None else state.sampling.params.prompt_logprobs or 0
             targets = prompt[step.start + 1 : end + 1]
             result.prompt_logprobs = self._prompt_logprobs(rows, batch, targets, slot, count)
         if state.pooler is not None:
@@ -297,12 +297,18 @@ class ModelRunner:
 
         `slot`: of the adapter whose vocabulary they have.
         """
-        samplings = [s for i, _ in sampled if (s := states[i].sampling) is not None]
         rows = hidden if projected is None else projected
         if len(sampled) < rows.shape[0]:
             places = torch.tensor([row for _, row in sampled], device=self.device)
             rows, batch = rows[places], batch.of_rows(places)
         logits = self.model.process_logits(self.model.project(rows, batch, slot) if projected is None else rows)
+        # Only here may ranks differ: the others do not sample, and nobody else knows what went wrong above.
+        wanted = [k for k, (i, _) in enumerate(sampled) if states[i].sampling is not None and results[i].error is None]
+        if len(wanted) < len(sampled):
+            if not wanted:
+                return
+            logits, sampled = logits[torch.tensor(wanted, device=self.device)], [sampled[k] for k in wanted]
+        samplings = [s for i, _ in sampled if (s := states[i].sampling) is not None]
         chosen = [results[i] for i, _ in sampled]
         if late := late_grammars([s.grammar for s in samplings]):
             for place in late:
@@ -342,11 +348,19 @@ class ModelRunner:
         self, hidden: Tensor, batch: Batch, targets: list[int], slot: int | None, count: int
     ) -> list[PackedLogprobs]:
         out: list[PackedLogprobs] = []
+        problem: BaseException | None = None
         for first in range(0, len(targets), LOGITS_ROWS):
             part = targets[first : first + LOGITS_ROWS]
             logits = self.model.logits(hidden[first : first + len(part)], batch, slot)
-            chosen = torch.tensor(part, device=self.device)
-            out += describe(torch.log_softmax(logits, -1), chosen, [count] * len(part))
+            if problem is not None or not self.backend.place.is_output:
+                continue  # the other ranks compute all logits, and need this one for it
+            try:
+                chosen = torch.tensor(part, device=self.device)
+                out += describe(torch.log_softmax(logits, -1), chosen, [count] * len(part))
+            except BaseException as error:
+                problem = error
+        if problem is not None:
+            raise problem
         return out
 
     def _take_blocks(self, steps: Sequence[SequenceStep]) -> None:

@@ -27,11 +27,14 @@ from octavo.media.model_media import MediaInfo, describe_media
 from octavo.media.processor import read_processor_files
 from octavo.ops import Backend, select_backend
 from octavo.parts import CausalLM
+from octavo.parts.split import Split, split_model
 from octavo.parts.weight_slots import weight_slots
+from octavo.rank_place import RankLink, RankPlace
 from octavo.text.tokenizer import Tokenizer
 
 log = logging.getLogger("octavo")
 
+ALONE, NO_LINK = RankPlace(), RankLink()
 DEFAULT_LENGTH = 8192
 """The longest request of a model whose config sets no bound."""
 
@@ -70,10 +73,17 @@ class LoadedModel:
     """Its weights by path, of which adapters change some."""
     weights: WeightFormat
     """Where its weights were read from."""
+    weight_bytes: int
+    """What those weights take that are here."""
 
 
-def load_model(args: EngineArgs) -> LoadedModel:
+def load_model(args: EngineArgs, place: RankPlace = ALONE, link: RankLink = NO_LINK) -> LoadedModel:
     """Find, read and lay out the model of `args`.
+
+    Args:
+        args: the engine's options.
+        place: which rank's part of the model is wanted; of all ranks, only the output rank has a tokenizer.
+        link: how the other ranks are reached, which are met here.
 
     Raises the errors of octavo.errors for everything that can be wrong with its name, files or options.
     """
@@ -90,10 +100,14 @@ def load_model(args: EngineArgs) -> LoadedModel:
     media = _media(args, checkpoint, model.hidden_size)
     if media is not None and not media.open_kinds:
         model.drop_media()
-    tokenizer = model_tokenizer(args, checkpoint.files, checkpoint.gguf)
+    tokenizer = model_tokenizer(args, checkpoint.files, checkpoint.gguf) if place.is_output else None
     places = _places(model)
+    info = _info(args, checkpoint, model, task, tokenizer, media)
+    if place.size > 1:
+        _take_part(model, place)
+        backend.join(place, link)
     with sound_config(checkpoint.files.path, config):
-        load_weights(model, checkpoint.weights, precision, backend, str(checkpoint.files.path))
+        weight_bytes = load_weights(model, checkpoint.weights, precision, backend, str(checkpoint.files.path))
     return LoadedModel(
         model=model.eval(),
         config=config,
@@ -101,10 +115,22 @@ def load_model(args: EngineArgs) -> LoadedModel:
         tokenizer=tokenizer,
         precision=precision,
         backend=backend,
-        info=_info(args, checkpoint, model, task, tokenizer, media),
+        info=info,
         places=places,
         weights=checkpoint.weights,
+        weight_bytes=weight_bytes,
     )
+
+
+def _take_part(model: CausalLM, place: RankPlace) -> None:
+    """Leave of a model on the meta device what one rank has of it. Raises ConfigError for one that is not divisible."""
+    if place.num_stages > 1:
+        raise ConfigError(f"pipeline_parallel_size={place.num_stages} is not supported. Leave it out.")
+    try:
+        if place.tensor_size > 1:
+            split_model(model, Split(place.tensor_rank, place.tensor_size))
+    except ValueError as error:
+        raise ConfigError(f"tensor_parallel_size={place.tensor_size}: {error}. Choose another number.") from error
 
 
 def _places(model: CausalLM) -> dict[str, Slot]:

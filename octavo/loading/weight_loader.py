@@ -27,13 +27,13 @@ PROGRESS_ABOVE = 1 << 30
 """Bytes of weights from which loading shows a progress bar."""
 
 
-def load_weights(
-    model: CausalLM, weights: WeightFormat, precision: Precision, backend: Backend, where: str
-) -> CausalLM:
-    """`model`, built on the meta device, with the weights of a checkpoint, ready to compute.
+def load_weights(model: CausalLM, weights: WeightFormat, precision: Precision, backend: Backend, where: str) -> int:
+    """Fill `model`, built on the meta device, with the weights of a checkpoint: then it is ready to compute.
 
     Args:
         where: the checkpoint's place, for messages.
+
+    Returns: how many bytes it holds.
 
     Raises CheckpointError that names every tensor at fault.
     """
@@ -41,7 +41,7 @@ def load_weights(
     loader = WeightLoader(model, names, precision, backend)
     loader.load(weights.weights(names), where)
     model.prepare(backend)
-    return model
+    return loader.num_bytes
 
 
 @dataclass
@@ -110,6 +110,8 @@ class WeightLoader:
         self._kinds = backend.capabilities.weight_kinds
         self._lock = threading.Lock()
         self._fillings = dict[str, _Filling]()
+        self.num_bytes = 0
+        """Of the weights that parts have taken, as they are stored."""
         for path, slot in model.weight_slots_in(precision.activations, precision.round_towers).items():
             segments: set[str | None] = {*slot.segments} or {None}
             self._fillings[path] = _Filling(slot, segments, segments.copy())
@@ -280,15 +282,19 @@ class WeightLoader:
         if stored:
             segments = [None] if None in stored else slot.segments
             rows = [stored.get(s) or self._rounded(cast(Tensor, floats)[slot.rows(s)], role) for s in segments]
+            self.num_bytes += sum(part.data.nbytes for part in rows)
             slot.load(self.backend.stored_linear(rows, self.precision.is_fine(role)))
             return
         assert floats is not None
+        self.num_bytes += floats.nbytes
         if not self.precision.is_packed(role) or (role is Role.TABLE and floats.dtype == self.precision.activations):
             slot.load(floats)
         elif self.precision.rounding_of(role) is None:
             slot.load(self.backend.linear(floats))
         else:
-            slot.load(self.backend.stored_linear([self._rounded(floats, role)], self.precision.is_fine(role)))
+            rounded = self._rounded(floats, role)
+            self.num_bytes += rounded.data.nbytes - floats.nbytes
+            slot.load(self.backend.stored_linear([rounded], self.precision.is_fine(role)))
 
     def _rounded(self, weight: Tensor, role: Role) -> StoredRows:
         kind = self.precision.rounding_of(role)
