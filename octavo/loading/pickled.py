@@ -17,13 +17,11 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from octavo.errors import CheckpointError, shorten
 from octavo.files import open_file
-from octavo.loading.tensor_source import TensorSource
+from octavo.loading.pickled_tensor import PickledTensor, Storage, View
 
 PICKLE_MAX = 32 << 20
 """Bytes of a pickle, beside the storages."""
@@ -71,49 +69,6 @@ class _Global:
     name: str
 
 
-@dataclass(frozen=True)
-class _Storage:
-    key: str
-    dtype: torch.dtype
-    numel: int
-
-
-@dataclass(frozen=True)
-class _View:
-    """A tensor in a storage: `offset` and `stride` in elements of `dtype`."""
-
-    storage: _Storage
-    dtype: torch.dtype
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    @property
-    def span(self) -> int:
-        """Elements from the first to the last."""
-        if 0 in self.shape:
-            return 0
-        return 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
-
-
-class PickledTensor(TensorSource):
-    """A tensor of a PyTorch file, read when wanted."""
-
-    def __init__(self, path: Path, view: _View, start: int) -> None:
-        self.path, self.view, self.start = path, view, start + view.offset * view.dtype.itemsize
-        self.shape = view.shape
-
-    def read(self) -> Tensor:
-        if not self.view.span:
-            return torch.empty(self.shape, dtype=self.view.dtype)
-        data = np.empty(self.view.span * self.view.dtype.itemsize, np.uint8)
-        with open_file(self.path) as file:
-            file.seek(self.start)
-            if file.readinto(data.data) != data.nbytes:
-                raise CheckpointError(f"{self.path} is cut short. Download it again.")
-        return torch.from_numpy(data).view(self.view.dtype).as_strided(self.shape, self.view.stride)
-
-
 def pickled_tensors(path: Path) -> Iterator[tuple[str, PickledTensor]]:
     """Name and source of every tensor of a state dict. Raises CheckpointError for what is none, or not whole."""
     try:
@@ -135,13 +90,13 @@ def pickled_tensors(path: Path) -> Iterator[tuple[str, PickledTensor]]:
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a dictionary of tensors.")
     for name, view in state.items():
-        if isinstance(view, _View) and isinstance(name, str):
+        if isinstance(view, View) and isinstance(name, str):
             if view.storage not in starts:
                 raise CheckpointError(f"{path} lacks the numbers of {shorten(name)}. Download it again.")
             yield name, PickledTensor(path, view, starts[view.storage])
 
 
-def _zipped(file: BinaryIO) -> tuple[Any, dict[_Storage, int]]:
+def _zipped(file: BinaryIO) -> tuple[Any, dict[Storage, int]]:
     """The object of a file as torch.save writes it since 1.6, and where its storages' bytes begin."""
     if _num_records(file) > RECORDS_MAX:
         raise DamagedError(f"more than {RECORDS_MAX} records")
@@ -191,7 +146,7 @@ def _num_records(file: BinaryIO) -> int:
     return int(directory) // 46  # the least that a record takes in it
 
 
-def _legacy(file: BinaryIO) -> tuple[Any, dict[_Storage, int]]:
+def _legacy(file: BinaryIO) -> tuple[Any, dict[Storage, int]]:
     """The object of a file as torch.save wrote it before 1.6: pickles, then each storage's length and bytes."""
     size = file.seek(0, 2)
     file.seek(0)
@@ -248,7 +203,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
-        self.storages: dict[str, _Storage] = {}
+        self.storages: dict[str, Storage] = {}
 
     def run(self) -> Any:
         """The value of the pickle that the file goes on with."""
@@ -324,14 +279,14 @@ class _Machine:
         members, self.stack = self.stack, self.marks.pop()
         return members
 
-    def _storage(self, described: Any) -> _Storage:
+    def _storage(self, described: Any) -> Storage:
         kind, storage_type, key, _, numel, *view = described
         dtype = _STORAGES.get(storage_type.name.rpartition(".")[2])
         if kind != "storage" or dtype is None or any(v is not None for v in view):
             raise pickle.UnpicklingError(f"a storage of {shorten(storage_type.name)}")
         if type(numel) is not int or not 0 <= numel < 2**48:
             raise DamagedError("a storage's length is none")
-        storage = _Storage(str(key), dtype, numel)
+        storage = Storage(str(key), dtype, numel)
         if self.storages.setdefault(storage.key, storage) != storage:
             raise DamagedError(f"storage {shorten(key)} is described in two ways")
         return storage
@@ -360,14 +315,14 @@ class _Machine:
         raise pickle.UnpicklingError(name or "a call of what is no name")
 
 
-def _view(storage: _Storage, dtype: torch.dtype, offset: Any, shape: Any, stride: Any) -> _View:
+def _view(storage: Storage, dtype: torch.dtype, offset: Any, shape: Any, stride: Any) -> View:
     """A tensor that lies in its storage. Raises DamagedError for one that does not, or that is larger."""
     numbers = [offset, *shape, *stride]
     if len(shape) != len(stride) or len(shape) > 16:
         raise DamagedError("a tensor's shape and strides do not fit each other")
     if any(type(n) is not int or not 0 <= n < 2**48 for n in numbers):
         raise DamagedError("a tensor's shape or strides are no sizes")
-    view = _View(storage, dtype, offset, tuple(shape), tuple(stride))
+    view = View(storage, dtype, offset, tuple(shape), tuple(stride))
     available = storage.numel * storage.dtype.itemsize // dtype.itemsize
     if offset + view.span > available or prod(view.shape) > available:
         raise DamagedError(f"a tensor of shape {list(shape)[:8]} is larger than its storage")

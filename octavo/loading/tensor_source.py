@@ -2,11 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from octavo.ops.stored_rows import FLOATS, StoredRows, of_floats
+from octavo.parts.weight_slots import Ranges, Shard
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -29,6 +31,10 @@ class TensorSource(ABC):
         tensor = self.read() if len(self.shape) == 2 else None
         return of_floats(tensor) if tensor is not None and tensor.dtype in FLOATS else None
 
+    def part(self, shard: Shard) -> "TensorSource":
+        """What a shard takes of the tensor. The rest is not read, where the format allows that."""
+        return TensorPart(self, shard)
+
 
 class TensorInMemory(TensorSource):
     """A tensor that has been read."""
@@ -38,6 +44,37 @@ class TensorInMemory(TensorSource):
 
     def read(self) -> Tensor:
         return self.tensor
+
+
+class TensorPart(TensorSource):
+    """A part of a tensor that is read as a whole and cut. Where `read` maps a file, only the part's pages are used."""
+
+    def __init__(self, source: TensorSource, shard: Shard) -> None:
+        self.source, self.shard = source, shard
+        self.shape = shard.shape_of(source.shape)
+
+    def read(self) -> Tensor:
+        return cut(self.source.read(), self.shard)
+
+    def stored(self) -> StoredRows | None:
+        rows = self.source.stored()
+        if rows is None or rows.data.is_floating_point():
+            return None if rows is None else of_floats(cut(rows.data, self.shard))
+        if self.shard.columns is not None:  # where blocks of them begin is for the source to know
+            return None
+        return StoredRows(rows.kind, rows.width, cut(rows.data, self.shard))
+
+
+def cut(tensor: Tensor, shard: Shard) -> Tensor:
+    """What a shard takes of a tensor: a view where that is one range of rows and of columns. No more is looked at."""
+    parts = [tensor] if shard.rows is None else [tensor.narrow(0, first, end - first) for first, end in shard.rows]
+    if shard.columns is not None:
+        parts = [_joined([part.narrow(1, first, end - first) for first, end in shard.columns], 1) for part in parts]
+    return _joined(parts, 0)
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 class TransformedTensor(TensorSource):
@@ -56,6 +93,30 @@ class TransformedTensor(TensorSource):
             return None if rows is None else of_floats(self.transform(rows.data))
         order = _row_order(self.transform, self.source.shape)
         return None if order is None else StoredRows(rows.kind, rows.width, rows.data[order])
+
+    def part(self, shard: Shard) -> TensorSource:
+        if (order := _row_order(self.transform, self.source.shape)) is not None:
+            ranges, places = _needed(order, shard.rows)
+            return TransformedTensor(self.source.part(Shard(ranges, shard.columns)), lambda w: w[places])
+        if (order := _column_order(self.transform, self.source.shape)) is not None:
+            ranges, places = _needed(order, shard.rows)
+            return TransformedTensor(self.source.part(Shard(shard.columns, ranges)), lambda w: w.t()[places])
+        return TensorPart(self, shard)
+
+
+def _needed(order: Tensor, rows: Ranges | None) -> tuple[Ranges, Tensor]:
+    """Of rows of a changed tensor, which each were `order` before: the ranges that they are in, and where in those."""
+    wanted = order if rows is None else cut(order, Shard(rows))
+    needed, places = torch.unique(wanted, return_inverse=True)
+    if not len(needed):
+        return ((0, 0),), places
+    breaks = [0, *(torch.nonzero(needed.diff() != 1).flatten() + 1).tolist(), len(needed)]
+    return tuple((int(needed[a]), int(needed[b - 1]) + 1) for a, b in pairwise(breaks)), places
+
+
+def _column_order(transform: Transform, shape: tuple[int, ...]) -> Tensor | None:
+    """Which column each row of a changed `[width, rows]` tensor was, where the change turns it round."""
+    return _row_order(lambda w: transform(w.t()), shape[::-1]) if len(shape) == 2 else None
 
 
 def _row_order(transform: Transform, shape: tuple[int, ...]) -> Tensor | None:

@@ -3,7 +3,7 @@
 import math
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import cast
@@ -15,12 +15,12 @@ from tqdm import tqdm
 from octavo.errors import CheckpointError, shorten
 from octavo.loading.formats import WeightFormat
 from octavo.loading.precision import Precision
-from octavo.loading.tensor_source import TensorInMemory, TensorSource, Transform, TransformedTensor
+from octavo.loading.tensor_source import TensorInMemory, TensorSource, TransformedTensor
 from octavo.ops import Backend, StoredRows
 from octavo.ops.host_memory import give_back
 from octavo.ops.stored_rows import FLOATS, of_floats
 from octavo.parts import CausalLM, Into, Names
-from octavo.parts.weight_slots import Role, WeightSlot
+from octavo.parts.weight_slots import Ranges, Role, Shard, WeightSlot
 
 SHOWN = 6
 PROGRESS_ABOVE = 1 << 30
@@ -59,6 +59,11 @@ class _Filling:
     stored: dict[str | None, StoredRows] = field(default_factory=dict)
     """What is packed as it is stored. A file may have what is made of segments as one tensor (None)."""
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what this rank takes."""
+        return self.slot.shape if self.slot.shard is None else self.slot.shard.shape_of(self.slot.shape)
+
 
 @dataclass
 class _Place:
@@ -66,8 +71,10 @@ class _Place:
 
     filling: _Filling
     segment: str | None
-    transform: Transform | None
-    """What is done to the tensor first."""
+    source: TensorSource
+    """What this rank takes of it, as the slot has it."""
+    rows: slice
+    """Which rows of what the rank takes of the slot."""
 
 
 @dataclass
@@ -126,7 +133,7 @@ class WeightLoader:
         self._leave_out()
         problems.raise_if_any(where, self._missing([f.unclaimed for f in self._fillings.values()]))
         itemsize = self.precision.weights.itemsize
-        total = sum(math.prod(f.slot.shape) for f in self._fillings.values()) * itemsize
+        total = sum(math.prod(f.shape) for f in self._fillings.values()) * itemsize
         bar = tqdm(
             total=total,
             unit="B",
@@ -137,11 +144,9 @@ class WeightLoader:
 
         def place(planned: tuple[str, TensorSource, Into | _Place]) -> None:
             name, source, to = planned
-            if isinstance(to, Into):
-                self._place_stack(name, source, to, problems)
-            else:
-                self._place(source, to)
-            bar.update(math.prod(source.shape) * itemsize)
+            for each in self._of_stack(name, source, to, problems) if isinstance(to, Into) else [to]:
+                self._place(each)
+                bar.update(math.prod(each.source.shape) * itemsize)
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             for _ in pool.map(place, plan):
@@ -216,49 +221,45 @@ class WeightLoader:
         self._claim(filling, segment)
         rows = filling.slot.rows(segment)
         fits = filling.slot.shape if segment is None else (rows.stop - rows.start, *filling.slot.shape[1:])
-        shape = source.shape
-        if into.transform is not None:
-            shape = tuple(into.transform(torch.empty(shape, device="meta")).shape)
-        if shape != fits:
+        changed = source if into.transform is None else TransformedTensor(source, into.transform)
+        if changed.shape != fits:
             # The shape as the file would have it.
-            published = list(reversed(fits)) if shape != source.shape and len(fits) == 2 else list(fits)
+            published = list(reversed(fits)) if changed.shape != source.shape and len(fits) == 2 else list(fits)
             problems.misshapen.append(f"{name} {list(source.shape)} (expected: {published})")
             filling.missing.discard(segment)
             filling.is_misshapen = True
             return None
-        return _Place(filling, segment, into.transform)
+        if filling.slot.shard is None:
+            return _Place(filling, segment, changed, rows)
+        taken, rows = _taken(filling.slot, segment)
+        return _Place(filling, segment, changed.part(Shard(taken, filling.slot.shard.columns)), rows)
 
-    def _place_stack(self, name: str, source: TensorSource, into: Into, problems: _Problems) -> None:
-        """Put a tensor that stacks one for each expert where its parts go."""
-        stack = source.read()
-        if into.transform is not None:
-            stack = into.transform(stack)
-        for e, tensor in enumerate(stack):
-            expert, part = Into(into.path.replace("{e}", str(e))), TensorInMemory(tensor)
+    def _of_stack(self, name: str, source: TensorSource, into: Into, problems: _Problems) -> Iterator[_Place]:
+        """Where the parts of a tensor go that stacks one for each expert."""
+        for e, tensor in enumerate(_unstacked(source, into)):
+            expert = Into(into.path.replace("{e}", str(e)))
             with self._lock:
-                place = self._locate(f"{name}[{e}]", part, expert, problems)
+                place = self._locate(f"{name}[{e}]", TensorInMemory(tensor), expert, problems)
             if place is not None:
-                self._place(part, place)
+                yield place
 
-    def _place(self, source: TensorSource, place: _Place) -> None:
+    def _place(self, place: _Place) -> None:
         """Put one tensor where it goes. Several threads do this at a time."""
-        filling, segment, role = place.filling, place.segment, place.filling.slot.role
+        filling, segment, source, role = place.filling, place.segment, place.source, place.filling.slot.role
         stored = rows = None
-        if self._kinds and self.precision.is_packed(role):
-            stored = (source if place.transform is None else TransformedTensor(source, place.transform)).stored()
+        if self._kinds and self.precision.is_packed(role) and math.prod(source.shape):
+            stored = source.stored()
             rows = None if stored is None else self._without_copy(stored, role)
         if rows is None:
             with self._lock:
                 if filling.floats is None:
                     dtype = self.precision.dtype_of(role)
-                    filling.floats = torch.empty(filling.slot.shape, dtype=dtype, device=self.backend.device)
-                target = filling.floats[filling.slot.rows(segment)] if filling.slot.shape else filling.floats
+                    filling.floats = torch.empty(filling.shape, dtype=dtype, device=self.backend.device)
+                target = filling.floats[place.rows] if filling.shape else filling.floats
             if stored is not None and stored.data.is_floating_point():
                 target.copy_(stored.data)
-            elif place.transform is None:
+            elif target.numel():
                 source.copy_to(target)
-            else:
-                target.copy_(place.transform(source.read()))
         with self._lock:
             if rows is not None:
                 filling.stored[segment] = rows
@@ -281,7 +282,12 @@ class WeightLoader:
         filling.floats, filling.stored = None, {}
         if stored:
             segments = [None] if None in stored else slot.segments
-            rows = [stored.get(s) or self._rounded(cast(Tensor, floats)[slot.rows(s)], role) for s in segments]
+            taken = {s: _taken(slot, s)[1] for s in segments}
+            rows = [
+                stored.get(s) or self._rounded(cast(Tensor, floats)[taken[s]], role)
+                for s in segments
+                if taken[s].start != taken[s].stop
+            ]
             self.num_bytes += sum(part.data.nbytes for part in rows)
             slot.load(self.backend.stored_linear(rows, self.precision.is_fine(role)))
             return
@@ -299,6 +305,36 @@ class WeightLoader:
     def _rounded(self, weight: Tensor, role: Role) -> StoredRows:
         kind = self.precision.rounding_of(role)
         return of_floats(weight) if kind is None else self.backend.quantize(weight, kind)
+
+
+def _taken(slot: WeightSlot, segment: str | None) -> tuple[Ranges | None, slice]:
+    """Which rows of a segment this rank takes, and which these are of all that it takes of the slot.
+
+    Raises ValueError where those of one segment do not follow each other.
+    """
+    rows = slot.rows(segment)
+    if slot.shard is None or slot.shard.rows is None:
+        return None, rows
+    taken, at, first, end = list[tuple[int, int]](), 0, 0, 0
+    for begin, stop in slot.shard.rows:
+        low, high = max(begin, rows.start), min(stop, rows.stop)
+        if low < high:
+            place = at + low - begin
+            if taken and place != end:
+                raise ValueError(f"rows {slot.shard.rows} of a weight do not follow its segments {dict(slot.segments)}")
+            first, end = first if taken else place, place + high - low
+            taken.append((low - rows.start, high - rows.start))
+        at += stop - begin
+    return tuple(taken) or ((0, 0),), slice(first, end)
+
+
+def _unstacked(source: TensorSource, into: Into) -> Iterator[Tensor]:
+    """The tensors that one stacks, read one by one where it is stored as it is."""
+    if into.transform is not None:
+        yield from into.transform(source.read())
+        return
+    for e in range(source.shape[0]):
+        yield source.part(Shard(((e, e + 1),))).read()[0]
 
 
 def _num_stacked(source: TensorSource, into: Into) -> int | None:

@@ -16,8 +16,9 @@ from octavo.files import open_file, read_json
 from octavo.loading.formats.weight_format import WeightFormat
 from octavo.loading.model_files import NATIVE
 from octavo.loading.pickled import pickled_tensors
-from octavo.loading.tensor_source import TensorSource
+from octavo.loading.tensor_source import TensorSource, cut
 from octavo.parts import Names
+from octavo.parts.weight_slots import Shard
 
 HEADER_MAX = 32 << 20
 """Bytes of a safetensors file's header: some 200,000 tensors."""
@@ -124,7 +125,8 @@ class _SafetensorsFile:
             ) from error
         self._read = 0
 
-    def get(self, name: str) -> Tensor:
+    def get(self, name: str, shard: Shard | None = None) -> Tensor:
+        """A tensor, or what a shard takes of it: it is mapped, and what nobody looks at is not read."""
         with self._lock:
             if self._read > REOPEN_AFTER:
                 self._open()
@@ -135,16 +137,24 @@ class _SafetensorsFile:
                     f"{self.path}: {shorten(name)} cannot be read ({shorten(error, 200)}). Is it of a type that this "
                     "PyTorch has?"
                 ) from error
+            if shard is not None:
+                tensor = cut(tensor, shard)
             self._read += tensor.nbytes
             return tensor
 
 
 class _SafetensorsTensor(TensorSource):
-    def __init__(self, file: _SafetensorsFile, name: str, shape: tuple[int, ...]) -> None:
-        self.file, self.name, self.shape = file, name, shape
+    def __init__(self, file: _SafetensorsFile, name: str, shape: tuple[int, ...], shard: Shard | None = None) -> None:
+        self.file, self.name, self.shard = file, name, shard
+        self.shape = shape if shard is None else shard.shape_of(shape)
 
     def read(self) -> Tensor:
-        return self.file.get(self.name)
+        return self.file.get(self.name, self.shard)
+
+    def part(self, shard: Shard) -> TensorSource:
+        if self.shard is not None:
+            return super().part(shard)
+        return _SafetensorsTensor(self.file, self.name, self.shape, shard)
 
 
 def safetensors_tensors(path: Path) -> NamedTensors:
