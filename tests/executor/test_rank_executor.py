@@ -72,7 +72,7 @@ def result(*seq_ids: int, token: int | None = None) -> StepResult:
 
 
 def test_each_loads_its_part() -> None:
-    ranks, executor = played(2, 2)
+    _, executor = played(2, 2)
     assert executor.info == INFO
     assert executor.shape == SHAPE
     assert executor.rank_weight_bytes == [10, 11, 12, 13]
@@ -109,7 +109,6 @@ def test_replies_may_come_in_any_order_and_ahead() -> None:
     ranks, executor = played(1, 2)
     for _ in range(2):
         executor.submit(Step([], [], []))
-    for token in (3, 4):
         ranks.reply(0, result(7))
     ranks.reply(1, result(7, token=3))
     assert executor.collect().sequences[0].token_ids == [3]
@@ -224,10 +223,12 @@ def pids(llm: LLM) -> list[int]:
 def run_until_error(llm: LLM) -> str:
     """The error with which long requests end."""
     params = SamplingParams(max_tokens=200, ignore_eos=True)
-    with pytest.raises(EngineDeadError) as raised:
-        for _ in range(1000):
+    for _ in range(1000):
+        try:
             llm.generate(["Hello"] * 2, params, use_tqdm=False)
-    return str(raised.value)
+        except EngineDeadError as error:
+            return str(error)
+    raise AssertionError("it went on as if nothing had happened")
 
 
 def assert_gone(pids: list[int]) -> None:
