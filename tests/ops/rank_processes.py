@@ -1,7 +1,8 @@
 """Ranks as processes of their own, for tests."""
 
+import os
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from multiprocessing import connection, get_context
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.reduction import DupFd
@@ -10,6 +11,7 @@ from typing import Any
 
 from octavo.ops import Backend, RankLink, RankPlace, select_backend
 from octavo.ops.native import Library, NativeBackend
+from octavo.rank_memory import shared_memory
 
 CONTEXT = get_context("forkserver")
 CONTEXT.set_forkserver_preload(["octavo.ops", "tests.ops.rank_processes"])
@@ -25,19 +27,30 @@ class RankProcesses:
     """`function(backend, *args)` in each of `size` ranks, which have joined.
 
     Args:
-        backend: its name, or "torch".
-        link: the address, or the memory.
+        backend: "torch", or the instruction set of a library and how its ranks meet: "avx2 memory", "avx2 address".
+        place: how many ranks in all, and for each layer.
+        folder: where they may meet.
     """
 
     def __init__(
-        self, backend: str, size: int, tensor_size: int, link: RankLink, function: Callable[..., Any], *args: Any
+        self,
+        backend: str,
+        place: tuple[int, int],
+        folder: Path,
+        function: Callable[..., Any],
+        *args: Any,
+        timeout: float = PATIENCE,
     ) -> None:
+        backend, _, meeting = backend.partition(" ")
+        size, tensor_size = place
+        self.memory = shared_memory(size) if meeting == "memory" else None
+        link = RankLink(self.memory, None if self.memory else f"file://{folder}/ranks", timeout)
         self.processes: list[ForkServerProcess] = []
         self._results: list[connection.Connection] = []
         for rank in range(size):
             mine, theirs = CONTEXT.Pipe()
-            place = RankPlace(rank, size, tensor_size)
-            process = CONTEXT.Process(target=_work, args=(theirs, backend, place, _carried(link), function, args))
+            known = (theirs, backend, RankPlace(rank, size, tensor_size), _carried(link))
+            process = CONTEXT.Process(target=_work, args=(*known, function, args))
             process.start()
             theirs.close()
             self.processes.append(process)
@@ -63,12 +76,15 @@ class RankProcesses:
             process.kill()
         for process in self.processes:
             process.join()
+        if self.memory is not None:
+            os.close(self.memory)
 
 
-def run_ranks(backend: str, place: Sequence[int], folder: Path, function: Callable[..., Any], *args: Any) -> list[Any]:
-    """The function's results by rank, of ranks that meet by torch.distributed; `place` is (size, tensor size)."""
-    link = RankLink(address=f"file://{folder}/ranks", timeout=PATIENCE)
-    with RankProcesses(backend, *place, link, function, *args) as ranks:
+def run_ranks(
+    backend: str, place: tuple[int, int], folder: Path, function: Callable[..., Any], *args: Any
+) -> list[Any]:
+    """The function's results by rank."""
+    with RankProcesses(backend, place, folder, function, *args) as ranks:
         return ranks.results()
 
 

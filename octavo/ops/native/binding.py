@@ -11,8 +11,10 @@ from enum import IntEnum
 from struct import Struct
 from typing import Any, NamedTuple
 
+from octavo import rank_memory
 from octavo.ops.native import description
 
+_NAMES = vars(description) | vars(rank_memory)
 _NUMBERS = {"int64_t": "q", "int32_t": "i", "float": "f", "double": "d", "bool": "?"}
 """C's types by struct's letters; all others are addresses."""
 _PLAIN = {int: "int64_t", float: "float", bool: "bool"}
@@ -40,10 +42,13 @@ class Signature(NamedTuple):
 
 def header() -> str:
     """The C++ header: numbers, records, and a struct of arguments for each function."""
-    lines = ["// Made of octavo/ops/native/description.py, which says what everything means.", "#pragma once", ""]
+    lines = [
+        "// Made of octavo/ops/native/description.py and octavo/rank_memory.py, which say what everything means.",
+        "#pragma once",
+        "",
+    ]
     lines += ["#include <cstddef>", "#include <cstdint>", "", "namespace octavo {", ""]
-    names = vars(description)
-    lines += [f"constexpr int {name} = {value};" for name, value in names.items() if type(value) is int]
+    lines += [f"constexpr int {name} = {value};" for name, value in _NAMES.items() if type(value) is int]
     for enum in _classes(IntEnum):
         members = ", ".join(f"{member.name} = {member.value}" for member in enum)
         lines += ["", f"enum class {enum.__name__} : int32_t {{ {members} }};"]
@@ -121,7 +126,7 @@ def _by_name(signature: Signature, result: str, known: dict[str, Any]) -> Callab
 
 
 def _classes(base: type) -> list[Any]:
-    return [v for v in vars(description).values() if isinstance(v, type) and issubclass(v, base) and v is not base]
+    return [v for v in _NAMES.values() if isinstance(v, type) and issubclass(v, base) and v is not base]
 
 
 def _field(name: str, of: Any) -> Field:

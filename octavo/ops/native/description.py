@@ -166,6 +166,8 @@ AttentionRuns = Annotated[int, "const AttentionRun*"]
 FullAttentionRuns = Annotated[int, "const FullAttentionRun*"]
 ScanRuns = Annotated[int, "const ScanRun*"]
 Draws = Annotated[int, "const Draw*"]
+Ranks = Annotated[int, "void*"]
+"""What `join_ranks` has returned."""
 
 
 class Core(Protocol):
@@ -385,6 +387,36 @@ class Core(Protocol):
     ) -> None:
         """Mamba's recurrence, `state_size` values a channel, and its output times `activation(gate)`."""
 
+    # ---- ranks -----------------------------------------------------------------------------------------------------
+
+    def all_reduce(self, *, rows: int, ranks: Ranks, x: NumbersOut, columns: int, dtype: DType) -> None:
+        """The sum of the tensor ranks' x, in place."""
+
+    def all_gather(self, *, rows: int, ranks: Ranks, x: Bytes, row_bytes: Int64s, out: BytesOut) -> None:
+        """The tensor ranks' rows side by side, whose lengths are `row_bytes`."""
+
+    def send(self, *, rows: int, ranks: Ranks, x: Bytes, row_bytes: int) -> None:
+        """Rows to the next stage."""
+
+    def receive(self, *, rows: int, ranks: Ranks, out: BytesOut, row_bytes: int) -> None:
+        """Rows from the previous stage."""
+
+    def least(self, *, ranks: Ranks, values: Int64sOut, count: int) -> int:
+        """The smallest of all ranks' values, in place."""
+
+    def join_ranks(
+        self, *, memory: Int, rank: Int, size: Int, tensor_size: Int, processors: Int, timeout: Double,
+        status: Int64sOut,
+    ) -> int:
+        """Meet the others in memory by its file descriptor, on so many processors. Returns what `ranks` is then, or 0.
+
+        What cannot be done puts three numbers into `status`, and stops all operations of ranks and recorded steps:
+        a RankFailure, a RankOperation, and the rank that is missing, or -1.
+        """
+
+    def leave_ranks(self, *, ranks: Ranks) -> int:
+        """Be alone again, and close the memory's descriptor."""
+
     # ---- the core itself -------------------------------------------------------------------------------------------
 
     def set_threads(self, *, count: int) -> int:
@@ -394,5 +426,5 @@ class Core(Protocol):
         """Run `steps` operations again: of each a ProgramStep and its arguments.
 
         They were recorded for `recorded_rows` rows; buffers are those of the recording, so `rows` is at most as many.
-        Returns 0, or -1 for a program that is not one.
+        Returns 0, or -1 for a program that is not one, or 1 where ranks have stopped.
         """

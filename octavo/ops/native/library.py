@@ -76,6 +76,8 @@ class Library:
         self.name = name
         self._functions = {bound.signature.name: bound for bound in bind(ctypes.CDLL(str(path)))}
         self.is_recording = False
+        self.failure: Callable[[], Exception] | None = None
+        """What ranks that have stopped raise."""
         self.core = cast(Core, SimpleNamespace(**{name: bound.call for name, bound in self._functions.items()}))
         self._pack_step = layout(fields_of(ProgramStep)).pack
         self.threads = self.set_threads(default_threads())
@@ -109,9 +111,11 @@ class Library:
         return Steps((ctypes.c_char * len(program)).from_buffer(program), len(operations))
 
     def run(self, steps: Steps, recorded_rows: int, rows: int) -> None:
-        """Run recorded operations again, for `rows` rows."""
+        """Run recorded operations again, for `rows` rows. Raises RankError where ranks stop."""
         address = ctypes.addressof(steps.program)
-        self.core.run(program=address, steps=steps.operations, recorded_rows=recorded_rows, rows=rows)
+        status = self.core.run(program=address, steps=steps.operations, recorded_rows=recorded_rows, rows=rows)
+        if status > 0 and self.failure is not None:
+            raise self.failure()
 
     def set_threads(self, count: int) -> int:
         """Compute with so many threads from now on. Returns how many the system gave."""

@@ -17,6 +17,11 @@ def default_threads() -> int:
     return max(1, min(len(cores), _quota()))
 
 
+def processors() -> int:
+    """Those of the machine, as far as the control group grants their time: for all processes together."""
+    return max(1, min(os.cpu_count() or 1, _quota()))
+
+
 def _siblings(cpu: int) -> str:
     try:
         return (_CPUS / f"cpu{cpu}/topology/thread_siblings_list").read_text().strip()

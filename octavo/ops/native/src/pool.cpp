@@ -11,27 +11,16 @@
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
-#include <sched.h>
-#define YIELD() sched_yield()
-#else
-#define YIELD() std::this_thread::yield()
 #endif
 
 #include "call.h"
+#include "spin.h"
 
 namespace octavo {
 namespace {
 
 constexpr int SPIN_MICROSECONDS = 200;
 constexpr uint32_t CLOSED = 1u << 31;
-
-void pause() {
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-}
 
 // Whether `ready` came true within the spinning time.
 template <typename Ready>

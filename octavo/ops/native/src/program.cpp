@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "call.h"
+#include "ranks.h"
 
 namespace {
 
@@ -20,6 +21,7 @@ FUNCTION(run) {
         auto* rows = reinterpret_cast<int64_t*>(arguments);  // the first of every operation's arguments
         *rows = *rows / a.recorded_rows * a.rows;
         reinterpret_cast<void (*)(const void*)>(const_cast<void*>(step.function))(arguments);
+        if (octavo::ranks_stopped()) return 1;
         program += sizeof step + step.size;
     }
     return 0;
