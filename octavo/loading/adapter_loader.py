@@ -12,6 +12,7 @@ from octavo.loading.adapter_files import AdapterConfig, read_config, read_tensor
 from octavo.loading.adapter_gguf import read_gguf
 from octavo.loading.adapter_paths import find_adapter
 from octavo.loading.adapter_places import Place, Places, spellings
+from octavo.loading.adapter_shards import share_of_rank, with_magnitudes
 from octavo.loading.adapter_stacks import is_target, stack_of
 from octavo.loading.adapter_tensors import ModuleTensors, by_module
 from octavo.loading.formats import WeightFormat
@@ -20,8 +21,11 @@ from octavo.lora import AdapterRef
 from octavo.ops import LowRank
 from octavo.parts.linear_layer import LinearChange
 from octavo.parts.weight_adapter import AdapterOptions, TakesAdapters, WeightAdapter
+from octavo.parts.weight_slots import Role
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PRODUCTS = (Role.MULTIPLIED, Role.EXACT, Role.HEAD)
+"""What Linears have."""
 LIKELY_BYTES = 1 << 30
 """An adapter may have so many, however small the model."""
 
@@ -72,7 +76,7 @@ def load_adapter(ref: AdapterRef, loaded: LoadedModel, args: EngineArgs) -> Load
         raise InvalidRequestError(f"the adapter {ref.name!r} has no tensors. Is its file complete?")
     _share_table(loaded, weights)
     for path, weight in weights.items():
-        if loaded.model.adapted_parts().get(path) is not loaded.model.tokens:
+        if path != loaded.table:
             _settle(weight, loaded.places[f"{path}.weight"].shape)
     return _finished(ref, loaded, args, weights)
 
@@ -256,8 +260,7 @@ def _share_table(loaded: LoadedModel, weights: dict[str, WeightAdapter]) -> None
     that was trained with both tied has both.
     """
     model = loaded.model
-    table = next(path for path, part in model.named_modules() if part is model.tokens)
-    own = weights.get(table)
+    own = weights.get(loaded.table)
     if own is None or own.tokens is None or not model.tied or model.head is None:
         return
     head = weights.setdefault("head", WeightAdapter())
@@ -288,11 +291,47 @@ def _settle(weight: WeightAdapter, shape: tuple[int, ...]) -> None:
 def _finished(
     ref: AdapterRef, loaded: LoadedModel, args: EngineArgs, weights: Mapping[str, WeightAdapter]
 ) -> LoadedAdapter:
-    """What the model's parts make of an adapter."""
+    """What the model's parts make of an adapter, or this rank's shares of them.
+
+    What decides how a step is computed follows from the whole adapter, and is the same on all ranks.
+    """
+    place = loaded.backend.place
+    changes = _changes(ref, loaded, args, weights)
+    tokens = {path: 0 if w.weight is None else len(w.weight) for path, w in weights.items()}
+    only_tables = all(isinstance(c, LinearChange) and c.weight is None for c in changes.values())
+    if place.size > 1:
+        roles = {path: loaded.places[f"{path}.weight"].role for path in weights}
+        only_tables = all(w.weight is None and roles[path] in PRODUCTS for path, w in weights.items())
+    return LoadedAdapter(
+        ref.name,
+        changes,
+        max(loaded.places[f"{loaded.table}.weight"].shape[0], tokens.get(loaded.table, 0)),
+        max(loaded.model.vocab_size, tokens.get("head", 0)),
+        only_tables,
+    )
+
+
+def _changes(
+    ref: AdapterRef, loaded: LoadedModel, args: EngineArgs, weights: Mapping[str, WeightAdapter]
+) -> dict[str, object]:
+    """What parts make of an adapter, by path."""
     dtype = DTYPES.get(args.lora_dtype, loaded.precision.weights)
-    options = AdapterOptions(loaded.backend, dtype)
-    parts, changes = loaded.model.adapted_parts(), dict[str, object]()
-    num_embeddings, vocab_size = loaded.model.tokens.num_embeddings, loaded.model.vocab_size
+    options, place = AdapterOptions(loaded.backend, dtype), loaded.backend.place
+    modules, parts = dict(loaded.model.named_modules()), loaded.model.adapted_parts()
+    if place.num_stages > 1:  # what is not here is in another stage
+        weights = {path: weight for path, weight in weights.items() if path in modules}
+    if place.tensor_size > 1:
+        weights = {
+            path: share_of_rank(
+                weight,
+                loaded.places[f"{path}.weight"],
+                is_table=path == loaded.table,
+                is_first=place.tensor_rank == 0,
+                is_last=place.tensor_rank == place.tensor_size - 1,
+            )
+            for path, weight in with_magnitudes(weights, loaded).items()
+        }
+    changes = dict[str, object]()
     for path, weight in weights.items():
         part = parts.get(path)
         try:
@@ -305,9 +344,4 @@ def _finished(
                 f"the adapter {ref.name!r} changes {shorten(published)}, and this is not supported: {error}. Merge it "
                 "into its checkpoint."
             ) from error
-        if part is loaded.model.tokens:
-            num_embeddings = max(num_embeddings, len(weight.weight) if weight.weight is not None else 0)
-        if part is loaded.model.head and weight.weight is not None:
-            vocab_size = max(vocab_size, len(weight.weight))
-    only_tables = all(isinstance(c, LinearChange) and c.weight is None for c in changes.values())
-    return LoadedAdapter(ref.name, changes, num_embeddings, vocab_size, only_tables)
+    return changes

@@ -28,7 +28,7 @@ from octavo.media.processor import read_processor_files
 from octavo.ops import Backend, select_backend
 from octavo.parts import CausalLM
 from octavo.parts.split import Split, split_model
-from octavo.parts.weight_slots import weight_slots
+from octavo.parts.weight_slots import Role, Shard, weight_slots
 from octavo.rank_place import RankLink, RankPlace
 from octavo.text.tokenizer import Tokenizer
 
@@ -41,10 +41,13 @@ DEFAULT_LENGTH = 8192
 
 @dataclass(frozen=True)
 class Slot:
-    """What is left of a weight's slot once it is filled: where its segments are."""
+    """What is left of a weight's slot once it is filled: its shape, where its segments are, and this rank's share."""
 
     shape: tuple[int, ...]
     segments: Mapping[str, int]
+    role: Role
+    shard: Shard | None = None
+    """What this rank has of it; None for all."""
 
     @property
     def size(self) -> int:
@@ -70,7 +73,9 @@ class LoadedModel:
     backend: Backend
     info: ModelInfo
     places: dict[str, Slot]
-    """Its weights by path, of which adapters change some."""
+    """The weights of all ranks and stages by path, of which adapters change some."""
+    table: str
+    """Path of the token table."""
     weights: WeightFormat
     """Where its weights were read from."""
     weight_bytes: int
@@ -101,10 +106,12 @@ def load_model(args: EngineArgs, place: RankPlace = ALONE, link: RankLink = NO_L
     if media is not None and not media.open_kinds:
         model.drop_media()
     tokenizer = model_tokenizer(args, checkpoint.files, checkpoint.gguf) if place.is_output else None
-    places = _places(model)
+    places, table = _places(model, precision), next(p for p, part in model.named_modules() if part is model.tokens)
     info = _info(args, checkpoint, model, task, tokenizer, media)
     if place.size > 1:
         _take_part(model, place)
+        for path, slot in weight_slots(model).items():
+            places[path] = replace(places[path], shard=slot.shard)
         backend.join(place, link)
     with sound_config(checkpoint.files.path, config):
         weight_bytes = load_weights(model, checkpoint.weights, precision, backend, str(checkpoint.files.path))
@@ -117,6 +124,7 @@ def load_model(args: EngineArgs, place: RankPlace = ALONE, link: RankLink = NO_L
         backend=backend,
         info=info,
         places=places,
+        table=table,
         weights=checkpoint.weights,
         weight_bytes=weight_bytes,
     )
@@ -133,9 +141,11 @@ def _take_part(model: CausalLM, place: RankPlace) -> None:
         raise ConfigError(f"tensor_parallel_size={place.tensor_size}: {error}. Choose another number.") from error
 
 
-def _places(model: CausalLM) -> dict[str, Slot]:
-    """Shapes of all weights, before parts take them."""
-    return {path: Slot(slot.shape, dict(slot.segments)) for path, slot in weight_slots(model).items()}
+def _places(model: CausalLM, precision: Precision) -> dict[str, Slot]:
+    """Shapes of all weights, before ranks divide them and parts take them."""
+    slots = weight_slots(model)
+    slots |= model.weight_slots_in(precision.activations, precision.round_towers)  # of a tied head, there is none
+    return {path: Slot(slot.shape, dict(slot.segments), slot.role) for path, slot in slots.items()}
 
 
 def _media(args: EngineArgs, checkpoint: Checkpoint, hidden_size: int) -> MediaInfo | None:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -102,6 +102,18 @@ class _Problems:
             )
 
 
+class TakesCheckpoint(Protocol):
+    """What a checkpoint fills: a CausalLM, or who wants some of its weights."""
+
+    def weight_slots_in(self, dtype: torch.dtype, round_media: bool = False) -> dict[str, WeightSlot]:
+        """See CausalLM."""
+        ...
+
+    def does_without(self, path: str) -> bool:
+        """See CausalLM."""
+        ...
+
+
 class WeightLoader:
     """Fills a model's slots tensor by tensor, and packs each weight as soon as it is whole, so that none is held twice.
 
@@ -112,7 +124,7 @@ class WeightLoader:
         backend: what computes.
     """
 
-    def __init__(self, model: CausalLM, names: Names, precision: Precision, backend: Backend) -> None:
+    def __init__(self, model: TakesCheckpoint, names: Names, precision: Precision, backend: Backend) -> None:
         self.model, self.names, self.precision, self.backend = model, names, precision, backend
         self._kinds = backend.capabilities.weight_kinds
         self._lock = threading.Lock()

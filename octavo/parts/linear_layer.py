@@ -223,21 +223,11 @@ class Linear(nn.Module):
         return None if is_same else weight
 
     def _magnitude(self, adapter: WeightAdapter) -> Tensor | None:
-        """[outputs] DoRA's lengths over those of the weight's rows with what is added to them."""
+        """[outputs] what DoRA multiplies results with."""
         if adapter.lengths is None:
-            return None
+            return adapter.magnitude
         assert self._packed is not None
-        factors = []
-        for first in range(0, self.outputs, ROWS_AT_ONCE):
-            ids = torch.arange(first, min(first + ROWS_AT_ONCE, self.outputs))
-            rows = self._packed.rows(ids, torch.float32).cpu()
-            for part in adapter.low_rank:
-                begin, end = max(first, part.first), min(first + len(rows), part.first + len(part.b))
-                if begin < end:
-                    rows[begin - first : end - first] += part.b[begin - part.first : end - part.first] @ part.a
-            wanted = adapter.lengths[first : first + len(rows)]
-            factors.append(torch.where(wanted.isnan(), 1.0, wanted / rows.norm(dim=1)))
-        return torch.cat(factors)
+        return magnitude_of(self._packed, self.outputs, adapter)
 
     def _added_bias(self, adapter: WeightAdapter) -> Tensor | None:
         """[outputs] what an adapter adds to the bias."""
@@ -247,6 +237,21 @@ class Linear(nn.Module):
             more = torch.where(adapter.bias.isnan(), 0.0, adapter.bias - own)
             added = more if added is None else added + more
         return added
+
+
+def magnitude_of(weight: PackedLinear, outputs: int, adapter: WeightAdapter) -> Tensor:
+    """[outputs] DoRA's lengths over those of a weight's rows with what is added to them."""
+    assert adapter.lengths is not None
+    factors = []
+    for first in range(0, outputs, ROWS_AT_ONCE):
+        rows = weight.rows(torch.arange(first, min(first + ROWS_AT_ONCE, outputs)), torch.float32).cpu()
+        for part in adapter.low_rank:
+            begin, end = max(first, part.first), min(first + len(rows), part.first + len(part.b))
+            if begin < end:
+                rows[begin - first : end - first] += part.b[begin - part.first : end - part.first] @ part.a
+        wanted = adapter.lengths[first : first + len(rows)]
+        factors.append(torch.where(wanted.isnan(), 1.0, wanted / rows.norm(dim=1)))
+    return torch.cat(factors)
 
 
 class ExpertLinear:

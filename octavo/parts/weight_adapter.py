@@ -27,12 +27,16 @@ class WeightAdapter:
     lengths: Tensor | None = None
     """[outputs], of a token table [inputs]: DoRA's, of the changed weight's rows (of a table: columns); NaN where they
     stay as they come."""
+    magnitude: Tensor | None = None
+    """The same over the lengths that they come with, where this rank has too little of the weight to know these."""
     bias: Tensor | None = None
     """[outputs] in place of the bias; NaN where it stays."""
     added_bias: Tensor | None = None
     """[outputs], added to the bias."""
     weight: Tensor | None = None
     """[rows, inputs] in place of the weight. Of a head or a token table it may have more rows than the model's."""
+    more_rows: int = 0
+    """How many more it has, this rank's and the others', where several ranks have the rows."""
     tokens: tuple[Tensor, Tensor] | None = None
     """Ids [count] int64 of a token table's rows, and [count, inputs] what is in their place."""
 
