@@ -12,7 +12,8 @@ class BlockPool:
     """Blocks 1 to `num_blocks`, counted by reference.
 
     A block that nobody holds keeps its contents until it is needed, least recently used first, so that a prompt with
-    the same beginning may find it.
+    the same beginning may find it: in the step that computes them (the current one), and once that is done. Until then
+    it may yet turn out that they are of no use, and other steps that are on their way must not build on them.
     """
 
     def __init__(self, num_blocks: int) -> None:
@@ -21,6 +22,10 @@ class BlockPool:
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, num_blocks + 1))
         self._key_of: dict[int, BlockKey] = {}
         self._block_of: dict[BlockKey, int] = {}
+        self._unsettled: dict[int, int] = {}
+        """Findable blocks by the number of their step, which is not done; kept only where several are on their way."""
+        self.current_step: int | None = None
+        """Which step blocks are taken for; None where each is done before the next one begins."""
 
     @property
     def num_free(self) -> int:
@@ -33,6 +38,7 @@ class BlockPool:
             block, _ = self._free.popitem(last=False)
             if key := self._key_of.pop(block, None):
                 del self._block_of[key]
+                self._unsettled.pop(block, None)
             self._references[block] = 1
             taken.append(block)
         return taken
@@ -55,15 +61,26 @@ class BlockPool:
 
     def find(self, key: BlockKey) -> int | None:
         """The block that holds what `key` names."""
-        return self._block_of.get(key)
+        block = self._block_of.get(key)
+        if self._unsettled and block is not None and self._unsettled.get(block, self.current_step) != self.current_step:
+            return None
+        return block
 
     def cache_block(self, block: int, key: BlockKey) -> None:
         """Make a full block's contents findable, unless another block has the same."""
         if block not in self._key_of and key not in self._block_of:
             self._key_of[block] = key
             self._block_of[key] = block
+            if self.current_step is not None:
+                self._unsettled[block] = self.current_step
+
+    def settle(self, step: int) -> None:
+        """A step is done, and all before it: what they computed may be found by everybody."""
+        if self._unsettled:
+            self._unsettled = {block: of for block, of in self._unsettled.items() if of > step}
 
     def reset(self) -> None:
         """Drop what is known of contents, as after a step that failed half way."""
         self._key_of.clear()
         self._block_of.clear()
+        self._unsettled.clear()

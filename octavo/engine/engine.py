@@ -15,7 +15,7 @@ from octavo.engine.kv_cache import HashChain, KVCacheManager
 from octavo.engine.messages import Failed, Loaded, Output, Pooled, Ready
 from octavo.engine.scheduler import ScheduledSequence, Scheduler
 from octavo.engine.sequence import Sequence, Status
-from octavo.errors import ConfigError, InvalidRequestError, OctavoError, RequestFailedError, failure
+from octavo.errors import ConfigError, EngineDeadError, InvalidRequestError, OctavoError, RequestFailedError, failure
 from octavo.executor.executor import Executor
 from octavo.executor.step import SequenceResult, SequenceStart, SequenceStep, Step, StepResult
 from octavo.lora import AdapterRef
@@ -42,7 +42,12 @@ class Engine:
         self.cache = KVCacheManager(executor.shape, self._prefix_caching())
         shape = executor.shape
         self.scheduler = Scheduler(
-            self.cache, shape.max_sequences, args.max_num_batched_tokens, shape.max_feature_rows, args.max_loras
+            self.cache,
+            shape.max_sequences,
+            args.max_num_batched_tokens,
+            shape.max_feature_rows,
+            args.max_loras,
+            executor.max_steps,
         )
         self.max_model_len = min(executor.info.max_model_len, self.cache.longest_sequence(args.max_num_batched_tokens))
         if self.max_model_len < 2:
@@ -65,6 +70,7 @@ class Engine:
         self._ended: list[int] = []
         self._dropped_adapters: list[bytes] = []
         """What the executor does not know yet."""
+        self._death: str | None = None
         self.media_seconds = 0.0
         """How long towers took so far."""
 
@@ -136,7 +142,7 @@ class Engine:
         """Give back an adapter's memory, once no request needs it any more. An unknown one is ignored."""
         self._dropped_adapters.append(adapter.digest)
         if not self._requests:  # there may be no further step for long
-            self._run([])
+            self._flush()
 
     def adapter_names(self) -> tuple[list[str], list[str]]:
         """Names of the adapters of requests that run, and of those of which no sequence runs yet."""
@@ -291,7 +297,7 @@ class Engine:
             self._owner.pop(sequence.seq_id, None)
         self._requests.pop(request.request_id, None)
         if not self._requests:  # there may be no further step for long
-            self._run([])
+            self._flush()
 
     def _finish(self, sequence: Sequence) -> None:
         """A sequence is done: give back what it holds, here and in the executor."""
@@ -300,17 +306,27 @@ class Engine:
             self._ended.append(sequence.seq_id)
 
     def step(self) -> list[Output]:
-        """Compute one step, and what is new after it.
+        """Wait for one step, have others computed meanwhile as far as the executor can, and what is new after it.
 
         An exception here is of the model or the machine, not of a request: no cached block is trusted after it.
         """
-        scheduled = self.scheduler.schedule()
         outputs: list[Output] = []
-        complete, refused = self._bad_words.collect(is_idle=not scheduled) if self._bad_words.waits else ([], [])
-        for starts in complete:
-            self._start(self._owner[starts[0].seq_id][0], starts)
-        outputs += [self._refuse(self._requests[name], reason, True) for name, reason in refused]
-        done = self._run(scheduled)
+        in_flight = self.scheduler.in_flight
+        while len(in_flight) < self.executor.max_steps:
+            scheduled = self.scheduler.schedule()
+            is_idle = not scheduled and not in_flight
+            complete, refused = self._bad_words.collect(is_idle) if self._bad_words.waits else ([], [])
+            for starts in complete:
+                self._start(self._owner[starts[0].seq_id][0], starts)
+            outputs += [self._refuse(self._requests[name], reason, True) for name, reason in refused]
+            if not scheduled and in_flight:
+                break
+            self._submit(scheduled)
+        return outputs + self._take_step(*self._collect()) if in_flight else outputs
+
+    def _take_step(self, scheduled: list[ScheduledSequence], done: StepResult) -> list[Output]:
+        """What is new after a step."""
+        outputs: list[Output] = []
         for refusal in done.refused:
             if owner := self._owner.get(refusal.seq_id):
                 outputs.append(self._refuse(owner[0], refusal.error or "", refusal.is_invalid))
@@ -318,8 +334,8 @@ class Engine:
             if owner := self._owner.get(seq_id):
                 outputs += self._ready(owner[0], seq_id)
         outputs += self._take_results(scheduled, done)
-        if failed := {e.sequence.chain.root for e, r in zip(scheduled, done.sequences, strict=True) if r.non_finite}:
-            self._distrust(failed)
+        if any(result.non_finite for result in done.sequences):
+            outputs += self._distrust(scheduled, done.sequences)
         return outputs
 
     def _ready(self, request: Request, seq_id: int) -> list[Output]:
@@ -330,28 +346,73 @@ class Engine:
         self.scheduler.add(next(s for s in request.sequences if s.seq_id == seq_id))
         return []
 
-    def _distrust(self, roots: set[bytes]) -> None:
-        """Values were not finite, and were taken out of the caches: nobody may find them there, or go on with them."""
-        self.cache.pool.reset()
-        for sequence in list(self.scheduler.running):
-            if any(f.offset is None for f in sequence.chain.features) and sequence.chain.root in roots:
-                self.scheduler.preempt(sequence)
+    def _distrust(self, scheduled: list[ScheduledSequence], results: list[SequenceResult]) -> list[Output]:
+        """Values were not finite, and were taken out of the caches: nobody may find them there, or go on with them.
 
-    def _run(self, scheduled: list[ScheduledSequence]) -> StepResult:
+        Others may have them already: blocks of a prompt that began in the same step, or rows that all layers attend to.
+        Those that a step on its way computes with zeros by now have failed.
+        """
+        self.cache.pool.reset()
+        roots = {e.sequence.chain.root for e, r in zip(scheduled, results, strict=True) if r.non_finite}
+        sharing = {e.sequence.seq_id for e in scheduled if e.is_new and e.start}
+        outputs: list[Output] = []
+        for sequence in list(self.scheduler.running):
+            if sequence.seq_id not in sharing and not (
+                any(f.offset is None for f in sequence.chain.features) and sequence.chain.root in roots
+            ):
+                continue
+            if sequence.status is not Status.RUNNING:
+                continue  # refused with another of its request
+            if not sequence.num_in_flight:
+                self.scheduler.preempt(sequence)
+            elif owner := self._owner.get(sequence.seq_id):
+                reason = "a request with the same beginning computed values that are not finite; try again"
+                outputs.append(self._refuse(owner[0], reason, False))
+        return outputs
+
+    def _flush(self) -> None:
+        """Have the executor hear of what has ended. No request is left to which a step could give anything."""
+        self._submit([])
+        while self.scheduler.in_flight:
+            self._take_step(*self._collect())
+
+    def _submit(self, scheduled: list[ScheduledSequence]) -> None:
         """Have the executor compute a step, which hears of what has started and ended too."""
+        if self._death is not None:
+            raise EngineDeadError(self._death)
         dropped = self.scheduler.features.take_dropped()
         steps = [self._to_step(entry) for entry in scheduled]
         step = Step(self._starts, steps, self._ended, dropped, self._dropped_adapters)
         self._starts, self._ended, self._dropped_adapters = [], [], []
+        self.scheduler.submitted(scheduled)
         try:
             self.executor.submit(step)
-            done = self.executor.collect()
         except BaseException:
-            self.cache.pool.reset()
-            self.scheduler.features.reset()
+            self._lose_steps()
+            raise
+
+    def _collect(self) -> tuple[list[ScheduledSequence], StepResult]:
+        """The oldest step that is on its way, and what it gave."""
+        try:
+            done = self.executor.collect()
+        except BaseException as error:
+            if len(self.scheduler.in_flight) > 1:  # what these give would be taken for results of later ones
+                self._death = f"a step failed while others were on their way: {error}"
+            self._lose_steps()
+            if self._death is not None and isinstance(error, Exception):
+                raise EngineDeadError(self._death) from error
             raise
         self.media_seconds += done.media_seconds
-        return done
+        return self.scheduler.collected(), done
+
+    def _lose_steps(self) -> None:
+        """The steps on their way are not computed."""
+        while self.scheduler.in_flight:
+            for entry in self.scheduler.collected():
+                if entry.sequence.status is Status.RUNNING:
+                    entry.sequence.num_computed = min(entry.sequence.num_computed, entry.start)
+        self.cache.pool.reset()
+        self.scheduler.features.reset()
 
     def _refuse(self, request: Request, reason: str, invalid: bool) -> Failed:
         self._forget(request)
@@ -362,14 +423,12 @@ class Engine:
         now = time.time()
         outputs: list[Output] = []
         for entry, result in zip(scheduled, done.sequences, strict=True):
-            start = entry.sequence.num_computed
-            entry.sequence.num_computed += entry.num_tokens
             for i in entry.encodes if result.error is not None else ():
                 self.scheduler.features.distrust(entry.sequence.chain.features[i])
             if (owner := self._owner.get(result.seq_id)) is not None:
                 if owner[0].scheduled_time is None:
                     owner[0].scheduled_time = now
-                if (message := self._take(*owner, result, start)) is not None:
+                if (message := self._take(*owner, result, entry.start)) is not None:
                     outputs.append(message)
         for result in done.late:
             owner = self._owner.get(result.seq_id)
@@ -381,7 +440,7 @@ class Engine:
         sequence = entry.sequence
         request, completion = self._owner[sequence.seq_id]
         assert sequence.blocks is not None
-        start, end = sequence.num_computed, sequence.num_computed + entry.num_tokens
+        start, end = entry.start, entry.start + entry.num_tokens
         step = SequenceStep(
             seq_id=sequence.seq_id,
             row=sequence.row,
@@ -408,6 +467,8 @@ class Engine:
             return self._pooled(request, result)
         assert completion is not None
         assert isinstance(request, GenerationRequest)
+        if completion.finish_reason is not None:
+            return None  # it was ended while the step was on its way
         if result.prompt_logprobs and request.prompt_logprobs is not None:
             known = len(request.prompt_logprobs) - (start + 1)
             request.prompt_logprobs += result.prompt_logprobs[max(0, known) :]

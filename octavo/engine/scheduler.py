@@ -1,7 +1,7 @@
 """Who computes how many tokens in the next step. Pure Python over integers: no tensors, no text, no clock."""
 
 import heapq
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from octavo.engine.feature_cache import FeatureCache
@@ -20,6 +20,8 @@ class ScheduledSequence:
 
     sequence: Sequence
     num_tokens: int
+    start: int
+    """Position of the first of its tokens."""
     is_new: bool = False
     encodes: list[int] = field(default_factory=list)
     """Which of its features' rows are computed first, in this step."""
@@ -32,12 +34,19 @@ class Scheduler:
     run out, the sequence that would go last is preempted: it gives its blocks back and is computed anew later. The
     first in order can always take everything, so somebody always advances and everybody finishes.
 
+    Several steps may be on their way at a time, where the model's layers are in several processes. They are computed in
+    order, each process computing one after the other. So blocks, rows and features' rows that a sequence gives back
+    while a step with it is on its way may be taken for a later step at once: whoever takes them writes later than that
+    step reads. A sequence whose next token is still to come has nothing to compute and is left out; further chunks of a
+    prompt follow at once.
+
     Args:
         cache: gives and takes blocks.
         max_sequences: most sequences that run at a time.
         max_tokens: most tokens in a step, and most rows of features.
         max_feature_rows: most rows of features that are kept.
         max_adapters: most adapters that the running sequences have among them.
+        max_steps: most steps that are on their way at a time.
     """
 
     def __init__(
@@ -47,8 +56,13 @@ class Scheduler:
         max_tokens: int,
         max_feature_rows: int = 1 << 62,
         max_adapters: int = 1,
+        max_steps: int = 1,
     ) -> None:
         self.cache = cache
+        self.max_steps = max_steps
+        self.in_flight: deque[tuple[int, list[ScheduledSequence]]] = deque()
+        """Steps that are on their way, with their numbers."""
+        self._last_step = 0
         self.max_tokens = max_tokens
         self.features = FeatureCache(max_feature_rows, max_tokens)
         # A decoding sequence takes a token a step: more of them than the budget would only wait for each other.
@@ -94,6 +108,9 @@ class Scheduler:
     def schedule(self) -> list[ScheduledSequence]:
         """The next step. Entries are in the order in which their tokens lie in the batch."""
         scheduled: dict[int, ScheduledSequence] = {}
+        self._last_step += 1
+        if self.max_steps > 1:
+            self.cache.pool.current_step = self._last_step
         self._has_chunk = False
         self.features.begin_step()
         budget, preempted = self._continue_running(scheduled)
@@ -105,6 +122,21 @@ class Scheduler:
                 features = entry.sequence.chain.features
                 entry.encodes += [i for i in entry.sequence.held if self.features.compute(features[i])]
         return list(scheduled.values())
+
+    def submitted(self, scheduled: list[ScheduledSequence]) -> None:
+        """The step that was scheduled last is on its way."""
+        self.in_flight.append((self._last_step, scheduled))
+        for entry in scheduled:
+            entry.sequence.num_computed = entry.start + entry.num_tokens
+            entry.sequence.num_in_flight += 1
+
+    def collected(self) -> list[ScheduledSequence]:
+        """The oldest step on its way is computed."""
+        number, scheduled = self.in_flight.popleft()
+        self.cache.pool.settle(number)
+        for entry in scheduled:
+            entry.sequence.num_in_flight -= 1
+        return scheduled
 
     def _continue_running(self, scheduled: dict[int, ScheduledSequence]) -> tuple[int, bool]:
         """Entries of sequences that run already; what is left of the budget, and whether one had to be preempted."""
@@ -118,6 +150,8 @@ class Scheduler:
                 decoding.append((sequence, 1))
             elif remaining > 1:
                 prefilling.append((sequence, remaining))
+        if self.max_steps > 1:  # steps that are alike keep all processes at work
+            decoding = decoding[: -(-len(self.running) // self.max_steps)]
         for sequence, remaining in decoding + prefilling:
             if sequence.status is not Status.RUNNING:  # preempted earlier in this loop
                 continue
@@ -135,7 +169,7 @@ class Scheduler:
                 if victim is sequence:
                     break
             else:
-                scheduled[sequence.seq_id] = ScheduledSequence(sequence, count)
+                scheduled[sequence.seq_id] = ScheduledSequence(sequence, count, sequence.num_computed)
                 budget -= count
         return budget, preempted
 
@@ -177,7 +211,7 @@ class Scheduler:
             if sequence.num_preemptions == 0:
                 sequence.num_cached = cached
             self._run(sequence)
-            entry = scheduled[sequence.seq_id] = ScheduledSequence(sequence, count, is_new=True)
+            entry = scheduled[sequence.seq_id] = ScheduledSequence(sequence, count, cached, is_new=True)
             budget -= count
             started = True
             # What is computed in this step serves others that start in it: keys are written before any are read.
@@ -195,6 +229,8 @@ class Scheduler:
     def _next(self, passed: list[tuple[tuple[int, int], Sequence]]) -> Sequence | None:
         """The first in order for whose adapter there is room."""
         while (sequence := self._peek()) is not None:
+            if sequence.num_in_flight:  # preempted while a step with it was on its way, which may give it a token
+                return None
             running, own = self.running_adapters, sequence.adapter
             if own is None or own in running or len(running) < self.max_adapters:
                 return sequence if not passed or self._overtakes < MOST_OVERTAKES else None

@@ -37,6 +37,9 @@ class Sequence:
     """Which of its features' rows are kept for it."""
     status: Status = Status.WAITING
     num_computed: int = 0
+    """Tokens that are computed, or are in a step that is on its way: the next step goes on after them."""
+    num_in_flight: int = 0
+    """How many steps on their way compute tokens of it."""
     num_cached: int = 0
     """Tokens of its first run that the prefix cache gave."""
     num_preemptions: int = 0

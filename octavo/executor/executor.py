@@ -21,6 +21,8 @@ class Executor(Protocol):
     shape: CacheShape
     rank_weight_bytes: list[int]
     """What the weights take, in each process that has some."""
+    max_steps: int
+    """How many steps may be submitted before the first of them is collected, so that nobody waits for work."""
 
     def submit(self, step: Step) -> None:
         """Have a step computed, after those that were submitted before."""

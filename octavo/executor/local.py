@@ -22,12 +22,14 @@ class LocalExecutor:
     """
 
     def __init__(self, loaded: LoadedModel, args: EngineArgs) -> None:
-        self.info = info = loaded.info
+        self.info, self.max_steps = loaded.info, 1
         self.rank_weight_bytes = [loaded.weight_bytes]
         self.runner = ModelRunner(loaded, args)
         self.shape = self.runner.shape
-        grammars = GrammarCompiler(loaded.tokenizer, info.vocab_size, info.eos_token_ids)
-        self.sequences = SequenceStates(grammars, Pooling(info.task, loaded.model, info.pooling), self.runner.adapters)
+        grammars = GrammarCompiler(loaded.tokenizer, self.info.vocab_size, self.info.eos_token_ids)
+        self.sequences = SequenceStates(
+            grammars, Pooling(self.info.task, loaded.model, self.info.pooling), self.runner.adapters
+        )
         self._steps: deque[Step] = deque()
         self._processors: dict[int, Sequence[LogitsProcessor]] = {}
 

@@ -111,6 +111,7 @@ class ModelRunner:
             last = first + len(step.token_ids)
             if results[i].error is None:
                 if step.num_samples:
+                    states[i].length = step.length
                     sampled.append((i, last - 1))
                 try:
                     if step.prompt_logprobs or states[i].pooler is not None:
@@ -303,7 +304,7 @@ class ModelRunner:
             rows, batch = rows[places], batch.of_rows(places)
         logits = self.model.process_logits(self.model.project(rows, batch, slot) if projected is None else rows)
         # Only here may ranks differ: the others do not sample, and nobody else knows what went wrong above.
-        wanted = [k for k, (i, _) in enumerate(sampled) if states[i].sampling is not None and results[i].error is None]
+        wanted = [k for k, (i, _) in enumerate(sampled) if states[i].waits_for_token and results[i].error is None]
         if len(wanted) < len(sampled):
             if not wanted:
                 return

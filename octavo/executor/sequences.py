@@ -43,6 +43,19 @@ class SequenceState:
     """Whether its adapter is kept for it."""
     error: str | None = None
     """Why it cannot be computed."""
+    length: int = 0
+    """Tokens that it had in the last step that was to choose another one."""
+
+    @property
+    def waits_for_token(self) -> bool:
+        """Whether that one is still to be chosen.
+
+        It may have been already: late, when the sequence had been preempted and the step that computes it anew was on
+        its way.
+        """
+        if self.sampling is None:
+            return False
+        return self.length == len(self.start.prompt_token_ids) + len(self.sampling.output_token_ids)
 
 
 @dataclass(eq=False, slots=True)

@@ -5,6 +5,7 @@ its blocks it checks every digest: a block that was lost, shared wrongly, or fou
 """
 
 import random
+from collections import deque
 from dataclasses import dataclass, field
 
 from octavo.engine.kv_cache import HashChain, KVCacheManager
@@ -30,6 +31,20 @@ def picture(offset: int, length: int, content: int) -> Feature:
 
 
 @dataclass
+class Task:
+    """A sequence's part of a step, as an executor is told of it."""
+
+    sequence: Sequence
+    row: int
+    start: int
+    end: int
+    length: int
+    encodes: list[int]
+    is_new: bool
+    new_blocks: list[tuple[int, list[int]]]
+
+
+@dataclass
 class Machine:
     """A scheduler, and memory of (position, digest) for each group, block and offset."""
 
@@ -42,6 +57,7 @@ class Machine:
     encoder_group: int | None = None
     max_feature_rows: int = 1 << 62
     max_adapters: int = 1
+    max_steps: int = 1
     tables: dict[tuple[int, int], list[int]] = field(default_factory=dict)
     memory: dict[tuple[int, int, int], tuple[int, int]] = field(default_factory=dict)
     wanted: dict[int, int] = field(default_factory=dict)
@@ -50,6 +66,8 @@ class Machine:
     num_encoded: int = 0
     rows: dict[bytes, int] = field(default_factory=dict)
     """How many rows of features in the place of tokens are kept, by digest."""
+    steps: deque[tuple[list[Task], list[bytes]]] = field(default_factory=deque)
+    """What was submitted, with the features to drop first: computed when it is collected."""
 
     def __post_init__(self) -> None:
         shape = CacheShape(
@@ -57,7 +75,7 @@ class Machine:
         )
         self.cache = KVCacheManager(shape, self.prefix_caching)
         self.scheduler = Scheduler(
-            self.cache, self.max_sequences, self.max_tokens, self.max_feature_rows, self.max_adapters
+            self.cache, self.max_sequences, self.max_tokens, self.max_feature_rows, self.max_adapters, self.max_steps
         )
 
     def add(
@@ -80,34 +98,57 @@ class Machine:
         return sequence
 
     def step(self) -> list[ScheduledSequence]:
+        """Submit steps as long as there is room on the way for them, and compute the oldest."""
+        while len(self.steps) < self.max_steps and self.submit():
+            pass
+        return self.collect() if self.steps else []
+
+    def submit(self) -> list[ScheduledSequence]:
+        """Schedule a step and send it on its way; empty where there is nothing to compute."""
         scheduled = self.scheduler.schedule()
+        if not scheduled:
+            return scheduled
         spans = [s.num_tokens for s in scheduled if s.sequence.chain.both_ways and s.num_tokens > 1]
         assert sum(s.num_tokens for s in scheduled) <= self.max_tokens + max(spans, default=0)
-        self._compute_rows(scheduled)
         cross = [s for s in scheduled if any(s.sequence.chain.features[i].kind == ENCODER for i in s.encodes)]
         encoders = [len(encoder_tokens(s.sequence)) for s in cross]
         assert sum(encoders) <= max(self.max_tokens, *encoders, 0)  # one may be longer than the budget
         assert len({s.sequence.row for s in scheduled}) == len(scheduled)
         assert len({s.adapter for s in self.scheduler.running} - {None}) <= self.max_adapters
+        tasks = []
         for entry in scheduled:
-            self._learn(entry)
-        for entry in scheduled:  # like the real one: all keys of a step are written before any is read
-            self._write(entry)
-        for entry in scheduled:
-            self._read(entry)
-        for entry in scheduled:
-            self._advance(entry)
+            s, new_blocks = entry.sequence, self.cache.take_new_blocks(entry.sequence.blocks)
+            assert entry.start == s.num_computed
+            end = entry.start + entry.num_tokens
+            tasks.append(Task(s, s.row, entry.start, end, len(s.tokens), entry.encodes, entry.is_new, new_blocks))
+        self.steps.append((tasks, self.scheduler.features.take_dropped()))
+        self.scheduler.submitted(scheduled)
         self.check_references()
         return scheduled
 
-    def _compute_rows(self, scheduled: list[ScheduledSequence]) -> None:
+    def collect(self) -> list[ScheduledSequence]:
+        """Compute the oldest step that is on its way."""
+        tasks, dropped = self.steps.popleft()
+        self._compute_rows(tasks, dropped)
+        for task in tasks:
+            self._learn(task)
+        for task in tasks:  # like the real one: all keys of a step are written before any is read
+            self._write(task)
+        for task in tasks:
+            self._read(task)
+        scheduled = self.scheduler.collected()
+        for task in tasks:
+            self._advance(task)
+        self.check_references()
+        return scheduled
+
+    def _compute_rows(self, tasks: list[Task], dropped: list[bytes]) -> None:
         """Rows of features as the executor keeps them: there when they are read, and never too many."""
-        for digest in self.scheduler.features.take_dropped():
+        for digest in dropped:
             del self.rows[digest]
         made, needed = [], set()
-        for entry in scheduled:
-            s = entry.sequence
-            start, end = s.num_computed, s.num_computed + entry.num_tokens
+        for entry in tasks:
+            s, start, end = entry.sequence, entry.start, entry.end
             assert not any(first < end < after for first, after in s.chain.both_ways)
             for i in entry.encodes:
                 feature = s.chain.features[i]
@@ -125,9 +166,9 @@ class Machine:
         if sum(self.rows.values()) > self.max_feature_rows:
             assert len(self.rows) == 1
 
-    def _learn(self, entry: ScheduledSequence) -> None:
-        for group, (at, blocks) in enumerate(self.cache.take_new_blocks(entry.sequence.blocks)):
-            table = self.tables.setdefault((entry.sequence.row, group), [])
+    def _learn(self, entry: Task) -> None:
+        for group, (at, blocks) in enumerate(entry.new_blocks):
+            table = self.tables.setdefault((entry.row, group), [])
             table[at : at + len(blocks)] = blocks
 
     def _digest(self, sequence: Sequence, position: int) -> int:
@@ -141,51 +182,51 @@ class Machine:
         ends = [end for first, end in sequence.chain.both_ways if first <= position < end]
         return max([position + 1, *ends])
 
-    def _encoder_cells(self, sequence: Sequence) -> list[tuple[tuple[int, int, int], tuple[int, int]]]:
+    def _encoder_cells(self, entry: Task) -> list[tuple[tuple[int, int, int], tuple[int, int]]]:
         """Where each of the encoder's tokens lies, and what must be there."""
-        group, whole = self.encoder_group, hash(encoder_tokens(sequence))
+        group, whole = self.encoder_group, hash(encoder_tokens(entry.sequence))
         cells = []
-        for position in range(len(encoder_tokens(sequence))):
-            block = self.tables[sequence.row, group][position // self.block_size]
+        for position in range(len(encoder_tokens(entry.sequence))):
+            block = self.tables[entry.row, group][position // self.block_size]
             assert block != 0
             cells.append(((group, block, position % self.block_size), (position, whole)))
         return cells
 
-    def _write(self, entry: ScheduledSequence) -> None:
+    def _write(self, entry: Task) -> None:
         s = entry.sequence
         if any(s.chain.features[i].kind == ENCODER for i in entry.encodes):
             assert entry.is_new
             self.num_encoded += 1
-            self.memory.update(self._encoder_cells(s))
-        for position in range(s.num_computed, s.num_computed + entry.num_tokens):
+            self.memory.update(self._encoder_cells(entry))
+        for position in range(entry.start, entry.end):
             for group in range(len(self.windows)):
                 if group == self.encoder_group:
                     continue
-                block = self.tables[s.row, group][position // self.block_size]
+                block = self.tables[entry.row, group][position // self.block_size]
                 assert block != 0
                 self.memory[group, block, position % self.block_size] = (position, self._digest(s, position))
 
-    def _read(self, entry: ScheduledSequence) -> None:
+    def _read(self, entry: Task) -> None:
         s = entry.sequence
-        for query in range(s.num_computed, s.num_computed + entry.num_tokens):
-            for cell, stored in self._encoder_cells(s):
+        for query in range(entry.start, entry.end):
+            for cell, stored in self._encoder_cells(entry):
                 assert self.memory[cell] == stored
             for group, window in enumerate(self.windows):
                 if group == self.encoder_group:
                     continue
                 first = 0 if window is None else max(0, query - window + 1)
                 for position in range(first, self._seen(s, query)):
-                    block = self.tables[s.row, group][position // self.block_size]
+                    block = self.tables[entry.row, group][position // self.block_size]
                     assert self.memory[group, block, position % self.block_size] == (
                         position,
                         self._digest(s, position),
                     )
 
-    def _advance(self, entry: ScheduledSequence) -> None:
+    def _advance(self, entry: Task) -> None:
         s = entry.sequence
-        s.num_computed += entry.num_tokens
-        if s.num_computed < len(s.tokens):
+        if entry.end < entry.length or s.status is Status.FINISHED:
             return
+        assert len(s.tokens) == entry.length  # nobody chooses a token twice
         s.tokens.append(next_token(s.tokens))
         if len(s.tokens) >= self.wanted[s.seq_id]:
             self.scheduler.finish(s)
@@ -213,7 +254,7 @@ class Machine:
         raise AssertionError("the machine does not finish")
 
 
-def random_machine(seed: int) -> tuple[Machine, random.Random]:
+def random_machine(seed: int, max_steps: int = 1) -> tuple[Machine, random.Random]:
     """A machine of random shape, small enough to run out of everything."""
     rng = random.Random(seed)
     without = [(None,), (None,), (None, 5), (9,), (None, 3, 10)]
@@ -232,5 +273,6 @@ def random_machine(seed: int) -> tuple[Machine, random.Random]:
         prefix_caching=rng.random() < 0.7,
         max_feature_rows=rng.choice([1, 10, 40]),
         max_adapters=rng.randint(1, 3),
+        max_steps=max_steps,
     )
     return machine, rng

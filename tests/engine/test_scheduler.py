@@ -31,7 +31,16 @@ def random_pictures(rng: random.Random, length: int) -> tuple[list[Feature], lis
 @settings(max_examples=1500, deadline=None)
 @given(st.integers(0, 2**32))
 def test_random_schedules(seed: int) -> None:
-    machine, rng = random_machine(seed)
+    run_random_schedule(*random_machine(seed))
+
+
+@settings(max_examples=1500, deadline=None)
+@given(st.integers(0, 2**32), st.integers(2, 4))
+def test_random_schedules_with_several_steps_on_their_way(seed: int, max_steps: int) -> None:
+    run_random_schedule(*random_machine(seed, max_steps))
+
+
+def run_random_schedule(machine: Machine, rng: random.Random) -> None:
     shared = [rng.randrange(5) for _ in range(30)]
     sequences = {}
     aborted = set()
