@@ -16,7 +16,7 @@ def launch_engine(args: EngineArgs, process: ExecutorProcess | None = None) -> E
     """
     if process is not None:
         return Engine(args, process.load(args), model_tokenizer(args))
-    if args.num_ranks > 1:
+    if args.num_ranks > 1 or args.distributed_executor_backend == "ray":
         return Engine(args, load_ranks(args), model_tokenizer(args))
     loaded = load_model(args)
     return Engine(args, LocalExecutor(loaded, args), loaded.tokenizer)

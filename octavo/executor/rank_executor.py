@@ -10,6 +10,7 @@ from octavo.config import EngineArgs
 from octavo.errors import EngineDeadError, RequestFailedError
 from octavo.executor.process import Failed, Loaded, Reply, decode_reply, encode, refuse_processors, writable
 from octavo.executor.rank_processes import LocalRanks, RankGroup
+from octavo.executor.ray_ranks import RayRanks
 from octavo.executor.step import SequenceResult, SequenceStart, Step, StepResult
 from octavo.params import LogitsProcessor
 from octavo.rank_place import RankPlace
@@ -23,6 +24,8 @@ def load_ranks(args: EngineArgs) -> "RankExecutor":
 
     Raises the errors of octavo.errors for everything wrong with the model or the options.
     """
+    if args.distributed_executor_backend == "ray":
+        return RankExecutor(RayRanks(args), args)
     return RankExecutor(LocalRanks(args.num_ranks, args.tensor_parallel_size, args.distributed_timeout_seconds), args)
 
 
