@@ -46,6 +46,11 @@ class GGUFFile:
         """The memory map that `tensor` lies in."""
         return self._maps[tensor.part]
 
+    def drop_pages(self) -> None:
+        """Tell the system that pages of the file were used, so that they do not count as ours."""
+        for data in self._maps:
+            drop_pages(data, 0, len(data))
+
     @cached_property
     def vocabulary(self) -> Vocabulary | None:
         """The tokens that the file carries, if it does. Raises CheckpointError where they contradict each other."""
@@ -70,6 +75,13 @@ class GGUFFile:
         Raises CheckpointError for a value of another type, or beyond what any model has.
         """
         return checked(self.metadata, self.arch, key, default)
+
+
+def drop_pages(data: mmap.mmap, first: int, end: int) -> None:
+    """Tell the system that these bytes of a mapped file were used. They are read again when they are needed."""
+    if hasattr(data, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
+        first = first // mmap.PAGESIZE * mmap.PAGESIZE
+        data.madvise(mmap.MADV_DONTNEED, first, end - first)
 
 
 def _part_paths(path: Path, metadata: Metadata) -> list[Path]:

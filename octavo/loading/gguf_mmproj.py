@@ -176,6 +176,10 @@ class ProjectedWeights(WeightFormat):
         spelled = {format.text(name): into for name, into in self.text.spelling.names.items()}
         return published.extended(spelled).extended(format.names(self.mmproj))
 
+    def drop_pages(self) -> None:
+        self.text.drop_pages()
+        self.mmproj.file.drop_pages()
+
     def tensors(self, names: Names) -> Iterator[tuple[str, TensorSource]]:
         for name, source in self.text.tensors(self.text_names):
             yield self.mmproj.format.text(name), source

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import CheckpointError
-from octavo.loading.gguf_file import GGUFFile
+from octavo.loading.gguf_file import GGUFFile, drop_pages
 from octavo.loading.gguf_reader import GGUFTensor
 from octavo.loading.tensor_source import TensorSource, cut
 from octavo.ops import StoredRows
@@ -97,7 +97,7 @@ class GGUFSource(TensorSource):
         else:
             with ThreadPoolExecutor(min(len(pieces), torch.get_num_threads())) as pool:
                 list(pool.map(piece, *zip(*pieces, strict=True)))
-        self._drop_pages()
+        drop_pages(self._data, self._tensor.offset, self._tensor.offset + self._tensor.nbytes)
 
     def stored(self) -> StoredRows | None:
         """The rows as the file has them, where they are computed with so; they stay in the file's memory map.
@@ -119,12 +119,6 @@ class GGUFSource(TensorSource):
         kind = WeightKind(self._tensor.kind)
         data, dtype = cut(data, shard), FLOAT_TYPES.get(kind)
         return StoredRows(kind, self.shape[1], data if dtype is None else data.view(dtype))
-
-    def _drop_pages(self) -> None:
-        """Tell the system that the tensor's pages of the file were used, so that they do not count as ours."""
-        if hasattr(self._data, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
-            first = self._tensor.offset // mmap.PAGESIZE * mmap.PAGESIZE
-            self._data.madvise(mmap.MADV_DONTNEED, first, self._tensor.offset + self._tensor.nbytes - first)
 
     def read(self) -> Tensor:
         out = torch.empty(self.shape, dtype=torch.float32)

@@ -40,6 +40,7 @@ def load_weights(model: CausalLM, weights: WeightFormat, precision: Precision, b
     names = weights.names(model.names)
     loader = WeightLoader(model, names, precision, backend)
     loader.load(weights.weights(names), where)
+    weights.drop_pages()
     model.prepare(backend)
     return loader.num_bytes
 

@@ -21,6 +21,7 @@ from octavo.loading.checkpoint import open_checkpoint
 from octavo.loading.formats.plain import safetensors_tensors
 from octavo.loading.gguf_file import GGUFFile
 from octavo.loading.gguf_source import gguf_source
+from octavo.loading.model import load_model
 from octavo.loading.pickled import pickled_tensors
 from octavo.loading.precision import choose_precision
 from octavo.loading.tensor_source import TensorInMemory, TensorSource, TransformedTensor
@@ -443,6 +444,16 @@ def test_no_more_pages_are_read_than_a_rank_takes(tmp_path: Path) -> None:
     assert resident(path) < 1 << 20
     assert part.sum() == 0
     assert resident(path) < part.nbytes + (4 << 20)  # large pages
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_pages_of_a_gguf_file_do_not_stay_when_its_weights_are_packed(
+    tmp_path: Path, generator: torch.Generator
+) -> None:
+    path = stored_llama(tmp_path / "m.gguf", WeightKind.Q8_0, generator)
+    loaded = load_model(EngineArgs(model=str(path), skip_tokenizer_init=True))
+    assert loaded.weight_bytes > 1 << 20
+    assert resident(path) < 1 << 18
 
 
 def resident(path: Path) -> int:

@@ -37,6 +37,9 @@ class GGUFWeights(WeightFormat):
     def names(self, published: Names) -> Names:
         return published.extended(self.spelling.names)
 
+    def drop_pages(self) -> None:
+        self.file.drop_pages()
+
     def tensors(self, names: Names) -> Iterator[tuple[str, TensorSource]]:
         layers = self.file.value("block_count")
         modules = module_names(self.file.arch, layers, iter(names.table), names.prefix)

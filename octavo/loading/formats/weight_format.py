@@ -33,6 +33,9 @@ class WeightFormat(ABC):
         """The model's name table, with what this format spells otherwise."""
         return published
 
+    def drop_pages(self) -> None:  # noqa: B027
+        """All weights have been read: what is mapped of files need not stay in memory. It is read again when needed."""
+
     def weight(self, module: str, tensors: Mapping[str, TensorSource]) -> TensorSource:
         """The weight `[outputs, inputs]` of the published `module`, of its tensors by suffix.
 
