@@ -15,9 +15,12 @@ def is_orphan(parent: int) -> bool:
     return sys.platform != "win32" and os.getppid() != parent
 
 
-def end_with_parent(parent: int) -> None:
-    """From here on this process ends when `parent` does: by the kernel where it can, else when our input closes."""
-    if sys.platform == "linux":
+def end_with_parent(parent: int, with_thread: bool = True) -> None:
+    """From here on this process ends when `parent` does: by the kernel where it can, else when our input closes.
+
+    The kernel looks at the thread that has started this process: `with_thread=False` where it may end earlier.
+    """
+    if sys.platform == "linux" and with_thread:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def watch() -> None:

@@ -35,6 +35,10 @@ ADDED_PER_STEP = 64
 not hold up those who run."""
 
 
+CHECK_EVERY = 1000
+"""Milliseconds after which an idle engine looks whether what computes for it is still there."""
+
+
 class EngineServer:
     """An engine at one end of a socket. What one request's messages hold, and whatever they cause, ends no other."""
 
@@ -71,12 +75,18 @@ class EngineServer:
                 self._send(outputs)
 
     def _read(self, refused: list[Output]) -> list[Command]:
-        """Commands that have come; waits for one where there is nothing else to do."""
+        """Commands that have come; waits for one where there is nothing else to do.
+
+        Raises EngineDeadError where the model's processes have ended meanwhile.
+        """
         commands: list[Command] = []
         busy = self.engine.has_work or bool(self._arrived)
         while len(commands) + len(refused) < READ_PER_STEP:
-            if not self.socket.poll(0 if busy or commands or refused else None):
-                break
+            if not self.socket.poll(0 if busy or commands or refused else CHECK_EVERY):
+                if busy or commands or refused:
+                    break
+                self.engine.executor.check()
+                continue
             message = self.socket.recv()
             try:
                 commands.append(decode_command(message))

@@ -41,5 +41,8 @@ class Executor(Protocol):
         where the model runs in another process.
         """
 
+    def check(self) -> None:
+        """Raises EngineDeadError where there will be no further step, as far as can be seen now."""
+
     def close(self) -> None:
         """End what was started for this."""

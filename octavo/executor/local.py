@@ -65,6 +65,9 @@ class LocalExecutor:
         started = (self.sequences.start(s, self._processors.pop(s.seq_id, ())) for s in step.starts)
         return [refusal for refusal in started if refusal is not None]
 
+    def check(self) -> None:
+        """It ends with this process only."""
+
     def close(self) -> None:
         if self.runner.adapters is not None:
             self.runner.adapters.close()

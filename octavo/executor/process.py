@@ -6,6 +6,8 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -66,6 +68,8 @@ class Failed(msgspec.Struct, tag=True):
 Request = Load | Step
 Reply = Loaded | StepResult | Failed
 
+WORKER = (sys.executable, "-m", "octavo.executor.process_worker")
+
 encode = msgspec.msgpack.Encoder().encode
 decode_request = msgspec.msgpack.Decoder(Request).decode
 decode_start = msgspec.msgpack.Decoder(SequenceStart).decode
@@ -73,7 +77,7 @@ decode_reply: Callable[[bytes], Reply] = msgspec.msgpack.Decoder(Reply).decode
 
 
 class ExecutorProcess:
-    """A process that runs models, one at a time. It ends with `close`, with the thread that made it, or with this one.
+    """A process that runs models, one at a time. It ends with `close`, or with this process.
 
     Args:
         inherits: file descriptors that it has as well.
@@ -89,13 +93,15 @@ class ExecutorProcess:
             limit = struct.pack("ll", int(timeout), int(timeout % 1 * 1e6))
             for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
                 ours.setsockopt(socket.SOL_SOCKET, option, limit)
+        is_main = threading.current_thread() is threading.main_thread()  # which ends with the process
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "octavo.executor.process_worker", str(theirs.fileno()), str(os.getpid())],
+                [*WORKER, str(theirs.fileno()), str(os.getpid()), "thread" if is_main else "process"],
                 stdin=subprocess.PIPE,  # its end says that this process has ended
                 pass_fds=[theirs.fileno(), *inherits],
             )
         self.connection = Connection(ours.detach())
+        self._finalizer = weakref.finalize(self, _end, self.process, self.connection)
 
     def send(self, request: Request) -> None:
         """Never waits for the process to be done with something else; `receive` says if it has ended."""
@@ -134,10 +140,14 @@ class ExecutorProcess:
         return ProcessExecutor(self, reply)
 
     def close(self) -> None:
-        """End the process, whatever it does."""
-        self.connection.close()
-        self.process.kill()
-        self.process.communicate()
+        """End the process, whatever it does. Who forgets it ends it too."""
+        self._finalizer()
+
+
+def _end(process: subprocess.Popen[bytes], connection: Connection) -> None:
+    connection.close()
+    process.kill()
+    process.communicate()
 
 
 def refuse_processors() -> NoReturn:
@@ -191,6 +201,10 @@ class ProcessExecutor:
         assert isinstance(result, StepResult)
         result.refused += refused
         return result
+
+    def check(self) -> None:
+        if self.process.process.poll() is not None:
+            raise EngineDeadError(f"the process that runs the model {self.process.end()}.")
 
     def close(self) -> None:
         self.process.close()

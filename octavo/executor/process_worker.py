@@ -71,5 +71,5 @@ def _load(request: Load) -> "LocalExecutor":
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which says when to stop
-    end_with_parent(int(sys.argv[2]))
+    end_with_parent(int(sys.argv[2]), with_thread=sys.argv[3] == "thread")
     main(Connection(int(sys.argv[1])))

@@ -160,7 +160,7 @@ def test_a_process_that_dies_is_a_dead_engine(args: EngineArgs) -> None:
 def test_it_ends_with_its_parent() -> None:
     program = (
         "import os, time; from octavo.executor.process import ExecutorProcess; "
-        "print(ExecutorProcess().process.pid, flush=True); time.sleep(100)"
+        "process = ExecutorProcess(); print(process.process.pid, flush=True); time.sleep(100)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None

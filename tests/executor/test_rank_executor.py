@@ -1,5 +1,6 @@
 """What the engine's end of several ranks makes of their replies: by ranks that are played here, and by real ones."""
 
+import gc
 import os
 import signal
 import time
@@ -248,6 +249,15 @@ def test_a_rank_that_dies_or_hangs(two_ranks: LLM, victim: int, how: signal.Sign
     two_ranks.requests.step()
     os.kill(all_pids[victim], how)
     assert "the engine has stopped" in run_until_error(two_ranks)
+    assert_gone(all_pids)
+
+
+@pytest.mark.slow
+def test_who_forgets_an_engine_ends_its_ranks(tiny_model: Path) -> None:
+    llm = LLM(str(tiny_model), dtype="float32", kv_cache_memory="16MiB", tensor_parallel_size=2)
+    all_pids = pids(llm)
+    del llm
+    gc.collect()
     assert_gone(all_pids)
 
 
