@@ -40,6 +40,7 @@ from octavo.ops.specs import (
     LinearUpdate,
     LowRank,
     NormSpec,
+    RankColumns,
     RotaryTable,
     RouterSpec,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "PackedExperts",
     "PackedHeads",
     "PackedLinear",
+    "RankColumns",
     "RankLink",
     "RankPlace",
     "Ranks",

@@ -35,8 +35,11 @@ class PackedLinear(Protocol):
         """`x` `[rows, in]` to `[rows, out]`; `bias` `[out]` is float32."""
         ...
 
-    def rows(self, ids: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
-        """Rows `ids` `[count]` of the weight, times `scale`: `[count, in]` (what a tied token table is read by)."""
+    def rows(self, ids: Tensor, dtype: torch.dtype, scale: float = 1.0, first: int | None = None) -> Tensor:
+        """Rows `ids` `[count]` of the weight, times `scale`: `[count, in]` (what a tied token table is read by).
+
+        With `first`, ids count from it on, and those of no row give zeros: other ranks have them.
+        """
         ...
 
 
@@ -229,8 +232,8 @@ class Backend(Ranks, Protocol):
         """Each head's weight, of `[heads, out, in]` in float32."""
         ...
 
-    def table_rows(self, table: Tensor, ids: Tensor) -> Tensor:
-        """Rows `ids` `[count]` of `table` `[rows, width]`."""
+    def table_rows(self, table: Tensor, ids: Tensor, first: int | None = None) -> Tensor:
+        """Rows `ids` `[count]` of `table` `[rows, width]`; `first` as in `PackedLinear.rows`."""
         ...
 
     def finite(self, x: Tensor) -> bool:

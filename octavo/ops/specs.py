@@ -31,6 +31,18 @@ class NormSpec:
     eps: float
 
 
+@dataclass(frozen=True)
+class RankColumns:
+    """Columns of rows that several ranks hold some each of."""
+
+    widths: tuple[int, ...]
+    """How many of its first columns each rank gives: side by side they are the whole. 0 where another has the same."""
+    given: int
+    """How many this rank gives."""
+    first: int
+    """Where in the whole this rank's own begin."""
+
+
 @dataclass(frozen=True, eq=False)
 class HeadNorms:
     """Norms of queries and of keys."""
@@ -39,6 +51,9 @@ class HeadNorms:
     key: NormSpec
     full_width: bool = False
     """All heads side by side are one row; otherwise each head is one."""
+    query_columns: RankColumns | None = None
+    """Where `full_width` rows of queries are several ranks': the norm is of the whole."""
+    key_columns: RankColumns | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +77,8 @@ class BlockSparse:
     local_blocks: int
     stride: int
     head_step: int
+    first_head: int = 0
+    """The number of the first head, where other ranks have those before."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,12 +1,23 @@
 """Paged attention against a plain one in float64, and bit for bit against itself in other batches."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from octavo.ops import AttentionSpec, Backend, BlockSparse, CacheSpec, HeadClip, HeadNorms, NormSpec, SequenceRun
+from octavo.ops import (
+    AttentionSpec,
+    Backend,
+    BlockSparse,
+    CacheSpec,
+    HeadClip,
+    HeadNorms,
+    NormSpec,
+    RankColumns,
+    SequenceRun,
+)
 from octavo.ops.torch.rope import rotate
 
 
@@ -145,6 +156,16 @@ def test_agrees_with_the_plain_formula(
             torch.testing.assert_close(got.double(), want, rtol=4e-2, atol=4e-2)
         else:
             torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
+
+
+def test_some_of_the_heads_see_the_blocks_that_are_theirs(backend: Backend, generator: torch.Generator) -> None:
+    sparse = BlockSparse(16, 2, 5, 2)
+    cache = Cache(backend, [200], 1, 16, 8, generator)
+    query = torch.randn(3, 6, 16, generator=generator)
+    whole = cache.attend([(0, 190, query)], sparse=sparse)[0]
+    some = cache.attend([(0, 190, query[:, 4:])], sparse=replace(sparse, first_head=4))[0]
+    assert torch.equal(some, whole[:, 4:])
+    assert not torch.equal(cache.attend([(0, 190, query[:, 4:])], sparse=sparse)[0], some)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
@@ -379,3 +400,35 @@ def test_norms_and_clips_of_heads(
     tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-4
     torch.testing.assert_close(found[0], found[2], rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(found[1], found[3], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_of_heads_that_several_ranks_have(
+    backend: Backend, dtype: torch.dtype, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two ranks, which share a key head: the bits of what one rank alone gives for its heads."""
+    tokens, heads, dim = 9, 4, 24
+    norms = NORMS["rms"](heads * dim), NORMS["layer"](dim)
+    qkv = torch.randn(tokens, (heads + 2) * dim, generator=generator).to(dtype)
+    query, key, value = (part.clone() for part in qkv.split([heads * dim, dim, dim], 1))
+    plan = backend.plan_attention([SequenceRun(0, tokens, 0, 0)], torch.tensor([[1, 2, 3]]), 4, None, tokens)
+
+    def attend(rows: Tensor, heads: int, transform: HeadNorms) -> Tensor:
+        cache = backend.make_cache(CacheSpec(1, dim, dim), 4, 4, torch.float32)
+        spec = AttentionSpec(heads, 1, dim, 0.25, transforms=(transform,))
+        return backend.attend(rows.clone(), cache, plan, spec, None)
+
+    whole = attend(qkv, heads, HeadNorms(*norms, full_width=True))
+    gathered = iter([query, key])
+
+    def all_gather(x: Tensor, widths: tuple[int, ...]) -> Tensor:
+        given = next(gathered)
+        assert given.shape[1] == sum(widths)
+        assert torch.equal(x, given[:, given.shape[1] - widths[1] :])
+        return given
+
+    monkeypatch.setattr(backend, "all_gather", all_gather)
+    half = heads // 2 * dim
+    columns = RankColumns((half, half), half, half), RankColumns((dim, 0), 0, 0)
+    some = attend(torch.cat([query[:, half:], key, value], 1), heads // 2, HeadNorms(*norms, True, *columns))
+    assert torch.equal(some, whole[:, half:])

@@ -100,6 +100,14 @@ def test_table_rows(backend: Backend, dtype: torch.dtype, generator: torch.Gener
     assert torch.equal(backend.table_rows(table, ids), table[ids])
 
 
+def test_rows_of_other_ranks_tables_are_zeros(backend: Backend, generator: torch.Generator) -> None:
+    table = torch.randn(30, 17, generator=generator)
+    ids = torch.tensor([99, 100, 129, 0, 130, 101])
+    want = torch.stack([table[i - 100] if 100 <= i < 130 else torch.zeros(17) for i in ids.tolist()])
+    assert torch.equal(backend.table_rows(table, ids, 100), want)
+    assert torch.equal(backend.linear(table).rows(ids, torch.float32, 1.0, 100), want)
+
+
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_rotary_turns_pairs(interleaved: bool, generator: torch.Generator) -> None:
     x = torch.randn(3, 2, 12, generator=generator)

@@ -105,6 +105,9 @@ def test_rows_are_the_stored_numbers(native: NativeBackend, kind: WeightKind, ge
     ids = torch.tensor([0, 52, 17, 17, 31])
     got = native.stored_linear([stored]).rows(ids, torch.float32, 2.0)
     torch.testing.assert_close(got.double(), 2 * weight[ids], rtol=1e-6, atol=1e-7)
+    some = native.stored_linear([stored]).rows(ids, torch.float32, 2.0, 17)  # numbers of the first are from 17 on
+    assert torch.equal(some[1:], native.stored_linear([stored]).rows(ids[1:] - 17, torch.float32, 2.0))
+    assert not some[0].any()
 
 
 def test_parts_of_different_kinds(native: NativeBackend, generator: torch.Generator) -> None:

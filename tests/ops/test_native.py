@@ -267,7 +267,7 @@ import torch
 from octavo.ops.native import Library, runnable
 table, ids, out = torch.zeros(4, 16), torch.tensor([0, 1, 2, 4]), torch.empty(4, 16)
 addresses = dict(ids=ids.data_ptr(), table=table.data_ptr(), out=out.data_ptr())
-Library(runnable()[0]).core.table_rows(rows=4, row_bytes=64, **addresses)
+Library(runnable()[0]).core.table_rows(rows=4, first=0, count=5, row_bytes=64, **addresses)
 """
     done = subprocess.run([sys.executable, "-c", overrun], capture_output=True, text=True, check=False)
     assert done.returncode != 0

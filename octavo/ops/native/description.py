@@ -250,8 +250,10 @@ class Core(Protocol):
     def non_finite(self, *, rows: int, x: Numbers, out: FloatsOut, columns: int, dtype: DType) -> None:
         """One number: 0, or NaN where a value of any row is not finite."""
 
-    def copy_rows(self, *, rows: int, x: Bytes, stride_bytes: int, row_bytes: int, out: BytesOut) -> None:
-        """Rows that lie apart, one after the other."""
+    def copy_rows(
+        self, *, rows: int, x: Bytes, stride_bytes: int, row_bytes: int, out: BytesOut, out_stride_bytes: int,
+    ) -> None:
+        """Rows of `row_bytes`, which may lie apart on both sides."""
 
     def weighted_sum(
         self, *, rows: int, y: Numbers, weights: Floats, terms: int, out: NumbersOut, columns: int,
@@ -259,8 +261,10 @@ class Core(Protocol):
     ) -> None:
         """`out[row]`, the sum of `weights[row, k] * y[row, k]` over its `terms` k, in their order."""
 
-    def table_rows(self, *, rows: int, ids: Int64s, table: Bytes, row_bytes: int, out: BytesOut) -> None:
-        """Rows `ids` of a plain table."""
+    def table_rows(
+        self, *, rows: int, ids: Int64s, first: int, count: int, table: Bytes, row_bytes: int, out: BytesOut,
+    ) -> None:
+        """Rows `ids - first` of a plain table of `count` rows; zeros for ids of none."""
 
     def sample(
         self, *, rows: int, logits: Floats, stride: int, vocab_size: int, draws: Draws | None,
@@ -307,10 +311,10 @@ class Core(Protocol):
         """Rows as `pack` takes them, rounded to Q8_0 or Q4_1."""
 
     def weight_rows(
-        self, *, rows: int, ids: Int64s, kind: WeightKind, weight: Bytes, inputs: int, out: NumbersOut,
-        out_dtype: DType, scale: float,
+        self, *, rows: int, ids: Int64s, first: int, count: int, kind: WeightKind, weight: Bytes, inputs: int,
+        out: NumbersOut, out_dtype: DType, scale: float,
     ) -> None:
-        """Rows `ids` of a packed weight, times `scale`."""
+        """Rows `ids - first` of a packed weight of `count` rows, times `scale`; zeros for ids of none."""
 
     def packed_bytes(self, *, kind: WeightKind, rows: int, inputs: int) -> int:
         """Memory of a packed weight."""
@@ -355,13 +359,13 @@ class Core(Protocol):
         runs: AttentionRuns, block_table: Int64s, table_width: int, block_size: int, num_heads: Int,
         num_kv_heads: Int, key_dim: Int, value_dim: Int, scale: float, softcap: float,
         alibi_slopes: Floats | None, window: int, cache_dtype: DType, out_dtype: DType, paired: bool,
-        sparse_block: int, local_blocks: int, sparse_stride: int, head_step: int,
+        sparse_block: int, local_blocks: int, sparse_stride: int, head_step: int, first_head: int,
     ) -> None:
         """Each row's values by softmax of its scores over the keys that its run lets it see, from a paged cache.
 
         0 as `softcap` or `window` is none. Where `sparse_block` is not 0, that many keys are a block, and a row sees
         the last `local_blocks` of them and of those before every `sparse_stride`-th, which heads count from places
-        `head_step` apart.
+        `head_step` apart; the first of the heads is number `first_head` of them.
         """
 
     def full_attention(

@@ -11,7 +11,7 @@ from octavo.ops.native.native_elementwise import NativeElementwise, rows_of
 from octavo.ops.native.packed_weight import DTYPES
 from octavo.ops.paged_cache import KVCache
 from octavo.ops.plans import AttentionPlan, FullRun
-from octavo.ops.specs import AttentionSpec, HeadClip, NormSpec, RotaryTable
+from octavo.ops.specs import AttentionSpec, HeadClip, NormSpec, RankColumns, RotaryTable
 from octavo.ops.torch import TorchBackend
 
 CACHE_DTYPES = DTYPES | {torch.int8: DType.INT8}
@@ -87,10 +87,27 @@ class NativeAttention(NativeElementwise):
                 self.library.core.clip(rows=rows, x=qkv.data_ptr(), columns=columns, limit=transform.limit, dtype=dtype)
                 continue
             first = 0
-            for norm, heads in ((transform.query, spec.num_heads), (transform.key, spec.num_kv_heads)):
-                self._norm_heads(qkv, first, heads, spec.head_dim, norm, transform.full_width)
+            for norm, heads, others in (
+                (transform.query, spec.num_heads, transform.query_columns),
+                (transform.key, spec.num_kv_heads, transform.key_columns),
+            ):
+                if others is None:
+                    self._norm_heads(qkv, first, heads, spec.head_dim, norm, transform.full_width)
+                else:
+                    self._norm_with_others(qkv[:, first : first + heads * spec.head_dim], norm, others)
                 first += heads * spec.head_dim
         return qkv
+
+    def _norm_with_others(self, x: Tensor, norm: NormSpec, columns: RankColumns) -> None:
+        """Norm columns `x` of rows, of which other ranks have more, as one row with those, in place."""
+        whole = self._together(self.all_gather(self._together(x[:, : columns.given]), columns.widths))
+        self._norm_heads(whole, 0, 1, whole.shape[1], norm, full_width=True)
+        own = whole[:, columns.first : columns.first + x.shape[1]]
+        self._copy_rows(own, x)
+
+    def all_gather(self, x: Tensor, widths: Sequence[int]) -> Tensor:
+        """See octavo.ops.rank_operations."""
+        raise NotImplementedError
 
     def _norm_heads(self, qkv: Tensor, first: int, heads: int, head_dim: int, norm: NormSpec, full_width: bool) -> None:
         """Norm `heads` heads that begin with column `first`, in place."""
@@ -204,6 +221,7 @@ class NativeAttention(NativeElementwise):
             local_blocks=sparse.local_blocks if sparse else 0,
             sparse_stride=sparse.stride if sparse else 0,
             head_step=sparse.head_step if sparse else 0,
+            first_head=sparse.first_head if sparse else 0,
         )
         return out
 

@@ -36,12 +36,14 @@ class NativeElementwise:
     def __init__(self, library: Library, reference: TorchBackend) -> None:
         self.library, self._reference = library, reference
 
-    def table_rows(self, table: Tensor, ids: Tensor) -> Tensor:
+    def table_rows(self, table: Tensor, ids: Tensor, first: int | None = None) -> Tensor:
         out = torch.empty(len(ids), table.shape[1], dtype=table.dtype)
         ids = ids.contiguous()
         self.library.core.table_rows(
             rows=len(ids),
             ids=ids.data_ptr(),
+            first=first or 0,
+            count=len(table),
             table=table.data_ptr(),
             row_bytes=table.shape[1] * table.element_size(),
             out=out.data_ptr(),
@@ -55,9 +57,19 @@ class NativeElementwise:
         if not len(x) or not x[0].is_contiguous():
             return x.contiguous()
         out = torch.empty(x.shape, dtype=x.dtype)
-        stride, row = x.stride(0) * x.element_size(), x[0].numel() * x.element_size()
-        self.library.core.copy_rows(rows=len(x), x=x.data_ptr(), stride_bytes=stride, row_bytes=row, out=out.data_ptr())
+        self._copy_rows(x, out)
         return out
+
+    def _copy_rows(self, x: Tensor, out: Tensor) -> None:
+        """Copy rows, which each lie together, of `x` to `out`, alike in shape and dtype."""
+        self.library.core.copy_rows(
+            rows=len(x),
+            x=x.data_ptr(),
+            stride_bytes=x.stride(0) * x.element_size(),
+            row_bytes=x[0].numel() * x.element_size(),
+            out=out.data_ptr(),
+            out_stride_bytes=out.stride(0) * out.element_size(),
+        )
 
     def finite(self, x: Tensor) -> bool:
         x = self._together(x)

@@ -25,14 +25,15 @@ class NativeLinear:
             first += part.outputs
         return out
 
-    def rows(self, ids: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+    def rows(self, ids: Tensor, dtype: torch.dtype, scale: float = 1.0, first: int | None = None) -> Tensor:
+        begin = first or 0
         if len(self.parts) == 1:
-            return self.parts[0].rows(ids, dtype, scale)
-        out, first = torch.empty(len(ids), self.parts[0].width, dtype=dtype), 0
+            return self.parts[0].rows(ids, dtype, scale, begin)
+        out = torch.zeros(len(ids), self.parts[0].width, dtype=dtype)
         for part in self.parts:
-            here = (ids >= first) & (ids < first + part.outputs)
-            out[here] = part.rows(ids[here] - first, dtype, scale)
-            first += part.outputs
+            here = (ids >= begin) & (ids < begin + part.outputs)
+            out[here] = part.rows(ids[here], dtype, scale, begin)
+            begin += part.outputs
         return out
 
 

@@ -58,13 +58,15 @@ class PackedWeight:
             fine=fine,
         )
 
-    def rows(self, ids: Tensor, dtype: torch.dtype, scale: float) -> Tensor:
-        """Rows `ids` `[count]` of the weight, times `scale`: `[count, width]`."""
+    def rows(self, ids: Tensor, dtype: torch.dtype, scale: float, first: int) -> Tensor:
+        """Rows of the weight, times `scale`: `[count, width]`. Ids count from `first` on; of no row they give zeros."""
         ids = ids.contiguous()
         out = torch.empty(len(ids), self.width, dtype=dtype)
         self.library.core.weight_rows(
             rows=len(ids),
             ids=ids.data_ptr(),
+            first=first,
+            count=self.outputs,
             kind=self.kind,
             weight=self.data.data_ptr(),
             inputs=self.width,

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from octavo.ops.paged_cache import SCALE_BYTES, KVCache
 from octavo.ops.plans import AttentionPlan, FullRun, SequenceRun
-from octavo.ops.specs import AttentionSpec, BlockSparse, HeadClip
+from octavo.ops.specs import AttentionSpec, BlockSparse, HeadClip, NormSpec, RankColumns
 from octavo.ops.torch.products import ROW_GRAIN, TERMS, grouped_sum
 from octavo.ops.torch.rope import rotate
 from octavo.ops.torch.torch_norms import apply_norm
@@ -91,7 +91,7 @@ def _sparse_bias(sparse: BlockSparse, tile: _Tile, heads: int) -> Tensor:
     """[n, heads, t, 1, span] float32: 0 where a head's query sees a key, else -inf. Causality is another's."""
     key_block = tile.keys // sparse.block_size
     query_block = torch.div(tile.keys - tile.distance, sparse.block_size, rounding_mode="floor")
-    of_head = torch.arange(heads, device=tile.keys.device).view(1, heads, 1, 1, 1)
+    of_head = torch.arange(heads, device=tile.keys.device).view(1, heads, 1, 1, 1) + sparse.first_head
     strided = (key_block + of_head * sparse.head_step + 1) % sparse.stride == 0
     seen = (query_block - key_block < sparse.local_blocks) | strided
     return torch.where(seen, 0.0, -torch.inf)
@@ -237,7 +237,11 @@ def store(cache: Tensor, values: Tensor, plan: AttentionPlan) -> None:
     cache.view(-1, cache.shape[-1]).index_copy_(0, _slot_rows(plan, heads), rows)
 
 
-def transform_heads(qkv: Tensor, spec: AttentionSpec) -> Tensor:
+AllGather = Callable[[Tensor, Sequence[int]], Tensor]
+"""See octavo.ops.ranks."""
+
+
+def transform_heads(qkv: Tensor, spec: AttentionSpec, all_gather: AllGather) -> Tensor:
     """Queries, keys and values `[rows, heads + 2 * kv heads, head_dim]` after the spec's transforms."""
     for transform in spec.transforms:
         if isinstance(transform, HeadClip):
@@ -245,12 +249,21 @@ def transform_heads(qkv: Tensor, spec: AttentionSpec) -> Tensor:
             continue
         query, key, value = torch.split(qkv, [spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], dim=1)
         if transform.full_width:
-            query = apply_norm(transform.query, query.flatten(1)).view(query.shape)
-            key = apply_norm(transform.key, key.flatten(1)).view(key.shape)
+            query = _norm_all_heads(transform.query, query, transform.query_columns, all_gather)
+            key = _norm_all_heads(transform.key, key, transform.key_columns, all_gather)
         else:
             query, key = apply_norm(transform.query, query), apply_norm(transform.key, key)
         qkv = torch.cat([query, key, value], dim=1)
     return qkv
+
+
+def _norm_all_heads(norm: NormSpec, x: Tensor, columns: RankColumns | None, all_gather: AllGather) -> Tensor:
+    """`x` `[rows, heads, head_dim]`, whose heads side by side, and those of other ranks with them, are normed."""
+    flat = x.flatten(1)
+    if columns is None:
+        return apply_norm(norm, flat).view(x.shape)
+    whole = all_gather(flat[:, : columns.given], columns.widths)
+    return apply_norm(norm, whole)[:, columns.first : columns.first + flat.shape[1]].reshape(x.shape)
 
 
 def rotate_store(

@@ -30,9 +30,18 @@ class TorchLinear:
             return functional.linear(functional.pad(x, (0, 0, 0, self.min_rows - rows)), self.weight, bias)[:rows]
         return functional.linear(x, self.weight, bias)
 
-    def rows(self, ids: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
-        found = functional.embedding(ids, self.weight).to(dtype)
+    def rows(self, ids: Tensor, dtype: torch.dtype, scale: float = 1.0, first: int | None = None) -> Tensor:
+        found = table_rows(self.weight, ids, first).to(dtype)
         return found if scale == 1.0 else found * scale
+
+
+def table_rows(table: Tensor, ids: Tensor, first: int | None = None) -> Tensor:
+    """See octavo.ops.backend."""
+    if first is None:
+        return functional.embedding(ids, table)
+    ids = ids - first
+    is_row = (ids >= 0) & (ids < len(table))
+    return torch.where(is_row.unsqueeze(1), functional.embedding(ids.clamp(0, len(table) - 1), table), 0.0)
 
 
 TERMS = 128

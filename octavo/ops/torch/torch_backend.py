@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from octavo.ops import host_memory
 from octavo.ops.backend import PackedExperts, PackedHeads, PackedLinear, RecordedDecode, RowAdapters
@@ -29,7 +28,7 @@ from octavo.ops.torch import experts, paged_attention, rope, routing, sampling, 
 from octavo.ops.torch.activations import ACTIVATIONS, gated
 from octavo.ops.torch.adapter_products import TorchAdapterTable, TorchUpdate
 from octavo.ops.torch.distributed_ranks import DistributedRanks
-from octavo.ops.torch.products import TorchHeads, TorchLinear
+from octavo.ops.torch.products import TorchHeads, TorchLinear, table_rows
 from octavo.ops.weight_kinds import WeightKind
 
 
@@ -119,8 +118,8 @@ class TorchBackend(DistributedRanks):
     def quantize(self, weight: Tensor, kind: WeightKind) -> StoredRows:
         raise NotImplementedError("the reference computes with floats")
 
-    def table_rows(self, table: Tensor, ids: Tensor) -> Tensor:
-        return functional.embedding(ids, table)
+    def table_rows(self, table: Tensor, ids: Tensor, first: int | None = None) -> Tensor:
+        return table_rows(table, ids, first)
 
     def finite(self, x: Tensor) -> bool:
         return bool(torch.isfinite(x.sum()))
@@ -184,7 +183,7 @@ class TorchBackend(DistributedRanks):
         angles: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         rows = qkv.shape[0]
-        heads = paged_attention.transform_heads(qkv.view(rows, -1, spec.head_dim), spec)
+        heads = paged_attention.transform_heads(qkv.view(rows, -1, spec.head_dim), spec, self.all_gather)
         query = paged_attention.rotate_store(heads, angles, cache, plan, spec)
         return self.attend_stored(query, cache, plan, spec, rows, qkv.dtype).flatten(1)
 

@@ -25,7 +25,8 @@ struct Attention : arguments::attention {
 
 // Whether block-sparse attention lets a head's query see a block of keys.
 inline bool sees_block(const Attention& a, int64_t position, int head, int64_t block) {
-    return position / a.sparse_block - block < a.local_blocks || (block + head * a.head_step + 1) % a.sparse_stride == 0;
+    if (position / a.sparse_block - block < a.local_blocks) return true;
+    return (block + (a.first_head + head) * a.head_step + 1) % a.sparse_stride == 0;
 }
 
 // The first and the last key that a run's query sees: up to itself or, where it sees all of the run, to the run's end.

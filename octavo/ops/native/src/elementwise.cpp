@@ -255,7 +255,7 @@ OPERATION(clip) {
 
 OPERATION(copy_rows) {
     over_rows(a.rows, a.row_bytes / 4, [&](int64_t r) {
-        std::memcpy(a.out + r * a.row_bytes, a.x + r * a.stride_bytes, static_cast<size_t>(a.row_bytes));
+        std::memcpy(a.out + r * a.out_stride_bytes, a.x + r * a.stride_bytes, static_cast<size_t>(a.row_bytes));
     });
 }
 

@@ -152,7 +152,12 @@ OPERATION(weight_rows) {
     parallel(a.rows, std::max<int64_t>(1, 2048 / a.inputs), [&](int64_t first, int64_t last) {
         std::vector<float> row(round_up(columns_of(a.kind, a.inputs), LANES));
         for (int64_t r = first; r < last; ++r) {
-            unpack_any(a.kind, a.weight, a.ids[r], a.inputs, row);
+            const int64_t id = a.ids[r] - a.first;
+            if (id < 0 || id >= a.count) {
+                std::fill(row.begin(), row.end(), 0.0f);
+            } else {
+                unpack_any(a.kind, a.weight, id, a.inputs, row);
+            }
             WITH_TYPE(a.out_dtype, T, {
                 T* out = row_of<T>(a.out, r, a.inputs);
                 for_vectors(a.inputs, [&](int64_t i, int n) { put(out + i, load(row.data() + i) * a.scale, n); });
@@ -163,7 +168,13 @@ OPERATION(weight_rows) {
 
 OPERATION(table_rows) {
     for (int64_t r = 0; r < a.rows; ++r) {
-        std::memcpy(a.out + r * a.row_bytes, a.table + a.ids[r] * a.row_bytes, static_cast<size_t>(a.row_bytes));
+        uint8_t* out = a.out + r * a.row_bytes;
+        const int64_t id = a.ids[r] - a.first;
+        if (id < 0 || id >= a.count) {
+            std::memset(out, 0, static_cast<size_t>(a.row_bytes));
+        } else {
+            std::memcpy(out, a.table + id * a.row_bytes, static_cast<size_t>(a.row_bytes));
+        }
     }
 }
 
