@@ -11,6 +11,7 @@ from octavo.architectures.registry import architecture
 from octavo.architectures.rope_config import make_rope
 from octavo.errors import CheckpointError, UnsupportedModelError
 from octavo.parts import Attention, Batch, CausalLM, GatedMLP, Linear, PreNorm
+from octavo.parts.split import Split
 
 DECILM_NAMES = NAMES.extended(
     {
@@ -28,6 +29,11 @@ class LinearPiece(nn.Module):
     def __init__(self, hidden_size: int, bias: bool) -> None:
         super().__init__()
         self.o = Linear(hidden_size, hidden_size, bias)
+
+    def split(self, split: Split) -> None:
+        """See octavo.parts.split."""
+        outputs = self.o.outputs
+        self.o.split_outputs(split.share(outputs), split.widths(outputs))
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         return self.o(x, batch)  # type: ignore[no-any-return]

@@ -1,6 +1,6 @@
 """DeepSeek-MoE (Dai et al. 2024): Llama's body with fine experts, and a wide one that every token shares."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from torch import Tensor, nn
@@ -27,8 +27,13 @@ class MoEWithShared(MoE):
         super().__init__(router, experts, route)
         self.shared = shared
 
-    def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        routed = super().forward(x, batch)
+    def feed_forwards(self) -> Iterator[GatedMLP]:
+        yield from super().feed_forwards()
+        if self.shared is not None:
+            yield self.shared
+
+    def mixed(self, x: Tensor, batch: Batch) -> Tensor:
+        routed = super().mixed(x, batch)
         return routed if self.shared is None else self._backend.add(routed, self.shared(x, batch))
 
 

@@ -1,6 +1,6 @@
 """Qwen2-MoE (Qwen Team 2024): Qwen2's body with many experts, and one that every token shares behind a gate."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from torch import Tensor, nn
@@ -30,8 +30,12 @@ class MoEWithGatedShared(MoE):
         self.shared = shared
         self.shared_gate = Linear(router.inputs, 1, exact=True)
 
-    def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        routed, gate = super().forward(x, batch), self.shared_gate(x, batch)
+    def feed_forwards(self) -> Iterator[GatedMLP]:
+        yield from super().feed_forwards()
+        yield self.shared
+
+    def mixed(self, x: Tensor, batch: Batch) -> Tensor:
+        routed, gate = super().mixed(x, batch), self.shared_gate(x, batch)
         return self._backend.add_gated(routed, self.shared(x, batch), gate)
 
 

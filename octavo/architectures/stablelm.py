@@ -12,6 +12,7 @@ from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.ops import NormSpec
 from octavo.parts import CausalLM, LayerNorm, Norm, PreNorm, QKNorm, SharedNorm
+from octavo.parts.split import Range
 
 
 class NormEachHead(Norm):
@@ -21,13 +22,18 @@ class NormEachHead(Norm):
         super().__init__()
         self.norms = nn.ModuleList(LayerNorm(head_dim, eps, bias=False) for _ in range(num_heads))
         self.eps = eps
+        self.heads = (0, num_heads)
+        """Numbers of those that this rank has."""
+
+    def split_heads(self, heads: Range) -> None:
+        self.heads = heads
 
     @property
     def adapted_slots(self) -> set[int]:
         return {slot for norm in self.norms for slot in cast(Norm, norm).adapted_slots}
 
     def spec(self, slot: int | None = None) -> NormSpec:
-        each = [cast(Norm, norm).spec(slot).weight for norm in self.norms]
+        each = [cast(Norm, norm).spec(slot).weight for norm in self.norms[slice(*self.heads)]]
         return NormSpec("layer", torch.stack([cast(Tensor, weight) for weight in each]), None, self.eps)
 
 

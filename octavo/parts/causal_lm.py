@@ -17,6 +17,7 @@ from octavo.parts.media_tower import MediaTower
 from octavo.parts.names import Into, Names
 from octavo.parts.norms import Norm, norm_rows
 from octavo.parts.rotary_embedding import LongRotaryEmbedding
+from octavo.parts.split import Split, split_parts
 from octavo.parts.state import StateSpec
 from octavo.parts.weight_adapter import TakesAdapters
 from octavo.parts.weight_slots import Role, WeightSlot, weight_slots
@@ -86,6 +87,19 @@ class CausalLM(nn.Module):
         self.dtype = torch.float32
         """Of activations."""
         self.states: list[StateSpec] = []
+        self._number_states()
+
+    def split(self, split: Split) -> None:
+        """See octavo.parts.split. Logits are gathered, so that every rank has all of them."""
+        for part in (self.embed, self.layers, self.norm):
+            split_parts(part, split)
+        for reader in (self.encoder, self.media):
+            if reader is not None:
+                split_parts(reader, split, is_lenient=True)
+        self.tokens.split_tokens(split)
+        if self.head is not None:
+            outputs = self.head.outputs
+            self.head.split_outputs(split.share(outputs), split.widths(outputs))
         self._number_states()
 
     def _number_states(self) -> None:
@@ -265,7 +279,7 @@ class CausalLM(nn.Module):
         """
         assert self.head is not None
         if slot is not None and self.has_more_tokens(slot):
-            return self._backend.floats(self.head.replaced(hidden, slot))
+            return self._backend.floats(self.head.with_more_outputs(hidden, slot))
         return self._backend.floats(self.head(hidden, batch))
 
     def process_logits(self, logits: Tensor) -> Tensor:

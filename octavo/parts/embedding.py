@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from octavo.ops import Backend, PackedLinear
 from octavo.parts.batch import Batch, EncoderBatch
 from octavo.parts.norms import norm_rows
+from octavo.parts.split import Range, Split
 from octavo.parts.weight_adapter import AdapterOptions, ChangedBySlot, WeightAdapter
-from octavo.parts.weight_slots import Role, WeightSlot
+from octavo.parts.weight_slots import Role, Shard, WeightSlot
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +18,7 @@ class TableChange:
     """What an adapter makes of a token table."""
 
     table: Tensor | None
-    """[tokens, embedding_dim] float32, in its place; may have more tokens."""
+    """[tokens, embedding_dim] float32, in its place, of this rank's tokens; may have more tokens."""
     tokens: tuple[Tensor, Tensor] | None
     """Ids in order and [count, embedding_dim] float32, in the place of their rows."""
     low_rank: tuple[tuple[Tensor, PackedLinear], ...]
@@ -38,10 +39,19 @@ class Embedding(ChangedBySlot[TableChange]):
         self.scale = scale
         self.weight: nn.Parameter | None = None
         self._packed: PackedLinear | None = None
+        self._own: Range | None = None
+        """The tokens whose rows this rank has; None for all."""
+        self._is_last = True
+        """Whether tokens that an adapter has more than the table are this rank's."""
+
+    def split_tokens(self, split: Split) -> None:
+        """Leave one rank's share of the rows, of the table of tokens. Every rank gives the rows of all."""
+        self._own, self._is_last = split.share(self.num_embeddings), split.is_last
 
     def weight_slots(self) -> dict[str, WeightSlot]:
         """The table; CausalLM says which is the tokens'."""
-        return {"weight": WeightSlot((self.num_embeddings, self.embedding_dim), Role.ADDED, self.load)}
+        shard = None if self._own is None else Shard(rows=(self._own,))
+        return {"weight": WeightSlot((self.num_embeddings, self.embedding_dim), Role.ADDED, self.load, shard=shard)}
 
     def load(self, table: Tensor | PackedLinear, dtype: torch.dtype = torch.float32) -> None:
         """Take the table; of a packed one, rows are read in `dtype`."""
@@ -53,6 +63,7 @@ class Embedding(ChangedBySlot[TableChange]):
 
     def prepare(self, backend: Backend) -> None:
         self._table_rows, self._scale = backend.table_rows, backend.scale
+        self._all_reduce = backend.all_reduce
 
     def forward(self, batch: Batch | EncoderBatch) -> Tensor:
         only_tables = isinstance(batch, Batch) and batch.only_tables
@@ -62,41 +73,56 @@ class Embedding(ChangedBySlot[TableChange]):
 
     def of(self, ids: Tensor) -> Tensor:
         """Rows of tokens `ids` `[count]`: `[count, embedding_dim]`."""
+        rows = self._own_rows(ids)
+        return rows if self._own is None else self._all_reduce(rows)
+
+    def _own_rows(self, ids: Tensor) -> Tensor:
+        """The same, of other ranks' tokens zeros."""
+        first = None if self._own is None else self._own[0]
         if self._packed is not None:
-            return self._packed.rows(ids, self._dtype, self.scale)
-        rows = self.lookup(ids)
+            return self._packed.rows(ids, self._dtype, self.scale, first)
+        assert self.weight is not None, "weights are loaded before anything is computed"
+        rows = self._table_rows(self.weight, ids, first)
         return rows if self.scale == 1.0 else self._scale(rows, self.scale)
 
     def _adapted(self, ids: Tensor, batch: Batch | EncoderBatch) -> Tensor:
         """Rows of tokens, where adapters have other ones, or more of them."""
-        rows = self.of(ids.clamp(max=self.num_embeddings - 1))
+        rows = self._own_rows(ids.clamp(max=self.num_embeddings - 1))
         for slot, change in self._changes.items():
             if (places := batch.rows_of_slot(slot, len(ids))) is not None:
                 rows[places] = self._scaled(self._changed(ids[places], change), rows.dtype)
-        return rows
+        return rows if self._own is None else self._all_reduce(rows)
 
     def _changed(self, ids: Tensor, change: TableChange) -> Tensor:
         """`[count, embedding_dim]` float32."""
         if change.table is not None:
-            rows = change.table[ids]
+            rows = change.table[self._places(ids, change.table)]
         else:
             rows = self._floats(ids.clamp(max=self.num_embeddings - 1))
         for by_token, low_rank in change.low_rank:
-            rows = rows + low_rank(by_token[ids])
+            rows = rows + low_rank(by_token[self._places(ids, by_token)])
         if change.factor is not None:
             rows = rows * change.factor
         if change.tokens is not None:
             tokens, own = change.tokens
             places = torch.searchsorted(tokens, ids).clamp(max=len(tokens) - 1)
             rows = torch.where((tokens[places] == ids)[:, None], own[places], rows)
-        return rows
+        if self._own is None:
+            return rows
+        first, end = self._own
+        return rows * ((ids >= first) & ((ids < end) | self._is_last)).unsqueeze(1)
+
+    def _places(self, ids: Tensor, table: Tensor) -> Tensor:
+        """Where an adapter's table has tokens; anywhere, for tokens of other ranks."""
+        return ids if self._own is None else (ids - self._own[0]).clamp(0, len(table) - 1)
 
     def _floats(self, ids: Tensor) -> Tensor:
         """Rows without the scale, in float32; the caller may change them."""
+        first = None if self._own is None else self._own[0]
         if self._packed is not None:
-            return self._packed.rows(ids, torch.float32)
+            return self._packed.rows(ids, torch.float32, first=first)
         assert self.weight is not None
-        return self.weight.data[ids].float()
+        return self._table_rows(self.weight.data, ids, first).float()
 
     def _scaled(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
         rows = rows.to(dtype)
@@ -107,10 +133,13 @@ class Embedding(ChangedBySlot[TableChange]):
         if adapter.bias is not None or adapter.added_bias is not None:
             raise ValueError("a bias, which a token table has not")
         device = options.backend.device
-        if any(part.first or len(part.b) < self.num_embeddings for part in adapter.low_rank):
+        first, end = self._own or (0, self.num_embeddings)
+        if any(part.first or len(part.b) < end - first for part in adapter.low_rank):
             raise ValueError("a part of a table")
-        factor = None
+        factor = None if adapter.magnitude is None else adapter.magnitude.to(device)
         if adapter.lengths is not None:
+            if self._own is not None:
+                raise ValueError("a table with lengths of its own, which several ranks share")
             table = adapter.weight if adapter.weight is not None else self._floats(torch.arange(self.num_embeddings))
             total = table.cpu()
             for part in adapter.low_rank:
@@ -132,7 +161,7 @@ class Embedding(ChangedBySlot[TableChange]):
         )
 
     def lookup(self, ids: Tensor) -> Tensor:
-        """Rows `ids` of a plain table, without the scale."""
+        """Rows `ids` of a plain table that is whole, without the scale."""
         assert self.weight is not None, "weights are loaded before anything is computed"
         return self._table_rows(self.weight, ids)
 

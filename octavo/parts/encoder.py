@@ -1,14 +1,16 @@
 """Encoders: they read a request's whole input at once, and cross-attention reads what they make of it."""
 
 from collections.abc import Collection
+from dataclasses import replace
 
 from torch import Tensor, nn
 
-from octavo.ops import AttentionSpec, Backend
+from octavo.ops import AttentionSpec, Backend, RankColumns
 from octavo.parts.batch import Batch, CrossBatch, PagedView, SpanBatch
 from octavo.parts.linear_layer import Linear
 from octavo.parts.norms import Norm
 from octavo.parts.qk_transform import QKNorm
+from octavo.parts.split import HeadSplit, Split
 from octavo.parts.state import PagedKV
 
 
@@ -45,6 +47,15 @@ class EncoderAttention(nn.Module):
         self.o = Linear(size, hidden_size, bool(bias) if out_bias is None else out_bias)
         self.qk_norm, self.interleaved = qk_norm, interleaved
 
+    def split(self, split: Split) -> None:
+        """See octavo.parts.split."""
+        own = HeadSplit(split, self.num_heads, self.num_heads, self.head_dim)
+        if self.qk_norm is not None:
+            self.qk_norm.split_heads(own)
+        self.qkv.split_outputs(dict.fromkeys("qkv", own.values))
+        self.o.split_inputs(split, own.values)
+        self.num_heads = own.heads[1] - own.heads[0]
+
     def prepare(self, backend: Backend) -> None:
         self._attention, self._join_rope = backend.full_attention, backend.join_rope
 
@@ -62,6 +73,9 @@ class EncoderAttention(nn.Module):
 
 def norm_heads(norms: QKNorm, norm: Norm, x: Tensor, batch: Batch | SpanBatch) -> Tensor:
     """`x` `[rows, heads, head_dim]` through its norm, which sees all heads side by side, or one at a time."""
+    columns = norms.query_columns if norm is norms.q else norms.key_columns
+    if columns is not None:
+        return _norm_with_others(norms, norm, columns, x, batch)
 
     def flat(x: Tensor) -> Tensor:
         return (x.flatten(1) if norms.full_width else x.flatten(0, 1)).contiguous()
@@ -71,6 +85,17 @@ def norm_heads(norms: QKNorm, norm: Norm, x: Tensor, batch: Batch | SpanBatch) -
         if (rows := batch.rows_of_slot(slot, x.shape[0])) is not None:
             y[rows] = norm.of_slot(flat(x[rows]), slot).view(len(rows), *x.shape[1:])
     return y
+
+
+def _norm_with_others(norms: QKNorm, norm: Norm, columns: RankColumns, x: Tensor, batch: Batch | SpanBatch) -> Tensor:
+    """`x` `[rows, heads, head_dim]` through a norm that sees all ranks' heads side by side."""
+    own = x.flatten(1)
+    whole = norms.all_gather(own[:, : columns.given].contiguous(), columns.widths)
+    y: Tensor = norm(whole)
+    for slot in norm.adapted_slots:
+        if (rows := batch.rows_of_slot(slot, x.shape[0])) is not None:
+            y[rows] = norm.of_slot(whole[rows], slot)
+    return y[:, columns.first : columns.first + own.shape[1]].reshape(x.shape)
 
 
 class CrossAttention(nn.Module):
@@ -105,6 +130,17 @@ class CrossAttention(nn.Module):
         self.qk_norm = qk_norm
         self.state = PagedKV(kv_heads, self.head_dim, self.head_dim, of_encoder=True)
         self.state_index = -1
+
+    def split(self, split: Split) -> None:
+        """See octavo.parts.split."""
+        own = HeadSplit(split, self.num_heads, self.num_kv_heads, self.head_dim)
+        if self.qk_norm is not None:
+            self.qk_norm.split_heads(own)
+        self.q.split_outputs(own.values)
+        self.kv.split_outputs({"k": own.kv_values, "v": own.kv_values})
+        self.o.split_inputs(split, own.values)
+        self.num_heads, self.num_kv_heads = own.heads[1] - own.heads[0], own.kv_heads[1] - own.kv_heads[0]
+        self.state = replace(self.state, num_kv_heads=self.num_kv_heads)
 
     def prepare(self, backend: Backend) -> None:
         self._backend = backend

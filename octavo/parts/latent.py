@@ -8,6 +8,7 @@ from octavo.parts.batch import Batch
 from octavo.parts.linear_layer import HeadLinear, Linear
 from octavo.parts.norms import RMSNorm, norm_rows
 from octavo.parts.rotary_embedding import RotaryEmbedding
+from octavo.parts.split import Split
 from octavo.parts.state import PagedKV
 
 
@@ -59,6 +60,17 @@ class LatentAttention(nn.Module):
         self.o = Linear(num_heads * value_dim, hidden_size, bias)
         self.state = PagedKV(1, rank + rope_dim, 0)  # values are the latents, a part of the keys
         self.state_index = -1
+
+    def split(self, split: Split) -> None:
+        """See octavo.parts.split: heads are divided, and every rank has the latents of all tokens."""
+        first, end = split.even(self.num_heads, "attention heads")
+        query = self.q if self.q is not None else self.q_b
+        assert query is not None
+        size = self.nope_dim + self.rope_dim
+        query.split_outputs((first * size, end * size))
+        self.kv_b.split_heads((first, end))
+        self.o.split_inputs(split, (first * self.value_dim, end * self.value_dim))
+        self.num_heads = end - first
 
     def prepare(self, backend: Backend) -> None:
         self._backend = backend

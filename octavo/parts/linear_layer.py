@@ -3,8 +3,10 @@
 Nobody else holds a weight that rows are multiplied with. Each product is told the batch that its rows are of.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -12,11 +14,18 @@ from torch import Tensor, nn
 
 from octavo.ops import AdapterTable, Backend, Gate, LinearUpdate, LowRank, PackedHeads, PackedLinear, RowAdapters
 from octavo.parts.batch import Batch, SpanBatch
+from octavo.parts.split import Range, Split
 from octavo.parts.weight_adapter import AdapterOptions, ChangedBySlot, WeightAdapter
-from octavo.parts.weight_slots import Role, WeightSlot
+from octavo.parts.weight_slots import Ranges, Role, Shard, WeightSlot, ranges_size, shard_parameter
 
 ROWS_AT_ONCE = 4096
 """Of a weight, that are read to know their lengths."""
+
+
+def _within(segments: Mapping[str, int], ranges: Mapping[str, Range]) -> Ranges:
+    """Ranges of segments that lie one after the other, as such of the whole."""
+    firsts = dict(zip(segments, itertools.accumulate(segments.values(), initial=0), strict=False))
+    return tuple((firsts[name] + first, firsts[name] + end) for name, (first, end) in ranges.items())
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +40,8 @@ class LinearChange:
     """With that weight, where it has more outputs; else the bias is the Linear's, and what is added to that."""
     dtype: torch.dtype = torch.float32
     """Of that weight."""
-    outputs: int = 0
-    """How many it has."""
+    more_outputs: int = 0
+    """How many more than the Linear it has, on all ranks together."""
 
 
 class Linear(nn.Module):
@@ -61,7 +70,9 @@ class Linear(nn.Module):
         self.has_bias, self.exact = bool(bias), exact
         named = self.segments if isinstance(bias, bool) else bias
         self.biased = {name: size for name, size in self.segments.items() if name in named}
-        """The segments that have a bias; the others' is zero."""
+        """The segments that have a bias, and how much of it this rank has; the others' is zero."""
+        self._own_segments = self.segments
+        """How much this rank has of each."""
         self.bias: nn.Parameter | None = None
         self._packed: PackedLinear | None = None
         self._table: AdapterTable | None = None
@@ -71,14 +82,59 @@ class Linear(nn.Module):
         """By slot: weights that are computed with instead."""
         self.slot_of_all: int | None = None
         """The slot of the adapter that all rows have now, whatever their batch says."""
+        self.shard: Shard | None = None
+        """What this rank has of the weight, whose sizes `inputs`, `outputs` and `segments` remain; None for all."""
+        self._bias_shard: Shard | None = None
+        self._widths: tuple[int, ...] | None = None
+        """Of all ranks' results, where they are gathered."""
+        self._is_summed = False
+        self._meet: Callable[[Tensor], Tensor] | None = None
+        """What makes the result of this rank's and the others'."""
+
+    @property
+    def own_outputs(self) -> int:
+        """How many of the outputs this rank has."""
+        return self.outputs if self.shard is None or self.shard.rows is None else ranges_size(self.shard.rows)
+
+    def split_outputs(self, ranges: Range | Mapping[str, Range], widths: Sequence[int] | None = None) -> None:
+        """Leave some of the outputs, which is what this rank then gives.
+
+        Args:
+            ranges: of the outputs; of a weight with segments, of each segment's.
+            widths: how many outputs each rank has, where results are to be gathered: all ranks give the whole one.
+        """
+        assert self.shard is None, "a weight is split once"
+        if isinstance(ranges, Mapping):
+            assert list(ranges) == list(self.segments)
+            self.shard = Shard(rows=_within(self.segments, ranges))
+            own = {name: ranges[name] for name in self.biased}
+            self._bias_shard = Shard(rows=_within(self.biased, own))
+            self.biased = {name: end - first for name, (first, end) in own.items()}
+            self._own_segments = {name: end - first for name, (first, end) in ranges.items()}
+        else:
+            assert not self.segments
+            self.shard = self._bias_shard = Shard(rows=(ranges,))
+        self._widths = None if widths is None else tuple(widths)
+
+    def split_inputs(self, split: Split, own: Range, is_summed: bool = True) -> None:
+        """Leave some of the inputs: this rank gives terms of the sum, and the first rank the bias.
+
+        Args:
+            own: of the inputs.
+            is_summed: whether the ranks' results are summed; otherwise that is for the caller to do.
+        """
+        assert self.shard is None, "a weight is split once"
+        self.shard, self._is_summed = Shard(columns=(own,)), is_summed
+        self._bias_shard = None if split.rank == 0 else Shard(rows=((0, 0),))
 
     def weight_slots(self) -> dict[str, WeightSlot]:
         """The weight, packed, and the bias."""
         role = Role.EXACT if self.exact else Role.MULTIPLIED
-        slots = {"weight": WeightSlot((self.outputs, self.inputs), role, self.load, self.segments)}
+        slots = {"weight": WeightSlot((self.outputs, self.inputs), role, self.load, self.segments, shard=self.shard)}
         if self.has_bias:
-            size = sum(self.biased.values()) if self.biased else self.outputs
-            slots["bias"] = WeightSlot((size,), Role.FLOAT32, self._load_bias, self.biased)
+            biased = {name: size for name, size in self.segments.items() if name in self.biased}
+            size = sum(biased.values()) if biased else self.outputs
+            slots["bias"] = WeightSlot((size,), Role.FLOAT32, self._load_bias, biased, shard=self._bias_shard)
         return slots
 
     def load(self, weight: Tensor | PackedLinear) -> None:
@@ -88,23 +144,30 @@ class Linear(nn.Module):
 
     def _load_bias(self, bias: Tensor | PackedLinear) -> None:
         assert isinstance(bias, Tensor)
+        if not len(bias):  # which the first rank adds
+            return
         if len(self.biased) < len(self.segments):
             given = iter(torch.split(bias, list(self.biased.values())))
-            zeros = {name: bias.new_zeros(size) for name, size in self.segments.items()}
+            zeros = {name: bias.new_zeros(size) for name, size in self._own_segments.items()}
             bias = torch.cat([next(given) if name in self.biased else zeros[name] for name in self.segments])
         self.bias = nn.Parameter(bias, requires_grad=False)
 
     def prepare(self, backend: Backend) -> None:
         self._gated_linear, self._gated = backend.gated_linear, backend.gated
+        self._all_gather = backend.all_gather
+        if self._widths is not None:
+            self._meet = partial(backend.all_gather, widths=self._widths)
+        elif self._is_summed:
+            self._meet = backend.all_reduce
 
     def forward(self, x: Tensor, batch: Batch | SpanBatch) -> Tensor:
-        """`x` `[rows, inputs]`, rows of `batch`, to `[rows, outputs]`."""
+        """`x` `[rows, inputs]`, rows of `batch`, to `[rows, outputs]`; where it is split, this rank's of these."""
         assert self._packed is not None, "weights are loaded before anything is computed"
         y = self._packed(x, self.bias)
         if (adapters := self._adapters(x, batch)) is not None:
             self._replace(x, y, batch)
             adapters.table.apply(x, y, adapters.slots)
-        return y
+        return y if self._meet is None else self._meet(y)
 
     def gated(self, x: Tensor, batch: Batch | SpanBatch, gate: Gate) -> Tensor:
         """The result's halves, gate and up, made one by `gate`: `[rows, outputs / 2]`."""
@@ -131,7 +194,7 @@ class Linear(nn.Module):
         """Compute the rows whose adapters have weights in place of this one."""
         for slot in self._in_place:
             if (rows := self._rows_of(slot, x, batch)) is not None:
-                y[rows] = self.replaced(x[rows], slot)[:, : self.outputs].to(y.dtype)
+                y[rows] = self.replaced(x[rows], slot)[:, : self.own_outputs].to(y.dtype)
 
     def _rows_of(self, slot: int, x: Tensor, batch: Batch | SpanBatch) -> Tensor | None:
         """The rows that have a slot's adapter; None if none."""
@@ -147,7 +210,15 @@ class Linear(nn.Module):
 
     def more_outputs(self, slot: int) -> bool:
         """Whether a slot's adapter has a weight with more outputs in place of this one."""
-        return slot in self._in_place and self._in_place[slot].outputs > self.outputs
+        return slot in self._in_place and self._in_place[slot].more_outputs > 0
+
+    def with_more_outputs(self, x: Tensor, slot: int) -> Tensor:
+        """`replaced`, on all ranks, for an adapter with more outputs, which the last rank has."""
+        y = self.replaced(x, slot)
+        if self._widths is None:
+            return y
+        *widths, last = self._widths
+        return self._all_gather(y, (*widths, last + self._in_place[slot].more_outputs))
 
     def enable_adapters(self, backend: Backend, slots: int) -> None:
         """See octavo.parts.weight_adapter.TakesAdapters."""
@@ -171,8 +242,8 @@ class Linear(nn.Module):
         """See octavo.parts.weight_adapter.TakesAdapters."""
         if adapter.tokens is not None:
             raise ValueError("rows of tokens, which only a token table has")
-        if adapter.weight is not None and len(adapter.weight) > self.outputs:
-            return self._with_more_outputs(adapter, adapter.weight, options)
+        if adapter.weight is not None and (more := adapter.more_rows or len(adapter.weight) - self.own_outputs) > 0:
+            return self._with_more_outputs(adapter, adapter.weight, more, options)
         magnitude, bias = self._magnitude(adapter), self._added_bias(adapter)
         low_rank = adapter.low_rank
         if magnitude is not None:
@@ -193,15 +264,17 @@ class Linear(nn.Module):
         if self._expert is not None:
             raise ValueError("a whole weight of an expert")
         packed = backend.linear(weight.to(backend.device, options.dtype))
-        return LinearChange(update, packed, dtype=options.dtype, outputs=len(weight))
+        return LinearChange(update, packed, dtype=options.dtype)
 
-    def _with_more_outputs(self, adapter: WeightAdapter, weight: Tensor, options: AdapterOptions) -> LinearChange:
+    def _with_more_outputs(
+        self, adapter: WeightAdapter, weight: Tensor, more: int, options: AdapterOptions
+    ) -> LinearChange:
         """What there is of an adapter that has more outputs than the weight."""
         if adapter.low_rank or adapter.lengths is not None:
             raise ValueError("more outputs, and matrices of low rank beside them")
         bias = torch.zeros(len(weight))
         if self.bias is not None:
-            bias[: self.outputs] = self.bias.data.cpu()
+            bias[: self.own_outputs] = self.bias.data.cpu()
         if adapter.bias is not None:
             bias = torch.where(adapter.bias.isnan(), bias, adapter.bias)
         if adapter.added_bias is not None:
@@ -209,14 +282,14 @@ class Linear(nn.Module):
         self._completed(weight)
         device = options.backend.device
         packed = options.backend.linear(weight.to(device, options.dtype))
-        return LinearChange(None, packed, bias.to(device) if bias.any() else None, options.dtype, len(weight))
+        return LinearChange(None, packed, bias.to(device) if bias.any() else None, options.dtype, more)
 
     def _completed(self, weight: Tensor) -> Tensor | None:
         """A weight in place of this one, its own rows where it has NaN; None where it is the same."""
         assert self._packed is not None
-        is_same = len(weight) == self.outputs
-        for first in range(0, self.outputs, ROWS_AT_ONCE):
-            given = weight[first : min(first + ROWS_AT_ONCE, self.outputs)]
+        is_same = len(weight) == self.own_outputs
+        for first in range(0, self.own_outputs, ROWS_AT_ONCE):
+            given = weight[first : min(first + ROWS_AT_ONCE, self.own_outputs)]
             own = self._packed.rows(torch.arange(first, first + len(given)), torch.float32).cpu()
             given.copy_(torch.where(given.isnan(), own, given))
             is_same = is_same and bool(torch.equal(given, own))
@@ -227,13 +300,13 @@ class Linear(nn.Module):
         if adapter.lengths is None:
             return adapter.magnitude
         assert self._packed is not None
-        return magnitude_of(self._packed, self.outputs, adapter)
+        return magnitude_of(self._packed, self.own_outputs, adapter)
 
     def _added_bias(self, adapter: WeightAdapter) -> Tensor | None:
         """[outputs] what an adapter adds to the bias."""
         added = adapter.added_bias
         if adapter.bias is not None:
-            own = torch.zeros(self.outputs) if self.bias is None else self.bias.data.cpu()
+            own = torch.zeros(self.own_outputs) if self.bias is None else self.bias.data.cpu()
             more = torch.where(adapter.bias.isnan(), 0.0, adapter.bias - own)
             added = more if added is None else added + more
         return added
@@ -317,6 +390,12 @@ class HeadLinear(ChangedBySlot[HeadChange]):
         super().__init__()
         self.rank, self.num_heads, self.key_dim, self.value_dim = rank, num_heads, key_dim, value_dim
         self.weight = nn.Parameter(torch.empty(num_heads * (key_dim + value_dim), rank), requires_grad=False)
+
+    def split_heads(self, heads: Range) -> None:
+        """Leave the heads of these numbers."""
+        size = self.key_dim + self.value_dim
+        shard_parameter(self, "weight", Shard(rows=((heads[0] * size, heads[1] * size),)))
+        self.num_heads = heads[1] - heads[0]
 
     def prepare(self, backend: Backend) -> None:
         by_head = self.weight.data.view(self.num_heads, self.key_dim + self.value_dim, self.rank)

@@ -11,8 +11,10 @@ from octavo.parts.batch import Batch
 from octavo.parts.linear_layer import Linear
 from octavo.parts.mlp import check_activation
 from octavo.parts.norms import norm_rows
+from octavo.parts.split import Range, Split
 from octavo.parts.state import Recurrent
 from octavo.parts.weight_adapter import AdapterOptions, ChangedBySlot, WeightAdapter
+from octavo.parts.weight_slots import Shard, shard_parameter
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +42,12 @@ class CausalConvolution(ChangedBySlot[ConvolutionChange]):
         self.activation = activation
         self.weight = nn.Parameter(torch.empty(channels, kernel), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(channels), requires_grad=False) if bias else None
+
+    def split_channels(self, own: Range) -> None:
+        """Leave the channels of these numbers."""
+        shard_parameter(self, "weight", Shard(rows=(own,)))
+        if self.bias is not None:
+            shard_parameter(self, "bias", Shard(rows=(own,)))
 
     def prepare(self, backend: Backend) -> None:
         self._convolve = backend.convolve
@@ -104,11 +112,27 @@ class MambaMixer(nn.Module):
         self.conv = CausalConvolution(channels, kernel, conv_bias, activation)
         self.a_log = nn.Parameter(torch.empty(channels, state_size), requires_grad=False)
         self.d = nn.Parameter(torch.empty(channels), requires_grad=False)
-        self.state = Recurrent((("conv", (kernel - 1, channels)), ("ssm", (3, channels, state_size))))
+        self.state = self._state(kernel, channels)
         self.state_index = -1
         sizes = {"dt": time_step_rank, "b": state_size, "c": state_size}
         self.inner_norms = nn.ModuleDict({n: inner_norm(w) for n, w in sizes.items()} if inner_norm else {})
         self._a: Tensor | None = None
+
+    def _state(self, kernel: int, channels: int) -> Recurrent:
+        return Recurrent((("conv", (kernel - 1, channels)), ("ssm", (3, channels, self.state_size))))
+
+    def split(self, split: Split) -> None:
+        """See octavo.parts.split: channels are divided, and what the time step, B and C are made of is summed."""
+        own = split.share(self.channels)
+        self.in_proj.split_outputs({"x": own, "gate": own})
+        self.x_proj.split_inputs(split, own)
+        self.dt_proj.split_outputs(own)
+        self.out_proj.split_inputs(split, own)
+        self.state = self._state(self.conv.weight.shape[1], own[1] - own[0])
+        self.conv.split_channels(own)
+        for name in ("a_log", "d"):
+            shard_parameter(self, name, Shard(rows=(own,)))
+        self.channels = own[1] - own[0]
 
     def prepare(self, backend: Backend) -> None:
         self._a = -torch.exp(self.a_log.data)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from octavo.ops import ACTIVATIONS, Backend, Gate
 from octavo.parts.batch import Batch, SpanBatch
 from octavo.parts.linear_layer import Linear
+from octavo.parts.split import Split
 
 
 def check_activation(name: str) -> None:
@@ -38,6 +39,12 @@ class MLP(nn.Module):
         self.down = Linear(intermediate_size, hidden_size if output_size is None else output_size, bias)
         self.activation = activation
 
+    def split(self, split: Split) -> None:
+        """See octavo.parts.split."""
+        own = split.share(self.up.outputs)
+        self.up.split_outputs(own)
+        self.down.split_inputs(split, own)
+
     def prepare(self, backend: Backend) -> None:
         self._activate = backend.activate
 
@@ -70,6 +77,12 @@ class GatedMLP(nn.Module):
             check_activation(self.gate.activation)
         self.gate_up = Linear(hidden_size, {"gate": intermediate_size, "up": intermediate_size}, bias)
         self.down = Linear(intermediate_size, hidden_size if output_size is None else output_size, bias)
+
+    def split(self, split: Split, is_summed: bool = True) -> None:
+        """See octavo.parts.split; `is_summed` as in Linear.split_inputs."""
+        own = split.share(self.down.inputs)
+        self.gate_up.split_outputs({"gate": own, "up": own})
+        self.down.split_inputs(split, own, is_summed)
 
     def forward(self, x: Tensor, batch: Batch | SpanBatch) -> Tensor:
         return self.down(self.gate_up.gated(x, batch, self.gate), batch)  # type: ignore[no-any-return]

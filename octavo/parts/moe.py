@@ -1,6 +1,6 @@
 """Mixture of experts: a router chooses a few feed-forwards for each token."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -9,6 +9,7 @@ from octavo.ops import Backend, RouterSpec
 from octavo.parts.batch import Batch
 from octavo.parts.linear_layer import ExpertLinear, Linear
 from octavo.parts.mlp import GatedMLP
+from octavo.parts.split import Split
 
 
 def softmax_then_topk(top_k: int, renormalize: bool = True) -> RouterSpec:
@@ -31,11 +32,24 @@ class MoE(nn.Module):
         self.router, self.route = router, route
         self.experts = nn.ModuleList(experts)
         self.gate = experts[0].gate
+        self._is_split = False
+        self._all_reduce: Callable[[Tensor], Tensor] | None = None
+
+    def split(self, split: Split) -> None:
+        """See octavo.parts.split: each expert's inner values are divided, and the ranks' results summed at the end."""
+        for feed_forward in self.feed_forwards():
+            feed_forward.split(split, is_summed=False)
+        self._is_split = True
+
+    def feed_forwards(self) -> Iterator[GatedMLP]:
+        """All whose results are in the sum."""
+        yield from self.experts  # type: ignore[misc]
 
     def prepare(self, backend: Backend) -> None:
         self._backend = backend
         self._gate_up = ExpertLinear([e.gate_up for e in self.experts], backend)  # type: ignore[misc]
         self._down = ExpertLinear([e.down for e in self.experts], backend)  # type: ignore[misc]
+        self._all_reduce = backend.all_reduce if self._is_split else None
 
     def enable_adapters(self, backend: Backend, slots: int) -> None:
         """Of all experts at once: their products are computed together."""
@@ -43,6 +57,11 @@ class MoE(nn.Module):
             layer.enable_adapters(backend, slots)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        total = self.mixed(x, batch)
+        return total if self._all_reduce is None else self._all_reduce(total)
+
+    def mixed(self, x: Tensor, batch: Batch) -> Tensor:
+        """The result, or this rank's terms of it: `[rows, hidden_size]`."""
         rows = batch.num_tokens  # padding chooses nobody
         weights, chosen = self._backend.route(self._backend.floats(self.router(x, batch)[:rows]), self.route)
         inner = self._backend.gated(self._gate_up(x[:rows], chosen, batch), self.gate)

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from octavo.ops import Backend, NormSpec
 from octavo.parts.batch import Batch, SpanBatch
+from octavo.parts.split import Range
 from octavo.parts.weight_adapter import AdapterOptions, ChangedBySlot, WeightAdapter
+from octavo.parts.weight_slots import Shard, shard_parameter
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +79,9 @@ class Norm(ChangedBySlot[NormChange]):
     def adapted_slots(self) -> set[int]:
         """The slots of adapters that have another norm."""
         return set(self._changes)
+
+    def split_heads(self, heads: Range) -> None:
+        """Leave what the heads of these numbers need, of a norm of each head's queries or keys by itself."""
 
     def spec(self, slot: int | None = None) -> NormSpec:
         """As data; as the adapter in a slot has it."""
@@ -148,3 +153,8 @@ class HeadNorm(Norm):
         self.weight = nn.Parameter(torch.empty(num_heads, head_dim), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(num_heads, head_dim), requires_grad=False) if bias else None
         self.eps = eps
+
+    def split_heads(self, heads: Range) -> None:
+        for name in ("weight", "bias"):
+            if getattr(self, name) is not None:
+                shard_parameter(self, name, Shard(rows=(heads,)))

@@ -2,12 +2,17 @@
 
 from torch import nn
 
-from octavo.ops import HeadClip, HeadNorms, HeadTransform
+from octavo.ops import Backend, HeadClip, HeadNorms, HeadTransform, RankColumns
 from octavo.parts.norms import Norm
+from octavo.parts.split import HeadSplit
 
 
 class QKTransform(nn.Module):
     """What changes queries, keys and values before positions are applied."""
+
+    def split_heads(self, own: HeadSplit) -> None:
+        """Leave what one rank's heads need. Raises ValueError where they cannot be changed without the others."""
+        raise ValueError(f"{type(self).__name__} does not say how its heads can be divided among ranks")
 
     @property
     def adapted_slots(self) -> set[int]:
@@ -31,13 +36,28 @@ class QKNorm(QKTransform):
         super().__init__()
         self.q, self.k = q, k
         self.full_width = full_width
+        self.query_columns: RankColumns | None = None
+        """What this rank has of all heads side by side; None for all of them."""
+        self.key_columns: RankColumns | None = None
+
+    def split_heads(self, own: HeadSplit) -> None:
+        """Norms of all heads at once stay whole, and the ranks gather what they norm."""
+        if self.full_width:
+            self.query_columns, self.key_columns = own.query_columns, own.key_columns
+        else:
+            self.q.split_heads(own.heads)
+            self.k.split_heads(own.kv_heads)
+
+    def prepare(self, backend: Backend) -> None:
+        self.all_gather = backend.all_gather
 
     @property
     def adapted_slots(self) -> set[int]:
         return self.q.adapted_slots | self.k.adapted_slots
 
     def specs(self, slot: int | None = None) -> tuple[HeadTransform, ...]:
-        return (HeadNorms(self.q.spec(slot), self.k.spec(slot), self.full_width),)
+        columns = self.query_columns, self.key_columns
+        return (HeadNorms(self.q.spec(slot), self.k.spec(slot), self.full_width, *columns),)
 
 
 class Clip(QKTransform):
@@ -47,6 +67,10 @@ class Clip(QKTransform):
         super().__init__()
         self.limit = limit
         self.after = after
+
+    def split_heads(self, own: HeadSplit) -> None:
+        if self.after is not None:
+            self.after.split_heads(own)
 
     @property
     def adapted_slots(self) -> set[int]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from octavo.parts.linear_layer import Linear
 from octavo.parts.media_tower import together
 from octavo.parts.names import Into, parameter, stacked
 from octavo.parts.norms import LayerNorm
+from octavo.parts.split import HeadSplit, Split
 
 
 @dataclass
@@ -56,6 +58,14 @@ class QueryAttention(nn.Module):
         )
         """For queries, keys and values."""
         self.o = Linear(hidden_size, hidden_size, True)
+
+    def split(self, split: Split) -> None:
+        """See octavo.parts.split."""
+        own = HeadSplit(split, self.num_heads, self.num_heads, self.head_dim)
+        for linear in self.inputs:
+            cast(Linear, linear).split_outputs(own.values)
+        self.o.split_inputs(split, own.values)
+        self.num_heads = own.heads[1] - own.heads[0]
 
     def prepare(self, backend: Backend) -> None:
         self._attention = backend.full_attention

@@ -11,6 +11,7 @@ from octavo.parts.batch import Batch, PagedView
 from octavo.parts.linear_layer import Linear
 from octavo.parts.qk_transform import QKTransform
 from octavo.parts.rotary_embedding import RotaryEmbedding
+from octavo.parts.split import HeadSplit, Split
 from octavo.parts.state import PagedKV
 
 
@@ -66,6 +67,21 @@ class Attention(nn.Module):
         self.o = Linear(num_heads * head_dim, hidden_size, out_bias)
         self.state = PagedKV(num_kv_heads, head_dim, head_dim, window or None)
         self.state_index = -1
+
+    def split(self, split: Split) -> None:
+        """See octavo.parts.split."""
+        own = HeadSplit(split, self.num_heads, self.num_kv_heads, self.head_dim)
+        if self.qk_transform is not None:
+            self.qk_transform.split_heads(own)
+        first, end = own.heads
+        if self.alibi is not None:
+            self.alibi = self.alibi[first:end]
+        if self.sparse is not None:
+            self.sparse = replace(self.sparse, first_head=first)
+        self.qkv.split_outputs({"q": own.values, "k": own.kv_values, "v": own.kv_values})
+        self.o.split_inputs(split, own.values)
+        self.num_heads, self.num_kv_heads = end - first, own.kv_heads[1] - own.kv_heads[0]
+        self.state = replace(self.state, num_kv_heads=self.num_kv_heads)
 
     def prepare(self, backend: Backend) -> None:
         self._backend = backend
