@@ -1,11 +1,13 @@
 """The processes of several ranks on this machine: they are started, told, heard and ended together."""
 
+import os
 import tempfile
 from multiprocessing.connection import wait
 from typing import Protocol
 
 from octavo.config import EngineArgs
 from octavo.executor.process import ExecutorProcess, Load
+from octavo.rank_memory import abort, shared_memory
 from octavo.rank_place import RankLink, RankPlace
 
 
@@ -49,17 +51,19 @@ class LocalRanks:
     def __init__(self, size: int, tensor_size: int, timeout: float) -> None:
         self.size, self._tensor_size, self._timeout = size, tensor_size, timeout
         self._folder = tempfile.TemporaryDirectory(prefix="octavo-ranks-", ignore_cleanup_errors=True)
+        self._memory = shared_memory(size)
         self._processes: list[ExecutorProcess] = []
         try:
             for _ in range(size):
-                self._processes.append(ExecutorProcess(timeout=timeout))
+                self._processes.append(ExecutorProcess(inherits=[self._memory], timeout=timeout))
         except BaseException:
             self.close()
             raise
         self._ranks = {process.connection: rank for rank, process in enumerate(self._processes)}
 
     def loads(self, args: EngineArgs) -> list[Load]:
-        link = RankLink(address=f"file://{self._folder.name}/meet", timeout=self._timeout)
+        address = f"file://{self._folder.name}/meet"  # for a backend that does not meet in memory
+        link = RankLink(self._memory, address, self._timeout)
         return [Load.of(args, RankPlace(rank, self.size, self._tensor_size), link) for rank in range(self.size)]
 
     def send(self, rank: int, message: bytes) -> None:
@@ -79,6 +83,10 @@ class LocalRanks:
         return self._processes[rank].end()
 
     def close(self) -> None:
+        if self._memory >= 0:
+            abort(self._memory)
+            os.close(self._memory)
+            self._memory = -1
         self._folder.cleanup()
         for process in self._processes:
             process.close()
