@@ -3,10 +3,12 @@
 import contextlib
 import dataclasses
 import functools
+import logging
 import os
 import queue
 import socket
 import threading
+import time
 from collections import deque
 from types import ModuleType
 from typing import Any
@@ -20,8 +22,14 @@ from octavo.executor.process_worker import Worker
 from octavo.executor.ray_cluster import alive_nodes, by_machine, even_share, import_ray, join_cluster, leave_cluster
 from octavo.rank_place import RankLink, RankPlace
 
-PLACED_WITHIN = 60.0
-"""Seconds that the cluster has to find room for all ranks, and their processes to start."""
+log = logging.getLogger("octavo")
+
+PLACED_WITHIN = 300.0
+"""Seconds that the cluster has to find room for all ranks, for which it may have to start machines."""
+LOOK_EVERY = 1.0
+"""Seconds after which we look whether there is room."""
+STARTED_WITHIN = 120.0
+"""Seconds in which the ranks' processes start, once there is."""
 
 
 class RankActor:
@@ -104,12 +112,11 @@ class RayRanks:
 
     def _start(self, args: EngineArgs) -> None:
         ray = self._ray
-        bundle = _bundle(args, alive_nodes(ray))
+        self._group, bundle = _place(ray, args)
         self.threads = int(bundle["CPU"])
-        self._group = _place(ray, bundle, self.size)
         self.actors = [_actor(ray, self._group, i, bundle) for i in range(self.size)]
         try:
-            nodes = ray.get([actor.node.remote() for actor in self.actors], timeout=PLACED_WITHIN)
+            nodes = ray.get([actor.node.remote() for actor in self.actors], timeout=STARTED_WITHIN)
             self.actors = [self.actors[i] for i in by_machine(nodes)]
             self.hosts = ray.get([actor.host.remote() for actor in self.actors])
             self.address = ray.get(self.actors[0].free_address.remote())
@@ -179,32 +186,56 @@ def _line(error: BaseException) -> str:
     return shorten(str(error).strip().partition("\n")[0].rstrip("."), 300)
 
 
-def _bundle(args: EngineArgs, machines: list[dict[str, float]]) -> dict[str, float]:
-    """What each rank takes: `threads` CPUs, or as many as all can have; a GPU where there is one for each."""
-    share = args.threads or even_share((machine.get("CPU", 0) for machine in machines), args.num_ranks)
+def _bundle(args: EngineArgs, machines: list[dict[str, float]]) -> dict[str, float] | None:
+    """What each rank takes: `threads` CPUs, or as many as all of all replicas can have; a GPU where each can have one.
+
+    None where there are too few machines.
+    """
+    num_ranks = args.num_ranks * args.data_parallel_size
+    share = args.threads or even_share((machine.get("CPU", 0) for machine in machines), num_ranks)
     if not share:
-        raise ConfigError(
-            f"the Ray cluster has {sum(machine.get('CPU', 0) for machine in machines):g} CPUs on {len(machines)} "
-            f"machines, too few for {args.num_ranks} ranks. Add machines with `ray start --address=HOST:6379`."
-        )
-    has_gpus = sum(machine.get("GPU", 0) for machine in machines) >= args.num_ranks
+        return None
+    has_gpus = sum(machine.get("GPU", 0) for machine in machines) >= num_ranks
     wants_gpu = args.device.startswith("cuda") or (args.device == "auto" and has_gpus)
     return {"CPU": float(share), **({"GPU": 1.0} if wants_gpu else {})}
 
 
-def _place(ray: ModuleType, bundle: dict[str, float], num_ranks: int) -> Any:
-    """A placement group with a bundle for each rank, on as few machines as will do."""
+def _place(ray: ModuleType, args: EngineArgs) -> tuple[Any, dict[str, float]]:
+    """A placement group with a bundle for each rank, on as few machines as will do; what each bundle is.
+
+    Waits for machines that are on their way. Raises ConfigError if there is no room by then.
+    """
     from ray.util.placement_group import placement_group
 
-    group = placement_group([bundle] * num_ranks, strategy="PACK")
-    if not group.wait(PLACED_WITHIN):
-        ray.util.remove_placement_group(group)
-        free = ray.available_resources()
-        raise ConfigError(
-            f"the Ray cluster has no room for {num_ranks} ranks of {bundle} within {PLACED_WITHIN:g} s (free: "
-            f"{ {name: free.get(name, 0) for name in bundle} }, see `ray status`). Give fewer threads, or add machines."
-        )
-    return group
+    start = time.monotonic()
+    machines = alive_nodes(ray)
+    while (bundle := _bundle(args, machines)) is None:
+        if time.monotonic() - start > PLACED_WITHIN:
+            raise ConfigError(_no_room(args, machines, "a CPU"))
+        _say_once(start, args)
+        time.sleep(LOOK_EVERY)
+        machines = alive_nodes(ray)
+    group = placement_group([bundle] * args.num_ranks, strategy="PACK")
+    while not group.wait(LOOK_EVERY):
+        if time.monotonic() - start > PLACED_WITHIN:
+            ray.util.remove_placement_group(group)
+            raise ConfigError(_no_room(args, machines, " and ".join(f"{n:g} {name}" for name, n in bundle.items())))
+        _say_once(start, args)
+    return group, bundle
+
+
+def _no_room(args: EngineArgs, machines: list[dict[str, float]], each: str) -> str:
+    there = [f"{machine.get('CPU', 0):g} CPUs" for machine in machines]
+    return (
+        f"the Ray cluster has no room for {args.num_ranks * args.data_parallel_size} ranks with {each} each: it has "
+        f"{len(machines)} machines ({', '.join(there)}), and `ray status` says what is free. Add machines with `ray "
+        "start --address=HOST:6379`, or give fewer threads."
+    )
+
+
+def _say_once(start: float, args: EngineArgs) -> None:
+    if time.monotonic() - start < LOOK_EVERY:
+        log.info("waiting for room in the Ray cluster for %d ranks", args.num_ranks)
 
 
 def _actor(ray: ModuleType, group: Any, index: int, bundle: dict[str, float]) -> Any:

@@ -121,9 +121,9 @@ def test_a_stopped_rank_is_ended(driver: Any) -> None:
 
 def test_no_room_is_an_error(driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_ranks, "PLACED_WITHIN", 1.0)
-    with pytest.raises(ConfigError, match=r"no room for 2 ranks of \{'CPU': 64.0\}"):
+    with pytest.raises(ConfigError, match="no room for 2 ranks with 64 CPU each"):
         RayRanks(args(threads=64))
-    with pytest.raises(ConfigError, match="too few for 9 ranks"):
+    with pytest.raises(ConfigError, match="no room for 9 ranks"):
         RayRanks(args(tensor_parallel_size=9))
 
 

@@ -96,6 +96,7 @@ def test_who_closes_a_stream_ends_the_request(url: str, client: OpenAI) -> None:
     assert re.search(r'octavo:request_success_total{finished_reason="abort".*} 1.0', ended)
 
 
+@pytest.mark.slow
 def test_a_replica_that_dies_is_replaced(url: str, client: OpenAI) -> None:
     def names() -> list[str]:
         status = serve.status().applications["octavo"].deployments["Octavo"]
