@@ -318,8 +318,10 @@ def _changes(
     dtype = DTYPES.get(args.lora_dtype, loaded.precision.weights)
     options, place = AdapterOptions(loaded.backend, dtype), loaded.backend.place
     modules, parts = dict(loaded.model.named_modules()), loaded.model.adapted_parts()
-    if place.num_stages > 1:  # what is not here is in another stage
+    if place.num_stages > 1:  # what is not here is in another stage, and a table may be here as the head alone
         weights = {path: weight for path, weight in weights.items() if path in modules}
+        if not place.is_first_stage:
+            weights.pop(loaded.table, None)
     if place.tensor_size > 1:
         weights = {
             path: share_of_rank(

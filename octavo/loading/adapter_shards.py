@@ -75,21 +75,21 @@ def with_magnitudes(weights: Mapping[str, WeightAdapter], loaded: LoadedModel) -
     needed = {path: each for path, each in weights.items() if _needs_whole(path, each, loaded)}
     if not needed:
         return dict(weights)
-    lengths = _Magnitudes(needed, loaded)
-    names = loaded.weights.names(loaded.model.names)
-    loader = WeightLoader(lengths, names, loaded.precision, loaded.backend)
-    loader.load(loaded.weights.weights(names), "the checkpoint")
+    takes = _Magnitudes(needed, loaded)
+    if takes.weight_slots_in(loaded.precision.activations):
+        names = loaded.weights.names(loaded.model.names)
+        loader = WeightLoader(takes, names, loaded.precision, loaded.backend)
+        loader.load(loaded.weights.weights(names), "the checkpoint")
+        loaded.weights.drop_pages()
     return {
-        path: replace(each, lengths=None, magnitude=lengths.found[path]) if path in needed else each
+        path: replace(each, lengths=None, magnitude=takes.found[path]) if path in needed else each
         for path, each in weights.items()
     }
 
 
 def _needs_whole(path: str, adapter: WeightAdapter, loaded: LoadedModel) -> bool:
     shard = loaded.places[f"{path}.weight"].shard
-    if adapter.lengths is None or shard is None:
-        return False
-    return shard.columns is not None or (path == loaded.table and adapter.weight is None)
+    return adapter.lengths is not None and shard is not None and (shard.columns is not None or path == loaded.table)
 
 
 @dataclass
@@ -101,10 +101,15 @@ class _Magnitudes:
 
     def __post_init__(self) -> None:
         self.found: dict[str, Tensor] = {}
+        table = self.adapters.get(self.loaded.table)
+        if table is not None and table.weight is not None:  # which is in the place of the checkpoint's
+            self.found[self.loaded.table] = self._of_columns(table.weight, table)
 
     def weight_slots_in(self, dtype: torch.dtype, round_media: bool = False) -> dict[str, WeightSlot]:
         slots = dict[str, WeightSlot]()
         for path in self._stacked():
+            if path in self.found:
+                continue
             slot = self.loaded.places[f"{path}.weight"]
             slots[f"{path}.weight"] = WeightSlot(slot.shape, slot.role, self._taker(path), slot.segments)
         return slots

@@ -143,5 +143,11 @@ def test_lengths_of_a_tables_columns_are_found_where_a_rank_has_some_tokens(tmp_
     want = adapter.lengths / (table + (part.b @ part.a)).norm(dim=0)
     assert found.magnitude is not None
     torch.testing.assert_close(found.magnitude.double(), want, rtol=1e-5, atol=0)
+    whole = replace(adapter, weight=torch.randn(tokens, width))
+    found = with_magnitudes({loaded.table: whole}, loaded)[loaded.table]
+    assert whole.weight is not None
+    want = adapter.lengths / (whole.weight.double() + (part.b @ part.a)).norm(dim=0)
+    assert found.magnitude is not None
+    torch.testing.assert_close(found.magnitude.double(), want, rtol=1e-5, atol=0)
     by_rows = {"layers.0.mlp.down": WeightAdapter(lengths=torch.ones(3))}
     assert with_magnitudes(by_rows, loaded)["layers.0.mlp.down"].lengths is not None  # which needs no more than it has

@@ -1,0 +1,47 @@
+"""Adapters on two ranks: the reference's answers, and refusals that leave the engine as it was."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from octavo import SamplingParams
+from octavo.errors import InvalidRequestError
+from tests.adapters import LORA_CASES, adapter_tensors, lora_case, requests_of, save_adapter
+from tests.golden import prompt_of, read_case
+from tests.test_lora import TOLERANCE, asked, load_case
+
+SAMPLE = ("LlamaForCausalLM--dora", "GraniteMoeForCausalLM--parameters")
+"""Those that every run has."""
+CASES = [pytest.param(path, id=path.stem, marks=[] if path.stem in SAMPLE else pytest.mark.slow) for path in LORA_CASES]
+
+
+@pytest.mark.parametrize("path", CASES)
+def test_reference_answers(path: Path, tmp_path: Path) -> None:
+    case = read_case(path)
+    llm = load_case(case, tmp_path / "base", tensor_parallel_size=2)
+    for output, want in zip(asked(llm, case, requests_of(case, tmp_path)), case["cases"], strict=True):
+        if "output_token_ids" not in want:
+            np.testing.assert_allclose(output, want.get("embedding", want.get("scores")), atol=1e-5)
+            continue
+        answer = output.outputs[0]
+        assert answer.token_ids == want["output_token_ids"]
+        for step, top in zip(answer.logprobs, want["top_logprobs"], strict=True):
+            for token, logprob in top:
+                assert step[token].logprob == pytest.approx(logprob, abs=TOLERANCE)
+
+
+def test_an_adapter_that_is_refused_leaves_the_others(tmp_path: Path) -> None:
+    case = lora_case("LlamaForCausalLM--all-linear")
+    tensors = adapter_tensors(case, "all")
+    key = next(name for name in tensors if name.endswith("down_proj.lora_A.weight"))
+    tensors[key] = tensors[key][:, :-1]
+    requests = requests_of(case, tmp_path)
+    save_adapter(tmp_path / "all", case["adapters"]["all"]["adapter_config"], tensors)
+    broken = requests["all"]
+    llm = load_case(case, tmp_path / "base", tensor_parallel_size=2)
+    params, prompt = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True), prompt_of(case["cases"][0])
+    before = llm.generate(prompt, params, use_tqdm=False)[0].outputs[0].token_ids
+    with pytest.raises(InvalidRequestError, match=r"down_proj\.lora_A\.weight has the shape"):
+        llm.generate(prompt, params, use_tqdm=False, lora_request=broken)
+    assert llm.generate(prompt, params, use_tqdm=False)[0].outputs[0].token_ids == before
