@@ -70,9 +70,11 @@ class OPT(CausalLM):
     def __init__(self, project_out: Linear | None, **parts: Any) -> None:
         super().__init__(**parts)
         self.project_out = project_out
+        if project_out is not None:
+            self.stream_size = project_out.inputs
 
-    def forward(self, batch: Batch) -> Tensor:
-        x = super().forward(batch)
+    def finish(self, x: Tensor, batch: Batch) -> Tensor:
+        x = super().finish(x, batch)
         return x if self.project_out is None else self.project_out(x, batch)
 
 

@@ -33,16 +33,27 @@ class Caches:
 
 
 def allocate_caches(
-    states: Sequence[StateSpec], args: EngineArgs, dtype: torch.dtype, backend: Backend, max_model_len: int
+    states: Sequence[StateSpec],
+    args: EngineArgs,
+    dtype: torch.dtype,
+    backend: Backend,
+    max_model_len: int,
+    all_states: Sequence[StateSpec] | None = None,
 ) -> Caches:
     """Room for the states of a model, as much as asked for or as the machine has and the model can use.
 
-    Of several ranks, each has an equal share of the memory, and all have as many blocks as the one with fewest.
+    Of several ranks, each has an equal share of the memory, and all have as many blocks as the one with fewest, and
+    the same groups of block tables.
+
+    Args:
+        states: those that this rank has.
+        all_states: those of all stages; None where there is one.
 
     Raises ConfigError where the memory asked for is not there, or does not hold one block.
     """
     paged = [s for s in states if isinstance(s, PagedKV)]
-    groups = list(dict.fromkeys(s.group for s in paged))
+    all_states = states if all_states is None else all_states
+    groups = list(dict.fromkeys(s.group for s in all_states if isinstance(s, PagedKV)))
     slabs = _slabs(paged, groups)
     block_bytes = sum(backend.block_bytes(_spec(s), args.block_size, dtype) for s in slabs)
     slot_bytes = sum(s.bytes_per_request() for s in states if isinstance(s, Recurrent))
@@ -56,10 +67,10 @@ def allocate_caches(
     budget = (asked if asked is not None else backend.cache_budget(args.gpu_memory_utilization)) // ranks
     blocks_a_request = -(-max_model_len // args.block_size) * len(groups)
     sequences, useful = _sequences(args, slot_bytes, budget), 0
-    if paged:
+    if groups:
         useful = blocks_a_request * args.max_num_seqs
         budget -= slot_bytes * sequences
-        num_blocks = min(useful, budget // block_bytes)
+        num_blocks = min(useful, budget // block_bytes) if block_bytes else useful
         if num_blocks < len(groups):
             raise ConfigError(
                 f"the KV cache has {format_size(max(0, budget))}, which does not hold one block "
@@ -68,9 +79,10 @@ def allocate_caches(
     else:
         num_blocks = 0
     num_blocks, sequences = backend.least([num_blocks, sequences])
+    has_slots = any(isinstance(s, Recurrent) for s in all_states)
     windows = tuple(window for window, _ in groups)
     encoder = next((i for i, (_, of_encoder) in enumerate(groups) if of_encoder), None)
-    shape = CacheShape(num_blocks, args.block_size, windows, encoder, slot_bytes > 0, sequences)
+    shape = CacheShape(num_blocks, args.block_size, windows, encoder, has_slots, sequences)
     _report(shape, block_bytes, slot_bytes, max_model_len)
     return _create(states, shape, slabs, groups, dtype, backend)
 

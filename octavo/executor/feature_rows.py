@@ -97,7 +97,10 @@ class FeatureRows:
         return None
 
     def place(self, steps: Sequence[SequenceStep], states: Sequence[SequenceState]) -> PlacedRows | None:
-        """What stands in the place of a step's tokens; None where nothing does."""
+        """What stands in the place of a step's tokens; None where nothing does.
+
+        On later stages, which get them with the stream, the rows are zeros.
+        """
         index, rows, first = [], [], 0
         for step, state in zip(steps, states, strict=True):
             for feature in _in_step(step, state):
@@ -116,9 +119,8 @@ class FeatureRows:
             first += len(step.token_ids)
         if not index:
             return None
-        assert self._model.media is not None
         places = torch.from_numpy(np.concatenate(index)).to(self._backend.device)
-        return PlacedRows(places, torch.cat(rows), self._model.media.adds)
+        return PlacedRows(places, torch.cat(rows), self._model.media is not None and self._model.media.adds)
 
 
 def num_rows(feature: Feature) -> int:

@@ -102,6 +102,7 @@ class RankExecutor:
             raise RequestFailedError(failed[-1].reason)
         results = [reply for reply in replies if isinstance(reply, StepResult)]
         result = results[self._output]
+        _merge(result, results)
         result.refused = self._refusals(results) + refused
         result.ready = self._ready(results)
         return result
@@ -166,6 +167,15 @@ class RankExecutor:
 
     def close(self) -> None:
         self._ranks.close()
+
+
+def _merge(result: StepResult, results: Sequence[StepResult]) -> None:
+    """Add to the output rank's `result` what others alone know: which media could not be computed, and their time."""
+    result.media_seconds = max(each.media_seconds for each in results)
+    for sequence, *others in zip(result.sequences, *(each.sequences for each in results), strict=True):
+        for other in others:
+            sequence.error = sequence.error or other.error
+            sequence.non_finite = sequence.non_finite or other.non_finite
 
 
 def _known_to(place: RankPlace, start: SequenceStart) -> SequenceStart:

@@ -10,7 +10,7 @@ from octavo.config import EngineArgs
 from octavo.errors import failure
 from octavo.executor.adapter_slots import Adapters
 from octavo.executor.caches import Caches, allocate_caches
-from octavo.executor.feature_rows import FeatureRows, in_place
+from octavo.executor.feature_rows import FeatureRows, in_place, num_rows
 from octavo.executor.grammar import late_grammars
 from octavo.executor.sampler import describe, sample
 from octavo.executor.sampling_state import SamplingState
@@ -44,7 +44,12 @@ class ModelRunner:
         self.model, self.backend = loaded.model, loaded.backend
         self.device = loaded.backend.device
         self.caches: Caches = allocate_caches(
-            loaded.model.states, args, loaded.precision.cache, self.backend, loaded.info.max_model_len
+            loaded.model.states,
+            args,
+            loaded.precision.cache,
+            self.backend,
+            loaded.info.max_model_len,
+            loaded.model.all_states,
         )
         self.feature_rows = FeatureRows(loaded.model, loaded.backend)
         shape, width = self.caches.shape, -(-loaded.info.max_model_len // self.caches.shape.block_size) + 1
@@ -105,6 +110,8 @@ class ModelRunner:
         count = sum(len(s.token_ids) for s in steps)
         if not self.backend.finite(hidden[:count]):
             self._fail_non_finite(hidden[:count], self.batches.decoder_batch(steps, states, slots), steps, results)
+        if not self.model.stage.is_last:
+            return results
         first = 0
         sampled: list[tuple[int, int]] = []
         for i, step in enumerate(steps):
@@ -150,7 +157,7 @@ class ModelRunner:
             result.non_finite = result.error is not None and bool(step.encodes)  # nothing of it may be found again
 
     def _decode(self, inputs: DecodeInputs) -> tuple[Tensor, Tensor]:
-        """Hidden states `[rows, hidden_size]` and what the head makes of them, `[rows, vocab]`."""
+        """Hidden states `[rows, hidden_size]` and what the head makes of them, `[rows, vocab]`, if it is here."""
         states = self.batches.views(inputs.attention, inputs.recurrent if self.shape.recurrent else None)
         rows, adapters = len(inputs.tokens), inputs.adapters
         batch = Batch(
@@ -158,7 +165,7 @@ class ModelRunner:
         )
         self._decode_batch = self._decode_batch or batch
         hidden = self.model(batch)
-        return hidden, self.model.project(hidden, batch)
+        return hidden, self.model.project(hidden, batch) if self.model.stage.is_last else hidden
 
     def _encode(self, steps: Sequence[SequenceStep], states: Sequence[SequenceState], slots: list[int] | None) -> None:
         """Make the rows of features that are new in a step, those of sequences of one adapter together."""
@@ -173,7 +180,7 @@ class ModelRunner:
 
     def _encode_alike(self, steps: Sequence[SequenceStep], states: Sequence[SequenceState], slot: int | None) -> None:
         """`_encode` of sequences with the adapter in `slot`."""
-        if features := in_place(steps, states):
+        if self.model.stage.is_first and (features := in_place(steps, states)):
             self.feature_rows.compute(features)
         for step, state in zip(steps, states, strict=True):
             features = [state.start.features[i] for i in step.encodes]
@@ -186,16 +193,22 @@ class ModelRunner:
         self, step: SequenceStep, state: SequenceState, features: Sequence[Feature], slot: int | None
     ) -> None:
         """Have cross-attention store what it keeps of one sequence's pictures."""
-        rows = self.feature_rows.once(features)
-        if isinstance(rows, str):
-            state.error = rows
-            return
-        run, group = SequenceRun(0, len(rows), 0, step.row), self.shape.encoder_group
+        count, rows = sum(map(num_rows, features)), None
+        if self.model.stage.is_first:
+            made = self.feature_rows.once(features)
+            if isinstance(made, str):
+                state.error = made
+                if not self.model.stage.passes_cross_rows:
+                    return
+                # Later stages wait for rows, whatever these are.
+                made = torch.zeros(count, self.model.hidden_size, dtype=self.model.dtype, device=self.device)
+            rows = made
+        run, group = SequenceRun(0, count, 0, step.row), self.shape.encoder_group
         assert group is not None
-        plan = self.backend.plan_attention([run], self._tables[group], self.shape.block_size, None, len(rows))
+        plan = self.backend.plan_attention([run], self._tables[group], self.shape.block_size, None, count)
         cross_kv = self.batches.views([plan] * len(self.shape.windows), None)
-        batch = CrossBatch([(0, len(rows))], cross_kv=cross_kv, adapter=slot)
-        self.model.write_cross_kv(rows, batch)
+        batch = CrossBatch([(0, count)], cross_kv=cross_kv, adapter=slot)
+        self.model.write_cross_kv(rows, batch, count)
 
     def _run_recorded(
         self, steps: Sequence[SequenceStep], states: Sequence[SequenceState], slots: list[int] | None

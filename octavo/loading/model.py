@@ -132,8 +132,11 @@ def load_model(args: EngineArgs, place: RankPlace = ALONE, link: RankLink = NO_L
 
 def _take_part(model: CausalLM, place: RankPlace) -> None:
     """Leave of a model on the meta device what one rank has of it. Raises ConfigError for one that is not divisible."""
-    if place.num_stages > 1:
-        raise ConfigError(f"pipeline_parallel_size={place.num_stages} is not supported. Leave it out.")
+    try:
+        if place.num_stages > 1:
+            model.keep_stage(place.stage, place.num_stages)
+    except ValueError as error:
+        raise ConfigError(f"pipeline_parallel_size={place.num_stages}: {error}. Choose a smaller number.") from error
     try:
         if place.tensor_size > 1:
             split_model(model, Split(place.tensor_rank, place.tensor_size))

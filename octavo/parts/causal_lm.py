@@ -18,19 +18,13 @@ from octavo.parts.names import Into, Names
 from octavo.parts.norms import Norm, norm_rows
 from octavo.parts.rotary_embedding import LongRotaryEmbedding
 from octavo.parts.split import Split, split_parts
+from octavo.parts.stage import NoEmbedding, NoLayer, Stage, divide, keep_table, receive_stream, send_stream
 from octavo.parts.state import StateSpec
 from octavo.parts.weight_adapter import TakesAdapters
 from octavo.parts.weight_slots import Role, WeightSlot, weight_slots
 
 MOST_LAYERS = 4096
 """A damaged config may ask for a billion."""
-
-
-class NoLayer(nn.Module):
-    """In the place of a layer that changes nothing."""
-
-    def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        return x
 
 
 class CausalLM(nn.Module):
@@ -74,7 +68,12 @@ class CausalLM(nn.Module):
         self.layers = nn.ModuleList([layer(i) for i in range(layers)])
         self.norm = norm
         self.tied = tied
+        self._tokens = next((path, m) for path, m in embed.named_modules() if isinstance(m, Embedding))
         self.vocab_size, self.hidden_size = head.outputs, self.tokens.embedding_dim
+        self.stream_size = self.hidden_size
+        """Values of a row between layers."""
+        self.stage = Stage()
+        self._table_is_head = False
         self.head: Linear | None = head
         self.encoder = encoder
         self.optional = optional
@@ -87,12 +86,15 @@ class CausalLM(nn.Module):
         self.dtype = torch.float32
         """Of activations."""
         self.states: list[StateSpec] = []
+        self.all_states: list[StateSpec] = []
+        """Those of all stages, as one rank alone would have them: all ranks have the same groups of block tables."""
         self._number_states()
 
     def split(self, split: Split) -> None:
         """See octavo.parts.split. Logits are gathered, so that every rank has all of them."""
         for part in (self.embed, self.layers, self.norm):
-            split_parts(part, split)
+            if part is not None:  # else it is another stage's
+                split_parts(part, split)
         for reader in (self.encoder, self.media):
             if reader is not None:
                 split_parts(reader, split, is_lenient=True)
@@ -109,6 +111,32 @@ class CausalLM(nn.Module):
             if hasattr(module, "state_index"):
                 module.state_index = len(self.states)  # type: ignore[assignment]
                 self.states.append(cast(StateSpec, module.state))
+        if self.stage.count == 1:
+            self.all_states = list(self.states)
+
+    def keep_stage(self, index: int, count: int) -> None:
+        """Leave of a model on the meta device what the stage `index` of `count` has.
+
+        Layers are shared evenly by their number. Embedding, encoder and tower are the first stage's; the last norm, the
+        head and all that follows it the last one's, which has the token table too where that is the head's weight.
+
+        Raises ValueError, with nothing changed, where there are fewer layers than stages.
+        """
+        crosses = [any(isinstance(m, CrossAttention) for m in layer.modules()) for layer in self.layers]
+        self.stage = divide(list(self.layers), crosses, index, count)
+        self._table_is_head = self.head is not None and self.tied
+        for i in range(len(self.layers)):
+            if i not in self.stage.layers:
+                self.layers[i] = NoLayer()
+        if not self.stage.is_first:
+            is_shared = self.stage.is_last and self.head is not None and (self.tied or self.tied_if_absent)
+            self.embed = keep_table(self.embed, self.tokens) if is_shared else NoEmbedding()
+            self.encoder = self.media = None
+        if not self.stage.is_last:
+            for name in (*dict(self.named_children()), *dict(self.named_parameters(recurse=False))):
+                if name not in ("embed", "layers", "encoder", "media"):
+                    setattr(self, name, None)
+        self._number_states()
 
     def weight_slots_in(self, dtype: torch.dtype, round_media: bool = False) -> dict[str, WeightSlot]:
         """All that the model takes of a checkpoint, by path.
@@ -129,17 +157,20 @@ class CausalLM(nn.Module):
             if name in slots:  # a head that was dropped has none
                 owner, _, attribute = name.rpartition(".")
                 slots[name].do_without = partial(setattr, self.get_submodule(owner), attribute, None)
-        table = next(slots[f"{path}.weight"] for path, part in self.named_modules() if part is self.tokens)
-        table.role, table.load = Role.TABLE, partial(self.tokens.load, dtype=dtype)
+        table = slots.get(".".join(filter(None, ["embed", self._tokens[0], "weight"])))
+        if table is not None:  # no other stage's
+            # Where it is the head of the last stage too, both have it in the same numbers.
+            table.role = Role.TIED if self._table_is_head else Role.TABLE
+            table.load = self._load_table
         if self.head is None:
             return slots
-        if self.tied:
+        if table is not None and self.tied:
             del slots["head.weight"]
             self._tie(table)
         else:
             head = slots["head.weight"]
             head.role = Role.HEAD
-            head.do_without = partial(self._tie, table) if self.tied_if_absent else None
+            head.do_without = partial(self._tie, table) if table is not None and self.tied_if_absent else None
         return slots
 
     def _tie(self, table: WeightSlot) -> None:
@@ -147,21 +178,28 @@ class CausalLM(nn.Module):
         self.tied = True
         table.role, table.load = Role.TIED, self._load_shared
 
+    def _load_table(self, table: Tensor | PackedLinear) -> None:
+        if self.stage.is_first:
+            self.tokens.load(table, self.dtype)
+
     def _load_shared(self, table: Tensor | PackedLinear) -> None:
         assert self.head is not None
         self.head.load(table)
-        self.tokens.load(table, self.dtype)
+        self._load_table(table)
 
     def does_without(self, path: str) -> bool:
         """Whether a checkpoint may have a tensor for `path` though the model has no place for it.
 
-        A head that is tied, or that embeddings do without, may be stored, and a tower that nothing is sent to.
+        A head that is tied, or that embeddings do without, may be stored, and a tower that nothing is sent to. So is
+        what other stages have.
         """
         owner, _, rest = path.partition(".")
         if owner == "layers":
             number = int(rest.partition(".")[0])
             return number < len(self.layers) and isinstance(self.layers[number], NoLayer)
-        return owner in ("head", "media")
+        if owner in ("embed", "encoder") and not self.stage.is_first:
+            return True
+        return owner in ("head", "media") or (not self.stage.is_last and owner not in ("embed", "encoder"))
 
     def prepare(self, backend: Backend) -> None:
         """Have every part make what it computes with. All weights are loaded."""
@@ -178,7 +216,8 @@ class CausalLM(nn.Module):
 
     def adapted_parts(self) -> dict[str, TakesAdapters]:
         """The parts that adapters may change, by path."""
-        return {path: m for path, m in self.named_modules() if m is not self and isinstance(m, TakesAdapters)}
+        unused = {self} if self.stage.is_first else {self, self.tokens}
+        return {path: m for path, m in self.named_modules() if m not in unused and isinstance(m, TakesAdapters)}
 
     def has_more_tokens(self, slot: int) -> bool:
         """Whether the adapter in a slot has a head with more tokens than the model's."""
@@ -199,11 +238,20 @@ class CausalLM(nn.Module):
 
     def encode(self, batch: EncoderBatch) -> None:
         """Run the encoder, and have every cross-attention store its keys and values of the result."""
-        assert self.encoder is not None
-        self.write_cross_kv(self.encoder(batch), batch)
+        encoded = None if self.encoder is None else self.encoder(batch)
+        self.write_cross_kv(encoded, batch, len(batch.tokens))
 
-    def write_cross_kv(self, encoded: Tensor, batch: CrossBatch) -> None:
-        """Have every cross-attention store its keys and values of `encoded` `[rows, hidden_size]`."""
+    def write_cross_kv(self, encoded: Tensor | None, batch: CrossBatch, rows: int) -> None:
+        """Have every cross-attention store its keys and values of `encoded` `[rows, hidden_size]`.
+
+        None on later stages, to which it comes from the one before.
+        """
+        if self.stage.gets_cross_rows:
+            encoded = self._backend.receive(rows, self.stream_size, self.dtype)
+        if encoded is None:
+            return
+        if self.stage.passes_cross_rows:
+            self._backend.send(encoded.to(self.dtype))
         for module in self.modules():
             if isinstance(module, CrossAttention):
                 module.write_cross_kv(encoded, batch)
@@ -217,7 +265,7 @@ class CausalLM(nn.Module):
     @property
     def tokens(self) -> Embedding:
         """The token table, which a tied head shares."""
-        return next(m for m in self.embed.modules() if isinstance(m, Embedding))
+        return self._tokens[1]
 
     def drop_head(self) -> None:
         """For embeddings and scores, which need no logits."""
@@ -257,10 +305,22 @@ class CausalLM(nn.Module):
         return int([m for m in self.score.modules() if isinstance(m, Linear)][-1].outputs)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Hidden states after the last norm, `[rows, hidden_size]`."""
-        x = self.embed(batch)
+        """Hidden states after the last norm, `[rows, hidden_size]`; of a stage before the last, what it sends on."""
+        stage = self.stage
+        x: Tensor
+        if stage.is_first:
+            x = self.embed(batch)
+        else:
+            x = receive_stream(self._backend, stage, batch, self.stream_size, self.dtype)
         for layer in self.layers:
             x = layer(x, batch)
+        if stage.is_last:
+            return self.finish(x, batch)
+        send_stream(self._backend, stage, x, batch)
+        return x
+
+    def finish(self, x: Tensor, batch: Batch) -> Tensor:
+        """What follows the last layer: `[rows, stream_size]` to `[rows, hidden_size]`."""
         return norm_rows(self.norm, x, batch)
 
     def scores(self, hidden: Tensor, batch: Batch) -> Tensor:

@@ -1,0 +1,117 @@
+"""Stages: each has some of a model's layers, and hands what it has made of a step to the next one.
+
+What crosses a border is the residual stream, what layers behind it come back to, and, in steps that read media or an
+encoder's input, the rows that cross-attention behind it stores keys and values of.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from octavo.ops import Backend
+from octavo.parts.batch import Batch
+from octavo.parts.embedding import Embedding
+
+
+class NoLayer(nn.Module):
+    """In the place of a layer that changes nothing, or that another stage has."""
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        return x
+
+
+class NoEmbedding(nn.Module):
+    """In the place of an embedding that another stage has. A table may lie in it that is the head's weight."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one of a model's stages has, and what crosses its borders."""
+
+    index: int = 0
+    count: int = 1
+    layers: range = range(0)
+    """Which of the model's layers it has, if there are several stages."""
+    receives: tuple[str, ...] = ()
+    """What of `Batch.kept` comes with the stream from the stage before."""
+    sends: tuple[str, ...] = ()
+    """What of it goes on to the next."""
+    passes_cross_rows: bool = False
+    """Whether cross-attention of later stages needs an encoder's or a tower's rows."""
+    gets_cross_rows: bool = False
+    """Whether such rows come from the stage before."""
+
+    @property
+    def is_first(self) -> bool:
+        return self.index == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.index == self.count - 1
+
+
+def divide(layers: Sequence[nn.Module], crosses: Sequence[bool], index: int, count: int) -> Stage:
+    """The stage `index` of `count` of a model with these layers, which are shared evenly by their number.
+
+    Args:
+        layers: all of the model's. Those that do nothing do not count.
+        crosses: for each of them, whether it has cross-attention.
+        index: from 0.
+        count: of stages.
+
+    Raises ValueError where there are fewer layers than stages.
+    """
+    there = [i for i, layer in enumerate(layers) if not isinstance(layer, NoLayer)]
+    if len(there) < count:
+        raise ValueError(f"the model has {len(there)} layers for {count} stages")
+    first, *ends = [0, *(there[len(there) * i // count] for i in range(1, count)), len(layers)]
+    own = range([first, *ends][index], ends[index])
+    return Stage(
+        index,
+        count,
+        own,
+        receives=_kept_across(layers, own.start) if index else (),
+        sends=_kept_across(layers, own.stop) if index < count - 1 else (),
+        passes_cross_rows=any(crosses[own.stop :]),
+        gets_cross_rows=index > 0 and any(crosses[own.start :]),
+    )
+
+
+def _kept_across(layers: Sequence[nn.Module], border: int) -> tuple[str, ...]:
+    """What layers before a border keep and layers behind it mix in."""
+    keeps, mixes = dict[str, None](), set[str]()
+    for i, layer in enumerate(layers):
+        if i < border:
+            keeps |= dict.fromkeys(getattr(layer, "keeps", ()))
+        else:
+            mixes |= set(getattr(layer, "mixes", ()))
+    return tuple(name for name in keeps if name in mixes)
+
+
+def keep_table(embed: nn.Module, table: Embedding) -> nn.Module:
+    """`embed` with nothing but its token table, at its path."""
+    if embed is table:
+        return embed
+    kept = NoEmbedding()
+    for name, child in embed.named_children():
+        if any(module is table for module in child.modules()):
+            kept.add_module(name, keep_table(child, table))
+    return kept
+
+
+def receive_stream(backend: Backend, stage: Stage, batch: Batch, size: int, dtype: torch.dtype) -> Tensor:
+    """The stream `[rows, size]` of a step, from the stage before; what layers come back to goes to `batch.kept`."""
+    rows = batch.tokens.shape[0]
+    x = backend.receive(rows, size, dtype)
+    for name in stage.receives:
+        batch.kept[name] = backend.receive(rows, size, dtype)
+    return x
+
+
+def send_stream(backend: Backend, stage: Stage, x: Tensor, batch: Batch) -> None:
+    """Hand the stream to the next stage."""
+    backend.send(x)
+    for name in stage.sends:
+        backend.send(batch.kept[name])
