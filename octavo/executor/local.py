@@ -69,5 +69,6 @@ class LocalExecutor:
         """It ends with this process only."""
 
     def close(self) -> None:
+        self.runner.backend.leave()
         if self.runner.adapters is not None:
             self.runner.adapters.close()

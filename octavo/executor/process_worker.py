@@ -32,6 +32,8 @@ class Worker:
         try:
             request = decode_request(message)
             if isinstance(request, Load):
+                if self._executor is not None:
+                    self._executor.close()
                 self._executor = None  # its memory is the next one's
                 self._executor = _load(request)
                 reply = Loaded(self._executor.info, self._executor.shape, sum(self._executor.rank_weight_bytes))

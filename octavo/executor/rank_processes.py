@@ -44,26 +44,29 @@ class LocalRanks:
         size: how many.
         tensor_size: how many share each layer.
         timeout: seconds that one of them waits for another.
+        models: how many they may load, one after the other.
 
     Raises OSError where processes or memory are not to be had.
     """
 
-    def __init__(self, size: int, tensor_size: int, timeout: float) -> None:
+    def __init__(self, size: int, tensor_size: int, timeout: float, models: int = 1) -> None:
         self.size, self._tensor_size, self._timeout = size, tensor_size, timeout
         self._folder = tempfile.TemporaryDirectory(prefix="octavo-ranks-", ignore_cleanup_errors=True)
-        self._memory = shared_memory(size)
+        self._memories = [shared_memory(size) for _ in range(models)]
+        self._loads = 0
         self._processes: list[ExecutorProcess] = []
         try:
             for _ in range(size):
-                self._processes.append(ExecutorProcess(inherits=[self._memory], timeout=timeout))
+                self._processes.append(ExecutorProcess(inherits=self._memories, timeout=timeout))
         except BaseException:
             self.close()
             raise
         self._ranks = {process.connection: rank for rank, process in enumerate(self._processes)}
 
     def loads(self, args: EngineArgs) -> list[Load]:
-        address = f"file://{self._folder.name}/meet"  # for a backend that does not meet in memory
-        link = RankLink(self._memory, address, self._timeout)
+        address = f"file://{self._folder.name}/{self._loads}"  # for a backend that does not meet in memory
+        link = RankLink(self._memories[self._loads], address, self._timeout)
+        self._loads += 1
         return [Load.of(args, RankPlace(rank, self.size, self._tensor_size), link) for rank in range(self.size)]
 
     def send(self, rank: int, message: bytes) -> None:
@@ -83,10 +86,10 @@ class LocalRanks:
         return self._processes[rank].end()
 
     def close(self) -> None:
-        if self._memory >= 0:
-            abort(self._memory)
-            os.close(self._memory)
-            self._memory = -1
+        while self._memories:
+            memory = self._memories.pop()
+            abort(memory)
+            os.close(memory)
         self._folder.cleanup()
         for process in self._processes:
             process.close()
