@@ -1,5 +1,7 @@
 """An engine with its model: in this process, in another, or in several."""
 
+import dataclasses
+
 from octavo.config import EngineArgs
 from octavo.engine.engine import Engine
 from octavo.executor.local import LocalExecutor
@@ -7,16 +9,25 @@ from octavo.executor.process import ExecutorProcess
 from octavo.executor.rank_executor import load_ranks
 from octavo.loading.model import load_model
 from octavo.loading.model_tokenizer import model_tokenizer
+from octavo.ops.native.threads import default_threads
 
 
 def launch_engine(args: EngineArgs, process: ExecutorProcess | None = None) -> Engine:
-    """Load the model of `args`, in `process` if one is given, and make an engine for it.
+    """Load the model of `args`, in `process` if one is given, and make an engine for it: one of its replicas.
 
     Raises the errors of octavo.errors for everything wrong with the model or the options.
     """
+    args = _share(args)
     if process is not None:
         return Engine(args, process.load(args), model_tokenizer(args))
     if args.num_ranks > 1 or args.distributed_executor_backend == "ray":
         return Engine(args, load_ranks(args), model_tokenizer(args))
     loaded = load_model(args)
     return Engine(args, LocalExecutor(loaded, args), loaded.tokenizer)
+
+
+def _share(args: EngineArgs) -> EngineArgs:
+    """The options of one of several replicas, which divide this machine's cores among them."""
+    if args.data_parallel_size == 1 or args.threads is not None or args.distributed_executor_backend == "ray":
+        return args
+    return dataclasses.replace(args, threads=default_threads(args.data_parallel_size * args.num_ranks))

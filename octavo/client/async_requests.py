@@ -100,6 +100,12 @@ class AsyncRequests:
         for stream in list(self._streams.values()):
             stream.put(error)
 
+    def fail(self, names: list[str], error: OctavoError) -> None:
+        """End some requests, by the engine's names, with an error. Called on any thread."""
+        for name in names:
+            if (stream := self._streams.get(name)) is not None:
+                stream.put(error)
+
     def abort(self, client: EngineClient, request_id: str) -> None:
         """Have the engine end a request; its reader gets a last output, "abort". An unknown id is ignored."""
         if (name := self._names.get(request_id)) is not None:

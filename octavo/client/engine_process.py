@@ -7,6 +7,7 @@ Nothing here imports the engine before this process is sure to end with its pare
 deep in libraries that let no thread of Python run.
 """
 
+import contextlib
 import logging
 import os
 import shutil
@@ -75,8 +76,11 @@ def main(address: str, parent: int) -> int:
     except BaseException as error:
         log.exception("the engine has failed")
         socket.send(encode(Died(_reason(error))))
+        with contextlib.suppress(Exception):
+            server.engine.executor.close()  # what it has started ends, and no file of it stays
         context.destroy(linger=LAST_WORDS)
-        os._exit(1)  # at once, whatever else would still have to end: its ranks see that this process is gone
+        os._exit(1)  # at once, whatever else would still have to end
+    server.engine.executor.close()
     context.destroy(linger=0)
     return 0
 

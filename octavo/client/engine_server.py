@@ -97,9 +97,12 @@ class EngineServer:
         return commands
 
     def _abort(self, command: Abort) -> list[Output]:
+        """End requests, also those that the engine does not know yet; the last messages of their sequences."""
+        outputs: list[Output] = []
         for request_id in command.request_ids:
-            self._arrived.pop(request_id, None)
-        return self.engine.abort(command.request_ids)
+            if (add := self._arrived.pop(request_id, None)) is not None:
+                outputs += _aborted(add)
+        return outputs + self.engine.abort(command.request_ids)
 
     def _load_adapter(self, command: LoadAdapter) -> list[Output]:
         try:
@@ -169,3 +172,14 @@ class EngineServer:
         self.stats.running_adapters, self.stats.waiting_adapters = self.engine.adapter_names()
         self.stats.num_media_items = scheduler.features.num_computed
         self.stats.feature_hits, self.stats.media_seconds = scheduler.features.num_hits, self.engine.media_seconds
+
+
+def _aborted(command: Add) -> list[Output]:
+    """What is said of a request that is aborted before it is added. A pooling request says nothing."""
+    try:
+        params = command.params()
+    except BaseException as error:
+        return [Failed(command.request_id, failure(error), invalid=True)]
+    if not isinstance(params, SamplingParams):
+        return []
+    return [Tokens(command.request_id, index, [], finish_reason="abort") for index in range(params.num_sequences)]

@@ -11,7 +11,7 @@ import msgspec
 from octavo.config import EngineArgs
 from octavo.engine.bad_word_tokens import BadWordTokens
 from octavo.engine.engine_request import AdapterRequest, Completion, GenerationRequest, PoolingRequest, Request
-from octavo.engine.kv_cache import HashChain, KVCacheManager
+from octavo.engine.kv_cache import HashChain, KVCacheManager, prompt_chain
 from octavo.engine.messages import Failed, Loaded, Output, Pooled, Ready
 from octavo.engine.scheduler import ScheduledSequence, Scheduler
 from octavo.engine.sequence import Sequence, Status
@@ -59,7 +59,8 @@ class Engine:
                 executor.info.max_model_len,
             )
         self.info = msgspec.structs.replace(executor.info, max_model_len=self.max_model_len)
-        self.ready = Ready(self.info, executor.shape.num_blocks)
+        prefix_block_size = executor.shape.block_size if self.cache.prefix_caching else 0
+        self.ready = Ready(self.info, executor.shape.num_blocks, prefix_block_size)
         self.checker = self.ready.checker(tokenizer, args.max_logprobs)
         self._bad_words = BadWordTokens(self.checker)
         self._requests: dict[str, Request] = {}
@@ -203,13 +204,7 @@ class Engine:
 
     def _chain(self, checked: CheckedPrompt) -> HashChain:
         """The prompt's hashes for the prefix cache, computed once for all of a request's sequences."""
-        fields = {"salt": checked.cache_salt.encode("utf-8", "surrogatepass")}
-        if checked.adapter is not None:
-            fields["adapter"] = checked.adapter.digest
-        threshold = self.info.long_rope_threshold
-        if threshold is not None and len(checked.token_ids) > threshold:
-            fields["grown"] = b"1"
-        chain = HashChain(fields, checked.features, checked.both_ways)
+        chain = prompt_chain(checked, self.info.long_rope_threshold)
         if chain.features and self.cache.encoder_group is not None:
             self.cache.check_cross_rows(chain, len(checked.token_ids))
         if self.cache.prefix_caching:

@@ -9,6 +9,7 @@ from octavo.engine.block_pool import NULL_BLOCK, BlockKey, BlockPool
 from octavo.errors import InvalidRequestError
 from octavo.executor.shape import CacheShape
 from octavo.features import Feature
+from octavo.text.inputs import CheckedPrompt
 
 HASH_BYTES = 32
 """Nobody finds two inputs of one hash of this length, though attackers may choose both."""
@@ -89,6 +90,21 @@ class HashChain:
                 digest.update(len(part).to_bytes(8, "little"))
                 digest.update(part)
         return digest.digest()
+
+
+def prompt_chain(checked: CheckedPrompt, long_rope_threshold: int | None) -> HashChain:
+    """The chain of a prompt, of which nothing is hashed yet.
+
+    Args:
+        checked: the prompt.
+        long_rope_threshold: as ModelInfo has it.
+    """
+    fields = {"salt": checked.cache_salt.encode("utf-8", "surrogatepass")}
+    if checked.adapter is not None:
+        fields["adapter"] = checked.adapter.digest
+    if long_rope_threshold is not None and len(checked.token_ids) > long_rope_threshold:
+        fields["grown"] = b"1"
+    return HashChain(fields, checked.features, checked.both_ways)
 
 
 class KVCacheManager:

@@ -84,6 +84,8 @@ class Ready(Message):
     """With the longest request that the engine's memory allows."""
     num_blocks: int
     """Of the KV cache."""
+    prefix_block_size: int = 0
+    """Tokens of a block that the prefix cache finds again; 0 where there is no such cache."""
 
     def checker(
         self, tokenizer: Tokenizer | None, max_logprobs: int, limits: MediaLimits = DEFAULT_LIMITS

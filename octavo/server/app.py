@@ -75,7 +75,7 @@ def plain(service: Service) -> APIRouter:
     @routes.get("/metrics", summary="Numbers for Prometheus")
     async def metrics() -> Response:
         assert service.metrics is not None
-        service.metrics.up.set(service.healthy)
+        service.metrics.take_states(service.client.states)
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return routes

@@ -14,7 +14,7 @@ WHOLE = (0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120,
 
 
 class Metrics:
-    """Counts of one server.
+    """Counts of one server. What its engines report has their numbers as a label: 0, and more with replicas.
 
     Args:
         model: the name that clients know.
@@ -24,14 +24,15 @@ class Metrics:
     def __init__(self, model: str, max_loras: int | None = None) -> None:
         self.registry = CollectorRegistry()
         self.adapters = None if max_loras is None else AdapterMetrics(self.registry, model, max_loras)
-        self._last = Stats()
-        self._restarts = 0
+        self._model = model
+        self._last: dict[int, Stats] = {}
+        self._restarts: dict[int, int] = {}
 
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"octavo:{name}", text, ["model_name"], registry=self.registry).labels(model)
+        def gauge(name: str, text: str, label: str = "engine") -> Gauge:
+            return Gauge(f"octavo:{name}", text, ["model_name", label], registry=self.registry)
 
         def counter(name: str, text: str) -> Counter:
-            return Counter(f"octavo:{name}", text, ["model_name"], registry=self.registry).labels(model)
+            return Counter(f"octavo:{name}", text, ["model_name", "engine"], registry=self.registry)
 
         def seconds(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             histogram = Histogram(f"octavo:{name}", text, ["model_name"], buckets=buckets, registry=self.registry)
@@ -41,8 +42,8 @@ class Metrics:
         self.waiting = gauge("num_requests_waiting", "Sequences that are waiting")
         self.usage = gauge("kv_cache_usage_perc", "Share of the KV cache's blocks that sequences hold, from 0 to 1")
         self.up = gauge("engine_up", "1 while the engine runs")
+        self.replicas = gauge("replicas", "Engines by state: running, starting, restarting, dead", "state")
         self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts")
-        self.generation_tokens = counter("generation_tokens", "Tokens generated")
         self.prefix_queries = counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache")
         self.prefix_hits = counter("prefix_cache_hits", "Prompt tokens that the prefix cache had")
         self.preemptions = counter("num_preemptions", "Sequences that were preempted and recomputed")
@@ -50,6 +51,9 @@ class Metrics:
         self.media_hits = counter("media_cache_hits", "Pictures, films and sounds whose rows were there already")
         self.media_seconds = counter("media_tower_seconds", "Seconds that towers took")
         self.restarts = counter("engine_restarts", "Times that the engine died and was restarted")
+        self.generation_tokens = Counter(
+            "octavo:generation_tokens", "Tokens generated", ["model_name"], registry=self.registry
+        ).labels(model)
         self.finished = Counter(
             "octavo:request_success", "Requests that ended", ["model_name", "finished_reason"], registry=self.registry
         )
@@ -58,24 +62,27 @@ class Metrics:
         )
         self.per_token = seconds("time_per_output_token_seconds", "Between two tokens of a request", PER_TOKEN)
         self.whole = seconds("e2e_request_latency_seconds", "From a request's arrival to its end", WHOLE)
-        self._model = model
+        self.take(Stats(), 1, 0)
 
-    def take(self, stats: Stats, num_blocks: int, restarts: int) -> None:
-        """A report of the engine.
+    def take(self, stats: Stats, num_blocks: int, restarts: int, engine: int = 0) -> None:
+        """A report of an engine.
 
         Args:
             stats: its numbers, counted since its process began.
             num_blocks: blocks of its KV cache.
             restarts: how often it was started again.
+            engine: its number.
         """
-        if restarts != self._restarts:  # another process, whose counts begin anew
-            self.restarts.inc(max(0, restarts - self._restarts))
-            self._last, self._restarts = Stats(), restarts
-        last = self._last
-        self.running.set(stats.running)
-        self.waiting.set(stats.waiting)
-        self.usage.set(stats.used_blocks / max(1, num_blocks))
-        for counter, now, before in (
+        labels = (self._model, str(engine))
+        before = self._restarts.get(engine, 0)
+        self.restarts.labels(*labels).inc(max(0, restarts - before))
+        if restarts != before:  # another process, whose counts begin anew
+            self._last[engine], self._restarts[engine] = Stats(), restarts
+        last = self._last.get(engine, Stats())
+        self.running.labels(*labels).set(stats.running)
+        self.waiting.labels(*labels).set(stats.waiting)
+        self.usage.labels(*labels).set(stats.used_blocks / max(1, num_blocks))
+        for counter, now, earlier in (
             (self.prompt_tokens, stats.prompt_tokens, last.prompt_tokens),
             (self.prefix_queries, stats.prompt_tokens, last.prompt_tokens),
             (self.prefix_hits, stats.cached_tokens, last.cached_tokens),
@@ -84,10 +91,21 @@ class Metrics:
             (self.media_hits, stats.feature_hits, last.feature_hits),
             (self.media_seconds, stats.media_seconds, last.media_seconds),
         ):
-            counter.inc(max(0, now - before))
-        self._last = stats
+            counter.labels(*labels).inc(max(0, now - earlier))
+        self._last[engine] = stats
         if self.adapters is not None:
-            self.adapters.take(stats.running_adapters, stats.waiting_adapters)
+            latest = self._last.values()
+            self.adapters.take(
+                sorted({name for one in latest for name in one.running_adapters}),
+                sorted({name for one in latest for name in one.waiting_adapters}),
+            )
+
+    def take_states(self, states: list[str]) -> None:
+        """How the engines are now, by their numbers."""
+        for engine, state in enumerate(states):
+            self.up.labels(self._model, str(engine)).set(state == "running")
+        for state in ("starting", "running", "restarting", "dead"):
+            self.replicas.labels(self._model, state).set(states.count(state))
 
     def end(self, reason: str, seconds: float) -> None:
         self.finished.labels(self._model, reason).inc()

@@ -14,7 +14,7 @@ import numpy as np
 
 from octavo.client.async_requests import AsyncRequests
 from octavo.client.output_processor import Chunk, OutputProcessor, PoolingProcessor
-from octavo.client.process_client import ProcessClient
+from octavo.client.replicas import Replicas
 from octavo.client.scoring import ScorePlan, pair_up, plan_scores
 from octavo.config import EngineArgs
 from octavo.engine.messages import Ready, Stats
@@ -116,7 +116,7 @@ class Service:
             [self.model_name, args.model], self._load_adapter, self._drop_adapter, self._on_adapter
         )
         self.requests = AsyncRequests()
-        self.client = ProcessClient(args, self.requests.on_outputs, self.requests.fail_all, self._on_stats)
+        self.client = Replicas(args, self.requests.on_outputs, self.requests.fail, self._on_stats)
         self.tokenizer: Tokenizer | None = None
         self.chat_template: str | None = None
         self.metrics: Metrics | None = None
@@ -236,9 +236,9 @@ class Service:
             add_to_request_log(adapter=shorten(model.name, 64))
         return model
 
-    def _on_stats(self, stats: Stats, restarts: int) -> None:
+    def _on_stats(self, replica: int, stats: Stats, restarts: int) -> None:
         if self.metrics is not None:
-            self.metrics.take(stats, self.ready.num_blocks, restarts)
+            self.metrics.take(stats, self.client.clients[replica].ready.num_blocks, restarts, replica)
 
     @property
     def media_kinds(self) -> list[str]:

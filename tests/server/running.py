@@ -27,10 +27,14 @@ class Running:
 
     def engine_pid(self) -> int:
         """The engine's process."""
+        return self.engine_pids()[0]
+
+    def engine_pids(self) -> list[int]:
+        """The processes of all engines."""
         out = subprocess.run(
             ["pgrep", "-P", str(self.process.pid), "-f", "engine_process"], capture_output=True, text=True, check=True
         )
-        return int(out.stdout.split()[0])
+        return [int(pid) for pid in out.stdout.split()]
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         return httpx.get(self.url + path, timeout=30, **options)
@@ -42,6 +46,11 @@ class Running:
         """The sum of a metric's values."""
         found = re.findall(rf"^octavo:{name}(?:{{[^}}]*}})? (\S+)$", self.get("/metrics").text, re.MULTILINE)
         return sum(map(float, found))
+
+    def metrics_by(self, label: str, name: str) -> dict[str, float]:
+        """A metric's values by one of its labels."""
+        pattern = rf'^octavo:{name}{{[^}}]*{label}="([^"]*)"[^}}]*}} (\S+)$'
+        return {key: float(value) for key, value in re.findall(pattern, self.get("/metrics").text, re.MULTILINE)}
 
     def until(self, test: Any, seconds: float = 10.0) -> None:
         """Wait until `test()` holds."""

@@ -7,14 +7,18 @@ from pathlib import Path
 _CPUS = Path("/sys/devices/system/cpu")
 
 
-def default_threads() -> int:
-    """Cores of the affinity mask, hyperthreads not counted, and no more than the control group's share of time."""
+def default_threads(processes: int = 1) -> int:
+    """Cores of the affinity mask, hyperthreads not counted, and no more than the control group's share of time.
+
+    Args:
+        processes: among how many they are divided.
+    """
     try:
         allowed = os.sched_getaffinity(0)
     except AttributeError:  # not on this system
-        return os.cpu_count() or 1
+        return max(1, (os.cpu_count() or 1) // processes)
     cores = {_siblings(cpu) for cpu in allowed}
-    return max(1, min(len(cores), _quota()))
+    return max(1, min(len(cores), _quota()) // processes)
 
 
 def processors() -> int:
