@@ -8,13 +8,14 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from octavo.client.async_requests import AsyncRequests
+from octavo.client.engine_client import KnownEngine
 from octavo.client.local_client import ThreadClient
 from octavo.client.output_processor import processor_of
+from octavo.client.replica_engine import ReplicaEngine
 from octavo.config import DEFAULT_MODEL, EngineArgs
-from octavo.engine.engine import Engine
 from octavo.errors import EngineDeadError, OctavoError, RequestFailedError, failure
 from octavo.launch import launch_engine
-from octavo.llm import as_tensor, start_engine
+from octavo.llm import args_of, as_tensor
 from octavo.lora import AdapterRef, LoRARequest
 from octavo.outputs import PoolingOutput, PoolingRequestOutput, RequestOutput
 from octavo.params import PoolingParams, SamplingParams
@@ -24,25 +25,31 @@ from octavo.prompts import Prompt
 class AsyncLLM:
     """A model that answers many requests at a time, each as its own async iterator.
 
-    Args are those of octavo.LLM. The engine runs in a thread of its own until `shutdown()`.
+    Args are those of octavo.LLM. The engine runs in a thread of its own until `shutdown()`, or, with
+    data_parallel_size above 1, several do in processes of their own.
     """
 
     def __init__(self, model: str | os.PathLike[str] = DEFAULT_MODEL, **options: Any) -> None:
-        self._start(start_engine(model, options))
+        self._start(args_of(model, options))
 
     @classmethod
     def from_engine_args(cls, args: EngineArgs) -> "AsyncLLM":
         """An AsyncLLM of options that are already an EngineArgs."""
         llm = cls.__new__(cls)
-        llm._start(launch_engine(args))
+        llm._start(args)
         return llm
 
-    def _start(self, engine: Engine) -> None:
-        self.engine = engine
+    def _start(self, args: EngineArgs) -> None:
         self._ids = itertools.count()
         self._requests = AsyncRequests()
         self._added_adapters: dict[int, AdapterRef] = {}
-        self.client = ThreadClient(engine, self._requests.on_outputs, self._requests.fail_all)
+        self.engine: KnownEngine
+        self.client: ThreadClient | ReplicaEngine
+        if args.data_parallel_size > 1:
+            self.engine = self.client = ReplicaEngine(args, self._requests.on_outputs)
+        else:
+            self.engine = engine = launch_engine(args)
+            self.client = ThreadClient(engine, self._requests.on_outputs, self._requests.fail_all)
 
     async def generate(
         self,
@@ -127,5 +134,5 @@ class AsyncLLM:
         self._requests.abort(self.client, request_id)
 
     def shutdown(self) -> None:
-        """Stop the engine's thread. Requests that run are ended."""
+        """Stop the engine. Requests that run are ended."""
         self.client.close()

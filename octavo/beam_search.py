@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from tqdm import tqdm
 
-from octavo.engine.engine import Engine
+from octavo.client.engine_client import KnownEngine
 from octavo.lora import LoRARequest
 from octavo.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
 from octavo.params import BeamSearchParams, SamplingParams
@@ -15,7 +15,7 @@ from octavo.text.tokenizer import Tokenizer
 
 
 def beam_search(
-    engine: Engine,
+    engine: KnownEngine,
     generate: Callable[[list[CheckedPrompt], SamplingParams], list[RequestOutput]],
     prompts: list[Prompt],
     params: BeamSearchParams,

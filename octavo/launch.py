@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from octavo.client.local_client import LocalRequests
+from octavo.client.replica_engine import WaitingClient
 from octavo.config import EngineArgs
 from octavo.engine.engine import Engine
 from octavo.executor.local import LocalExecutor
@@ -24,6 +26,17 @@ def launch_engine(args: EngineArgs, process: ExecutorProcess | None = None) -> E
         return Engine(args, load_ranks(args), model_tokenizer(args))
     loaded = load_model(args)
     return Engine(args, LocalExecutor(loaded, args), loaded.tokenizer)
+
+
+def start_requests(args: EngineArgs) -> LocalRequests:
+    """Requests to an engine, or to several with data_parallel_size above 1, for who computes or waits for its steps.
+
+    Raises as `launch_engine`.
+    """
+    if args.data_parallel_size > 1:
+        client = WaitingClient(args)
+        return LocalRequests(client.engine, client)
+    return LocalRequests(launch_engine(args))
 
 
 def _share(args: EngineArgs) -> EngineArgs:

@@ -11,13 +11,11 @@ import torch
 from tqdm import tqdm
 
 from octavo.beam_search import beam_search
-from octavo.client.local_client import LocalRequests
 from octavo.client.scoring import pair_up, plan_scores
 from octavo.config import DEFAULT_MODEL, EngineArgs, engine_args
-from octavo.engine.engine import Engine
 from octavo.engine.messages import Failed
-from octavo.errors import InvalidRequestError, RequestFailedError
-from octavo.launch import launch_engine
+from octavo.errors import InvalidRequestError
+from octavo.launch import start_requests
 from octavo.logs import log_to_stderr
 from octavo.lora import AdapterRef, LoRARequest
 from octavo.media.fetch import MediaFetcher
@@ -45,13 +43,13 @@ Adapters = LoRARequest | Sequence[LoRARequest | None] | None
 """An adapter for all prompts, or one (or None) for each."""
 
 
-def start_engine(model: str | os.PathLike[str], options: dict[str, Any]) -> Engine:
-    """An engine by the arguments of LLM and AsyncLLM. What vLLM's have beside ours is said to have no effect."""
+def args_of(model: str | os.PathLike[str], options: dict[str, Any]) -> EngineArgs:
+    """The arguments of LLM and AsyncLLM. What vLLM's have beside ours is said to have no effect."""
     log_to_stderr(if_unset=True)
     args, notes = engine_args(model, options)
     for note in notes:
         log.info(note)
-    return launch_engine(args)
+    return args
 
 
 class LLM:
@@ -61,22 +59,25 @@ class LLM:
         model: a folder, a .gguf file, a hub name, or `pypi:PACKAGE`; SmolLM2-135M-Instruct if left out.
         options: every field of octavo.EngineArgs. vLLM's others are accepted and said once to have no effect.
 
+    With data_parallel_size above 1 it runs in processes of its own, which end with this object, or this process.
+
     Raises ConfigError, ModelNotFoundError or CheckpointError, each saying what to do.
     """
 
     def __init__(self, model: str | os.PathLike[str] = DEFAULT_MODEL, **options: Any) -> None:
-        self._start(start_engine(model, options))
+        self._start(args_of(model, options))
 
     @classmethod
     def from_args(cls, args: EngineArgs) -> "LLM":
         """An LLM of options that are already an EngineArgs."""
         llm = cls.__new__(cls)
-        llm._start(launch_engine(args))
+        llm._start(args)
         return llm
 
-    def _start(self, engine: Engine) -> None:
-        self.engine, self.requests = engine, LocalRequests(engine)
-        self._fetcher = MediaFetcher.of_options(engine.args)
+    def _start(self, args: EngineArgs) -> None:
+        self.requests = start_requests(args)
+        self.engine = self.requests.engine
+        self._fetcher = MediaFetcher.of_options(args)
         self._ids = itertools.count()
         self._added_adapters: dict[int, AdapterRef] = {}
 
@@ -92,7 +93,7 @@ class LLM:
 
     def rank_weight_bytes(self) -> list[int]:
         """Bytes of weights in each process that computes the model."""
-        return list(self.engine.executor.rank_weight_bytes)
+        return list(self.engine.ready.rank_weight_bytes)
 
     def add_lora(self, lora_request: LoRARequest) -> bool:
         """Load an adapter before a prompt needs it. It stays as long as there is room, as those of prompts do.
@@ -346,7 +347,7 @@ class LLM:
             for output in self.requests.step():
                 if isinstance(output, Failed):
                     where = f"prompt {ids.index(output.request_id)}: " if len(ids) > 1 else ""
-                    raise (InvalidRequestError if output.invalid else RequestFailedError)(f"{where}{output.error}")
+                    raise output.exception(where)
                 if not output.finished:
                     continue
                 done[output.request_id] = output

@@ -7,7 +7,7 @@ from typing import Any
 
 from octavo.client.local_client import LocalRequests
 from octavo.engine.messages import Failed
-from octavo.errors import InvalidRequestError, OctavoError, RequestFailedError
+from octavo.errors import OctavoError
 from octavo.lora import LoRARequest
 from octavo.outputs import RequestOutput
 from octavo.params import RequestOutputKind, SamplingParams
@@ -64,7 +64,7 @@ def stream_answer(
         while requests.has_work:
             for output in requests.step():
                 if isinstance(output, Failed):
-                    raise (InvalidRequestError if output.invalid else RequestFailedError)(output.error)
+                    raise output.exception()
                 assert isinstance(output, RequestOutput)
                 first = first or time.perf_counter() - start
                 for piece in output.outputs:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -226,7 +227,8 @@ def run(namespace: argparse.Namespace) -> int:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (line editing and history for input())
     check_sampling_flags(namespace)
-    engine = launch_engine(engine_args_of(namespace))
+    # One conversation has one request at a time.
+    engine = launch_engine(dataclasses.replace(engine_args_of(namespace), data_parallel_size=1))
     sampling = sampling_values_of(namespace, engine.info.generation_config)
     talk = Conversation(engine, sampling, namespace.system, adapters_of(namespace))
     print("Talk to the model; /help lists the commands.")

@@ -8,10 +8,9 @@ from typing import Any
 from octavo.cli.answers import Answer, limit_hit, stream_answer
 from octavo.cli.flags import adapters_of, check_sampling_flags, engine_args_of, sampling_params_of
 from octavo.cli.media_files import Parts, check_parts, named_media, raw_prompt
-from octavo.client.local_client import LocalRequests
-from octavo.engine.engine import Engine
+from octavo.client.engine_client import KnownEngine
 from octavo.errors import InvalidRequestError
-from octavo.launch import launch_engine
+from octavo.launch import start_requests
 from octavo.media.fetch import MediaFetcher
 from octavo.text.chat_prompt import Message
 from octavo.text.media_chat import media_chat_prompt
@@ -20,7 +19,8 @@ from octavo.text.media_chat import media_chat_prompt
 def run(namespace: argparse.Namespace) -> int:
     text, parts = _prompt(namespace), named_media(namespace)
     check_sampling_flags(namespace)
-    engine = launch_engine(engine_args_of(namespace))
+    requests = start_requests(engine_args_of(namespace))
+    engine = requests.engine
     params = sampling_params_of(namespace, engine.info.generation_config)
     check_parts(parts, engine.checker.media)
     prompt = _chat_prompt(engine, text, parts, namespace)
@@ -31,7 +31,7 @@ def run(namespace: argparse.Namespace) -> int:
 
     adapter = next(iter(adapters_of(namespace)), None)
     quiet = (lambda piece: None) if namespace.json else show
-    answer = stream_answer(LocalRequests(engine), prompt, params, quiet, adapter)
+    answer = stream_answer(requests, prompt, params, quiet, adapter)
     if namespace.json:
         print(json.dumps(_as_json(answer), ensure_ascii=False))
     else:
@@ -61,7 +61,7 @@ def _prompt(namespace: argparse.Namespace) -> str:
     return sys.stdin.read()
 
 
-def _chat_prompt(engine: Engine, text: str, parts: Parts, namespace: argparse.Namespace) -> Any:
+def _chat_prompt(engine: KnownEngine, text: str, parts: Parts, namespace: argparse.Namespace) -> Any:
     media = engine.checker.media
     if namespace.raw or engine.tokenizer is None or not engine.tokenizer.chat_templates:
         if namespace.system is not None:

@@ -100,12 +100,6 @@ class AsyncRequests:
         for stream in list(self._streams.values()):
             stream.put(error)
 
-    def fail(self, names: list[str], error: OctavoError) -> None:
-        """End some requests, by the engine's names, with an error. Called on any thread."""
-        for name in names:
-            if (stream := self._streams.get(name)) is not None:
-                stream.put(error)
-
     def abort(self, client: EngineClient, request_id: str) -> None:
         """Have the engine end a request; its reader gets a last output, "abort". An unknown id is ignored."""
         if (name := self._names.get(request_id)) is not None:
@@ -168,7 +162,7 @@ class AsyncRequests:
             for message in await stream.take():
                 is_loading = False
                 if isinstance(message, Failed):
-                    raise (InvalidRequestError if message.invalid else RequestFailedError)(message.error)
+                    raise message.exception()
         finally:
             self._streams.pop(name, None)
             if is_loading:
@@ -185,7 +179,7 @@ def _next_output(processor: Processor, messages: list[Output]) -> Any:
     try:
         for message in messages:
             if isinstance(message, Failed):
-                raise (InvalidRequestError if message.invalid else RequestFailedError)(message.error)
+                raise message.exception()
             processor.add(message)
         return processor.output()
     except OctavoError:

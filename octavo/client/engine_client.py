@@ -2,17 +2,42 @@
 
 from typing import Protocol
 
-from octavo.engine.messages import Ready
+from octavo.config import EngineArgs
+from octavo.engine.messages import Output, Ready
+from octavo.loading.model_info import ModelInfo
 from octavo.lora import AdapterRef
 from octavo.params import PoolingParams, SamplingParams
-from octavo.text.inputs import CheckedPrompt
+from octavo.text.inputs import CheckedPrompt, InputChecker
+from octavo.text.tokenizer import Tokenizer
+
+
+class KnownEngine(Protocol):
+    """What is known of an engine, or of several that are taken as one: an Engine, a ReplicaEngine."""
+
+    @property
+    def args(self) -> EngineArgs: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+
+    @property
+    def ready(self) -> Ready: ...
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    @property
+    def checker(self) -> InputChecker: ...
+
+    @property
+    def max_model_len(self) -> int: ...
 
 
 class EngineClient(Protocol):
     """Takes requests for an engine, in this process or in another.
 
-    What the engine says of them (messages.Output) is handed out a step at a time, each client in its own way:
-    LocalClient to who calls its `receive`, ThreadClient and ProcessClient to their `on_outputs`.
+    What the engine says of them (messages.Output) is handed out a step at a time, each client in its own way: a
+    StepClient to who calls its `receive`, ThreadClient, ProcessClient and Replicas to their `on_outputs`.
     """
 
     @property
@@ -47,4 +72,20 @@ class EngineClient(Protocol):
 
     def abort(self, request_id: str) -> None:
         """End a request; its last messages have the finish reason "abort". Unknown ones are ignored."""
+        ...
+
+
+class StepClient(EngineClient, Protocol):
+    """An EngineClient that gives what has come to who asks for it, a step at a time."""
+
+    def pending(self) -> list[Output]:
+        """What there is to give without computing or waiting for anything."""
+        ...
+
+    def receive(self) -> list[Output]:
+        """What a step has given, computed now or waited for."""
+        ...
+
+    def receive_of(self, request_id: str) -> list[Output]:
+        """Likewise of one request. What comes of others meanwhile waits for `receive`."""
         ...

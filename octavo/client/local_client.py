@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from octavo.client.engine_client import KnownEngine, StepClient
 from octavo.client.output_processor import Processor, processor_of
 from octavo.engine.engine import Engine
 from octavo.engine.messages import Failed, Output, Ready
@@ -142,7 +143,7 @@ class ThreadClient:
         try:
             start()
         except OctavoError as error:
-            self._on_outputs([Failed(request_id, str(error), isinstance(error, InvalidRequestError))])
+            self._on_outputs([Failed.of(request_id, error)])
 
     def _run(self) -> None:
         reason = ""
@@ -166,14 +167,18 @@ class ThreadClient:
 
 
 class LocalRequests:
-    """Requests of those who compute the engine's steps themselves.
+    """Requests of those who compute the engine's steps themselves, or wait for them.
 
     Args:
         engine: the engine.
+        client: takes its requests; one that computes its steps here if None.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.client = engine, LocalClient(engine)
+    def __init__(self, engine: KnownEngine, client: StepClient | None = None) -> None:
+        if client is None:
+            assert isinstance(engine, Engine)
+            client = LocalClient(engine)
+        self.engine, self.client = engine, client
         self._processors: dict[str, Processor] = {}
 
     @property

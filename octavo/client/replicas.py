@@ -77,8 +77,8 @@ class Replicas:
 
     Args:
         args: the engines' options.
-        on_outputs: called with what a step of one of them has given.
-        on_lost: called with the ids of requests that have died with their replica, and the error for who waits.
+        on_outputs: called with what a step of one of them has given, and with failures of requests that have died
+            with their replica.
         on_stats: called with every report of a replica's numbers: which one, and how often it was started again.
     """
 
@@ -86,11 +86,9 @@ class Replicas:
         self,
         args: EngineArgs,
         on_outputs: Callable[[list[Output]], None],
-        on_lost: Callable[[list[str], OctavoError], None],
         on_stats: Callable[[int, Stats, int], None] = lambda number, stats, restarts: None,
     ) -> None:
-        self.args = args
-        self.on_outputs, self.on_lost = on_outputs, on_lost
+        self.args, self.on_outputs = args, on_outputs
         self.on_failure: Callable[[], None] = lambda: None
         """Called if nobody reads what a replica says any more, for a reason that nobody foresaw."""
         self.clients = [self._client(number, on_stats) for number in range(args.data_parallel_size)]
@@ -133,6 +131,11 @@ class Replicas:
         return next((state for state in ("running", "restarting", "starting") if state in states), "dead")
 
     @property
+    def has_work(self) -> bool:
+        """Whether a request has not ended."""
+        return bool(self._waiting or self._loading)
+
+    @property
     def failure(self) -> BaseException | None:
         """Why nobody reads what a replica says."""
         return next((client.failure for client in self.clients if client.failure is not None), None)
@@ -152,9 +155,12 @@ class Replicas:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             raise
-        first = ready[0]
-        shortest = min(one.info.max_model_len for one in ready)
-        self._ready = msgspec.structs.replace(first, info=msgspec.structs.replace(first.info, max_model_len=shortest))
+        first, shortest = ready[0], min(one.info.max_model_len for one in ready)
+        self._ready = msgspec.structs.replace(
+            first,
+            info=msgspec.structs.replace(first.info, max_model_len=shortest),
+            rank_weight_bytes=[count for one in ready for count in one.rank_weight_bytes],
+        )
         # Of one alone nothing needs to be known.
         block_size = first.prefix_block_size if len(ready) > 1 else 0
         self._router = Router([one.num_blocks for one in ready], block_size)
@@ -249,7 +255,7 @@ class Replicas:
     def _bury(self, number: int, error: OctavoError) -> None:
         """A replica has died. What it had begun to answer is lost; the rest goes to another one, once."""
         self._router.forget(number)
-        lost = []
+        said: list[Output] = []
         for name, waiting in [*self._waiting.items()]:
             if waiting.route is None or waiting.route.replica != number:
                 continue
@@ -258,18 +264,15 @@ class Replicas:
                 continue
             self._forget(name, waiting)
             if waiting.request_id is not None:
-                lost.append(waiting.request_id)
+                said.append(Failed.of(waiting.request_id, error))
         for name, loading in [*self._loading.items()]:
             loading.replicas.discard(number)
             if loading.replicas:
                 continue
             self._forget_loading(name)
-            if loading.is_somewhere:
-                self.on_outputs([Loaded(loading.request_id)])
-            else:
-                lost.append(loading.request_id)
-        if lost:
-            self.on_lost(lost, error)
+            said.append(Loaded(loading.request_id) if loading.is_somewhere else Failed.of(loading.request_id, error))
+        if said:
+            self.on_outputs(said)
 
     def _move(self, name: str, waiting: Waiting) -> bool:
         """Send a request whose replica has died to another one; whether there is one."""

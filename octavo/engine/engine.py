@@ -60,7 +60,7 @@ class Engine:
             )
         self.info = msgspec.structs.replace(executor.info, max_model_len=self.max_model_len)
         prefix_block_size = executor.shape.block_size if self.cache.prefix_caching else 0
-        self.ready = Ready(self.info, executor.shape.num_blocks, prefix_block_size)
+        self.ready = Ready(self.info, executor.shape.num_blocks, prefix_block_size, executor.rank_weight_bytes)
         self.checker = self.ready.checker(tokenizer, args.max_logprobs)
         self._bad_words = BadWordTokens(self.checker)
         self._requests: dict[str, Request] = {}

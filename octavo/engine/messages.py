@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from octavo.config import EngineArgs
-from octavo.errors import InvalidRequestError
+from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError, RequestFailedError
 from octavo.loading.model_info import ModelInfo
 from octavo.lora import AdapterRef
 from octavo.media.limits import DEFAULT_LIMITS, MediaLimits
@@ -86,6 +86,8 @@ class Ready(Message):
     """Of the KV cache."""
     prefix_block_size: int = 0
     """Tokens of a block that the prefix cache finds again; 0 where there is no such cache."""
+    rank_weight_bytes: list[int] = []
+    """Bytes of the weights that each rank holds."""
 
     def checker(
         self, tokenizer: Tokenizer | None, max_logprobs: int, limits: MediaLimits = DEFAULT_LIMITS
@@ -161,6 +163,18 @@ class Failed(Message):
     request_id: str
     error: str
     invalid: bool
+    is_dead: bool = False
+    """Whether that is because its engine has ended."""
+
+    @classmethod
+    def of(cls, request_id: str, error: OctavoError) -> "Failed":
+        """What is said of a request that has met this error."""
+        return cls(request_id, str(error), isinstance(error, InvalidRequestError), isinstance(error, EngineDeadError))
+
+    def exception(self, where: str = "") -> OctavoError:
+        """The error that who waits is to see, after `where` it is."""
+        kind = InvalidRequestError if self.invalid else EngineDeadError if self.is_dead else RequestFailedError
+        return kind(f"{where}{self.error}")
 
 
 Output = Tokens | Pooled | Loaded | Failed

@@ -116,7 +116,7 @@ class Service:
             [self.model_name, args.model], self._load_adapter, self._drop_adapter, self._on_adapter
         )
         self.requests = AsyncRequests()
-        self.client = Replicas(args, self.requests.on_outputs, self.requests.fail, self._on_stats)
+        self.client = Replicas(args, self.requests.on_outputs, self._on_stats)
         self.tokenizer: Tokenizer | None = None
         self.chat_template: str | None = None
         self.metrics: Metrics | None = None

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from octavo import LLM, SamplingParams
+from octavo.engine.engine import Engine
 from octavo.executor.local import LocalExecutor
 from octavo.tools.golden import reference, skeleton
 from octavo.tools.recipe import write_model
@@ -39,6 +40,7 @@ def streams_of_octavo(folder: Path, ids: Sequence[int]) -> tuple[list[Tensor], T
     )
     seen: list[Tensor] = []
     count = len(ids)
+    assert isinstance(llm.engine, Engine)
     assert isinstance(llm.engine.executor, LocalExecutor)
     layers = llm.engine.executor.runner.model.layers
     layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:count].clone()))

@@ -1,6 +1,7 @@
 """One table of behaviours for every way to an engine: computed by the caller, in a thread, in another process."""
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,9 +13,11 @@ from octavo.client.engine_client import EngineClient
 from octavo.client.local_client import LocalRequests, ThreadClient
 from octavo.client.output_processor import processor_of
 from octavo.client.process_client import ProcessClient
+from octavo.client.replica_engine import ReplicaEngine
+from octavo.client.replicas import Replicas
 from octavo.config import EngineArgs
 from octavo.engine.messages import Failed
-from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError, RequestFailedError
+from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError
 from octavo.launch import launch_engine
 from octavo.params import PoolingParams, RequestOutputKind, SamplingParams, StructuredOutputsParams
 from octavo.text.inputs import CheckedPrompt
@@ -121,7 +124,37 @@ async def process(args: EngineArgs) -> AsyncIterator[tuple[AsyncRequests, Proces
         await client.stop()
 
 
-CLIENTS: dict[str, Any] = {"thread": thread, "process": process}
+@asynccontextmanager
+async def replicas(args: EngineArgs) -> AsyncIterator[tuple[AsyncRequests, Replicas]]:
+    requests = AsyncRequests()
+    client = Replicas(dataclasses.replace(args, data_parallel_size=2), requests.on_outputs)
+    try:
+        await client.start()
+        yield requests, client
+        async with asyncio.timeout(60):
+            while client.has_work:  # what was aborted last may still be said to have ended
+                await asyncio.sleep(0.01)
+        assert not any(replica.work for replica in client._router.replicas)
+    finally:
+        await client.stop()
+
+
+@asynccontextmanager
+async def replica_thread(args: EngineArgs) -> AsyncIterator[tuple[AsyncRequests, ReplicaEngine]]:
+    requests = AsyncRequests()
+    client = ReplicaEngine(dataclasses.replace(args, data_parallel_size=2), requests.on_outputs)
+    try:
+        yield requests, client
+    finally:
+        client.close()
+
+
+CLIENTS: dict[str, Any] = {
+    "thread": thread,
+    "process": process,
+    "replicas": replicas,
+    "replicas in a thread": replica_thread,
+}
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +179,7 @@ def local(args: EngineArgs) -> dict[str, Any]:
         while requests.has_work:
             outputs += requests.step()
         if isinstance(outputs[-1], Failed):
-            raise (InvalidRequestError if outputs[-1].invalid else RequestFailedError)(outputs[-1].error)
+            raise outputs[-1].exception()
         assert not requests.engine.has_work
         return outputs
 
@@ -248,7 +281,7 @@ def test_a_dead_engine(name: str, args: EngineArgs, tokenizer: Tokenizer | None)
             started = asyncio.Event()
             reading = asyncio.create_task(read("first"))
             await started.wait()
-            if isinstance(client, ThreadClient):
+            if isinstance(client, ThreadClient | ReplicaEngine):
                 await asyncio.to_thread(client.close)
             else:
                 await client.stop()
