@@ -24,7 +24,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "tp3": {"tensor_parallel_size": 3},
     "pp3": {"pipeline_parallel_size": 3},
 }
-SAMPLED = ("tp2",)
+SAMPLED = ("tp2", "pp2")
 SAMPLE = {p.stem.split("--")[0]: p for p in CASES}.values()
 """One case of each row: the last one, which is the fullest of most."""
 
