@@ -122,6 +122,9 @@ class RayRanks:
             self.address = ray.get(self.actors[0].free_address.remote())
         except ray.exceptions.RayError as error:
             raise EngineDeadError(f"Ray could not start the process of a rank: {_line(error)}.") from error
+        places = ", ".join(f"{self.hosts.count(host)} on {host}" for host in dict.fromkeys(self.hosts))
+        address = ray.get_runtime_context().gcs_address
+        log.info("Ray cluster at %s: ranks of %d threads, %s", address, self.threads, places)
         for rank, actor in enumerate(self.actors):
             end = actor.watch.options(concurrency_group="watch").remote().future()
             end.add_done_callback(functools.partial(self._end, rank))

@@ -10,7 +10,7 @@ from typing import Any
 
 from octavo.config import EngineArgs
 from octavo.errors import ConfigError
-from octavo.executor.ray_cluster import alive_nodes, even_share, import_ray, join_cluster
+from octavo.executor.ray_cluster import alive_nodes, even_share, import_ray, join_cluster, leave_cluster
 from octavo.ray_serve.app_options import AppOptions, read_options
 from octavo.ray_serve.door import Door
 from octavo.ray_serve.replica import Replica
@@ -25,13 +25,12 @@ def build_app(args: dict[str, Any]) -> Any:
     Raises ConfigError for an option that is unknown or out of range, or where Ray Serve is not installed.
     """
     engine, server, options = read_options(args)
-    ray = import_ray()
+    import_ray()
     try:
         from ray import serve
     except ImportError as error:
         raise ConfigError(f'Ray Serve cannot be used ({error}): pip install "octavo[ray]" on every machine.') from error
-    join_cluster()
-    engine, num_cpus = _threads(engine, options, [node.get("CPU", 0) for node in alive_nodes(ray)])
+    engine, num_cpus = _threads(engine, options)
     replica = serve.deployment(
         Replica,
         name="Octavo",
@@ -50,18 +49,31 @@ def build_app(args: dict[str, Any]) -> Any:
     return door.bind(replica.bind(engine, server), server.body_bytes(has_media=True))
 
 
-def _threads(engine: EngineArgs, options: AppOptions, cpus: list[float]) -> tuple[EngineArgs, float]:
+def _threads(engine: EngineArgs, options: AppOptions) -> tuple[EngineArgs, float]:
     """The engine's options with its number of threads, and the CPUs that a replica takes.
 
     Without either, replicas divide the CPUs of the cluster among them, so that all have room.
     """
-    places_ranks = engine.distributed_executor_backend == "ray" and engine.num_ranks > 1
-    if places_ranks:  # they take CPUs themselves
+    places_ranks = engine.distributed_executor_backend == "ray"
+    if places_ranks:  # which take CPUs themselves
         return engine, 1.0 if options.num_cpus is None else options.num_cpus
     given = options.num_cpus or (engine.threads or 0) * engine.num_ranks
-    num_cpus = given or max(1, even_share(cpus, options.most_replicas))
+    num_cpus = given or max(1, even_share(_cpus(), options.most_replicas))
     threads = engine.threads or max(1, int(num_cpus) // engine.num_ranks)
     return dataclasses.replace(engine, threads=threads), float(num_cpus)
+
+
+def _cpus() -> list[float]:
+    """Of each machine of the cluster. This process is not connected to it afterwards, unless it was before.
+
+    `serve run` connects with settings of its own, after it has the app.
+    """
+    leaves = join_cluster()
+    try:
+        return [machine.get("CPU", 0) for machine in alive_nodes(import_ray())]
+    finally:
+        if leaves:
+            leave_cluster()
 
 
 app = build_app

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message
 
 from octavo.config import EngineArgs
+from octavo.executor.ray_cluster import import_ray
 from octavo.logs import log_to_stderr
 from octavo.server.app import create_app
 from octavo.server.server_options import ServerOptions
@@ -36,6 +38,8 @@ class Replica:
     async def __init__(self, args: EngineArgs, options: ServerOptions) -> None:  # type: ignore[misc]
         log_to_stderr()
         log_to_stderr("octavo.requests", "%(message)s")
+        if args.distributed_executor_backend == "ray":  # the engine's process looks for it there
+            os.environ["RAY_ADDRESS"] = import_ray().get_runtime_context().gcs_address
         self.service = Service(args, options)
         self.service.client.launch()
         await self.service.start()
