@@ -142,7 +142,7 @@ def check(llm: LLM, case: dict[str, Any]) -> None:
         assert output.outputs[0].token_ids == expected["output_token_ids"]
 
 
-@pytest.mark.parametrize("layout", ["tensor_parallel_size"])
+@pytest.mark.parametrize("layout", ["tensor_parallel_size", "pipeline_parallel_size"])
 def test_a_golden_case_on_two_machines(cluster: Any, layout: str, tmp_path: Path) -> None:
     case = case_named("LlamaForCausalLM--gqa-tied")
     llm = load(case, tmp_path, distributed_executor_backend="ray", kv_cache_memory="4MiB", **{layout: 2})
