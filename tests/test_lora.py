@@ -56,8 +56,12 @@ def asked(llm: LLM, case: dict[str, Any], requests: dict[str | None, LoRARequest
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("path", LORA_CASES, ids=lambda p: p.stem)
 def test_reference_answers(path: Path, way: str, tmp_path: Path) -> None:
-    case = read_case(path)
-    llm = load_case(case, tmp_path / "base", **WAYS[way])
+    agrees(read_case(path), tmp_path, **WAYS[way])
+
+
+def agrees(case: dict[str, Any], tmp_path: Path, **options: Any) -> None:
+    """A model with its adapters, loaded with these options, answers as the reference does."""
+    llm = load_case(case, tmp_path / "base", **options)
     for output, want in zip(asked(llm, case, requests_of(case, tmp_path)), case["cases"], strict=True):
         if "output_token_ids" not in want:
             np.testing.assert_allclose(output, want.get("embedding", want.get("scores")), atol=1e-5)

@@ -14,9 +14,11 @@ from octavo.errors import ConfigError
 from octavo.executor.rank_executor import RankExecutor
 from octavo.parts import CausalLM, Embedding, Linear, Names, PreNorm, RMSNorm
 from octavo.parts.stage import NoEmbedding, NoLayer
+from tests.adapters import LORA_CASES
 from tests.golden import CASES, case_named, prompt_of, read_case
 from tests.preemption import preempted
 from tests.test_golden import agrees, load
+from tests.test_lora import agrees as adapters_agree
 from tests.thread_stages import stages_are_threads
 
 ROWS = {p.stem.split("--")[0]: p for p in CASES}
@@ -39,6 +41,11 @@ def test_two_stages(row: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", DEEP, ids=lambda p: p.stem)
 def test_three_stages(path: Path, tmp_path: Path) -> None:
     agrees(read_case(path), tmp_path, pipeline_parallel_size=3)
+
+
+@pytest.mark.parametrize("path", LORA_CASES, ids=lambda p: p.stem)
+def test_adapters(path: Path, tmp_path: Path) -> None:
+    adapters_agree(read_case(path), tmp_path, pipeline_parallel_size=2)
 
 
 def facts(output: Any) -> Any:
@@ -117,7 +124,7 @@ def test_layers_are_shared_evenly() -> None:
         part = model(8)
         part.keep_stage(index, 3)
         shares.append([i for i, layer in enumerate(part.layers) if not isinstance(layer, NoLayer)])
-    assert shares == [[0, 1], [2, 3, 4], [5, 6, 7]]
+    assert shares == [[0, 1, 2], [3, 4, 5], [6, 7]]
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -66,8 +66,9 @@ def divide(layers: Sequence[nn.Module], crosses: Sequence[bool], index: int, cou
     there = [i for i, layer in enumerate(layers) if not isinstance(layer, NoLayer)]
     if len(there) < count:
         raise ValueError(f"the model has {len(there)} layers for {count} stages")
-    first, *ends = [0, *(there[len(there) * i // count] for i in range(1, count)), len(layers)]
-    own = range([first, *ends][index], ends[index])
+    # Where they cannot be even, the last stage has fewer: it has the head too.
+    cuts = [0, *(there[-(-len(there) * i // count)] for i in range(1, count)), len(layers)]
+    own = range(cuts[index], cuts[index + 1])
     return Stage(
         index,
         count,
