@@ -1,7 +1,7 @@
-"""What stages cost, and that they work at the same time: `python bench/stages.py`, with --write into docs/performance.md.
+"""What stages cost, and that they work at the same time: `python bench/stages.py`, --write into docs/performance.md.
 
-The random model of 1.1B (--small: of 0.2B) in bfloat16, decode and prefill of 16 requests, by turns: in one process with
-two threads, and in two stages with a thread each. Beside it how long the stages computed at the same time: the
+The random model of 1.1B (--small: of 0.2B) in bfloat16, decode and prefill of 16 requests, by turns: in one process
+with two threads, and in two stages with a thread each. Beside it how long the stages computed at the same time: the
 processors' seconds that both took, for each second that passed.
 """
 
@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 from document import printed
 from models import LLAMA_1B
 from random_model import write_random_model
-
-import torch
 
 from octavo import LLM, SamplingParams
 
