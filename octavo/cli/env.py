@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from octavo.ops import host_memory, select_backend
+from octavo.ops.cpu_binding import describe_nodes
 from octavo.sizes import format_size
 from octavo.version import __version__
 
@@ -61,6 +62,7 @@ def describe() -> dict[str, Any]:
         "system": platform.platform(),
         "processor": processor(),
         "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "NUMA nodes": describe_nodes(),
         "threads": backend.threads,
         "operations": backend.name,
         "memory free": format_size(host_memory.available()),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -304,6 +305,7 @@ def test_models_table() -> None:
 def test_env() -> None:
     facts = json.loads(octavo("env", "--json").stdout)
     assert facts["torch"] != "not installed"
+    assert re.fullmatch(r"\d+: [-\d,]+(; \d+: [-\d,]+)*", facts["NUMA nodes"])
     assert facts["linear float32 batch-invariant"] is True
     assert facts["linear bfloat16 batch-invariant"] is True
 

@@ -74,13 +74,13 @@ class TestThreads:
         assert os.waitpid(child, 0)[1] == 0
 
     def test_no_more_than_the_control_group_grants(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(threads, "_siblings", str)
+        monkeypatch.setattr(threads, "siblings", str)
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
         monkeypatch.setattr(threads, "_quota", lambda: 3)
         assert threads.default_threads() == 3
         monkeypatch.setattr(threads, "_quota", lambda: 100)
         assert threads.default_threads() == 8
-        monkeypatch.setattr(threads, "_siblings", lambda cpu: str(cpu // 2))  # two hyperthreads a core
+        monkeypatch.setattr(threads, "siblings", lambda cpu: str(cpu // 2))  # two hyperthreads a core
         assert threads.default_threads() == 4
 
 

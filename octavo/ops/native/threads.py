@@ -17,7 +17,7 @@ def default_threads(processes: int = 1) -> int:
         allowed = os.sched_getaffinity(0)
     except AttributeError:  # not on this system
         return max(1, (os.cpu_count() or 1) // processes)
-    cores = {_siblings(cpu) for cpu in allowed}
+    cores = {siblings(cpu) for cpu in allowed}
     return max(1, min(len(cores), _quota()) // processes)
 
 
@@ -26,9 +26,10 @@ def processors() -> int:
     return max(1, min(os.cpu_count() or 1, _quota()))
 
 
-def _siblings(cpu: int) -> str:
+def siblings(cpu: int) -> str:
+    """The processors that are threads of the same core as `cpu`, as Linux writes them."""
     try:
-        return (_CPUS / f"cpu{cpu}/topology/thread_siblings_list").read_text().strip()
+        return (_CPUS / f"cpu{cpu}/topology/threadsiblings_list").read_text().strip()
     except OSError:
         return str(cpu)
 

@@ -1,0 +1,92 @@
+"""Which processors ranks are bound to: by the nodes of machines that are made up, and on this one."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from octavo.errors import ConfigError
+from octavo.ops import cpu_binding
+from octavo.ops.cpu_binding import bind, numa_nodes, shares
+
+TWO_SOCKETS = [[0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]]
+"""Eight cores of two threads each."""
+
+
+@pytest.fixture(autouse=True)
+def _threads_of_cores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "shares" in request.node.name:
+        monkeypatch.setattr(cpu_binding, "siblings", lambda cpu: f"{cpu % 8},{cpu % 8 + 8}")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "size", "expected"),
+    [
+        (TWO_SOCKETS, 1, [[*range(16)]]),
+        (TWO_SOCKETS, 2, TWO_SOCKETS),
+        (TWO_SOCKETS, 4, [[0, 1, 8, 9], [2, 3, 10, 11], [4, 5, 12, 13], [6, 7, 14, 15]]),
+        (TWO_SOCKETS, 3, [[0, 1, 8, 9], [2, 3, 10, 11], TWO_SOCKETS[1]]),
+        (TWO_SOCKETS, 10, [[0, 8], [0, 8], [1, 9], [2, 10], [3, 11], [4, 12], [4, 12], [5, 13], [6, 14], [7, 15]]),
+        ([[0, 1], [2, 3], [4, 5], [6, 7]], 2, [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ([[0, 1, 2], [3]], 3, [[0], [1, 2], [3]]),
+        ([[5]], 3, [[5], [5], [5]]),
+    ],
+)
+def test_shares_of_nodes(nodes: list[list[int]], size: int, expected: list[list[int]]) -> None:
+    assert shares(nodes, size) == expected
+
+
+def test_nodes_of_this_machine() -> None:
+    assert sorted(cpu for cpus in numa_nodes().values() for cpu in cpus) == sorted(os.sched_getaffinity(0))
+
+
+BINDS = """
+import os, sys, threading
+from octavo.ops.cpu_binding import bind
+from octavo.ops.native.threads import default_threads
+done, asked = threading.Event(), threading.Event()
+seen = []
+thread = threading.Thread(target=lambda: (asked.set(), done.wait(), seen.append(os.sched_getaffinity(0))))
+thread.start()
+asked.wait()
+cpus = bind(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+done.set()
+thread.join()
+assert os.sched_getaffinity(0) == seen[0] == set(cpus), (cpus, seen)
+assert default_threads() <= len(cpus)
+print(cpus)
+"""
+
+
+def bound(*choice: str) -> list[int]:
+    done = subprocess.run(
+        [sys.executable, "-c", BINDS, *choice], capture_output=True, text=True, timeout=120, check=True
+    )
+    return [int(cpu) for cpu in done.stdout.strip("[]\n").split(",")]
+
+
+def test_a_process_and_its_threads_are_bound() -> None:
+    here = sorted(os.sched_getaffinity(0))
+    assert bound("none", "1", "2") == bound("auto", "0", "1") == here
+    assert bound(f"{here[0]}|{here[-1]}", "1", "2") == [here[-1]]
+    ranks = [bound("auto", str(rank), "2") for rank in (0, 1)]
+    assert len(here) == 1 or not {*ranks[0]} & {*ranks[1]}
+
+
+@pytest.mark.parametrize(
+    ("choice", "complaint"),
+    [
+        ("0", r"has 1 list\(s\) for 2 rank\(s\)"),
+        ("0|0|0", r"has 3 list\(s\) for 2 rank\(s\)"),
+        ("0|none", r"'none', of rank 1, is no list of processors"),
+        ("|0", r"'', of rank 0, is no list of processors"),
+        ("3-0|0", r"'3-0', of rank 0, is no list"),
+        ("0|0-99999999999", r"'0-99999999999', of rank 1, is no list"),
+        ("60000|0", r"processor 60000, of rank 0, is none that this process may use: \d"),
+        ("some", r"'some' has 1 list"),
+    ],
+)
+def test_lists_that_are_wrong(choice: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        bind(choice, 0, 2)
