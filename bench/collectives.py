@@ -122,12 +122,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each rank")
     parser.add_argument("--write", action="store_true", help="into docs/performance.md")
     options = parser.parse_args()
-    with printed("collectives", options.write):
+    with printed("bench/collectives.py", options.write):
         native, gloo = (in_ranks(ops, options.ranks, options.threads, True) for ops in ("auto", "torch"))
         sends, gloo_sends = (in_ranks(ops, 2, options.threads, False) for ops in ("auto", "torch"))
-        print(
-            f"Microseconds of one operation of {options.ranks} ranks with {options.threads} thread(s) each; sends: 2.\n"
-        )
+        command = f"python bench/collectives.py --ranks {options.ranks} --threads {options.threads}"
+        print(f"`{command}`: microseconds of one operation; sends are between two stages.\n")
         print(
             "| rows x 2048 | all_reduce, recorded | called | gloo | send | gloo |\n"
             "| --- | ---: | ---: | ---: | ---: | ---: |"

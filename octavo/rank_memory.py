@@ -59,10 +59,10 @@ def shared_memory(size: int) -> int:
     It is to be inherited (`subprocess.Popen(pass_fds=...)`), and belongs to the caller. Pages are taken only as they
     are written. Raises OSError where the system gives none.
     """
-    if hasattr(os, "memfd_create"):
+    try:
         memory = os.memfd_create("octavo-ranks")
-    else:
-        memory, path = tempfile.mkstemp(prefix="octavo-ranks-")
+    except (AttributeError, OSError):  # another system, or one that forbids it
+        memory, path = tempfile.mkstemp(prefix="octavo-ranks-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
         os.unlink(path)
     os.ftruncate(memory, RANK_HEAD + size * RANK_BYTES)
     return memory

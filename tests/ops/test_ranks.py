@@ -58,7 +58,7 @@ def sums(backend: Backend, shapes: list[tuple[int, int]]) -> list[Tensor]:
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_sums_are_those_in_rank_order(name: str, size: int, tmp_path: Path) -> None:
-    shapes = [(1, 1), (1, 7), (1, 2048), (64, 2048), (5, 333)]
+    shapes = [(1, 1), (1, 7), (1, 2048), (64, 2048), (64, 1111), (5, 333)]
     for result in run_ranks(name, (size, size), tmp_path, sums, shapes):
         expected = [expected_sum(size, *shape, dtype) for shape in shapes for dtype in DTYPES]
         for found, right in zip(result, expected, strict=True):
@@ -71,7 +71,7 @@ def side_by_side(backend: Backend, rows: int, widths: list[int], dtype: torch.dt
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize(("rows", "widths"), [(1, [3, 5]), (64, [257, 1, 64])])
+@pytest.mark.parametrize(("rows", "widths"), [(1, [3, 5]), (64, [257, 1, 64]), (3, [0, 9])])
 def test_rows_side_by_side(name: str, rows: int, widths: list[int], tmp_path: Path) -> None:
     right = torch.cat([rows_of(rank, rows, width, torch.bfloat16) for rank, width in enumerate(widths)], dim=1)
     ranks = (len(widths), len(widths))

@@ -20,6 +20,8 @@ from octavo.rank_place import RankLink, RankPlace
 
 UNRECEIVED = 16
 """Tensors that may be on their way to the next stage."""
+LARGE_SUM = 1 << 18
+"""Bytes that more than two ranks rather sum up in parts: they send less, but twice."""
 
 
 class DistributedRanks:
@@ -74,11 +76,13 @@ class DistributedRanks:
     def all_reduce(self, x: Tensor) -> Tensor:
         if self.place.tensor_size == 1:
             return x
-        total, *others = self._gathered("all_reduce", x, [x.shape[1]] * self.place.tensor_size)
-        total = total.float()
-        for other in others:
-            total = total + other.float()
-        return total.to(x.dtype)
+        size, count = self.place.tensor_size, x.numel()
+        if self._tensor_group is None and size > 2 and count * x.element_size() > LARGE_SUM:
+            parts = x.reshape(1, count).tensor_split(size, dim=1)
+            own = _sum(self._exchanged("all_reduce", parts, self._tensor_ranks))
+            widths = [part.shape[1] for part in parts]
+            return torch.cat(self._gathered("all_reduce", own, widths), dim=1).view(x.shape)
+        return _sum(self._gathered("all_reduce", x, [x.shape[1]] * size))
 
     def all_gather(self, x: Tensor, widths: Sequence[int]) -> Tensor:
         if self.place.tensor_size == 1:
@@ -95,7 +99,7 @@ class DistributedRanks:
         with self._named("send", peer):
             if len(self._sent) == UNRECEIVED:
                 self._wait(self._sent.popleft()[0])
-            self._sent.append((self._send(kept, peer, _tag("send", x.shape, x.dtype)), kept))
+            self._sent.append((self._send(kept, peer, _tag("send", kept)), kept))
 
     def receive(self, rows: int, width: int, dtype: torch.dtype) -> Tensor:
         peer = self.place.rank - self.place.tensor_size
@@ -103,35 +107,49 @@ class DistributedRanks:
             raise ValueError("the first stage has nowhere to receive from")
         x = torch.empty(rows, width, dtype=dtype, device=self.device)
         with self._named("receive", peer):
-            self._wait(self._receive(x, peer, _tag("send", x.shape, dtype)))
+            self._wait(self._receive(x, peer, _tag("send", x)))
         return x
 
     def least(self, values: Sequence[int]) -> list[int]:
         if self.place.size == 1:
             return list(values)
-        own = torch.tensor([list(values)], dtype=torch.int64)
-        everyone = self._exchanged("least", own, range(self.place.size), [len(values)] * self.place.size)
+        own, ranks = torch.tensor([list(values)], dtype=torch.int64), range(self.place.size)
+        everyone = self._exchanged("least", [own] * len(ranks), ranks)
         return [int(value) for value in torch.cat(everyone).amin(dim=0)]
 
     def _gathered(self, operation: str, x: Tensor, widths: Sequence[int]) -> list[Tensor]:
         """The tensor ranks' rows, in their order."""
-        first = self.place.stage * self.place.tensor_size
-        if self._tensor_group is None:
-            return self._exchanged(operation, x, range(first, first + self.place.tensor_size), widths)
         results = [x.new_empty(x.shape[0], width) for width in widths]
+        if self._tensor_group is None:
+            return self._exchanged(operation, [x] * len(widths), self._tensor_ranks, results)
         with self._named(operation, None):
             self._wait(self._distributed.all_gather(results, x.contiguous(), group=self._tensor_group, async_op=True))
         return results
 
-    def _exchanged(self, operation: str, x: Tensor, ranks: Sequence[int], widths: Sequence[int]) -> list[Tensor]:
-        """The rows of `ranks`, this one among them, each of which sends its own to each."""
-        x, own = x.contiguous(), self.place.rank
-        others = [rank for rank in ranks if rank != own]
-        tag = _tag(operation, (x.shape[0], *widths), x.dtype)
-        results = [x if r == own else x.new_empty(len(x), width) for r, width in zip(ranks, widths, strict=True)]
+    @property
+    def _tensor_ranks(self) -> range:
+        first = self.place.stage * self.place.tensor_size
+        return range(first, first + self.place.tensor_size)
+
+    def _exchanged(
+        self, operation: str, sends: Sequence[Tensor], ranks: range, results: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
+        """What each of `ranks`, this one among them, has for this one, whose `sends` are for each of them.
+
+        `results` are where it goes; by default they are as large as what this one has for itself.
+        """
+        own = ranks.index(self.place.rank)
+        sends = [x.contiguous() for x in sends]
+        results = [torch.empty_like(sends[own]) for _ in ranks] if results is None else list(results)
+        results[own] = sends[own]
+        received, sent = dict[int, Any](), dict[int, Any]()
         with self._named(operation, None):
-            received = {rank: self._receive(results[ranks.index(rank)], rank, tag) for rank in others}
-            sent = {rank: self._send(x, rank, tag) for rank in others}
+            for i, rank in enumerate(ranks):
+                if i != own and results[i].numel():
+                    received[rank] = self._receive(results[i], rank, _tag(operation, results[i]))
+            for i, rank in enumerate(ranks):
+                if i != own and sends[i].numel():
+                    sent[rank] = self._send(sends[i], rank, _tag(operation, sends[i]))
         for works in (received, sent):
             for rank, work in works.items():
                 with self._named(operation, rank):
@@ -162,5 +180,13 @@ class DistributedRanks:
             ) from error
 
 
-def _tag(operation: str, sizes: Sequence[int], dtype: torch.dtype) -> int:
-    return zlib.crc32(f"{operation} {tuple(sizes)} {dtype}".encode()) & 0x3FFFFFFF
+def _sum(parts: Sequence[Tensor]) -> Tensor:
+    """In their order, in float32, rounded once."""
+    total = parts[0].float()
+    for part in parts[1:]:
+        total = total + part.float()
+    return total.to(parts[0].dtype)
+
+
+def _tag(operation: str, x: Tensor) -> int:
+    return zlib.crc32(f"{operation} {list(x.shape)} {x.dtype}".encode()) & 0x3FFFFFFF
