@@ -1,0 +1,89 @@
+"""The compiled core's decode steps of a model that ranks share are recorded, meetings of ranks with the rest."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octavo import SamplingParams, launch
+from octavo.config import EngineArgs
+from octavo.loading import model as loading
+from octavo.loading.model import LoadedModel, load_model
+from octavo.ops import Backend
+from octavo.ops.native import runnable
+from tests.golden import CASES, case_named, prompt_of
+from tests.ops.rank_processes import run_ranks
+from tests.parts.test_split import ranks_for
+from tests.rank_threads import ThreadPlace
+from tests.test_golden import agrees, load
+
+GENERATING = [path.stem for path in CASES if "output_token_ids" in case_named(path.stem)["cases"][0]]
+SAMPLE = [
+    "DeepseekV2ForCausalLM--lite",
+    "JambaForCausalLM--mini",
+    "MPTForCausalLM--qk-ln",
+    "MiniCPMForCausalLM--2b",
+    "Phi3SmallForCausalLM--8k",
+]
+
+
+class JoinedBackend:
+    """A backend whose ranks have met already, and stay together when a model is loaded."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.place = ThreadPlace(backend.place.rank, backend.place.size, backend.place.tensor_size)
+
+    def join(self, *place: object) -> None:
+        """They have."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+
+def use_rank(backend: Backend, patch: pytest.MonkeyPatch) -> None:
+    """Have models loaded be this rank's, each with an engine of its own; all engines do the same."""
+    joined: Any = JoinedBackend(backend)
+
+    def load_of_rank(args: EngineArgs) -> LoadedModel:
+        return load_model(args, joined.place)
+
+    patch.setattr(loading, "select_backend", lambda device, preference: joined)
+    patch.setattr(launch, "load_model", load_of_rank)
+
+
+def torch_calls(backend: Backend, names: Sequence[str], folder: Path, options: dict[str, Any]) -> dict[str, list[Any]]:
+    """What PyTorch computes in recorded steps of cases, whose answers in float32 are held to the references."""
+    found = dict[str, list[Any]]()
+    with pytest.MonkeyPatch.context() as patch:
+        use_rank(backend, patch)
+        for name in names:
+            own, case = folder / str(backend.place.rank) / name, case_named(name)
+            if not options:
+                agrees(case, own)
+            llm = load(case, own, **options)
+            params = SamplingParams(max_tokens=3, ignore_eos=True)
+            llm.generate([prompt_of(case["cases"][0])], params, use_tqdm=False)
+            programs = llm.engine.executor.runner._recorded.programs.values()
+            found[name] = [None if program is None else program.torch_calls for program in programs]
+    return found
+
+
+@pytest.mark.skipif(not runnable(), reason="the core was not built here")
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param({}, id="float32"), pytest.param({"dtype": "bfloat16"}, id="bfloat16", marks=pytest.mark.slow)],
+)
+@pytest.mark.parametrize(
+    "names",
+    [
+        SAMPLE,
+        *(pytest.param(GENERATING[i : i + 8], marks=pytest.mark.slow) for i in range(0, len(GENERATING), 8)),
+    ],
+    ids=lambda names: names[0],
+)
+def test_decode_steps_are_the_core_alone(names: list[str], options: dict[str, Any], tmp_path: Path) -> None:
+    names = [name for name in names if ranks_for(case_named(name)) == 2]
+    for found in run_ranks(f"{runnable()[0]} memory", (2, 2), tmp_path, torch_calls, names, tmp_path, options):
+        assert found == {name: [[]] for name in names}
