@@ -133,6 +133,9 @@ class EngineArgs:
         1, "stages, each with some of the layers, in processes of their own", short="-pp"
     )
     data_parallel_size: int = option(1, "replicas of the whole, each answering requests of its own", short="-dp")
+    data_parallel_rank: int = option(
+        0, "which of the replicas an engine is: set for each by who starts them", flag=False
+    )
     distributed_executor_backend: Literal["mp", "ray"] | None = option(
         None, "what places ranks: mp (this machine, the default), or ray (a Ray cluster)", choices=("mp", "ray")
     )

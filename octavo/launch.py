@@ -40,7 +40,7 @@ def start_requests(args: EngineArgs) -> LocalRequests:
 
 
 def _share(args: EngineArgs) -> EngineArgs:
-    """The options of one of several replicas, which divide this machine's cores among them."""
-    if args.data_parallel_size == 1 or args.threads is not None or args.distributed_executor_backend == "ray":
+    """The options of one of several replicas, which divide this machine's cores among them. Ranks do so themselves."""
+    if args.data_parallel_size == 1 or args.threads is not None or args.num_ranks > 1:
         return args
-    return dataclasses.replace(args, threads=default_threads(args.data_parallel_size * args.num_ranks))
+    return dataclasses.replace(args, threads=default_threads(args.data_parallel_size))

@@ -62,14 +62,6 @@ class Loading:
     is_somewhere: bool = False
 
 
-def replica_args(args: EngineArgs, number: int) -> EngineArgs:
-    """The options of one of the replicas, which computes with its share of the machine."""
-    places = args.cpu_bind.split("|")
-    if args.cpu_bind in ("auto", "none") or len(places) == 1:
-        return args
-    return dataclasses.replace(args, cpu_bind="|".join(places[number * args.num_ranks :][: args.num_ranks]))
-
-
 class Replicas:
     """An EngineClient over `data_parallel_size` engines. Use `start()` before anything else, and `stop()` at the end.
 
@@ -104,7 +96,7 @@ class Replicas:
 
     def _client(self, number: int, on_stats: Callable[[int, Stats, int], None]) -> ProcessClient:
         client = ProcessClient(
-            replica_args(self.args, number),
+            dataclasses.replace(self.args, data_parallel_rank=number),
             partial(self._take, number),
             partial(self._bury, number),
             partial(on_stats, number),
