@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import document
-from inside import add
+from inside import add, engine_of
 from random_model import write_random_model
 
 from octavo import LLM, SamplingParams
@@ -75,12 +75,12 @@ def decode_ms(llm: LLM, context: int, steps: int = 40) -> float:
     """Median milliseconds of a step that decodes one token after `context` of them."""
     params = SamplingParams(temperature=0, max_tokens=steps + 8, ignore_eos=True)
     add(llm, "r", prompt(context), params)
-    took = []
-    while llm.engine.has_work:
-        sequence = llm.engine.scheduler.running[0] if llm.engine.scheduler.running else None
+    took, engine = [], engine_of(llm)
+    while engine.has_work:
+        sequence = engine.scheduler.running[0] if engine.scheduler.running else None
         decoding = sequence is not None and sequence.remaining == 1
         start = time.perf_counter()
-        llm.engine.step()
+        engine.step()
         if decoding:
             took.append(1e3 * (time.perf_counter() - start))
     return statistics.median(took[4:])

