@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from octavo import launch
 from octavo.config import EngineArgs
+from octavo.executor import adapter_slots
 from octavo.loading import model as loading
 from octavo.loading.model import LoadedModel, load_model
 from octavo.ops import RankLink, RankPlace
@@ -74,6 +76,24 @@ class ThreadBackend(TorchBackend):
         return torch.cat(everyone).amin(0).tolist()
 
 
+class AtOnce:
+    """In the place of a pool of threads: adapters are there when they are asked for, in the engines of all ranks."""
+
+    def __init__(self, threads: int, thread_name_prefix: str) -> None:
+        pass
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
+        future = Future[Any]()
+        try:
+            future.set_result(function(*args))
+        except Exception as error:  # which is raised for who asks
+            future.set_exception(error)
+        return future
+
+    def shutdown(self, **options: bool) -> None:
+        pass
+
+
 def run_ranks(size: int, work: Callable[[ThreadBackend], Any]) -> list[Any]:
     """What `work` returns on each rank. Models that are loaded in it are the rank's."""
     meeting, results, errors = Meeting(size), [None] * size, list[BaseException]()
@@ -108,4 +128,5 @@ def _loading_for(local: threading.local) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loading, "select_backend", lambda device, preference: local.backend)
         patch.setattr(launch, "load_model", load)
+        patch.setattr(adapter_slots, "ThreadPoolExecutor", AtOnce)
         yield
