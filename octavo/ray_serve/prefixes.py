@@ -1,6 +1,10 @@
 """Which replicas have read which beginnings of prompts, as far as who routes can know: by their text, in pieces."""
 
+import functools
 import hashlib
+import heapq
+import random
+import zlib
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
@@ -15,6 +19,9 @@ MOST_PIECES = 1024
 """Of a prompt: what comes behind them chooses no replica."""
 ROOM = 1 << 18
 """Beginnings that are remembered; those that were used the longest ago are forgotten."""
+
+TRIED = 8
+"""Replicas that are asked for a request, one after the other, before all are looked at again."""
 
 
 def prompt_text(body: Mapping[str, Any]) -> bytes:
@@ -74,10 +81,10 @@ class PrefixMemory(Generic[R]):
 def rank(
     replicas: Mapping[R, int], numbers: Sequence[int], memory: PrefixMemory[R], pieces_per_request: float
 ) -> list[R]:
-    """Replicas, the best for a prompt first: what each has read of it, less what it still has to do.
+    """The best replicas for a prompt, the best first: what each has read of it, less what it still has to do.
 
-    Replicas that are equal in this come in an order that follows from the prompt's first piece and their names alone:
-    who routes elsewhere, and has seen other requests, sends it the same way.
+    Those that are equal in this come in an order that follows from the prompt's first piece and their names alone: who
+    routes elsewhere, and has seen other requests, sends it the same way. Without a whole piece it is by chance.
 
     Args:
         replicas: how many requests each has now.
@@ -86,10 +93,14 @@ def rank(
         pieces_per_request: what a request counts for.
     """
     lengths = memory.lengths(numbers)
-    first = numbers[0].to_bytes(8, "little") if numbers else b""
 
-    def place(replica: R) -> tuple[float, bytes]:
-        name = hashlib.blake2b(first + str(replica).encode(), digest_size=8).digest() if first else b""
-        return pieces_per_request * replicas[replica] - lengths.get(replica, 0), name
+    def place(replica: R) -> tuple[float, float]:
+        tie = zlib.crc32(_name(replica), numbers[0] & 0xFFFFFFFF) if numbers else random.random()
+        return pieces_per_request * replicas[replica] - lengths.get(replica, 0), tie
 
-    return sorted(replicas, key=place)
+    return heapq.nsmallest(TRIED, replicas, key=place)
+
+
+@functools.lru_cache(1 << 16)
+def _name(replica: Hashable) -> bytes:
+    return str(replica).encode()

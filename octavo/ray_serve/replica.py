@@ -88,7 +88,7 @@ class Replica:
     async def metrics(self) -> bytes:
         """This replica's numbers, for Prometheus."""
         assert self.service.metrics is not None
-        self.service.metrics.up.set(self.service.healthy)
+        self.service.metrics.take_states(self.service.client.states)
         return self.service.metrics.text()
 
     def check_health(self) -> None:

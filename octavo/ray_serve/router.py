@@ -4,7 +4,6 @@ Ray has a router of this kind, `ray.serve.llm.request_router.PrefixCacheAffinity
 imported unless vLLM or SGLang is installed, nor without pyarrow.
 """
 
-import random
 from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
@@ -28,7 +27,7 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc]  # Ray's classes are no
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         by_id = {replica.replica_id: replica for replica in candidate_replicas}
-        load = {name: self.replica_queue_len_cache.get(name) or 0 for name in random.sample(list(by_id), len(by_id))}
+        load = {name: self.replica_queue_len_cache.get(name) or 0 for name in by_id}
         order = rank(load, _chain(pending_request), self.memory, self.pieces_per_request)
         if pending_request is not None:
             pending_request.routing_context.should_backoff = True
