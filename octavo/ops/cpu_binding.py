@@ -4,13 +4,14 @@ Memory is taken from the NUMA node of the processor that first writes it, so a r
 anything has its weights and caches beside its own cores.
 """
 
+import functools
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from octavo.errors import ConfigError, shorten
-from octavo.ops.native.threads import siblings
+from octavo.ops.native.threads import divide, siblings
 
 _NODES = Path("/sys/devices/system/node")
 _CPU_LIST = re.compile(r"(\d+)(?:-(\d+))?")
@@ -33,7 +34,8 @@ def numa_nodes() -> dict[int, list[int]]:
 def bind(choice: str, local_rank: int, local_size: int) -> list[int]:
     """Bind this process, all of its threads, to processors, and return them.
 
-    To be called before a backend is made, whose threads then are as many as there are cores among them.
+    To be called before a backend is made, whose threads by default are as many as there are cores among them, or as
+    many as this rank's share of the cores and of the control group's time.
 
     Args:
         choice: "auto": the ranks are spread over the NUMA nodes, and the cores of each are divided among its ranks;
@@ -45,6 +47,7 @@ def bind(choice: str, local_rank: int, local_size: int) -> list[int]:
     ranks; and for any list where the system binds no processes.
     """
     lists = None if choice in ("auto", "none") else _lists(choice, local_size)
+    divide(cores=local_size, time=local_size)
     if not hasattr(os, "sched_setaffinity"):
         if lists is not None:
             raise ConfigError(f"cpu_bind={choice!r}: this system binds no processes to processors. Leave it out.")
@@ -62,6 +65,7 @@ def bind(choice: str, local_rank: int, local_size: int) -> list[int]:
             continue
         except OSError as error:
             raise ConfigError(f"cpu_bind={choice!r}: rank {local_rank} cannot be bound to {cpus}: {error}.") from error
+    divide(cores=1, time=local_size)
     return cpus
 
 
@@ -142,8 +146,10 @@ def _written(cpus: Sequence[int]) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def _allowed() -> set[int]:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+@functools.cache
+def _allowed() -> frozenset[int]:
+    """What this process might use before it was bound: it may be bound again, for another model."""
+    return frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
 
 
 def describe_nodes() -> str:

@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from octavo.errors import ConfigError
 from octavo.ops import cpu_binding
 from octavo.ops.cpu_binding import bind, numa_nodes, shares
+from octavo.ops.native.threads import siblings
 
 TWO_SOCKETS = [[0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]]
 """Eight cores of two threads each."""
@@ -37,6 +39,11 @@ def test_shares_of_nodes(nodes: list[list[int]], size: int, expected: list[list[
     assert shares(nodes, size) == expected
 
 
+def test_the_threads_of_a_core() -> None:
+    path = Path("/sys/devices/system/cpu/cpu0/topology/thread_siblings_list")
+    assert siblings(0) == (path.read_text().strip() if path.exists() else "0")
+
+
 def test_nodes_of_this_machine() -> None:
     assert sorted(cpu for cpus in numa_nodes().values() for cpu in cpus) == sorted(os.sched_getaffinity(0))
 
@@ -44,17 +51,19 @@ def test_nodes_of_this_machine() -> None:
 BINDS = """
 import os, sys, threading
 from octavo.ops.cpu_binding import bind
-from octavo.ops.native.threads import default_threads
+from octavo.ops.native.threads import default_threads, siblings
 done, asked = threading.Event(), threading.Event()
 seen = []
 thread = threading.Thread(target=lambda: (asked.set(), done.wait(), seen.append(os.sched_getaffinity(0))))
 thread.start()
 asked.wait()
-cpus = bind(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+for _ in range(2):  # as for two models, one after the other
+    cpus = bind(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
 done.set()
 thread.join()
 assert os.sched_getaffinity(0) == seen[0] == set(cpus), (cpus, seen)
-assert default_threads() <= len(cpus)
+cores = len({siblings(cpu) for cpu in cpus})
+assert default_threads() <= (max(1, cores // int(sys.argv[3])) if sys.argv[1] == "none" else cores)
 print(cpus)
 """
 

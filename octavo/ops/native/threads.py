@@ -5,20 +5,27 @@ import os
 from pathlib import Path
 
 _CPUS = Path("/sys/devices/system/cpu")
+_processes = {"cores": 1, "time": 1}
+"""By which this process's cores, and its control group's time, are divided."""
+
+
+def divide(cores: int, time: int) -> None:
+    """Have `default_threads` leave their share to others: to how many the cores belong, to how many the time."""
+    _processes.update(cores=cores, time=time)
 
 
 def default_threads(processes: int = 1) -> int:
     """Cores of the affinity mask, hyperthreads not counted, and no more than the control group's share of time.
 
     Args:
-        processes: among how many they are divided.
+        processes: among how many they are divided, beside what `divide` has said.
     """
     try:
         allowed = os.sched_getaffinity(0)
     except AttributeError:  # not on this system
-        return max(1, (os.cpu_count() or 1) // processes)
+        return max(1, (os.cpu_count() or 1) // processes // _processes["cores"])
     cores = {siblings(cpu) for cpu in allowed}
-    return max(1, min(len(cores), _quota()) // processes)
+    return max(1, min(len(cores) // _processes["cores"], _quota() // _processes["time"]) // processes)
 
 
 def processors() -> int:
@@ -29,7 +36,7 @@ def processors() -> int:
 def siblings(cpu: int) -> str:
     """The processors that are threads of the same core as `cpu`, as Linux writes them."""
     try:
-        return (_CPUS / f"cpu{cpu}/topology/threadsiblings_list").read_text().strip()
+        return (_CPUS / f"cpu{cpu}/topology/thread_siblings_list").read_text().strip()
     except OSError:
         return str(cpu)
 
