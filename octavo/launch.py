@@ -1,7 +1,5 @@
 """An engine with its model: in this process, in another, or in several."""
 
-import dataclasses
-
 from octavo.client.local_client import LocalRequests
 from octavo.client.replica_engine import WaitingClient
 from octavo.config import EngineArgs
@@ -11,7 +9,7 @@ from octavo.executor.process import ExecutorProcess
 from octavo.executor.rank_executor import load_ranks
 from octavo.loading.model import load_model
 from octavo.loading.model_tokenizer import model_tokenizer
-from octavo.ops.native.threads import default_threads
+from octavo.ops.cpu_binding import take_share
 
 
 def launch_engine(args: EngineArgs, process: ExecutorProcess | None = None) -> Engine:
@@ -19,11 +17,11 @@ def launch_engine(args: EngineArgs, process: ExecutorProcess | None = None) -> E
 
     Raises the errors of octavo.errors for everything wrong with the model or the options.
     """
-    args = _share(args)
     if process is not None:
         return Engine(args, process.load(args), model_tokenizer(args))
     if args.num_ranks > 1 or args.distributed_executor_backend == "ray":
         return Engine(args, load_ranks(args), model_tokenizer(args))
+    args = take_share(args)
     loaded = load_model(args)
     return Engine(args, LocalExecutor(loaded, args), loaded.tokenizer)
 
@@ -37,10 +35,3 @@ def start_requests(args: EngineArgs) -> LocalRequests:
         client = WaitingClient(args)
         return LocalRequests(client.engine, client)
     return LocalRequests(launch_engine(args))
-
-
-def _share(args: EngineArgs) -> EngineArgs:
-    """The options of one of several replicas, which divide this machine's cores among them. Ranks do so themselves."""
-    if args.data_parallel_size == 1 or args.threads is not None or args.num_ranks > 1:
-        return args
-    return dataclasses.replace(args, threads=default_threads(args.data_parallel_size))

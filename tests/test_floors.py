@@ -24,6 +24,7 @@ LATE = {
     ("cli.main", "server.server_options"): "as above",
     ("executor.process_worker", "executor.local"): "it sees to it that it ends with its parent before it loads torch",
     ("executor.process_worker", "loading.model"): "as above",
+    ("executor.process_worker", "ops.cpu_binding"): "as above",
     ("client.engine_process", "client.engine_server"): "as above",
     ("client.engine_process", "launch"): "as above",
     ("server.run", "server"): "the web framework loads while the engine's process starts",

@@ -67,7 +67,10 @@ def _load(request: Load) -> "LocalExecutor":
     args, place = EngineArgs(**request.args), request.place
     from octavo.executor.local import LocalExecutor
     from octavo.loading.model import load_model
+    from octavo.ops.cpu_binding import take_share
 
+    if args.distributed_executor_backend != "ray":  # which gives each rank its processors itself
+        args = take_share(args, place.rank)
     return LocalExecutor(load_model(args, place, request.link), args)
 
 

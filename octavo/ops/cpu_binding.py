@@ -4,14 +4,16 @@ Memory is taken from the NUMA node of the processor that first writes it, so a r
 anything has its weights and caches beside its own cores.
 """
 
+import dataclasses
 import functools
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from octavo.config import EngineArgs
 from octavo.errors import ConfigError, shorten
-from octavo.ops.native.threads import divide, siblings
+from octavo.ops.native.threads import default_threads, divide, siblings
 
 _NODES = Path("/sys/devices/system/node")
 _CPU_LIST = re.compile(r"(\d+)(?:-(\d+))?")
@@ -67,6 +69,24 @@ def bind(choice: str, local_rank: int, local_size: int) -> list[int]:
             raise ConfigError(f"cpu_bind={choice!r}: rank {local_rank} cannot be bound to {cpus}: {error}.") from error
     divide(cores=1, time=local_size)
     return cpus
+
+
+def take_share(args: EngineArgs, rank: int = 0) -> EngineArgs:
+    """Bind this process as `cpu_bind` says; the options with the number of threads that it then computes with.
+
+    Where it is the only one and has no list, nothing changes. To be called before a backend is made.
+
+    Args:
+        args: the engine's options.
+        rank: which of its replica's ranks this is.
+
+    Raises as `bind`.
+    """
+    size = args.num_ranks * args.data_parallel_size
+    if size == 1 and args.cpu_bind in ("auto", "none"):
+        return args
+    bind(args.cpu_bind, args.data_parallel_rank * args.num_ranks + rank, size)
+    return args if args.threads is not None else dataclasses.replace(args, threads=default_threads())
 
 
 def shares(nodes: Sequence[Sequence[int]], size: int) -> list[list[int]]:

@@ -99,3 +99,30 @@ def test_a_process_and_its_threads_are_bound() -> None:
 def test_lists_that_are_wrong(choice: str, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         bind(choice, 0, 2)
+
+
+SHARE = """
+import os, sys
+from octavo.config import EngineArgs
+from octavo.ops.cpu_binding import take_share
+from octavo.ops import cpu_binding
+from octavo.ops.native import threads
+threads.siblings = cpu_binding.siblings = str
+allowed = sorted(os.sched_getaffinity(0))
+lists = "|".join(map(str, [allowed[0], allowed[-1]]))
+for bound in ("auto", "none", lists):
+    args = EngineArgs("m", data_parallel_size=2, data_parallel_rank=1, cpu_bind=bound)
+    os.sched_setaffinity(0, allowed)
+    share = take_share(args)
+    mine = sorted(os.sched_getaffinity(0))
+    print(share.threads >= 1, mine == allowed if bound == "none" else set(mine) < set(allowed), mine[-1] == allowed[-1])
+os.sched_setaffinity(0, allowed)
+one = EngineArgs("m")
+assert take_share(one) is one and sorted(os.sched_getaffinity(0)) == allowed
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor cannot be divided")
+def test_a_replica_takes_its_share() -> None:
+    done = subprocess.run([sys.executable, "-c", SHARE], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.splitlines() == ["True True True"] * 3, done.stderr

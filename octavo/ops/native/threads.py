@@ -14,18 +14,16 @@ def divide(cores: int, time: int) -> None:
     _processes.update(cores=cores, time=time)
 
 
-def default_threads(processes: int = 1) -> int:
-    """Cores of the affinity mask, hyperthreads not counted, and no more than the control group's share of time.
-
-    Args:
-        processes: among how many they are divided, beside what `divide` has said.
+def default_threads() -> int:
+    """Cores of the affinity mask, hyperthreads not counted, and no more than the control group's share of time, each
+    divided as `divide` has said.
     """
     try:
         allowed = os.sched_getaffinity(0)
     except AttributeError:  # not on this system
-        return max(1, (os.cpu_count() or 1) // processes // _processes["cores"])
+        return max(1, (os.cpu_count() or 1) // _processes["cores"])
     cores = {siblings(cpu) for cpu in allowed}
-    return max(1, min(len(cores) // _processes["cores"], _quota() // _processes["time"]) // processes)
+    return max(1, min(len(cores) // _processes["cores"], _quota() // _processes["time"]))
 
 
 def processors() -> int:
