@@ -13,12 +13,14 @@ from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.types import Message
 
+from octavo.executor.ray_cluster import import_ray
 from octavo.ray_serve.prefixes import chain, prompt_text
 from octavo.ray_serve.replica import WholeRequest
-from octavo.server.http_errors import error_response
+from octavo.server.http_errors import error_body, error_response
 
 PLAIN = ("type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "headers")
 """What of ASGI's scope goes to a replica."""
+LOST = "the replica died while this request was running. Try again."
 COUNTED_WITHIN = 5.0
 """Seconds in which replicas tell their numbers."""
 
@@ -33,6 +35,7 @@ class Door:
 
     def __init__(self, replicas: Any, limit: int) -> None:
         self.limit = limit
+        self.lost: type[Exception] = import_ray().exceptions.RayActorError
         self.broadcast = replicas.broadcast
         self.answer = replicas.options(method_name="answer", stream=True).remote
 
@@ -52,13 +55,39 @@ class Door:
         messages = aiter(answer)
         try:
             first = await anext(messages)
+        except self.lost:
+            return error_response(503, LOST)
         except BaseException:
             answer.cancel()
             raise
         start = first.pop(0)
-        response = StreamingResponse(_bodies(first, messages, answer), start["status"])
-        response.raw_headers = [(bytes(name), bytes(value)) for name, value in start["headers"]]
+        headers = [(bytes(name), bytes(value)) for name, value in start["headers"]]
+        is_events = any(value.startswith(b"text/event-stream") for name, value in headers if name == b"content-type")
+        response = StreamingResponse(self._bodies(first, messages, answer, is_events), start["status"])
+        response.raw_headers = headers
         return response
+
+    async def _bodies(
+        self, first: list[Message], messages: Any, answer: Any, is_events: bool
+    ) -> AsyncGenerator[bytes, None]:
+        """The parts of an answer's body. The replica is told where nobody reads them any more.
+
+        Its end is an event of a stream of events; another body ends as it is, too short.
+        """
+        done = False
+        try:
+            yield b"".join(message.get("body", b"") for message in first)
+            async for several in messages:
+                yield b"".join(message.get("body", b"") for message in several)
+            done = True
+        except self.lost:
+            done = True
+            if not is_events:
+                raise
+            yield b"data: " + msgspec.json.encode(error_body(503, LOST)) + b"\n\n"
+        finally:
+            if not done:
+                answer.cancel()
 
     async def _metrics(self) -> Response:
         """The numbers of all replicas, each with its own label."""
@@ -73,19 +102,6 @@ def _chain_of(body: bytes) -> list[int]:
         if isinstance(given, dict):
             return chain(prompt_text(given))
     return []
-
-
-async def _bodies(first: list[Message], messages: Any, answer: Any) -> AsyncGenerator[bytes, None]:
-    """The parts of an answer's body. The replica is told where nobody reads them any more."""
-    done = False
-    try:
-        yield b"".join(message.get("body", b"") for message in first)
-        async for several in messages:
-            yield b"".join(message.get("body", b"") for message in several)
-        done = True
-    finally:
-        if not done:
-            answer.cancel()
 
 
 def merged(texts: list[bytes]) -> bytes:
