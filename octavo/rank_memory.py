@@ -17,6 +17,8 @@ RANK_RING = 16 << 20
 RANK_HEAD = 4096
 """Bytes before a rank's buffers, and before the first rank."""
 RANK_BYTES = RANK_HEAD + 2 * RANK_BUFFER + RANK_RING
+LOADING_PATIENCE = 10
+"""Times that ranks wait for longer outside steps, where one may have more to load than another."""
 ABORT_AT = 64
 """Where all ranks see that they shall stop: 0, or 1 more than the rank that is missing, or -1."""
 WAITING_AT = 256

@@ -56,4 +56,4 @@ class RankLink:
     address: str | None = None
     """torch.distributed's init_method, "tcp://host:port" or "file:///path": where there is no memory in common."""
     timeout: float = 60.0
-    """Seconds that a rank waits for another in one operation."""
+    """Seconds that a rank waits for another in one operation of a step; outside steps, ten times as many."""

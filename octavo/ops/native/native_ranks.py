@@ -13,7 +13,7 @@ from octavo.ops.native.packed_weight import DTYPES
 from octavo.ops.native.recording import NotRecordableError
 from octavo.ops.native.threads import processors
 from octavo.ops.torch import TorchBackend
-from octavo.rank_memory import RankFailure, RankOperation
+from octavo.rank_memory import LOADING_PATIENCE, RankFailure, RankOperation
 from octavo.rank_place import RankLink, RankPlace
 
 _REASONS = {
@@ -142,6 +142,8 @@ class NativeRanks(NativeAttention):
     def _failure(self, place: RankPlace) -> RankError:
         failure, operation, missing = RankFailure(self._status[0]), RankOperation(self._status[1]), self._status[2]
         who = "a rank" if missing < 0 else "this rank" if missing == place.rank else f"rank {missing}"
-        reason = _REASONS.get(failure, f"did not come within {self._timeout:g} s")
+        in_step = operation not in (RankOperation.JOIN, RankOperation.LEAST)
+        patience = self._timeout * (1 if in_step else LOADING_PATIENCE)
+        reason = _REASONS.get(failure, f"did not come within {patience:g} s")
         message = f"{operation.name.lower()} on rank {place.rank} of {place.size}: {who} {reason}."
         return RankError(message, None if missing < 0 else missing)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import RankError, shorten
+from octavo.rank_memory import LOADING_PATIENCE
 from octavo.rank_place import RankLink, RankPlace
 
 UNRECEIVED = 16
@@ -50,21 +51,21 @@ class DistributedRanks:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        self._distributed, self._timeout = distributed, link.timeout
+        self._distributed, self._timeout = distributed, link.timeout * LOADING_PATIENCE
         with self._named("join", None, place):
             distributed.init_process_group(
                 "gloo" if self.device.type == "cpu" else "cpu:gloo,cuda:nccl",
                 init_method=link.address,
                 rank=place.rank,
                 world_size=place.size,
-                timeout=timedelta(seconds=link.timeout),
+                timeout=timedelta(seconds=self._timeout),
             )
             if self.device.type != "cpu":
                 for stage in range(place.num_stages):
                     first = stage * place.tensor_size
                     group = distributed.new_group(list(range(first, first + place.tensor_size)))
                     self._tensor_group = group if stage == place.stage else self._tensor_group
-        self.place = place
+        self.place, self._timeout = place, link.timeout
 
     def leave(self) -> None:
         if self._distributed is not None:
@@ -114,7 +115,11 @@ class DistributedRanks:
         if self.place.size == 1:
             return list(values)
         own, ranks = torch.tensor([list(values)], dtype=torch.int64), range(self.place.size)
-        everyone = self._exchanged("least", [own] * len(ranks), ranks)
+        timeout, self._timeout = self._timeout, self._timeout * LOADING_PATIENCE
+        try:
+            everyone = self._exchanged("least", [own] * len(ranks), ranks)
+        finally:
+            self._timeout = timeout
         return [int(value) for value in torch.cat(everyone).amin(dim=0)]
 
     def _gathered(self, operation: str, x: Tensor, widths: Sequence[int]) -> list[Tensor]:

@@ -128,7 +128,9 @@ bool RankGroup::Wait::go_on(uint32_t seen) {
     }
     sleep_on(signal.value, seen);
     if (signal.value.load() != seen) return true;
-    const bool late = static_cast<double>(now() - start) > group.timeout * 1e9;
+    const bool in_step = operation != RankOperation::JOIN && operation != RankOperation::LEAST;
+    const double patience = group.timeout * 1e9 * (in_step ? 1 : LOADING_PATIENCE);
+    const bool late = static_cast<double>(now() - start) > patience;
     if (late || group.is_gone(of)) {
         if (signal.value.load() != seen) return true;  // the last that it did
         group.fail(late ? RankFailure::LATE : RankFailure::GONE, operation, of);
