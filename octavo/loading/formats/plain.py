@@ -1,6 +1,7 @@
 """Folders whose weights are floats, a tensor each: safetensors or PyTorch files, sharded or not."""
 
 import json
+import math
 import os
 import threading
 from collections import Counter
@@ -126,7 +127,7 @@ class _SafetensorsFile:
         self._read = 0
 
     def get(self, name: str, shard: Shard | None = None) -> Tensor:
-        """A tensor, or what a shard takes of it: it is mapped, and what nobody looks at is not read."""
+        """A tensor, of which a shard will be looked at. It is mapped, and what nobody looks at is not read."""
         with self._lock:
             if self._read > REOPEN_AFTER:
                 self._open()
@@ -137,9 +138,8 @@ class _SafetensorsFile:
                     f"{self.path}: {shorten(name)} cannot be read ({shorten(error, 200)}). Is it of a type that this "
                     "PyTorch has?"
                 ) from error
-            if shard is not None:
-                tensor = cut(tensor, shard)
-            self._read += tensor.nbytes
+            looked_at = tensor.shape if shard is None else Shard(shard.rows).shape_of(tuple(tensor.shape))
+            self._read += math.prod(looked_at) * tensor.itemsize  # pages have other columns beside the wanted ones
             return tensor
 
 
@@ -149,7 +149,8 @@ class _SafetensorsTensor(TensorSource):
         self.shape = shape if shard is None else shard.shape_of(shape)
 
     def read(self) -> Tensor:
-        return self.file.get(self.name, self.shard)
+        tensor = self.file.get(self.name, self.shard)
+        return tensor if self.shard is None else cut(tensor, self.shard)
 
     def part(self, shard: Shard) -> TensorSource:
         if self.shard is not None:
