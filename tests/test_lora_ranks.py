@@ -1,4 +1,4 @@
-"""Adapters on two ranks: the reference's answers, and refusals that leave the engine as it was."""
+"""Adapters on several ranks: the reference's answers, and refusals that leave the engine as it was."""
 
 from pathlib import Path
 
