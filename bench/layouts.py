@@ -1,8 +1,14 @@
 """What ranks and stages cost on one machine: `python bench/layouts.py`, --write into docs/performance.md.
 
-The random model of 1.1B (--small: of 0.2B) in bfloat16, decode of 1 and of 16 requests and prefill, by turns: in one
-process with two threads, in two ranks that share each layer, and in two stages, with a thread each. Beside it how long
-the stages computed at the same time: the processors' seconds that both took, for each second that passed.
+The random model of 1.1B (--small: of 0.2B) in bfloat16 (or as --quantization says), decode of 1 and of 16 requests and
+prefill, by turns: in one process with two threads, in two ranks that share each layer, and in two stages, with a thread
+each. Beside it how long the stages computed at the same time: the processors' seconds that both took, for each second
+that passed.
+
+Two stages decode 16 sequences as two steps of 8, one in each stage at a time, so that each reads its half of the
+weights twice for 16 tokens, where one process reads them once. That is free where products are bound by arithmetic
+(prefill, weights of few bits), and not where they are bound by memory (bfloat16). What it costs is measured in one
+process: the processors' time of two steps of 8, for that of a step of 16.
 """
 
 import argparse
@@ -55,20 +61,32 @@ def busy(llm: LLM) -> float:
     return (spent() - before) / (time.perf_counter() - start)
 
 
+def halves(llm: LLM) -> float:
+    """The processors' time of two steps of half of BATCH sequences, in this process, for that of a step of all."""
+    spent = []
+    for batch in (BATCH, BATCH // 2):
+        start = time.process_time()
+        decode(llm, batch)
+        spent.append(time.process_time() - start)
+    return 2 * spent[1] / spent[0]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--quantization", choices=["int8", "q4"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     config = {**LLAMA_1B, **(SMALL if args.small else {})}
-    with tempfile.TemporaryDirectory() as folder, printed("layouts", args.write):
+    with tempfile.TemporaryDirectory() as folder, printed(f"layouts {args.quantization or ''}".strip(), args.write):
         model = str(write_random_model(config, Path(folder), torch.bfloat16))
         options: dict[str, Any] = {
             "max_model_len": 512,
             "kv_cache_memory": "512MiB",
             "skip_tokenizer_init": True,
             "enable_prefix_caching": False,
+            "quantization": args.quantization,
         }
         layouts = {
             "one process, two threads": LLM(model, threads=2, **options),
@@ -90,6 +108,8 @@ def main() -> None:
             print(f"| {name} | {first:.1f} | {' | '.join(cells)} |")
         spent = busy(layouts["two stages"])
         print(f"\nBoth stages took {spent:.2f} processor seconds a second of decoding {BATCH} requests.")
+        times = halves(layouts["one process, two threads"])
+        print(f"Two steps of {BATCH // 2} take {times:.2f} times what one of {BATCH} takes.")
 
 
 if __name__ == "__main__":
