@@ -392,7 +392,8 @@ class Engine:
             done = self.executor.collect()
         except BaseException as error:
             if len(self.scheduler.in_flight) > 1:  # what these give would be taken for results of later ones
-                self._death = f"a step failed while others were on their way: {error}"
+                reason = f"the engine has stopped: a step failed while others were on their way: {error}"
+                self._death = str(error) if isinstance(error, EngineDeadError) else reason
             self._lose_steps()
             if self._death is not None and isinstance(error, Exception):
                 raise EngineDeadError(self._death) from error
