@@ -41,8 +41,10 @@ class Worker:
                 assert self._executor is not None
                 self._executor.submit(request)
                 reply = self._executor.collect()
+        except EngineDeadError as error:  # another rank is gone; this one says so, and is not to blame
+            reply = Failed(type(error).__name__, str(error), is_of_ranks=True)
         except BaseException as error:
-            reply = Failed(type(error).__name__, failure(error), isinstance(error, EngineDeadError))
+            reply = Failed(type(error).__name__, failure(error))
         return encode(reply)
 
 

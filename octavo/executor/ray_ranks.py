@@ -186,7 +186,8 @@ class RayRanks:
 
 def _line(error: BaseException) -> str:
     """An error of Ray's in one line; they have many."""
-    return shorten(str(error).strip().partition("\n")[0].rstrip("."), 300)
+    cause = getattr(error, "cause", None) or error  # of what a method has raised, not how Ray tells it
+    return shorten(str(cause).strip().partition("\n")[0].rstrip("."), 300)
 
 
 def _bundle(args: EngineArgs, machines: list[dict[str, float]]) -> dict[str, float] | None:
