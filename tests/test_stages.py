@@ -5,8 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from octavo import SamplingParams
 from octavo.architectures.mllama import MllamaTower
@@ -15,9 +17,9 @@ from octavo.executor.rank_executor import RankExecutor
 from octavo.parts import CausalLM, Embedding, Linear, Names, PreNorm, RMSNorm
 from octavo.parts.stage import NoEmbedding, NoLayer
 from tests.adapters import LORA_CASES
-from tests.golden import CASES, case_named, prompt_of, read_case
+from tests.golden import CASES, case_named, prompt_of, read_case, write_model
 from tests.preemption import preempted
-from tests.test_golden import agrees, load
+from tests.test_golden import agrees, load, opened
 from tests.test_lora import agrees as adapters_agree
 from tests.thread_stages import stages_are_threads
 
@@ -139,3 +141,33 @@ def test_what_the_ends_have(tied: bool) -> None:
     for part, path in ((first, "head.weight"), (first, "norm.weight"), (last, "layers.0.attn.qkv.q.weight")):
         assert part.does_without(path)
     assert not first.does_without("embed.weight")
+
+
+def test_values_that_are_not_finite_are_one_requests(tmp_path: Path) -> None:
+    """Whose first stage has overflowed fails; who shares its beginning, in the same step or the next, does not."""
+    case = case_named("LlamaForCausalLM--llama3-rope")
+    folder = write_model(case, tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"][7] = np.inf
+    save_file(tensors, folder / "model.safetensors")
+    beginning = [5, 6] * 20
+    prompts = [[*beginning, 9, 7, 9], [*beginning, 8], [5, 6, 9], [*beginning, 11], [*beginning, 7], [*beginning, 12]]
+
+    params = SamplingParams(temperature=0, max_tokens=6, logprobs=2, ignore_eos=True)  # and reads the prefix cache
+
+    def ends(llm: Any, some: list[list[int]]) -> list[Any]:
+        found = []
+        for output in llm.generate([{"prompt_token_ids": p} for p in some], params, use_tqdm=False):
+            answer = output.outputs[0]
+            steps = [{t: e.logprob for t, e in step.items()} for step in answer.logprobs]
+            found.append((answer.token_ids, steps) if answer.finish_reason == "length" else answer.finish_reason)
+        return found
+
+    one = opened(case, folder, block_size=8)
+    alone = [ends(one, [prompt])[0] for prompt in prompts]
+    assert [end == "error" for end in alone] == [True, False, False, False, True, False]
+    for options in ({}, {"max_num_batched_tokens": 24}, {"max_num_seqs": 2}):
+        two = opened(case, folder, block_size=8, pipeline_parallel_size=2, **options)
+        for _ in range(3):  # what was found in the cache is sound too
+            assert ends(two, prompts) == alone
+        assert two.engine.cache.pool.num_free == two.engine.cache.pool.num_blocks
