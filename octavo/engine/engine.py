@@ -1,18 +1,17 @@
 """The engine: requests in, outputs out, a step at a time."""
 
 import logging
-import random
 import time
 from collections.abc import Iterable
-from typing import Any
 
 import msgspec
 
 from octavo.config import EngineArgs
 from octavo.engine.bad_word_tokens import BadWordTokens
 from octavo.engine.engine_request import AdapterRequest, Completion, GenerationRequest, PoolingRequest, Request
-from octavo.engine.kv_cache import HashChain, KVCacheManager, prompt_chain
+from octavo.engine.kv_cache import HashChain, KVCacheManager
 from octavo.engine.messages import Failed, Loaded, Output, Pooled, Ready
+from octavo.engine.request_maker import RequestMaker
 from octavo.engine.scheduler import ScheduledSequence, Scheduler
 from octavo.engine.sequence import Sequence, Status
 from octavo.errors import ConfigError, EngineDeadError, InvalidRequestError, OctavoError, RequestFailedError, failure
@@ -49,24 +48,23 @@ class Engine:
             args.max_loras,
             executor.max_steps,
         )
-        self.max_model_len = min(executor.info.max_model_len, self.cache.longest_sequence(args.max_num_batched_tokens))
-        if self.max_model_len < 2:
+        max_model_len = min(executor.info.max_model_len, self.cache.longest_sequence(args.max_num_batched_tokens))
+        if max_model_len < 2:
             raise ConfigError("kv_cache_memory is too little for a single token; give more.")
-        if self.max_model_len < executor.info.max_model_len:
+        if max_model_len < executor.info.max_model_len:
             log.warning(
                 "requests are limited to %d tokens, not the model's %d, by the KV cache; set kv_cache_memory to more",
-                self.max_model_len,
+                max_model_len,
                 executor.info.max_model_len,
             )
-        self.info = msgspec.structs.replace(executor.info, max_model_len=self.max_model_len)
+        self.info = msgspec.structs.replace(executor.info, max_model_len=max_model_len)
         prefix_block_size = executor.shape.block_size if self.cache.prefix_caching else 0
         self.ready = Ready(self.info, executor.shape.num_blocks, prefix_block_size, executor.rank_weight_bytes)
         self.checker = self.ready.checker(tokenizer, args.max_logprobs)
+        self._new = RequestMaker(args, self.info, self.cache, self.checker)
         self._bad_words = BadWordTokens(self.checker)
         self._requests: dict[str, Request] = {}
         self._owner: dict[int, tuple[Request, Completion | None]] = {}
-        self._last_seq_id = 0
-        self._random = random.Random(args.seed)
         self._starts: list[SequenceStart] = []
         self._ended: list[int] = []
         self._dropped_adapters: list[bytes] = []
@@ -74,6 +72,15 @@ class Engine:
         self._death: str | None = None
         self.media_seconds = 0.0
         """How long towers took so far."""
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of a sequence that is added from now on."""
+        return self._new.max_model_len
+
+    @max_model_len.setter
+    def max_model_len(self, length: int) -> None:
+        self._new.max_model_len = length
 
     def _prefix_caching(self) -> bool:
         enabled, shape = self.args.enable_prefix_caching, self.executor.shape
@@ -104,7 +111,7 @@ class Engine:
             raise InvalidRequestError(f"this engine was started for task={self.info.task!r} and generates no text.")
         starts: list[SequenceStart] = []
         try:
-            request = self._request(request_id, prompt, params, priority, starts)
+            request = self._new.make(request_id, prompt, params, priority, starts)
             waits = isinstance(params, SamplingParams) and self._hand_over(request_id, params, starts)
         except BaseException as error:
             self._ended += [start.seq_id for start in starts]
@@ -132,7 +139,7 @@ class Engine:
             raise InvalidRequestError(
                 f"the adapter {adapter.name!r} cannot be loaded: start the engine with enable_lora=True."
             )
-        sequence = self._sequence(CheckedPrompt(None, [], adapter=adapter), 0, False, HashChain())
+        sequence = self._new.sequence(CheckedPrompt(None, [], adapter=adapter), 0, False, HashChain())
         request = AdapterRequest(request_id, sequence, adapter.name)
         self._requests[request_id] = request
         self._owner[sequence.seq_id] = (request, None)
@@ -165,100 +172,6 @@ class Engine:
         if not starts[0].waits:
             for sequence in request.sequences:
                 self.scheduler.add(sequence)
-
-    def _request(
-        self,
-        request_id: str,
-        checked: CheckedPrompt,
-        params: SamplingParams | PoolingParams,
-        priority: int,
-        starts: list[SequenceStart],
-    ) -> Request:
-        """All that may fail of adding a request; nothing else knows of it yet. What starts it goes to `starts`."""
-        self.checker.length(checked.token_ids, params)  # who checked it may not know this engine's memory
-        if priority and self.args.scheduling_policy != "priority":
-            raise InvalidRequestError(
-                f'priority={priority} has no effect here: start the engine with scheduling_policy="priority".'
-            )
-        if isinstance(params, SamplingParams):
-            return self._generation(request_id, checked, params, priority, starts)
-        reads_cache = self.info.pooling.pooling_type == "LAST"  # others need the hidden states of every token
-        sequence = self._sequence(checked, priority, reads_cache, self._chain(checked))
-        starts.append(self._sequence_start(sequence, checked, pooling=params))
-        return PoolingRequest(request_id, params, sequence, adapter_name=_adapter_name(checked))
-
-    def _sequence(self, checked: CheckedPrompt, priority: int, reads_cache: bool, chain: HashChain) -> Sequence:
-        self._last_seq_id += 1
-        threshold = self.info.long_rope_threshold
-        if threshold is not None and len(checked.token_ids) > threshold:
-            threshold = None  # it is computed for that length from its start
-        return Sequence(
-            self._last_seq_id,
-            list(checked.token_ids),
-            priority,
-            reads_cache,
-            chain.copy(),
-            None if checked.adapter is None else checked.adapter.digest,
-            recompute_beyond=threshold,
-        )
-
-    def _chain(self, checked: CheckedPrompt) -> HashChain:
-        """The prompt's hashes for the prefix cache, computed once for all of a request's sequences."""
-        chain = prompt_chain(checked, self.info.long_rope_threshold)
-        if chain.features and self.cache.encoder_group is not None:
-            self.cache.check_cross_rows(chain, len(checked.token_ids))
-        if self.cache.prefix_caching:
-            chain.extend(checked.token_ids, self.cache.block_size)
-        return chain
-
-    @staticmethod
-    def _sequence_start(sequence: Sequence, checked: CheckedPrompt, **values: Any) -> SequenceStart:
-        return SequenceStart(
-            sequence.seq_id,
-            checked.token_ids,
-            features=checked.features,
-            positions=checked.positions,
-            both_ways=checked.both_ways,
-            adapter=checked.adapter,
-            **values,
-        )
-
-    def _generation(
-        self,
-        request_id: str,
-        checked: CheckedPrompt,
-        params: SamplingParams,
-        priority: int,
-        starts: list[SequenceStart],
-    ) -> GenerationRequest:
-        self.checker.sampling(params)
-        params = params.clone()
-        params.logits_processors = None
-        eos = frozenset() if params.ignore_eos else self.info.eos_token_ids
-        stop_ids = sorted(eos | set(params.stop_token_ids or []))
-        room = self.max_model_len - len(checked.token_ids)
-        reads_cache = params.prompt_logprobs is None and not params.skip_reading_prefix_cache
-        seed = self._random.getrandbits(64) if params.seed is None else params.seed % (1 << 64)
-        request = GenerationRequest(request_id, params, [], adapter_name=_adapter_name(checked))
-        if params.prompt_logprobs is not None:
-            request.prompt_logprobs = [None]
-        chain = self._chain(checked)
-        for index in range(params.num_sequences):
-            sequence = self._sequence(checked, priority, reads_cache, chain)
-            starts.append(
-                self._sequence_start(
-                    sequence,
-                    checked,
-                    index=index,
-                    count=params.num_sequences,
-                    sampling=params,
-                    seed=seed,
-                    stop_ids=stop_ids,
-                )
-            )
-            longest = min(params.max_tokens or room, room)
-            request.completions.append(Completion(index, sequence, params, longest))
-        return request
 
     def abort(self, request_ids: Iterable[str]) -> list[Output]:
         """End requests now and free what they hold. Unknown ids are ignored. The last messages of their sequences."""
@@ -497,7 +410,3 @@ class Engine:
         if result.pooled is None:
             return Failed(request.request_id, result.error or "", invalid=False)
         return Pooled(request.request_id, result.pooled.shape, result.pooled.data, request.sequence.num_cached)
-
-
-def _adapter_name(checked: CheckedPrompt) -> str | None:
-    return None if checked.adapter is None else checked.adapter.name
