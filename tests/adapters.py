@@ -8,7 +8,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from octavo import LLM, LoRARequest
-from octavo.parts.linear_layer import HeadLinear, Linear
+from octavo.parts.head_linear import HeadLinear
+from octavo.parts.linear_layer import Linear
 from octavo.tools.recipe import noise, values
 from tests.golden import read_case, tensors
 

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from octavo.ops import AttentionSpec, Backend
 from octavo.parts.batch import Batch
-from octavo.parts.linear_layer import HeadLinear, Linear
+from octavo.parts.head_linear import HeadLinear
+from octavo.parts.linear_layer import Linear
 from octavo.parts.norms import RMSNorm, norm_rows
 from octavo.parts.rotary_embedding import RotaryEmbedding
 from octavo.parts.split import Split

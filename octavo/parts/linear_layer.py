@@ -1,4 +1,4 @@
-"""Where weights meet rows: Linear, and what stands beside it for experts and for heads.
+"""Where weights meet rows: Linear, and what stands beside it for experts. Weights of heads are in `head_linear`.
 
 Nobody else holds a weight that rows are multiplied with. Each product is told the batch that its rows are of.
 """
@@ -12,11 +12,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from octavo.ops import AdapterTable, Backend, Gate, LinearUpdate, LowRank, PackedHeads, PackedLinear, RowAdapters
+from octavo.ops import AdapterTable, Backend, Gate, LinearUpdate, LowRank, PackedLinear, RowAdapters
 from octavo.parts.batch import Batch, SpanBatch
 from octavo.parts.split import Range, Split
-from octavo.parts.weight_adapter import AdapterOptions, ChangedBySlot, WeightAdapter
-from octavo.parts.weight_slots import Ranges, Role, Shard, WeightSlot, ranges_size, shard_parameter
+from octavo.parts.weight_adapter import AdapterOptions, WeightAdapter
+from octavo.parts.weight_slots import Ranges, Role, Shard, WeightSlot, ranges_size
 
 ROWS_AT_ONCE = 4096
 """Of a weight, that are read to know their lengths."""
@@ -363,77 +363,3 @@ class ExpertLinear:
         if self._table is not None and slots is not None:
             self._table.apply(x, y, slots, chosen)
         return y if self._bias is None else (y + self._bias[chosen.flatten()]).to(y.dtype)
-
-
-@dataclass(frozen=True, eq=False)
-class HeadChange:
-    """What an adapter makes of a HeadLinear, from both sides."""
-
-    keys: tuple[tuple[PackedHeads, PackedLinear], ...]
-    """Of a head's query to its inner values, and of these to a latent."""
-    values: tuple[tuple[PackedLinear, PackedHeads], ...]
-    """Of a latent to the inner values, and of these to a head's value."""
-
-
-class HeadLinear(ChangedBySlot[HeadChange]):
-    """Each head's keys and values of one latent, used from both sides, head by head. It is held in float32.
-
-    Args:
-        rank: values of the latent.
-        num_heads: how many.
-        key_dim, value_dim: values of a head's key and value; the published weight has them in turn for each head.
-    """
-
-    float32_parameters = True
-
-    def __init__(self, rank: int, num_heads: int, key_dim: int, value_dim: int) -> None:
-        super().__init__()
-        self.rank, self.num_heads, self.key_dim, self.value_dim = rank, num_heads, key_dim, value_dim
-        self.weight = nn.Parameter(torch.empty(num_heads * (key_dim + value_dim), rank), requires_grad=False)
-
-    def split_heads(self, heads: Range) -> None:
-        """Leave the heads of these numbers."""
-        size = self.key_dim + self.value_dim
-        shard_parameter(self, "weight", Shard(rows=((heads[0] * size, heads[1] * size),)))
-        self.num_heads = heads[1] - heads[0]
-
-    def prepare(self, backend: Backend) -> None:
-        by_head = self.weight.data.view(self.num_heads, self.key_dim + self.value_dim, self.rank)
-        self._keys = backend.head_linear(by_head[:, : self.key_dim].transpose(1, 2))
-        self._values = backend.head_linear(by_head[:, self.key_dim :])
-        del self.weight
-
-    def absorb_keys(self, query: Tensor, batch: Batch) -> Tensor:
-        """What queries `[rows, heads, key_dim]` of keys are as queries of latents: `[rows, heads, rank]` in float32."""
-        latents = self._keys(query, torch.float32)
-        for slot, change in self._changes.items():
-            if (rows := batch.rows_of_slot(slot, len(query))) is not None:
-                for keys, to_latent in change.keys:
-                    inner = keys(query[rows].float(), torch.float32)
-                    latents[rows] += to_latent(inner.flatten(0, 1)).view(len(rows), self.num_heads, self.rank)
-        return latents
-
-    def values(self, latents: Tensor, dtype: torch.dtype, batch: Batch) -> Tensor:
-        """Each head's values `[rows, heads, value_dim]` in `dtype` of its mixed latents `[rows, heads, rank]`."""
-        values = self._values(latents, dtype)
-        for slot, change in self._changes.items():
-            if (rows := batch.rows_of_slot(slot, len(latents))) is not None:
-                for of_latent, by_head in change.values:
-                    inner = of_latent(latents[rows].flatten(0, 1).float()).view(len(rows), self.num_heads, -1)
-                    values[rows] += by_head(inner, torch.float32).to(dtype)
-        return values
-
-    def adapter_change(self, adapter: WeightAdapter, options: AdapterOptions) -> HeadChange:
-        """See octavo.parts.weight_adapter.TakesAdapters."""
-        if any(x is not None for x in (adapter.lengths, adapter.weight, adapter.bias, adapter.added_bias)):
-            raise ValueError("more than matrices of low rank, for keys and values that are made of a latent")
-        keys, values, backend = [], [], options.backend
-        for part in adapter.low_rank:
-            if part.first or len(part.b) != self.num_heads * (self.key_dim + self.value_dim):
-                raise ValueError("a part of the heads")
-            a, b = part.a.to(backend.device), part.b.to(backend.device)
-            by_head = b.view(self.num_heads, self.key_dim + self.value_dim, -1)
-            of_keys, of_values = by_head[:, : self.key_dim], by_head[:, self.key_dim :]
-            keys.append((backend.head_linear(of_keys.transpose(1, 2)), backend.linear(a.t().contiguous())))
-            values.append((backend.linear(a.contiguous()), backend.head_linear(of_values)))
-        return HeadChange(tuple(keys), tuple(values))
