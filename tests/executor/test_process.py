@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import octavo.llm
+import octavo.launch
 from octavo import LLM, LoRARequest, SamplingParams
 from octavo.client.local_client import LocalRequests
 from octavo.config import EngineArgs
@@ -71,7 +71,7 @@ def test_every_row_answers_with_the_same_bits(
     case = read_case(ROWS[row])
     options = {"max_num_batched_tokens": 24, "kv_cache_memory": "4MiB"}
     here = answers(load(case, tmp_path, **options), case)
-    monkeypatch.setattr(octavo.llm, "launch_engine", lambda args: launch_engine(args, process))
+    monkeypatch.setattr(octavo.launch, "launch_engine", lambda args: launch_engine(args, process))
     there = load(case, tmp_path, **options)
     assert isinstance(there.engine.executor, ProcessExecutor)
     assert answers(there, case) == here
@@ -188,7 +188,7 @@ def test_adapters_are_loaded_there(
 
     options = {"enable_lora": True, "kv_cache_memory": "4MiB"}
     here = answered(load(case, tmp_path / "base", **options))
-    monkeypatch.setattr(octavo.llm, "launch_engine", lambda args: launch_engine(args, process))
+    monkeypatch.setattr(octavo.launch, "launch_engine", lambda args: launch_engine(args, process))
     there = load(case, tmp_path / "base", **options)
     assert answered(there) == here
     missing = LoRARequest("none", 9, str(tmp_path / "none"))

@@ -17,8 +17,12 @@ STORE = 80 << 20
 def cluster() -> Iterator[Any]:
     """A head without CPUs, and two machines with one each. RAY_ADDRESS names it."""
     pytest.importorskip("ray")
+    from ray._common.utils import get_default_ray_temp_dir
     from ray.cluster_utils import Cluster
 
+    os.makedirs(
+        get_default_ray_temp_dir(), exist_ok=True
+    )  # Ray notes the cluster's address there, wherever its files are
     folder = tempfile.mkdtemp(prefix="ray-")
     head = {"num_cpus": 0, "object_store_memory": STORE, "include_dashboard": False, "temp_dir": folder}
     cluster = Cluster(initialize_head=True, head_node_args=head)

@@ -43,7 +43,7 @@ def service(**options: Any) -> tuple[Service, Checker]:
     """A service without a process behind it: every request is answered with one token."""
     made, checker = Service(EngineArgs("none"), ServerOptions(**options)), Checker()
     made.client._ready = Ready(ModelInfo(task="generate", vocab_size=10, max_model_len=100), 10)
-    made.client.state, made.metrics, made._checker = "running", Metrics("m"), checker  # type: ignore[assignment]
+    made.client.clients[0].state, made.metrics, made._checker = "running", Metrics("m"), checker  # type: ignore[assignment]
 
     def add(request_id: str, prompt: CheckedPrompt, params: Any, priority: int = 0) -> None:
         made.requests.on_outputs([Tokens(request_id, i, [7], finish_reason="length") for i in range(params.n)])
