@@ -21,7 +21,13 @@ from octavo.ray_serve import build_app
 from octavo.ray_serve.door import LOST
 from tests.server.conftest import write_tiny
 
-OPTIONS = {"num_replicas": "2", "kv_cache_memory": "32MiB", "served_model_name": "tiny", "max_body_size": "64KiB"}
+OPTIONS = {
+    "num_replicas": "2",
+    "kv_cache_memory": "32MiB",
+    "served_model_name": "tiny",
+    "max_body_size": "64KiB",
+    "pieces_per_request": "0.1",  # of what a replica has to do Serve may know what was so seconds ago
+}
 
 
 @pytest.fixture(scope="module")
