@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple, cast
 
+from octavo.errors import RankError
 from octavo.ops.native.binding import bind, check, fields_of, layout
 from octavo.ops.native.description import X86, Arm, Core, ProgramStep
 from octavo.ops.native.threads import default_threads
@@ -114,8 +115,8 @@ class Library:
         """Run recorded operations again, for `rows` rows. Raises RankError where ranks stop."""
         address = ctypes.addressof(steps.program)
         status = self.core.run(program=address, steps=steps.operations, recorded_rows=recorded_rows, rows=rows)
-        if status > 0 and self.failure is not None:
-            raise self.failure()
+        if status > 0:
+            raise RankError("the step was stopped.") if self.failure is None else self.failure()
 
     def set_threads(self, count: int) -> int:
         """Compute with so many threads from now on. Returns how many the system gave."""

@@ -200,6 +200,7 @@ FUNCTION(join_ranks) {
     if (group->meet_all(RankOperation::JOIN, &nothing, 1)) return reinterpret_cast<int64_t>(group);
     munmap(memory, bytes);
     delete group;
+    ranks_have_stopped.store(false);  // there are none: who computes alone is not concerned
 #endif
     return 0;
 }
