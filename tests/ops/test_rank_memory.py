@@ -206,6 +206,7 @@ def test_ranks_that_cannot_join(name: str) -> None:
     with pytest.raises(RankError, match=r"join on rank 1 of 2: rank 0 did not come within 0\.2 s"):
         backend.join(RankPlace(1, 2, 2), RankLink(shared_memory(2), timeout=0.02))
     x = torch.ones(1, 8)  # it goes on by itself
-    assert torch.equal(record(backend.library, lambda: (backend.add(x, x),), 1).run(1)[0], x + x)
+    program = record(backend.library, lambda: (backend.add(x, x),), 1)
+    assert torch.equal(program.run(1)[0], x + x)
     assert backend.place == RankPlace()
     assert backend.least([1]) == [1]
