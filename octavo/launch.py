@@ -33,5 +33,5 @@ def start_requests(args: EngineArgs) -> LocalRequests:
     """
     if args.data_parallel_size > 1:
         client = WaitingClient(args)
-        return LocalRequests(client.engine, client)
+        return LocalRequests(client, client)
     return LocalRequests(launch_engine(args))

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from octavo import SamplingParams
 from octavo.errors import InvalidRequestError
 from tests.adapters import LORA_CASES, adapter_tensors, lora_case, requests_of, save_adapter
 from tests.golden import prompt_of, read_case
-from tests.test_lora import TOLERANCE, asked, load_case
+from tests.test_lora import agrees, load_case
 
 SAMPLE = ("LlamaForCausalLM--dora", "GraniteMoeForCausalLM--parameters")
 """Those that every run has."""
@@ -18,17 +17,7 @@ CASES = [pytest.param(path, id=path.stem, marks=[] if path.stem in SAMPLE else p
 
 @pytest.mark.parametrize("path", CASES)
 def test_reference_answers(path: Path, tmp_path: Path) -> None:
-    case = read_case(path)
-    llm = load_case(case, tmp_path / "base", tensor_parallel_size=2)
-    for output, want in zip(asked(llm, case, requests_of(case, tmp_path)), case["cases"], strict=True):
-        if "output_token_ids" not in want:
-            np.testing.assert_allclose(output, want.get("embedding", want.get("scores")), atol=1e-5)
-            continue
-        answer = output.outputs[0]
-        assert answer.token_ids == want["output_token_ids"]
-        for step, top in zip(answer.logprobs, want["top_logprobs"], strict=True):
-            for token, logprob in top:
-                assert step[token].logprob == pytest.approx(logprob, abs=TOLERANCE)
+    agrees(read_case(path), tmp_path, tensor_parallel_size=2)
 
 
 def test_an_adapter_that_is_refused_leaves_the_others(tmp_path: Path) -> None:

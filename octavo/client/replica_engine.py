@@ -142,7 +142,7 @@ def _drop(replicas: Replicas, request_id: str, done: threading.Event) -> None:
     done.set()
 
 
-class WaitingClient:
+class WaitingClient(ReplicaEngine):
     """A StepClient whose engines compute elsewhere: who waits for a step gets what has come meanwhile.
 
     Args:
@@ -154,29 +154,11 @@ class WaitingClient:
     def __init__(self, args: EngineArgs) -> None:
         self._arrived: queue.SimpleQueue[list[Output]] = queue.SimpleQueue()
         self._outputs: list[Output] = []
-        self.engine = ReplicaEngine(args, self._arrived.put)
-
-    @property
-    def ready(self) -> Ready:
-        return self.engine.ready
-
-    def add(
-        self, request_id: str, prompt: CheckedPrompt, params: SamplingParams | PoolingParams, priority: int = 0
-    ) -> None:
-        self.engine.add(request_id, prompt, params, priority)
-
-    def load_adapter(self, request_id: str, adapter: AdapterRef) -> None:
-        self.engine.load_adapter(request_id, adapter)
-
-    def drop_adapter(self, adapter: AdapterRef) -> None:
-        self.engine.drop_adapter(adapter)
-
-    def finish(self, request_id: str, index: int) -> None:
-        self.engine.finish(request_id, index)
+        super().__init__(args, self._arrived.put)
 
     def abort(self, request_id: str) -> None:
         """End a request. Nothing more comes of it, so that its id may be used again."""
-        self.engine.drop(request_id)
+        self.drop(request_id)
         self._outputs = [output for output in self.pending() if output.request_id != request_id]
 
     def pending(self) -> list[Output]:
@@ -207,5 +189,5 @@ class WaitingClient:
             try:
                 return self._arrived.get(timeout=LOOK_AGAIN)
             except queue.Empty:
-                if not self.engine.has_work:
+                if not self.has_work:
                     return []

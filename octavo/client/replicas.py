@@ -167,10 +167,8 @@ class Replicas:
         self, request_id: str, prompt: CheckedPrompt, params: SamplingParams | PoolingParams, priority: int = 0
     ) -> None:
         if len(self.clients) > 1 and isinstance(params, SamplingParams) and params.seed is None:
-            params = params.clone()
-            params.seed = self._random.getrandbits(
-                64
-            )  # as one engine would: replicas by themselves would draw the same
+            params = params.clone()  # seeds as one engine would draw them: replicas by themselves would draw the same
+            params.seed = self._random.getrandbits(64)
         waiting = Waiting(request_id, prompt, params, priority, self._hashes(prompt))
         name = f"{next(self._numbers)}:{request_id}"
         self._send(name, waiting)
