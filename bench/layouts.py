@@ -78,8 +78,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
-    config = {**LLAMA_1B, **(SMALL if args.small else {})}
-    with tempfile.TemporaryDirectory() as folder, printed(f"layouts {args.quantization or ''}".strip(), args.write):
+    config, kind = {**LLAMA_1B, **(SMALL if args.small else {})}, args.quantization or "bfloat16"
+    with tempfile.TemporaryDirectory() as folder, printed(f"bench/layouts.py {kind}", args.write):
         model = str(write_random_model(config, Path(folder), torch.bfloat16))
         options: dict[str, Any] = {
             "max_model_len": 512,
@@ -93,6 +93,8 @@ def main() -> None:
             "two ranks": LLM(model, tensor_parallel_size=2, threads=1, **options),
             "two stages": LLM(model, pipeline_parallel_size=2, threads=1, **options),
         }
+        print(f"Random Llama of {'0.2B' if args.small else '1.1B'}, {kind}; in brackets the median of what each round")
+        print("gives in times of the one process:\n")
         print(f"| tokens/s | {' | '.join(layouts)} |\n| --- |{' --- |' * len(layouts)}")
         for name, measure, batch in (
             ("decode, 1 request", decode, 1),
