@@ -33,9 +33,15 @@ STARTED_WITHIN = 120.0
 
 
 class RankActor:
-    """What runs on a rank's machine, in a process that Ray starts and ends: a Worker, and what others ask of it."""
+    """What runs on a rank's machine, in a process that Ray starts and ends: a Worker, and what others ask of it.
 
-    def __init__(self) -> None:
+    Args:
+        folder: where relative paths begin, if this machine has it too; else where Ray was started.
+    """
+
+    def __init__(self, folder: str) -> None:
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
         self._worker = Worker()
         _use_interface_of(self.host())
 
@@ -249,4 +255,4 @@ def _actor(ray: ModuleType, group: Any, index: int, bundle: dict[str, float]) ->
     actor = ray.remote(concurrency_groups={"watch": 1})(RankActor)
     return actor.options(
         num_cpus=bundle["CPU"], num_gpus=bundle.get("GPU", 0), scheduling_strategy=strategy, max_restarts=0
-    ).remote()
+    ).remote(os.getcwd())

@@ -13,9 +13,9 @@ STORE = 80 << 20
 """Bytes of each machine's object store, the least that Ray takes."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster() -> Iterator[Any]:
-    """A head without CPUs, and two machines with one each. RAY_ADDRESS names it."""
+    """A head without CPUs, and two machines with one each. RAY_ADDRESS names it, until this folder's tests have run."""
     pytest.importorskip("ray")
     from ray._common.utils import get_default_ray_temp_dir
     from ray.cluster_utils import Cluster

@@ -152,9 +152,11 @@ def test_a_golden_case_on_two_machines(cluster: Any, layout: str, tmp_path: Path
     assert not ray.is_initialized(), "nobody else in this process is connected"
 
 
-def test_one_rank_can_be_elsewhere(cluster: Any, tmp_path: Path) -> None:
+def test_one_rank_can_be_elsewhere(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model's path begins where the engine is, not where Ray was started."""
     case = case_named("LlamaForCausalLM--gqa-tied")
-    llm = load(case, tmp_path, distributed_executor_backend="ray", kv_cache_memory="4MiB")
+    monkeypatch.chdir(tmp_path)
+    llm = load(case, Path("here"), distributed_executor_backend="ray", kv_cache_memory="4MiB")
     check(llm, case)
     llm.engine.executor.close()
 

@@ -15,12 +15,16 @@ import pytest
 from openai import APIError, OpenAI
 
 from tests.adapter_folders import write_adapter
+from tests.server.conftest import write_tiny
 from tests.server.running import Running, server
 from tests.server.test_ending import LOAD, WITHIN, folder, nothing_left, processes
 
 __all__ = ["folder"]
 
 REPLICAS = ("--data-parallel-size", "2", "--kv-cache-memory", "32MiB", "--served-model-name", "tiny")
+LONGEST = 16384
+"""Tokens of a context that no answer fills before a test is over."""
+ENDLESS = {"ignore_eos": True}
 LONG = {"max_tokens": 1900, "ignore_eos": True, "temperature": 0}
 
 
@@ -88,28 +92,34 @@ def test_adapters_reach_all(tiny_model: Path, tmp_path: Path, monkeypatch: pytes
         assert running.post("/v1/unload_lora_adapter", {"lora_name": "a"}).status_code == 200
 
 
-def test_only_the_dead_ones_requests_fail(tiny_model: Path) -> None:
-    """Those that have begun to answer; those that wait there go to the other one. The server serves all the while."""
-    with server(str(tiny_model), *REPLICAS, "--max-num-seqs", "2") as running:
+def test_only_the_dead_ones_requests_fail(tmp_path: Path) -> None:
+    """Those that have begun to answer; those that wait there go to the other one. The server serves all the while.
+
+    No answer is over by itself before the engine dies: they are long, and who still gets one afterwards hangs up.
+    """
+    model = write_tiny(tmp_path / "tiny")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": LONGEST}))
+    with server(str(model), *REPLICAS, "--max-num-seqs", "2") as running:
         client = OpenAI(base_url=running.url + "/v1", api_key="none", max_retries=0)
-        begun, go = threading.Semaphore(0), threading.Event()
+        begun, go, over = threading.Semaphore(0), threading.Event(), threading.Event()
 
         def ask(number: int) -> str:
-            text = ""
             try:
                 stream = client.completions.create(
-                    model="tiny", prompt=f"{number} asks", max_tokens=700, stream=True, extra_body={"ignore_eos": True}
+                    model="tiny", prompt=f"{number} asks", max_tokens=LONGEST - 64, stream=True, extra_body=ENDLESS
                 )
-                for event in stream:
-                    if not text:
+                for i, _ in enumerate(stream):
+                    if i == 0:
                         begun.release()
-                    text += event.choices[0].text
-                    finish = event.choices[0].finish_reason
                     if not go.wait(WITHIN):
                         return "nobody said go"
+                    if over.is_set():
+                        stream.close()
+                        return "answers"
             except APIError as error:
                 return "died" if "died while" in str(error) else str(error)
-            return str(finish)
+            return "at its end"
 
         with ThreadPoolExecutor(8) as pool:
             answers = [pool.submit(ask, number) for number in range(8)]
@@ -122,8 +132,10 @@ def test_only_the_dead_ones_requests_fail(tiny_model: Path) -> None:
             running.until(lambda: running.metrics_by("state", "replicas")["running"] == 1, WITHIN)
             assert running.get("/health").status_code == 200
             go.set()
+            running.until(lambda: sum(answer.done() for answer in answers) >= 2, WITHIN)
+            over.set()
             ends = [answer.result() for answer in answers]
-        assert sorted(ends) == ["died"] * 2 + ["length"] * 6
+        assert sorted(ends) == ["answers"] * 6 + ["died"] * 2
         running.until(lambda: running.metrics_by("state", "replicas")["running"] == 2, WITHIN)
         assert sorted(running.metrics_by("engine", "engine_restarts_total").values()) == [0.0, 1.0]
         with ThreadPoolExecutor(8) as pool:
