@@ -20,6 +20,7 @@ from octavo.parts import (
     Names,
     QKTransform,
     RMSNorm,
+    parameter,
 )
 
 NAMES = Names(
@@ -33,6 +34,7 @@ NAMES = Names(
         "model.layers.{i}.mlp.{gate|up}_proj": "layers.{i}.mlp.gate_up.{gate|up}",
         "model.layers.{i}.mlp.down_proj": "layers.{i}.mlp.down",
         "model.layers.{i}.mlp.gate": "layers.{i}.mlp.router",
+        "model.layers.{i}.mlp.gate.e_score_correction_bias": parameter("layers.{i}.mlp.choice_bias"),
         "model.layers.{i}.mlp.experts.{e}.{gate|up}_proj": "layers.{i}.mlp.experts.{e}.gate_up.{gate|up}",
         "model.layers.{i}.mlp.experts.{e}.down_proj": "layers.{i}.mlp.experts.{e}.down",
         "model.norm": "norm",

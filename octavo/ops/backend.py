@@ -286,8 +286,11 @@ class Backend(Ranks, Protocol):
         """
         ...
 
-    def route(self, logits: Tensor, spec: RouterSpec) -> tuple[Tensor, Tensor]:
-        """The chosen experts' weights in float32, and numbers, `[rows, top_k]` each, by logits `[rows, experts]`."""
+    def route(self, logits: Tensor, spec: RouterSpec, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The chosen experts' weights in float32, and numbers, `[rows, top_k]` each, by logits `[rows, experts]`.
+
+        `bias` `[experts]` in float32, for a router that is biased, is added to scores where they choose.
+        """
         ...
 
     def angles(self, table: RotaryTable, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

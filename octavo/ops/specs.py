@@ -134,19 +134,28 @@ class Gate:
 
 @dataclass(frozen=True)
 class RouterSpec:
-    """Which experts a row goes to, by a softmax over the router's logits, and how much each counts."""
+    """Which experts a row goes to, by scores that are made of the router's logits, and how much each counts."""
 
     top_k: int
     norm: float | None = None
     """The chosen weights are divided by their p-norm of this p: 1 for a sum of one."""
     eps: float = 0.0
     """Added to that norm."""
+    min_norm: float = 0.0
+    """That norm is at least as large (ERNIE 4.5)."""
     factor: float = 1.0
     """Of the weights."""
     num_groups: int = 1
     """Experts are in so many groups one after the other ..."""
     top_groups: int = 1
-    """... of which those with the so many largest probabilities are chosen from (DeepSeek-V2)."""
+    """... of which so many are chosen from: those with the largest scores (DeepSeek-V2) ..."""
+    group_best: int = 1
+    """... or with the largest sums of their so many best scores (2 in DeepSeek-V3)."""
+    scores: Literal["softmax", "sigmoid", "sqrt_softplus"] = "softmax"
+    """What makes scores of logits: a softmax over all experts, or a function of each logit by itself."""
+    is_biased: bool = False
+    """The router has a bias for each expert that is added to the scores by which groups and experts are chosen, but
+    not to the weights (DeepSeek-V3)."""
     noise: float | None = None
     """The sparse mixer (Liu et al. 2023) instead: experts one after the other, each weighted by a softmax over those
     left that are not much worse. "Much worse" is a relative distance of more than twice `noise`."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,13 +24,14 @@ class MoE(nn.Module):
     Args:
         router: an exact Linear from the stream to a logit for each expert.
         experts: gated feed-forwards that are all alike but for their weights.
-        route: chooses among them by the router's logits.
+        route: chooses among them by the router's logits, and where it is biased by `choice_bias`.
     """
 
     def __init__(self, router: Linear, experts: Sequence[GatedMLP], route: RouterSpec) -> None:
         super().__init__()
         route.check(len(experts))
         self.router, self.route = router, route
+        self.choice_bias = nn.Parameter(torch.empty(len(experts)), requires_grad=False) if route.is_biased else None
         self.experts = nn.ModuleList(experts)
         self.gate = experts[0].gate
         self._is_split = False
@@ -63,7 +65,8 @@ class MoE(nn.Module):
     def mixed(self, x: Tensor, batch: Batch) -> Tensor:
         """The result, or this rank's terms of it: `[rows, hidden_size]`."""
         rows = batch.num_tokens  # padding chooses nobody
-        weights, chosen = self._backend.route(self._backend.floats(self.router(x, batch)[:rows]), self.route)
+        logits = self._backend.floats(self.router(x, batch)[:rows])
+        weights, chosen = self._backend.route(logits, self.route, self.choice_bias)
         inner = self._backend.gated(self._gate_up(x[:rows], chosen, batch), self.gate)
         total = self._backend.weighted_sum(self._down(inner, chosen, batch), weights)
         return total if rows == x.shape[0] else functional.pad(total, (0, 0, 0, x.shape[0] - rows))

@@ -95,7 +95,18 @@ SPECS = [
     RouterSpec(4, norm=1.0, eps=1e-20, factor=2.5, num_groups=4, top_groups=2),
     RouterSpec(1, factor=16.0, num_groups=3, top_groups=1),
     RouterSpec(2, noise=0.1),
+    RouterSpec(4, norm=1.0, min_norm=0.9),
+    RouterSpec(3, norm=1.0, eps=1e-20, factor=2.5, num_groups=4, top_groups=2, group_best=2),
+    RouterSpec(3, scores="sigmoid", factor=1.5, num_groups=3, top_groups=2, group_best=2, is_biased=True),
+    RouterSpec(4, norm=1.0, eps=1e-6, scores="sigmoid", is_biased=True),
+    RouterSpec(4, norm=1.0, eps=1e-20, scores="sqrt_softplus", is_biased=True),
+    RouterSpec(2, scores="sigmoid", num_groups=6, top_groups=1, group_best=5),
+    RouterSpec(7, num_groups=12, top_groups=4),  # of fewer than are chosen at 12 experts: others weigh nothing
 ]
+
+
+def bias_of(spec: RouterSpec, experts: int, generator: torch.Generator) -> Tensor | None:
+    return torch.randn(experts, generator=generator) if spec.is_biased else None
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
@@ -104,26 +115,39 @@ def test_route(backend: Backend, spec: RouterSpec, experts: int, generator: torc
     """Against the reference in float64; and a row's choice does not depend on the others."""
     logits = torch.randn(50, experts, generator=generator) * 2
     spec.check(experts)
-    weights, chosen = backend.route(logits, spec)
-    want, numbers = REFERENCE.route(logits.double(), spec)
-    assert torch.equal(chosen, numbers)
+    bias = bias_of(spec, experts, generator)
+    weights, chosen = backend.route(logits, spec, bias)
+    want, numbers = REFERENCE.route(logits.double(), spec, bias if bias is None else bias.double())
+    assert torch.equal(chosen[want > 0], numbers[want > 0])
     torch.testing.assert_close(weights.double(), want, rtol=1e-5, atol=1e-7)
     for rows in (slice(0, 1), slice(7, 20)):
-        alone = backend.route(logits[rows], spec)
+        alone = backend.route(logits[rows], spec, bias)
         assert torch.equal(alone[0], weights[rows])
         assert torch.equal(alone[1], chosen[rows])
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_what_is_not_finite_is_routed_to_what_is_there(backend: Backend, spec: RouterSpec, bad: float) -> None:
+def test_what_is_not_finite_is_routed_to_what_is_there(
+    backend: Backend, spec: RouterSpec, bad: float, generator: torch.Generator
+) -> None:
     logits = torch.zeros(3, 12)
     logits[1, 4] = bad
     logits[2] = bad
-    weights, chosen = backend.route(logits, spec)
+    weights, chosen = backend.route(logits, spec, bias_of(spec, 12, generator))
     assert int(chosen.min()) >= 0
     assert int(chosen.max()) < 12
     assert weights[0].isfinite().all()
+
+
+def test_a_bias_chooses_and_does_not_weigh(backend: Backend) -> None:
+    """Group 1 has the best expert, and group 0 the best two."""
+    logits, bias = torch.tensor([[2.0, 1.9, 2.1, -9.0]]), torch.tensor([0.0, 0.0, 0.0, 0.0])
+    spec = RouterSpec(1, scores="sigmoid", num_groups=2, group_best=2, is_biased=True)
+    assert backend.route(logits, spec, bias)[1].item() == 0
+    weights, chosen = backend.route(logits, spec, torch.tensor([0.0, 0.0, 0.0, 5.0]))
+    assert chosen.item() == 3
+    torch.testing.assert_close(weights, torch.sigmoid(torch.tensor([[-9.0]])))
 
 
 @pytest.mark.parametrize(

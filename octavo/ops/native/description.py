@@ -71,6 +71,14 @@ class Activation(IntEnum):
     RELU_SQUARED = 5
 
 
+class RouterScores(IntEnum):
+    """What makes scores of a router's logits."""
+
+    SOFTMAX = 0
+    SIGMOID = 1
+    SQRT_SOFTPLUS = 2
+
+
 Int = Annotated[int, "int32_t"]
 Double = Annotated[float, "double"]
 Numbers = Annotated[int, "const void*"]
@@ -239,10 +247,14 @@ class Core(Protocol):
         """
 
     def route(
-        self, *, rows: int, logits: Floats, num_experts: int, top_k: int, num_groups: int, top_groups: int,
-        norm: float, eps: float, factor: float, noise: float, weights: FloatsOut, experts: Int64sOut,
+        self, *, rows: int, logits: Floats, num_experts: int, scores: RouterScores, bias: Floats | None, top_k: int,
+        num_groups: int, top_groups: int, group_best: int, norm: float, min_norm: float, eps: float, factor: float,
+        noise: float, weights: FloatsOut, experts: Int64sOut,
     ) -> None:
-        """The `top_k` experts of each row and their weights: octavo.ops.specs.RouterSpec, 0 for None."""
+        """The `top_k` experts of each row and their weights: octavo.ops.specs.RouterSpec, 0 for None.
+
+        `bias` is added to the scores that choose, and not to the weights.
+        """
 
     def to_float32(self, *, rows: int, x: Numbers, out: FloatsOut, columns: int, dtype: DType) -> None:
         """`out = x`."""

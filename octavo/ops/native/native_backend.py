@@ -15,6 +15,7 @@ from octavo.ops.native.description import (
     MAX_TAPS,
     MIN_TAPS,
     PANEL,
+    RouterScores,
 )
 from octavo.ops.native.library import Library
 from octavo.ops.native.native_elementwise import ACTIVATIONS, rows_of
@@ -165,7 +166,7 @@ class NativeBackend(NativeRanks):
         )
         return out
 
-    def route(self, logits: Tensor, spec: RouterSpec) -> tuple[Tensor, Tensor]:
+    def route(self, logits: Tensor, spec: RouterSpec, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
         logits = self._together(logits)
         rows, num_experts = logits.shape
         weights, experts = torch.empty(rows, spec.top_k), torch.empty(rows, spec.top_k, dtype=torch.int64)
@@ -173,10 +174,14 @@ class NativeBackend(NativeRanks):
             rows=rows,
             logits=logits.data_ptr(),
             num_experts=num_experts,
+            scores=RouterScores[spec.scores.upper()],
+            bias=None if bias is None else bias.data_ptr(),
             top_k=spec.top_k,
             num_groups=spec.num_groups,
             top_groups=spec.top_groups,
+            group_best=spec.group_best,
             norm=spec.norm or 0.0,
+            min_norm=spec.min_norm,
             eps=spec.eps,
             factor=spec.factor,
             noise=spec.noise or 0.0,

@@ -13,6 +13,11 @@ from torch import Tensor
 from octavo.ops.specs import Gate
 
 
+def sigmoid(x: Tensor) -> Tensor:
+    """`1 / (1 + exp(-x))`."""
+    return torch.exp(-x).add_(1.0).reciprocal_()
+
+
 def silu(x: Tensor) -> Tensor:
     """`x * sigmoid(x)`."""
     return x / torch.exp(-x).add_(1.0)

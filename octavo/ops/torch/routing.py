@@ -4,23 +4,36 @@ import torch
 from torch import Tensor
 
 from octavo.ops.specs import RouterSpec
+from octavo.ops.torch.activations import sigmoid, softplus
 
 
-def route(logits: Tensor, spec: RouterSpec) -> tuple[Tensor, Tensor]:
-    """The chosen experts' weights, float32, and numbers, `[rows, top_k]` each, by `logits` `[rows, experts]`."""
+def route(logits: Tensor, spec: RouterSpec, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The chosen experts' weights, and their numbers, `[rows, top_k]` each, by `logits` `[rows, experts]`.
+
+    `bias` `[experts]` is added to the scores that choose, and not to the weights.
+    """
     if spec.noise is not None:
         return _sparse_mixer(logits, spec.top_k, spec.noise)
-    scores = torch.softmax(logits, -1)
+    scores = _scores(logits, spec.scores)
+    choice = scores if bias is None else scores + bias
     if spec.num_groups > 1:
-        by_group = scores.view(scores.shape[0], spec.num_groups, -1)
-        groups = by_group.amax(-1).topk(spec.top_groups, dim=-1).indices
-        kept = torch.zeros(by_group.shape[:-1], device=scores.device).scatter(-1, groups, 1.0)
-        scores = (by_group * kept.unsqueeze(-1)).flatten(-2)
-    weights, experts = scores.topk(spec.top_k, dim=-1)
+        by_group = choice.view(choice.shape[0], spec.num_groups, -1)
+        ranks = by_group.topk(min(spec.group_best, by_group.shape[-1]), dim=-1).values.sum(-1)
+        groups = ranks.topk(spec.top_groups, dim=-1).indices
+        left_out = torch.ones(ranks.shape, dtype=torch.bool, device=ranks.device).scatter(-1, groups, False)
+        choice = by_group.masked_fill(left_out.unsqueeze(-1), -torch.inf).flatten(-2)
+    best, experts = choice.topk(spec.top_k, dim=-1)
+    weights = scores.gather(-1, experts).masked_fill(best == -torch.inf, 0.0)
     if spec.norm is not None:
         norm = weights.sum(-1, keepdim=True) if spec.norm == 1 else weights.norm(p=spec.norm, dim=-1, keepdim=True)
-        weights = weights / (norm + spec.eps)
+        weights = weights / (norm.clamp(min=spec.min_norm) + spec.eps)
     return weights * spec.factor, experts
+
+
+def _scores(logits: Tensor, kind: str) -> Tensor:
+    if kind == "softmax":
+        return torch.softmax(logits, -1)
+    return sigmoid(logits) if kind == "sigmoid" else softplus(logits).sqrt()
 
 
 def _sparse_mixer(logits: Tensor, top_k: int, noise: float) -> tuple[Tensor, Tensor]:

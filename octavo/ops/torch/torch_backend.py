@@ -168,8 +168,8 @@ class TorchBackend(DistributedRanks):
     def pack_update(self, update: LinearUpdate, dtype: torch.dtype) -> TorchUpdate:
         return TorchUpdate(update, dtype)
 
-    def route(self, logits: Tensor, spec: RouterSpec) -> tuple[Tensor, Tensor]:
-        return routing.route(logits, spec)
+    def route(self, logits: Tensor, spec: RouterSpec, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return routing.route(logits, spec, bias)
 
     def angles(self, table: RotaryTable, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         return rope.angles(table, positions, lengths)

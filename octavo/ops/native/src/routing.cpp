@@ -3,6 +3,7 @@
 #include <cmath>
 #include <vector>
 
+#include "activation.h"
 #include "call.h"
 #include "functions.h"
 #include "rows.h"
@@ -28,31 +29,65 @@ float exponentials(float* x, int64_t count, int64_t room) {
     return sum(total);
 }
 
-// Leaves nothing of groups but those with the largest scores.
-void keep_groups(float* scores, const arguments::route& a) {
-    const int64_t size = a.num_experts / a.num_groups;
-    std::vector<float> peaks(a.num_groups);
-    for (int64_t g = 0; g < a.num_groups; ++g) peaks[g] = scores[g * size + largest(scores + g * size, size)];
-    for (int64_t k = 0; k < a.top_groups; ++k) peaks[largest(peaks.data(), a.num_groups)] = NOTHING;
-    for (int64_t g = 0; g < a.num_groups; ++g) {
-        if (peaks[g] != NOTHING) std::fill_n(scores + g * size, size, 0.0f);
+// `x` becomes scores. `room` numbers of it are a multiple of a vector.
+void make_scores(float* x, const arguments::route& a, int64_t room) {
+    if (a.scores == RouterScores::SOFTMAX) {
+        const float total = exponentials(x, a.num_experts, room);
+        for (int64_t i = 0; i < a.num_experts; ++i) x[i] /= total;
+    } else if (a.scores == RouterScores::SIGMOID) {
+        for (int64_t i = 0; i < room; i += LANES) store(x + i, 1.0f / (exponential(-load(x + i)) + 1.0f));
+    } else {
+        for (int64_t i = 0; i < room; i += LANES) store(x + i, softplus(load(x + i)));
+        for (int64_t i = 0; i < room; ++i) x[i] = std::sqrt(x[i]);
     }
 }
 
-void choose(const float* logits, const arguments::route& a, float* scores, int64_t room, float* weights, int64_t* experts) {
+// The sum of the largest `best` of `count` numbers.
+float sum_of_best(const float* x, int64_t count, int64_t best) {
+    if (best == 1) return x[largest(x, count)];
+    std::vector<float> left(x, x + count);
+    float total = 0.0f;
+    for (int64_t k = 0; k < std::min(best, count); ++k) {
+        float& peak = left[largest(left.data(), count)];
+        total += peak;
+        peak = NOTHING;
+    }
+    return total;
+}
+
+// Leaves nothing of groups but those with the largest scores.
+void keep_groups(float* scores, const arguments::route& a) {
+    const int64_t size = a.num_experts / a.num_groups;
+    std::vector<float> ranks(a.num_groups);
+    for (int64_t g = 0; g < a.num_groups; ++g) ranks[g] = sum_of_best(scores + g * size, size, a.group_best);
+    std::vector<bool> kept(a.num_groups);
+    for (int64_t k = 0; k < a.top_groups; ++k) {
+        const int64_t best = largest(ranks.data(), a.num_groups);
+        kept[best] = true;
+        ranks[best] = NOTHING;
+    }
+    for (int64_t g = 0; g < a.num_groups; ++g) {
+        if (!kept[g]) std::fill_n(scores + g * size, size, NOTHING);
+    }
+}
+
+// `scores` and `choice` have room for `room` numbers each.
+void choose(const float* logits, const arguments::route& a, float* scores, float* choice, int64_t room, float* weights,
+            int64_t* experts) {
     std::copy_n(logits, a.num_experts, scores);
-    const float total = exponentials(scores, a.num_experts, room);
-    for (int64_t i = 0; i < a.num_experts; ++i) scores[i] /= total;
-    if (a.num_groups > 1) keep_groups(scores, a);
+    make_scores(scores, a, room);
+    for (int64_t i = 0; i < a.num_experts; ++i) choice[i] = a.bias ? scores[i] + a.bias[i] : scores[i];
+    if (a.num_groups > 1) keep_groups(choice, a);
     float norm = 0.0f;
     for (int64_t k = 0; k < a.top_k; ++k) {
-        const int64_t best = experts[k] = largest(scores, a.num_experts);
-        weights[k] = scores[best];
-        scores[best] = NOTHING;
+        const int64_t best = experts[k] = largest(choice, a.num_experts);
+        weights[k] = choice[best] == NOTHING ? 0.0f : scores[best];
+        choice[best] = NOTHING;
         norm += a.norm == 1.0f ? weights[k] : std::pow(weights[k], a.norm);
     }
     if (a.norm == 0.0f) norm = 1.0f;
     else if (a.norm != 1.0f) norm = std::pow(norm, 1.0f / a.norm);
+    norm = std::max(norm, a.min_norm);
     for (int64_t k = 0; k < a.top_k; ++k) weights[k] = weights[k] / (norm + a.eps) * a.factor;
 }
 
@@ -86,7 +121,7 @@ OPERATION(route) {
             if (a.noise > 0.0f) {
                 choose_sparsely(logits, a, scores.data(), scores.data() + room, room, weights, experts);
             } else {
-                choose(logits, a, scores.data(), room, weights, experts);
+                choose(logits, a, scores.data(), scores.data() + room, room, weights, experts);
             }
         }
     });
