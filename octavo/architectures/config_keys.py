@@ -91,7 +91,7 @@ _BY_KIND: dict[Kind, str] = {
         attn_logit_softcapping final_logit_softcapping query_pre_attn_scalar alibi_bias_max expand mamba_expand
         expansion_ratio ffn_mult factor low_freq_factor high_freq_factor beta_fast beta_slow attention_factor
         attn_factor short_mscale long_mscale scaling_factor mlp_ratio""",
-    BASE: "rope_theta rotary_emb_base rope_embedding_base base",
+    BASE: "rope_theta rotary_emb_base rope_embedding_base rope_local_base_freq base",
     SHARE: "downsample_ratio partial_rotary_factor rotary_pct rope_pct rope_percent rotary_emb_fraction",
     OBJECT: """rope_scaling rope_parameters attn_config ffn_config ffn_act_fn rotary id2label attention ffn
         text_config llm_config vision_config qformer_config visual slice_config moe audio_config

@@ -83,6 +83,8 @@ def attention(
     *,
     window: int | Sequence[int | None] | None = None,
     qk_transform: Callable[[], QKTransform | None] = lambda: None,
+    rotates: Sequence[bool] | None = None,
+    interleaved: bool = False,
     **options: Any,
 ) -> Callable[[int], Attention]:
     """Makes the attention of the layer of a given index, with rope as the config says.
@@ -90,16 +92,20 @@ def attention(
     Args:
         window: the sliding window, of all layers or of each.
         qk_transform: makes what changes queries and keys before rope.
+        rotates: which layers have rope; None for all.
+        interleaved: rotary pairs are neighbours.
         options: more of Attention's arguments (biases, scale); `rope` in place of the config's.
     """
     num_heads, count = c.num_attention_heads, c.num_hidden_layers
     num_kv_heads, head_dim = c.get("num_key_value_heads", num_heads), c.get("head_dim", c.hidden_size // num_heads)
     windows = [window] * count if window is None or isinstance(window, int) else window
     kinds = [layer_type(each) for each in windows]
-    ropes = {} if "rope" in options else {kind: make_rope(c, head_dim, layer=kind, layers=kinds) for kind in kinds}
+    rotating = set() if "rope" in options else {k for i, k in enumerate(kinds) if rotates is None or rotates[i]}
+    ropes = {k: make_rope(c, head_dim, layer=k, layers=kinds, interleaved=interleaved) for k in rotating}
 
     def make(i: int) -> Attention:
-        own = {"rope": ropes.get(kinds[i]), "window": windows[i], "qk_transform": qk_transform(), **options}
+        rope = ropes.get(kinds[i]) if rotates is None or rotates[i] else None
+        own = {"rope": rope, "window": windows[i], "qk_transform": qk_transform(), **options}
         return Attention(c.hidden_size, num_heads, num_kv_heads, head_dim, **own)
 
     return make

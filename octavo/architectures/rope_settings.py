@@ -17,6 +17,7 @@ LAYER_TYPES = (FULL, SLIDING, "chunked_attention", "linear_attention", "compress
 BESIDE_SCALING = {"rope_theta", "partial_rotary_factor"}
 OF_EVERY_KIND = {"rope_type", *BESIDE_SCALING}
 AXES = "mrope_section"
+PLAIN = {"rope_type": "default"}
 KEYS_OF: dict[str, set[str]] = {
     "default": {AXES},
     "linear": {AXES, "factor", "original_max_position_embeddings"},
@@ -107,6 +108,28 @@ def _of_layer(c: Config, key: str, layer: str, known: set[str]) -> Mapping[str, 
     return entry
 
 
+def rope_by_layer(c: Config, types: Collection[str], local_base: float | None = None) -> Config:
+    """`c` with an entry of rope_parameters for each type of layer, of a family that scales full layers alone (Olmo 3).
+
+    What the config says of the whole model counts for the full layers. Sliding ones rotate plainly, unless
+    rope_parameters has an entry for them.
+
+    Args:
+        types: those of the model's layers, FULL or SLIDING.
+        local_base: the base of sliding layers where the config has none for them; the model's if None.
+    """
+    parameters: Mapping[str, Any] = c.get("rope_parameters", {})
+    scaling: Mapping[str, Any] = c.get("rope_scaling", {})
+    is_nested = FULL in parameters or SLIDING in parameters
+    entries = parameters if is_nested else {FULL: parameters}
+    base = local_base or (None if is_nested else parameters.get("rope_theta"))
+    of_type = {
+        FULL: {**PLAIN, **(entries.get(FULL) or {}), **scaling},
+        SLIDING: {**PLAIN, "rope_theta": base, **(entries.get(SLIDING) or {})},
+    }
+    return c.replace(rope_parameters={kind: of_type[kind] for kind in types}, rope_scaling=None)
+
+
 def original_length(c: Config, settings: Config) -> int:
     """The length that the model was trained for before its positions were stretched."""
     key = "original_max_position_embeddings"
@@ -116,7 +139,8 @@ def original_length(c: Config, settings: Config) -> int:
 def position_limit(c: Config) -> int | None:
     """The longest sequence that the config allows, or None where it sets no bound (state-space models).
 
-    Linear scaling stretches max_position_embeddings by its factor. YaRN stretches original_max_position_embeddings,
+    Linear scaling stretches max_position_embeddings by its factor, where it is of all layers.
+    YaRN stretches original_max_position_embeddings,
     and some write the result into max_position_embeddings (DeepSeek), while others leave the old one there (Qwen2.5's
     documented recipe). The other kinds count in the final length, and dynamic is the reference's own only up to it.
     """
@@ -126,6 +150,8 @@ def position_limit(c: Config) -> int | None:
     if limit is None:
         return None
     dictionaries: list[dict[str, Any]] = [c.get(key, {}) for key in ("rope_scaling", "rope_parameters")]
+    if c.get("rope_local_base_freq") is not None:  # sliding layers are not stretched (Gemma 3)
+        return min(int(limit), MAX_LENGTH)
     nested = {name for found in dictionaries for name, value in found.items() if isinstance(value, dict)}
     lengths = (_stretched(c, rope_settings(c, layer, nested), limit) for layer in nested or {FULL})
     return min(int(min(lengths)), MAX_LENGTH)

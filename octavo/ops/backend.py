@@ -264,6 +264,14 @@ class Backend(Ranks, Protocol):
         """`x * factor`, the factor in the dtype of `x`."""
         ...
 
+    def scale_rows(self, x: Tensor, factors: Tensor) -> Tensor:
+        """`x` `[rows, ...]`, each row times its factor, `[rows]` float32."""
+        ...
+
+    def position_factors(self, positions: Tensor, beta: float, period: float, offset: int) -> Tensor:
+        """`1 + beta * log(1 + floor((position + offset) / period))` of `positions` `[rows]` int64, in float32."""
+        ...
+
     def add_gated(self, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
         """`x + sigmoid(gate) * y`, `[rows, size]`, with `gate` `[rows, 1]`; the product is rounded, then added."""
         ...
@@ -304,6 +312,7 @@ class Backend(Ranks, Protocol):
         plan: AttentionPlan,
         spec: AttentionSpec,
         angles: tuple[Tensor, Tensor] | None,
+        query_factors: Tensor | None = None,
     ) -> Tensor:
         """Attention of a step's tokens, whose keys and values go to the cache first, as their runs let them see.
 
@@ -314,6 +323,7 @@ class Backend(Ranks, Protocol):
             plan: where each sequence's tokens and blocks are.
             spec: of the layer.
             angles: cos and sin as `angles` gives them, or None where positions come otherwise.
+            query_factors: [rows] float32, what each row's queries are multiplied with in the end; None for nothing.
 
         Returns: [rows, heads * head_dim]; padding is zero.
         """

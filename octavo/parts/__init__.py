@@ -16,6 +16,7 @@ from octavo.parts.norms import HeadNorm, LayerNorm, Norm, RMSNorm
 from octavo.parts.pixtral_tower import PixtralTower, ProjectedPixtral
 from octavo.parts.pooler import Pooler
 from octavo.parts.qk_transform import Clip, QKNorm, QKTransform
+from octavo.parts.query_scale import QueryScale
 from octavo.parts.resampler import QueryAttention, QueryBatch, Resampler, resampler_names, sin_cos_positions
 from octavo.parts.rotary_embedding import AxialRotaryEmbedding, LongRotaryEmbedding, RotaryEmbedding, grid_angles
 from octavo.parts.self_attention import Attention, alibi_slopes
@@ -89,6 +90,7 @@ __all__ = [
     "QKTransform",
     "QueryAttention",
     "QueryBatch",
+    "QueryScale",
     "RMSNorm",
     "Recurrent",
     "RecurrentView",

@@ -10,6 +10,7 @@ from octavo.ops import AttentionSpec, Backend, BlockSparse, SequenceRun
 from octavo.parts.batch import Batch, PagedView
 from octavo.parts.linear_layer import Linear
 from octavo.parts.qk_transform import QKTransform
+from octavo.parts.query_scale import QueryScale
 from octavo.parts.rotary_embedding import RotaryEmbedding
 from octavo.parts.split import HeadSplit, Split
 from octavo.parts.state import PagedKV
@@ -30,6 +31,7 @@ class Attention(nn.Module):
         alibi: [num_heads] slopes of a bias by distance (Press et al. 2022), in place of rope.
         qk_transform: changes queries, keys and values before positions are applied: a QKNorm, a Clip.
         sparse: which blocks of keys the heads see (Phi-3-small).
+        query_scale: has queries grow with their positions (Llama 4, Ministral 3).
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Attention(nn.Module):
         alibi: Tensor | None = None,
         qk_transform: QKTransform | None = None,
         sparse: BlockSparse | None = None,
+        query_scale: QueryScale | None = None,
     ) -> None:
         super().__init__()
         if num_heads % num_kv_heads or head_dim < 1:
@@ -62,6 +65,7 @@ class Attention(nn.Module):
         self.alibi = alibi
         self.qk_transform = qk_transform
         self.sparse = sparse
+        self.query_scale = query_scale
         sizes = {"q": num_heads * head_dim, "k": num_kv_heads * head_dim, "v": num_kv_heads * head_dim}
         self.qkv = Linear(hidden_size, sizes, bias)
         self.o = Linear(num_heads * head_dim, hidden_size, out_bias)
@@ -104,13 +108,20 @@ class Attention(nn.Module):
         """`[rows, num_heads * head_dim]` of queries, keys and values side by side."""
         view = batch.paged(self.state_index)
         angles = None if self.rope is None else self.rope.angles(batch)
+        factors = None if self.query_scale is None else self.query_scale.factors(batch)
         slots = set[int]() if self.qk_transform is None else self.qk_transform.adapted_slots
         if slots and batch.adapters is not None and not batch.only_tables:
-            return self._attend_apart(qkv, view, angles, slots, batch.adapters)
-        return self._backend.attend(qkv, view.cache, view.plan, self._spec, angles)
+            return self._attend_apart(qkv, view, angles, factors, slots, batch.adapters)
+        return self._backend.attend(qkv, view.cache, view.plan, self._spec, angles, factors)
 
     def _attend_apart(
-        self, qkv: Tensor, view: PagedView, angles: tuple[Tensor, Tensor] | None, slots: set[int], adapters: Tensor
+        self,
+        qkv: Tensor,
+        view: PagedView,
+        angles: tuple[Tensor, Tensor] | None,
+        factors: Tensor | None,
+        slots: set[int],
+        adapters: Tensor,
     ) -> Tensor:
         """`attend`, sequences with other norms of queries and keys by themselves."""
         groups: dict[int | None, list[SequenceRun]] = {}
@@ -129,7 +140,8 @@ class Attention(nn.Module):
             if slot is not None and self.qk_transform is not None:
                 spec = replace(spec, transforms=self.qk_transform.specs(slot))
             turned = None if angles is None else (angles[0][rows], angles[1][rows])
-            out[rows] = self._backend.attend(qkv[rows], view.cache, plan, spec, turned)
+            scaled = None if factors is None else factors[rows]
+            out[rows] = self._backend.attend(qkv[rows], view.cache, plan, spec, turned, scaled)
         return out
 
 

@@ -297,6 +297,18 @@ def test_positions(
     assert not got[tokens:].any()
 
 
+def test_queries_that_grow_with_their_positions(backend: Backend, generator: torch.Generator) -> None:
+    tokens, heads, kv_heads, dim = 11, 4, 2, 24
+    qkv = torch.randn(tokens + 3, heads + 2 * kv_heads, dim, generator=generator)  # 3 rows of padding
+    factors = torch.randn(tokens + 3, generator=generator)
+    plan = backend.plan_attention([SequenceRun(0, tokens, 0, 0)], torch.tensor([[3, 1, 2]]), 4, None, tokens)
+    spec, caches = AttentionSpec(heads, kv_heads, dim, 0.25), [CacheSpec(kv_heads, dim, dim)] * 2
+    cache, other = (backend.make_cache(each, 4, 4, torch.float32) for each in caches)
+    got = backend.attend(qkv.clone().flatten(1), cache, plan, spec, None, factors)
+    scaled = torch.cat([qkv[:, :heads] * factors[:, None, None], qkv[:, heads:]], 1)
+    assert torch.equal(got, backend.attend(scaled.flatten(1), other, plan, spec, None))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("window", [None, 5000])
 def test_a_long_context_is_the_same_whoever_shares_it(

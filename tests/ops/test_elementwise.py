@@ -93,6 +93,26 @@ def test_add(backend: Backend, width: int, dtype: torch.dtype, generator: torch.
     assert torch.equal(backend.add(wide[:, :width], wide[:, width:]), x + y)
 
 
+@pytest.mark.parametrize("width", [1, 33, 576])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scale_rows(backend: Backend, width: int, dtype: torch.dtype, generator: torch.Generator) -> None:
+    x, factors = torch.randn(70, width, generator=generator).to(dtype), torch.randn(70, generator=generator)
+    got = backend.scale_rows(x, factors)
+    assert torch.equal(got, (x.float() * factors[:, None]).to(dtype))
+    assert torch.equal(backend.scale_rows(x[3:5], factors[3:5]), got[3:5])
+    heads = x[:, None].expand(-1, 2, -1)
+    assert torch.equal(backend.scale_rows(heads, factors), got[:, None].expand(-1, 2, -1))
+
+
+@pytest.mark.parametrize(("beta", "period", "offset"), [(0.1, 16.0, 0), (0.3, 8192.0, 1)])
+def test_position_factors(backend: Backend, beta: float, period: float, offset: int) -> None:
+    positions = torch.cat([torch.arange(300), torch.tensor([8190, 8191, 8192, 10_000_000])])
+    got = backend.position_factors(positions, beta, period, offset)
+    want = 1 + beta * torch.log(1 + torch.floor((positions.double() + offset) / period))
+    torch.testing.assert_close(got.double(), want, rtol=1e-7, atol=0)
+    assert torch.equal(backend.position_factors(positions[40:43], beta, period, offset), got[40:43])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_table_rows(backend: Backend, dtype: torch.dtype, generator: torch.Generator) -> None:
     table = torch.randn(30, 17, generator=generator).to(dtype)

@@ -229,6 +229,16 @@ class Core(Protocol):
     def scale(self, *, rows: int, x: Numbers, out: NumbersOut, columns: int, factor: float, dtype: DType) -> None:
         """`out = x * factor`, the factor rounded to the dtype."""
 
+    def scale_rows(
+        self, *, rows: int, x: Numbers, factors: Floats, out: NumbersOut, columns: int, dtype: DType,
+    ) -> None:
+        """`out = x * factor`, one factor a row."""
+
+    def position_factors(
+        self, *, rows: int, positions: Int64s, beta: Double, period: Double, offset: int, out: FloatsOut,
+    ) -> None:
+        """`out = 1 + beta * log(1 + floor((position + offset) / period))`."""
+
     def add_gated(
         self, *, rows: int, x: Numbers, y: Numbers, gate: Numbers, out: NumbersOut, columns: int, dtype: DType,
     ) -> None:

@@ -51,9 +51,10 @@ class NativeAttention(NativeElementwise):
         plan: AttentionPlan,
         spec: AttentionSpec,
         angles: tuple[Tensor, Tensor] | None,
+        query_factors: Tensor | None = None,
     ) -> Tensor:
         if max(cache.dims) > MAX_HEAD_DIM:
-            return self._reference.attend(qkv, cache, plan, spec, angles)
+            return self._reference.attend(qkv, cache, plan, spec, angles, query_factors)
         rows = qkv.shape[0]
         heads = self._transform_heads(self._together(qkv), spec)
         query = torch.empty(plan.num_tokens, spec.num_heads, spec.head_dim)
@@ -77,6 +78,8 @@ class NativeAttention(NativeElementwise):
             cache_dtype=CACHE_DTYPES[cache.keys.dtype],
             paired=paired,
         )
+        if query_factors is not None:
+            query = self.scale_rows(query, query_factors[: plan.num_tokens])
         return self._attend(query, cache, plan, spec, rows, qkv.dtype, paired).flatten(1)
 
     def _transform_heads(self, qkv: Tensor, spec: AttentionSpec) -> Tensor:

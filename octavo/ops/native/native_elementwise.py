@@ -138,6 +138,32 @@ class NativeElementwise:
         )
         return out
 
+    def scale_rows(self, x: Tensor, factors: Tensor) -> Tensor:
+        x, factors = self._together(x), factors.contiguous()
+        out = torch.empty(x.shape, dtype=x.dtype)
+        self.library.core.scale_rows(
+            rows=len(x),
+            x=x.data_ptr(),
+            factors=factors.data_ptr(),
+            out=out.data_ptr(),
+            columns=x[0].numel() if len(x) else 0,
+            dtype=DTYPES[x.dtype],
+        )
+        return out
+
+    def position_factors(self, positions: Tensor, beta: float, period: float, offset: int) -> Tensor:
+        positions = positions.contiguous()
+        out = torch.empty(len(positions))
+        self.library.core.position_factors(
+            rows=len(positions),
+            positions=positions.data_ptr(),
+            beta=beta,
+            period=period,
+            offset=offset,
+            out=out.data_ptr(),
+        )
+        return out
+
     def add_gated(self, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
         x, y, gate = self._together(x), self._together(y), self._together(gate)
         rows, columns, dtype = rows_of(x)

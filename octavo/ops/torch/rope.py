@@ -20,6 +20,15 @@ def angles(table: RotaryTable, positions: Tensor, lengths: Tensor) -> tuple[Tens
     return turned.cos() * scale, turned.sin() * scale
 
 
+def position_factors(positions: Tensor, beta: float, period: float, offset: int) -> Tensor:
+    """Factors of queries `[rows]` float32 that grow with the logarithm of their position (Llama 4).
+
+    `1 + beta * log(1 + floor((position + offset) / period))` of `positions` `[rows]` int64.
+    """
+    periods = torch.floor((positions + offset).double() / period)
+    return (torch.log1p(periods) * beta + 1.0).float()
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
     """Rotate the first `2 * pairs` values of each head of `x` `[tokens, heads, head_dim]`.
 

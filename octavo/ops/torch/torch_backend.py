@@ -142,6 +142,12 @@ class TorchBackend(DistributedRanks):
     def scale(self, x: Tensor, factor: float) -> Tensor:
         return x * torch.tensor(factor, dtype=x.dtype, device=x.device)
 
+    def scale_rows(self, x: Tensor, factors: Tensor) -> Tensor:
+        return (x * factors.view(-1, *[1] * (x.dim() - 1))).to(x.dtype)
+
+    def position_factors(self, positions: Tensor, beta: float, period: float, offset: int) -> Tensor:
+        return rope.position_factors(positions, beta, period, offset)
+
     def add_gated(self, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
         weight = 1.0 / (torch.exp(-gate.float()) + 1.0)
         return x + (y * weight).to(x.dtype)
@@ -181,10 +187,13 @@ class TorchBackend(DistributedRanks):
         plan: AttentionPlan,
         spec: AttentionSpec,
         angles: tuple[Tensor, Tensor] | None,
+        query_factors: Tensor | None = None,
     ) -> Tensor:
         rows = qkv.shape[0]
         heads = paged_attention.transform_heads(qkv.view(rows, -1, spec.head_dim), spec, self.all_gather)
         query = paged_attention.rotate_store(heads, angles, cache, plan, spec)
+        if query_factors is not None:
+            query = self.scale_rows(query, query_factors[: plan.num_tokens])
         return self.attend_stored(query, cache, plan, spec, rows, qkv.dtype).flatten(1)
 
     def join_rope(self, x: Tensor, y: Tensor, angles: tuple[Tensor, Tensor], interleaved: bool) -> Tensor:

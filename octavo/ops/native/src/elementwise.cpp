@@ -229,6 +229,22 @@ OPERATION(scale) {
     })
 }
 
+OPERATION(scale_rows) {
+    WITH_TYPE(a.dtype, T, over_rows(a.rows, a.columns, [&](int64_t r) {
+        const vec by = broadcast(a.factors[r]);
+        const T* x = row_of<T>(a.x, r, a.columns);
+        T* out = row_of<T>(a.out, r, a.columns);
+        for_vectors(a.columns, [&](int64_t i, int n) { put(out + i, take(x + i, n) * by, n); });
+    }))
+}
+
+OPERATION(position_factors) {
+    for (int64_t r = 0; r < a.rows; ++r) {
+        const double periods = std::floor(static_cast<double>(a.positions[r] + a.offset) / a.period);
+        a.out[r] = static_cast<float>(std::log1p(periods) * a.beta + 1.0);
+    }
+}
+
 OPERATION(add_gated) {
     WITH_TYPE(a.dtype, T, over_rows(a.rows, a.columns, [&](int64_t r) {
         const T *x = row_of<T>(a.x, r, a.columns), *y = row_of<T>(a.y, r, a.columns);
