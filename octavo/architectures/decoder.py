@@ -85,6 +85,7 @@ def attention(
     qk_transform: Callable[[], QKTransform | None] = lambda: None,
     rotates: Sequence[bool] | None = None,
     interleaved: bool = False,
+    part: Callable[..., Attention] = Attention,
     **options: Any,
 ) -> Callable[[int], Attention]:
     """Makes the attention of the layer of a given index, with rope as the config says.
@@ -94,6 +95,7 @@ def attention(
         qk_transform: makes what changes queries and keys before rope.
         rotates: which layers have rope; None for all.
         interleaved: rotary pairs are neighbours.
+        part: Attention, or one with more to it.
         options: more of Attention's arguments (biases, scale); `rope` in place of the config's.
     """
     num_heads, count = c.num_attention_heads, c.num_hidden_layers
@@ -106,7 +108,7 @@ def attention(
     def make(i: int) -> Attention:
         rope = ropes.get(kinds[i]) if rotates is None or rotates[i] else None
         own = {"rope": rope, "window": windows[i], "qk_transform": qk_transform(), **options}
-        return Attention(c.hidden_size, num_heads, num_kv_heads, head_dim, **own)
+        return part(c.hidden_size, num_heads, num_kv_heads, head_dim, **own)
 
     return make
 

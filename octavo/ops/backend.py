@@ -272,6 +272,10 @@ class Backend(Ranks, Protocol):
         """`1 + beta * log(1 + floor((position + offset) / period))` of `positions` `[rows]` int64, in float32."""
         ...
 
+    def multiply(self, x: Tensor, y: Tensor, activation: str | None = None) -> Tensor:
+        """`x * activation(y)`, `[rows, size]` both, computed in float32; `x * y` without an activation."""
+        ...
+
     def add_gated(self, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
         """`x + sigmoid(gate) * y`, `[rows, size]`, with `gate` `[rows, 1]`; the product is rounded, then added."""
         ...

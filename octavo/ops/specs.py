@@ -98,6 +98,8 @@ class AttentionSpec:
     """Rotary pairs are neighbours (GPT-J) instead of halves (GPT-NeoX)."""
     sparse: BlockSparse | None = None
     """Which of the keys before it a query sees; all if None."""
+    sinks: Tensor | None = None
+    """[num_heads] float32: a score for each head that takes its share of the softmax, and gives no value (GPT-OSS)."""
     transforms: tuple[HeadTransform, ...] = ()
     """What happens to queries, keys and values before positions are applied, in this order."""
 

@@ -4,6 +4,7 @@ from octavo.parts.batch import Batch, CrossBatch, EncoderBatch, PagedView, Place
 from octavo.parts.causal_lm import CausalLM
 from octavo.parts.embedding import Embedding, NormedEmbedding, PositionedEmbedding
 from octavo.parts.encoder import CrossAttention, EncoderAttention
+from octavo.parts.gated_attention import GatedAttention, gates_first
 from octavo.parts.intern_vit import InternViT, LayerScale, pixel_shuffle
 from octavo.parts.latent import LatentAttention
 from octavo.parts.linear_layer import Linear
@@ -59,6 +60,7 @@ __all__ = [
     "EncoderBatch",
     "EncoderLayers",
     "FromNormed",
+    "GatedAttention",
     "GatedMLP",
     "GatedPreNorm",
     "HeadNorm",
@@ -112,6 +114,7 @@ __all__ = [
     "clip_tower",
     "flat_convolution",
     "gate_second",
+    "gates_first",
     "grid_angles",
     "grouped_qkv",
     "parameter",

@@ -22,10 +22,14 @@ ROWS_AT_ONCE = 4096
 """Of a weight, that are read to know their lengths."""
 
 
-def _within(segments: Mapping[str, int], ranges: Mapping[str, Range]) -> Ranges:
+def _within(segments: Mapping[str, int], ranges: Mapping[str, Ranges]) -> Ranges:
     """Ranges of segments that lie one after the other, as such of the whole."""
     firsts = dict(zip(segments, itertools.accumulate(segments.values(), initial=0), strict=False))
-    return tuple((firsts[name] + first, firsts[name] + end) for name, (first, end) in ranges.items())
+    return tuple((firsts[name] + first, firsts[name] + end) for name, own in ranges.items() for first, end in own)
+
+
+def _as_ranges(ranges: Range | Ranges) -> Ranges:
+    return (ranges,) if isinstance(ranges[0], int) else ranges
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,21 +100,22 @@ class Linear(nn.Module):
         """How many of the outputs this rank has."""
         return self.outputs if self.shard is None or self.shard.rows is None else ranges_size(self.shard.rows)
 
-    def split_outputs(self, ranges: Range | Mapping[str, Range], widths: Sequence[int] | None = None) -> None:
+    def split_outputs(self, ranges: Range | Mapping[str, Range | Ranges], widths: Sequence[int] | None = None) -> None:
         """Leave some of the outputs, which is what this rank then gives.
 
         Args:
-            ranges: of the outputs; of a weight with segments, of each segment's.
+            ranges: of the outputs; of a weight with segments, of each segment's one or several.
             widths: how many outputs each rank has, where results are to be gathered: all ranks give the whole one.
         """
         assert self.shard is None, "a weight is split once"
         if isinstance(ranges, Mapping):
             assert list(ranges) == list(self.segments)
-            self.shard = Shard(rows=_within(self.segments, ranges))
-            own = {name: ranges[name] for name in self.biased}
+            each = {name: _as_ranges(own) for name, own in ranges.items()}
+            self.shard = Shard(rows=_within(self.segments, each))
+            own = {name: each[name] for name in self.biased}
             self._bias_shard = Shard(rows=_within(self.biased, own))
-            self.biased = {name: end - first for name, (first, end) in own.items()}
-            self._own_segments = {name: end - first for name, (first, end) in ranges.items()}
+            self.biased = {name: ranges_size(of) for name, of in own.items()}
+            self._own_segments = {name: ranges_size(of) for name, of in each.items()}
         else:
             assert not self.segments
             self.shard = self._bias_shard = Shard(rows=(ranges,))
@@ -339,6 +344,7 @@ class ExpertLinear:
         packed = [e._packed for e in experts if e._packed is not None]
         assert len(packed) == len(experts), "weights are loaded before what is made of them"
         self._packed = backend.experts(packed)
+        self._add, self._table_rows = backend.add, backend.table_rows
         self._experts, self._table = list(experts), cast(AdapterTable | None, None)
         biases = [e.bias for e in experts if e.bias is not None]
         self._bias = torch.stack([bias.data for bias in biases]) if biases else None
@@ -362,4 +368,11 @@ class ExpertLinear:
         slots = None if self._table is None else batch.adapter_slots(chosen.shape[0])
         if self._table is not None and slots is not None:
             self._table.apply(x, y, slots, chosen)
-        return y if self._bias is None else (y + self._bias[chosen.flatten()]).to(y.dtype)
+        return y if self._bias is None else self._add(y, self._table_rows(self._bias_as(y.dtype), chosen.flatten()))
+
+    def _bias_as(self, dtype: torch.dtype) -> Tensor:
+        """In the numbers of what it is added to."""
+        assert self._bias is not None
+        if self._bias.dtype != dtype:
+            self._bias = self._bias.to(dtype)
+        return self._bias

@@ -27,6 +27,8 @@ class MoE(nn.Module):
         route: chooses among them by the router's logits, and where it is biased by `choice_bias`.
     """
 
+    float32_parameters = True
+
     def __init__(self, router: Linear, experts: Sequence[GatedMLP], route: RouterSpec) -> None:
         super().__init__()
         route.check(len(experts))

@@ -12,8 +12,9 @@ from octavo.parts.linear_layer import Linear
 from octavo.parts.qk_transform import QKTransform
 from octavo.parts.query_scale import QueryScale
 from octavo.parts.rotary_embedding import RotaryEmbedding
-from octavo.parts.split import HeadSplit, Split
+from octavo.parts.split import HeadSplit, Range, Split
 from octavo.parts.state import PagedKV
+from octavo.parts.weight_slots import Ranges, Shard, shard_parameter
 
 
 class Attention(nn.Module):
@@ -32,7 +33,11 @@ class Attention(nn.Module):
         qk_transform: changes queries, keys and values before positions are applied: a QKNorm, a Clip.
         sparse: which blocks of keys the heads see (Phi-3-small).
         query_scale: has queries grow with their positions (Llama 4, Ministral 3).
+        value_dim: values of a head of values; head_dim if None.
+        has_sinks: each head has a score of its own that takes its share of the softmax and gives no value (GPT-OSS).
     """
+
+    float32_parameters = True
 
     def __init__(
         self,
@@ -51,6 +56,8 @@ class Attention(nn.Module):
         qk_transform: QKTransform | None = None,
         sparse: BlockSparse | None = None,
         query_scale: QueryScale | None = None,
+        value_dim: int | None = None,
+        has_sinks: bool = False,
     ) -> None:
         super().__init__()
         if num_heads % num_kv_heads or head_dim < 1:
@@ -66,11 +73,22 @@ class Attention(nn.Module):
         self.qk_transform = qk_transform
         self.sparse = sparse
         self.query_scale = query_scale
-        sizes = {"q": num_heads * head_dim, "k": num_kv_heads * head_dim, "v": num_kv_heads * head_dim}
-        self.qkv = Linear(hidden_size, sizes, bias)
-        self.o = Linear(num_heads * head_dim, hidden_size, out_bias)
-        self.state = PagedKV(num_kv_heads, head_dim, head_dim, window or None)
+        self.value_dim = head_dim if value_dim is None else value_dim
+        self.qkv = Linear(hidden_size, self.segments(), bias)
+        self.o = Linear(num_heads * self.value_dim, hidden_size, out_bias)
+        self.sinks = nn.Parameter(torch.empty(num_heads), requires_grad=False) if has_sinks else None
+        self.state = PagedKV(num_kv_heads, head_dim, self.value_dim, window or None)
         self.state_index = -1
+
+    def segments(self) -> dict[str, int]:
+        """Of what is computed of a row: queries, keys and values last, side by side."""
+        num_heads, num_kv_heads, head_dim = self.num_heads, self.num_kv_heads, self.head_dim
+        return {"q": num_heads * head_dim, "k": num_kv_heads * head_dim, "v": num_kv_heads * self.value_dim}
+
+    def own_segments(self, own: HeadSplit) -> dict[str, Range | Ranges]:
+        """What a rank has of each of `segments`."""
+        values = replace(own, head_dim=self.value_dim)
+        return {"q": own.values, "k": own.kv_values, "v": values.kv_values}
 
     def split(self, split: Split) -> None:
         """See octavo.parts.split."""
@@ -82,8 +100,10 @@ class Attention(nn.Module):
             self.alibi = self.alibi[first:end]
         if self.sparse is not None:
             self.sparse = replace(self.sparse, first_head=first)
-        self.qkv.split_outputs({"q": own.values, "k": own.kv_values, "v": own.kv_values})
-        self.o.split_inputs(split, own.values)
+        if self.sinks is not None:
+            shard_parameter(self, "sinks", Shard(rows=(own.heads,)))
+        self.qkv.split_outputs(self.own_segments(own))
+        self.o.split_inputs(split, replace(own, head_dim=self.value_dim).values)
         self.num_heads, self.num_kv_heads = end - first, own.kv_heads[1] - own.kv_heads[0]
         self.state = replace(self.state, num_kv_heads=self.num_kv_heads)
 
@@ -98,6 +118,7 @@ class Attention(nn.Module):
             alibi_slopes=None if self.alibi is None else self.alibi.to(backend.device),
             interleaved=self.rope is not None and self.rope.interleaved,
             sparse=self.sparse,
+            sinks=None if self.sinks is None else self.sinks.data,
             transforms=() if self.qk_transform is None else self.qk_transform.specs(),
         )
 
@@ -105,7 +126,7 @@ class Attention(nn.Module):
         return self.o(self.attend(self.qkv(x, batch), batch), batch)  # type: ignore[no-any-return]
 
     def attend(self, qkv: Tensor, batch: Batch) -> Tensor:
-        """`[rows, num_heads * head_dim]` of queries, keys and values side by side."""
+        """`[rows, num_heads * value_dim]` of queries, keys and values side by side."""
         view = batch.paged(self.state_index)
         angles = None if self.rope is None else self.rope.angles(batch)
         factors = None if self.query_scale is None else self.query_scale.factors(batch)
@@ -128,7 +149,7 @@ class Attention(nn.Module):
         for run in view.plan.runs:
             own_slot = int(adapters[run.first_row])
             groups.setdefault(own_slot if own_slot in slots else None, []).append(run)
-        out = qkv.new_zeros(qkv.shape[0], self.num_heads * self.head_dim)
+        out = qkv.new_zeros(qkv.shape[0], self.num_heads * self.value_dim)
         for slot, runs in groups.items():
             rows = torch.cat([torch.arange(r.first_row, r.first_row + r.num_tokens) for r in runs]).to(qkv.device)
             starts = itertools.accumulate((r.num_tokens for r in runs[:-1]), initial=0)

@@ -41,18 +41,20 @@ class Cache:
         block_size: int,
         generator: torch.Generator,
         dtype: torch.dtype = torch.float32,
+        value_dim: int | None = None,
     ) -> None:
+        value_dim = value_dim or dim
         self.backend, self.lengths, self.block_size = backend, lengths, block_size
         per_row = max(-(-n // block_size) for n in lengths)
         ids = torch.randperm(per_row * len(lengths), generator=generator) + 1
         self.table = ids.view(len(lengths), per_row)
         blocks = int(ids.max()) + 1
-        self.cache = backend.make_cache(CacheSpec(kv_heads, dim, dim), blocks, block_size, dtype)
+        self.cache = backend.make_cache(CacheSpec(kv_heads, dim, value_dim), blocks, block_size, dtype)
         # What no query sees may be anything finite.
         self.cache.keys.fill_(77 if dtype != torch.int8 else 7)
         self.cache.values.fill_(-55 if dtype != torch.int8 else 5)
         self.k = [as_cached(torch.randn(n, kv_heads, dim, generator=generator), dtype) for n in lengths]
-        self.v = [as_cached(torch.randn(n, kv_heads, dim, generator=generator), dtype) for n in lengths]
+        self.v = [as_cached(torch.randn(n, kv_heads, value_dim, generator=generator), dtype) for n in lengths]
         self.attend([(row, 0, k) for row, k in enumerate(self.k)])
 
     def attend(
@@ -69,12 +71,12 @@ class Cache:
             first += len(q)
         plan = self.backend.plan_attention(runs, self.table, self.block_size, window, first)
         rows = [
-            torch.cat([q, self.k[row][start : start + len(q)], self.v[row][start : start + len(q)]], 1).flatten(1)
+            torch.cat([x.flatten(1) for x in (q, *(own[row][start : start + len(q)] for own in (self.k, self.v)))], 1)
             for row, start, q in queries
         ]
         _, heads, dim = queries[0][2].shape
         spec = AttentionSpec(heads, self.k[0].shape[1], dim, 0.25, **options)
-        out = self.backend.attend(torch.cat(rows), self.cache, plan, spec, None).view(first, heads, dim)
+        out = self.backend.attend(torch.cat(rows), self.cache, plan, spec, None).view(first, heads, -1)
         return list(out.split([len(q) for *_, q in queries]))
 
     def reference(
@@ -88,6 +90,7 @@ class Cache:
         sparse: BlockSparse | None = None,
         sees_all: bool = False,
         first_key: int = 0,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         group = q.shape[1] // self.k[row].shape[1]
         k, v = (x[row].double().repeat_interleave(group, 1) for x in (self.k, self.v))
@@ -110,7 +113,11 @@ class Cache:
             of_head = torch.arange(len(scores)).view(-1, 1, 1) * sparse.head_step
             strided = (key_block + of_head + 1) % sparse.stride == 0
             hidden = hidden | ~((query_block - key_block < sparse.local_blocks) | strided)
-        return torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v)
+        scores = scores.masked_fill(hidden, -torch.inf)
+        if sinks is not None:
+            more = sinks.double().view(-1, 1, 1).expand(-1, len(q), 1)
+            scores, v = torch.cat([scores, more], -1), torch.cat([v, torch.zeros_like(v[:1])])
+        return torch.einsum("hqk,khd->qhd", scores.softmax(-1), v)
 
 
 OPTIONS: dict[str, dict[str, object]] = {
@@ -156,6 +163,37 @@ def test_agrees_with_the_plain_formula(
             torch.testing.assert_close(got.double(), want, rtol=4e-2, atol=4e-2)
         else:
             torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim", "value_dim"), [(4, 2, 24, 16), (6, 1, 48, 32), (3, 3, 16, 40)])
+@pytest.mark.parametrize("window", [None, 30])
+def test_sinks_and_values_of_another_width(
+    backend: Backend,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    value_dim: int,
+    window: int | None,
+    dtype: torch.dtype,
+    generator: torch.Generator,
+) -> None:
+    cache = Cache(backend, [1, 37, 5000], kv_heads, dim, 16, generator, dtype, value_dim)
+    parts = [(0, 0, 1), (1, 0, 37), (2, 4000, 130)]
+    queries = [(row, start, torch.randn(n, heads, dim, generator=generator)) for row, start, n in parts]
+    sinks = torch.tensor([-200.0, 3.0, 500.0, 0.0, -1.0, 8.0])[:heads]
+    together = cache.attend(queries, window, sinks=sinks)
+    for part, got in zip(queries, together, strict=True):
+        want = cache.reference(*part, window, sinks=sinks)
+        tolerance = 4e-2 if dtype == torch.bfloat16 else 1e-5  # bfloat16: see above
+        torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
+        assert torch.equal(cache.attend([part], window, sinks=sinks)[0], got)
+    row, start, q = queries[2]
+    for size in (1, 7):
+        chunks = [(row, start + i, q[i : i + size]) for i in range(0, len(q), size)]
+        assert torch.equal(torch.cat(cache.attend(chunks, window, sinks=sinks)), together[2])
+    assert torch.equal(cache.attend(queries, window)[1][:, 0], together[1][:, 0])  # a sink far below all scores
+    assert not together[1][:, 2].any()  # and one far above
 
 
 def test_some_of_the_heads_see_the_blocks_that_are_theirs(backend: Backend, generator: torch.Generator) -> None:

@@ -9,10 +9,21 @@ from torch.nn import functional
 
 from octavo.ops import Backend, Gate
 from octavo.ops.specs import RotaryTable
-from octavo.ops.torch.activations import ACTIVATIONS, gelu, gelu_tanh, quick_gelu, relu, relu_squared, silu, softplus
+from octavo.ops.torch.activations import (
+    ACTIVATIONS,
+    gelu,
+    gelu_tanh,
+    quick_gelu,
+    relu,
+    relu_squared,
+    sigmoid,
+    silu,
+    softplus,
+)
 from octavo.ops.torch.rope import rotate
 
 REFERENCES: dict[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] = {
+    sigmoid: torch.sigmoid,
     silu: functional.silu,
     gelu: functional.gelu,
     gelu_tanh: lambda x: functional.gelu(x, approximate="tanh"),
@@ -102,6 +113,23 @@ def test_scale_rows(backend: Backend, width: int, dtype: torch.dtype, generator:
     assert torch.equal(backend.scale_rows(x[3:5], factors[3:5]), got[3:5])
     heads = x[:, None].expand(-1, 2, -1)
     assert torch.equal(backend.scale_rows(heads, factors), got[:, None].expand(-1, 2, -1))
+
+
+@pytest.mark.parametrize("activation", [None, "sigmoid", "silu"])
+@pytest.mark.parametrize("width", [1, 33, 576])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_multiply(
+    backend: Backend, width: int, dtype: torch.dtype, activation: str | None, generator: torch.Generator
+) -> None:
+    wide = (torch.randn(70, 2 * width + 3, generator=generator) * 3).to(dtype)  # rows that lie apart
+    x, y = wide[:, :width], wide[:, width + 3 :]
+    got = backend.multiply(x, y, activation)
+    factor = y.double()
+    if activation is not None:
+        factor = torch.sigmoid(factor) * (factor if activation == "silu" else 1.0)
+    tolerance = 3e-6 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(got.double(), x.double() * factor, rtol=tolerance, atol=tolerance)
+    assert torch.equal(backend.multiply(x[3:5], y[3:5], activation), got[3:5])
 
 
 @pytest.mark.parametrize(("beta", "period", "offset"), [(0.1, 16.0, 0), (0.3, 8192.0, 1)])

@@ -69,6 +69,7 @@ class Activation(IntEnum):
     QUICK_GELU = 3
     RELU = 4
     RELU_SQUARED = 5
+    SIGMOID = 6
 
 
 class RouterScores(IntEnum):
@@ -239,6 +240,12 @@ class Core(Protocol):
     ) -> None:
         """`out = 1 + beta * log(1 + floor((position + offset) / period))`."""
 
+    def multiply(
+        self, *, rows: int, x: Numbers, x_stride: int, y: Numbers, y_stride: int, out: NumbersOut, columns: int,
+        activation: Activation, dtype: DType,
+    ) -> None:
+        """`out = x * activation(y)`."""
+
     def add_gated(
         self, *, rows: int, x: Numbers, y: Numbers, gate: Numbers, out: NumbersOut, columns: int, dtype: DType,
     ) -> None:
@@ -358,8 +365,8 @@ class Core(Protocol):
     def rope_store(
         self, *, rows: int, qkv: Numbers, cos: Floats | None, sin: Floats | None, query: FloatsOut,
         key_cache: NumbersOut, value_cache: NumbersOut, slot_mapping: Int64s, block_size: int, num_heads: Int,
-        num_kv_heads: Int, head_dim: Int, pairs: Int, interleaved: bool, dtype: DType, cache_dtype: DType,
-        paired: bool,
+        num_kv_heads: Int, head_dim: Int, value_dim: Int, pairs: Int, interleaved: bool, dtype: DType,
+        cache_dtype: DType, paired: bool,
     ) -> None:
         """Turn queries and keys by their angles; keys and values go to the cache."""
 
@@ -380,11 +387,12 @@ class Core(Protocol):
         self, *, num_runs: int, query: Floats, key_cache: Numbers, value_cache: Numbers, out: NumbersOut,
         runs: AttentionRuns, block_table: Int64s, table_width: int, block_size: int, num_heads: Int,
         num_kv_heads: Int, key_dim: Int, value_dim: Int, scale: float, softcap: float,
-        alibi_slopes: Floats | None, window: int, cache_dtype: DType, out_dtype: DType, paired: bool,
-        sparse_block: int, local_blocks: int, sparse_stride: int, head_step: int, first_head: int,
+        alibi_slopes: Floats | None, sinks: Floats | None, window: int, cache_dtype: DType, out_dtype: DType,
+        paired: bool, sparse_block: int, local_blocks: int, sparse_stride: int, head_step: int, first_head: int,
     ) -> None:
         """Each row's values by softmax of its scores over the keys that its run lets it see, from a paged cache.
 
+        Where there are `sinks`, the softmax is over a head's sink too.
         0 as `softcap` or `window` is none. Where `sparse_block` is not 0, that many keys are a block, and a row sees
         the last `local_blocks` of them and of those before every `sparse_stride`-th, which heads count from places
         `head_step` apart; the first of the heads is number `first_head` of them.

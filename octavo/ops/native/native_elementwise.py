@@ -13,6 +13,7 @@ from octavo.ops.specs import Gate
 from octavo.ops.torch import TorchBackend
 
 ACTIVATIONS = {
+    "sigmoid": Activation.SIGMOID,
     "silu": Activation.SILU,
     "swish": Activation.SILU,
     "gelu_new": Activation.GELU_TANH,
@@ -161,6 +162,24 @@ class NativeElementwise:
             period=period,
             offset=offset,
             out=out.data_ptr(),
+        )
+        return out
+
+    def multiply(self, x: Tensor, y: Tensor, activation: str | None = None) -> Tensor:
+        if activation is not None and activation not in ACTIVATIONS:
+            return self._reference.multiply(x, y, activation)
+        rows, columns = x.shape
+        out = torch.empty(x.shape, dtype=x.dtype)
+        self.library.core.multiply(
+            rows=rows,
+            x=x.data_ptr(),
+            x_stride=x.stride(0),
+            y=y.data_ptr(),
+            y_stride=y.stride(0),
+            out=out.data_ptr(),
+            columns=columns,
+            activation=Activation.NONE if activation is None else ACTIVATIONS[activation],
+            dtype=DTYPES[x.dtype],
         )
         return out
 

@@ -57,6 +57,7 @@ def softplus(x: Tensor) -> Tensor:
 Activation = Callable[[Tensor], Tensor]
 
 ACTIVATIONS: dict[str, Activation] = {
+    "sigmoid": sigmoid,
     "silu": silu,
     "swish": silu,
     "gelu": gelu,

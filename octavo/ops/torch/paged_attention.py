@@ -241,20 +241,20 @@ AllGather = Callable[[Tensor, Sequence[int]], Tensor]
 """See octavo.ops.ranks."""
 
 
-def transform_heads(qkv: Tensor, spec: AttentionSpec, all_gather: AllGather) -> Tensor:
-    """Queries, keys and values `[rows, heads + 2 * kv heads, head_dim]` after the spec's transforms."""
+def transform_heads(qk: Tensor, value: Tensor, spec: AttentionSpec, all_gather: AllGather) -> tuple[Tensor, Tensor]:
+    """Queries and keys `[rows, heads + kv heads, head_dim]`, and values, after the spec's transforms."""
     for transform in spec.transforms:
         if isinstance(transform, HeadClip):
-            qkv = qkv.clamp(-transform.limit, transform.limit)
+            qk, value = (x.clamp(-transform.limit, transform.limit) for x in (qk, value))
             continue
-        query, key, value = torch.split(qkv, [spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], dim=1)
+        query, key = torch.split(qk, [spec.num_heads, spec.num_kv_heads], dim=1)
         if transform.full_width:
             query = _norm_all_heads(transform.query, query, transform.query_columns, all_gather)
             key = _norm_all_heads(transform.key, key, transform.key_columns, all_gather)
         else:
             query, key = apply_norm(transform.query, query), apply_norm(transform.key, key)
-        qkv = torch.cat([query, key, value], dim=1)
-    return qkv
+        qk = torch.cat([query, key], dim=1)
+    return qk, value
 
 
 def _norm_all_heads(norm: NormSpec, x: Tensor, columns: RankColumns | None, all_gather: AllGather) -> Tensor:
@@ -267,7 +267,8 @@ def _norm_all_heads(norm: NormSpec, x: Tensor, columns: RankColumns | None, all_
 
 
 def rotate_store(
-    qkv: Tensor,
+    qk: Tensor,
+    value: Tensor,
     angles: tuple[Tensor, Tensor] | None,
     cache: KVCache,
     plan: AttentionPlan,
@@ -276,7 +277,8 @@ def rotate_store(
     """Rotate queries and keys by their positions, store keys and values, and give back the queries.
 
     Args:
-        qkv: [rows, heads + 2 * kv heads, head_dim]: queries, keys, values; rows past the plan's tokens are padding.
+        qk: [rows, heads + kv heads, head_dim]: queries, keys; rows past the plan's tokens are padding.
+        value: [rows, kv heads, value_dim]
         angles: cos and sin, [rows, pairs] float32 each, or None where positions come otherwise.
         cache: where keys and values go.
         plan: in which of its slots.
@@ -284,14 +286,14 @@ def rotate_store(
 
     Returns: [tokens, heads, head_dim] float32.
     """
-    tokens, key_head, value_head = plan.num_tokens, spec.num_heads, spec.num_heads + spec.num_kv_heads
-    turned = qkv[:tokens, :value_head]
+    tokens, key_head = plan.num_tokens, spec.num_heads
+    turned = qk[:tokens]
     if angles is None:
         turned = turned.float()
     else:
         turned = rotate(turned, angles[0][:tokens], angles[1][:tokens], spec.interleaved)
     store(cache.keys, turned[:, key_head:], plan)
-    store(cache.values, qkv[:tokens, value_head:], plan)
+    store(cache.values, value[:tokens], plan)
     return turned[:, :key_head]
 
 
@@ -381,6 +383,11 @@ def _attend(query: Tensor, cache: KVCache, plan: AttentionPlan, index: int, spec
     values = _gather(cache.values, plan, index)
     mixed = grouped_sum(weights, values)
     mixed = mixed[:, :rows, : cache.dims[1]]
+    if spec.sinks is not None:
+        # The heaviest weight is 1 over the sum of all, in units of itself.
+        peak, heaviest = scores[:, :rows].amax(-1), weights[:, :rows].amax(-1)
+        sinks = spec.sinks.view(1, kv_heads, 1, group).expand(n, -1, t, -1).reshape(peak.shape)
+        mixed = mixed / (torch.exp(sinks - peak) * heaviest + 1.0).unsqueeze(-1)
     return mixed.reshape(n, kv_heads, t, group, -1).transpose(1, 2).reshape(n * t, heads, -1)
 
 

@@ -148,6 +148,10 @@ class TorchBackend(DistributedRanks):
     def position_factors(self, positions: Tensor, beta: float, period: float, offset: int) -> Tensor:
         return rope.position_factors(positions, beta, period, offset)
 
+    def multiply(self, x: Tensor, y: Tensor, activation: str | None = None) -> Tensor:
+        factor = y.float() if activation is None else ACTIVATIONS[activation](y.float())
+        return (x * factor).to(x.dtype)
+
     def add_gated(self, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
         weight = 1.0 / (torch.exp(-gate.float()) + 1.0)
         return x + (y * weight).to(x.dtype)
@@ -190,8 +194,14 @@ class TorchBackend(DistributedRanks):
         query_factors: Tensor | None = None,
     ) -> Tensor:
         rows = qkv.shape[0]
-        heads = paged_attention.transform_heads(qkv.view(rows, -1, spec.head_dim), spec, self.all_gather)
-        query = paged_attention.rotate_store(heads, angles, cache, plan, spec)
+        value_columns = spec.num_kv_heads * cache.dims[1]
+        heads = paged_attention.transform_heads(
+            qkv[:, :-value_columns].reshape(rows, -1, spec.head_dim),
+            qkv[:, -value_columns:].reshape(rows, -1, cache.dims[1]),
+            spec,
+            self.all_gather,
+        )
+        query = paged_attention.rotate_store(*heads, angles, cache, plan, spec)
         if query_factors is not None:
             query = self.scale_rows(query, query_factors[: plan.num_tokens])
         return self.attend_stored(query, cache, plan, spec, rows, qkv.dtype).flatten(1)

@@ -20,6 +20,7 @@ INLINE vec activate(vec x) {
     switch (activation) {
         case Activation::SILU: return x / (exponential(-x) + 1.0f);
         case Activation::QUICK_GELU: return x / (exponential(x * -1.702f) + 1.0f);
+        case Activation::SIGMOID: return 1.0f / (exponential(-x) + 1.0f);
         case Activation::RELU: return larger(x, vec{});
         case Activation::RELU_SQUARED: return larger(x, vec{}) * larger(x, vec{});
         case Activation::GELU: {
@@ -44,6 +45,7 @@ INLINE auto with_activation(Activation activation, const Body& body) {
         case A::GELU_TANH: return body(std::integral_constant<A, A::GELU_TANH>());
         case A::GELU: return body(std::integral_constant<A, A::GELU>());
         case A::QUICK_GELU: return body(std::integral_constant<A, A::QUICK_GELU>());
+        case A::SIGMOID: return body(std::integral_constant<A, A::SIGMOID>());
         case A::RELU: return body(std::integral_constant<A, A::RELU>());
         default: return body(std::integral_constant<A, A::RELU_SQUARED>());
     }
@@ -52,6 +54,9 @@ INLINE auto with_activation(Activation activation, const Body& body) {
 INLINE vec activate(Activation activation, vec x) {
     return with_activation(activation, [&](auto known) { return activate<decltype(known)::value>(x); });
 }
+
+// x itself where there is no activation.
+INLINE vec activate_maybe(Activation activation, vec x) { return activation == Activation::NONE ? x : activate(activation, x); }
 
 // log(1 + exp(x)), with log(1 + u) for u in [0, 1] as the series of 2 atanh(u / (2 + u)).
 INLINE vec softplus(vec x) {

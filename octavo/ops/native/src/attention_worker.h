@@ -180,7 +180,9 @@ private:
     template <typename Out>
     void put(int r, const float* row) {
         Out* out = static_cast<Out*>(a_.out) + (batch_row_[r] * a_.num_heads + head_[r]) * a_.value_dim;
-        const float total = sum(load(row + TOTAL));
+        float total = sum(load(row + TOTAL));
+        // What a sink adds is infinite where it is far above all scores: then there is nothing left of the values.
+        if (a_.sinks != nullptr) total += std::exp2(a_.sinks[head_[r]] * LOG2_E - row[PEAK]);
         for (int i = 0; i < a_.value_dim; i += LANES) {
             const int some = std::min(LANES, a_.value_dim - i);
             const vec value = load(row + SUMS + i) / total;

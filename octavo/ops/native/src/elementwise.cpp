@@ -117,9 +117,10 @@ void rope_store(const arguments::rope_store& a) {
     const Layout key_layout = a.paired ? Layout::PAIRED_KEYS : Layout::ROWS;
     const Layout value_layout = a.paired ? Layout::PAIRED_VALUES : Layout::ROWS;
     const CacheWriter<C> keys{a.key_cache, a.block_size, a.num_kv_heads, a.head_dim, key_layout};
-    const CacheWriter<C> values{a.value_cache, a.block_size, a.num_kv_heads, a.head_dim, value_layout};
+    const CacheWriter<C> values{a.value_cache, a.block_size, a.num_kv_heads, a.value_dim, value_layout};
     const int num_heads = a.num_heads, num_kv_heads = a.num_kv_heads, dim = a.head_dim, pairs = a.pairs;
-    const int64_t columns = static_cast<int64_t>(num_heads + 2 * num_kv_heads) * dim;
+    const int64_t first_value = static_cast<int64_t>(num_heads + num_kv_heads) * dim;
+    const int64_t columns = first_value + static_cast<int64_t>(num_kv_heads) * a.value_dim;
     over_rows(a.rows, columns, [&](int64_t t) {
         const T* row = row_of<T>(a.qkv, t, columns);
         const float *cos = a.cos + t * pairs, *sin = a.sin + t * pairs;
@@ -130,8 +131,8 @@ void rope_store(const arguments::rope_store& a) {
         for (int h = 0; h < num_kv_heads; ++h) {
             rotate_head(row + (num_heads + h) * dim, head, cos, sin, dim, pairs, a.interleaved);
             keys.write(a.slot_mapping[t], h, head);
-            const T* value = row + (num_heads + num_kv_heads + h) * dim;
-            for_vectors(dim, [&](int64_t i, int n) { put(head + i, take(value + i, n), n); });
+            const T* value = row + first_value + h * a.value_dim;
+            for_vectors(a.value_dim, [&](int64_t i, int n) { put(head + i, take(value + i, n), n); });
             values.write(a.slot_mapping[t], h, head);
         }
     });
@@ -243,6 +244,16 @@ OPERATION(position_factors) {
         const double periods = std::floor(static_cast<double>(a.positions[r] + a.offset) / a.period);
         a.out[r] = static_cast<float>(std::log1p(periods) * a.beta + 1.0);
     }
+}
+
+OPERATION(multiply) {
+    WITH_TYPE(a.dtype, T, over_rows(a.rows, a.columns, [&](int64_t r) {
+        const T *x = row_of<T>(a.x, r, a.x_stride), *y = row_of<T>(a.y, r, a.y_stride);
+        T* out = row_of<T>(a.out, r, a.columns);
+        for_vectors(a.columns, [&](int64_t i, int n) {
+            put(out + i, take(x + i, n) * activate_maybe(a.activation, take(y + i, n)), n);
+        });
+    }))
 }
 
 OPERATION(add_gated) {
