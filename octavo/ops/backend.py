@@ -18,6 +18,8 @@ from octavo.ops.plans import (
     DecodeInputs,
     DrawBy,
     FullRun,
+    GatedRecurrenceInput,
+    HeadScanInput,
     RecurrentPlan,
     ScanInput,
     SequenceRun,
@@ -276,6 +278,10 @@ class Backend(Ranks, Protocol):
         """`x * activation(y)`, `[rows, size]` both, computed in float32; `x * y` without an activation."""
         ...
 
+    def scale_columns(self, x: Tensor, factors: Tensor) -> Tensor:
+        """`x` `[rows, size]` times `factors` `[size]`, which are float32."""
+        ...
+
     def add_gated(self, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
         """`x + sigmoid(gate) * y`, `[rows, size]`, with `gate` `[rows, 1]`; the product is rounded, then added."""
         ...
@@ -373,13 +379,27 @@ class Backend(Ranks, Protocol):
         ...
 
     def convolve(
-        self, x: Tensor, history: Tensor, weight: Tensor, bias: Tensor | None, activation: str, plan: RecurrentPlan
+        self,
+        x: Tensor,
+        history: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: str | None,
+        plan: RecurrentPlan,
     ) -> Tensor:
         """See octavo.ops.torch.selective_scan."""
         ...
 
     def scan(self, inputs: ScanInput, state: Tensor, plan: RecurrentPlan) -> Tensor:
         """See octavo.ops.torch.selective_scan."""
+        ...
+
+    def scan_heads(self, inputs: HeadScanInput, state: Tensor, plan: RecurrentPlan) -> Tensor:
+        """See octavo.ops.torch.head_scan."""
+        ...
+
+    def gated_recurrence(self, inputs: GatedRecurrenceInput, state: Tensor, plan: RecurrentPlan) -> Tensor:
+        """See octavo.ops.torch.head_scan."""
         ...
 
     def sample(self, logits: Tensor, by: Sequence[DrawBy]) -> Tensor:

@@ -154,6 +154,52 @@ class ScanInput:
     """Of the gate, by its name in ACTIVATIONS."""
 
 
+@dataclass(slots=True)
+class HeadScanInput:
+    """What Mamba-2's scan works on (Dao & Gu 2024); rows past the plan's are padding."""
+
+    x: Tensor
+    """[rows, heads * head_dim]"""
+    dt: Tensor
+    """[rows, heads]: the time step is softplus(dt + dt_bias), between the two of `dt_limit`."""
+    dt_bias: Tensor
+    """[heads] float32"""
+    dt_limit: tuple[float, float]
+    a: Tensor
+    """[heads] float32, negative."""
+    b: Tensor
+    """[rows, groups * state]; as many heads one after the other as there are for a group have it in common."""
+    c: Tensor
+    """[rows, groups * state]"""
+    d: Tensor
+    """[heads] float32"""
+    num_groups: int
+    gate: Tensor | None
+    """[rows, heads * head_dim]: results are multiplied by its activation."""
+    activation: str
+    """Of the gate, by its name in ACTIVATIONS."""
+
+
+@dataclass(slots=True)
+class GatedRecurrenceInput:
+    """What Griffin's recurrence works on (De et al. 2024); rows past the plan's are padding."""
+
+    x: Tensor
+    """[rows, channels]"""
+    input_gate: Tensor
+    """[rows, channels]: the sigmoid of this and `input_bias` multiplies x."""
+    input_bias: Tensor
+    """[channels] float32"""
+    recurrent_gate: Tensor
+    """[rows, channels]: the sigmoid of this and `recurrent_bias`, times `a`, is the decay's logarithm."""
+    recurrent_bias: Tensor
+    """[channels] float32"""
+    a: Tensor
+    """[channels] float32, negative."""
+    positions: Tensor
+    """[rows] int64: at position 0, the input is taken whole."""
+
+
 @dataclass(frozen=True, slots=True)
 class DrawBy:
     """How a row's token is chosen."""

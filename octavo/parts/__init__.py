@@ -1,6 +1,7 @@
 """Torch modules of which models are composed. A part takes plain values, never a config.json."""
 
 from octavo.parts.batch import Batch, CrossBatch, EncoderBatch, PagedView, PlacedRows, RecurrentView, SpanBatch
+from octavo.parts.causal_convolution import ShortConvolution
 from octavo.parts.causal_lm import CausalLM
 from octavo.parts.embedding import Embedding, NormedEmbedding, PositionedEmbedding
 from octavo.parts.encoder import CrossAttention, EncoderAttention
@@ -8,6 +9,7 @@ from octavo.parts.gated_attention import GatedAttention, gates_first
 from octavo.parts.intern_vit import InternViT, LayerScale, pixel_shuffle
 from octavo.parts.latent import LatentAttention
 from octavo.parts.linear_layer import Linear
+from octavo.parts.mamba2_mixer import GroupedRMSNorm, Mamba2Mixer, Mamba2Sizes
 from octavo.parts.mamba_mixer import MambaMixer
 from octavo.parts.media_tower import MediaData, MediaTower, together
 from octavo.parts.mlp import MLP, GatedMLP
@@ -63,6 +65,7 @@ __all__ = [
     "GatedAttention",
     "GatedMLP",
     "GatedPreNorm",
+    "GroupedRMSNorm",
     "HeadNorm",
     "InternViT",
     "Into",
@@ -71,6 +74,8 @@ __all__ = [
     "LayerScale",
     "Linear",
     "LongRotaryEmbedding",
+    "Mamba2Mixer",
+    "Mamba2Sizes",
     "MambaMixer",
     "MediaData",
     "MediaTower",
@@ -100,6 +105,7 @@ __all__ = [
     "RotaryEmbedding",
     "SandwichNorm",
     "SharedNorm",
+    "ShortConvolution",
     "SideBySide",
     "SpanBatch",
     "StateSpec",

@@ -39,11 +39,20 @@ class MLP(nn.Module):
         self.down = Linear(intermediate_size, hidden_size if output_size is None else output_size, bias)
         self.activation = activation
 
-    def split(self, split: Split) -> None:
-        """See octavo.parts.split."""
+    @property
+    def first(self) -> Linear:
+        """The product of the rows themselves."""
+        return self.up
+
+    def inner(self, y: Tensor, backend: Backend) -> Tensor:
+        """What `down` takes of the first product's results."""
+        return backend.activate(y, self.activation)
+
+    def split(self, split: Split, is_summed: bool = True) -> None:
+        """See octavo.parts.split; `is_summed` as in Linear.split_inputs."""
         own = split.share(self.up.outputs)
         self.up.split_outputs(own)
-        self.down.split_inputs(split, own)
+        self.down.split_inputs(split, own, is_summed)
 
     def prepare(self, backend: Backend) -> None:
         self._activate = backend.activate
@@ -77,6 +86,15 @@ class GatedMLP(nn.Module):
             check_activation(self.gate.activation)
         self.gate_up = Linear(hidden_size, {"gate": intermediate_size, "up": intermediate_size}, bias)
         self.down = Linear(intermediate_size, hidden_size if output_size is None else output_size, bias)
+
+    @property
+    def first(self) -> Linear:
+        """The product of the rows themselves."""
+        return self.gate_up
+
+    def inner(self, y: Tensor, backend: Backend) -> Tensor:
+        """What `down` takes of the first product's results."""
+        return backend.gated(y, self.gate)
 
     def split(self, split: Split, is_summed: bool = True) -> None:
         """See octavo.parts.split; `is_summed` as in Linear.split_inputs."""

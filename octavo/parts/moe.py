@@ -9,8 +9,10 @@ from torch.nn import functional
 from octavo.ops import Backend, RouterSpec
 from octavo.parts.batch import Batch
 from octavo.parts.linear_layer import ExpertLinear, Linear
-from octavo.parts.mlp import GatedMLP
+from octavo.parts.mlp import MLP, GatedMLP
 from octavo.parts.split import Split
+
+FeedForward = GatedMLP | MLP
 
 
 def softmax_then_topk(top_k: int, renormalize: bool = True) -> RouterSpec:
@@ -23,19 +25,19 @@ class MoE(nn.Module):
 
     Args:
         router: an exact Linear from the stream to a logit for each expert.
-        experts: gated feed-forwards that are all alike but for their weights.
+        experts: feed-forwards that are all alike but for their weights.
         route: chooses among them by the router's logits, and where it is biased by `choice_bias`.
     """
 
     float32_parameters = True
 
-    def __init__(self, router: Linear, experts: Sequence[GatedMLP], route: RouterSpec) -> None:
+    def __init__(self, router: Linear, experts: Sequence[FeedForward], route: RouterSpec) -> None:
         super().__init__()
         route.check(len(experts))
         self.router, self.route = router, route
         self.choice_bias = nn.Parameter(torch.empty(len(experts)), requires_grad=False) if route.is_biased else None
         self.experts = nn.ModuleList(experts)
-        self.gate = experts[0].gate
+        self._inner = experts[0].inner
         self._is_split = False
         self._all_reduce: Callable[[Tensor], Tensor] | None = None
 
@@ -45,30 +47,37 @@ class MoE(nn.Module):
             feed_forward.split(split, is_summed=False)
         self._is_split = True
 
-    def feed_forwards(self) -> Iterator[GatedMLP]:
+    def feed_forwards(self) -> Iterator[FeedForward]:
         """All whose results are in the sum."""
         yield from self.experts  # type: ignore[misc]
 
     def prepare(self, backend: Backend) -> None:
         self._backend = backend
-        self._gate_up = ExpertLinear([e.gate_up for e in self.experts], backend)  # type: ignore[misc]
+        self._first = ExpertLinear([e.first for e in self.experts], backend)  # type: ignore[misc]
         self._down = ExpertLinear([e.down for e in self.experts], backend)  # type: ignore[misc]
         self._all_reduce = backend.all_reduce if self._is_split else None
 
     def enable_adapters(self, backend: Backend, slots: int) -> None:
         """Of all experts at once: their products are computed together."""
-        for layer in (self._gate_up, self._down):
+        for layer in (self._first, self._down):
             layer.enable_adapters(backend, slots)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        total = self.mixed(x, batch)
-        return total if self._all_reduce is None else self._all_reduce(total)
+        return self.summed(self.mixed(x, batch))
 
     def mixed(self, x: Tensor, batch: Batch) -> Tensor:
         """The result, or this rank's terms of it: `[rows, hidden_size]`."""
+        return self.of(x, x, batch)
+
+    def summed(self, total: Tensor) -> Tensor:
+        """The sum of the ranks' terms."""
+        return total if self._all_reduce is None else self._all_reduce(total)
+
+    def of(self, x: Tensor, values: Tensor, batch: Batch) -> Tensor:
+        """What the experts that rows `x` choose make of the rows' `values`, or this rank's terms of it."""
         rows = batch.num_tokens  # padding chooses nobody
         logits = self._backend.floats(self.router(x, batch)[:rows])
         weights, chosen = self._backend.route(logits, self.route, self.choice_bias)
-        inner = self._backend.gated(self._gate_up(x[:rows], chosen, batch), self.gate)
+        inner = self._inner(self._first(values[:rows], chosen, batch), self._backend)
         total = self._backend.weighted_sum(self._down(inner, chosen, batch), weights)
         return total if rows == x.shape[0] else functional.pad(total, (0, 0, 0, x.shape[0] - rows))

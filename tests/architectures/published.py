@@ -56,7 +56,7 @@ def class_defaults(cls: Any) -> dict[str, Any]:
         elif default is dataclasses.MISSING:
             found[field.name] = getattr(made, field.name)
         elif default is not None:
-            found[field.name] = default
+            found[field.name] = list(default) if isinstance(default, tuple) else default  # as JSON has it
     for key in ("rope_theta", "partial_rotary_factor"):
         rope = getattr(made, "rope_parameters", None) or {}
         if key in rope:

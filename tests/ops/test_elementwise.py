@@ -255,3 +255,22 @@ def test_join_rope(
     want = torch.cat([x.float(), rotate(y, angle.cos(), angle.sin(), interleaved)], -1)
     torch.testing.assert_close(got, want)
     assert torch.equal(backend.join_rope(x[2:4], y[2:4], (angle[2:4].cos(), angle[2:4].sin()), interleaved), got[2:4])
+
+
+@pytest.mark.parametrize("size", [1, 33, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", [None, "silu", "sigmoid", "gelu_pytorch_tanh"])
+def test_products_of_rows(
+    backend: Backend, size: int, dtype: torch.dtype, activation: str | None, generator: torch.Generator
+) -> None:
+    wide, factors = torch.randn(40, 2 * size + 3, generator=generator).to(dtype), torch.randn(size, generator=generator)
+    x, y = wide[:, :size], wide[:, size + 1 : 2 * size + 1]
+    by = y.double() if activation is None else ACTIVATIONS[activation](y.double())
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    product, scaled = backend.multiply(x, y, activation), backend.scale_columns(x, factors)
+    torch.testing.assert_close(product.double(), x.double() * by, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(scaled.double(), x.double() * factors, rtol=tolerance, atol=tolerance)
+    for rows in (1, 7):
+        part = slice(3, 3 + rows)
+        assert torch.equal(backend.multiply(x[part], y[part], activation), product[part])
+        assert torch.equal(backend.scale_columns(x[part], factors), scaled[part])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from octavo.architectures import find_architecture
-from octavo.parts import CausalLM, PagedKV
+from octavo.parts import CausalLM, Mamba2Mixer, PagedKV
 from octavo.parts.split import Split, split_model
 from octavo.parts.weight_slots import Role, Shard, WeightSlot, weight_slots
 from tests.golden import CASES, case_named, config_of, read_case
@@ -23,9 +23,13 @@ SAMPLE = {
     "BartForConditionalGeneration--base",
     "DeepseekV2ForCausalLM--lite",
     "FalconForCausalLM--7b",
+    "FalconH1ForCausalLM--1.5b",
+    "GraniteMoeHybridForCausalLM--4.0-h-tiny",
     "InternVLChatModel--mono-internvl",
     "JambaForCausalLM--mini",
+    "Lfm2MoeForCausalLM--8b-a1b",
     "LlamaForCausalLM--gqa-tied",
+    "Mamba2ForCausalLM--codestral-7b",
     "MllamaForConditionalGeneration--11b-vision",
     "MPTForCausalLM--qk-ln",
     "OlmoeForCausalLM--1b-7b",
@@ -116,7 +120,15 @@ def test_each_rank_has_its_part(path: Path) -> None:
             heads = [own.num_kv_heads for own in own_states]
             assert heads == [max(1, state.num_kv_heads // size)] * size
         else:
-            assert sum(own.bytes_per_request() for own in own_states) == state.bytes_per_request()
+            total = sum(own.bytes_per_request() for own in own_states)
+            assert total == state.bytes_per_request() + repeated_bytes(whole, size)
+
+
+def repeated_bytes(model: CausalLM, size: int) -> int:
+    """What more ranks than there are groups of Mamba-2's heads remember twice: a group's last inputs of B and C."""
+    sizes = next((module.sizes for module in model.modules() if isinstance(module, Mamba2Mixer)), None)
+    repeats = 0 if sizes is None else max(0, size - sizes.num_groups)
+    return 0 if sizes is None else repeats * 2 * sizes.state_size * (sizes.kernel - 1) * 4
 
 
 def test_what_cannot_be_divided_is_an_error() -> None:

@@ -24,6 +24,8 @@ MAX_HEAD_DIM = 1024
 """Of a head, or of a latent."""
 MAX_STATE = 128
 """Values of state a channel that a scan may have."""
+MAX_HEAD_STATE = 256
+"""Of a head of Mamba-2."""
 MIN_TAPS, MAX_TAPS = 2, 4
 """Tokens that a convolution may see."""
 ADAPTER_GROUP = 64
@@ -251,6 +253,11 @@ class Core(Protocol):
     ) -> None:
         """`out = x + sigmoid(gate) * y`, one gate a row; the product is rounded before it is added."""
 
+    def scale_columns(
+        self, *, rows: int, x: Numbers, x_stride: int, factors: Floats, out: NumbersOut, columns: int, dtype: DType,
+    ) -> None:
+        """`out = x * factors`, a factor for each column."""
+
     def clip(self, *, rows: int, x: NumbersOut, columns: int, limit: float, dtype: DType) -> None:
         """x between -limit and limit, in place."""
 
@@ -420,6 +427,21 @@ class Core(Protocol):
         state_stride: int, runs: ScanRuns, channels: Int, state_size: Int, activation: Activation, dtype: DType,
     ) -> None:
         """Mamba's recurrence, `state_size` values a channel, and its output times `activation(gate)`."""
+
+    def head_scan(
+        self, *, num_runs: int, x: Numbers, x_stride: int, dt: Numbers, dt_stride: int, dt_bias: Floats, dt_min: float,
+        dt_max: float, a: Floats, b: Numbers, b_stride: int, c: Numbers, c_stride: int, d: Floats,
+        gate: Numbers | None, gate_stride: int, out: NumbersOut, state: FloatsOut, state_stride: int, runs: ScanRuns,
+        num_heads: Int, head_dim: Int, num_groups: Int, state_size: Int, activation: Activation, dtype: DType,
+    ) -> None:
+        """Mamba-2's recurrence, with a state of `[num_heads, state_size, head_dim]`: octavo.ops.plans.HeadScanInput."""
+
+    def gated_recurrence(
+        self, *, num_runs: int, x: Numbers, input_gate: Numbers, input_bias: Floats, recurrent_gate: Numbers,
+        recurrent_bias: Floats, a: Floats, positions: Int64s, out: NumbersOut, state: FloatsOut, state_stride: int,
+        runs: ScanRuns, channels: int, dtype: DType,
+    ) -> None:
+        """Griffin's recurrence of each channel by itself: octavo.ops.plans.GatedRecurrenceInput."""
 
     # ---- ranks -----------------------------------------------------------------------------------------------------
 

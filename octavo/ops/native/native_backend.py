@@ -11,16 +11,13 @@ from octavo.ops.backend import PackedExperts, PackedLinear, RowAdapters
 from octavo.ops.host_memory import Arena
 from octavo.ops.native.adapter_tables import NativeAdapterTable, NativeUpdate
 from octavo.ops.native.description import (
-    MAX_STATE,
-    MAX_TAPS,
-    MIN_TAPS,
     PANEL,
     RouterScores,
 )
 from octavo.ops.native.library import Library
 from octavo.ops.native.native_elementwise import ACTIVATIONS, rows_of
 from octavo.ops.native.native_products import NativeExperts, NativeHeads, NativeLinear
-from octavo.ops.native.native_ranks import NativeRanks
+from octavo.ops.native.native_recurrent import NativeRecurrent
 from octavo.ops.native.packed_weight import DTYPES, pack, quantize
 from octavo.ops.native.recorded_steps import RecordedSteps
 from octavo.ops.paged_cache import KVCache
@@ -30,7 +27,6 @@ from octavo.ops.plans import (
     DecodeInputs,
     DrawBy,
     RecurrentPlan,
-    ScanInput,
     SequenceRun,
     as_array,
     plan_attention,
@@ -51,7 +47,7 @@ ADAPTER_CHUNK = 16 << 20
 """Bytes of a mapping that adapters share, which stays as long as any of them: not so many, for they come and go."""
 
 
-class NativeBackend(NativeRanks):
+class NativeBackend(NativeRecurrent):
     """The operations of one of the compiled libraries."""
 
     min_rows = 1
@@ -211,60 +207,6 @@ class NativeBackend(NativeRanks):
             out=out.data_ptr(),
             columns=y.shape[1],
             dtype=DTYPES[y.dtype],
-        )
-        return out
-
-    def convolve(
-        self, x: Tensor, history: Tensor, weight: Tensor, bias: Tensor | None, activation: str, plan: RecurrentPlan
-    ) -> Tensor:
-        channels, taps = weight.shape
-        if not MIN_TAPS <= taps <= MAX_TAPS or activation not in ACTIVATIONS:
-            return self._reference.convolve(x, history, weight, bias, activation, plan)
-        out = torch.empty(x.shape, dtype=x.dtype)
-        self.library.core.causal_conv(
-            num_runs=len(plan.table),
-            x=x.data_ptr(),
-            x_stride=x.stride(0),
-            history=history.data_ptr(),
-            history_stride=history.stride(0),
-            weight=weight.data_ptr(),
-            bias=None if bias is None else bias.data_ptr(),
-            out=out.data_ptr(),
-            runs=plan.table.data_ptr(),
-            channels=channels,
-            taps=taps,
-            activation=ACTIVATIONS[activation],
-            dtype=DTYPES[x.dtype],
-        )
-        return out
-
-    def scan(self, inputs: ScanInput, state: Tensor, plan: RecurrentPlan) -> Tensor:
-        """The plain recurrence, one token after the other: the first of the three parts of `state` is all of it."""
-        channels, state_size = inputs.a.shape
-        if state_size > MAX_STATE or inputs.activation not in ACTIVATIONS:
-            return self._reference.scan(inputs, state, plan)
-        x, dt = self._together(inputs.x), self._together(inputs.dt)
-        out = torch.empty_like(x)
-        self.library.core.selective_scan(
-            num_runs=len(plan.table),
-            x=x.data_ptr(),
-            dt=dt.data_ptr(),
-            a=inputs.a.data_ptr(),
-            b=inputs.b.data_ptr(),
-            b_stride=inputs.b.stride(0),
-            c=inputs.c.data_ptr(),
-            c_stride=inputs.c.stride(0),
-            d=inputs.d.data_ptr(),
-            gate=inputs.gate.data_ptr(),
-            gate_stride=inputs.gate.stride(0),
-            out=out.data_ptr(),
-            state=state.data_ptr(),
-            state_stride=state.stride(0),
-            runs=plan.table.data_ptr(),
-            channels=channels,
-            state_size=state_size,
-            activation=ACTIVATIONS[inputs.activation],
-            dtype=DTYPES[x.dtype],
         )
         return out
 

@@ -183,6 +183,19 @@ class NativeElementwise:
         )
         return out
 
+    def scale_columns(self, x: Tensor, factors: Tensor) -> Tensor:
+        out = torch.empty(x.shape, dtype=x.dtype)
+        self.library.core.scale_columns(
+            rows=x.shape[0],
+            x=x.data_ptr(),
+            x_stride=x.stride(0),
+            factors=factors.data_ptr(),
+            out=out.data_ptr(),
+            columns=x.shape[1],
+            dtype=DTYPES[x.dtype],
+        )
+        return out
+
     def add_gated(self, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
         x, y, gate = self._together(x), self._together(y), self._together(gate)
         rows, columns, dtype = rows_of(x)

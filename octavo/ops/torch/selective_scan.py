@@ -146,7 +146,7 @@ def _scan_segment(
     return _read(states, c, x, d), torch.stack([carry, local[-1], decay[-1]])
 
 
-def _single(plan: RecurrentPlan, device: torch.device) -> tuple[Tensor, Tensor, Tensor] | None:
+def single_runs(plan: RecurrentPlan, device: torch.device) -> tuple[Tensor, Tensor, Tensor] | None:
     """Rows, slots and positions of the runs of one token, which are computed together; None where there are none."""
     if "single" not in plan.memo:
         alone = [(r.first_row, r.table_row, r.start) for r in plan.runs if r.num_tokens == 1]
@@ -155,13 +155,18 @@ def _single(plan: RecurrentPlan, device: torch.device) -> tuple[Tensor, Tensor, 
     return single
 
 
-def _longer(plan: RecurrentPlan) -> Iterator[SequenceRun]:
+def longer_runs(plan: RecurrentPlan) -> Iterator[SequenceRun]:
     """The other runs."""
     return (run for run in plan.runs if run.num_tokens > 1)
 
 
 def convolve(
-    x: Tensor, history: Tensor, weight: Tensor, bias: Tensor | None, activation: str, plan: RecurrentPlan
+    x: Tensor,
+    history: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    plan: RecurrentPlan,
 ) -> Tensor:
     """The convolution of a step's tokens of all sequences, activated; histories go on in place.
 
@@ -176,13 +181,13 @@ def convolve(
     Returns: [rows, channels] in the dtype of `x`.
     """
     given, out = x.float(), torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-    if single := _single(plan, x.device):
+    if single := single_runs(plan, x.device):
         rows, slots, _ = single
         out[rows], history[slots] = causal_conv_step(given[rows], history[slots], weight, bias)
-    for run in _longer(plan):
+    for run in longer_runs(plan):
         part = slice(run.first_row, run.first_row + run.num_tokens)
         out[part], history[run.table_row] = causal_conv(given[part], history[run.table_row], weight, bias)
-    return ACTIVATIONS[activation](out).to(x.dtype)
+    return (out if activation is None else ACTIVATIONS[activation](out)).to(x.dtype)
 
 
 def scan(inputs: ScanInput, state: Tensor, plan: RecurrentPlan) -> Tensor:
@@ -197,12 +202,12 @@ def scan(inputs: ScanInput, state: Tensor, plan: RecurrentPlan) -> Tensor:
     """
     x, dt, b, c = inputs.x.float(), softplus(inputs.dt.float()), inputs.b.float(), inputs.c.float()
     y = torch.zeros_like(x)
-    if single := _single(plan, x.device):
+    if single := single_runs(plan, x.device):
         rows, slots, positions = single
         y[rows], state[slots] = selective_scan_step(
             x[rows], dt[rows], inputs.a, b[rows], c[rows], inputs.d, state[slots], positions
         )
-    for run in _longer(plan):
+    for run in longer_runs(plan):
         part = slice(run.first_row, run.first_row + run.num_tokens)
         y[part], state[run.table_row] = selective_scan(
             x[part], dt[part], inputs.a, b[part], c[part], inputs.d, state[run.table_row], run.start

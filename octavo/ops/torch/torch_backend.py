@@ -16,6 +16,8 @@ from octavo.ops.plans import (
     DecodeInputs,
     DrawBy,
     FullRun,
+    GatedRecurrenceInput,
+    HeadScanInput,
     RecurrentPlan,
     ScanInput,
     SequenceRun,
@@ -24,7 +26,7 @@ from octavo.ops.plans import (
 )
 from octavo.ops.specs import AttentionSpec, CacheSpec, Capabilities, Gate, LinearUpdate, RotaryTable, RouterSpec
 from octavo.ops.stored_rows import StoredRows
-from octavo.ops.torch import experts, paged_attention, rope, routing, sampling, selective_scan, torch_norms
+from octavo.ops.torch import experts, head_scan, paged_attention, rope, routing, sampling, selective_scan, torch_norms
 from octavo.ops.torch.activations import ACTIVATIONS, gated
 from octavo.ops.torch.adapter_products import TorchAdapterTable, TorchUpdate
 from octavo.ops.torch.distributed_ranks import DistributedRanks
@@ -152,6 +154,9 @@ class TorchBackend(DistributedRanks):
         factor = y.float() if activation is None else ACTIVATIONS[activation](y.float())
         return (x * factor).to(x.dtype)
 
+    def scale_columns(self, x: Tensor, factors: Tensor) -> Tensor:
+        return (x * factors).to(x.dtype)
+
     def add_gated(self, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
         weight = 1.0 / (torch.exp(-gate.float()) + 1.0)
         return x + (y * weight).to(x.dtype)
@@ -236,12 +241,24 @@ class TorchBackend(DistributedRanks):
         return experts.weighted_sum(y, weights)
 
     def convolve(
-        self, x: Tensor, history: Tensor, weight: Tensor, bias: Tensor | None, activation: str, plan: RecurrentPlan
+        self,
+        x: Tensor,
+        history: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: str | None,
+        plan: RecurrentPlan,
     ) -> Tensor:
         return selective_scan.convolve(x, history, weight, bias, activation, plan)
 
     def scan(self, inputs: ScanInput, state: Tensor, plan: RecurrentPlan) -> Tensor:
         return selective_scan.scan(inputs, state, plan)
+
+    def scan_heads(self, inputs: HeadScanInput, state: Tensor, plan: RecurrentPlan) -> Tensor:
+        return head_scan.scan_heads(inputs, state, plan)
+
+    def gated_recurrence(self, inputs: GatedRecurrenceInput, state: Tensor, plan: RecurrentPlan) -> Tensor:
+        return head_scan.gated_recurrence(inputs, state, plan)
 
     def sample(self, logits: Tensor, by: Sequence[DrawBy]) -> Tensor:
         return sampling.sample(logits, by)

@@ -269,6 +269,14 @@ OPERATION(add_gated) {
     }))
 }
 
+OPERATION(scale_columns) {
+    WITH_TYPE(a.dtype, T, over_rows(a.rows, a.columns, [&](int64_t r) {
+        const T* x = row_of<T>(a.x, r, a.x_stride);
+        T* out = row_of<T>(a.out, r, a.columns);
+        for_vectors(a.columns, [&](int64_t i, int n) { put(out + i, take(x + i, n) * take(a.factors + i, n), n); });
+    }))
+}
+
 OPERATION(clip) {
     const vec limit = broadcast(a.limit);
     WITH_TYPE(a.dtype, T, over_rows(a.rows, a.columns, [&](int64_t r) {

@@ -266,6 +266,19 @@ INLINE V smaller(const V& a, const V& b) {
     return -larger(-a, -b);
 }
 
+INLINE reg square_root(reg a) {
+#if defined(__AVX512F__)
+    return (reg)_mm512_sqrt_ps((__m512)a);
+#elif defined(__AVX2__)
+    return (reg)_mm256_sqrt_ps((__m256)a);
+#elif defined(__x86_64__)
+    return (reg)_mm_sqrt_ps((__m128)a);
+#else
+    return (reg)vsqrtq_f32((float32x4_t)a);
+#endif
+}
+BY_HALVES_1(square_root)
+
 // Lanes of a where the mask is set, of b where it is not.
 INLINE reg select(ireg mask, reg a, reg b) { return mask ? a : b; }
 INLINE ireg select(ireg mask, ireg a, ireg b) { return mask ? a : b; }
