@@ -41,17 +41,21 @@ from octavo.architectures.config_kinds import (
 _BY_KIND: dict[Kind, str] = {
     LAYERS: "num_hidden_layers image_num_layers n_layer n_layers num_layers decoder_layers encoder_layers layers depth"
     " num_global_layers",
-    COUNT: """num_attention_heads num_res_blocks image_num_heads scale_factor attention_heads max_num_tiles n_head
+    COUNT: """moe_k moe_layer_interval
+        num_attention_heads num_res_blocks image_num_heads scale_factor attention_heads max_num_tiles n_head
         n_heads num_key_value_heads num_kv_heads n_head_kv multi_query_group_num encoder_attention_heads
         decoder_attention_heads kv_n_heads n_heads_in_group num_labels moe_layer_freq moe_layer_frequency
         decoder_sparse_step expert_layer_period attn_layer_period n_group topk_group moe_top_k moe_num_experts
         num_heads heads mamba_n_heads mamba_num_heads n_mamba_heads mamba_n_groups mamba_ngroups n_groups
         num_mem_blocks cross_attention_frequency spatial_pool_stride spatial_merge_size temporal_patch_size
         stack_factor""",
-    COUNT_OR_NONE: """num_dense_layers
+    COUNT_OR_NONE: """global_attn_every_n_layers num_shared_experts moe_num_shared_experts moe_layer_start_index
+        num_dense_layers
         num_experts num_local_experts n_routed_experts n_shared_experts num_experts_per_tok
         first_k_dense_replace max_window_layers expert_layer_offset attn_layer_offset
         dense_attention_every_n_layers""",
+    integer(-1, MAX_COUNT): "moe_layer_end_index",
+    integer(0, MAX_SIZE): "shared_intermediate_size",
     integer(1, 2): "num_ln_in_parallel_attn",
     SIZE: """hidden_size num_embeddings latent_channels resolution base_channels embedding_size image_patch_size
         image_emb_dim image_mlp_dim vision_output_dim n_embd n_embed d_model intermediate_size n_inner ffn_dim
@@ -61,7 +65,7 @@ _BY_KIND: dict[Kind, str] = {
         blocksparse_block_size blocksparse_num_local_blocks blocksparse_vert_stride image_size patch_size in_channels
         num_positions num_query_tokens encoder_hidden_size num_channels query_num n_queries output_dim width embed_dim
         num_mel_bins max_source_positions block_ff_dim block_multiple_of mamba_d_ssm mamba_head_dim
-        mamba_headdim ssm_state_size adapter_rank lru_width attention_window_size shared_intermediate_size
+        mamba_headdim ssm_state_size adapter_rank lru_width attention_window_size
         moe_shared_expert_intermediate_size moe_latent_size""",
     integer(2, 1 << 12): "conv_kernel mamba_d_conv conv_L_cache conv1d_width",
     LENGTH: """max_position_embeddings n_positions max_seq_len n_ctx seq_length model_max_length max_sequence_length
@@ -69,7 +73,8 @@ _BY_KIND: dict[Kind, str] = {
     WINDOW: "sliding_window window_length",
     TOKEN: "decoder_start_token_id",
     TOKENS: "eos_token_id",
-    FLAG: """attention_bias mlp_bias bias use_bias qkv_bias use_qkv_bias lm_head_bias enable_bias no_bias
+    FLAG: """mrope_interleaved mup_enabled use_routing_bias qk_norm use_cla route_norm
+        attention_bias mlp_bias bias use_bias qkv_bias use_qkv_bias lm_head_bias enable_bias no_bias
         add_bias_linear add_qkv_bias mamba_proj_bias mamba_conv_bias use_conv_bias tie_word_embeddings alibi multi_query
         multi_query_attention new_decoder_architecture parallel_attn parallel_attn_mlp_res use_parallel_residual
         use_qk_norm qk_layernorm qk_ln norm_topk_prob use_sliding_window scale_embedding scale_attn_weights
@@ -82,21 +87,25 @@ _BY_KIND: dict[Kind, str] = {
         block_auto_adjust_ff_dim tie_embedding conv_bias use_expert_bias mamba_rms_norm mamba_norm_before_gate
         projectors_bias use_mem_rope use_shared_attention_adapter use_long_context
         double_latent use_hd_transform with_learnable_separator""",
-    TEXT: """model_type layer_norm_type hd_transform_order
+    TEXT: """scoring_func score_func qk_norm_type
+        model_type layer_norm_type hd_transform_order
         position_embedding_type topk_method attn_type rope_type type dtype torch_dtype
         vision_encoder""",
     ACTIVATION: """name image_mlp_activations hidden_act hidden_activation activation_function activation
         projector_hidden_act""",
-    EPSILON: """image_norm_eps rms_norm_eps layer_norm_eps layer_norm_epsilon layernorm_epsilon norm_eps norm_epsilon
+    EPSILON: """moe_norm_min
+        image_norm_eps rms_norm_eps layer_norm_eps layer_norm_epsilon layernorm_epsilon norm_eps norm_epsilon
         mixer_rms_eps
         router_jitter_noise""",
-    SCALE: """key_multiplier attention_in_multiplier attention_out_multiplier ssm_in_multiplier ssm_out_multiplier
+    SCALE: """attention_value_scale router_scaling_factor route_scale
+        key_multiplier attention_in_multiplier attention_out_multiplier ssm_in_multiplier ssm_out_multiplier
         lm_head_multiplier
         attention_multiplier residual_multiplier embedding_multiplier scale_emb scale_depth routed_scaling_factor
         mup_attn_multiplier mup_embedding_multiplier mup_embeddings_scale embeddings_scale mup_output_alpha
         mup_width_scale width_scale softmax_scale hidden_act_param mscale mscale_all_dim
         moe_normalize_expert_weights""",
-    FACTOR: """logits_scaling dim_model_base mup_width_multiplier rope_position_scale rope_ratio clip_qkv gegelu_limit
+    FACTOR: """swiglu_limit swiglu_alpha
+        logits_scaling dim_model_base mup_width_multiplier rope_position_scale rope_ratio clip_qkv gegelu_limit
         attn_logit_softcapping final_logit_softcapping query_pre_attn_scalar alibi_bias_max expand mamba_expand
         expansion_ratio ffn_mult block_ffn_dim_multiplier
         factor low_freq_factor high_freq_factor beta_fast beta_slow attention_factor
@@ -117,7 +126,7 @@ _BY_KIND: dict[Kind, str] = {
     LIMITS: "time_step_limit",
     numbers(-1e6, 1e6): "ssm_multipliers mlp_multipliers",
     FACTORS: "short_factor long_factor factors",
-    KINDS: "layer_types layers_block_type block_types architectures",
+    KINDS: "layer_types mlp_layer_types layers_block_type block_types architectures",
     VERSION: "version",
     either(integer(-1000, 1000), integers(-1000, 1000)): "vision_feature_layer",
     one_of("default", "full"): "vision_feature_select_strategy",

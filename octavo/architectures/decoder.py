@@ -33,8 +33,8 @@ NAMES = Names(
         "model.layers.{i}.post_attention_layernorm": "layers.{i}.mlp_norm",
         "model.layers.{i}.mlp.{gate|up}_proj": "layers.{i}.mlp.gate_up.{gate|up}",
         "model.layers.{i}.mlp.down_proj": "layers.{i}.mlp.down",
-        "model.layers.{i}.mlp.gate": "layers.{i}.mlp.router",
         "model.layers.{i}.mlp.gate.e_score_correction_bias": parameter("layers.{i}.mlp.choice_bias"),
+        "model.layers.{i}.mlp.gate": "layers.{i}.mlp.router",
         "model.layers.{i}.mlp.experts.{e}.{gate|up}_proj": "layers.{i}.mlp.experts.{e}.gate_up.{gate|up}",
         "model.layers.{i}.mlp.experts.{e}.down_proj": "layers.{i}.mlp.experts.{e}.down",
         "model.norm": "norm",
@@ -45,6 +45,15 @@ NAMES = Names(
     prefix="model.",
 )
 """Entries for parts that a model lacks do no harm. What a family has otherwise, its own table says: `replacing`."""
+
+MORE_LAYERS = 8
+"""Layers of a checkpoint, at most, that predict further tokens."""
+
+
+def without_more_layers(c: Config, names: Names) -> Names:
+    """`names` for checkpoints that have, after the last layer, some that predict further tokens."""
+    count = c.num_hidden_layers
+    return names.leaving_out("mtp.", *(f"model.layers.{i}." for i in range(count, count + MORE_LAYERS)))
 
 
 def decoder(

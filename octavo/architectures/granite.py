@@ -6,10 +6,11 @@ from typing import Any
 from torch import nn
 
 from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp, moe, rms_norm
+from octavo.architectures.deepseek import MoEWithShared
 from octavo.architectures.gguf_format import UNPERMUTE, GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.parts import CausalLM, Embedding, Names, PreNorm, softmax_then_topk, stacked
+from octavo.parts import CausalLM, Embedding, GatedMLP, Linear, Names, PreNorm, softmax_then_topk, stacked
 
 EXPERT = "layers.{i}.mlp.experts.{e}"
 MOE_NAMES = NAMES.replacing(
@@ -17,6 +18,13 @@ MOE_NAMES = NAMES.replacing(
         "model.layers.{i}.block_sparse_moe.router.layer": "layers.{i}.mlp.router",
         "model.layers.{i}.block_sparse_moe.input_linear": stacked(EXPERT + ".gate_up"),
         "model.layers.{i}.block_sparse_moe.output_linear": stacked(EXPERT + ".down"),
+    }
+)
+
+SHARED_NAMES = MOE_NAMES.extended(
+    {
+        "model.layers.{i}.shared_mlp.input_linear": "layers.{i}.mlp.shared.gate_up",
+        "model.layers.{i}.shared_mlp.output_linear": "layers.{i}.mlp.shared.down",
     }
 )
 
@@ -71,3 +79,20 @@ def granite(c: Config) -> CausalLM:
 def granite_moe(c: Config) -> CausalLM:
     route = softmax_then_topk(c.num_experts_per_tok)  # the same as a softmax over the chosen ones' logits
     return body(c, moe(c, gated_mlp(c), c.num_local_experts, route), MOE_NAMES)
+
+
+@architecture(
+    "GraniteMoeSharedForCausalLM",
+    about="Granite MoE shared",
+    examples=("ibm-research/moe-7b-1b-active-shared-experts",),
+)
+def granite_moe_shared(c: Config) -> CausalLM:
+    """An expert of shared_intermediate_size beside the others, which every token goes through."""
+    route, size = softmax_then_topk(c.num_experts_per_tok), c.shared_intermediate_size
+    expert, count = gated_mlp(c), c.num_local_experts
+
+    def mlp() -> MoEWithShared:
+        shared = GatedMLP(c.hidden_size, size, c.hidden_act) if size else None
+        return MoEWithShared(Linear(c.hidden_size, count, exact=True), [expert() for _ in range(count)], route, shared)
+
+    return body(c, mlp, SHARED_NAMES)

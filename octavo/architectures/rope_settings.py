@@ -15,7 +15,7 @@ from octavo.errors import CheckpointError, UnsupportedModelError
 FULL, SLIDING = "full_attention", "sliding_attention"
 LAYER_TYPES = (FULL, SLIDING, "chunked_attention", "linear_attention", "compressed_sparse_attention")
 BESIDE_SCALING = {"rope_theta", "partial_rotary_factor"}
-OF_EVERY_KIND = {"rope_type", *BESIDE_SCALING}
+OF_EVERY_KIND = {"rope_type", "mrope_interleaved", *BESIDE_SCALING}
 AXES = "mrope_section"
 PLAIN = {"rope_type": "default"}
 KEYS_OF: dict[str, set[str]] = {

@@ -117,6 +117,7 @@ class Names:
         ignored: published tensor names (with `{i}`) that hold no weights: buffers of older code.
         prefix: a beginning of the published names that some checkpoints leave out.
         spellings: other beginnings of published names that some checkpoints have, and those of the table.
+        beside: beginnings of published names of what is no part of the model: towers, layers that predict more tokens.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class Names:
         ignored: tuple[str, ...] = (),
         prefix: str = "",
         spellings: Mapping[str, str] = NO_SPELLINGS,
+        beside: tuple[str, ...] = (),
     ) -> None:
         self.table = {
             name: into.with_path(path)
@@ -134,7 +136,7 @@ class Names:
         }
         """Published name to place, alternatives expanded, numbers still templates."""
         self.ignored = ignored
-        self.prefix, self.spellings = prefix, spellings
+        self.prefix, self.spellings, self.beside = prefix, spellings, beside
         self._ignored = [self._pattern(i, "") for i in ignored]
         self._entries = [
             _Entry(name, into, self._pattern(name, "" if into.full_name else r"\.(?P<suffix>[^.]+)"))
@@ -143,12 +145,13 @@ class Names:
 
     def extended(self, table: Mapping[str, str | Into]) -> "Names":
         """This table with more entries."""
-        return Names({**self.table, **table}, self.ignored, self.prefix, self.spellings)
+        return Names({**self.table, **table}, self.ignored, self.prefix, self.spellings, self.beside)
 
     def under(self, prefix: str) -> "Names":
         """This table for a checkpoint that has the model as a part of another, its names after `prefix`."""
         table: dict[str, str | Into] = {prefix + name: into for name, into in self.table.items()}
-        return Names(table, tuple(prefix + name for name in self.ignored))
+        ignored, beside = (tuple(prefix + name for name in names) for names in (self.ignored, self.beside))
+        return Names(table, ignored, beside=beside)
 
     def renamed(self, beginning: str, other: str) -> "Names":
         """This table for a checkpoint in which names that begin with `beginning` begin with `other`."""
@@ -157,11 +160,15 @@ class Names:
             return other + name.removeprefix(beginning) if name.startswith(beginning) else name
 
         table: dict[str, str | Into] = {named(name): into for name, into in self.table.items()}
-        return Names(table, tuple(map(named, self.ignored)))
+        return Names(table, tuple(map(named, self.ignored)), beside=tuple(map(named, self.beside)))
 
     def spelled(self, spellings: Mapping[str, str]) -> "Names":
         """This table, which also knows names with other beginnings: `{as stored: as in the table}`."""
-        return Names(self.table, self.ignored, self.prefix, {**self.spellings, **spellings})
+        return Names(self.table, self.ignored, self.prefix, {**self.spellings, **spellings}, self.beside)
+
+    def leaving_out(self, *beginnings: str) -> "Names":
+        """This table for checkpoints that have more than the model: what begins so is none of it."""
+        return Names(self.table, self.ignored, self.prefix, self.spellings, (*self.beside, *beginnings))
 
     def replacing(self, table: Mapping[str, str | Into]) -> "Names":
         """This table with other entries for the parameters, or parts of them, that `table` has names for."""
@@ -171,7 +178,7 @@ class Names:
             for name, into in self.table.items()
             if not any(into.path == path or into.path.startswith(path + ".") for path in paths)
         }
-        return Names({**kept, **table}, self.ignored, self.prefix, self.spellings)
+        return Names({**kept, **table}, self.ignored, self.prefix, self.spellings, self.beside)
 
     def _pattern(self, published: str, suffix: str) -> re.Pattern[str]:
         body = re.escape(published)
@@ -189,7 +196,7 @@ class Names:
 
     def is_ignored(self, name: str) -> bool:
         name = self._spelled(name)
-        return any(p.fullmatch(name) for p in self._ignored)
+        return name.startswith(self.beside) or any(p.fullmatch(name) for p in self._ignored)
 
     def locate(self, name: str) -> Into | None:
         """The parameter (or its segment) that the published tensor `name` fills, or None for an unknown name."""
@@ -204,7 +211,7 @@ class Names:
 
     def published(self, path: str) -> str:
         """The published name of the parameter (or segment) at `path`, for messages."""
-        for entry in self._entries:
+        for entry in sorted(self._entries, key=lambda entry: not entry.into.full_name):
             target = re.escape(entry.into.path)
             target = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", target)
             if match := re.fullmatch(target + ("" if entry.into.full_name else r"\.(?P<suffix>[^.]+)"), path):

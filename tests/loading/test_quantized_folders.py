@@ -11,7 +11,7 @@ from octavo.errors import CheckpointError, UnsupportedModelError
 from tests.golden import case_named
 
 METHODS = (
-    *("awq", "gptq", "fp8", "fbgemm_fp8", "bitsandbytes", "compressed-tensors", "torchao", "hqq", "mxfp4", "modelopt"),
+    *("awq", "gptq", "fp8", "fbgemm_fp8", "bitsandbytes", "compressed-tensors", "torchao", "hqq", "modelopt"),
     *("quanto", "eetq", "aqlm", "vptq", "higgs", "spqr", "auto-round", "bitnet", "quark", "of_next_year"),
 )
 

@@ -1,0 +1,44 @@
+"""GLM-4.5 (Zhipu AI 2025), dots.llm1 (Xiaohongshu 2025): attention with norms of each head, DeepSeek-V3's experts."""
+
+from functools import partial
+
+from octavo.architectures.balanced_experts import DENSE, SPARSE, by_layer, head_norms, shared_experts, sigmoid_route
+from octavo.architectures.decoder import attention, decoder, rms_norm, without_more_layers
+from octavo.architectures.deepseek import DEEPSEEK_NAMES
+from octavo.architectures.model_config import Config
+from octavo.architectures.registry import architecture
+from octavo.architectures.rope_settings import SLIDING, layer_type, layer_types
+from octavo.parts import CausalLM, PreNorm, QKTransform
+
+
+def body(c: Config, out_bias: bool, has_norms: bool, window: int | list[int | None] | None = None) -> CausalLM:
+    """The first layers without experts."""
+    first = c.first_k_dense_replace if c.get("n_routed_experts") else c.num_hidden_layers
+    types = [DENSE if i < first else SPARSE for i in range(c.num_hidden_layers)]
+    route = partial(sigmoid_route, c, c.routed_scaling_factor, c.norm_topk_prob, by_groups=True)
+    norm, mlp = rms_norm(c), by_layer(c, types, shared_experts(c, route, c.get("n_shared_experts", 0)))
+    norms = head_norms(c)
+
+    def transform() -> QKTransform | None:
+        return norms() if has_norms else None
+
+    attn = attention(c, window=window, qk_transform=transform, bias=c.attention_bias, out_bias=out_bias)
+    return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp[i]), without_more_layers(c, DEEPSEEK_NAMES))
+
+
+@architecture(
+    "Glm4MoeForCausalLM",
+    about="GLM-4.5, GLM-4.6, GLM-4.7",
+    examples=("zai-org/GLM-4.5", "zai-org/GLM-4.5-Air", "zai-org/GLM-4.6"),
+)
+def glm4_moe(c: Config) -> CausalLM:
+    return body(c, False, c.use_qk_norm)
+
+
+@architecture("Dots1ForCausalLM", about="dots.llm1", examples=("rednote-hilab/dots.llm1.inst",))
+def dots1(c: Config) -> CausalLM:
+    """Windows on late layers, whether or not use_sliding_window says so, as the config class has it."""
+    window, first = c.get("sliding_window"), c.max_window_layers
+    usual = [layer_type(window if i >= first else None) for i in range(c.num_hidden_layers)]
+    windows = [window if kind == SLIDING else None for kind in layer_types(c, usual)]
+    return body(c, c.attention_bias, True, windows)

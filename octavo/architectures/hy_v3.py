@@ -1,0 +1,84 @@
+"""Hunyuan 3 (Tencent 2026), MiniMax-M2 (MiniMax 2025), ERNIE 4.5 MoE (Baidu 2025): experts that a bias chooses."""
+
+from functools import partial
+
+from octavo.architectures.balanced_experts import DENSE, SPARSE, by_layer, head_norms, shared_experts, sigmoid_route
+from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp, moe, rms_norm, without_more_layers
+from octavo.architectures.deepseek import DEEPSEEK_NAMES
+from octavo.architectures.gguf_format import GGUFFormat
+from octavo.architectures.model_config import Config
+from octavo.architectures.registry import architecture
+from octavo.ops import RouterSpec
+from octavo.parts import CausalLM, PreNorm, QKNorm, RMSNorm, parameter
+
+EXPERTS, CHOICE_BIAS = "layers.{i}.mlp.experts.{e}", "layers.{i}.mlp.choice_bias"
+HY_V3_NAMES = NAMES.replacing(
+    {
+        "model.layers.{i}.mlp.router.gate": "layers.{i}.mlp.router",
+        "model.layers.{i}.mlp.expert_bias": parameter(CHOICE_BIAS),
+        "model.layers.{i}.mlp.shared_mlp.{gate|up}_proj": "layers.{i}.mlp.shared.gate_up.{gate|up}",
+        "model.layers.{i}.mlp.shared_mlp.down_proj": "layers.{i}.mlp.shared.down",
+    }
+)
+MINIMAX_NAMES = NAMES.replacing(
+    {
+        "model.layers.{i}.block_sparse_moe.e_score_correction_bias": parameter(CHOICE_BIAS),
+        "model.layers.{i}.block_sparse_moe.gate": "layers.{i}.mlp.router",
+        "model.layers.{i}.block_sparse_moe.experts.{e}.{w1|w3}": EXPERTS + ".gate_up.{gate|up}",
+        "model.layers.{i}.block_sparse_moe.experts.{e}.w2": EXPERTS + ".down",
+    }
+)
+ERNIE_NAMES = DEEPSEEK_NAMES.replacing(
+    {
+        "model.layers.{i}.mlp.moe_statics.e_score_correction_bias": parameter(CHOICE_BIAS, lambda b: b.flatten()),
+    }
+).leaving_out("model.mtp_")
+
+
+@architecture("HYV3ForCausalLM", about="Hunyuan 3", examples=("tencent/Hy3-preview",))
+def hy_v3(c: Config) -> CausalLM:
+    norm, bias = rms_norm(c), c.attention_bias
+    attn = attention(c, qk_transform=head_norms(c), bias=bias, out_bias=bias)
+    route = partial(sigmoid_route, c, c.router_scaling_factor)
+    types = c.get("mlp_layer_types", [DENSE, *[SPARSE] * (c.num_hidden_layers - 1)])
+    mlp = by_layer(c, types, shared_experts(c, route, c.get("num_shared_experts", 0), c.mlp_bias), c.mlp_bias)
+    names = without_more_layers(c, HY_V3_NAMES)
+    return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp[i]), names)
+
+
+@architecture(
+    "MiniMaxM2ForCausalLM",
+    about="MiniMax-M2",
+    examples=("MiniMaxAI/MiniMax-M2",),
+    gguf=GGUFFormat("minimax-m2", config=lambda shared, file: {"rotary_dim": file.value("rope.dimension_count")}),
+)
+def minimax_m2(c: Config) -> CausalLM:
+    """Norms of queries and of keys over all heads at once, of which a part of each is rotated."""
+    num_heads, num_kv_heads, head_dim = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+    if (rotated := c.get("rotary_dim")) is not None:
+        c = c.replace(partial_rotary_factor=rotated / head_dim)
+    query, key = (partial(RMSNorm, heads * head_dim, c.rms_norm_eps) for heads in (num_heads, num_kv_heads))
+    attn = attention(c, qk_transform=lambda: QKNorm(query(), key(), full_width=True))
+    route = RouterSpec(c.num_experts_per_tok, norm=1.0, scores="sigmoid", is_biased=True)
+    norm, mlp = rms_norm(c), moe(c, gated_mlp(c), c.num_local_experts, route)
+    names = without_more_layers(c, MINIMAX_NAMES)
+    return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp()), names)
+
+
+@architecture(
+    "Ernie4_5_MoeForCausalLM",
+    "Ernie4_5_MoEForCausalLM",
+    about="ERNIE 4.5 MoE",
+    examples=("baidu/ERNIE-4.5-21B-A3B-PT", "baidu/ERNIE-4.5-300B-A47B-PT"),
+)
+def ernie4_5_moe(c: Config) -> CausalLM:
+    bias, first, end = c.use_bias, c.moe_layer_start_index, c.moe_layer_end_index
+    last = c.num_hidden_layers - 1 if end == -1 else end
+    is_sparse = [first <= i <= last and (i + 1) % c.moe_layer_interval == 0 for i in range(c.num_hidden_layers)]
+    route = RouterSpec(c.moe_k, norm=1.0, min_norm=c.moe_norm_min, is_biased=True)
+    sparse = shared_experts(
+        c.replace(num_experts=c.moe_num_experts), lambda: route, c.get("moe_num_shared_experts", 0), bias
+    )
+    norm, mlp = rms_norm(c), by_layer(c, [SPARSE if each else DENSE for each in is_sparse], sparse, bias)
+    attn = attention(c, bias=bias, out_bias=bias, interleaved=True)
+    return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp[i]), ERNIE_NAMES, head_bias=bias)
