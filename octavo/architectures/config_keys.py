@@ -87,13 +87,16 @@ _BY_KIND: dict[Kind, str] = {
         block_auto_adjust_ff_dim tie_embedding conv_bias use_expert_bias mamba_rms_norm mamba_norm_before_gate
         projectors_bias use_mem_rope use_shared_attention_adapter use_long_context
         double_latent use_hd_transform with_learnable_separator""",
-    TEXT: """scoring_func score_func qk_norm_type
+    TEXT: """hybrid_override_pattern
+        scoring_func score_func qk_norm_type
         model_type layer_norm_type hd_transform_order
         position_embedding_type topk_method attn_type rope_type type dtype torch_dtype
         vision_encoder""",
-    ACTIVATION: """name image_mlp_activations hidden_act hidden_activation activation_function activation
+    ACTIVATION: """mlp_hidden_act mamba_hidden_act
+        name image_mlp_activations hidden_act hidden_activation activation_function activation
         projector_hidden_act""",
-    EPSILON: """moe_norm_min
+    EPSILON: """time_step_min
+        moe_norm_min
         image_norm_eps rms_norm_eps layer_norm_eps layer_norm_epsilon layernorm_epsilon norm_eps norm_epsilon
         mixer_rms_eps
         router_jitter_noise""",
@@ -104,7 +107,8 @@ _BY_KIND: dict[Kind, str] = {
         mup_attn_multiplier mup_embedding_multiplier mup_embeddings_scale embeddings_scale mup_output_alpha
         mup_width_scale width_scale softmax_scale hidden_act_param mscale mscale_all_dim
         moe_normalize_expert_weights""",
-    FACTOR: """swiglu_limit swiglu_alpha
+    FACTOR: """logits_soft_cap
+        swiglu_limit swiglu_alpha
         logits_scaling dim_model_base mup_width_multiplier rope_position_scale rope_ratio clip_qkv gegelu_limit
         attn_logit_softcapping final_logit_softcapping query_pre_attn_scalar alibi_bias_max expand mamba_expand
         expansion_ratio ffn_mult block_ffn_dim_multiplier

@@ -20,6 +20,7 @@ from octavo.parts.pixtral_tower import PixtralTower, ProjectedPixtral
 from octavo.parts.pooler import Pooler
 from octavo.parts.qk_transform import Clip, QKNorm, QKTransform
 from octavo.parts.query_scale import QueryScale
+from octavo.parts.recurrent_block import RecurrentBlock
 from octavo.parts.resampler import QueryAttention, QueryBatch, Resampler, resampler_names, sin_cos_positions
 from octavo.parts.rotary_embedding import AxialRotaryEmbedding, LongRotaryEmbedding, RotaryEmbedding, grid_angles
 from octavo.parts.self_attention import Attention, alibi_slopes
@@ -100,6 +101,7 @@ __all__ = [
     "QueryScale",
     "RMSNorm",
     "Recurrent",
+    "RecurrentBlock",
     "RecurrentView",
     "Resampler",
     "RotaryEmbedding",

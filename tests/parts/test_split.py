@@ -16,8 +16,8 @@ from tests.golden import CASES, case_named, config_of, read_case
 from tests.rank_threads import ThreadBackend, run_ranks
 from tests.test_golden import agrees
 
-WHOLE = {"q_a", "kv_a"}
-"""Products before latents, which every rank has."""
+WHOLE = {"q_a", "kv_a", "to_latent", "from_latent"}
+"""Products before latents, and of experts' latents, which every rank has."""
 SAMPLE = {
     "ArcticForCausalLM--instruct",
     "BartForConditionalGeneration--base",
@@ -30,6 +30,8 @@ SAMPLE = {
     "Lfm2MoeForCausalLM--8b-a1b",
     "LlamaForCausalLM--gqa-tied",
     "Mamba2ForCausalLM--codestral-7b",
+    "NemotronHForCausalLM--30b-latents",
+    "RecurrentGemmaForCausalLM--2b",
     "MllamaForConditionalGeneration--11b-vision",
     "MPTForCausalLM--qk-ln",
     "OlmoeForCausalLM--1b-7b",
