@@ -16,6 +16,7 @@ from octavo.ops.plans import (
     AttentionPlan,
     BlockTables,
     DecodeInputs,
+    DeltaInput,
     DrawBy,
     FullRun,
     GatedRecurrenceInput,
@@ -25,7 +26,16 @@ from octavo.ops.plans import (
     SequenceRun,
 )
 from octavo.ops.rank_operations import Ranks
-from octavo.ops.specs import AttentionSpec, CacheSpec, Capabilities, Gate, LinearUpdate, RotaryTable, RouterSpec
+from octavo.ops.specs import (
+    AttentionSpec,
+    CacheSpec,
+    Capabilities,
+    DeltaSpec,
+    Gate,
+    LinearUpdate,
+    RotaryTable,
+    RouterSpec,
+)
 from octavo.ops.stored_rows import StoredRows
 from octavo.ops.weight_kinds import WeightKind
 
@@ -254,6 +264,10 @@ class Backend(Ranks, Protocol):
         """See octavo.ops.torch.torch_norms."""
         ...
 
+    def rms_norm_gated(self, x: Tensor, gate: Tensor, weight: Tensor, eps: float, activation: str) -> Tensor:
+        """See octavo.ops.torch.torch_norms."""
+        ...
+
     def layer_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
         """See octavo.ops.torch.torch_norms."""
         ...
@@ -400,6 +414,10 @@ class Backend(Ranks, Protocol):
 
     def gated_recurrence(self, inputs: GatedRecurrenceInput, state: Tensor, plan: RecurrentPlan) -> Tensor:
         """See octavo.ops.torch.head_scan."""
+        ...
+
+    def delta_rule(self, inputs: DeltaInput, state: Tensor, plan: RecurrentPlan, spec: DeltaSpec) -> Tensor:
+        """See octavo.ops.torch.delta_rule."""
         ...
 
     def sample(self, logits: Tensor, by: Sequence[DrawBy]) -> Tensor:

@@ -200,6 +200,26 @@ class GatedRecurrenceInput:
     """[rows] int64: at position 0, the input is taken whole."""
 
 
+@dataclass(slots=True)
+class DeltaInput:
+    """What is written to memories and read from them; rows past the plan's are padding."""
+
+    query: Tensor
+    """[rows, key heads * key_dim]"""
+    key: Tensor
+    """[rows, key heads * key_dim]"""
+    value: Tensor
+    """[rows, heads * value_dim]"""
+    decay: Tensor | None
+    """[rows, heads], or [rows, heads * key_dim] where each value of a key has its own; None for the same always."""
+    beta: Tensor | None
+    """[rows, heads]; None where nothing is corrected, only added."""
+    rate: Tensor
+    """[heads] float32, negative: the memory is kept by `exp(rate * softplus(decay + bias))`, or `exp(rate)`."""
+    bias: Tensor | None
+    """float32, one for each column of `decay`."""
+
+
 @dataclass(frozen=True, slots=True)
 class DrawBy:
     """How a row's token is chosen."""

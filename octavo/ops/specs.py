@@ -117,6 +117,24 @@ class RotaryTable:
 
 
 @dataclass(frozen=True)
+class DeltaSpec:
+    """How a layer's memory by keys is written and read: octavo.ops.torch.delta_rule."""
+
+    num_heads: int
+    """Of values, each with a memory of its own."""
+    num_key_heads: int
+    """Of queries and keys, a divisor of them: neighbouring heads share one."""
+    key_dim: int
+    value_dim: int
+    scale: float
+    """Factor of queries."""
+    norm_eps: float | None = None
+    """Queries and keys are divided by `sqrt(sum of squares + norm_eps)`; None to leave them as they are."""
+    beta_scale: float = 1.0
+    """Factor of `sigmoid(beta)`: with 2 a write may turn over what the memory holds (Grazzi et al. 2024)."""
+
+
+@dataclass(frozen=True)
 class Gate:
     """How the two halves of a gated feed-forward's inner rows become one: `activation(gate) * (up + up_offset)`."""
 

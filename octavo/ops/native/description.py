@@ -192,6 +192,12 @@ class Core(Protocol):
     ) -> None:
         """`out = x / sqrt(mean(x * x) + eps) * weight`."""
 
+    def rms_norm_gated(
+        self, *, rows: int, x: Numbers, gate: Numbers, gate_stride: int, weight: Floats, out: NumbersOut, heads: int,
+        columns: int, eps: float, activation: Activation, dtype: DType,
+    ) -> None:
+        """`rms_norm` of each of `heads` heads of a row, `columns` each, times `activation(gate)`."""
+
     def layer_norm(
         self, *, rows: int, x: Numbers, weight: Floats | None, bias: Floats | None, out: NumbersOut,
         columns: int, eps: float, dtype: DType,
@@ -442,6 +448,18 @@ class Core(Protocol):
         runs: ScanRuns, channels: int, dtype: DType,
     ) -> None:
         """Griffin's recurrence of each channel by itself: octavo.ops.plans.GatedRecurrenceInput."""
+
+    def delta_rule(
+        self, *, num_runs: int, query: Numbers, query_stride: int, key: Numbers, key_stride: int, value: Numbers,
+        value_stride: int, decay: Numbers | None, decay_stride: int, beta: Numbers | None, beta_stride: int,
+        rate: Floats, bias: Floats | None, out: NumbersOut, state: FloatsOut, state_stride: int, runs: ScanRuns,
+        num_heads: Int, num_key_heads: Int, key_dim: Int, value_dim: Int, by_channel: bool, scale: float,
+        norm_eps: float, beta_scale: float, dtype: DType,
+    ) -> None:
+        """Memories `[heads, key_dim, value_dim]`, written and read by the delta rule: octavo.ops.plans.DeltaInput.
+
+        `by_channel`: each value of a key has its own decay. `norm_eps` is 0 for none.
+        """
 
     # ---- ranks -----------------------------------------------------------------------------------------------------
 

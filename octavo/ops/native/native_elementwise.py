@@ -13,7 +13,6 @@ from octavo.ops.specs import Gate
 from octavo.ops.torch import TorchBackend
 
 ACTIVATIONS = {
-    "sigmoid": Activation.SIGMOID,
     "silu": Activation.SILU,
     "swish": Activation.SILU,
     "gelu_new": Activation.GELU_TANH,
@@ -23,6 +22,7 @@ ACTIVATIONS = {
     "quick_gelu": Activation.QUICK_GELU,
     "relu": Activation.RELU,
     "relu2": Activation.RELU_SQUARED,
+    "sigmoid": Activation.SIGMOID,
 }
 
 
@@ -105,6 +105,26 @@ class NativeElementwise:
         out, w = torch.empty_like(x), self._together(weight)
         self.library.core.rms_norm(
             rows=rows, x=x.data_ptr(), weight=w.data_ptr(), out=out.data_ptr(), columns=columns, eps=eps, dtype=dtype
+        )
+        return out
+
+    def rms_norm_gated(self, x: Tensor, gate: Tensor, weight: Tensor, eps: float, activation: str) -> Tensor:
+        if activation not in ACTIVATIONS:
+            return self._reference.rms_norm_gated(x, gate, weight, eps, activation)
+        x, weight = self._together(x), self._together(weight)
+        out = torch.empty_like(x)
+        self.library.core.rms_norm_gated(
+            rows=len(x),
+            x=x.data_ptr(),
+            gate=gate.data_ptr(),
+            gate_stride=gate.stride(0),
+            weight=weight.data_ptr(),
+            out=out.data_ptr(),
+            heads=x.shape[1] // len(weight),
+            columns=len(weight),
+            eps=eps,
+            activation=ACTIVATIONS[activation],
+            dtype=DTYPES[x.dtype],
         )
         return out
 

@@ -7,7 +7,8 @@ from octavo.ops.native.description import MAX_HEAD_STATE, MAX_STATE, MAX_TAPS, M
 from octavo.ops.native.native_elementwise import ACTIVATIONS
 from octavo.ops.native.native_ranks import NativeRanks
 from octavo.ops.native.packed_weight import DTYPES
-from octavo.ops.plans import GatedRecurrenceInput, HeadScanInput, RecurrentPlan, ScanInput
+from octavo.ops.plans import DeltaInput, GatedRecurrenceInput, HeadScanInput, RecurrentPlan, ScanInput
+from octavo.ops.specs import DeltaSpec
 
 
 def _has(activation: str | None) -> bool:
@@ -130,5 +131,38 @@ class NativeRecurrent(NativeRanks):
             runs=plan.table.data_ptr(),
             channels=x.shape[1],
             dtype=DTYPES[x.dtype],
+        )
+        return out
+
+    def delta_rule(self, inputs: DeltaInput, state: Tensor, plan: RecurrentPlan, spec: DeltaSpec) -> Tensor:
+        query, decay, beta = inputs.query, inputs.decay, inputs.beta
+        out = torch.empty(query.shape[0], spec.num_heads * spec.value_dim, dtype=query.dtype)
+        self.library.core.delta_rule(
+            num_runs=len(plan.table),
+            query=query.data_ptr(),
+            query_stride=query.stride(0),
+            key=inputs.key.data_ptr(),
+            key_stride=inputs.key.stride(0),
+            value=inputs.value.data_ptr(),
+            value_stride=inputs.value.stride(0),
+            decay=None if decay is None else decay.data_ptr(),
+            decay_stride=0 if decay is None else decay.stride(0),
+            beta=None if beta is None else beta.data_ptr(),
+            beta_stride=0 if beta is None else beta.stride(0),
+            rate=inputs.rate.data_ptr(),
+            bias=None if inputs.bias is None else inputs.bias.data_ptr(),
+            out=out.data_ptr(),
+            state=state.data_ptr(),
+            state_stride=state.stride(0),
+            runs=plan.table.data_ptr(),
+            num_heads=spec.num_heads,
+            num_key_heads=spec.num_key_heads,
+            key_dim=spec.key_dim,
+            value_dim=spec.value_dim,
+            by_channel=decay is not None and decay.shape[1] > spec.num_heads,
+            scale=spec.scale,
+            norm_eps=spec.norm_eps or 0.0,
+            beta_scale=spec.beta_scale,
+            dtype=DTYPES[query.dtype],
         )
         return out

@@ -57,9 +57,9 @@ def softplus(x: Tensor) -> Tensor:
 Activation = Callable[[Tensor], Tensor]
 
 ACTIVATIONS: dict[str, Activation] = {
-    "sigmoid": sigmoid,
     "silu": silu,
     "swish": silu,
+    "sigmoid": sigmoid,
     "gelu": gelu,
     "gelu_new": gelu_tanh,
     "gelu_fast": gelu_tanh,

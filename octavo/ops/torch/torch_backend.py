@@ -14,6 +14,7 @@ from octavo.ops.plans import (
     AttentionPlan,
     BlockTables,
     DecodeInputs,
+    DeltaInput,
     DrawBy,
     FullRun,
     GatedRecurrenceInput,
@@ -24,9 +25,28 @@ from octavo.ops.plans import (
     plan_attention,
     plan_recurrent,
 )
-from octavo.ops.specs import AttentionSpec, CacheSpec, Capabilities, Gate, LinearUpdate, RotaryTable, RouterSpec
+from octavo.ops.specs import (
+    AttentionSpec,
+    CacheSpec,
+    Capabilities,
+    DeltaSpec,
+    Gate,
+    LinearUpdate,
+    RotaryTable,
+    RouterSpec,
+)
 from octavo.ops.stored_rows import StoredRows
-from octavo.ops.torch import experts, head_scan, paged_attention, rope, routing, sampling, selective_scan, torch_norms
+from octavo.ops.torch import (
+    delta_rule,
+    experts,
+    head_scan,
+    paged_attention,
+    rope,
+    routing,
+    sampling,
+    selective_scan,
+    torch_norms,
+)
 from octavo.ops.torch.activations import ACTIVATIONS, gated
 from octavo.ops.torch.adapter_products import TorchAdapterTable, TorchUpdate
 from octavo.ops.torch.distributed_ranks import DistributedRanks
@@ -134,6 +154,9 @@ class TorchBackend(DistributedRanks):
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return torch_norms.rms_norm(x, weight, eps)
+
+    def rms_norm_gated(self, x: Tensor, gate: Tensor, weight: Tensor, eps: float, activation: str) -> Tensor:
+        return torch_norms.rms_norm_gated(x, gate, weight, eps, activation)
 
     def layer_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
         return torch_norms.layer_norm(x, weight, bias, eps)
@@ -259,6 +282,9 @@ class TorchBackend(DistributedRanks):
 
     def gated_recurrence(self, inputs: GatedRecurrenceInput, state: Tensor, plan: RecurrentPlan) -> Tensor:
         return head_scan.gated_recurrence(inputs, state, plan)
+
+    def delta_rule(self, inputs: DeltaInput, state: Tensor, plan: RecurrentPlan, spec: DeltaSpec) -> Tensor:
+        return delta_rule.delta_rule(inputs, state, plan, spec)
 
     def sample(self, logits: Tensor, by: Sequence[DrawBy]) -> Tensor:
         return sampling.sample(logits, by)

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from octavo.ops.specs import NormSpec
+from octavo.ops.torch.activations import ACTIVATIONS
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -12,6 +13,21 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     x32 = x.float()
     scale = torch.rsqrt(x32.square().mean(-1, keepdim=True).add_(eps))
     return (x32 * scale).mul_(weight).to(x.dtype)
+
+
+def rms_norm_gated(x: Tensor, gate: Tensor, weight: Tensor, eps: float, activation: str) -> Tensor:
+    """`rms_norm` of each head times `activation(gate)`, in float32 (Yang et al. 2024).
+
+    Args:
+        x, gate: [rows, heads * size]
+        weight: [size] float32, of every head.
+        eps: of the norms.
+        activation: a name in ACTIVATIONS.
+
+    Returns: [rows, heads * size] in the dtype of `x`.
+    """
+    heads = x.float().view(len(x), -1, len(weight))
+    return (rms_norm(heads, weight, eps).flatten(-2) * ACTIVATIONS[activation](gate.float())).to(x.dtype)
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:

@@ -20,8 +20,8 @@ INLINE vec activate(vec x) {
     switch (activation) {
         case Activation::SILU: return x / (exponential(-x) + 1.0f);
         case Activation::QUICK_GELU: return x / (exponential(x * -1.702f) + 1.0f);
-        case Activation::SIGMOID: return 1.0f / (exponential(-x) + 1.0f);
         case Activation::RELU: return larger(x, vec{});
+        case Activation::SIGMOID: return 1.0f / (exponential(-x) + 1.0f);
         case Activation::RELU_SQUARED: return larger(x, vec{}) * larger(x, vec{});
         case Activation::GELU: {
             const vec z = x * 0.70710678118654752f;

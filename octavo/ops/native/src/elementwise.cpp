@@ -22,6 +22,20 @@ INLINE void rms_norm_row(const T* x, const float* weight, T* out, int64_t column
 }
 
 template <typename T>
+void rms_norm_gated_row(const T* x, const T* gate, const arguments::rms_norm_gated& a, T* out) {
+    vec squares = {};
+    for_vectors(a.columns, [&](int64_t i, int n) {
+        const vec v = take(x + i, n);
+        squares = fmadd(v, v, squares);
+    });
+    const float scale = 1.0f / std::sqrt(sum(squares) / static_cast<float>(a.columns) + a.eps);
+    for_vectors(a.columns, [&](int64_t i, int n) {
+        const vec v = take(x + i, n) * scale * take(a.weight + i, n);
+        put(out + i, v * activate(a.activation, take(gate + i, n)), n);
+    });
+}
+
+template <typename T>
 INLINE void layer_norm_row(const T* x, const float* weight, const float* bias, T* out, int64_t columns, float eps) {
     vec total = {};
     for_vectors(columns, [&](int64_t i, int n) { total += take(x + i, n); });
@@ -168,6 +182,13 @@ OPERATION(layer_norm) {
     }))
 }
 
+OPERATION(rms_norm_gated) {
+    WITH_TYPE(a.dtype, T, over_rows(a.rows * a.heads, a.columns, [&](int64_t i) {
+        const int64_t row = i / a.heads, first = i % a.heads * a.columns;
+        const T* gate = row_of<T>(a.gate, row, a.gate_stride) + first;
+        rms_norm_gated_row(row_of<T>(a.x, i, a.columns), gate, a, row_of<T>(a.out, i, a.columns));
+    }))
+}
 OPERATION(head_norm) {
     WITH_TYPE(a.dtype, T, over_rows(a.rows * a.heads, a.columns, [&](int64_t i) {
         T* x = row_of<T>(a.x, i / a.heads, a.stride) + i % a.heads * a.columns;
