@@ -56,6 +56,7 @@ _BY_KIND: dict[Kind, str] = {
         dense_attention_every_n_layers""",
     integer(-1, MAX_COUNT): "moe_layer_end_index",
     integer(0, MAX_SIZE): "shared_intermediate_size",
+    either(COUNT, integers(1, MAX_COUNT)): "moe_topk",
     integer(1, 2): "num_ln_in_parallel_attn",
     SIZE: """hidden_size num_embeddings latent_channels resolution base_channels embedding_size image_patch_size
         image_emb_dim image_mlp_dim vision_output_dim n_embd n_embed d_model intermediate_size n_inner ffn_dim
@@ -107,7 +108,8 @@ _BY_KIND: dict[Kind, str] = {
         mup_attn_multiplier mup_embedding_multiplier mup_embeddings_scale embeddings_scale mup_output_alpha
         mup_width_scale width_scale softmax_scale hidden_act_param mscale mscale_all_dim
         moe_normalize_expert_weights""",
-    FACTOR: """logits_soft_cap
+    FACTOR: """alpha
+        logits_soft_cap
         swiglu_limit swiglu_alpha
         logits_scaling dim_model_base mup_width_multiplier rope_position_scale rope_ratio clip_qkv gegelu_limit
         attn_logit_softcapping final_logit_softcapping query_pre_attn_scalar alibi_bias_max expand mamba_expand

@@ -1,15 +1,16 @@
-"""Hunyuan 3 (Tencent 2026), MiniMax-M2 (MiniMax 2025), ERNIE 4.5 MoE (Baidu 2025): experts that a bias chooses."""
+"""Hunyuan A13B and 3 (Tencent 2025), MiniMax-M2 (MiniMax 2025), ERNIE 4.5 MoE (Baidu 2025): many experts."""
 
+from collections.abc import Callable
 from functools import partial
 
 from octavo.architectures.balanced_experts import DENSE, SPARSE, by_layer, head_norms, shared_experts, sigmoid_route
 from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp, moe, rms_norm, without_more_layers
-from octavo.architectures.deepseek import DEEPSEEK_NAMES
+from octavo.architectures.deepseek import DEEPSEEK_NAMES, MoEWithShared
 from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.ops import RouterSpec
-from octavo.parts import CausalLM, PreNorm, QKNorm, RMSNorm, parameter
+from octavo.parts import CausalLM, Linear, PreNorm, QKNorm, RMSNorm, RotatedQKNorm, parameter, softmax_then_topk
 
 EXPERTS, CHOICE_BIAS = "layers.{i}.mlp.experts.{e}", "layers.{i}.mlp.choice_bias"
 HY_V3_NAMES = NAMES.replacing(
@@ -18,6 +19,12 @@ HY_V3_NAMES = NAMES.replacing(
         "model.layers.{i}.mlp.expert_bias": parameter(CHOICE_BIAS),
         "model.layers.{i}.mlp.shared_mlp.{gate|up}_proj": "layers.{i}.mlp.shared.gate_up.{gate|up}",
         "model.layers.{i}.mlp.shared_mlp.down_proj": "layers.{i}.mlp.shared.down",
+    }
+)
+HUNYUAN_NAMES = HY_V3_NAMES.replacing(
+    {
+        "model.layers.{i}.mlp.gate.wg": "layers.{i}.mlp.router",
+        "model.layers.{i}.self_attn.{query|key}_layernorm": "layers.{i}.attn.qk_transform.{q|k}",
     }
 )
 MINIMAX_NAMES = NAMES.replacing(
@@ -33,6 +40,28 @@ ERNIE_NAMES = DEEPSEEK_NAMES.replacing(
         "model.layers.{i}.mlp.moe_statics.e_score_correction_bias": parameter(CHOICE_BIAS, lambda b: b.flatten()),
     }
 ).leaving_out("model.mtp_")
+
+
+def rotated_norms(c: Config) -> Callable[[], RotatedQKNorm]:
+    """Hunyuan's norms of each head, after positions are applied."""
+    head_dim = c.get("head_dim", c.hidden_size // c.num_attention_heads)
+    return lambda: RotatedQKNorm(RMSNorm(head_dim, c.rms_norm_eps), RMSNorm(head_dim, c.rms_norm_eps))
+
+
+@architecture("HunYuanMoEV1ForCausalLM", about="Hunyuan A13B", examples=("tencent/Hunyuan-A13B-Instruct",))
+def hunyuan_moe(c: Config) -> CausalLM:
+    """Experts and the one for all are of intermediate_size; how many are chosen may be a list by layer."""
+    norm, bias, expert, top_k = rms_norm(c), c.attention_bias, gated_mlp(c), c.get("moe_topk", 1)
+    attn = attention(c, qk_transform=rotated_norms(c), bias=bias, out_bias=bias)
+
+    def mlp(layer: int) -> MoEWithShared:
+        count = c.num_experts
+        route = softmax_then_topk(top_k if isinstance(top_k, int) else top_k[layer])
+        return MoEWithShared(
+            Linear(c.hidden_size, count, exact=True), [expert() for _ in range(count)], route, expert()
+        )
+
+    return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp(i)), HUNYUAN_NAMES)
 
 
 @architecture("HYV3ForCausalLM", about="Hunyuan 3", examples=("tencent/Hy3-preview",))

@@ -57,7 +57,10 @@ def make_rope(
 
 def _table(c: Config, settings: Config, dim: int, base: float) -> tuple[torch.Tensor, float]:
     """Each pair's angle per position, and the factor of cos and sin."""
-    plain, kind = frequencies(dim, base), settings.rope_type
+    kind = settings.rope_type
+    if kind == "dynamic" and (alpha := settings.get("alpha")):  # acts at every length (Hunyuan)
+        base *= alpha ** (dim / (dim - 2))
+    plain = frequencies(dim, base)
     if kind == "linear":
         return plain / settings.factor, 1.0
     if kind == "llama3":

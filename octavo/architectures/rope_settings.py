@@ -21,7 +21,10 @@ PLAIN = {"rope_type": "default"}
 KEYS_OF: dict[str, set[str]] = {
     "default": {AXES},
     "linear": {AXES, "factor", "original_max_position_embeddings"},
-    "dynamic": {AXES, "factor", "original_max_position_embeddings"},
+    "dynamic": {
+        *(AXES, "factor", "original_max_position_embeddings", "alpha"),
+        *("beta_fast", "beta_slow", "mscale", "mscale_all_dim"),  # which Hunyuan's files have, and nothing reads
+    },
     "llama3": {AXES, "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
     "yarn": {
         *("factor", "original_max_position_embeddings", "attention_factor", "attn_factor", "mscale", "mscale_all_dim"),

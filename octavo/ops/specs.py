@@ -100,6 +100,8 @@ class AttentionSpec:
     """Which of the keys before it a query sees; all if None."""
     sinks: Tensor | None = None
     """[num_heads] float32: a score for each head that takes its share of the softmax, and gives no value (GPT-OSS)."""
+    query_weights: Tensor | None = None
+    """[head_dim] float32, what the values of each query are multiplied with after positions are applied."""
     transforms: tuple[HeadTransform, ...] = ()
     """What happens to queries, keys and values before positions are applied, in this order."""
 

@@ -18,7 +18,7 @@ from octavo.parts.names import Into, Names, alternating, gate_second, grouped_qk
 from octavo.parts.norms import HeadNorm, LayerNorm, Norm, RMSNorm
 from octavo.parts.pixtral_tower import PixtralTower, ProjectedPixtral
 from octavo.parts.pooler import Pooler
-from octavo.parts.qk_transform import Clip, QKNorm, QKTransform
+from octavo.parts.qk_transform import Clip, QKNorm, QKTransform, RotatedQKNorm
 from octavo.parts.query_scale import QueryScale
 from octavo.parts.recurrent_block import RecurrentBlock
 from octavo.parts.resampler import QueryAttention, QueryBatch, Resampler, resampler_names, sin_cos_positions
@@ -105,6 +105,7 @@ __all__ = [
     "RecurrentView",
     "Resampler",
     "RotaryEmbedding",
+    "RotatedQKNorm",
     "SandwichNorm",
     "SharedNorm",
     "ShortConvolution",

@@ -1,8 +1,11 @@
 """What changes queries and keys before positions are applied."""
 
-from torch import nn
+from dataclasses import replace
 
-from octavo.ops import Backend, HeadClip, HeadNorms, HeadTransform, RankColumns
+import torch
+from torch import Tensor, nn
+
+from octavo.ops import Backend, HeadClip, HeadNorms, HeadTransform, NormSpec, RankColumns
 from octavo.parts.norms import Norm
 from octavo.parts.split import HeadSplit
 
@@ -22,6 +25,10 @@ class QKTransform(nn.Module):
     def specs(self, slot: int | None = None) -> tuple[HeadTransform, ...]:
         """As a backend is told of it; as the adapter in a slot has it."""
         raise NotImplementedError
+
+    def query_weights(self, slot: int | None = None) -> Tensor | None:
+        """`[head_dim]` float32, what queries are multiplied with after positions are applied; None for nothing."""
+        return None
 
 
 class QKNorm(QKTransform):
@@ -58,6 +65,29 @@ class QKNorm(QKTransform):
     def specs(self, slot: int | None = None) -> tuple[HeadTransform, ...]:
         columns = self.query_columns, self.key_columns
         return (HeadNorms(self.q.spec(slot), self.k.spec(slot), self.full_width, *columns),)
+
+
+class RotatedQKNorm(QKNorm):
+    """Root mean square norms of each head's queries and keys after positions are applied (Hunyuan).
+
+    Rotation keeps lengths, so that heads are divided by theirs before it. What is left are the weights: a score is a
+    sum over products of a query's and a key's values, and queries take the keys' weights as well.
+    """
+
+    def specs(self, slot: int | None = None) -> tuple[HeadTransform, ...]:
+        query, key = (replace(norm.spec(slot), weight=self._ones(norm.spec(slot))) for norm in (self.q, self.k))
+        return (HeadNorms(query, key),)
+
+    def query_weights(self, slot: int | None = None) -> Tensor | None:
+        query, key = self.q.spec(slot).weight, self.k.spec(slot).weight
+        assert query is not None
+        assert key is not None
+        return query * key
+
+    def _ones(self, norm: NormSpec) -> Tensor:
+        assert norm.kind == "rms"
+        assert norm.weight is not None
+        return torch.ones_like(norm.weight)
 
 
 class Clip(QKTransform):

@@ -119,6 +119,7 @@ class Attention(nn.Module):
             interleaved=self.rope is not None and self.rope.interleaved,
             sparse=self.sparse,
             sinks=None if self.sinks is None else self.sinks.data,
+            query_weights=None if self.qk_transform is None else self.qk_transform.query_weights(),
             transforms=() if self.qk_transform is None else self.qk_transform.specs(),
         )
 
@@ -159,7 +160,8 @@ class Attention(nn.Module):
             )
             spec = self._spec
             if slot is not None and self.qk_transform is not None:
-                spec = replace(spec, transforms=self.qk_transform.specs(slot))
+                own_transforms, weights = self.qk_transform.specs(slot), self.qk_transform.query_weights(slot)
+                spec = replace(spec, transforms=own_transforms, query_weights=weights)
             turned = None if angles is None else (angles[0][rows], angles[1][rows])
             scaled = None if factors is None else factors[rows]
             out[rows] = self._backend.attend(qkv[rows], view.cache, plan, spec, turned, scaled)

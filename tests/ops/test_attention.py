@@ -347,6 +347,19 @@ def test_queries_that_grow_with_their_positions(backend: Backend, generator: tor
     assert torch.equal(got, backend.attend(scaled.flatten(1), other, plan, spec, None))
 
 
+def test_queries_with_weights(backend: Backend, generator: torch.Generator) -> None:
+    tokens, heads, kv_heads, dim = 11, 4, 2, 24
+    qkv = torch.randn(tokens + 3, heads + 2 * kv_heads, dim, generator=generator)  # 3 rows of padding
+    weights = torch.randn(dim, generator=generator)
+    plan = backend.plan_attention([SequenceRun(0, tokens, 0, 0)], torch.tensor([[3, 1, 2]]), 4, None, tokens)
+    cache, other = (backend.make_cache(CacheSpec(kv_heads, dim, dim), 4, 4, torch.float32) for _ in range(2))
+    spec = AttentionSpec(heads, kv_heads, dim, 0.25, query_weights=weights)
+    got = backend.attend(qkv.clone().flatten(1), cache, plan, spec, None)
+    weighted = torch.cat([qkv[:, :heads] * weights, qkv[:, heads:]], 1)
+    plain = replace(spec, query_weights=None)
+    assert torch.equal(got, backend.attend(weighted.flatten(1), other, plan, plain, None))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("window", [None, 5000])
 def test_a_long_context_is_the_same_whoever_shares_it(

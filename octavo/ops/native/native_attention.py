@@ -79,6 +79,8 @@ class NativeAttention(NativeElementwise):
             cache_dtype=CACHE_DTYPES[cache.keys.dtype],
             paired=paired,
         )
+        if spec.query_weights is not None:
+            query = self.scale_columns(query.view(-1, spec.head_dim), spec.query_weights).view(query.shape)
         if query_factors is not None:
             query = self.scale_rows(query, query_factors[: plan.num_tokens])
         return self._attend(query, cache, plan, spec, rows, qkv.dtype, paired).flatten(1)

@@ -230,6 +230,8 @@ class TorchBackend(DistributedRanks):
             self.all_gather,
         )
         query = paged_attention.rotate_store(*heads, angles, cache, plan, spec)
+        if spec.query_weights is not None:
+            query = query * spec.query_weights
         if query_factors is not None:
             query = self.scale_rows(query, query_factors[: plan.num_tokens])
         return self.attend_stored(query, cache, plan, spec, rows, qkv.dtype).flatten(1)
