@@ -39,7 +39,13 @@ def opened(case: dict[str, Any], folder: Path, **options: Any) -> LLM:
         if "override_pooler_config" in case:
             options["override_pooler_config"] = PoolerConfig(**case["override_pooler_config"])
     has_tokenizer = bool({"tokenizer.json", "tekken.json"} & set(case["files"]))
-    options = {"dtype": "float32", "skip_tokenizer_init": not has_tokenizer, "kv_cache_memory": "32MiB", **options}
+    options = {
+        "dtype": "float32",
+        "skip_tokenizer_init": not has_tokenizer,
+        "kv_cache_memory": "32MiB",
+        **case.get("engine_args", {}),
+        **options,
+    }
     return LLM(str(folder), **options)
 
 

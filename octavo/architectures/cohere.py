@@ -7,6 +7,7 @@ from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope_config import make_rope
+from octavo.architectures.rope_settings import FULL, SLIDING, layer_types
 from octavo.parts import CausalLM, HeadNorm, LayerNorm, QKNorm, SharedNorm
 
 
@@ -29,4 +30,21 @@ def cohere(c: Config) -> CausalLM:
     rope = make_rope(c, head_dim, interleaved=True)
     attn = attention(c, rope=rope, bias=bias, out_bias=bias, qk_transform=head_norms)
     norm, mlp = partial(LayerNorm, c.hidden_size, eps, bias=False), gated_mlp(c)
+    return decoder(c, norm, lambda i: SharedNorm(norm, attn=attn(i), mlp=mlp()), logit_scale=c.logit_scale)
+
+
+@architecture(
+    "Cohere2ForCausalLM",
+    about="Command R7B, Command A",
+    examples=("CohereLabs/c4ai-command-r7b-12-2024", "CohereLabs/c4ai-command-a-03-2025"),
+)
+def cohere2(c: Config) -> CausalLM:
+    """Layers with a window rotate, full ones do not."""
+    bias, every = c.attention_bias, c.get("sliding_window_pattern", 4)
+    types = layer_types(c, [SLIDING if (i + 1) % every else FULL for i in range(c.num_hidden_layers)])
+    window = [c.value("sliding_window") if kind == SLIDING else None for kind in types]
+    attn = attention(
+        c, window=window, rotates=[each is not None for each in window], interleaved=True, bias=bias, out_bias=bias
+    )
+    norm, mlp = partial(LayerNorm, c.hidden_size, c.layer_norm_eps, bias=False), gated_mlp(c)
     return decoder(c, norm, lambda i: SharedNorm(norm, attn=attn(i), mlp=mlp()), logit_scale=c.logit_scale)

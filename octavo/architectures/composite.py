@@ -6,6 +6,21 @@ from octavo.architectures.model_config import Config
 from octavo.parts import CausalLM, Into, MediaTower
 
 
+def text_alone(c: Config, text: CausalLM, *beside: str) -> CausalLM:
+    """`text`, of a checkpoint that also has a tower, which is not computed: its tensors' names begin with `beside`.
+
+    The text's names may begin with model.language_model., language_model.model. or model. Whether the head is tied
+    stands beside the text's section in `c`, or in it; where the checkpoint stores no head, the table of tokens is one.
+    """
+    if (tied := c.stated("tie_word_embeddings")) is not None:
+        text.tied = tied
+    text.tied_if_absent = True
+    spellings = {"model.language_model.": "model.", "language_model.model.": "model.", "language_model.": ""}
+    begins = [start + name for name in beside for start in ("model.", "")]
+    text.names = text.names.spelled(spellings).leaving_out(*begins)
+    return text
+
+
 def with_tower(c: Config, text: CausalLM, tower: MediaTower, names: Mapping[str, str | Into]) -> CausalLM:
     """`text`, with a tower whose names are `names`; its own are published after `language_model.`.
 

@@ -15,11 +15,14 @@ from typing import Any
 _SAME = {
     "BartModel": "BartForConditionalGeneration",
     "Gemma2Model": "Gemma2ForCausalLM",
+    "LlamaForSequenceClassification": "LlamaForCausalLM",
     "LlamaModel": "LlamaForCausalLM",
     "MistralModel": "MistralForCausalLM",
     "Qwen2Model": "Qwen2ForCausalLM",
     "Qwen2ForSequenceClassification": "Qwen2ForCausalLM",
     "Qwen2ForRewardModel": "Qwen2ForCausalLM",
+    "Qwen3ForSequenceClassification": "Qwen3ForCausalLM",
+    "Qwen3Model": "Qwen3ForCausalLM",
 }
 
 

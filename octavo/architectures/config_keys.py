@@ -46,6 +46,7 @@ _BY_KIND: dict[Kind, str] = {
         n_heads num_key_value_heads num_kv_heads n_head_kv multi_query_group_num encoder_attention_heads
         decoder_attention_heads kv_n_heads n_heads_in_group num_labels moe_layer_freq moe_layer_frequency
         decoder_sparse_step expert_layer_period attn_layer_period n_group topk_group moe_top_k moe_num_experts
+        no_rope_layer_interval
         num_heads heads mamba_n_heads mamba_num_heads n_mamba_heads mamba_n_groups mamba_ngroups n_groups
         num_mem_blocks cross_attention_frequency spatial_pool_stride spatial_merge_size temporal_patch_size
         stack_factor""",
@@ -57,6 +58,7 @@ _BY_KIND: dict[Kind, str] = {
     integer(-1, MAX_COUNT): "moe_layer_end_index",
     integer(0, MAX_SIZE): "shared_intermediate_size",
     either(COUNT, integers(1, MAX_COUNT)): "moe_topk",
+    either(COUNT_OR_NONE, TEXT): "sliding_window_pattern",
     integer(1, 2): "num_ln_in_parallel_attn",
     SIZE: """hidden_size num_embeddings latent_channels resolution base_channels embedding_size image_patch_size
         image_emb_dim image_mlp_dim vision_output_dim n_embd n_embed d_model intermediate_size n_inner ffn_dim
@@ -74,7 +76,8 @@ _BY_KIND: dict[Kind, str] = {
     WINDOW: "sliding_window window_length",
     TOKEN: "decoder_start_token_id",
     TOKENS: "eos_token_id",
-    FLAG: """mrope_interleaved mup_enabled use_routing_bias qk_norm use_cla route_norm
+    FLAG: """attention_out_bias is_original_qwen3_reranker
+        mrope_interleaved mup_enabled use_routing_bias qk_norm use_cla route_norm
         attention_bias mlp_bias bias use_bias qkv_bias use_qkv_bias lm_head_bias enable_bias no_bias
         add_bias_linear add_qkv_bias mamba_proj_bias mamba_conv_bias use_conv_bias tie_word_embeddings alibi multi_query
         multi_query_attention new_decoder_architecture parallel_attn parallel_attn_mlp_res use_parallel_residual
@@ -101,7 +104,7 @@ _BY_KIND: dict[Kind, str] = {
         image_norm_eps rms_norm_eps layer_norm_eps layer_norm_epsilon layernorm_epsilon norm_eps norm_epsilon
         mixer_rms_eps
         router_jitter_noise""",
-    SCALE: """attention_value_scale router_scaling_factor route_scale
+    SCALE: """llama_4_scaling_beta attention_value_scale router_scaling_factor route_scale
         key_multiplier attention_in_multiplier attention_out_multiplier ssm_in_multiplier ssm_out_multiplier
         lm_head_multiplier
         attention_multiplier residual_multiplier embedding_multiplier scale_emb scale_depth routed_scaling_factor
@@ -126,13 +129,14 @@ _BY_KIND: dict[Kind, str] = {
         cross_attention_layers intermediate_layers_indices attention_layers expert_layers mlp_only_layers
         bskcn_1 bskcn_2 bskcn_3 bskcn_4""",
     GRIDS: "supported_aspect_ratios",
-    integers(0, MAX_SIZE): "dummy_token_indices image_default_input_size",
+    integers(0, MAX_SIZE): "dummy_token_indices image_default_input_size classifier_token_ids",
     integers(1, MAX_COUNT): "num_key_value_heads_per_layer mrope_section channel_multiplier attn_resolutions",
     numbers(-1e6, 1e6, count=2): "bskcn_tv",
     LIMITS: "time_step_limit",
     numbers(-1e6, 1e6): "ssm_multipliers mlp_multipliers",
     FACTORS: "short_factor long_factor factors",
-    KINDS: "layer_types mlp_layer_types layers_block_type block_types architectures",
+    KINDS: "layer_types mlp_layer_types layers_block_type block_types architectures classifier_from_token",
+    integers(0, 1): "no_rope_layers",
     VERSION: "version",
     either(integer(-1000, 1000), integers(-1000, 1000)): "vision_feature_layer",
     one_of("default", "full"): "vision_feature_select_strategy",

@@ -113,5 +113,5 @@ LIMITS = Kind(
     lambda v: isinstance(v, list) and len(v) == 2 and all(is_number(n, 0.0, math.inf) or n == INFINITY for n in v),
 )
 KINDS = Kind("a list of texts", lambda v: isinstance(v, list) and all(isinstance(item, str) for item in v))
-ACTIVATION = one_of(*ACTIVATIONS, "swiglu", "fatrelu")
+ACTIVATION = one_of(*ACTIVATIONS, "swiglu", "fatrelu", "xielu")
 FACTORS = numbers(POSITIVE, 1e6)

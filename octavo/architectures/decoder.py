@@ -18,6 +18,7 @@ from octavo.parts import (
     Linear,
     MoE,
     Names,
+    QKNorm,
     QKTransform,
     RMSNorm,
     parameter,
@@ -45,6 +46,13 @@ NAMES = Names(
     prefix="model.",
 )
 """Entries for parts that a model lacks do no harm. What a family has otherwise, its own table says: `replacing`."""
+NORMS_AFTER = NAMES.replacing(
+    {
+        "model.layers.{i}.post_attention_layernorm": "layers.{i}.attn_norm",
+        "model.layers.{i}.post_feedforward_layernorm": "layers.{i}.mlp_norm",
+    }
+)
+"""For a BranchNorm of layers (OLMo 2, EXAONE 4)."""
 
 MORE_LAYERS = 8
 """Layers of a checkpoint, at most, that predict further tokens."""
@@ -120,6 +128,24 @@ def attention(
         return part(c.hidden_size, num_heads, num_kv_heads, head_dim, **own)
 
     return make
+
+
+def head_norms(c: Config, offset: float = 0.0) -> Callable[[], QKNorm]:
+    """Norms of each head of queries and of keys."""
+    head_dim = c.get("head_dim", c.hidden_size // c.num_attention_heads)
+    norm = partial(RMSNorm, head_dim, c.rms_norm_eps, offset)
+    return lambda: QKNorm(norm(), norm())
+
+
+def full_width_norms(c: Config) -> Callable[[], QKNorm]:
+    """Norms over all heads of queries, and over all of keys."""
+    num_heads = c.num_attention_heads
+    head_dim = c.get("head_dim", c.hidden_size // num_heads)
+    q, k = (
+        partial(RMSNorm, count * head_dim, c.rms_norm_eps)
+        for count in (num_heads, c.get("num_key_value_heads", num_heads))
+    )
+    return lambda: QKNorm(q(), k(), full_width=True)
 
 
 def gated_mlp(c: Config, bias: bool = False) -> Callable[[], GatedMLP]:

@@ -1,10 +1,13 @@
 """Mistral (Jiang et al. 2023): Llama's body with a sliding window; Mixtral (2024): with experts."""
 
+from octavo.architectures.composite import text_alone
 from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp, moe, rms_norm
 from octavo.architectures.gguf_format import UNPERMUTE, GGUFFormat
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import EMBEDS, architecture
-from octavo.parts import CausalLM, PreNorm, softmax_then_topk
+from octavo.architectures.rope_settings import original_length, rope_settings
+from octavo.architectures.text_config import text_model
+from octavo.parts import CausalLM, PreNorm, QueryScale, softmax_then_topk
 
 MIXTRAL_NAMES = NAMES.replacing(
     {
@@ -26,6 +29,43 @@ MIXTRAL_NAMES = NAMES.replacing(
 def mistral(c: Config) -> CausalLM:
     norm, attn, mlp = rms_norm(c), attention(c, window=c.get("sliding_window")), gated_mlp(c)
     return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp()))
+
+
+MINISTRAL3_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 1000000.0,
+    "factor": 16.0,
+    "original_max_position_embeddings": 16384,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale_all_dim": 1.0,
+    "mscale": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+
+
+@architecture("Ministral3ForCausalLM", about="Ministral 3", examples=("mistralai/Ministral-3-3B-Instruct-2512",))
+def ministral3(c: Config) -> CausalLM:
+    """Queries grow with the logarithm of how often they passed the original length."""
+    if not c.get("rope_parameters", {}) and not c.get("rope_scaling", {}):
+        c = c.replace(rope_parameters=MINISTRAL3_ROPE)
+    settings = rope_settings(c)
+    beta: float | None = settings.get("llama_4_scaling_beta")
+    scale = QueryScale(beta, original_length(c, settings)) if beta else None
+    norm, mlp = rms_norm(c), gated_mlp(c)
+    attn = attention(c, window=c.get("sliding_window"), query_scale=scale)
+    return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp()))
+
+
+@architecture(
+    "Mistral3ForConditionalGeneration",
+    about="Mistral Small 3.x, Ministral 3 (text)",
+    examples=("mistralai/Mistral-Small-3.2-24B-Instruct-2506", "mistralai/Ministral-3-8B-Instruct-2512"),
+    defaults={"text_config": {"model_type": "mistral"}},
+)
+def mistral3(c: Config) -> CausalLM:
+    """Its text is a Mistral, a Ministral 3 or another that text_config names."""
+    return text_alone(c, text_model(c.section("text_config")), "vision_tower.", "multi_modal_projector.")
 
 
 @architecture(

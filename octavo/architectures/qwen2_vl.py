@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octavo.architectures.composite import text_alone
 from octavo.architectures.model_config import Config
 from octavo.architectures.pixtral_config import axial_base
 from octavo.architectures.projector_format import ProjectorFormat, ProjectorHeader
@@ -181,6 +182,18 @@ def qwen2_vl(c: Config) -> CausalLM:
     model = text.with_media(tower, NAMES)
     model.names = model.names.spelled(SPELLINGS)
     return model
+
+
+@architecture(
+    "Qwen2_5_VLForConditionalGeneration",
+    about="Qwen2.5-VL (text)",
+    examples=("Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2.5-VL-3B-Instruct"),
+    defaults=TEXT,
+)
+def qwen2_5_vl(c: Config) -> CausalLM:
+    """The text's keys stand in a section, or beside everything else."""
+    section = text_config(c)
+    return text_alone(c, qwen2(Config({**section.values, **_tied(c)}, TEXT, section.path)), "visual.")
 
 
 def _tied(c: Config) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def make_rope(
     if settings.rope_type == "longrope":
         return _longrope(c, settings, dim, base, interleaved)
     table, scale = _table(c, settings, dim, base)
-    if sections := settings.get(AXES):
+    if (sections := settings.get(AXES)) and not settings.get("mrope_interleaved"):
         if sum(sections) != len(table):
             raise CheckpointError(
                 f"config.json: {settings.path}{AXES} has {sum(sections)} pairs, and a head has {len(table)}."

@@ -28,7 +28,7 @@ KEYS_OF: dict[str, set[str]] = {
     "llama3": {AXES, "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
     "yarn": {
         *("factor", "original_max_position_embeddings", "attention_factor", "attn_factor", "mscale", "mscale_all_dim"),
-        *("beta_fast", "beta_slow", "truncate", "finetuned", AXES),
+        *("beta_fast", "beta_slow", "truncate", "finetuned", AXES, "llama_4_scaling_beta", "max_position_embeddings"),
     },
     "longrope": {
         *("factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"),

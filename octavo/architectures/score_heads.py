@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.architectures.model_config import Config
+from octavo.errors import CheckpointError
 from octavo.parts import Batch, CausalLM, Linear
 
 Build = Callable[[Config], CausalLM]
@@ -21,6 +22,10 @@ def with_classes(build: Build) -> Build:
 
     def classifier(c: Config) -> CausalLM:
         model = build(c)
+        tokens: list[int] = c.get("classifier_token_ids", [])
+        if tokens:
+            model.score = TokenScores(model, tokens, is_pair=c.get("is_original_qwen3_reranker", False))
+            return model
         return model.score_with(Linear(model.hidden_size, num_labels(c), exact=True), {"score": "score"})
 
     return classifier
@@ -35,6 +40,21 @@ def with_reward(build: Build) -> Build:
         return model.score_with(head, {"score.{0|2}": "score.{first|second}"})
 
     return reward_model
+
+
+class TokenScores(nn.Module):
+    """Scores that are logits of tokens; of a pair, one, whose sigmoid is the second's probability among the two."""
+
+    def __init__(self, model: CausalLM, tokens: list[int], is_pair: bool) -> None:
+        super().__init__()
+        if is_pair and len(tokens) != 2:
+            raise CheckpointError(f"classifier_from_token names {len(tokens)} tokens, of which there must be two.")
+        self._logits, self._tokens, self._is_pair = (model.logits,), tokens, is_pair  # a tuple: it is no part of this
+        self.num_scores = 1 if is_pair else len(tokens)
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        logits = self._logits[0](x, batch)[:, self._tokens]
+        return logits[:, 1:] - logits[:, :1] if self._is_pair else logits
 
 
 class TwoLayers(nn.Module):

@@ -53,5 +53,5 @@ def _family(section: Config) -> Architecture | None:
     for name in names:
         if name in known:
             return known[name]
-    wanted = str(section.get("model_type", "")).replace("_", "") + "forcausallm"
+    wanted = str(section.get("model_type", "")).removesuffix("_text").replace("_", "") + "forcausallm"
     return next((known[name] for name in known if name.lower() == wanted), None)

@@ -94,7 +94,7 @@ def load_model(args: EngineArgs, place: RankPlace = ALONE, link: RankLink = NO_L
     """
     checkpoint = open_checkpoint(args)
     task = _task(args, checkpoint.architecture)
-    config, backend = checkpoint.config, select_backend(args.device, args.ops)
+    config, backend = _with_tokens(checkpoint.config, args, checkpoint), select_backend(args.device, args.ops)
     if args.threads is not None:
         backend.set_threads(args.threads)
     precision = choose_precision(args, config, backend, checkpoint.weights)
@@ -128,6 +128,20 @@ def load_model(args: EngineArgs, place: RankPlace = ALONE, link: RankLink = NO_L
         weights=checkpoint.weights,
         weight_bytes=weight_bytes,
     )
+
+
+def _with_tokens(config: Config, args: EngineArgs, checkpoint: Checkpoint) -> Config:
+    """A classifier's config, with the numbers of the tokens whose logits are its scores, where it names such."""
+    names: list[str] = config.get("classifier_from_token", [])
+    if not names:
+        return config
+    tokenizer = model_tokenizer(args, checkpoint.files, checkpoint.gguf)
+    if tokenizer is None:
+        raise ConfigError("classifier_from_token names tokens, which need the model's tokenizer.")
+    ids = [tokenizer.encode(name, add_special_tokens=False) for name in names]
+    if wrong := [name for name, found in zip(names, ids, strict=True) if len(found) != 1]:
+        raise ConfigError(f"classifier_from_token: {wrong[0][:60]!r} is not one token of this model.")
+    return config.replace(classifier_token_ids=[found[0] for found in ids])
 
 
 def _take_part(model: CausalLM, place: RankPlace) -> None:

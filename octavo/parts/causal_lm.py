@@ -302,6 +302,8 @@ class CausalLM(nn.Module):
         """How many values `scores` gives a row: the outputs of `score`, or the vocabulary."""
         if self.score is None:
             return int(self.vocab_size)
+        if isinstance(count := getattr(self.score, "num_scores", None), int):
+            return count
         return int([m for m in self.score.modules() if isinstance(m, Linear)][-1].outputs)
 
     def forward(self, batch: Batch) -> Tensor:

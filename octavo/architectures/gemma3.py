@@ -1,0 +1,65 @@
+"""Gemma 3 (Gemma Team 2025): Gemma 2's norms with norms of each head, and a base of rope for each kind of layer."""
+
+from functools import partial
+from typing import Any
+
+from octavo.architectures.composite import text_alone
+from octavo.architectures.decoder import attention, decoder, head_norms
+from octavo.architectures.gemma2 import GEMMA2_NAMES
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader, minus_one
+from octavo.architectures.model_config import Config
+from octavo.architectures.registry import architecture
+from octavo.architectures.rope_settings import FULL, SLIDING, layer_types, rope_by_layer
+from octavo.architectures.text_config import text_config
+from octavo.parts import CausalLM, Embedding, GatedMLP, RMSNorm, SandwichNorm
+
+
+def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    hidden_size, num_heads, layers = shared["hidden_size"], shared["num_attention_heads"], shared["num_hidden_layers"]
+    # As for Gemma 2, the scale of the scores is not in the file: the 27B's differs.
+    scalar = hidden_size // num_heads if layers == 62 else shared.get("head_dim", hidden_size // num_heads)
+    return {"query_pre_attn_scalar": scalar, "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True}
+
+
+@architecture(
+    "Gemma3ForCausalLM",
+    about="Gemma 3 270M and 1B",
+    examples=("google/gemma-3-1b-it", "google/gemma-3-270m-it"),
+    gguf=GGUFFormat(
+        "gemma3",
+        config=_from_gguf,
+        undo={name: minus_one for name in GEMMA2_NAMES.table if name.endswith("norm")},
+    ),
+)
+def gemma3(c: Config) -> CausalLM:
+    size, bias, every = c.hidden_size, c.attention_bias, c.get("sliding_window_pattern", 6)
+    norm = partial(RMSNorm, size, c.rms_norm_eps, 1.0)
+    types = layer_types(c, [SLIDING if (i + 1) % every else FULL for i in range(c.num_hidden_layers)])
+    attn = attention(
+        rope_by_layer(c, types, c.get("rope_local_base_freq", 10000.0)),
+        window=[c.get("sliding_window") if kind == SLIDING else None for kind in types],
+        qk_transform=head_norms(c, offset=1.0),
+        bias=bias,
+        out_bias=bias,
+        scale=c.query_pre_attn_scalar**-0.5,
+        softcap=c.get("attn_logit_softcapping"),
+    )
+    mlp = partial(GatedMLP, size, c.intermediate_size, c.hidden_activation)
+    return decoder(
+        c,
+        norm,
+        lambda i: SandwichNorm(norm, attn=attn(i), mlp=mlp()),
+        GEMMA2_NAMES,
+        embed=Embedding(c.vocab_size, size, size**0.5),
+        softcap=c.get("final_logit_softcapping"),
+    )
+
+
+@architecture(
+    "Gemma3ForConditionalGeneration",
+    about="Gemma 3 4B to 27B (text)",
+    examples=("google/gemma-3-4b-it", "google/gemma-3-27b-it"),
+    defaults={"text_config": {"model_type": "gemma3_text"}},
+)
+def gemma3_text_part(c: Config) -> CausalLM:
+    return text_alone(c, gemma3(text_config(c)), "vision_tower.", "multi_modal_projector.")
