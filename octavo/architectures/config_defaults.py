@@ -34,4 +34,6 @@ def _table() -> dict[str, dict[str, Any]]:
 
 def defaults_of(name: str) -> Mapping[str, Any]:
     """The defaults of architecture `name`; none for one that is not of the tree."""
-    return _table().get(_SAME.get(name, name), {})
+    family = name.partition("ForSequenceClassification")[0].partition("ForTokenClassification")[0]
+    found = (_table().get(each) for each in (_SAME.get(name, name), f"{family}Model"))
+    return next((defaults for defaults in found if defaults), {})

@@ -54,7 +54,7 @@ _BY_KIND: dict[Kind, str] = {
         num_dense_layers
         num_experts num_local_experts n_routed_experts n_shared_experts num_experts_per_tok
         first_k_dense_replace max_window_layers expert_layer_offset attn_layer_offset
-        dense_attention_every_n_layers""",
+        dense_attention_every_n_layers type_vocab_size""",
     integer(-1, MAX_COUNT): "moe_layer_end_index",
     integer(0, MAX_SIZE): "shared_intermediate_size",
     either(COUNT, integers(1, MAX_COUNT)): "moe_topk",
@@ -74,7 +74,7 @@ _BY_KIND: dict[Kind, str] = {
     LENGTH: """max_position_embeddings n_positions max_seq_len n_ctx seq_length model_max_length max_sequence_length
         original_max_position_embeddings""",
     WINDOW: "sliding_window window_length",
-    TOKEN: "decoder_start_token_id",
+    TOKEN: "decoder_start_token_id pad_token_id",
     TOKENS: "eos_token_id",
     FLAG: """attention_out_bias is_original_qwen3_reranker
         mrope_interleaved mup_enabled use_routing_bias qk_norm use_cla route_norm
@@ -93,7 +93,7 @@ _BY_KIND: dict[Kind, str] = {
         double_latent use_hd_transform with_learnable_separator""",
     TEXT: """hybrid_override_pattern
         scoring_func score_func qk_norm_type
-        model_type layer_norm_type hd_transform_order
+        model_type problem_type sbert_ce_default_activation_function layer_norm_type hd_transform_order
         position_embedding_type topk_method attn_type rope_type type dtype torch_dtype
         vision_encoder""",
     ACTIVATION: """mlp_hidden_act mamba_hidden_act
@@ -121,7 +121,8 @@ _BY_KIND: dict[Kind, str] = {
         attn_factor short_mscale long_mscale scaling_factor mlp_ratio""",
     BASE: "rope_theta rotary_emb_base rope_embedding_base rope_local_base_freq base",
     SHARE: "downsample_ratio partial_rotary_factor rotary_pct rope_pct rope_percent rotary_emb_fraction",
-    OBJECT: """rope_scaling rope_parameters attn_config ffn_config ffn_act_fn rotary id2label attention ffn
+    OBJECT: """sentence_transformers
+        rope_scaling rope_parameters attn_config ffn_config ffn_act_fn rotary id2label attention ffn
         text_config llm_config vision_config qformer_config visual slice_config moe audio_config
         embd_layer img_processor vision_backbone vq_config vocabulary_map""",
     OBJECTS: "block_configs",

@@ -18,6 +18,8 @@ EMBEDS = ("embedding",)
 """Tasks of a model that is published without a head."""
 CLASSIFIES = ("classify",)
 REWARDS = ("reward",)
+TOKEN_CLASSIFIES = ("token_classify", "reward")
+"""Tasks of a model that has classes for each token."""
 
 
 Media = type[Processor] | Callable[[Config], type[Processor] | None]
@@ -50,7 +52,7 @@ class Architecture:
     examples: tuple[str, ...] = ()
     gguf: GGUFFormat | None = None
     tasks: tuple[str, ...] = GENERATES
-    """What it serves: generate, embedding, classify or reward. The first is what it does unless told otherwise."""
+    """What it serves, of octavo.config.Task. The first is what it does unless told otherwise."""
     aliases: tuple[str, ...] = ()
     """Other names that published configs have for it."""
     media: Media | None = None

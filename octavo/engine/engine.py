@@ -86,10 +86,9 @@ class Engine:
         enabled, shape = self.args.enable_prefix_caching, self.executor.shape
         possible = not shape.recurrent and bool(shape.windows)
         if enabled and not possible:
-            raise ConfigError(
-                "enable_prefix_caching=True: this model keeps a state of fixed size per request, which a prefix cache "
-                "cannot serve. Leave the argument out."
-            )
+            kept = "a state of fixed size per request, which a prefix cache cannot serve"
+            kept = "nothing between steps" if self.info.reads_whole else kept
+            raise ConfigError(f"enable_prefix_caching=True: this model keeps {kept}. Leave the argument out.")
         return possible if enabled is None else enabled
 
     @property

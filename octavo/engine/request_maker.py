@@ -69,6 +69,7 @@ class RequestMaker:
             chain.copy(),
             None if checked.adapter is None else checked.adapter.digest,
             recompute_beyond=threshold,
+            is_whole=self._info.reads_whole,
         )
 
     def _chain(self, checked: CheckedPrompt) -> HashChain:
@@ -89,6 +90,7 @@ class RequestMaker:
             positions=checked.positions,
             both_ways=checked.both_ways,
             adapter=checked.adapter,
+            token_types=checked.token_types,
             **values,
         )
 

@@ -198,6 +198,12 @@ class Scheduler:
             cached = self.cache.find_prefix(blocks, sequence.chain, sequence.tokens) if reads else 0
             budget = max(1, budget - encoded)
             count = min(len(sequence.tokens) - cached, budget)
+            if sequence.is_whole and count < len(sequence.tokens):
+                # One that is longer than the budget is computed by itself.
+                if scheduled:
+                    self.cache.release(blocks)
+                    return
+                count = len(sequence.tokens)
             sequence.blocks, sequence.num_computed = blocks, cached
             count = self._fit(sequence, count) if sequence.is_constrained else count
             if count < 1 or not self._extend(sequence, count):

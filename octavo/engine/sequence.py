@@ -33,6 +33,8 @@ class Sequence:
     """The digest of its adapter."""
     recompute_beyond: int | None = None
     """The length after which all of its keys are others (LongRoPE's second table); None where they stay."""
+    is_whole: bool = False
+    """Whether all of its tokens are computed in one step, however many there are."""
     held: list[int] = field(default_factory=list)
     """Which of its features' rows are kept for it."""
     status: Status = Status.WAITING

@@ -123,7 +123,8 @@ def _report(shape: CacheShape, block_bytes: int, slot_bytes: int, max_model_len:
         )
     if slot_bytes:
         parts.append(f"states: {format_size(slot_bytes)} a request, {shape.max_sequences} requests")
-    log.info("; ".join(parts))
+    if parts:
+        log.info("; ".join(parts))
 
 
 def _create(

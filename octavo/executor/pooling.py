@@ -9,14 +9,14 @@ class Pooling:
     """Makes the Pooler of each request.
 
     Args:
-        task: embedding, classify or reward; a generating engine pools as for embedding.
+        task: embedding, classify, token_classify or reward; a generating engine pools as for embedding.
         model: whose scores the last two give.
         config: how hidden states are pooled, with nothing left open.
     """
 
     def __init__(self, task: str, model: CausalLM, config: PoolerConfig) -> None:
         self.config = config
-        self.score = model.scores if task in ("classify", "reward") else None
+        self.score = model.scores if task in ("classify", "token_classify", "reward") else None
 
     def pooler(self, params: PoolingParams) -> Pooler:
         """For one request."""
@@ -27,6 +27,7 @@ class Pooling:
             returned=config.returned_token_ids,
             normalize=bool(config.normalize if params.normalize is None else params.normalize),
             softmax=bool(config.softmax if params.softmax is None else params.softmax),
+            multi_label=bool(config.multi_label),
             step_tag_id=config.step_tag_id,
             dimensions=params.dimensions,
         )

@@ -34,6 +34,8 @@ class SequenceStart(msgspec.Struct):
     both_ways: list[tuple[int, int]] = []
     """First token and end of spans in which every token sees all of the span; no step cuts one."""
     adapter: AdapterRef | None = None
+    token_types: list[int] = []
+    """Which of a pair of texts each of the prompt's tokens is of; empty where all are of the first."""
 
     @property
     def is_constrained(self) -> bool:

@@ -64,7 +64,21 @@ class StepBatches:
             features=features,
             crosses=self._crosses(states, runs, padding),
             adapters=None if slots is None else self._by_row(slots, counts, padding),
+            runs=[(r.first_row, r.num_tokens) for r in runs],
+            token_types=self._token_types(steps, states, padding),
         )
+
+    def _token_types(
+        self, steps: Sequence[SequenceStep], states: Sequence[SequenceState], padding: int
+    ) -> Tensor | None:
+        """Which of a pair of texts each token of a step is of; None where all are of the first."""
+        if not any(state.start.token_types for state in states):
+            return None
+        types = list[int]()
+        for step, state in zip(steps, states, strict=True):
+            count, own = len(step.token_ids), state.start.token_types
+            types += own[step.start : step.start + count] if own else [0] * count
+        return torch.tensor(types + [0] * padding, device=self._backend.device)
 
     def _by_row(self, slots: Sequence[int], counts: Sequence[int], padding: int) -> Tensor:
         """The slots of sequences' adapters, for each of their tokens."""

@@ -20,7 +20,7 @@ from octavo.loading.formats import WeightFormat
 from octavo.loading.model_files import ModelFiles
 from octavo.loading.model_info import ModelInfo
 from octavo.loading.model_tokenizer import model_tokenizer
-from octavo.loading.pooling_config import choose_pooling, pooling_config
+from octavo.loading.pooling_config import choose_pooling, pooling_config, published_length, score_activation
 from octavo.loading.precision import Precision, choose_precision
 from octavo.loading.weight_loader import load_weights
 from octavo.media.model_media import MediaInfo, describe_media
@@ -189,19 +189,24 @@ def _info(
     config, files = checkpoint.config, checkpoint.files
     generation = _generation_config(args, files)
     pooling = PoolerConfig() if files.is_gguf else pooling_config(files.path)
+    of_model = model.pooling
+    if task in ("classify", "token_classify", "reward"):
+        said = score_activation(config)
+        of_model = replace(of_model, **{k: v for k, v in vars(said).items() if v is not None})
     return ModelInfo(
         task=task,
         vocab_size=model.vocab_size,
         num_embeddings=model.tokens.num_embeddings,
-        max_model_len=_max_model_len(args, text_config(config)),
+        max_model_len=_max_model_len(args, text_config(config), model, files),
         eos_token_ids=_eos_tokens(config, generation, tokenizer, model.vocab_size),
         generation_config=generation,
         labels=_labels(config),
         num_scores=model.num_scores,
-        pooling=choose_pooling(task, args.override_pooler_config, pooling, model.num_scores),
+        pooling=choose_pooling(task, args.override_pooler_config, pooling, model.num_scores, of_model),
         has_encoder=model.encoder is not None,
         decoder_start_token_id=_start_token(config, model),
         long_rope_threshold=model.long_rope_threshold,
+        reads_whole=model.reads_whole,
         serves_adapters=args.enable_lora,
         media=media,
     )
@@ -224,6 +229,8 @@ def _labels(config: Config) -> list[str]:
 def _task(args: EngineArgs, architecture: Architecture) -> str:
     """What the engine does with the model. Raises UnsupportedModelError for what the model has no head for."""
     task, tasks = "embedding" if args.task == "embed" else args.task, architecture.tasks
+    if task == "score":
+        task = "classify" if "classify" in tasks else "embedding"
     if task == "auto":
         return tasks[0]
     pooler = args.override_pooler_config
@@ -237,10 +244,12 @@ def _task(args: EngineArgs, architecture: Architecture) -> str:
     )
 
 
-def _max_model_len(args: EngineArgs, config: Config) -> int:
-    limit = position_limit(config)
+def _max_model_len(args: EngineArgs, config: Config, model: CausalLM, files: ModelFiles) -> int:
+    limits = [limit for limit in (position_limit(config), model.num_positions) if limit is not None]
+    limit = min(limits, default=None)
     if args.max_model_len is None:
-        return limit or DEFAULT_LENGTH
+        published = None if files.is_gguf else published_length(files.path)
+        return min(limit or DEFAULT_LENGTH, published or limit or DEFAULT_LENGTH)
     if limit is not None and args.max_model_len > limit:
         log.warning(
             "max_model_len=%d is cut to the %d tokens that this model's positions reach", args.max_model_len, limit

@@ -33,6 +33,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What answers begin with, in models that have an encoder."""
     long_rope_threshold: int | None = None
     """The longest sequence whose keys are turned by LongRoPE's short table; None without LongRoPE."""
+    reads_whole: bool = False
+    """Whether all of a prompt is computed in one step: its tokens see those after them."""
     serves_adapters: bool = False
     media: MediaInfo | None = None
     """The pictures, films and sounds that it takes; None for models of text alone."""

@@ -1,6 +1,7 @@
 """Torch modules of which models are composed. A part takes plain values, never a config.json."""
 
 from octavo.parts.batch import Batch, CrossBatch, EncoderBatch, PagedView, PlacedRows, RecurrentView, SpanBatch
+from octavo.parts.bidirectional import BidirectionalAttention
 from octavo.parts.causal_convolution import ShortConvolution
 from octavo.parts.causal_lm import CausalLM
 from octavo.parts.embedding import Embedding, NormedEmbedding, PositionedEmbedding
@@ -25,6 +26,7 @@ from octavo.parts.resampler import QueryAttention, QueryBatch, Resampler, resamp
 from octavo.parts.rotary_embedding import AxialRotaryEmbedding, LongRotaryEmbedding, RotaryEmbedding, grid_angles
 from octavo.parts.self_attention import Attention, alibi_slopes
 from octavo.parts.state import PagedKV, Recurrent, StateSpec
+from octavo.parts.text_encoder import ScoreHead, TextEmbedding, TextEncoder
 from octavo.parts.vision_tower import VisionSizes, VisionTower, clip_tower, siglip_tower
 from octavo.parts.vision_transformer import (
     EncoderLayers,
@@ -53,6 +55,7 @@ __all__ = [
     "Attention",
     "AxialRotaryEmbedding",
     "Batch",
+    "BidirectionalAttention",
     "BranchNorm",
     "CausalLM",
     "Clip",
@@ -107,11 +110,14 @@ __all__ = [
     "RotaryEmbedding",
     "RotatedQKNorm",
     "SandwichNorm",
+    "ScoreHead",
     "SharedNorm",
     "ShortConvolution",
     "SideBySide",
     "SpanBatch",
     "StateSpec",
+    "TextEmbedding",
+    "TextEncoder",
     "VQEncoder",
     "VisionSizes",
     "VisionTower",

@@ -1,6 +1,6 @@
 """One step's input, handed to every part as an explicit argument."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -71,6 +71,10 @@ class Batch:
     """[rows] bool: which rows see anything in cross-attention; None where all do."""
     adapters: Tensor | None = None
     """[rows] int64: the slot of each row's adapter, -1 for none; None where no row has one."""
+    runs: Sequence[tuple[int, int]] = ()
+    """First row and number of rows of each sequence's; of a recorded step, none."""
+    token_types: Tensor | None = None
+    """[rows] int64: which of a pair of texts each token is of; None where all are of the first."""
     only_tables: bool = False
     """Whether its adapters change nothing but what AdapterTables do, as in a recorded step."""
     kept: dict[Hashable, Tensor] = field(default_factory=dict)
@@ -83,6 +87,10 @@ class Batch:
             self._memo[key] = make()
         value: T = self._memo[key]
         return value
+
+    def types_of_tokens(self) -> Tensor:
+        """`token_types`, 0 where nothing says them."""
+        return torch.zeros_like(self.tokens) if self.token_types is None else self.token_types
 
     def adapter_slots(self, rows: int) -> Tensor | None:
         """`adapters` of the first `rows` rows."""

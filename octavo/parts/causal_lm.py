@@ -8,6 +8,7 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 
+from octavo.config import PoolerConfig
 from octavo.ops import Backend, PackedLinear
 from octavo.parts.batch import Batch, CrossBatch, EncoderBatch
 from octavo.parts.embedding import Embedding
@@ -80,6 +81,8 @@ class CausalLM(nn.Module):
         self.score: nn.Module | None = None
         self.media: MediaTower | None = None
         self.tied_if_absent = tied_if_absent
+        self.pooling = PoolerConfig()
+        """How rows become one answer, as far as the architecture says it."""
         self.names = names
         self.logit_scale = logit_scale
         self.softcap = softcap
@@ -261,6 +264,17 @@ class CausalLM(nn.Module):
         """The longest sequence that the first table of a LongRotaryEmbedding serves; None where there is none."""
         thresholds = {m.long_rope_threshold for m in self.modules() if isinstance(m, LongRotaryEmbedding)}
         return min(thresholds, default=None)
+
+    @property
+    def reads_whole(self) -> bool:
+        """Whether a part says that all of a prompt is computed in one step, so that a prompt never comes in chunks."""
+        return any(getattr(module, "reads_whole", False) for module in self.layers.modules())
+
+    @property
+    def num_positions(self) -> int | None:
+        """How far its tables of learned positions reach, in tokens; None where it has none."""
+        tables = (getattr(module, "positions", None) for module in self.embed.modules())
+        return min((table.num_embeddings for table in tables if isinstance(table, Embedding)), default=None)
 
     @property
     def tokens(self) -> Embedding:

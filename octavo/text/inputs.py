@@ -35,6 +35,8 @@ class CheckedPrompt:
     """First token and end of spans in which every token sees all of the span, and not only what is before it."""
     adapter: AdapterRef | None = None
     """Which adapter the model answers it with."""
+    token_types: list[int] = field(default_factory=list)
+    """Which of a pair of texts each token is of, 0 or 1; empty where all are of the first."""
 
     @property
     def media(self) -> list[Feature]:

@@ -68,6 +68,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu": relu,
     "relu2": relu_squared,
     "softplus": softplus,
+    "tanh": torch.tanh,
 }
 """Activations by the names that published configs use."""
 

@@ -1,0 +1,239 @@
+"""BERT (Devlin et al. 2019) and what is built alike: RoBERTa, XLM-R, ELECTRA. Norms after the pieces."""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
+
+from octavo.architectures.model_config import Config
+from octavo.architectures.registry import CLASSIFIES, EMBEDS, TOKEN_CLASSIFIES, architecture
+from octavo.architectures.score_heads import num_labels
+from octavo.config import PoolerConfig
+from octavo.parts import (
+    MLP,
+    BidirectionalAttention,
+    CausalLM,
+    Embedding,
+    Into,
+    LayerNorm,
+    Linear,
+    Names,
+    PostNorm,
+    ScoreHead,
+    TextEmbedding,
+    TextEncoder,
+    parameter,
+)
+
+POOLER = tuple(f"bert.pooler.dense.{name}" for name in ("weight", "bias"))
+FIRST, EACH = PoolerConfig("CLS"), PoolerConfig("ALL", softmax=True)
+
+
+def norms(table: dict[str, str]) -> dict[str, str | Into]:
+    """Entries of norms, which the first checkpoints call gamma and beta."""
+    old = {
+        f"{name}.{was}": parameter(f"{path}.{now}")
+        for name, path in table.items()
+        for was, now in (("gamma", "weight"), ("beta", "bias"))
+    }
+    return {**old, **table}
+
+
+LAYERS: dict[str, str | Into] = {
+    **norms(
+        {
+            "bert.encoder.layer.{i}.attention.output.LayerNorm": "layers.{i}.attn_norm",
+            "bert.encoder.layer.{i}.output.LayerNorm": "layers.{i}.mlp_norm",
+        }
+    ),
+    "bert.encoder.layer.{i}.attention.self.{query|key|value}": "layers.{i}.attn.qkv.{q|k|v}",
+    "bert.encoder.layer.{i}.attention.output.dense": "layers.{i}.attn.o",
+    "bert.encoder.layer.{i}.intermediate.dense": "layers.{i}.mlp.up",
+    "bert.encoder.layer.{i}.output.dense": "layers.{i}.mlp.down",
+}
+EMBEDDINGS: dict[str, str | Into] = {
+    "bert.embeddings.word_embeddings": "embed.tokens",
+    "bert.embeddings.position_embeddings": "embed.positions",
+    "bert.embeddings.token_type_embeddings": "embed.types",
+    "bert.embeddings_project": "embed.project",
+    **norms({"bert.embeddings.LayerNorm": "embed.norm"}),
+}
+HEADS = (
+    "cls.predictions.bias",
+    *(f"cls.predictions.{part}.{name}" for part in ("transform.dense", "decoder") for name in ("weight", "bias")),
+    *(f"cls.predictions.transform.LayerNorm.{name}" for name in ("weight", "bias", "gamma", "beta")),
+    *(f"cls.seq_relationship.{name}" for name in ("weight", "bias")),
+    *(f"lm_head.{name}" for name in ("bias", "decoder.weight", "decoder.bias")),
+    *(f"lm_head.{part}.{name}" for part in ("dense", "layer_norm") for name in ("weight", "bias")),
+)
+"""Heads that fill in words, which embeddings do without."""
+BUFFERS = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
+
+
+def names(prefix: str = "bert.", *, has_pooler: bool = False) -> Names:
+    """The names of a checkpoint in which they begin with `prefix`, or without it; `has_pooler`: which is used."""
+    table = Names({**EMBEDDINGS, **LAYERS}, (*BUFFERS, *HEADS, *(() if has_pooler else POOLER)))
+    own = table.renamed("bert.", prefix)
+    return Names(own.table, own.ignored, prefix)
+
+
+def layer(c: Config) -> PostNorm:
+    norm = partial(LayerNorm, c.hidden_size, c.layer_norm_eps)
+    attn = BidirectionalAttention(c.hidden_size, c.num_attention_heads, bias=True)
+    return PostNorm(norm, attn=attn, mlp=MLP(c.hidden_size, c.intermediate_size, c.hidden_act, bias=True))
+
+
+def encoder(c: Config, table: Names, first_position: int = 0) -> TextEncoder:
+    """The model, whose positions count from `first_position`."""
+    if (kind := c.get("position_embedding_type", "absolute")) != "absolute":
+        raise ValueError(f"position_embedding_type {kind!r} is not supported; absolute is")
+    width = c.get("embedding_size", c.hidden_size)
+    positions = c.max_position_embeddings - first_position
+    types = c.get("type_vocab_size", 0)
+    embed = TextEmbedding(
+        Embedding(c.vocab_size, width),
+        Embedding(positions, width),
+        Embedding(types, width) if types else None,
+        LayerNorm(width, c.layer_norm_eps),
+        None if width == c.hidden_size else Linear(width, c.hidden_size, bias=True),
+    )
+    return TextEncoder(embed, lambda i: layer(c), c.num_hidden_layers, c.hidden_size, table)
+
+
+def with_head(model: CausalLM, head: ScoreHead | Linear, table: dict[str, str], pooling: PoolerConfig) -> CausalLM:
+    """The model with scores of pooled rows."""
+    model.pooling = pooling
+    return model.score_with(head, table)
+
+
+def token_classifier(model: CausalLM, c: Config) -> CausalLM:
+    """The model with classes of each token."""
+    head = Linear(model.hidden_size, num_labels(c), bias=True, exact=True)
+    return with_head(model, head, {"classifier": "score"}, EACH)
+
+
+@architecture(
+    "BertModel",
+    "BertForMaskedLM",
+    "BertForPreTraining",
+    about="BERT-like embedders: MiniLM, BGE, E5, GTE, mxbai",
+    examples=("sentence-transformers/all-MiniLM-L6-v2", "BAAI/bge-base-en-v1.5", "intfloat/e5-base-v2"),
+    tasks=EMBEDS,
+)
+def bert(c: Config) -> CausalLM:
+    return encoder(c, names())
+
+
+@architecture(
+    "BertForSequenceClassification",
+    about="BERT-like classifiers and cross-encoders",
+    examples=("cross-encoder/ms-marco-MiniLM-L6-v2",),
+    tasks=CLASSIFIES,
+)
+def bert_classifier(c: Config) -> CausalLM:
+    head = ScoreHead(c.hidden_size, num_labels(c), "tanh")
+    places = {"bert.pooler.dense": "score.dense", "classifier": "score.out"}
+    return with_head(encoder(c, names(has_pooler=True)), head, places, FIRST)
+
+
+@architecture(
+    "BertForTokenClassification",
+    about="BERT-like taggers",
+    examples=("dslim/bert-base-NER",),
+    tasks=TOKEN_CLASSIFIES,
+)
+def bert_token_classifier(c: Config) -> CausalLM:
+    return token_classifier(encoder(c, names()), c)
+
+
+def after_padding(c: Config) -> Callable[[Tensor], Tensor]:
+    """A table of positions without the rows for padding and before it."""
+    return lambda table: table[c.get("pad_token_id", 1) + 1 :]
+
+
+def roberta_names(c: Config) -> Names:
+    own = names("roberta.")
+    return own.replacing({"roberta.embeddings.position_embeddings": Into("embed.positions", after_padding(c))})
+
+
+@architecture(
+    "RobertaModel",
+    "RobertaForMaskedLM",
+    about="RoBERTa embedders",
+    examples=("sentence-transformers/all-distilroberta-v1",),
+    tasks=EMBEDS,
+)
+@architecture(
+    "XLMRobertaModel",
+    "XLMRobertaForMaskedLM",
+    about="XLM-RoBERTa embedders: bge-m3, multilingual E5",
+    examples=("BAAI/bge-m3", "intfloat/multilingual-e5-large"),
+    tasks=EMBEDS,
+)
+def roberta(c: Config) -> CausalLM:
+    return encoder(c, roberta_names(c), c.get("pad_token_id", 1) + 1)
+
+
+@architecture(
+    "RobertaForSequenceClassification",
+    about="RoBERTa classifiers",
+    examples=("SamLowe/roberta-base-go_emotions",),
+    tasks=CLASSIFIES,
+)
+@architecture(
+    "XLMRobertaForSequenceClassification",
+    about="XLM-RoBERTa classifiers and rerankers",
+    examples=("BAAI/bge-reranker-v2-m3",),
+    tasks=CLASSIFIES,
+)
+def roberta_classifier(c: Config) -> CausalLM:
+    head = ScoreHead(c.hidden_size, num_labels(c), "tanh")
+    return with_head(roberta(c), head, {"classifier.{dense|out_proj}": "score.{dense|out}"}, FIRST)
+
+
+@architecture(
+    "RobertaForTokenClassification",
+    about="RoBERTa taggers",
+    examples=("Jean-Baptiste/roberta-large-ner-english",),
+    tasks=TOKEN_CLASSIFIES,
+)
+@architecture(
+    "XLMRobertaForTokenClassification",
+    about="XLM-RoBERTa taggers",
+    examples=("FacebookAI/xlm-roberta-large-finetuned-conll03-english",),
+    tasks=TOKEN_CLASSIFIES,
+)
+def roberta_token_classifier(c: Config) -> CausalLM:
+    return token_classifier(roberta(c), c)
+
+
+@architecture(
+    "ElectraModel",
+    "ElectraForPreTraining",
+    about="ELECTRA embedders",
+    examples=("google/electra-base-discriminator",),
+    tasks=EMBEDS,
+)
+def electra(c: Config) -> CausalLM:
+    return encoder(c, names("electra."))
+
+
+@architecture(
+    "ElectraForSequenceClassification",
+    about="ELECTRA classifiers and cross-encoders",
+    examples=("cross-encoder/ms-marco-electra-base",),
+    tasks=CLASSIFIES,
+)
+def electra_classifier(c: Config) -> CausalLM:
+    head = ScoreHead(c.hidden_size, num_labels(c), "gelu")
+    return with_head(electra(c), head, {"classifier.{dense|out_proj}": "score.{dense|out}"}, FIRST)
+
+
+@architecture(
+    "ElectraForTokenClassification",
+    about="ELECTRA taggers",
+    examples=("google/electra-small-discriminator",),
+    tasks=TOKEN_CLASSIFIES,
+)
+def electra_token_classifier(c: Config) -> CausalLM:
+    return token_classifier(electra(c), c)
