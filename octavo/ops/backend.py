@@ -31,6 +31,7 @@ from octavo.ops.specs import (
     CacheSpec,
     Capabilities,
     DeltaSpec,
+    DistanceBias,
     Gate,
     LinearUpdate,
     RotaryTable,
@@ -374,7 +375,13 @@ class Backend(Ranks, Protocol):
         ...
 
     def full_attention(
-        self, query: Tensor, key: Tensor, value: Tensor, scale: float, runs: Sequence[FullRun]
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        runs: Sequence[FullRun],
+        bias: DistanceBias | None = None,
     ) -> Tensor:
         """Attention in which all queries of a run see all of its keys, and none else.
 
@@ -383,6 +390,7 @@ class Backend(Ranks, Protocol):
             key, value: [key rows, kv heads, dim] float32; `heads` is a multiple of `kv heads`.
             scale: factor of the scores.
             runs: first row and number of its queries, then of its keys.
+            bias: by distance; a run's queries stand at the last of its keys.
 
         Returns: [rows, heads, value dim] in the dtype of the query; rows of no run are zero.
         """

@@ -82,6 +82,16 @@ class BlockSparse:
 
 
 @dataclass(frozen=True, eq=False)
+class DistanceBias:
+    """What is added to the scores by distance, key position minus query position (T5's buckets, written out)."""
+
+    table: Tensor
+    """[num_heads, distances] float32; distances past an end count as that end."""
+    origin: int
+    """Which of the distances is 0."""
+
+
+@dataclass(frozen=True, eq=False)
 class AttentionSpec:
     """How a layer attends. Its window is its block table's, and so the plan's."""
 
@@ -94,6 +104,8 @@ class AttentionSpec:
     """Scores become softcap * tanh(scores / softcap) (Gemma 2)."""
     alibi_slopes: Tensor | None = None
     """[num_heads], added to the scores times (key position - query position) (Press et al. 2022)."""
+    distance_bias: DistanceBias | None = None
+    """Added to the scores, which may be anything at each distance (Raffel et al. 2020)."""
     interleaved: bool = False
     """Rotary pairs are neighbours (GPT-J) instead of halves (GPT-NeoX)."""
     sparse: BlockSparse | None = None

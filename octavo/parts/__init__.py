@@ -22,6 +22,7 @@ from octavo.parts.pooler import Pooler
 from octavo.parts.qk_transform import Clip, QKNorm, QKTransform, RotatedQKNorm
 from octavo.parts.query_scale import QueryScale
 from octavo.parts.recurrent_block import RecurrentBlock
+from octavo.parts.relative_bias import RelativeBias
 from octavo.parts.resampler import QueryAttention, QueryBatch, Resampler, resampler_names, sin_cos_positions
 from octavo.parts.rotary_embedding import AxialRotaryEmbedding, LongRotaryEmbedding, RotaryEmbedding, grid_angles
 from octavo.parts.self_attention import Attention, alibi_slopes
@@ -106,6 +107,7 @@ __all__ = [
     "Recurrent",
     "RecurrentBlock",
     "RecurrentView",
+    "RelativeBias",
     "Resampler",
     "RotaryEmbedding",
     "RotatedQKNorm",

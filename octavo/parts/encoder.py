@@ -10,6 +10,7 @@ from octavo.parts.batch import Batch, CrossBatch, PagedView, SpanBatch
 from octavo.parts.linear_layer import Linear
 from octavo.parts.norms import Norm
 from octavo.parts.qk_transform import QKNorm
+from octavo.parts.self_attention import HeadsBias
 from octavo.parts.split import HeadSplit, Split
 from octavo.parts.state import PagedKV
 
@@ -25,6 +26,8 @@ class EncoderAttention(nn.Module):
         out_bias: of the output; None for the same as `bias`.
         qk_norm: norms of queries and keys, before rope.
         interleaved: pairs of rope are neighbours (GPT-J) instead of halves (GPT-NeoX).
+        scale: of the scores; head_dim ** -0.5 if None.
+        position_bias: gives heads `first` to `end` their bias by distance: a RelativeBias's `of_heads`.
     """
 
     def __init__(
@@ -37,6 +40,8 @@ class EncoderAttention(nn.Module):
         out_bias: bool | None = None,
         qk_norm: QKNorm | None = None,
         interleaved: bool = False,
+        scale: float | None = None,
+        position_bias: HeadsBias | None = None,
     ) -> None:
         super().__init__()
         if head_dim is None and hidden_size % num_heads:
@@ -46,6 +51,8 @@ class EncoderAttention(nn.Module):
         self.qkv = Linear(hidden_size, {"q": size, "k": size, "v": size}, bias)
         self.o = Linear(size, hidden_size, bool(bias) if out_bias is None else out_bias)
         self.qk_norm, self.interleaved = qk_norm, interleaved
+        self.scale = self.head_dim**-0.5 if scale is None else scale
+        self.position_bias, self.first_head = position_bias, 0
 
     def split(self, split: Split) -> None:
         """See octavo.parts.split."""
@@ -54,9 +61,11 @@ class EncoderAttention(nn.Module):
             self.qk_norm.split_heads(own)
         self.qkv.split_outputs(dict.fromkeys("qkv", own.values))
         self.o.split_inputs(split, own.values)
-        self.num_heads = own.heads[1] - own.heads[0]
+        self.first_head, self.num_heads = own.heads[0], own.heads[1] - own.heads[0]
 
     def prepare(self, backend: Backend) -> None:
+        end = self.first_head + self.num_heads
+        self._bias = None if self.position_bias is None else self.position_bias(self.first_head, end)
         self._attention, self._join_rope = backend.full_attention, backend.join_rope
 
     def forward(self, x: Tensor, batch: SpanBatch) -> Tensor:
@@ -67,7 +76,7 @@ class EncoderAttention(nn.Module):
         if batch.angles is not None:
             query, key = (self._join_rope(y[..., :0], y, batch.angles, self.interleaved) for y in (query, key))
         runs = [(*own, *seen) for own, seen in zip(batch.runs, batch.sees or batch.runs, strict=True)]
-        out = self._attention(query.to(x.dtype), key.to(x.dtype), value, self.head_dim**-0.5, runs)
+        out = self._attention(query.to(x.dtype), key.to(x.dtype), value, self.scale, runs, self._bias)
         return self.o(out.flatten(1), batch)  # type: ignore[no-any-return]
 
 
@@ -105,8 +114,10 @@ class CrossAttention(nn.Module):
         hidden_size: of the residual stream, and of the rows.
         num_heads: query heads.
         num_kv_heads: key and value heads; None for as many.
-        bias: of all products.
+        bias: of all products, or of which of queries, keys and values (q, k, v), and of the output.
         qk_norm: norms of each head's queries and keys.
+        head_dim: values of a head; None for an even share of `hidden_size`.
+        scale: of the scores; head_dim ** -0.5 if None.
     """
 
     def __init__(
@@ -115,18 +126,21 @@ class CrossAttention(nn.Module):
         num_heads: int,
         num_kv_heads: int | None = None,
         *,
-        bias: bool = False,
+        bias: bool | Collection[str] = False,
         qk_norm: QKNorm | None = None,
+        head_dim: int | None = None,
+        scale: float | None = None,
     ) -> None:
         super().__init__()
         kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        if hidden_size % num_heads or num_heads % kv_heads:
+        if (head_dim is None and hidden_size % num_heads) or num_heads % kv_heads:
             raise ValueError(f"{num_heads} heads cannot share {hidden_size} values, or {kv_heads} heads of keys")
-        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, kv_heads, hidden_size // num_heads
-        size = kv_heads * self.head_dim
-        self.q = Linear(hidden_size, hidden_size, bias)
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, kv_heads, head_dim or hidden_size // num_heads
+        self.scale = self.head_dim**-0.5 if scale is None else scale
+        inner, size = num_heads * self.head_dim, kv_heads * self.head_dim
+        self.q = Linear(hidden_size, inner, bias if isinstance(bias, bool) else "q" in bias)
         self.kv = Linear(hidden_size, {"k": size, "v": size}, bias)
-        self.o = Linear(hidden_size, hidden_size, bias)
+        self.o = Linear(inner, hidden_size, bool(bias))
         self.qk_norm = qk_norm
         self.state = PagedKV(kv_heads, self.head_dim, self.head_dim, of_encoder=True)
         self.state_index = -1
@@ -144,7 +158,7 @@ class CrossAttention(nn.Module):
 
     def prepare(self, backend: Backend) -> None:
         self._backend = backend
-        self._spec = AttentionSpec(self.num_heads, self.num_kv_heads, self.head_dim, self.head_dim**-0.5)
+        self._spec = AttentionSpec(self.num_heads, self.num_kv_heads, self.head_dim, self.scale)
 
     def write_cross_kv(self, encoded: Tensor, batch: CrossBatch) -> None:
         """Store the keys and values of `encoded` `[rows, hidden_size]`."""

@@ -1,12 +1,13 @@
 """Causal self-attention over a paged cache."""
 
 import itertools
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from octavo.ops import AttentionSpec, Backend, BlockSparse, SequenceRun
+from octavo.ops import AttentionSpec, Backend, BlockSparse, DistanceBias, SequenceRun
 from octavo.parts.batch import Batch, PagedView
 from octavo.parts.linear_layer import Linear
 from octavo.parts.qk_transform import QKTransform
@@ -15,6 +16,9 @@ from octavo.parts.rotary_embedding import RotaryEmbedding
 from octavo.parts.split import HeadSplit, Range, Split
 from octavo.parts.state import PagedKV
 from octavo.parts.weight_slots import Ranges, Shard, shard_parameter
+
+HeadsBias = Callable[[int, int], DistanceBias]
+"""The bias by distance of heads [first, end), once weights are there."""
 
 
 class Attention(nn.Module):
@@ -25,11 +29,12 @@ class Attention(nn.Module):
         num_heads, num_kv_heads: query heads, and key and value heads (a divisor of them).
         head_dim: values of a head.
         rope: rotates queries and keys; None where positions come otherwise.
-        bias, out_bias: biases of q, k, v and of the output.
+        bias, out_bias: biases of q, k, v, or of which of these, and of the output.
         scale: of the scores; head_dim ** -0.5 if None.
         window: how many of the last tokens a query sees; None or 0 for all.
         softcap: of the scores (Gemma 2).
         alibi: [num_heads] slopes of a bias by distance (Press et al. 2022), in place of rope.
+        position_bias: gives heads `first` to `end` their bias by distance: a RelativeBias's `of_heads`.
         qk_transform: changes queries, keys and values before positions are applied: a QKNorm, a Clip.
         sparse: which blocks of keys the heads see (Phi-3-small).
         query_scale: has queries grow with their positions (Llama 4, Ministral 3).
@@ -47,12 +52,13 @@ class Attention(nn.Module):
         head_dim: int,
         *,
         rope: RotaryEmbedding | None = None,
-        bias: bool = False,
+        bias: bool | Collection[str] = False,
         out_bias: bool = False,
         scale: float | None = None,
         window: int | None = None,
         softcap: float | None = None,
         alibi: Tensor | None = None,
+        position_bias: HeadsBias | None = None,
         qk_transform: QKTransform | None = None,
         sparse: BlockSparse | None = None,
         query_scale: QueryScale | None = None,
@@ -70,6 +76,7 @@ class Attention(nn.Module):
         self.softcap = softcap
         self.rope = rope
         self.alibi = alibi
+        self.position_bias, self.first_head = position_bias, 0
         self.qk_transform = qk_transform
         self.sparse = sparse
         self.query_scale = query_scale
@@ -96,6 +103,7 @@ class Attention(nn.Module):
         if self.qk_transform is not None:
             self.qk_transform.split_heads(own)
         first, end = own.heads
+        self.first_head = first
         if self.alibi is not None:
             self.alibi = self.alibi[first:end]
         if self.sparse is not None:
@@ -109,6 +117,7 @@ class Attention(nn.Module):
 
     def prepare(self, backend: Backend) -> None:
         self._backend = backend
+        first, end = self.first_head, self.first_head + self.num_heads
         self._spec = AttentionSpec(
             self.num_heads,
             self.num_kv_heads,
@@ -116,6 +125,7 @@ class Attention(nn.Module):
             self.scale,
             softcap=self.softcap,
             alibi_slopes=None if self.alibi is None else self.alibi.to(backend.device),
+            distance_bias=None if self.position_bias is None else self.position_bias(first, end),
             interleaved=self.rope is not None and self.rope.interleaved,
             sparse=self.sparse,
             sinks=None if self.sinks is None else self.sinks.data,

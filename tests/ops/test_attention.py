@@ -12,6 +12,7 @@ from octavo.ops import (
     Backend,
     BlockSparse,
     CacheSpec,
+    DistanceBias,
     HeadClip,
     HeadNorms,
     NormSpec,
@@ -87,6 +88,7 @@ class Cache:
         window: int | None = None,
         softcap: float | None = None,
         alibi_slopes: Tensor | None = None,
+        distance_bias: DistanceBias | None = None,
         sparse: BlockSparse | None = None,
         sees_all: bool = False,
         first_key: int = 0,
@@ -100,6 +102,10 @@ class Cache:
         distance = torch.arange(len(k)) - (start + torch.arange(len(q)))[:, None]
         if alibi_slopes is not None:
             scores = scores + alibi_slopes.double().view(-1, 1, 1) * distance
+        if distance_bias is not None:
+            table = distance_bias.table
+            at = (distance + distance_bias.origin).clamp(0, table.shape[1] - 1)
+            scores = scores + table.double()[:, at]
         hidden = distance > 0
         if window:
             hidden |= distance <= -window
@@ -120,11 +126,18 @@ class Cache:
         return torch.einsum("hqk,khd->qhd", scores.softmax(-1), v)
 
 
+def distances(heads: int, reach: int, generator: torch.Generator) -> DistanceBias:
+    """Of `reach` tokens before, and a few after, where runs see both ways."""
+    return DistanceBias(torch.randn(heads, reach + 12, generator=generator), reach)
+
+
 OPTIONS: dict[str, dict[str, object]] = {
     "plain": {},
     "window": {"window": 30},
     "softcap": {"softcap": 2.0},
     "alibi": {"alibi_slopes": True},
+    "distances": {"distance_bias": 40},
+    "few distances": {"distance_bias": 3},
     "sparse": {"sparse": BlockSparse(block_size=16, local_blocks=2, stride=4, head_step=1)},
     "sparse-fine": {"sparse": BlockSparse(block_size=5, local_blocks=3, stride=8, head_step=0)},
     "sparse-coarse": {"sparse": BlockSparse(block_size=64, local_blocks=1, stride=3, head_step=2)},
@@ -150,6 +163,8 @@ def test_agrees_with_the_plain_formula(
     options = dict(options)
     if options.get("alibi_slopes"):
         options["alibi_slopes"] = torch.rand(heads, generator=generator)
+    if reach := options.get("distance_bias"):
+        options["distance_bias"] = distances(heads, reach, generator)  # type: ignore[arg-type]
     cache = Cache(backend, [1, 37, 300, 128], kv_heads, dim, block_size, generator, dtype)
     # One in decode, one whole prompt, one chunk in the middle, one last token.
     parts = [(0, 0, 1), (1, 0, 37), (2, 140, 100), (3, 127, 1)]
@@ -207,7 +222,7 @@ def test_some_of_the_heads_see_the_blocks_that_are_theirs(backend: Backend, gene
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
-@pytest.mark.parametrize("window", [None, 50, "sparse"])
+@pytest.mark.parametrize("window", [None, 50, "sparse", "distances"])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 80), (16, 2, 24), (2, 2, 144)])
 def test_same_bits_alone_together_and_in_chunks(
     backend: Backend,
@@ -220,20 +235,23 @@ def test_same_bits_alone_together_and_in_chunks(
 ) -> None:
     lengths = [300, 45, 1100, 1]
     cache = Cache(backend, lengths, kv_heads, dim, 16, generator, dtype)
-    window, sparse = (None, BlockSparse(16, 2, 4, 1)) if window == "sparse" else (window, None)
+    bias = distances(heads, 77, generator) if window == "distances" else None
+    sparse = BlockSparse(16, 2, 4, 1) if window == "sparse" else None
+    window = None if isinstance(window, str) else window
+    options = {"window": window, "sparse": sparse, "distance_bias": bias}
     whole = [(row, 0, torch.randn(n, heads, dim, generator=generator)) for row, n in enumerate(lengths)]
-    together = cache.attend(whole, window, sparse=sparse)
+    together = cache.attend(whole, **options)
     for row, (_, _, q) in enumerate(whole):
-        assert torch.equal(cache.attend([(row, 0, q)], window, sparse=sparse)[0], together[row])
+        assert torch.equal(cache.attend([(row, 0, q)], **options)[0], together[row])
         for size in (1, 7, 130):
             chunks = [(row, i, q[i : i + size]) for i in range(0, len(q), size)]
             # Chunks of one sequence as if they were many: all in one step, and a few at a time.
-            assert torch.equal(torch.cat(cache.attend(chunks, window, sparse=sparse)), together[row])
-            some = cache.attend([*chunks[-1:], *whole[:1]], window, sparse=sparse)[0]
+            assert torch.equal(torch.cat(cache.attend(chunks, **options)), together[row])
+            some = cache.attend([*chunks[-1:], *whole[:1]], **options)[0]
             assert torch.equal(some, together[row][-len(some) :])
 
 
-@pytest.mark.parametrize("options", [OPTIONS[name] for name in ("plain", "window", "softcap", "alibi")])
+@pytest.mark.parametrize("options", [OPTIONS[name] for name in ("plain", "window", "softcap", "alibi", "distances")])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim", "block_size"), [(9, 3, 64, 16), (8, 1, 24, 32), (5, 5, 80, 8)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 def test_runs_that_see_both_ways_or_not_from_the_first_key(
@@ -249,6 +267,8 @@ def test_runs_that_see_both_ways_or_not_from_the_first_key(
     options = dict(options)
     if options.get("alibi_slopes"):
         options["alibi_slopes"] = torch.rand(heads, generator=generator) / 16
+    if reach := options.get("distance_bias"):
+        options["distance_bias"] = distances(heads, reach, generator)  # type: ignore[arg-type]
     cache = Cache(backend, [37, 500, 300], kv_heads, dim, block_size, generator, dtype)
     parts = [
         (0, 0, 37, True, 0),  # a prefix

@@ -4,13 +4,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.ops import Backend
+from octavo.ops import Backend, DistanceBias
 
 
-def reference(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def reference(query: Tensor, key: Tensor, value: Tensor, scale: float, bias: DistanceBias | None = None) -> Tensor:
     group = query.shape[1] // key.shape[1]
     key, value = (x.double().repeat_interleave(group, 1) for x in (key, value))
     scores = torch.einsum("qhd,khd->hqk", query.double(), key) * scale
+    if bias is not None:
+        queries, keys = torch.arange(len(query)) + len(key) - len(query), torch.arange(len(key))
+        at = (keys - queries[:, None] + bias.origin).clamp(0, bias.table.shape[1] - 1)
+        scores = scores + bias.table.double()[:, at]
     return torch.einsum("hqk,khd->qhd", scores.softmax(-1), value)
 
 
@@ -53,6 +57,28 @@ def test_agrees_with_the_plain_formula(
         found = got[first : first + count].double()
         torch.testing.assert_close(found, want, rtol=tolerance, atol=tolerance)
     assert not got[571:590].any()
+
+
+@pytest.mark.parametrize("reach", [(130, 259), (5, 8), (0, 1), (20, 21)])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 64), (6, 2, 24)])
+def test_a_bias_by_distance(
+    backend: Backend, heads: int, kv_heads: int, dim: int, reach: tuple[int, int], generator: torch.Generator
+) -> None:
+    query = torch.randn(500, heads, dim, generator=generator)
+    key, value = torch.randn(2, 500, kv_heads, dim, generator=generator).unbind(0)
+    origin, distances = reach
+    bias = DistanceBias(torch.randn(heads, distances, generator=generator), origin)
+    runs = [(0, 300, 0, 300), (300, 1, 300, 1), (301, 199, 301, 199)]
+    got = backend.full_attention(query, key, value, 0.2, runs, bias)
+    for first, count, _, _ in runs:
+        own = slice(first, first + count)
+        want = reference(query[own], key[own], value[own], 0.2, bias)
+        torch.testing.assert_close(got[own].double(), want, rtol=1e-5, atol=1e-5)
+        alone = backend.full_attention(query[own], key[own], value[own], 0.2, [(0, count, 0, count)], bias)
+        assert torch.equal(alone, got[own])
+    some = DistanceBias(bias.table[heads // 2 :].contiguous(), origin)
+    halves = query[:, heads // 2 :], key[:, kv_heads // 2 :], value[:, kv_heads // 2 :]
+    assert torch.equal(backend.full_attention(*halves, 0.2, runs, some), got[:, heads // 2 :])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

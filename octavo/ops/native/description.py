@@ -400,21 +400,24 @@ class Core(Protocol):
         self, *, num_runs: int, query: Floats, key_cache: Numbers, value_cache: Numbers, out: NumbersOut,
         runs: AttentionRuns, block_table: Int64s, table_width: int, block_size: int, num_heads: Int,
         num_kv_heads: Int, key_dim: Int, value_dim: Int, scale: float, softcap: float,
-        alibi_slopes: Floats | None, sinks: Floats | None, window: int, cache_dtype: DType, out_dtype: DType,
-        paired: bool, sparse_block: int, local_blocks: int, sparse_stride: int, head_step: int, first_head: int,
+        alibi_slopes: Floats | None, sinks: Floats | None, distance_bias: Floats | None, num_distances: int,
+        bias_origin: int, window: int, cache_dtype: DType, out_dtype: DType, paired: bool, sparse_block: int,
+        local_blocks: int, sparse_stride: int, head_step: int, first_head: int,
     ) -> None:
         """Each row's values by softmax of its scores over the keys that its run lets it see, from a paged cache.
 
         Where there are `sinks`, the softmax is over a head's sink too.
-        0 as `softcap` or `window` is none. Where `sparse_block` is not 0, that many keys are a block, and a row sees
-        the last `local_blocks` of them and of those before every `sparse_stride`-th, which heads count from places
-        `head_step` apart; the first of the heads is number `first_head` of them.
+        0 as `softcap` or `window` is none. `distance_bias` has `num_distances` for each head, of which number
+        `bias_origin` is added to a score whose key is the query's own. Where `sparse_block` is not 0, that many keys
+        are a block, and a row sees the last `local_blocks` of them and of those before every `sparse_stride`-th, which
+        heads count from places `head_step` apart; the first of the heads is number `first_head` of them.
         """
 
     def full_attention(
         self, *, num_runs: int, query: Numbers, query_stride: int, key: Numbers, key_stride: int, value: Numbers,
         value_stride: int, out: NumbersOut, runs: FullAttentionRuns, num_heads: Int, num_kv_heads: Int, key_dim: Int,
-        value_dim: Int, scale: float, dtype: DType,
+        value_dim: Int, scale: float, distance_bias: Floats | None, num_distances: int, bias_origin: int,
+        dtype: DType,
     ) -> None:
         """`attention` in which a run's queries see all of its keys, at least one; heads lie side by side in rows."""
 

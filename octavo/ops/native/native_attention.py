@@ -11,7 +11,7 @@ from octavo.ops.native.native_elementwise import NativeElementwise, rows_of
 from octavo.ops.native.packed_weight import DTYPES
 from octavo.ops.paged_cache import KVCache
 from octavo.ops.plans import AttentionPlan, FullRun
-from octavo.ops.specs import AttentionSpec, HeadClip, NormSpec, RankColumns, RotaryTable
+from octavo.ops.specs import AttentionSpec, DistanceBias, HeadClip, NormSpec, RankColumns, RotaryTable
 from octavo.ops.torch import TorchBackend
 
 CACHE_DTYPES = DTYPES | {torch.int8: DType.INT8}
@@ -220,6 +220,7 @@ class NativeAttention(NativeElementwise):
             softcap=spec.softcap or 0.0,
             alibi_slopes=None if spec.alibi_slopes is None else spec.alibi_slopes.data_ptr(),
             sinks=None if spec.sinks is None else spec.sinks.data_ptr(),
+            **bias_arguments(spec.distance_bias),
             window=plan.window or 0,
             cache_dtype=CACHE_DTYPES[cache.keys.dtype],
             out_dtype=DTYPES[dtype],
@@ -233,12 +234,18 @@ class NativeAttention(NativeElementwise):
         return out
 
     def full_attention(
-        self, query: Tensor, key: Tensor, value: Tensor, scale: float, runs: Sequence[FullRun]
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        runs: Sequence[FullRun],
+        bias: DistanceBias | None = None,
     ) -> Tensor:
         num_heads, key_dim = query.shape[1:]
         num_kv_heads, value_dim = value.shape[1:]
         if max(key_dim, value_dim) > MAX_HEAD_DIM:
-            return self._reference.full_attention(query, key, value, scale, runs)
+            return self._reference.full_attention(query, key, value, scale, runs, bias)
         table = torch.tensor([run for run in runs if run[1] and run[3]], dtype=torch.int64).view(-1, 4)
         make = torch.empty if int(table[:, 1].sum()) == len(query) else torch.zeros
         out = make(len(query), num_heads, value_dim, dtype=query.dtype)
@@ -258,9 +265,21 @@ class NativeAttention(NativeElementwise):
             key_dim=key_dim,
             value_dim=value_dim,
             scale=scale,
+            **bias_arguments(bias),
             dtype=DTYPES[query.dtype],
         )
         return out
+
+
+def bias_arguments(bias: DistanceBias | None) -> dict[str, int | None]:
+    """What the core's operations take of it."""
+    if bias is None:
+        return {"distance_bias": None, "num_distances": 0, "bias_origin": 0}
+    return {
+        "distance_bias": bias.table.data_ptr(),
+        "num_distances": bias.table.shape[1],
+        "bias_origin": bias.origin,
+    }
 
 
 def _heads_together(x: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from octavo.ops.specs import (
     CacheSpec,
     Capabilities,
     DeltaSpec,
+    DistanceBias,
     Gate,
     LinearUpdate,
     RotaryTable,
@@ -252,9 +253,15 @@ class TorchBackend(DistributedRanks):
         return out
 
     def full_attention(
-        self, query: Tensor, key: Tensor, value: Tensor, scale: float, runs: Sequence[FullRun]
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        runs: Sequence[FullRun],
+        bias: DistanceBias | None = None,
     ) -> Tensor:
-        return paged_attention.full_attention(query, key, value, scale, runs)
+        return paged_attention.full_attention(query, key, value, scale, runs, bias)
 
     def experts(self, weights: Sequence[PackedLinear]) -> PackedExperts:
         return experts.EachExpert(weights)

@@ -114,6 +114,9 @@ OPERATION(full_attention) {
     paged.key_dim = a.key_dim;
     paged.value_dim = a.value_dim;
     paged.scale = a.scale;
+    paged.distance_bias = a.distance_bias;
+    paged.num_distances = a.num_distances;
+    paged.bias_origin = a.bias_origin;
     paged.out_dtype = a.dtype;
     Attention all(paged);
     all.query_dtype = a.dtype;

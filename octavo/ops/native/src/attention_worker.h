@@ -348,6 +348,7 @@ private:
     void weigh(int r, int64_t begin, float* scores, int vectors) {
         const int64_t first = first_key_[r] - begin, last = last_key_[r] - begin;  // that it sees
         if (a_.softcap > 0 || a_.alibi_slopes != nullptr) cap_and_slope(r, position_[r] - begin, scores, vectors);
+        if (a_.distance_bias != nullptr) add_bias(r, begin - position_[r], scores, vectors);
         if (last < KEYS - 1 || first > 0) mask(first, last, scores, vectors);
         if (a_.sparse_block) hide_blocks(r, begin, scores, vectors);
         float* row = state(r);
@@ -379,6 +380,27 @@ private:
                 s = fmadd(to_float(distance), broadcast(a_.alibi_slopes[head_[r]]), s);
             }
             store(scores + v * LANES, s * LOG2_E);
+        }
+    }
+
+    // Of each key the bias at its distance, `distance` that of the first.
+    void add_bias(int r, int64_t distance, float* scores, int vectors) {
+        const float* biases = a_.distance_bias + head_[r] * a_.num_distances;
+        const int64_t last = a_.num_distances - 1;
+        for (int v = 0; v < vectors; ++v) {
+            const int64_t at = distance + v * LANES + a_.bias_origin;
+            vec bias;
+            if (at >= 0 && at + LANES - 1 <= last) {
+                bias = load(biases + at);
+            } else if (at >= last) {
+                bias = broadcast(biases[last]);
+            } else if (at + LANES - 1 <= 0) {
+                bias = broadcast(biases[0]);
+            } else {
+                for (int k = 0; k < LANES; ++k) wide_[k] = biases[std::clamp<int64_t>(at + k, 0, last)];
+                bias = load(wide_);
+            }
+            store(scores + v * LANES, fmadd(bias, broadcast(LOG2_E), load(scores + v * LANES)));
         }
     }
 
