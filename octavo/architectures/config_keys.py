@@ -40,8 +40,8 @@ from octavo.architectures.config_kinds import (
 
 _BY_KIND: dict[Kind, str] = {
     LAYERS: "num_hidden_layers image_num_layers n_layer n_layers num_layers decoder_layers encoder_layers layers depth"
-    " num_global_layers",
-    COUNT: """moe_k moe_layer_interval
+    " num_global_layers num_decoder_layers",
+    COUNT: """relative_attention_num_buckets relative_attention_max_distance moe_k moe_layer_interval
         num_attention_heads num_res_blocks image_num_heads scale_factor attention_heads max_num_tiles n_head
         n_heads num_key_value_heads num_kv_heads n_head_kv multi_query_group_num encoder_attention_heads
         decoder_attention_heads kv_n_heads n_heads_in_group num_labels moe_layer_freq moe_layer_frequency
@@ -60,7 +60,8 @@ _BY_KIND: dict[Kind, str] = {
     either(COUNT, integers(1, MAX_COUNT)): "moe_topk",
     either(COUNT_OR_NONE, TEXT): "sliding_window_pattern",
     integer(1, 2): "num_ln_in_parallel_attn",
-    SIZE: """hidden_size num_embeddings latent_channels resolution base_channels embedding_size image_patch_size
+    SIZE: """d_ff d_kv decoder_vocab_size
+        hidden_size num_embeddings latent_channels resolution base_channels embedding_size image_patch_size
         image_emb_dim image_mlp_dim vision_output_dim n_embd n_embed d_model intermediate_size n_inner ffn_dim
         encoder_ffn_dim decoder_ffn_dim ffn_hidden_size ff_intermediate_size moe_intermediate_size
         shared_expert_intermediate_size head_dim kv_channels vocab_size padded_vocab_size word_embed_proj_dim
@@ -76,7 +77,8 @@ _BY_KIND: dict[Kind, str] = {
     WINDOW: "sliding_window window_length",
     TOKEN: "decoder_start_token_id pad_token_id",
     TOKENS: "eos_token_id",
-    FLAG: """attention_out_bias is_original_qwen3_reranker
+    FLAG: """share_encoder_decoder_embeddings scale_decoder_outputs
+        attention_out_bias is_original_qwen3_reranker
         mrope_interleaved mup_enabled use_routing_bias qk_norm use_cla route_norm
         attention_bias mlp_bias bias use_bias qkv_bias use_qkv_bias lm_head_bias enable_bias no_bias
         add_bias_linear add_qkv_bias mamba_proj_bias mamba_conv_bias use_conv_bias tie_word_embeddings alibi multi_query
@@ -91,7 +93,7 @@ _BY_KIND: dict[Kind, str] = {
         block_auto_adjust_ff_dim tie_embedding conv_bias use_expert_bias mamba_rms_norm mamba_norm_before_gate
         projectors_bias use_mem_rope use_shared_attention_adapter use_long_context
         double_latent use_hd_transform with_learnable_separator""",
-    TEXT: """hybrid_override_pattern
+    TEXT: """feed_forward_proj hybrid_override_pattern
         scoring_func score_func qk_norm_type
         model_type problem_type sbert_ce_default_activation_function layer_norm_type hd_transform_order
         position_embedding_type topk_method attn_type rope_type type dtype torch_dtype

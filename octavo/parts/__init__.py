@@ -4,7 +4,7 @@ from octavo.parts.batch import Batch, CrossBatch, EncoderBatch, PagedView, Place
 from octavo.parts.bidirectional import BidirectionalAttention
 from octavo.parts.causal_convolution import ShortConvolution
 from octavo.parts.causal_lm import CausalLM
-from octavo.parts.embedding import Embedding, NormedEmbedding, PositionedEmbedding
+from octavo.parts.embedding import Embedding, FixedPositions, NormedEmbedding, PositionedEmbedding
 from octavo.parts.encoder import CrossAttention, EncoderAttention
 from octavo.parts.gated_attention import GatedAttention, gates_first
 from octavo.parts.intern_vit import InternViT, LayerScale, pixel_shuffle
@@ -66,6 +66,7 @@ __all__ = [
     "EncoderAttention",
     "EncoderBatch",
     "EncoderLayers",
+    "FixedPositions",
     "FromNormed",
     "GatedAttention",
     "GatedMLP",

@@ -1,5 +1,6 @@
 """Token and position embeddings: the first part of a model, called on a batch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +61,11 @@ class Embedding(ChangedBySlot[TableChange]):
         else:
             self._packed, self._dtype = table, dtype
             self.scale = float(torch.tensor(self.scale, dtype=dtype))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the rows. The table is loaded."""
+        return self._dtype if self.weight is None else self.weight.dtype
 
     def prepare(self, backend: Backend) -> None:
         self._table_rows, self._scale = backend.table_rows, backend.scale
@@ -181,6 +187,27 @@ class PositionedEmbedding(nn.Module):
     def forward(self, batch: Batch | EncoderBatch) -> Tensor:
         x = self._add(self.tokens(batch), self.positions.lookup(batch.positions))
         return x if self.scale == 1.0 else self._scale(x, self.scale)
+
+
+class FixedPositions(nn.Module):
+    """Token embeddings plus positions that no checkpoint needs to store (Vaswani et al. 2017).
+
+    Args:
+        tokens: the token table.
+        positions: gives the rows of all positions, `[positions, embedding_dim]` float32.
+    """
+
+    def __init__(self, tokens: Embedding, positions: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self._positions = positions
+
+    def prepare(self, backend: Backend) -> None:
+        self._add, self._table_rows = backend.add, backend.table_rows
+        self._table = self._positions().to(backend.device, self.tokens.dtype)
+
+    def forward(self, batch: Batch | EncoderBatch) -> Tensor:
+        return self._add(self.tokens(batch), self._table_rows(self._table, batch.positions))
 
 
 class NormedEmbedding(nn.Module):
