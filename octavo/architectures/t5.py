@@ -1,5 +1,6 @@
 """T5 (Raffel et al. 2020): biases by distance in place of positions, scores that are not scaled, RMS norms."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -88,7 +89,7 @@ def relative_bias(c: Config, both_ways: bool) -> RelativeBias:
     return RelativeBias(buckets, num_heads(c), distance, both_ways=both_ways)
 
 
-def feed_forward(c: Config) -> partial[nn.Module]:
+def feed_forward(c: Config) -> Callable[[], nn.Module]:
     """What `feed_forward_proj` says: an activation, after `gated-` where there is a gate."""
     kind, _, activation = c.feed_forward_proj.rpartition("-")
     activation = "gelu_new" if (kind, activation) == ("gated", "gelu") else activation

@@ -1,6 +1,7 @@
 """The core's attention: over paged caches, over rows side by side, and what changes queries and keys before."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -271,7 +272,7 @@ class NativeAttention(NativeElementwise):
         return out
 
 
-def bias_arguments(bias: DistanceBias | None) -> dict[str, int | None]:
+def bias_arguments(bias: DistanceBias | None) -> dict[str, Any]:
     """What the core's operations take of it."""
     if bias is None:
         return {"distance_bias": None, "num_distances": 0, "bias_origin": 0}
