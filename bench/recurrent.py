@@ -1,9 +1,9 @@
 """What Mamba-2 costs beside attention, as context grows: `python bench/recurrent.py`.
 
-Both mix a stream of 2,048 values: 64 heads of 64 values with states of 128, one group, as in Mamba-2's 1.3B; and 32 heads
-of attention of 64 values with 8 key heads. Only what is between the products is timed (convolution and scan; rope, cache
-and attention). Prefill is of a whole prompt; a decode step is of one token after so many. Medians of a few rounds, the
-two by turns.
+Both mix a stream of 2,048 values: 64 heads of 64 values with states of 128, one group, as in Mamba-2's 1.3B; and 32
+heads of attention of 64 values with 8 key heads. Only what is between the products is timed (convolution and scan;
+rope, cache and attention). Prefill is of a whole prompt; a decode step is of one token after so many. Medians of a
+few rounds, the two by turns.
 """
 
 import argparse
@@ -77,7 +77,8 @@ def main() -> None:
     args = parser.parse_args()
     backend = select_backend("cpu", "auto")
     backend.set_threads(args.threads)
-    print(f"{backend.name}, {args.threads} threads, milliseconds a layer\n\n| | Mamba-2 | attention |\n| --- | --- | --- |")
+    print(f"{backend.name}, {args.threads} threads, milliseconds a layer\n")
+    print("| | Mamba-2 | attention |\n| --- | --- | --- |")
     with backend.computing():
         for tokens in (512, 4096):
             pair = milliseconds([make(backend, tokens, 0) for make in (mamba2, attention)], args.rounds)

@@ -34,6 +34,7 @@ NEMOTRON_H_NAMES = Names(
     },
     prefix="backbone.",
     spellings={"model.": "backbone."},
+    beside=("mtp.",),
 )
 
 

@@ -293,6 +293,10 @@ class Backend(Ranks, Protocol):
         """`x * activation(y)`, `[rows, size]` both, computed in float32; `x * y` without an activation."""
         ...
 
+    def side_by_side(self, x: Tensor, y: Tensor) -> Tensor:
+        """Rows of `x` `[rows, a]` and `y` `[rows, b]` side by side: `[rows, a + b]`."""
+        ...
+
     def scale_columns(self, x: Tensor, factors: Tensor) -> Tensor:
         """`x` `[rows, size]` times `factors` `[size]`, which are float32."""
         ...

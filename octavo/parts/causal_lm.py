@@ -41,6 +41,7 @@ class CausalLM(nn.Module):
         tied: whether the embedding's table serves as the head's weight.
         tied_if_absent: whether the table serves as the head where the checkpoint stores none.
         encoder: makes `[rows, hidden_size]` of an EncoderBatch, for the layers' cross-attention.
+        shared: what several layers compute with without having it as theirs, so that every stage has it (Zamba2).
         optional: paths of parameters that become None where the checkpoint stores none.
         logit_scale: factor of the logits.
         softcap: logits become softcap * tanh(logits / softcap) (Gemma 2).
@@ -58,6 +59,7 @@ class CausalLM(nn.Module):
         tied: bool = False,
         tied_if_absent: bool = False,
         encoder: nn.Module | None = None,
+        shared: nn.Module | None = None,
         optional: tuple[str, ...] = (),
         logit_scale: float = 1.0,
         softcap: float | None = None,
@@ -77,6 +79,7 @@ class CausalLM(nn.Module):
         self._table_is_head = False
         self.head: Linear | None = head
         self.encoder = encoder
+        self.shared = shared
         self.optional = optional
         self.score: nn.Module | None = None
         self.media: MediaTower | None = None
@@ -95,7 +98,7 @@ class CausalLM(nn.Module):
 
     def split(self, split: Split) -> None:
         """See octavo.parts.split. Logits are gathered, so that every rank has all of them."""
-        for part in (self.embed, self.layers, self.norm):
+        for part in (self.embed, self.layers, self.shared, self.norm):
             if part is not None:  # else it is another stage's
                 split_parts(part, split)
         for reader in (self.encoder, self.media):
@@ -137,7 +140,7 @@ class CausalLM(nn.Module):
             self.encoder = self.media = None
         if not self.stage.is_last:
             for name in (*dict(self.named_children()), *dict(self.named_parameters(recurse=False))):
-                if name not in ("embed", "layers", "encoder", "media"):
+                if name not in ("embed", "layers", "shared", "encoder", "media"):
                     setattr(self, name, None)
         self._number_states()
 

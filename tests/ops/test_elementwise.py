@@ -270,6 +270,7 @@ def test_products_of_rows(
     product, scaled = backend.multiply(x, y, activation), backend.scale_columns(x, factors)
     torch.testing.assert_close(product.double(), x.double() * by, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(scaled.double(), x.double() * factors, rtol=tolerance, atol=tolerance)
+    assert torch.equal(backend.side_by_side(x, y), torch.cat([x, y], dim=1))
     for rows in (1, 7):
         part = slice(3, 3 + rows)
         assert torch.equal(backend.multiply(x[part], y[part], activation), product[part])

@@ -16,8 +16,8 @@ from tests.golden import CASES, case_named, config_of, read_case
 from tests.rank_threads import ThreadBackend, run_ranks
 from tests.test_golden import agrees
 
-WHOLE = {"q_a", "kv_a", "to_latent", "from_latent"}
-"""Products before latents, and of experts' latents, which every rank has."""
+WHOLE = {"q_a", "kv_a", "to_latent", "from_latent", "a"}
+"""Products before latents, and of experts' latents and of LoRAs, which every rank has."""
 SAMPLE = {
     "ArcticForCausalLM--instruct",
     "BartForConditionalGeneration--base",

@@ -203,6 +203,13 @@ class NativeElementwise:
         )
         return out
 
+    def side_by_side(self, x: Tensor, y: Tensor) -> Tensor:
+        out = torch.empty(len(x), x.shape[1] + y.shape[1], dtype=x.dtype)
+        if len(x):
+            self._copy_rows(x, out[:, : x.shape[1]])
+            self._copy_rows(y, out[:, x.shape[1] :])
+        return out
+
     def scale_columns(self, x: Tensor, factors: Tensor) -> Tensor:
         out = torch.empty(x.shape, dtype=x.dtype)
         self.library.core.scale_columns(

@@ -178,6 +178,9 @@ class TorchBackend(DistributedRanks):
         factor = y.float() if activation is None else ACTIVATIONS[activation](y.float())
         return (x * factor).to(x.dtype)
 
+    def side_by_side(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.cat([x, y], dim=1)
+
     def scale_columns(self, x: Tensor, factors: Tensor) -> Tensor:
         return (x * factors).to(x.dtype)
 
