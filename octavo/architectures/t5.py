@@ -8,12 +8,13 @@ from torch import nn
 
 from octavo.architectures.bart import Encoder
 from octavo.architectures.model_config import Config
-from octavo.architectures.registry import architecture
+from octavo.architectures.registry import EMBEDS, architecture
 from octavo.errors import CheckpointError
 from octavo.ops import ACTIVATIONS
 from octavo.parts import (
     MLP,
     Attention,
+    BidirectionalAttention,
     CausalLM,
     CrossAttention,
     Embedding,
@@ -25,6 +26,7 @@ from octavo.parts import (
     PreNorm,
     RelativeBias,
     RMSNorm,
+    TextEncoder,
 )
 
 
@@ -59,17 +61,34 @@ NAMES = Names(
 )
 
 
-class T5(CausalLM):
-    """The decoder, whose layers share a bias; every stage has it."""
+ENCODER_NAMES = Names({"{shared|encoder.embed_tokens}": "embed", **side("encoder", "", 1)})
 
-    def __init__(self, relative_bias: RelativeBias, **parts: Any) -> None:
-        super().__init__(**parts)
-        self.relative_bias = relative_bias
+
+class Shares(CausalLM):
+    """A model whose layers share a bias; every stage has it."""
+
+    relative_bias: RelativeBias
 
     def keep_stage(self, index: int, count: int) -> None:
         bias = self.relative_bias
         super().keep_stage(index, count)
         self.relative_bias = bias
+
+
+class T5(Shares):
+    """The decoder."""
+
+    def __init__(self, relative_bias: RelativeBias, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.relative_bias = relative_bias
+
+
+class T5Reader(Shares, TextEncoder):
+    """The encoder alone, which reads a whole prompt in one step."""
+
+    def __init__(self, relative_bias: RelativeBias, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.relative_bias = relative_bias
 
 
 class T5Stack(Encoder):
@@ -140,4 +159,26 @@ def t5(c: Config) -> CausalLM:
         tied_if_absent=True,
         logit_scale=c.d_model**-0.5 if c.get("scale_decoder_outputs", c.get("tie_word_embeddings", True)) else 1.0,
         encoder=encoder(c, tokens),
+    )
+
+
+@architecture(
+    "T5EncoderModel", about="T5's encoder", examples=("sentence-transformers/sentence-t5-base",), tasks=EMBEDS
+)
+def t5_encoder(c: Config) -> CausalLM:
+    norm, mlp, bias = partial(RMSNorm, c.d_model, c.layer_norm_epsilon), feed_forward(c), relative_bias(c, True)
+
+    def layer(i: int) -> nn.Module:
+        dim = c.first("d_kv", "head_dim")
+        attn = BidirectionalAttention(c.d_model, num_heads(c), head_dim=dim, scale=1.0, position_bias=bias.of_heads)
+        return PreNorm(norm, attn=attn, mlp=mlp())
+
+    return T5Reader(
+        bias,
+        embed=Embedding(c.vocab_size, c.d_model),
+        layer=layer,
+        layers=c.num_layers,
+        hidden_size=c.d_model,
+        names=ENCODER_NAMES,
+        norm=norm(),
     )

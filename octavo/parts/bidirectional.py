@@ -12,6 +12,7 @@ from octavo.parts.encoder import norm_heads
 from octavo.parts.linear_layer import Linear
 from octavo.parts.qk_transform import QKNorm
 from octavo.parts.rotary_embedding import RotaryEmbedding
+from octavo.parts.self_attention import HeadsBias
 from octavo.parts.split import HeadSplit, Split
 
 
@@ -26,6 +27,7 @@ class BidirectionalAttention(nn.Module):
         bias, out_bias: biases of q, k, v and of the output (None for the same).
         scale: of the scores; head_dim ** -0.5 if None.
         qk_norm: norms of queries and keys, before rope.
+        position_bias: gives heads `first` to `end` their bias by distance: a RelativeBias's `of_heads`.
     """
 
     reads_whole = True
@@ -43,6 +45,7 @@ class BidirectionalAttention(nn.Module):
         out_bias: bool | None = None,
         scale: float | None = None,
         qk_norm: QKNorm | None = None,
+        position_bias: HeadsBias | None = None,
     ) -> None:
         super().__init__()
         kv_heads = num_heads if num_kv_heads is None else num_kv_heads
@@ -52,6 +55,7 @@ class BidirectionalAttention(nn.Module):
         self.head_dim = hidden_size // num_heads if head_dim is None else head_dim
         self.scale = self.head_dim**-0.5 if scale is None else scale
         self.rope, self.qk_norm = rope, qk_norm
+        self.position_bias, self.first_head = position_bias, 0
         size, kv_size = num_heads * self.head_dim, kv_heads * self.head_dim
         self.qkv = Linear(hidden_size, {"q": size, "k": kv_size, "v": kv_size}, bias)
         self.o = Linear(size, hidden_size, bias if out_bias is None else out_bias)
@@ -63,15 +67,18 @@ class BidirectionalAttention(nn.Module):
             self.qk_norm.split_heads(own)
         self.qkv.split_outputs({"q": own.values, "k": own.kv_values, "v": own.kv_values})
         self.o.split_inputs(split, own.values)
+        self.first_head = own.heads[0]
         self.num_heads, self.num_kv_heads = own.heads[1] - own.heads[0], own.kv_heads[1] - own.kv_heads[0]
 
     def prepare(self, backend: Backend) -> None:
         self._attention, self._join_rope = backend.full_attention, backend.join_rope
+        end = self.first_head + self.num_heads
+        self._bias = None if self.position_bias is None else self.position_bias(self.first_head, end)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         query, key, value = self.heads(x, batch)
         runs = [(*run, *run) for run in batch.runs]
-        out = self._attention(query, key, value, self.scale, runs)
+        out = self._attention(query, key, value, self.scale, runs, self._bias)
         return self.o(out.flatten(1), batch)  # type: ignore[no-any-return]
 
     def heads(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
