@@ -48,6 +48,13 @@ def rotated_norms(c: Config) -> Callable[[], RotatedQKNorm]:
     return lambda: RotatedQKNorm(RMSNorm(head_dim, c.rms_norm_eps), RMSNorm(head_dim, c.rms_norm_eps))
 
 
+@architecture("HunYuanDenseV1ForCausalLM", about="Hunyuan dense", examples=("tencent/Hunyuan-7B-Instruct",))
+def hunyuan_dense(c: Config) -> CausalLM:
+    norm, mlp, bias = rms_norm(c), gated_mlp(c), c.attention_bias
+    attn = attention(c, qk_transform=rotated_norms(c), bias=bias, out_bias=bias)
+    return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp()), HUNYUAN_NAMES)
+
+
 @architecture("HunYuanMoEV1ForCausalLM", about="Hunyuan A13B", examples=("tencent/Hunyuan-A13B-Instruct",))
 def hunyuan_moe(c: Config) -> CausalLM:
     """Experts and the one for all are of intermediate_size; how many are chosen may be a list by layer."""

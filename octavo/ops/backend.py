@@ -301,6 +301,10 @@ class Backend(Ranks, Protocol):
         """`x` `[rows, size]` times `factors` `[size]`, which are float32."""
         ...
 
+    def xielu(self, x: Tensor, shape: Tensor) -> Tensor:
+        """xIELU, computed in float32 (see octavo.ops.torch.activations); `shape` is `[4]` float32."""
+        ...
+
     def add_gated(self, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
         """`x + sigmoid(gate) * y`, `[rows, size]`, with `gate` `[rows, 1]`; the product is rounded, then added."""
         ...

@@ -132,6 +132,21 @@ def test_multiply(
     assert torch.equal(backend.multiply(x[3:5], y[3:5], activation), got[3:5])
 
 
+@pytest.mark.parametrize("width", [7, 64, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_xielu(backend: Backend, width: int, dtype: torch.dtype, generator: torch.Generator) -> None:
+    x = (torch.randn(90, width, generator=generator) * 4).to(dtype)
+    x[0, :6] = torch.tensor([0.0, -100.0, 100.0, -1e-7, 1e-7, -88.8])
+    shape = torch.tensor([0.7, 1.3, 0.5, -1e-6])
+    x64 = x.double()
+    curve = torch.where(x64 > 0, 0.7 * x64 * x64, 1.3 * (torch.expm1(x64.clamp(max=-1e-6)) - x64))
+    got = backend.xielu(x, shape)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(got.double(), curve + 0.5 * x64, rtol=tolerance, atol=tolerance)
+    for rows in (1, 3, 50):
+        assert torch.equal(backend.xielu(x[5 : 5 + rows], shape), got[5 : 5 + rows])
+
+
 @pytest.mark.parametrize(("beta", "period", "offset"), [(0.1, 16.0, 0), (0.3, 8192.0, 1)])
 def test_position_factors(backend: Backend, beta: float, period: float, offset: int) -> None:
     positions = torch.cat([torch.arange(300), torch.tensor([8190, 8191, 8192, 10_000_000])])

@@ -254,6 +254,11 @@ class Core(Protocol):
     ) -> None:
         """`out = x * activation(y)`."""
 
+    def xielu(
+        self, *, rows: int, x: Numbers, shape: Floats, out: NumbersOut, columns: int, dtype: DType,
+    ) -> None:
+        """`out = xIELU(x)`; `shape` has alpha_p, alpha_n, beta and eps."""
+
     def add_gated(
         self, *, rows: int, x: Numbers, y: Numbers, gate: Numbers, out: NumbersOut, columns: int, dtype: DType,
     ) -> None:

@@ -223,6 +223,15 @@ class NativeElementwise:
         )
         return out
 
+    def xielu(self, x: Tensor, shape: Tensor) -> Tensor:
+        x = self._together(x)
+        rows, columns, dtype = rows_of(x)
+        out = torch.empty_like(x)
+        self.library.core.xielu(
+            rows=rows, x=x.data_ptr(), shape=shape.data_ptr(), out=out.data_ptr(), columns=columns, dtype=dtype
+        )
+        return out
+
     def add_gated(self, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
         x, y, gate = self._together(x), self._together(y), self._together(gate)
         rows, columns, dtype = rows_of(x)

@@ -54,6 +54,17 @@ def softplus(x: Tensor) -> Tensor:
     return torch.where(x > 20.0, x, torch.log1p(torch.exp(x.clamp(max=20.0))))
 
 
+def xielu(x: Tensor, shape: Tensor) -> Tensor:
+    """xIELU (Huang & Schlag 2024): a square above zero, an exponential below, the same line beside both.
+
+    `alpha_p * x ** 2 + beta * x` where x is positive, else `alpha_n * (exp(min(x, eps)) - 1 - x) + beta * x`; `shape`
+    is `[4]` float32: alpha_p, alpha_n, beta, eps.
+    """
+    alpha_p, alpha_n, beta, eps = shape
+    below = torch.exp(torch.minimum(x, eps)).sub_(1.0).sub_(x).mul_(alpha_n)
+    return torch.where(x > 0, x.square().mul_(alpha_p), below).add_(x * beta)
+
+
 Activation = Callable[[Tensor], Tensor]
 
 ACTIVATIONS: dict[str, Activation] = {

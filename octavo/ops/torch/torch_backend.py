@@ -48,7 +48,7 @@ from octavo.ops.torch import (
     selective_scan,
     torch_norms,
 )
-from octavo.ops.torch.activations import ACTIVATIONS, gated
+from octavo.ops.torch.activations import ACTIVATIONS, gated, xielu
 from octavo.ops.torch.adapter_products import TorchAdapterTable, TorchUpdate
 from octavo.ops.torch.distributed_ranks import DistributedRanks
 from octavo.ops.torch.products import TorchHeads, TorchLinear, table_rows
@@ -183,6 +183,9 @@ class TorchBackend(DistributedRanks):
 
     def scale_columns(self, x: Tensor, factors: Tensor) -> Tensor:
         return (x * factors).to(x.dtype)
+
+    def xielu(self, x: Tensor, shape: Tensor) -> Tensor:
+        return xielu(x.float(), shape).to(x.dtype)
 
     def add_gated(self, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
         weight = 1.0 / (torch.exp(-gate.float()) + 1.0)

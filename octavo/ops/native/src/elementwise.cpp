@@ -260,6 +260,20 @@ OPERATION(scale_rows) {
     }))
 }
 
+OPERATION(xielu) {
+    const vec above = broadcast(a.shape[0]), below = broadcast(a.shape[1]), beta = broadcast(a.shape[2]);
+    const vec eps = broadcast(a.shape[3]);
+    WITH_TYPE(a.dtype, T, over_rows(a.rows, a.columns, [&](int64_t r) {
+        const T* x = row_of<T>(a.x, r, a.columns);
+        T* out = row_of<T>(a.out, r, a.columns);
+        for_vectors(a.columns, [&](int64_t i, int n) {
+            const vec v = take(x + i, n);
+            const vec curve = select(v > 0.0f, v * v * above, (exponential(smaller(v, eps)) - 1.0f - v) * below);
+            put(out + i, curve + v * beta, n);
+        });
+    }))
+}
+
 OPERATION(position_factors) {
     for (int64_t r = 0; r < a.rows; ++r) {
         const double periods = std::floor(static_cast<double>(a.positions[r] + a.offset) / a.period);
