@@ -117,7 +117,8 @@ def prefill(dtype: str) -> None:
 
 
 def experts(dtype: str) -> None:
-    """Top 2 of 64 experts of width 1408 beside a feed-forward of width 2816: as much is multiplied."""
+    """Top 2 of 64 experts of width 1408, and top 4 of 32 of width 704 with biases and clamped gates (gpt-oss), beside a
+    feed-forward of width 2816: as much is multiplied."""
     mixtral = {
         **LLAMA,
         "architectures": ["MixtralForCausalLM"],
@@ -125,14 +126,25 @@ def experts(dtype: str) -> None:
         "num_local_experts": 64,
         "num_experts_per_tok": 2,
     }
+    gpt_oss = {
+        **LLAMA,
+        "architectures": ["GptOssForCausalLM"],
+        "intermediate_size": 704,
+        "num_local_experts": 32,
+        "num_experts_per_tok": 4,
+        "head_dim": 64,
+    }
     print("\nDecode, one request, two layers of width 1024: milliseconds a token\n")
     with loaded(LLAMA, dtype) as llm:
         dense = decode_ms(llm, 64, 100)
     with loaded(mixtral, dtype) as llm:
         sparse = decode_ms(llm, 64, 100)
+    with loaded(gpt_oss, dtype) as llm:
+        clamped = decode_ms(llm, 64, 100)
     print("| feed-forward | ms | over dense |\n| --- | --- | --- |")
     print(f"| dense, width 2816 | {dense:.2f} | 1 |")
     print(f"| top 2 of 64 experts, width 1408 each | {sparse:.2f} | {sparse / dense:.2f} |")
+    print(f"| gpt-oss: top 4 of 32 experts, width 704 each | {clamped:.2f} | {clamped / dense:.2f} |")
 
 
 if __name__ == "__main__":
