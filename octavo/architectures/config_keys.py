@@ -48,7 +48,8 @@ _BY_KIND: dict[Kind, str] = {
         decoder_sparse_step expert_layer_period attn_layer_period n_group topk_group moe_top_k moe_num_experts
         no_rope_layer_interval
         num_heads heads mamba_n_heads mamba_num_heads n_mamba_heads mamba_n_groups mamba_ngroups n_groups
-        num_mem_blocks cross_attention_frequency spatial_pool_stride spatial_merge_size temporal_patch_size
+        num_mem_blocks linear_num_key_heads linear_num_value_heads full_attention_interval
+        cross_attention_frequency spatial_pool_stride spatial_merge_size temporal_patch_size
         stack_factor""",
     COUNT_OR_NONE: """global_attn_every_n_layers num_shared_experts moe_num_shared_experts moe_layer_start_index
         num_dense_layers
@@ -71,8 +72,8 @@ _BY_KIND: dict[Kind, str] = {
         num_positions num_query_tokens encoder_hidden_size num_channels query_num n_queries output_dim width embed_dim
         num_mel_bins max_source_positions block_ff_dim block_multiple_of mamba_d_ssm mamba_head_dim
         mamba_headdim ssm_state_size adapter_rank lru_width attention_window_size
-        moe_shared_expert_intermediate_size moe_latent_size""",
-    integer(2, 1 << 12): "conv_kernel mamba_d_conv conv_L_cache conv1d_width",
+        moe_shared_expert_intermediate_size moe_latent_size linear_key_head_dim linear_value_head_dim""",
+    integer(2, 1 << 12): "conv_kernel mamba_d_conv conv_L_cache conv1d_width linear_conv_kernel_dim",
     LENGTH: """max_position_embeddings n_positions max_seq_len n_ctx seq_length model_max_length max_sequence_length
         original_max_position_embeddings""",
     WINDOW: "sliding_window window_length",

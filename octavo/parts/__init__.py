@@ -4,6 +4,7 @@ from octavo.parts.batch import Batch, CrossBatch, EncoderBatch, PagedView, Place
 from octavo.parts.bidirectional import BidirectionalAttention
 from octavo.parts.causal_convolution import ShortConvolution
 from octavo.parts.causal_lm import CausalLM
+from octavo.parts.delta_net import DeltaNet, DeltaSizes, GatedRMSNorm, KimiDelta
 from octavo.parts.embedding import Embedding, FixedPositions, NormedEmbedding, PositionedEmbedding
 from octavo.parts.encoder import CrossAttention, EncoderAttention
 from octavo.parts.gated_attention import GatedAttention, gates_first
@@ -62,6 +63,8 @@ __all__ = [
     "Clip",
     "CrossAttention",
     "CrossBatch",
+    "DeltaNet",
+    "DeltaSizes",
     "Embedding",
     "EncoderAttention",
     "EncoderBatch",
@@ -71,10 +74,12 @@ __all__ = [
     "GatedAttention",
     "GatedMLP",
     "GatedPreNorm",
+    "GatedRMSNorm",
     "GroupedRMSNorm",
     "HeadNorm",
     "InternViT",
     "Into",
+    "KimiDelta",
     "LatentAttention",
     "LayerNorm",
     "LayerScale",

@@ -1,5 +1,6 @@
 """Short causal convolutions, whose last inputs are a state: of Mamba and its like, and a mixer by itself (LFM2)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +27,7 @@ class CausalConvolution(ChangedBySlot[ConvolutionChange]):
     """Of each channel by itself, over its last values, with an activation behind it.
 
     Args:
-        channels: how many.
+        channels: how many, or named segments of them, each of which is filled by its own name.
         kernel: taps.
         bias: whether there is one.
         activation: by its name; None for none.
@@ -34,9 +35,13 @@ class CausalConvolution(ChangedBySlot[ConvolutionChange]):
 
     float32_parameters = True
 
-    def __init__(self, channels: int, kernel: int, bias: bool, activation: str | None) -> None:
+    def __init__(self, channels: int | Mapping[str, int], kernel: int, bias: bool, activation: str | None) -> None:
         super().__init__()
         self.activation = activation
+        self.parameter_segments: dict[str, Mapping[str, int]] = {}
+        if not isinstance(channels, int):
+            self.parameter_segments["weight"] = channels
+            channels = sum(channels.values())
         self.weight = nn.Parameter(torch.empty(channels, kernel), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(channels), requires_grad=False) if bias else None
 

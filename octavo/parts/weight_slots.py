@@ -93,7 +93,8 @@ class WeightSlot:
 class TakesWeights(Protocol):
     """A part that says itself what it takes. Of others, each parameter is a slot.
 
-    Such another part that is split has `shards`: for names of parameters the whole shape and this rank's Shard.
+    Such another part that is split has `shards`: for names of parameters the whole shape and this rank's Shard; and
+    one whose parameters are filled in parts has `parameter_segments`.
     """
 
     def weight_slots(self) -> dict[str, WeightSlot]:
@@ -122,10 +123,11 @@ def shard_parameter(module: nn.Module, name: str, shard: Shard) -> None:
 def _parameters(module: nn.Module) -> dict[str, WeightSlot]:
     role = Role.FLOAT32 if getattr(module, "float32_parameters", False) else Role.ADDED
     shards: dict[str, tuple[tuple[int, ...], Shard]] = getattr(module, "shards", {})
+    segments: dict[str, Mapping[str, int]] = getattr(module, "parameter_segments", {})
     slots = {}
     for name, parameter in module.named_parameters(recurse=False):
         shape, shard = shards.get(name, (tuple(parameter.shape), None))
-        slots[name] = WeightSlot(shape, role, partial(_set, module, name), shard=shard)
+        slots[name] = WeightSlot(shape, role, partial(_set, module, name), segments.get(name, {}), shard=shard)
     return slots
 
 

@@ -1,0 +1,144 @@
+"""Qwen3-Next and Qwen3.5 (Qwen Team 2025): gated delta nets, and gated attention in every fourth layer."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo.architectures.decoder import attention, decoder, gated_mlp
+from octavo.architectures.mamba import drop_middle
+from octavo.architectures.model_config import Config
+from octavo.architectures.qwen2_moe import QWEN2_MOE_NAMES, MoEWithGatedShared
+from octavo.architectures.registry import architecture
+from octavo.parts import (
+    CausalLM,
+    DeltaNet,
+    DeltaSizes,
+    GatedAttention,
+    GatedMLP,
+    GatedRMSNorm,
+    Into,
+    Linear,
+    Names,
+    PreNorm,
+    QKNorm,
+    RMSNorm,
+    gates_first,
+    parameter,
+    softmax_then_topk,
+    stacked,
+)
+
+NET, EXPERT = "model.layers.{i}.linear_attn.", "layers.{i}.mlp.experts.{e}."
+SHARED: dict[str, str | Into] = {
+    NET + "conv1d.weight": parameter("layers.{i}.attn.conv.weight", drop_middle),
+    NET + "A_log": parameter("layers.{i}.attn.a_log"),
+    NET + "dt_bias": parameter("layers.{i}.attn.dt_bias"),
+    NET + "norm": "layers.{i}.attn.norm",
+    NET + "out_proj": "layers.{i}.attn.out_proj",
+    "model.layers.{i}.mlp.experts.gate_up_proj": stacked(EXPERT + "gate_up.weight", full_name=True),
+    "model.layers.{i}.mlp.experts.down_proj": stacked(EXPERT + "down.weight", full_name=True),
+}
+
+
+def _by_key_head(path: str, c: Config, sizes: tuple[int, ...]) -> Into:
+    """For a weight that has, by key head, so many outputs of each kind."""
+
+    def regroup(weight: Tensor) -> Tensor:
+        heads = weight.reshape(c.linear_num_key_heads, sum(sizes), *weight.shape[1:])
+        return torch.cat([part.flatten(0, 1) for part in heads.split(sizes, dim=1)])
+
+    return Into(path, regroup)
+
+
+def _delta_net(c: Config, joined: tuple[str, ...]) -> DeltaNet:
+    heads, dims = (c.linear_num_value_heads, c.linear_num_key_heads), (c.linear_key_head_dim, c.linear_value_head_dim)
+    norm = GatedRMSNorm(c.linear_value_head_dim, c.rms_norm_eps, "silu")
+    sizes = DeltaSizes(*heads, *dims, c.linear_conv_kernel_dim)
+    return DeltaNet(c.hidden_size, sizes, activation=c.hidden_act, norm=norm, joined=joined)
+
+
+def _body(c: Config, names: Names, joined: tuple[str, ...], mlp: Callable[[int], nn.Module]) -> CausalLM:
+    """Norms have 1 added to their weights, but for the gated one."""
+    norm, head_norm = (partial(RMSNorm, size, c.rms_norm_eps, 1.0) for size in (c.hidden_size, c.head_dim))
+    c = c.replace(partial_rotary_factor=c.first("partial_rotary_factor", default=0.25))
+    biases = {"bias": c.attention_bias, "out_bias": c.attention_bias}
+    part = partial(GatedAttention, joined=True)
+    attn = attention(c, part=part, qk_transform=lambda: QKNorm(head_norm(), head_norm()), **biases)
+    every = c.get("full_attention_interval", 4)
+    by_count = ["linear_attention" if (i + 1) % every else "full_attention" for i in range(c.num_hidden_layers)]
+    types: list[str] = c.get("layer_types", by_count)
+
+    def layer(i: int) -> PreNorm:
+        mixer = attn(i) if types[i] == "full_attention" else _delta_net(c, joined)
+        return PreNorm(norm, attn=mixer, mlp=mlp(i))
+
+    return decoder(c, norm, layer, names)
+
+
+def _experts(c: Config, renormalize: bool) -> MoEWithGatedShared:
+    gated, count = partial(GatedMLP, c.hidden_size, activation=c.hidden_act), c.num_experts
+    router, route = Linear(c.hidden_size, count, exact=True), softmax_then_topk(c.num_experts_per_tok, renormalize)
+    experts = [gated(c.moe_intermediate_size) for _ in range(count)]
+    return MoEWithGatedShared(router, experts, route, gated(c.shared_expert_intermediate_size))
+
+
+@architecture("Qwen3NextForCausalLM", about="Qwen3-Next", examples=("Qwen/Qwen3-Next-80B-A3B-Instruct",))
+def qwen3_next(c: Config) -> CausalLM:
+    heads = c.linear_num_value_heads // c.linear_num_key_heads
+    values, dense = heads * c.linear_value_head_dim, gated_mlp(c)
+    plain: list[int] = c.get("mlp_only_layers", [])
+
+    def mlp(layer: int) -> nn.Module:
+        is_dense = layer in plain or c.num_experts == 0 or (layer + 1) % c.decoder_sparse_step
+        return dense() if is_dense else _experts(c, c.norm_topk_prob)
+
+    key_dim = c.linear_key_head_dim
+    table = {
+        **SHARED,
+        NET + "in_proj_qkvz": _by_key_head("layers.{i}.attn.in_proj.qkvz", c, (key_dim, key_dim, values, values)),
+        NET + "in_proj_ba": _by_key_head("layers.{i}.attn.in_proj.ba", c, (heads, heads)),
+        "model.layers.{i}.self_attn.q_proj": gates_first("layers.{i}.attn.qkv.gate_q", c.num_attention_heads),
+    }
+    return _body(c, QWEN2_MOE_NAMES.extended(table).leaving_out("mtp."), ("qkvz", "ba"), mlp)
+
+
+def _text(c: Config, mlp: Callable[[Config], Callable[[], nn.Module]]) -> CausalLM:
+    """The language model of a config that describes more. Its three axes of positions are one where there is text."""
+    text = c.section("text_config")
+    axes = {"mrope_section", "mrope_interleaved"}
+    plain: dict[str, Any] = {
+        key: {name: value for name, value in text.get(key).items() if name not in axes}
+        for key in ("rope_scaling", "rope_parameters")
+        if text.get(key)
+    }
+    tied = c.first("tie_word_embeddings", default=text.get("tie_word_embeddings", False))
+    text = text.replace(tie_word_embeddings=tied, **plain)
+    table = {
+        **SHARED,
+        NET + "in_proj_{qkv|z|b|a}": "layers.{i}.attn.in_proj.{qkv|z|b|a}",
+        "model.layers.{i}.self_attn.q_proj": gates_first("layers.{i}.attn.qkv.gate_q", text.num_attention_heads),
+    }
+    names = QWEN2_MOE_NAMES.extended(table).renamed("model.", "model.language_model.")
+    spellings = {"language_model.model.": "model.language_model.", "language_model.lm_head.": "lm_head."}
+    names = names.spelled(spellings).leaving_out("model.visual.", "visual.", "mtp.", "model.mtp.")
+    make = mlp(text)
+    return _body(text, names, ("qkv", "z", "b", "a"), lambda _: make())
+
+
+@architecture(
+    "Qwen3_5ForConditionalGeneration", about="Qwen3.5, Qwen3.6 (text)", examples=("Qwen/Qwen3.5-9B", "Qwen/Qwen3.5-27B")
+)
+def qwen3_5(c: Config) -> CausalLM:
+    return _text(c, gated_mlp)
+
+
+@architecture(
+    "Qwen3_5MoeForConditionalGeneration",
+    about="Qwen3.5 MoE, Qwen3.6-35B-A3B (text)",
+    examples=("Qwen/Qwen3.5-35B-A3B",),
+)
+def qwen3_5_moe(c: Config) -> CausalLM:
+    return _text(c, lambda text: lambda: _experts(text, True))
