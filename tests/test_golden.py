@@ -158,7 +158,8 @@ all count, it is a coarse model (0.75; 0.25), and tests/test_perplexity.py says 
 
 LOUDER = {"Lfm2MoeForCausalLM--8b-a1b": 2.0, "Qwen3NextForCausalLM--80b-a3b": 1.5}
 """Times as far away as others may be: here a bias makes experts nearly equal, and in float16 a few tokens go to another
-one (a mean of 0.022, but a median of 0.0014; q4: 1.3 and 0.7). Qwen3-Next: 1.16 in q4, where a gate multiplies all results."""
+one (a mean of 0.022, but a median of 0.0014; q4: 1.3 and 0.7). Qwen3-Next, whose results are
+multiplied by gates: 1.16 in q4."""
 TURNED = (
     "Dots1ForCausalLM--llm1",
     "Ernie4_5_MoeForCausalLM--21b-a3b",

@@ -47,8 +47,10 @@ def _by_key_head(path: str, c: Config, sizes: tuple[int, ...]) -> Into:
     """For a weight that has, by key head, so many outputs of each kind."""
 
     def regroup(weight: Tensor) -> Tensor:
+        if len(weight) != c.linear_num_key_heads * sum(sizes):
+            return weight  # whose shape the loader refuses
         heads = weight.reshape(c.linear_num_key_heads, sum(sizes), *weight.shape[1:])
-        return torch.cat([part.flatten(0, 1) for part in heads.split(sizes, dim=1)])
+        return torch.cat([part.flatten(0, 1) for part in torch.split(heads, list(sizes), dim=1)])
 
     return Into(path, regroup)
 
