@@ -76,10 +76,11 @@ _BY_KIND: dict[Kind, str] = {
     integer(2, 1 << 12): "conv_kernel mamba_d_conv conv_L_cache conv1d_width linear_conv_kernel_dim",
     LENGTH: """max_position_embeddings n_positions max_seq_len n_ctx seq_length model_max_length max_sequence_length
         original_max_position_embeddings""",
-    WINDOW: "sliding_window window_length",
+    WINDOW: "local_attention sliding_window window_length",
     TOKEN: "decoder_start_token_id pad_token_id",
     TOKENS: "eos_token_id",
-    FLAG: """share_encoder_decoder_embeddings scale_decoder_outputs
+    FLAG: """classifier_bias norm_bias
+        share_encoder_decoder_embeddings scale_decoder_outputs
         logn_attention_scale prenorm parallel_block use_rms_norm causal mlp_fc1_bias mlp_fc2_bias qkv_proj_bias
         rotary_emb_interleaved
         attention_out_bias is_original_qwen3_reranker
@@ -97,12 +98,14 @@ _BY_KIND: dict[Kind, str] = {
         block_auto_adjust_ff_dim tie_embedding conv_bias use_expert_bias mamba_rms_norm mamba_norm_before_gate
         projectors_bias use_mem_rope use_shared_attention_adapter use_long_context
         double_latent use_hd_transform with_learnable_separator""",
-    TEXT: """feed_forward_proj hybrid_override_pattern
+    TEXT: """classifier_pooling
+        feed_forward_proj hybrid_override_pattern
         scoring_func score_func qk_norm_type
         model_type problem_type sbert_ce_default_activation_function layer_norm_type hd_transform_order
         position_embedding_type topk_method attn_type rope_type type dtype torch_dtype
         vision_encoder""",
-    ACTIVATION: """mlp_hidden_act mamba_hidden_act
+    ACTIVATION: """classifier_activation
+        mlp_hidden_act mamba_hidden_act
         name image_mlp_activations hidden_act hidden_activation activation_function activation
         projector_hidden_act""",
     EPSILON: """time_step_min
@@ -125,7 +128,7 @@ _BY_KIND: dict[Kind, str] = {
         expansion_ratio ffn_mult block_ffn_dim_multiplier
         factor low_freq_factor high_freq_factor beta_fast beta_slow attention_factor
         attn_factor short_mscale long_mscale scaling_factor mlp_ratio""",
-    BASE: "rope_theta rotary_emb_base rope_embedding_base rope_local_base_freq base",
+    BASE: "global_rope_theta local_rope_theta rope_theta rotary_emb_base rope_embedding_base rope_local_base_freq base",
     SHARE: "downsample_ratio partial_rotary_factor rotary_pct rope_pct rope_percent rotary_emb_fraction",
     OBJECT: """sentence_transformers
         rope_scaling rope_parameters attn_config ffn_config ffn_act_fn rotary id2label attention ffn

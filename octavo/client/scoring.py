@@ -57,7 +57,7 @@ def plan_scores(
                 f"scores are for classifiers of one or two classes; this one has {ready.info.num_scores}. Use classify."
             )
         params = PoolingParams(truncate_prompt_tokens=truncate)
-        prompts: list[Prompt] = [{"prompt_token_ids": checker.encode_pair(a, b, params)} for a, b in pairs]
+        prompts: list[Prompt] = [checker.encode_typed_pair(a, b, params) for a, b in pairs]
         return ScorePlan(prompts, params, [(place,) for place in range(len(pairs))])
     place_of: dict[Any, int] = {}
     prompts, places = [], []

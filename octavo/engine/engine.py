@@ -87,7 +87,7 @@ class Engine:
         possible = not shape.recurrent and bool(shape.windows)
         if enabled and not possible:
             kept = "a state of fixed size per request, which a prefix cache cannot serve"
-            kept = "nothing between steps" if self.info.reads_whole else kept
+            kept = "nothing between steps" if self.executor.info.reads_whole else kept
             raise ConfigError(f"enable_prefix_caching=True: this model keeps {kept}. Leave the argument out.")
         return possible if enabled is None else enabled
 

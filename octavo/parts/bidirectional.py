@@ -6,7 +6,7 @@ Nothing is kept between steps, so a prompt comes whole, and there is no padding 
 import torch
 from torch import Tensor, nn
 
-from octavo.ops import Backend
+from octavo.ops import Backend, DistanceBias
 from octavo.parts.batch import Batch
 from octavo.parts.encoder import norm_heads
 from octavo.parts.linear_layer import Linear
@@ -28,6 +28,7 @@ class BidirectionalAttention(nn.Module):
         scale: of the scores; head_dim ** -0.5 if None.
         qk_norm: norms of queries and keys, before rope.
         position_bias: gives heads `first` to `end` their bias by distance: a RelativeBias's `of_heads`.
+        window: how many tokens on each side a query sees; None for all.
     """
 
     reads_whole = True
@@ -46,6 +47,7 @@ class BidirectionalAttention(nn.Module):
         scale: float | None = None,
         qk_norm: QKNorm | None = None,
         position_bias: HeadsBias | None = None,
+        window: int | None = None,
     ) -> None:
         super().__init__()
         kv_heads = num_heads if num_kv_heads is None else num_kv_heads
@@ -55,7 +57,7 @@ class BidirectionalAttention(nn.Module):
         self.head_dim = hidden_size // num_heads if head_dim is None else head_dim
         self.scale = self.head_dim**-0.5 if scale is None else scale
         self.rope, self.qk_norm = rope, qk_norm
-        self.position_bias, self.first_head = position_bias, 0
+        self.position_bias, self.window, self.first_head = position_bias, window, 0
         size, kv_size = num_heads * self.head_dim, kv_heads * self.head_dim
         self.qkv = Linear(hidden_size, {"q": size, "k": kv_size, "v": kv_size}, bias)
         self.o = Linear(size, hidden_size, bias if out_bias is None else out_bias)
@@ -72,8 +74,11 @@ class BidirectionalAttention(nn.Module):
 
     def prepare(self, backend: Backend) -> None:
         self._attention, self._join_rope = backend.full_attention, backend.join_rope
-        end = self.first_head + self.num_heads
-        self._bias = None if self.position_bias is None else self.position_bias(self.first_head, end)
+        self._bias = None
+        if self.position_bias is not None:
+            self._bias = self.position_bias(self.first_head, self.first_head + self.num_heads)
+        elif self.window is not None:
+            self._bias = window_bias(self.window, self.num_heads, backend.device)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         query, key, value = self.heads(x, batch)
@@ -93,3 +98,10 @@ class BidirectionalAttention(nn.Module):
             angles, interleaved = self.rope.angles(batch), self.rope.interleaved
             query, key = (self._join_rope(y[..., :0], y, angles, interleaved) for y in (query, key))
         return query.to(x.dtype), key.to(x.dtype), value
+
+
+def window_bias(window: int, num_heads: int, device: torch.device) -> DistanceBias:
+    """What hides keys that are further than `window` tokens away, on either side."""
+    table = torch.zeros(num_heads, 2 * window + 3, device=device)
+    table[:, 0] = table[:, -1] = -torch.inf
+    return DistanceBias(table, window + 1)

@@ -43,7 +43,7 @@ class TextEmbedding(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         x = self.tokens(batch)
         if self.types is not None:
-            x = self._add(x, self.types.lookup(batch.types_of_tokens()))
+            x = self._add(x, self.types.lookup(batch.types_of_tokens().clamp(max=self.types.num_embeddings - 1)))
         if self.positions is not None:
             x = self._add(x, self.positions.lookup(batch.positions))
         x = x if self.norm is None else norm_rows(self.norm, x, batch)

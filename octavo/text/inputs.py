@@ -177,7 +177,16 @@ class InputChecker:
         room = None if params.truncate_prompt_tokens is not None else self._room(params)
         checked = self._checked(*self._read(prompt, room), params, more)
         checked.both_ways = [] if self.media is None else self.media.both_ways(len(checked.token_ids))
+        if isinstance(prompt, Mapping) and prompt.get("token_type_ids"):
+            checked.token_types = self._types(prompt["token_type_ids"], len(checked.token_ids))
         return checked
+
+    @staticmethod
+    def _types(types: Any, count: int) -> list[int]:
+        """Types of a prompt's tokens, of which `count` last ones are kept."""
+        if not isinstance(types, Sequence) or len(types) < count or not all(kind in (0, 1) for kind in types):
+            raise InvalidRequestError("token_type_ids must be a 0 or a 1 for each of the prompt's tokens.")
+        return [int(kind) for kind in types[-count:]]
 
     def _with_media(
         self,
@@ -305,6 +314,14 @@ class InputChecker:
         if params.truncate_prompt_tokens is None:
             self._check_length(len(first) + len(second), self._room(params))
         return self.tokenizer.encode_pair(first, second)
+
+    def encode_typed_pair(self, first: Any, second: Any, params: PoolingParams) -> dict[str, Any]:
+        """The prompt of `encode_pair`, with the tokens' types where the tokenizer has them."""
+        prompt: dict[str, Any] = {"prompt_token_ids": self.encode_pair(first, second, params)}
+        types = getattr(self.tokenizer, "pair_types", None)
+        if types is not None and any(own := types(first, second)):
+            prompt["token_type_ids"] = own
+        return prompt
 
     def _check_length(self, length: int, room: int) -> None:
         """Refuse a text of so many characters before it is tokenized, where it must have more than `room` tokens."""

@@ -130,6 +130,10 @@ class FastTokenizer(_ChatTemplates):
     def encode_pair(self, first: str, second: str) -> list[int]:
         return guarded(lambda: encode_freely(self.inner, (first, second), True))
 
+    def pair_types(self, first: str, second: str) -> list[int]:
+        """Which of the two texts each token of `encode_pair` is of, 0 or 1."""
+        return guarded(lambda: [*self.inner.encode_batch([(first, second)])[0].type_ids])
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True, spaces_between: bool = True) -> str:
         if len(ids) < MANY_TOKENS:
             return decode_known(lambda i: str(self.inner.decode(i, skip_special_tokens=skip_special_tokens)), ids)
