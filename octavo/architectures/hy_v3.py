@@ -6,7 +6,6 @@ from functools import partial
 from octavo.architectures.balanced_experts import DENSE, SPARSE, by_layer, head_norms, shared_experts, sigmoid_route
 from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp, moe, rms_norm, without_more_layers
 from octavo.architectures.deepseek import DEEPSEEK_NAMES, MoEWithShared
-from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.ops import RouterSpec
@@ -86,7 +85,6 @@ def hy_v3(c: Config) -> CausalLM:
     "MiniMaxM2ForCausalLM",
     about="MiniMax-M2",
     examples=("MiniMaxAI/MiniMax-M2",),
-    gguf=GGUFFormat("minimax-m2", config=lambda shared, file: {"rotary_dim": file.value("rope.dimension_count")}),
 )
 def minimax_m2(c: Config) -> CausalLM:
     """Norms of queries and of keys over all heads at once, of which a part of each is rotated."""

@@ -50,7 +50,7 @@ def body(c: Config, names: Names) -> CausalLM:
     "Qwen3MoeForCausalLM",
     about="Qwen3 MoE, Qwen3-Coder",
     examples=("Qwen/Qwen3-30B-A3B", "Qwen/Qwen3-235B-A22B", "Qwen/Qwen3-Coder-30B-A3B-Instruct"),
-    gguf=GGUFFormat("qwen3moe"),
+    gguf=GGUFFormat("qwen3moe", config=lambda shared, file: {"norm_topk_prob": True}),  # as all that are published
 )
 def qwen3_moe(c: Config) -> CausalLM:
     return body(c, NAMES)

@@ -368,6 +368,7 @@ KINDS: dict[str, Kind] = {
         "qwen2vl", metadata=lambda c: {"rope.dimension_sections": [*c["rope_scaling"]["mrope_section"], 0]}
     ),
     "Qwen2MoeForCausalLM": Kind("qwen2moe"),
+    "Qwen3MoeForCausalLM": Kind("qwen3moe"),
     "StableLmForCausalLM": Kind("stablelm", metadata=rope_dimensions("partial_rotary_factor", "rope_pct")),
     "Starcoder2ForCausalLM": Kind("starcoder2"),
     "XverseForCausalLM": Kind("xverse", permuted),

@@ -69,6 +69,7 @@ CASES = [
     "QWenLMHeadModel--7b",
     "Qwen2ForCausalLM--7b",
     "Qwen2MoeForCausalLM--a2.7b",
+    "Qwen3MoeForCausalLM--30b-a3b",
     "StableLmForCausalLM--2-12b",
     "StableLmForCausalLM--3b-4e1t",
     "Starcoder2ForCausalLM--3b",
