@@ -41,7 +41,8 @@ from octavo.architectures.config_kinds import (
 _BY_KIND: dict[Kind, str] = {
     LAYERS: "num_hidden_layers image_num_layers n_layer n_layers num_layers decoder_layers encoder_layers layers depth"
     " num_global_layers num_decoder_layers",
-    COUNT: """relative_attention_num_buckets relative_attention_max_distance moe_k moe_layer_interval
+    COUNT: """num_global_key_value_heads top_k_experts
+        relative_attention_num_buckets relative_attention_max_distance moe_k moe_layer_interval
         num_attention_heads num_res_blocks image_num_heads scale_factor attention_heads max_num_tiles n_head
         n_heads num_key_value_heads num_kv_heads n_head_kv multi_query_group_num encoder_attention_heads
         decoder_attention_heads kv_n_heads n_heads_in_group num_labels moe_layer_freq moe_layer_frequency
@@ -61,7 +62,8 @@ _BY_KIND: dict[Kind, str] = {
     either(COUNT, integers(1, MAX_COUNT)): "moe_topk",
     either(COUNT_OR_NONE, TEXT): "sliding_window_pattern",
     integer(1, 2): "num_ln_in_parallel_attn",
-    SIZE: """d_ff d_kv decoder_vocab_size
+    SIZE: """global_head_dim vocab_size_per_layer_input
+        d_ff d_kv decoder_vocab_size
         dim hidden_dim
         hidden_size num_embeddings latent_channels resolution base_channels embedding_size image_patch_size
         image_emb_dim image_mlp_dim vision_output_dim n_embd n_embed d_model intermediate_size n_inner ffn_dim
@@ -77,9 +79,10 @@ _BY_KIND: dict[Kind, str] = {
     LENGTH: """max_position_embeddings n_positions max_seq_len n_ctx seq_length model_max_length max_sequence_length
         original_max_position_embeddings""",
     WINDOW: "local_attention sliding_window window_length",
-    TOKEN: "decoder_start_token_id pad_token_id",
+    TOKEN: "image_token_id video_token_id audio_token_id decoder_start_token_id pad_token_id",
     TOKENS: "eos_token_id",
-    FLAG: """classifier_bias norm_bias
+    FLAG: """attention_k_eq_v use_double_wide_mlp enable_moe_block
+        classifier_bias norm_bias
         share_encoder_decoder_embeddings scale_decoder_outputs
         logn_attention_scale prenorm parallel_block use_rms_norm causal mlp_fc1_bias mlp_fc2_bias qkv_proj_bias
         rotary_emb_interleaved
@@ -130,7 +133,8 @@ _BY_KIND: dict[Kind, str] = {
         attn_factor short_mscale long_mscale scaling_factor mlp_ratio""",
     BASE: "global_rope_theta local_rope_theta rope_theta rotary_emb_base rope_embedding_base rope_local_base_freq base",
     SHARE: "downsample_ratio partial_rotary_factor rotary_pct rope_pct rope_percent rotary_emb_fraction",
-    OBJECT: """sentence_transformers
+    OBJECT: """per_layer_config
+        sentence_transformers
         rope_scaling rope_parameters attn_config ffn_config ffn_act_fn rotary id2label attention ffn
         text_config llm_config vision_config qformer_config visual slice_config moe audio_config
         embd_layer img_processor vision_backbone vq_config vocabulary_map""",
@@ -153,6 +157,8 @@ _BY_KIND: dict[Kind, str] = {
     either(ACTIVATION, one_of("swiglu")): "projector_act",
     one_of("average", "max"): "spatial_pool_mode",
     one_of("rms_norm", "layer_norm"): "norm_type",
+    integer(0, MAX_SIZE): "hidden_size_per_layer_input num_kv_shared_layers",
+    one_of("all", "vision"): "use_bidirectional_attention",
     one_of("v1", "v2"): "ps_version",
     integer(-1000, 1000): "select_layer layer_idx",
     numbered("anyres_max_"): "vision_aspect_ratio",

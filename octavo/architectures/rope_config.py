@@ -38,6 +38,10 @@ def make_rope(
     fraction = (
         settings.get("partial_rotary_factor") or c.first("partial_rotary_factor", default=1.0) if partial else 1.0
     )
+    if settings.rope_type == "proportional":
+        plain = frequencies(head_dim, base)
+        plain[int(fraction * head_dim // 2) :] = 0.0
+        return RotaryEmbedding(plain / settings.get("factor", 1.0), 1.0, interleaved)
     dim = int(head_dim * fraction)
     if not 0 < dim <= head_dim - head_dim % 2:
         raise CheckpointError(

@@ -35,6 +35,7 @@ KEYS_OF: dict[str, set[str]] = {
         *("factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"),
         *("short_mscale", "long_mscale"),
     },
+    "proportional": {"factor"},  # the first pairs of a whole head's turn, the others stand still (Gemma 4)
     "factors": {"factors"},  # GGUF's rope_freqs tensor: what each pair's angle is divided by
 }
 """Kinds of scaling, and what is read of each beside OF_EVERY_KIND."""

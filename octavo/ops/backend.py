@@ -351,7 +351,7 @@ class Backend(Ranks, Protocol):
 
         Args:
             qkv: [rows, (heads + 2 * kv heads) * head_dim], queries, keys and values side by side, which may be
-                overwritten. Rows past the plan's tokens are padding.
+                overwritten; queries alone where the spec stores nothing. Rows past the plan's tokens are padding.
             cache: of the layer. It is written by this operation alone, or by `store` alone.
             plan: where each sequence's tokens and blocks are.
             spec: of the layer.

@@ -48,12 +48,15 @@ class HeadNorms:
     """Norms of queries and of keys."""
 
     query: NormSpec
-    key: NormSpec
+    key: NormSpec | None
+    """None for keys that are as they should be."""
     full_width: bool = False
     """All heads side by side are one row; otherwise each head is one."""
     query_columns: RankColumns | None = None
     """Where `full_width` rows of queries are several ranks': the norm is of the whole."""
     key_columns: RankColumns | None = None
+    value: NormSpec | None = None
+    """Of each head's values (Gemma 3n)."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,9 @@ class AttentionSpec:
     """[head_dim] float32, what the values of each query are multiplied with after positions are applied."""
     transforms: tuple[HeadTransform, ...] = ()
     """What happens to queries, keys and values before positions are applied, in this order."""
+    stores: bool = True
+    """Whether there are keys and values to store. Otherwise there are queries alone, and another layer has stored
+    this step's keys and values in the same cache before."""
 
 
 @dataclass(frozen=True)

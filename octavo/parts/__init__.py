@@ -5,7 +5,7 @@ from octavo.parts.bidirectional import BidirectionalAttention
 from octavo.parts.causal_convolution import ShortConvolution
 from octavo.parts.causal_lm import CausalLM
 from octavo.parts.delta_net import DeltaNet, DeltaSizes, GatedRMSNorm, KimiDelta
-from octavo.parts.embedding import Embedding, FixedPositions, NormedEmbedding, PositionedEmbedding
+from octavo.parts.embedding import AliasedEmbedding, Embedding, FixedPositions, NormedEmbedding, PositionedEmbedding
 from octavo.parts.encoder import CrossAttention, EncoderAttention
 from octavo.parts.gated_attention import GatedAttention, gates_first
 from octavo.parts.intern_vit import InternViT, LayerScale, pixel_shuffle
@@ -17,7 +17,8 @@ from octavo.parts.media_tower import MediaData, MediaTower, together
 from octavo.parts.mlp import MLP, GatedMLP
 from octavo.parts.moe import MoE, softmax_then_topk
 from octavo.parts.names import Into, Names, alternating, gate_second, grouped_qkv, parameter, stacked, transposed
-from octavo.parts.norms import HeadNorm, LayerNorm, Norm, RMSNorm
+from octavo.parts.norms import HeadNorm, LayerNorm, Norm, PlainRMSNorm, RMSNorm
+from octavo.parts.per_layer import PerLayerEmbedding, PerLayerInput
 from octavo.parts.pixtral_tower import PixtralTower, ProjectedPixtral
 from octavo.parts.pooler import Pooler
 from octavo.parts.qk_transform import Clip, QKNorm, QKTransform, RotatedQKNorm
@@ -27,6 +28,7 @@ from octavo.parts.relative_bias import RelativeBias
 from octavo.parts.resampler import QueryAttention, QueryBatch, Resampler, resampler_names, sin_cos_positions
 from octavo.parts.rotary_embedding import AxialRotaryEmbedding, LongRotaryEmbedding, RotaryEmbedding, grid_angles
 from octavo.parts.self_attention import Attention, alibi_slopes
+from octavo.parts.shared_attention import SharedAttention
 from octavo.parts.state import PagedKV, Recurrent, StateSpec
 from octavo.parts.text_encoder import ScoreHead, TextEmbedding, TextEncoder
 from octavo.parts.vision_tower import VisionSizes, VisionTower, clip_tower, siglip_tower
@@ -54,6 +56,7 @@ from octavo.parts.wiring import (
 
 __all__ = [
     "MLP",
+    "AliasedEmbedding",
     "Attention",
     "AxialRotaryEmbedding",
     "Batch",
@@ -97,8 +100,11 @@ __all__ = [
     "PagedKV",
     "PagedView",
     "PatchEmbedding",
+    "PerLayerEmbedding",
+    "PerLayerInput",
     "PixtralTower",
     "PlacedRows",
+    "PlainRMSNorm",
     "Pooler",
     "PositionedEmbedding",
     "PostNorm",
@@ -119,6 +125,7 @@ __all__ = [
     "RotatedQKNorm",
     "SandwichNorm",
     "ScoreHead",
+    "SharedAttention",
     "SharedNorm",
     "ShortConvolution",
     "SideBySide",

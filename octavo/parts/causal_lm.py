@@ -18,9 +18,10 @@ from octavo.parts.media_tower import MediaTower
 from octavo.parts.names import Into, Names
 from octavo.parts.norms import Norm, norm_rows
 from octavo.parts.rotary_embedding import LongRotaryEmbedding
-from octavo.parts.split import Split, split_parts
-from octavo.parts.stage import NoEmbedding, NoLayer, Stage, divide, keep_table, receive_stream, send_stream
-from octavo.parts.state import StateSpec
+from octavo.parts.shared_attention import SharedAttention
+from octavo.parts.split import Split, TakesSplit, split_parts
+from octavo.parts.stage import NoEmbedding, NoLayer, Stage, divide, keep_table, kept_sizes, receive_stream, send_stream
+from octavo.parts.state import PagedKV, StateSpec
 from octavo.parts.weight_adapter import TakesAdapters
 from octavo.parts.weight_slots import Role, WeightSlot, weight_slots
 
@@ -76,6 +77,8 @@ class CausalLM(nn.Module):
         self.stream_size = self.hidden_size
         """Values of a row between layers."""
         self.stage = Stage()
+        self._kept_by: list[nn.Module] = []
+        """Parts of all stages whose rows may go on to later ones."""
         self._table_is_head = False
         self.head: Linear | None = head
         self.encoder = encoder
@@ -98,6 +101,7 @@ class CausalLM(nn.Module):
 
     def split(self, split: Split) -> None:
         """See octavo.parts.split. Logits are gathered, so that every rank has all of them."""
+        own = set(self.modules())
         for part in (self.embed, self.layers, self.shared, self.norm):
             if part is not None:  # else it is another stage's
                 split_parts(part, split)
@@ -108,15 +112,26 @@ class CausalLM(nn.Module):
         if self.head is not None:
             outputs = self.head.outputs
             self.head.split_outputs(split.share(outputs), split.widths(outputs))
+        for part in self._kept_by:  # other stages', whose sizes are those of what comes from there
+            if part not in own and isinstance(part, TakesSplit):
+                part.split(split)
         self._number_states()
 
     def _number_states(self) -> None:
         """List the states that parts declare, and tell each part its place."""
         self.states.clear()
+        shared = dict[str, int]()
         for module in self.modules():
             if hasattr(module, "state_index"):
-                module.state_index = len(self.states)  # type: ignore[assignment]
-                self.states.append(cast(StateSpec, module.state))
+                state = cast(StateSpec, module.state)
+                name = state.shared_as if isinstance(state, PagedKV) else ""
+                module.state_index = shared.get(name, len(self.states))  # type: ignore[assignment]
+                if isinstance(module, SharedAttention):
+                    module.is_first, module.is_sent = name not in shared, name in self.stage.sends
+                if name:
+                    shared.setdefault(name, len(self.states))
+                if module.state_index == len(self.states):
+                    self.states.append(state)
         if self.stage.count == 1:
             self.all_states = list(self.states)
 
@@ -129,7 +144,8 @@ class CausalLM(nn.Module):
         Raises ValueError, with nothing changed, where there are fewer layers than stages.
         """
         crosses = [any(isinstance(m, CrossAttention) for m in layer.modules()) for layer in self.layers]
-        self.stage = divide(list(self.layers), crosses, index, count)
+        self.stage = divide(list(self.layers), crosses, index, count, self.embed)
+        self._kept_by = [m for m in self.modules() if hasattr(m, "kept_sizes")]
         self._table_is_head = self.head is not None and self.tied
         for i in range(len(self.layers)):
             if i not in self.stage.layers:
@@ -210,6 +226,7 @@ class CausalLM(nn.Module):
     def prepare(self, backend: Backend) -> None:
         """Have every part make what it computes with. All weights are loaded."""
         self._backend = backend
+        self._kept_sizes = {name: size for part in self._kept_by for name, size in kept_sizes(part).items()}
         for module in self.modules():
             if module is not self and (prepare := getattr(module, "prepare", None)) is not None:
                 prepare(backend)
@@ -330,7 +347,7 @@ class CausalLM(nn.Module):
         if stage.is_first:
             x = self.embed(batch)
         else:
-            x = receive_stream(self._backend, stage, batch, self.stream_size, self.dtype)
+            x = receive_stream(self._backend, stage, batch, self.stream_size, self.dtype, self._kept_sizes)
         for layer in self.layers:
             x = layer(x, batch)
         if stage.is_last:

@@ -1,7 +1,7 @@
 """Token and position embeddings: the first part of a model, called on a batch."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -72,10 +72,14 @@ class Embedding(ChangedBySlot[TableChange]):
         self._all_reduce = backend.all_reduce
 
     def forward(self, batch: Batch | EncoderBatch) -> Tensor:
-        only_tables = isinstance(batch, Batch) and batch.only_tables
-        rows = self.of(batch.tokens) if only_tables or not self._changes else self._adapted(batch.tokens, batch)
+        rows = self.of_batch(batch)
         features = batch.features if isinstance(batch, Batch) else None
         return rows if features is None else features.put(rows)
+
+    def of_batch(self, batch: Batch | EncoderBatch) -> Tensor:
+        """Rows of a step's tokens, whatever else stands in their places."""
+        only_tables = isinstance(batch, Batch) and batch.only_tables
+        return self.of(batch.tokens) if only_tables or not self._changes else self._adapted(batch.tokens, batch)
 
     def of(self, ids: Tensor) -> Tensor:
         """Rows of tokens `ids` `[count]`: `[count, embedding_dim]`."""
@@ -170,6 +174,41 @@ class Embedding(ChangedBySlot[TableChange]):
         """Rows `ids` of a plain table that is whole, without the scale."""
         assert self.weight is not None, "weights are loaded before anything is computed"
         return self._table_rows(self.weight, ids)
+
+
+class AliasedEmbedding(Embedding):
+    """A table in which some tokens are read as others: placeholders of media that nothing stands for (Gemma 4).
+
+    Args:
+        num_embeddings, embedding_dim, scale: as Embedding has them.
+        aliases: tokens, and those whose rows they have.
+        vocab_size: of the model, which may have more tokens than the table; `num_embeddings` if None.
+    """
+
+    MORE = 1024
+    """Tokens that adapters may have more than the model."""
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        scale: float = 1.0,
+        *,
+        aliases: Mapping[int, int],
+        vocab_size: int | None = None,
+    ) -> None:
+        super().__init__(num_embeddings, embedding_dim, scale)
+        self.aliases, self.vocab_size = dict(aliases), vocab_size or num_embeddings
+
+    def prepare(self, backend: Backend) -> None:
+        super().prepare(backend)
+        read = torch.arange(self.vocab_size + self.MORE)
+        for token, other in self.aliases.items():
+            read[token] = other
+        self._read = read.view(-1, 1).to(backend.device)
+
+    def of_batch(self, batch: Batch | EncoderBatch) -> Tensor:
+        return super().of_batch(replace(batch, tokens=self._table_rows(self._read, batch.tokens).view(-1)))
 
 
 class PositionedEmbedding(nn.Module):

@@ -80,8 +80,10 @@ class EncoderAttention(nn.Module):
         return self.o(out.flatten(1), batch)  # type: ignore[no-any-return]
 
 
-def norm_heads(norms: QKNorm, norm: Norm, x: Tensor, batch: Batch | SpanBatch) -> Tensor:
+def norm_heads(norms: QKNorm, norm: Norm | None, x: Tensor, batch: Batch | SpanBatch) -> Tensor:
     """`x` `[rows, heads, head_dim]` through its norm, which sees all heads side by side, or one at a time."""
+    if norm is None:
+        return x
     columns = norms.query_columns if norm is norms.q else norms.key_columns
     if columns is not None:
         return _norm_with_others(norms, norm, columns, x, batch)

@@ -65,6 +65,11 @@ class MoE(nn.Module):
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         return self.summed(self.mixed(x, batch))
 
+    def choose(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Weights in float32, and numbers, of the experts for rows `x` that are not padding: `[rows, top_k]` each."""
+        logits = self._backend.floats(self.router(x, batch)[: batch.num_tokens])
+        return self._backend.route(logits, self.route, self.choice_bias)
+
     def mixed(self, x: Tensor, batch: Batch) -> Tensor:
         """The result, or this rank's terms of it: `[rows, hidden_size]`."""
         return self.of(x, x, batch)
@@ -75,9 +80,11 @@ class MoE(nn.Module):
 
     def of(self, x: Tensor, values: Tensor, batch: Batch) -> Tensor:
         """What the experts that rows `x` choose make of the rows' `values`, or this rank's terms of it."""
-        rows = batch.num_tokens  # padding chooses nobody
-        logits = self._backend.floats(self.router(x, batch)[:rows])
-        weights, chosen = self._backend.route(logits, self.route, self.choice_bias)
-        inner = self._inner(self._first(values[:rows], chosen, batch), self._backend)
+        return self.of_chosen(values, *self.choose(x, batch), batch)
+
+    def of_chosen(self, x: Tensor, weights: Tensor, chosen: Tensor, batch: Batch) -> Tensor:
+        """`mixed`, of experts that are chosen already. Padding chooses nobody."""
+        rows = batch.num_tokens
+        inner = self._inner(self._first(x[:rows], chosen, batch), self._backend)
         total = self._backend.weighted_sum(self._down(inner, chosen, batch), weights)
         return total if rows == x.shape[0] else functional.pad(total, (0, 0, 0, x.shape[0] - rows))

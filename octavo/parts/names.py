@@ -114,7 +114,8 @@ class Names:
 
     Args:
         table: published module name to path or Into, as described above.
-        ignored: published tensor names (with `{i}`) that hold no weights: buffers of older code.
+        ignored: published tensor names (with `{i}`) that hold no weights, buffers of older code; or with `.*` at the
+            end, the beginnings of all that this model does without.
         prefix: a beginning of the published names that some checkpoints leave out.
         spellings: other beginnings of published names that some checkpoints have, and those of the table.
         beside: beginnings of published names of what is no part of the model: towers, layers that predict more tokens.
@@ -183,6 +184,7 @@ class Names:
     def _pattern(self, published: str, suffix: str) -> re.Pattern[str]:
         body = re.escape(published)
         body = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", body)
+        body = re.sub(r"\\\.\\\*$", r"\\..*", body)
         if self.prefix and published.startswith(self.prefix):
             body = f"(?:{re.escape(self.prefix)})?" + body.removeprefix(re.escape(self.prefix))
         return re.compile(body + suffix)

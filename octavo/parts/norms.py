@@ -27,6 +27,8 @@ class Norm(ChangedBySlot[NormChange]):
 
     weight: nn.Parameter | None
     bias: nn.Parameter | None
+    size = 0
+    """Values of a row."""
     offset = 0.0
     eps: float
     compute: Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
@@ -101,6 +103,16 @@ def norm_rows(norm: nn.Module, x: Tensor, batch: Batch | SpanBatch) -> Tensor:
     return norm.of_adapters(x, y, batch) if isinstance(norm, Norm) else y
 
 
+def norm_each(norm: Norm, x: Tensor, batch: Batch | SpanBatch) -> Tensor:
+    """`x` `[rows, count * size]`, each `size` values of a row normed by themselves."""
+    rows = x.shape[0]
+    normed: Tensor = norm(x.reshape(-1, norm.size)).view(rows, -1)
+    for slot in norm.adapted_slots:
+        if (places := batch.rows_of_slot(slot, rows)) is not None:
+            normed[places] = norm.of_slot(x[places].view(-1, norm.size), slot).view(len(places), -1)
+    return normed
+
+
 class RMSNorm(Norm):
     """Root mean square norm. `offset` is added to the weight (1 in Gemma, whose weights are around 0)."""
 
@@ -110,7 +122,7 @@ class RMSNorm(Norm):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size), requires_grad=False)
         self.bias = None
-        self.eps = eps
+        self.size, self.eps = size, eps
         self.offset = offset
 
     def prepare(self, backend: Backend) -> None:
@@ -122,6 +134,25 @@ class RMSNorm(Norm):
 
     def as_data(self, weight: Tensor | None, bias: Tensor | None) -> NormSpec:
         return NormSpec("rms", weight, None, self.eps)
+
+
+class PlainRMSNorm(Norm):
+    """Root mean square norm without a weight, of heads' queries, keys or values (Gemma 3n, Llama 4)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = self.bias = None
+        self.size, self.eps = size, eps
+
+    def prepare(self, backend: Backend) -> None:
+        ones = torch.ones(self.size, device=backend.device)
+        self.compute = lambda x, weight, bias: backend.rms_norm(x, ones, self.eps)
+
+    def adapter_change(self, adapter: WeightAdapter, options: AdapterOptions) -> NormChange:
+        raise ValueError("a norm without a weight")
+
+    def as_data(self, weight: Tensor | None, bias: Tensor | None) -> NormSpec:
+        return NormSpec("rms", None, None, self.eps)
 
 
 class LayerNorm(Norm):

@@ -37,11 +37,12 @@ class QKNorm(QKTransform):
     Args:
         q, k: norms over head_dim, or over all heads at once.
         full_width: whether the norms see all heads side by side (OLMoE, MPT) or one at a time (Phi, StableLM 2).
+        v: of each head's values (Gemma 3n).
     """
 
-    def __init__(self, q: Norm, k: Norm, full_width: bool = False) -> None:
+    def __init__(self, q: Norm, k: Norm | None, full_width: bool = False, v: Norm | None = None) -> None:
         super().__init__()
-        self.q, self.k = q, k
+        self.q, self.k, self.v = q, k, v
         self.full_width = full_width
         self.query_columns: RankColumns | None = None
         """What this rank has of all heads side by side; None for all of them."""
@@ -53,18 +54,20 @@ class QKNorm(QKTransform):
             self.query_columns, self.key_columns = own.query_columns, own.key_columns
         else:
             self.q.split_heads(own.heads)
-            self.k.split_heads(own.kv_heads)
+            if self.k is not None:
+                self.k.split_heads(own.kv_heads)
 
     def prepare(self, backend: Backend) -> None:
         self.all_gather = backend.all_gather
 
     @property
     def adapted_slots(self) -> set[int]:
-        return self.q.adapted_slots | self.k.adapted_slots
+        return self.q.adapted_slots | (self.k.adapted_slots if self.k is not None else set())
 
     def specs(self, slot: int | None = None) -> tuple[HeadTransform, ...]:
         columns = self.query_columns, self.key_columns
-        return (HeadNorms(self.q.spec(slot), self.k.spec(slot), self.full_width, *columns),)
+        key, value = (None if norm is None else norm.spec(slot) for norm in (self.k, self.v))
+        return (HeadNorms(self.q.spec(slot), key, self.full_width, *columns, value),)
 
 
 class RotatedQKNorm(QKNorm):
@@ -75,10 +78,12 @@ class RotatedQKNorm(QKNorm):
     """
 
     def specs(self, slot: int | None = None) -> tuple[HeadTransform, ...]:
+        assert self.k is not None
         query, key = (replace(norm.spec(slot), weight=self._ones(norm.spec(slot))) for norm in (self.q, self.k))
         return (HeadNorms(query, key),)
 
     def query_weights(self, slot: int | None = None) -> Tensor | None:
+        assert self.k is not None
         query, key = self.q.spec(slot).weight, self.k.spec(slot).weight
         assert query is not None
         assert key is not None

@@ -4,7 +4,7 @@ What crosses a border is the residual stream, what layers behind it come back to
 encoder's input, the rows that cross-attention behind it stores keys and values of.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +52,9 @@ class Stage:
         return self.index == self.count - 1
 
 
-def divide(layers: Sequence[nn.Module], crosses: Sequence[bool], index: int, count: int) -> Stage:
+def divide(
+    layers: Sequence[nn.Module], crosses: Sequence[bool], index: int, count: int, embed: nn.Module | None = None
+) -> Stage:
     """The stage `index` of `count` of a model with these layers, which are shared evenly by their number.
 
     Args:
@@ -60,6 +62,7 @@ def divide(layers: Sequence[nn.Module], crosses: Sequence[bool], index: int, cou
         crosses: for each of them, whether it has cross-attention.
         index: from 0.
         count: of stages.
+        embed: what comes before them, which may keep something too.
 
     Raises ValueError where there are fewer layers than stages.
     """
@@ -73,21 +76,32 @@ def divide(layers: Sequence[nn.Module], crosses: Sequence[bool], index: int, cou
         index,
         count,
         own,
-        receives=_kept_across(layers, own.start) if index else (),
-        sends=_kept_across(layers, own.stop) if index < count - 1 else (),
+        receives=_kept_across(layers, own.start, embed) if index else (),
+        sends=_kept_across(layers, own.stop, embed) if index < count - 1 else (),
         passes_cross_rows=any(crosses[own.stop :]),
         gets_cross_rows=index > 0 and any(crosses[own.start :]),
     )
 
 
-def _kept_across(layers: Sequence[nn.Module], border: int) -> tuple[str, ...]:
+def _named(module: nn.Module | None, attribute: str) -> dict[str, None]:
+    """The names that parts of a module have in `keeps` or `mixes`."""
+    parts = () if module is None else module.modules()
+    return {name: None for part in parts for name in getattr(part, attribute, ())}
+
+
+def kept_sizes(module: nn.Module) -> dict[str, int]:
+    """How many values a row has of what parts of a module keep; only of what is not as wide as the stream."""
+    return {name: size for part in module.modules() for name, size in getattr(part, "kept_sizes", {}).items()}
+
+
+def _kept_across(layers: Sequence[nn.Module], border: int, embed: nn.Module | None) -> tuple[str, ...]:
     """What layers before a border keep and layers behind it mix in."""
-    keeps, mixes = dict[str, None](), set[str]()
+    keeps, mixes = _named(embed, "keeps"), set[str]()
     for i, layer in enumerate(layers):
         if i < border:
-            keeps |= dict.fromkeys(getattr(layer, "keeps", ()))
+            keeps |= _named(layer, "keeps")
         else:
-            mixes |= set(getattr(layer, "mixes", ()))
+            mixes |= set(_named(layer, "mixes"))
     return tuple(name for name in keeps if name in mixes)
 
 
@@ -102,12 +116,17 @@ def keep_table(embed: nn.Module, table: Embedding) -> nn.Module:
     return kept
 
 
-def receive_stream(backend: Backend, stage: Stage, batch: Batch, size: int, dtype: torch.dtype) -> Tensor:
-    """The stream `[rows, size]` of a step, from the stage before; what layers come back to goes to `batch.kept`."""
+def receive_stream(
+    backend: Backend, stage: Stage, batch: Batch, size: int, dtype: torch.dtype, kept: Mapping[str, int]
+) -> Tensor:
+    """The stream `[rows, size]` of a step, from the stage before; what layers come back to goes to `batch.kept`.
+
+    `kept`: the sizes of what is not as wide as the stream.
+    """
     rows = batch.tokens.shape[0]
     x = backend.receive(rows, size, dtype)
     for name in stage.receives:
-        batch.kept[name] = backend.receive(rows, size, dtype)
+        batch.kept[name] = backend.receive(rows, kept.get(name, size), dtype)
     return x
 
 

@@ -14,6 +14,9 @@ class PagedKV:
     """How many of the last tokens a query sees; None for all. Parts of one window share block tables."""
     of_encoder: bool = False
     """Keys and values of the encoder's tokens, all written when a request starts (cross-attention)."""
+    shared_as: str = ""
+    """A name under which later parts read the same cache (Gemma 3n): of a model's states of one name, the first is
+    all there is."""
 
     @property
     def group(self) -> tuple[int | None, bool]:

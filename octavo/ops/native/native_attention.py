@@ -71,7 +71,7 @@ class NativeAttention(NativeElementwise):
             slot_mapping=plan.slot_mapping.data_ptr(),
             block_size=plan.block_size,
             num_heads=spec.num_heads,
-            num_kv_heads=spec.num_kv_heads,
+            num_kv_heads=spec.num_kv_heads if spec.stores else 0,
             head_dim=spec.head_dim,
             value_dim=cache.dims[1],
             pairs=angles[0].shape[1] if angles else 0,
@@ -97,8 +97,11 @@ class NativeAttention(NativeElementwise):
             for norm, heads, others in (
                 (transform.query, spec.num_heads, transform.query_columns),
                 (transform.key, spec.num_kv_heads, transform.key_columns),
+                (transform.value, spec.num_kv_heads, None),
             ):
-                if others is None:
+                if norm is None:
+                    pass
+                elif others is None:
                     self._norm_heads(qkv, first, heads, spec.head_dim, norm, transform.full_width)
                 else:
                     self._norm_with_others(qkv[:, first : first + heads * spec.head_dim], norm, others)

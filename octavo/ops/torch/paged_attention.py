@@ -247,12 +247,15 @@ def transform_heads(qk: Tensor, value: Tensor, spec: AttentionSpec, all_gather: 
         if isinstance(transform, HeadClip):
             qk, value = (x.clamp(-transform.limit, transform.limit) for x in (qk, value))
             continue
-        query, key = torch.split(qk, [spec.num_heads, spec.num_kv_heads], dim=1)
+        query, key = qk[:, : spec.num_heads], qk[:, spec.num_heads :]
         if transform.full_width:
             query = _norm_all_heads(transform.query, query, transform.query_columns, all_gather)
-            key = _norm_all_heads(transform.key, key, transform.key_columns, all_gather)
+            if transform.key is not None:
+                key = _norm_all_heads(transform.key, key, transform.key_columns, all_gather)
         else:
-            query, key = apply_norm(transform.query, query), apply_norm(transform.key, key)
+            query = apply_norm(transform.query, query)
+            key = key if transform.key is None else apply_norm(transform.key, key)
+            value = value if transform.value is None else apply_norm(transform.value, value)
         qk = torch.cat([query, key], dim=1)
     return qk, value
 
@@ -292,8 +295,9 @@ def rotate_store(
         turned = turned.float()
     else:
         turned = rotate(turned, angles[0][:tokens], angles[1][:tokens], spec.interleaved)
-    store(cache.keys, turned[:, key_head:], plan)
-    store(cache.values, value[:tokens], plan)
+    if spec.stores:
+        store(cache.keys, turned[:, key_head:], plan)
+        store(cache.values, value[:tokens], plan)
     return turned[:, :key_head]
 
 

@@ -229,10 +229,10 @@ class TorchBackend(DistributedRanks):
         query_factors: Tensor | None = None,
     ) -> Tensor:
         rows = qkv.shape[0]
-        value_columns = spec.num_kv_heads * cache.dims[1]
+        end = qkv.shape[1] - (spec.num_kv_heads * cache.dims[1] if spec.stores else 0)
         heads = paged_attention.transform_heads(
-            qkv[:, :-value_columns].reshape(rows, -1, spec.head_dim),
-            qkv[:, -value_columns:].reshape(rows, -1, cache.dims[1]),
+            qkv[:, :end].reshape(rows, -1, spec.head_dim),
+            qkv[:, end:].reshape(rows, spec.num_kv_heads if spec.stores else 0, cache.dims[1]),
             spec,
             self.all_gather,
         )

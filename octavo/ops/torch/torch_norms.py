@@ -8,11 +8,12 @@ from octavo.ops.specs import NormSpec
 from octavo.ops.torch.activations import ACTIVATIONS
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`x / sqrt(mean(x**2) + eps) * weight`, `weight` `[width]` in float32 (Zhang & Sennrich 2019)."""
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """`x / sqrt(mean(x**2) + eps) * weight`, `weight` `[width]` in float32 or None (Zhang & Sennrich 2019)."""
     x32 = x.float()
     scale = torch.rsqrt(x32.square().mean(-1, keepdim=True).add_(eps))
-    return (x32 * scale).mul_(weight).to(x.dtype)
+    normed = x32 * scale
+    return (normed if weight is None else normed.mul_(weight)).to(x.dtype)
 
 
 def rms_norm_gated(x: Tensor, gate: Tensor, weight: Tensor, eps: float, activation: str) -> Tensor:
@@ -38,7 +39,6 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 def apply_norm(norm: NormSpec, x: Tensor) -> Tensor:
     """`x` `[..., size]`, or `[rows, heads, size]` where each head has a weight of its own."""
     if norm.kind == "rms":
-        assert norm.weight is not None
         return rms_norm(x, norm.weight, norm.eps)
     if norm.weight is None or norm.weight.dim() == 1:
         return layer_norm(x, norm.weight, norm.bias, norm.eps)

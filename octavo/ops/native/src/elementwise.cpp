@@ -18,7 +18,10 @@ INLINE void rms_norm_row(const T* x, const float* weight, T* out, int64_t column
         squares = fmadd(v, v, squares);
     });
     const float scale = 1.0f / std::sqrt(sum(squares) / static_cast<float>(columns) + eps);
-    for_vectors(columns, [&](int64_t i, int n) { put(out + i, take(x + i, n) * scale * take(weight + i, n), n); });
+    for_vectors(columns, [&](int64_t i, int n) {
+        const vec v = take(x + i, n) * scale;
+        put(out + i, weight == nullptr ? v : v * take(weight + i, n), n);
+    });
 }
 
 template <typename T>
