@@ -76,7 +76,8 @@ _BY_KIND: dict[Kind, str] = {
         mamba_headdim ssm_state_size adapter_rank lru_width attention_window_size
         moe_shared_expert_intermediate_size moe_latent_size linear_key_head_dim linear_value_head_dim""",
     integer(2, 1 << 12): "conv_kernel mamba_d_conv conv_L_cache conv1d_width linear_conv_kernel_dim",
-    LENGTH: """max_position_embeddings n_positions max_seq_len n_ctx seq_length model_max_length max_sequence_length
+    LENGTH: """max_target_positions
+        max_position_embeddings n_positions max_seq_len n_ctx seq_length model_max_length max_sequence_length
         original_max_position_embeddings""",
     WINDOW: "local_attention sliding_window window_length",
     TOKEN: "image_token_id video_token_id audio_token_id decoder_start_token_id pad_token_id",

@@ -40,6 +40,7 @@ ONE_IMAGE: Mapping[str, int | None] = {"image": 1}
 ONE_VIDEO: Mapping[str, int | None] = {"video": 1}
 IMAGES_AND_VIDEOS: Mapping[str, int | None] = {"image": None, "video": None}
 AUDIOS: Mapping[str, int | None] = {"audio": None}
+ONE_AUDIO: Mapping[str, int | None] = {"audio": 1}
 NO_ROWS: frozenset[str] = frozenset()
 IMAGE_ROWS, AUDIO_ROWS, IMAGE_AND_VIDEO_ROWS = frozenset({"image"}), frozenset({"audio"}), frozenset({"image", "video"})
 

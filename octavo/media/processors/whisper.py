@@ -1,0 +1,47 @@
+"""Whisper: one log-mel of a window, which all of the prompt sees by cross-attention."""
+
+import dataclasses
+
+import numpy as np
+
+from octavo.media.feature import Data, Processed, Span
+from octavo.media.limits import token_id, whole
+from octavo.media.mel import LogMel
+from octavo.media.processor import ONE_AUDIO, Config, Processor
+from octavo.media.sounds import Sound
+
+
+class WhisperProcessor(Processor):
+    """WhisperForConditionalGeneration: input_features (bins, window).
+
+    The prompt is the decoder's, and all of it sees the sound; <|startoftranscript|> stands for it, and stays as it is.
+    """
+
+    family = "Whisper"
+    takes = ONE_AUDIO
+    audio_mark = "<|startoftranscript|>"
+
+    def setup(self, config: Config) -> None:
+        self.start = token_id(config.get("decoder_start_token_id", 50257))
+        self.mel = LogMel(self.settings, whole(config.get("num_mel_bins", 80)))
+        self.mel.check_positions(whole(config.get("max_source_positions", 1500)))
+
+    def token(self, kind: str) -> int:
+        return self.start
+
+    def audio(self, sound: Sound, index: int, count: int) -> tuple[Data, Span]:
+        samples = self.mel.samples(sound)
+        features = self.mel(np.pad(samples, (0, self.mel.window - len(samples))))
+        return {"input_features": features}, Span([self.start])
+
+    def finish(self, processed: Processed) -> Processed:
+        features = [
+            dataclasses.replace(
+                feature,
+                length=0,
+                visible=(0, None),
+                cross_rows=(feature.data["input_features"].shape[1] + 1) // 2,
+            )
+            for feature in processed.features
+        ]
+        return dataclasses.replace(processed, features=features)
