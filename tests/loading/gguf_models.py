@@ -336,6 +336,7 @@ KINDS: dict[str, Kind] = {
     ),
     "GemmaForCausalLM": Kind("gemma", plus_one),
     "Gemma2ForCausalLM": Kind("gemma2", plus_one, _gemma),
+    "Gemma3ForCausalLM": Kind("gemma3", plus_one, _gemma),
     "GraniteForCausalLM": Kind("granite", permuted, _granite),
     "GraniteMoeForCausalLM": Kind("granitemoe", granite_moe, _granite),
     "Idefics3ForConditionalGeneration": Kind("llama", permuted, extra=llama3_factors),
@@ -368,6 +369,7 @@ KINDS: dict[str, Kind] = {
         "qwen2vl", metadata=lambda c: {"rope.dimension_sections": [*c["rope_scaling"]["mrope_section"], 0]}
     ),
     "Qwen2MoeForCausalLM": Kind("qwen2moe"),
+    "Qwen3ForCausalLM": Kind("qwen3"),
     "Qwen3MoeForCausalLM": Kind("qwen3moe"),
     "StableLmForCausalLM": Kind("stablelm", metadata=rope_dimensions("partial_rotary_factor", "rope_pct")),
     "Starcoder2ForCausalLM": Kind("starcoder2"),
