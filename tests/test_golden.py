@@ -160,10 +160,11 @@ LOUDER = {
     "Gemma4ForConditionalGeneration--26b-a4b-text": 2.5,  # one choice of a router, of few tokens
     "Lfm2MoeForCausalLM--8b-a1b": 2.0,
     "Qwen3NextForCausalLM--80b-a3b": 1.5,
+    "KimiLinearForCausalLM--48b-a3b": 1.75,
 }
 """Times as far away as others may be: here a bias makes experts nearly equal, and in float16 a few tokens go to another
 one (a mean of 0.022, but a median of 0.0014; q4: 1.3 and 0.7). Qwen3-Next, whose results are
-multiplied by gates: 1.16 in q4."""
+multiplied by gates: 1.16 in q4; Kimi Linear, whose gates and decays are of low rank: 1.34."""
 TURNED = (
     "Dots1ForCausalLM--llm1",
     "Ernie4_5_MoeForCausalLM--21b-a3b",

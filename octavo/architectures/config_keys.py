@@ -41,7 +41,7 @@ from octavo.architectures.config_kinds import (
 _BY_KIND: dict[Kind, str] = {
     LAYERS: "num_hidden_layers image_num_layers n_layer n_layers num_layers decoder_layers encoder_layers layers depth"
     " num_global_layers num_decoder_layers",
-    COUNT: """num_global_key_value_heads top_k_experts
+    COUNT: """num_expert_group linear_num_heads num_global_key_value_heads top_k_experts
         relative_attention_num_buckets relative_attention_max_distance moe_k moe_layer_interval
         num_attention_heads num_res_blocks image_num_heads scale_factor attention_heads max_num_tiles n_head
         n_heads num_key_value_heads num_kv_heads n_head_kv multi_query_group_num encoder_attention_heads
@@ -55,6 +55,7 @@ _BY_KIND: dict[Kind, str] = {
     COUNT_OR_NONE: """global_attn_every_n_layers num_shared_experts moe_num_shared_experts moe_layer_start_index
         num_dense_layers
         num_experts num_local_experts n_routed_experts n_shared_experts num_experts_per_tok
+        num_experts_per_token
         first_k_dense_replace max_window_layers expert_layer_offset attn_layer_offset
         dense_attention_every_n_layers type_vocab_size""",
     integer(-1, MAX_COUNT): "moe_layer_end_index",
@@ -74,8 +75,10 @@ _BY_KIND: dict[Kind, str] = {
         num_positions num_query_tokens encoder_hidden_size num_channels query_num n_queries output_dim width embed_dim
         num_mel_bins max_source_positions block_ff_dim block_multiple_of mamba_d_ssm mamba_head_dim
         mamba_headdim ssm_state_size adapter_rank lru_width attention_window_size
-        moe_shared_expert_intermediate_size moe_latent_size linear_key_head_dim linear_value_head_dim""",
-    integer(2, 1 << 12): "conv_kernel mamba_d_conv conv_L_cache conv1d_width linear_conv_kernel_dim",
+        moe_shared_expert_intermediate_size moe_latent_size linear_key_head_dim linear_value_head_dim
+        linear_head_dim""",
+    integer(2, 1 << 12): "conv_kernel mamba_d_conv conv_L_cache conv1d_width linear_conv_kernel_dim"
+    " short_conv_kernel_size",
     LENGTH: """max_target_positions
         max_position_embeddings n_positions max_seq_len n_ctx seq_length model_max_length max_sequence_length
         original_max_position_embeddings""",
@@ -92,7 +95,8 @@ _BY_KIND: dict[Kind, str] = {
         attention_bias mlp_bias bias use_bias qkv_bias use_qkv_bias lm_head_bias enable_bias no_bias
         add_bias_linear add_qkv_bias mamba_proj_bias mamba_conv_bias use_conv_bias tie_word_embeddings alibi multi_query
         multi_query_attention new_decoder_architecture parallel_attn parallel_attn_mlp_res use_parallel_residual
-        use_qk_norm qk_layernorm qk_ln norm_topk_prob use_sliding_window scale_embedding scale_attn_weights
+        use_qk_norm qk_layernorm qk_ln norm_topk_prob use_sliding_window moe_renormalize
+        scale_embedding scale_attn_weights
         scale_attn_by_inverse_layer_idx scale_qk_dot_by_d mup_scale_qk_dot_by_d mup_use_scaling rmsnorm post_layer_norm
         apply_residual_connection_post_layernorm do_layer_norm_before layer_norm_elementwise_affine
         _remove_final_layer_norm learned_pos_emb blocksparse_homo_head_pattern no_op replace_with_linear truncate
@@ -117,7 +121,9 @@ _BY_KIND: dict[Kind, str] = {
         image_norm_eps rms_norm_eps layer_norm_eps layer_norm_epsilon layernorm_epsilon norm_eps norm_epsilon
         mixer_rms_eps
         router_jitter_noise""",
-    SCALE: """llama_4_scaling_beta attention_value_scale router_scaling_factor route_scale
+    SCALE: """full_attn_alpha_factor full_attn_beta_factor linear_attn_alpha_factor linear_attn_beta_factor
+        mlp_alpha_factor mlp_beta_factor
+        llama_4_scaling_beta attention_value_scale router_scaling_factor route_scale
         key_multiplier attention_in_multiplier attention_out_multiplier ssm_in_multiplier ssm_out_multiplier
         lm_head_multiplier
         attention_multiplier residual_multiplier embedding_multiplier scale_emb scale_depth routed_scaling_factor
@@ -138,9 +144,9 @@ _BY_KIND: dict[Kind, str] = {
         sentence_transformers
         rope_scaling rope_parameters attn_config ffn_config ffn_act_fn rotary id2label attention ffn
         text_config llm_config vision_config qformer_config visual slice_config moe audio_config
-        embd_layer img_processor vision_backbone vq_config vocabulary_map""",
+        embd_layer linear_attn_config img_processor vision_backbone vq_config vocabulary_map""",
     OBJECTS: "block_configs",
-    INDICES: """full_attn_idxs attn_layer_indices hybrid_layer_ids
+    INDICES: """full_attn_idxs full_attn_layers attn_layer_indices hybrid_layer_ids
         cross_attention_layers intermediate_layers_indices attention_layers expert_layers mlp_only_layers
         bskcn_1 bskcn_2 bskcn_3 bskcn_4""",
     GRIDS: "supported_aspect_ratios",

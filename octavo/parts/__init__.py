@@ -10,6 +10,7 @@ from octavo.parts.encoder import CrossAttention, EncoderAttention
 from octavo.parts.gated_attention import GatedAttention, gates_first
 from octavo.parts.intern_vit import InternViT, LayerScale, pixel_shuffle
 from octavo.parts.latent import LatentAttention
+from octavo.parts.lightning import LightningAttention, lightning_slopes
 from octavo.parts.linear_layer import Linear
 from octavo.parts.mamba2_mixer import GroupedRMSNorm, Mamba2Mixer, Mamba2Sizes
 from octavo.parts.mamba_mixer import MambaMixer
@@ -86,6 +87,7 @@ __all__ = [
     "LatentAttention",
     "LayerNorm",
     "LayerScale",
+    "LightningAttention",
     "Linear",
     "LongRotaryEmbedding",
     "Mamba2Mixer",
@@ -147,6 +149,7 @@ __all__ = [
     "gates_first",
     "grid_angles",
     "grouped_qkv",
+    "lightning_slopes",
     "parameter",
     "pixel_shuffle",
     "resampler_names",
