@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 _SAME = {
+    "MPNetForMaskedLM": "MPNetModel",
     "BartModel": "BartForConditionalGeneration",
     "Gemma2Model": "Gemma2ForCausalLM",
     "LlamaForSequenceClassification": "LlamaForCausalLM",

@@ -165,7 +165,7 @@ _BY_KIND: dict[Kind, str] = {
     one_of("average", "max"): "spatial_pool_mode",
     one_of("rms_norm", "layer_norm"): "norm_type",
     integer(0, MAX_SIZE): "hidden_size_per_layer_input num_kv_shared_layers",
-    one_of("all", "vision"): "use_bidirectional_attention",
+    either(FLAG, one_of("all", "vision")): "use_bidirectional_attention",
     one_of("v1", "v2"): "ps_version",
     integer(-1000, 1000): "select_layer layer_idx",
     numbered("anyres_max_"): "vision_aspect_ratio",
