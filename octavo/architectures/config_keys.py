@@ -82,7 +82,7 @@ _BY_KIND: dict[Kind, str] = {
     LENGTH: """max_target_positions
         max_position_embeddings n_positions max_seq_len n_ctx seq_length model_max_length max_sequence_length
         original_max_position_embeddings""",
-    WINDOW: "local_attention sliding_window window_length",
+    WINDOW: "sliding_window_size local_attention sliding_window window_length",
     TOKEN: "image_token_id video_token_id audio_token_id decoder_start_token_id pad_token_id",
     TOKENS: "eos_token_id",
     FLAG: """attention_k_eq_v use_double_wide_mlp enable_moe_block

@@ -42,8 +42,10 @@ def mimo_v2_flash(c: Config) -> CausalLM:
                 for kind in sorted(set(types))
             }
         )
+    others = c.get("sliding_window_size")  # as the published file has it: keys beside the query's own
+    window = c.sliding_window if others is None else others + 1
     options = {
-        "window": [c.sliding_window if kind == SLIDING else None for kind in types],
+        "window": [window if kind == SLIDING else None for kind in types],
         "part": partial(ScaledValues, factor=c.get("attention_value_scale", 1.0)),
         "value_dim": c.v_head_dim,
         "bias": c.attention_bias,

@@ -192,3 +192,15 @@ def test_a_tied_head_may_be_stored(tmp_path: Path) -> None:
 
 def test_aliases_are_registered() -> None:
     assert all_architectures()["LLaMAForCausalLM"].build is all_architectures()["LlamaForCausalLM"].build
+
+
+@pytest.mark.parametrize("name", ["model.layers.3.eh_proj.weight", "model.layers.4.mlp.x.weight", "mtp.norm"])
+def test_layers_that_predict_further_tokens_are_left_out(name: str, tmp_path: Path) -> None:
+    """Whatever they hold: none of it is read. Layers of the model remain checked."""
+    folder = write_model(case_named("Glm4MoeForCausalLM--4.5"), tmp_path)
+    (file,) = folder.glob("*.safetensors")
+    save_file({**load_file(file), name: np.zeros(3, np.float32)}, file)
+    load(folder)
+    save_file({**load_file(file), "model.layers.2.eh_proj.weight": np.zeros(3, np.float32)}, file)
+    with pytest.raises(CheckpointError, match="eh_proj"):
+        load(folder)
