@@ -15,6 +15,7 @@ from octavo.server.body import JSONRoute
 from octavo.server.event_stream import event_response, json_response, while_connected
 from octavo.server.logprobs import LogprobsWriter
 from octavo.server.protocol import ChatRequest, Conversation, StreamOptions
+from octavo.server.reasoning import ReasoningParser, reasoning_markers
 from octavo.server.served_models import ServedModel
 from octavo.server.service import MediaPrompt, Run, Service, sent_bytes
 from octavo.server.tool_calls import Calls, call
@@ -80,6 +81,9 @@ class Chat:
         self.forced = forced(request)
         self.echoed = _echoed(request)
         self.parser: type[ToolParser] | None = None
+        own = list(service.tokenizer.chat_templates.values()) if service.tokenizer else []
+        self.markers = reasoning_markers(service.options.reasoning_parser, [service.chat_template or "", *own])
+        self.prompt_text = ""
         if request.tools and request.tool_choice in (None, "auto"):
             templates = list(service.tokenizer.chat_templates.values()) if service.tokenizer else []
             self.parser = choose_parser(service.options.tool_parser, [service.chat_template or "", *templates])
@@ -103,9 +107,16 @@ class Chat:
             params.structured_outputs = self.forced
         service.admission.admit(1, params.n)
         prompt = await prompt_of(service, request)
+        self.prompt_text = str((prompt.prompt if isinstance(prompt, MediaPrompt) else prompt).get("prompt", ""))
         self.run = Run(self.id, await service.check(prompt, params, self.model.adapter), params)
         if self.parser is not None and service.tokenizer is not None:
             self.run.shown = self.parser.shown_tokens(service.tokenizer)
+
+    def new_reasoning(self) -> ReasoningParser | None:
+        """What reads the thought of one answer. A forced answer has none."""
+        if self.markers is None or self.forced is not None:
+            return None
+        return ReasoningParser(self.markers, self.prompt_text)
 
     def new_parser(self) -> ToolParser | None:
         """What reads the tool calls of one answer."""
@@ -137,14 +148,18 @@ class Chat:
         return {**self.chunk("chat.completion", choices), "usage": self.run.usage(), **self._prompt_logprobs()}
 
     def _choice(self, index: int, answer: Chunk) -> dict[str, Any]:
-        content, calls = answer.text, Calls()
+        thought, content, calls = "", answer.text, Calls()
+        if reasoning := self.new_reasoning():
+            thought, content = reasoning.feed(content, finished=True)
         if self.forced is not None:
             calls = read_forced(self.request, answer.text)
             content = "" if calls else content
         elif parser := self.new_parser():
-            content, calls = parser.feed(answer.text, finished=True)
+            content, calls = parser.feed(content, finished=True)
         content = self.echoed + content
         message: dict[str, Any] = {"role": "assistant", "content": content}
+        if thought:
+            message |= {"reasoning": thought, "reasoning_content": thought}
         finish = answer.finish_reason
         if calls:
             message["content"] = content or None
@@ -162,6 +177,7 @@ class Chat:
         """The chunks of a stream."""
         kind, options = "chat.completion.chunk", self.request.stream_options or StreamOptions()
         parsers = [self.new_parser() for _ in range(self.run.params.n)]
+        reasonings = [self.new_reasoning() for _ in parsers]
         texts: list[list[str]] = [[] for _ in parsers]
         started: set[int] = set()
 
@@ -178,6 +194,10 @@ class Chat:
                     about_prompt = self._prompt_logprobs() if len(started) == 1 else {}
                     yield {**choice(index, {"role": "assistant", "content": self.echoed}), **about_prompt}
                 content, calls, parser = piece.text, Calls(), parsers[index]
+                if (reasoning := reasonings[index]) is not None:
+                    thought, content = reasoning.feed(content, finished)
+                    if thought:
+                        yield choice(index, {"reasoning": thought, "reasoning_content": thought})
                 if self.forced is not None:
                     texts[index].append(content)
                     whole = "".join(texts[index]) if finished else ""

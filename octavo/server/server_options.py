@@ -14,6 +14,9 @@ BODY, BODY_WITH_MEDIA = 4 << 20, 64 << 20
 TOOL_PARSERS = ("auto", "hermes", "llama3_json", "mistral", "none")
 
 
+REASONING_PARSERS = ("auto", "deepseek_r1", "deepseek_v3", "glm45", "granite", "qwen3", "none")
+
+
 @dataclass(frozen=True)
 class LoRAModule:
     """An adapter that is served from the start."""
@@ -66,6 +69,9 @@ class ServerOptions:
     tool_parser: str = option(
         "auto", "the format of the model's tool calls (auto: by its chat template)", choices=TOOL_PARSERS
     )
+    reasoning_parser: str = option(
+        "auto", "how the model writes what it thinks (auto: by its chat template)", choices=REASONING_PARSERS
+    )
     lora_modules: list[Any] = option(
         [],
         'adapters to serve, each NAME=PATH or {"name": NAME, "path": PATH, "base_model_name": MODEL} (may repeat)',
@@ -116,6 +122,9 @@ class ServerOptions:
                 raise ConfigError(f"{name}={getattr(self, name)} must be above 0.")
         if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
             raise ConfigError("ssl_certfile and ssl_keyfile belong together; give both or neither.")
+        if self.reasoning_parser not in REASONING_PARSERS:
+            known = ", ".join(REASONING_PARSERS)
+            raise ConfigError(f"reasoning_parser={self.reasoning_parser!r} is unknown; choose one of {known}.")
         if self.tool_parser not in TOOL_PARSERS:
             raise ConfigError(f"tool_parser={self.tool_parser!r} is unknown; choose one of {', '.join(TOOL_PARSERS)}.")
 
