@@ -6,18 +6,20 @@ from octavo.architectures.model_config import Config
 from octavo.parts import CausalLM, Into, MediaTower
 
 
-def text_alone(c: Config, text: CausalLM, *beside: str) -> CausalLM:
+def text_alone(c: Config, text: CausalLM, *beside: str, begins: str = "language_model.model.") -> CausalLM:
     """`text`, of a checkpoint that also has a tower, which is not computed: its tensors' names begin with `beside`.
 
-    The text's names may begin with model.language_model., language_model.model. or model. Whether the head is tied
-    stands beside the text's section in `c`, or in it; where the checkpoint stores no head, the table of tokens is one.
+    The text's names begin with `begins`, or with model.language_model., language_model.model. or model. in its place.
+    Whether the head is tied stands beside the text's section in `c`, or in it; where the checkpoint stores no head, the
+    table of tokens is one.
     """
     if (tied := c.stated("tie_word_embeddings")) is not None:
         text.tied = tied
     text.tied_if_absent = True
-    spellings = {"model.language_model.": "model.", "language_model.model.": "model.", "language_model.": ""}
-    begins = [start + name for name in beside for start in ("model.", "")]
-    text.names = text.names.spelled(spellings).leaving_out(*begins)
+    spellings = {f"model.{name}": name for name in beside}
+    spellings |= dict.fromkeys(("model.language_model.", "language_model.model.", "model."), begins)
+    spellings["language_model."] = ""
+    text.names = text.names.renamed("model.", begins).spelled(spellings).leaving_out(*beside)
     return text
 
 

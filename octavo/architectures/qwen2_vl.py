@@ -193,7 +193,7 @@ def qwen2_vl(c: Config) -> CausalLM:
 def qwen2_5_vl(c: Config) -> CausalLM:
     """The text's keys stand in a section, or beside everything else."""
     section = text_config(c)
-    return text_alone(c, qwen2(Config({**section.values, **_tied(c)}, TEXT, section.path)), "visual.")
+    return text_alone(c, qwen2(Config({**section.values, **_tied(c)}, TEXT, section.path)), "visual.", begins="model.")
 
 
 def _tied(c: Config) -> dict[str, Any]:

@@ -60,4 +60,4 @@ TEXT = {
 def qwen3_vl(c: Config) -> CausalLM:
     """Interleaved positions on three axes are plain rope for text."""
     text = c.section("text_config").replace(use_sliding_window=False, max_window_layers=0)
-    return text_alone(c, qwen3(text), "visual.")
+    return text_alone(c, qwen3(text), "visual.", begins="model.language_model.")
