@@ -166,6 +166,7 @@ LOUDER = {
 one (a mean of 0.022, but a median of 0.0014; q4: 1.3 and 0.7). Qwen3-Next, whose results are
 multiplied by gates: 1.16 in q4; Kimi Linear, whose gates and decays are of low rank: 1.34."""
 TURNED = (
+    "DeepseekV3ForCausalLM--v3",
     "Dots1ForCausalLM--llm1",
     "Ernie4_5_MoeForCausalLM--21b-a3b",
     "GptOssForCausalLM--20b-bf16",

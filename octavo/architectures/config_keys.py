@@ -104,7 +104,7 @@ _BY_KIND: dict[Kind, str] = {
         projector_ln_mid
         qk_normalization norm_after attention_layer_norm weight_tying swin_norm
         block_auto_adjust_ff_dim tie_embedding conv_bias use_expert_bias mamba_rms_norm mamba_norm_before_gate
-        projectors_bias use_mem_rope use_shared_attention_adapter use_long_context
+        projectors_bias use_mem_rope use_shared_attention_adapter use_long_context rope_interleave
         double_latent use_hd_transform with_learnable_separator""",
     TEXT: """classifier_pooling
         feed_forward_proj hybrid_override_pattern

@@ -1,0 +1,44 @@
+"""DeepSeek-V3 (DeepSeek-AI 2024) and what has its layers: latent attention, and experts whose router keeps the balance.
+
+Each expert is scored by itself. A bias counts for which ones are chosen, not for their weights.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+from octavo.architectures.balanced_experts import DENSE, SPARSE, by_layer, shared_experts, sigmoid_route
+from octavo.architectures.decoder import decoder, rms_norm, without_more_layers
+from octavo.architectures.deepseek import DEEPSEEK_NAMES
+from octavo.architectures.deepseek_v2 import LATENT, latent_attention
+from octavo.architectures.model_config import Config
+from octavo.architectures.registry import architecture
+from octavo.errors import UnsupportedModelError
+from octavo.parts import CausalLM, PreNorm
+
+
+@architecture(
+    "DeepseekV3ForCausalLM",
+    about="DeepSeek-V3, DeepSeek-R1, Kimi K2, Moonlight",
+    examples=("deepseek-ai/DeepSeek-V3", "deepseek-ai/DeepSeek-R1", "moonshotai/Kimi-K2-Instruct"),
+)
+def deepseek_v3(c: Config) -> CausalLM:
+    """All layers have experts but the first few."""
+    first = c.first_k_dense_replace if c.get("n_routed_experts") else c.num_hidden_layers
+    return body(c, [SPARSE if i >= first else DENSE for i in range(c.num_hidden_layers)])
+
+
+@architecture("Glm4MoeLiteForCausalLM", about="GLM-4.7-Flash", examples=("zai-org/GLM-4.7-Flash",))
+def glm4_moe_lite(c: Config) -> CausalLM:
+    """Where nothing says which layers have experts, all have but the first."""
+    return body(c, c.get("mlp_layer_types", [DENSE, *[SPARSE] * (c.num_hidden_layers - 1)]))
+
+
+def body(c: Config, types: Sequence[str]) -> CausalLM:
+    """Layers whose feed-forwards are of these types."""
+    if (scores := c.get("scoring_func", "sigmoid")) != "sigmoid":
+        raise UnsupportedModelError(f"config.json: scoring_func {scores[:60]!r} is unknown here; it is sigmoid.")
+    route = partial(sigmoid_route, c, c.routed_scaling_factor, c.norm_topk_prob, by_groups=True)
+    norm, mlp = rms_norm(c), by_layer(c, types, shared_experts(c, route, c.get("n_shared_experts", 0)))
+    attn = latent_attention(c, c.get("rope_interleave", True), 1e-6)
+    names = without_more_layers(c, DEEPSEEK_NAMES.replacing(LATENT))
+    return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(), mlp=mlp[i]), names)
