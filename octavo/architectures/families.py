@@ -8,9 +8,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from octavo.architectures.nearest import nearest_families
 from octavo.architectures.registry import ARCHITECTURES, CLASSIFIES, Architecture, architecture
 from octavo.architectures.score_heads import Build, with_classes
-from octavo.errors import UnsupportedModelError, did_you_mean
+from octavo.errors import UnsupportedModelError
 
 log = logging.getLogger("octavo")
 
@@ -68,7 +69,7 @@ def all_architectures() -> dict[str, Architecture]:
 
 
 def find_architecture(names: list[str]) -> Architecture:
-    """The first of a config's `architectures` that is known. Raises UnsupportedModelError with the closest names.
+    """The first of a config's `architectures` that is known. Raises UnsupportedModelError with the nearest names.
 
     What transformers publishes for sequence classification is known for every family that generates.
     """
@@ -81,7 +82,7 @@ def find_architecture(names: list[str]) -> Architecture:
         if not classifies and family != name and base is not None:
             return Architecture(name, with_classes(base.build), base.about, tasks=CLASSIFIES, defaults=base.defaults)
     wanted = ", ".join(names) or "(none given)"
-    hint = did_you_mean(names[0], known) if names else ""
+    hint = nearest_families(names[0], known) if names else ""
     raise UnsupportedModelError(
         f"architecture {wanted} is not one that Octavo has.{hint} `octavo models` lists them all, and "
         "docs/adding-a-model.md shows how to add one."

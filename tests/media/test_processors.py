@@ -341,3 +341,12 @@ def test_films_have_sizes_of_their_own(tmp_path: Path) -> None:
     assert grid(own, "video", film) == [3, 2, 2]
     assert grid(own, "video", film, max_pixels=28 * 28 * 6) == [3, 4, 6]
     assert grid(own, "image", case["cases"][0]) == grid(plain, "image", case["cases"][0])
+
+
+def test_whisper_refuses_what_it_would_not_hear(tmp_path: Path) -> None:
+    whisper = load(read_case(path_of("WhisperForConditionalGeneration--tiny")), tmp_path)
+    heard = whisper.mel.window // 2  # at half of its rate
+    ids = [whisper.start]
+    assert whisper(ids, audios=[Sound(np.zeros(heard, np.float32), whisper.mel.rate // 2)]).features
+    with pytest.raises(InvalidRequestError, match=r"lasts \d+\.\d s, and Whisper hears \d+ s at once"):
+        whisper(ids, audios=[Sound(np.zeros(heard + whisper.mel.rate, np.float32), whisper.mel.rate // 2)])

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from octavo.errors import InvalidRequestError
 from octavo.media.feature import Data, Processed, Span
 from octavo.media.limits import token_id, whole
 from octavo.media.mel import LogMel
@@ -30,6 +31,12 @@ class WhisperProcessor(Processor):
         return self.start
 
     def audio(self, sound: Sound, index: int, count: int) -> tuple[Data, Span]:
+        heard, seconds = self.mel.window / self.mel.rate, len(sound.samples) / sound.rate
+        if seconds > heard + 0.01:  # what resampling and a container's padding add
+            raise InvalidRequestError(
+                f"audio {index + 1} of {count} lasts {seconds:.1f} s, and Whisper hears {heard:g} s at once. Cut "
+                "it into pieces, and give each with a prompt of its own."
+            )
         samples = self.mel.samples(sound)
         features = self.mel(np.pad(samples, (0, self.mel.window - len(samples))))
         return {"input_features": features}, Span([self.start])
