@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.config import PoolerConfig
+from octavo.errors import ConfigError
 from octavo.ops import Backend, PackedLinear
 from octavo.parts.batch import Batch, CrossBatch, EncoderBatch
 from octavo.parts.embedding import Embedding
@@ -324,11 +325,19 @@ class CausalLM(nn.Module):
         return self
 
     def drop_media(self) -> None:
-        """For text alone: the tower is not loaded, nor layers that do nothing without it; their tensors go nowhere."""
+        """For text alone: the tower is not loaded, nor layers that do nothing without it; their tensors go nowhere.
+
+        Raises ConfigError where every layer looks at media: such a model says nothing of text alone.
+        """
+        crossing = [i for i, m in enumerate(self.layers) if any(isinstance(p, CrossAttention) for p in m.modules())]
+        if len(crossing) == len(self.layers):
+            raise ConfigError(
+                "limit_mm_per_prompt allows no item, and this model says nothing without one: allow one, or leave the "
+                "option out."
+            )
         self.media = None
-        for i, layer in enumerate(self.layers):
-            if any(isinstance(module, CrossAttention) for module in layer.modules()):
-                self.layers[i] = NoLayer()
+        for i in crossing:
+            self.layers[i] = NoLayer()
         self._number_states()
 
     @property

@@ -69,7 +69,7 @@ def test_every_row_answers_with_the_same_bits(
     row: str, process: ExecutorProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = read_case(ROWS[row])
-    options = {"max_num_batched_tokens": 24, "kv_cache_memory": "4MiB"}
+    options = {"max_num_batched_tokens": 24, "kv_cache_memory": "16MiB"}
     here = answers(load(case, tmp_path, **options), case)
     monkeypatch.setattr(octavo.launch, "launch_engine", lambda args: launch_engine(args, process))
     there = load(case, tmp_path, **options)
@@ -186,7 +186,7 @@ def test_adapters_are_loaded_there(
         outputs = llm.generate(prompts, PARAMS[0], use_tqdm=False, lora_request=adapters)
         return [bits(o) for o in outputs]
 
-    options = {"enable_lora": True, "kv_cache_memory": "4MiB"}
+    options = {"enable_lora": True, "kv_cache_memory": "16MiB"}
     here = answered(load(case, tmp_path / "base", **options))
     monkeypatch.setattr(octavo.launch, "launch_engine", lambda args: launch_engine(args, process))
     there = load(case, tmp_path / "base", **options)
