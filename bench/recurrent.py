@@ -25,14 +25,14 @@ def mamba2(backend: Backend, tokens: int, before: int) -> Callable[[], object]:
     channels = HEADS * HEAD_DIM
     mixed = channels + 2 * STATE
     projected = torch.randn(tokens, channels + mixed + HEADS)
-    gate, x, dt = projected.split([channels, mixed, HEADS], dim=1)
+    gate, x, dt = projected.split_with_sizes([channels, mixed, HEADS], dim=1)
     history, state = backend.make_state((1, TAPS - 1, mixed)), backend.make_state((1, HEADS, STATE, HEAD_DIM))
     weight, bias, of_heads = torch.randn(mixed, TAPS), torch.randn(mixed), torch.rand(HEADS)
     plan = backend.plan_recurrent([SequenceRun(0, tokens, before, 0)])
 
     def run() -> object:
         y = backend.convolve(x, history, weight, bias, "silu", plan)
-        inner, b, c = y.split([channels, STATE, STATE], dim=1)
+        inner, b, c = y.split_with_sizes([channels, STATE, STATE], dim=1)
         limit = 0.0, float("inf")
         inputs = HeadScanInput(inner, dt, of_heads, limit, -of_heads, b, c, of_heads, 1, gate, "silu")
         return backend.scan_heads(inputs, state, plan)
