@@ -4,24 +4,21 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from octavo.architectures.decoder import decoder
-from octavo.architectures.gemma2 import GEMMA2_NAMES
+from octavo.architectures.gemma4_layer import Gemma4Layer, ScaledExperts
+from octavo.architectures.gemma4_names import GEMMA4_NAMES, PER_LAYER_NAMES, in_composite
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope_config import make_rope
 from octavo.architectures.rope_settings import FULL, SLIDING, layer_types
 from octavo.errors import CheckpointError, UnsupportedModelError
-from octavo.ops import Backend, RouterSpec
 from octavo.parts import (
     AliasedEmbedding,
-    Batch,
     CausalLM,
     Embedding,
     GatedMLP,
-    Linear,
     MoE,
     Names,
     PerLayerEmbedding,
@@ -29,114 +26,15 @@ from octavo.parts import (
     PlainRMSNorm,
     QKNorm,
     RMSNorm,
-    SandwichNorm,
     SharedAttention,
-    parameter,
     softmax_then_topk,
-    stacked,
 )
-from octavo.parts.norms import norm_rows
-
-EXPERT = "layers.{i}.moe.experts.{e}"
-PER_LAYER_NAMES = GEMMA2_NAMES.replacing(
-    {
-        "model.embed_tokens": "embed.tokens",
-        "model.embed_tokens_per_layer": "embed.table",
-        "model.per_layer_model_projection": "embed.project",
-        "model.per_layer_projection_norm": "embed.norm",
-        "model.layers.{i}.per_layer_input_gate": "layers.{i}.per_layer.gate",
-        "model.layers.{i}.per_layer_projection": "layers.{i}.per_layer.project",
-        "model.layers.{i}.post_per_layer_input_norm": "layers.{i}.per_layer_norm",
-    }
-)
-GEMMA4_NAMES: dict[str, Any] = {
-    "model.layers.{i}.layer_scalar": parameter("layers.{i}.scalar"),
-    "model.layers.{i}.post_feedforward_layernorm_1": "layers.{i}.mlp_out_norm",
-    "model.layers.{i}.post_feedforward_layernorm_2": "layers.{i}.moe_out_norm",
-    "model.layers.{i}.pre_feedforward_layernorm_2": "layers.{i}.moe.norm",
-    "model.layers.{i}.router.proj": "layers.{i}.moe.router",
-    # Rows are divided by the root of their size, too.
-    "model.layers.{i}.router.scale": parameter("layers.{i}.moe.router_norm.weight", lambda w: w * len(w) ** -0.5),
-    "model.layers.{i}.router.per_expert_scale": parameter("layers.{i}.moe.expert_scale"),
-    "model.layers.{i}.experts.gate_up_proj": stacked(EXPERT + ".gate_up.weight", full_name=True),
-    "model.layers.{i}.experts.down_proj": stacked(EXPERT + ".down.weight", full_name=True),
-    "model.layers.{i}.experts.{e}.{gate|up}_proj": EXPERT + ".gate_up.{gate|up}",
-    "model.layers.{i}.experts.{e}.down_proj": EXPERT + ".down",
-}
-TOWERS = tuple(
-    f"{prefix}{part}.*"
-    for part in ("vision_tower", "embed_vision", "audio_tower", "embed_audio")
-    for prefix in ("model.", "")
-)
-"""What text does without."""
-TEXT = "model.language_model."
-
-
-def in_composite(names: Names) -> Names:
-    """A text model's table for a checkpoint that has towers beside it, in every spelling that there is of that."""
-    renamed = names.renamed("model.", TEXT)
-    spellings = {"language_model.lm_head.": "lm_head.", "language_model.model.": TEXT, "language_model.": TEXT}
-    parts = {name.split(".")[1] for name in names.table if name.startswith("model.")}
-    spellings |= {f"model.{part}.": f"{TEXT}{part}." for part in sorted(parts)}
-    return Names(renamed.table, (*renamed.ignored, *TOWERS)).spelled(spellings)
-
 
 ROPES = {
     SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
     FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
 }
 GLOBAL_HEAD_DIM = 512
-
-
-class ScaledExperts(MoE):
-    """Experts that read the normed stream, chosen by the stream in another norm, with factors of their own."""
-
-    float32_parameters = True
-
-    def __init__(self, norm: RMSNorm, router_norm: RMSNorm, experts: Sequence[GatedMLP], route: RouterSpec) -> None:
-        super().__init__(Linear(norm.size, len(experts), exact=True), experts, route)
-        self.norm, self.router_norm = norm, router_norm
-        self.expert_scale = nn.Parameter(torch.empty(len(experts)), requires_grad=False)
-
-    def mixed(self, x: Tensor, batch: Batch) -> Tensor:
-        weights, chosen = self.choose(norm_rows(self.router_norm, x, batch), batch)
-        factors = self._backend.table_rows(self.expert_scale.view(-1, 1), chosen.view(-1)).view(weights.shape)
-        return self.of_chosen(norm_rows(self.norm, x, batch), self._backend.multiply(weights, factors), chosen, batch)
-
-
-class Gemma4Layer(SandwichNorm):
-    """Attention and feed-forward, beside which may be experts; then the layer's vector; all times a stored number."""
-
-    def __init__(
-        self,
-        norm: Callable[[], RMSNorm],
-        attn: nn.Module,
-        mlp: nn.Module,
-        moe: MoE | None = None,
-        per_layer: PerLayerInput | None = None,
-    ) -> None:
-        super().__init__(norm, attn=attn, mlp=mlp)
-        self.moe, self.per_layer = moe, per_layer
-        self.mlp_out_norm, self.moe_out_norm = (None if moe is None else norm() for _ in range(2))
-        self.per_layer_norm = None if per_layer is None else norm()
-        self.scalar: nn.Parameter | None = nn.Parameter(torch.empty(1), requires_grad=False)
-
-    def prepare(self, backend: Backend) -> None:
-        super().prepare(backend)
-        self._scale, self._factor = backend.scale, 1.0 if self.scalar is None else float(self.scalar)
-
-    def branch(self, name: str, x: Tensor, batch: Batch) -> Tensor:
-        if name != "mlp" or self.moe is None or self.mlp_out_norm is None or self.moe_out_norm is None:
-            return super().branch(name, x, batch)
-        dense = norm_rows(self.mlp_out_norm, self.piece(name, self.norm(name, x, batch), batch), batch)
-        both = self._add(dense, norm_rows(self.moe_out_norm, self.moe(x, batch), batch))
-        return self.norm("mlp_post", both, batch)
-
-    def forward(self, x: Tensor, batch: Batch) -> Tensor:
-        x = super().forward(x, batch)
-        if self.per_layer is not None and self.per_layer_norm is not None:
-            x = self._add(x, norm_rows(self.per_layer_norm, self.per_layer(x, batch), batch))
-        return x if self._factor == 1.0 else self._scale(x, self._factor)
 
 
 def shared_keys(c: Config, types: Sequence[str]) -> list[dict[str, Any]]:

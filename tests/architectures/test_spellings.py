@@ -210,7 +210,7 @@ def test_windowed_layers_of_gemma_2_and_qwen_2_turn_by_their_own() -> None:
         ({"rope_scaling": {"type": "linear", "factor": 2.0, "low_freq_factor": 1.0}}, "low_freq_factor"),
         ({"rope_scaling": {"type": "linear"}}, "factor"),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [1, 2]}}, "mrope"),
-        ({"rope_scaling": {"rope_type": "proportional"}}, "proportional"),
+        ({"rope_scaling": {"rope_type": "of_my_own"}}, "of_my_own"),
         ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, "low_freq_factor"),
         ({"rope_scaling": {"type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4}}, "above"),
         ({"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}, "pairs"),

@@ -1,0 +1,39 @@
+"""ELECTRA (Clark et al. 2020): BERT's layers, whose embeddings may be narrower."""
+
+from octavo.architectures.bert import FIRST, encoder, names, token_classifier, with_head
+from octavo.architectures.model_config import Config
+from octavo.architectures.registry import CLASSIFIES, EMBEDS, TOKEN_CLASSIFIES, architecture
+from octavo.architectures.score_heads import num_labels
+from octavo.parts import CausalLM, ScoreHead
+
+
+@architecture(
+    "ElectraModel",
+    "ElectraForPreTraining",
+    about="ELECTRA embedders",
+    examples=("google/electra-base-discriminator",),
+    tasks=EMBEDS,
+)
+def electra(c: Config) -> CausalLM:
+    return encoder(c, names("electra."))
+
+
+@architecture(
+    "ElectraForSequenceClassification",
+    about="ELECTRA classifiers and cross-encoders",
+    examples=("cross-encoder/ms-marco-electra-base",),
+    tasks=CLASSIFIES,
+)
+def electra_classifier(c: Config) -> CausalLM:
+    head = ScoreHead(c.hidden_size, num_labels(c), "gelu")
+    return with_head(electra(c), head, {"classifier.{dense|out_proj}": "score.{dense|out}"}, FIRST)
+
+
+@architecture(
+    "ElectraForTokenClassification",
+    about="ELECTRA taggers",
+    examples=("google/electra-small-discriminator",),
+    tasks=TOKEN_CLASSIFIES,
+)
+def electra_token_classifier(c: Config) -> CausalLM:
+    return token_classifier(electra(c), c)
