@@ -176,6 +176,8 @@ def qwen2_vl(c: Config) -> CausalLM:
     section = Config({**section.values, **_tied(c)}, TEXT, section.path)
     if not rope_settings(section).get(AXES):
         raise CheckpointError(f"config.json: rope_scaling has no {AXES}, which positions on three axes need.")
+    if rope_settings(section).get("mrope_interleaved"):
+        raise CheckpointError("config.json: rope_scaling has mrope_interleaved, which Qwen2-VL has not.")
     text = qwen2(section)
     text.tied_if_absent = True
     tower = Qwen2VLTower(c.section("vision_config"), text.hidden_size)
