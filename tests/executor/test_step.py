@@ -120,6 +120,7 @@ def test_a_models_info() -> None:
         "num_scores": 2,
         "pooling": PoolerConfig("STEP", step_tag_id=4, returned_token_ids=[1]),
         "has_encoder": True,
+        "reads_whole": True,
         "decoder_start_token_id": 2,
         "long_rope_threshold": None,
         "serves_adapters": True,
