@@ -89,8 +89,8 @@ class ScriptedClient:
                 await asyncio.sleep(0)
 
 
-def service(tokenizer: Tokenizer | None, client: ScriptedClient, tool_parser: str = "none") -> Service:
-    made = Service(EngineArgs(), ServerOptions(tool_parser=tool_parser))
+def service(tokenizer: Tokenizer | None, client: ScriptedClient, **options: Any) -> Service:
+    made = Service(EngineArgs(), ServerOptions(**{"tool_parser": "none", **options}))
     made.client, made.tokenizer = client, tokenizer  # type: ignore[assignment]
     client.on_outputs = made.requests.on_outputs
     made.metrics = Metrics("scripted")
@@ -106,9 +106,12 @@ class Said:
     calls: list[tuple[str, Any]] = field(default_factory=list)
     finish_reason: str | None = None
     logprobs: list[dict[str, Any]] | None = field(default=None, compare=False)
+    reasoning: str = ""
 
     def take(self, message: dict[str, Any], choice: dict[str, Any]) -> None:
         self.content += message.get("content") or ""
+        self.reasoning += message.get("reasoning") or ""
+        assert message.get("reasoning") == message.get("reasoning_content")
         for one in message.get("tool_calls") or []:
             assert one.get("index", len(self.calls)) == len(self.calls)
             self.calls.append((one["function"]["name"], _read(one["function"]["arguments"])))
@@ -129,18 +132,21 @@ def chat(
     answers: Sequence[Sequence[int]],
     body: dict[str, Any],
     *,
-    tool_parser: str = "none",
     finish: str = "stop",
     others: Sequence[int] = (),
+    **options: Any,
 ) -> tuple[list[Said], list[Said]]:
-    """The answers to a chat, whole and streamed. With `finish="stop"` an end token, 0, comes behind each."""
+    """The answers to a chat, whole and streamed. With `finish="stop"` an end token, 0, comes behind each.
+
+    `options` are the server's.
+    """
     ids = [[*a, 0] if finish == "stop" else list(a) for a in answers]
 
     async def run() -> tuple[list[Said], list[Said]]:
         both = []
         for stream in (False, True):
             request = ChatRequest.model_validate({"messages": [{"role": "user", "content": "Hi"}], **body})
-            made = service(tokenizer, ScriptedClient(ids, finish, others), tool_parser)
+            made = service(tokenizer, ScriptedClient(ids, finish, others), **options)
             work = Chat(made, request, made.models.base)
             await work.prepare()
             said = [Said() for _ in ids]

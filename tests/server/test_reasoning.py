@@ -1,12 +1,17 @@
 """What a model thinks is told apart from its answer, however the text is cut."""
 
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from octavo.server.reasoning import MARKERS, THINK, ReasoningParser, reasoning_markers
+from tests.server.scripted import Said, byte_tokenizer, chat
+
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
 
 
 def run(pieces: list[str], prompt: str = "") -> tuple[str, str]:
@@ -45,3 +50,31 @@ def test_markers_are_found_from_the_template() -> None:
     assert reasoning_markers("auto", ["plain"]) is None
     assert reasoning_markers("none", ["</think>"]) is None
     assert reasoning_markers("granite", []) == MARKERS["granite"]
+
+
+@pytest.mark.parametrize(
+    ("text", "body", "said"),
+    [
+        ("<think>\nso it is\n</think>\n\nYes.", {}, Said("Yes.", [], "stop", reasoning="so it is")),
+        ("Yes.", {}, Said("Yes.", [], "stop")),
+        ("<think>never done", {}, Said("", [], "stop", reasoning="never done")),
+        (
+            f"<think>ask</think>{CALL}",
+            {"tools": [WEATHER]},
+            Said("", [("weather", {"city": "Rome"})], "tool_calls", reasoning="ask"),
+        ),
+    ],
+)
+def test_a_chat_whole_and_streamed(text: str, body: dict[str, Any], said: Said) -> None:
+    tokenizer = byte_tokenizer("</s>")
+    whole, streamed = chat(
+        tokenizer, [tokenizer.encode(text)] * 2, {"n": 2, **body}, tool_parser="hermes", reasoning_parser="qwen3"
+    )
+    assert whole == streamed == [said] * 2
+
+
+def test_a_forced_answer_is_no_thought() -> None:
+    tokenizer, text = byte_tokenizer("</s>"), '{"a": "<think>"}'
+    body = {"response_format": {"type": "json_object"}}
+    whole, streamed = chat(tokenizer, [tokenizer.encode(text)], body, reasoning_parser="qwen3")
+    assert whole == streamed == [Said(text, [], "stop")]
