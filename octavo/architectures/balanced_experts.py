@@ -10,7 +10,7 @@ from octavo.architectures.deepseek import MoEWithShared
 from octavo.architectures.model_config import Config
 from octavo.errors import UnsupportedModelError
 from octavo.ops import RouterSpec
-from octavo.parts import GatedMLP, Linear, QKNorm, RMSNorm
+from octavo.parts import GatedMLP, Linear
 
 DENSE, SPARSE = "dense", "sparse"
 
@@ -52,9 +52,3 @@ def by_layer(c: Config, types: Sequence[str], sparse: Callable[[], nn.Module], b
         raise UnsupportedModelError(f"config.json: mlp_layer_types has {min(unknown)[:60]!r}, which is unknown.")
     dense = gated_mlp(c, bias)
     return [sparse() if kind == SPARSE else dense() for kind in types]
-
-
-def head_norms(c: Config) -> Callable[[], QKNorm]:
-    """Norms of each head of queries and of keys."""
-    head_dim = c.get("head_dim", c.hidden_size // c.num_attention_heads)
-    return lambda: QKNorm(RMSNorm(head_dim, c.rms_norm_eps), RMSNorm(head_dim, c.rms_norm_eps))

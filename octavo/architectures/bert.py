@@ -103,6 +103,12 @@ def with_head(model: CausalLM, head: ScoreHead | Linear, table: dict[str, str], 
     return model.score_with(head, table)
 
 
+def dense_classifier(model: CausalLM, c: Config, activation: str) -> CausalLM:
+    """The model with classes of its first token's row, by a dense layer and one more."""
+    head = ScoreHead(c.hidden_size, num_labels(c), activation)
+    return with_head(model, head, {"classifier.{dense|out_proj}": "score.{dense|out}"}, FIRST)
+
+
 def token_classifier(model: CausalLM, c: Config) -> CausalLM:
     """The model with classes of each token."""
     head = Linear(model.hidden_size, num_labels(c), bias=True, exact=True)

@@ -1,6 +1,4 @@
-"""config.json's keys: each one's kind, and its spellings."""
-
-from collections.abc import Iterable
+"""config.json's keys: each one's kind."""
 
 from octavo.architectures.config_kinds import (
     ACTIVATION,
@@ -42,113 +40,87 @@ _BY_KIND: dict[Kind, str] = {
     LAYERS: "num_hidden_layers image_num_layers n_layer n_layers num_layers decoder_layers encoder_layers layers depth"
     " num_global_layers num_decoder_layers",
     COUNT: """num_expert_group linear_num_heads num_global_key_value_heads top_k_experts
-        relative_attention_num_buckets relative_attention_max_distance moe_k moe_layer_interval
-        num_attention_heads num_res_blocks image_num_heads scale_factor attention_heads max_num_tiles n_head
-        n_heads num_key_value_heads num_kv_heads n_head_kv multi_query_group_num encoder_attention_heads
-        decoder_attention_heads kv_n_heads n_heads_in_group num_labels moe_layer_freq moe_layer_frequency
-        decoder_sparse_step expert_layer_period attn_layer_period n_group topk_group moe_top_k moe_num_experts
-        no_rope_layer_interval
-        num_heads heads mamba_n_heads mamba_num_heads n_mamba_heads mamba_n_groups mamba_ngroups n_groups
-        num_mem_blocks linear_num_key_heads linear_num_value_heads full_attention_interval
-        cross_attention_frequency spatial_pool_stride spatial_merge_size temporal_patch_size
-        stack_factor""",
-    COUNT_OR_NONE: """global_attn_every_n_layers num_shared_experts moe_num_shared_experts moe_layer_start_index
-        num_dense_layers
-        num_experts num_local_experts n_routed_experts n_shared_experts num_experts_per_tok
-        num_experts_per_token
-        first_k_dense_replace max_window_layers expert_layer_offset attn_layer_offset
-        dense_attention_every_n_layers type_vocab_size""",
+        relative_attention_num_buckets relative_attention_max_distance moe_k moe_layer_interval num_attention_heads
+        num_res_blocks image_num_heads scale_factor attention_heads max_num_tiles n_head n_heads num_key_value_heads
+        num_kv_heads n_head_kv multi_query_group_num encoder_attention_heads decoder_attention_heads kv_n_heads
+        n_heads_in_group num_labels moe_layer_freq moe_layer_frequency decoder_sparse_step expert_layer_period
+        attn_layer_period n_group topk_group moe_top_k moe_num_experts no_rope_layer_interval num_heads heads
+        mamba_n_heads mamba_num_heads n_mamba_heads mamba_n_groups mamba_ngroups n_groups num_mem_blocks
+        linear_num_key_heads linear_num_value_heads full_attention_interval cross_attention_frequency
+        spatial_pool_stride spatial_merge_size temporal_patch_size stack_factor""",
+    COUNT_OR_NONE: """global_attn_every_n_layers num_shared_experts moe_num_shared_experts
+        moe_layer_start_index num_dense_layers num_experts num_local_experts n_routed_experts n_shared_experts
+        num_experts_per_tok num_experts_per_token first_k_dense_replace max_window_layers expert_layer_offset
+        attn_layer_offset dense_attention_every_n_layers type_vocab_size""",
     integer(-1, MAX_COUNT): "moe_layer_end_index",
     integer(0, MAX_SIZE): "shared_intermediate_size",
     either(COUNT, integers(1, MAX_COUNT)): "moe_topk",
     either(COUNT_OR_NONE, TEXT): "sliding_window_pattern",
     integer(1, 2): "num_ln_in_parallel_attn",
-    SIZE: """global_head_dim vocab_size_per_layer_input
-        d_ff d_kv decoder_vocab_size
-        dim hidden_dim
-        hidden_size num_embeddings latent_channels resolution base_channels embedding_size image_patch_size
+    SIZE: """global_head_dim vocab_size_per_layer_input d_ff d_kv decoder_vocab_size dim
+        hidden_dim hidden_size num_embeddings latent_channels resolution base_channels embedding_size image_patch_size
         image_emb_dim image_mlp_dim vision_output_dim n_embd n_embed d_model intermediate_size n_inner ffn_dim
         encoder_ffn_dim decoder_ffn_dim ffn_hidden_size ff_intermediate_size moe_intermediate_size
         shared_expert_intermediate_size head_dim kv_channels vocab_size padded_vocab_size word_embed_proj_dim
         kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim state_size mamba_d_state rotary_dim
         blocksparse_block_size blocksparse_num_local_blocks blocksparse_vert_stride image_size patch_size in_channels
         num_positions num_query_tokens encoder_hidden_size num_channels query_num n_queries output_dim width embed_dim
-        num_mel_bins max_source_positions block_ff_dim block_multiple_of mamba_d_ssm mamba_head_dim
-        mamba_headdim ssm_state_size adapter_rank lru_width attention_window_size
-        moe_shared_expert_intermediate_size moe_latent_size linear_key_head_dim linear_value_head_dim
-        linear_head_dim""",
+        num_mel_bins max_source_positions block_ff_dim block_multiple_of mamba_d_ssm mamba_head_dim mamba_headdim
+        ssm_state_size adapter_rank lru_width attention_window_size moe_shared_expert_intermediate_size moe_latent_size
+        linear_key_head_dim linear_value_head_dim linear_head_dim""",
     integer(2, 1 << 12): "conv_kernel mamba_d_conv conv_L_cache conv1d_width linear_conv_kernel_dim"
     " short_conv_kernel_size",
-    LENGTH: """max_target_positions
-        max_position_embeddings n_positions max_seq_len n_ctx seq_length model_max_length max_sequence_length
-        original_max_position_embeddings""",
+    LENGTH: """max_target_positions max_position_embeddings n_positions max_seq_len n_ctx
+        seq_length model_max_length max_sequence_length original_max_position_embeddings""",
     WINDOW: "sliding_window_size local_attention sliding_window window_length",
     TOKEN: "image_token_id video_token_id audio_token_id decoder_start_token_id pad_token_id",
     TOKENS: "eos_token_id",
-    FLAG: """attention_k_eq_v use_double_wide_mlp enable_moe_block
-        classifier_bias norm_bias
-        share_encoder_decoder_embeddings scale_decoder_outputs
-        logn_attention_scale prenorm parallel_block use_rms_norm causal mlp_fc1_bias mlp_fc2_bias qkv_proj_bias
-        rotary_emb_interleaved
-        attention_out_bias is_original_qwen3_reranker
-        mrope_interleaved mup_enabled use_routing_bias qk_norm use_cla route_norm
-        attention_bias mlp_bias bias use_bias qkv_bias use_qkv_bias lm_head_bias enable_bias no_bias
-        add_bias_linear add_qkv_bias mamba_proj_bias mamba_conv_bias use_conv_bias tie_word_embeddings alibi multi_query
+    FLAG: """attention_k_eq_v use_double_wide_mlp enable_moe_block classifier_bias norm_bias
+        share_encoder_decoder_embeddings scale_decoder_outputs logn_attention_scale prenorm parallel_block use_rms_norm
+        causal mlp_fc1_bias mlp_fc2_bias qkv_proj_bias rotary_emb_interleaved attention_out_bias
+        is_original_qwen3_reranker mrope_interleaved mup_enabled use_routing_bias qk_norm use_cla route_norm
+        attention_bias mlp_bias bias use_bias qkv_bias use_qkv_bias lm_head_bias enable_bias no_bias add_bias_linear
+        add_qkv_bias mamba_proj_bias mamba_conv_bias use_conv_bias tie_word_embeddings alibi multi_query
         multi_query_attention new_decoder_architecture parallel_attn parallel_attn_mlp_res use_parallel_residual
-        use_qk_norm qk_layernorm qk_ln norm_topk_prob use_sliding_window moe_renormalize
-        scale_embedding scale_attn_weights
-        scale_attn_by_inverse_layer_idx scale_qk_dot_by_d mup_scale_qk_dot_by_d mup_use_scaling rmsnorm post_layer_norm
-        apply_residual_connection_post_layernorm do_layer_norm_before layer_norm_elementwise_affine
-        _remove_final_layer_norm learned_pos_emb blocksparse_homo_head_pattern no_op replace_with_linear truncate
-        use_decoder_only_language_model drop_vision_last_layer multimodal_projector_bias adapter_bias
-        projector_ln_mid
-        qk_normalization norm_after attention_layer_norm weight_tying swin_norm
+        use_qk_norm qk_layernorm qk_ln norm_topk_prob use_sliding_window moe_renormalize scale_embedding
+        scale_attn_weights scale_attn_by_inverse_layer_idx scale_qk_dot_by_d mup_scale_qk_dot_by_d mup_use_scaling
+        rmsnorm post_layer_norm apply_residual_connection_post_layernorm do_layer_norm_before
+        layer_norm_elementwise_affine _remove_final_layer_norm learned_pos_emb blocksparse_homo_head_pattern no_op
+        replace_with_linear truncate use_decoder_only_language_model drop_vision_last_layer multimodal_projector_bias
+        adapter_bias projector_ln_mid qk_normalization norm_after attention_layer_norm weight_tying swin_norm
         block_auto_adjust_ff_dim tie_embedding conv_bias use_expert_bias mamba_rms_norm mamba_norm_before_gate
-        projectors_bias use_mem_rope use_shared_attention_adapter use_long_context rope_interleave
-        double_latent use_hd_transform with_learnable_separator""",
-    TEXT: """classifier_pooling
-        feed_forward_proj hybrid_override_pattern
-        scoring_func score_func qk_norm_type
-        model_type problem_type sbert_ce_default_activation_function layer_norm_type hd_transform_order
-        position_embedding_type topk_method attn_type rope_type type dtype torch_dtype
+        projectors_bias use_mem_rope use_shared_attention_adapter use_long_context rope_interleave double_latent
+        use_hd_transform with_learnable_separator""",
+    TEXT: """classifier_pooling feed_forward_proj hybrid_override_pattern scoring_func
+        score_func qk_norm_type model_type problem_type sbert_ce_default_activation_function layer_norm_type
+        hd_transform_order position_embedding_type topk_method attn_type rope_type type dtype torch_dtype
         vision_encoder""",
-    ACTIVATION: """classifier_activation
-        mlp_hidden_act mamba_hidden_act
-        name image_mlp_activations hidden_act hidden_activation activation_function activation
-        projector_hidden_act""",
-    EPSILON: """time_step_min
-        moe_norm_min
-        image_norm_eps rms_norm_eps layer_norm_eps layer_norm_epsilon layernorm_epsilon norm_eps norm_epsilon
-        mixer_rms_eps
-        router_jitter_noise""",
-    SCALE: """full_attn_alpha_factor full_attn_beta_factor linear_attn_alpha_factor linear_attn_beta_factor
-        mlp_alpha_factor mlp_beta_factor
-        llama_4_scaling_beta attention_value_scale router_scaling_factor route_scale
-        key_multiplier attention_in_multiplier attention_out_multiplier ssm_in_multiplier ssm_out_multiplier
-        lm_head_multiplier
-        attention_multiplier residual_multiplier embedding_multiplier scale_emb scale_depth routed_scaling_factor
-        mup_attn_multiplier mup_embedding_multiplier mup_embeddings_scale embeddings_scale mup_output_alpha
-        mup_width_scale width_scale softmax_scale hidden_act_param mscale mscale_all_dim
-        moe_normalize_expert_weights""",
-    FACTOR: """alpha
-        logits_soft_cap
-        swiglu_limit swiglu_alpha
-        logits_scaling dim_model_base mup_width_multiplier rope_position_scale rope_ratio clip_qkv gegelu_limit
-        attn_logit_softcapping final_logit_softcapping query_pre_attn_scalar alibi_bias_max expand mamba_expand
-        expansion_ratio ffn_mult block_ffn_dim_multiplier
-        factor low_freq_factor high_freq_factor beta_fast beta_slow attention_factor
+    ACTIVATION: """classifier_activation mlp_hidden_act mamba_hidden_act name image_mlp_activations
+        hidden_act hidden_activation activation_function activation projector_hidden_act""",
+    EPSILON: """time_step_min moe_norm_min image_norm_eps rms_norm_eps layer_norm_eps
+        layer_norm_epsilon layernorm_epsilon norm_eps norm_epsilon mixer_rms_eps router_jitter_noise""",
+    SCALE: """full_attn_alpha_factor full_attn_beta_factor linear_attn_alpha_factor
+        linear_attn_beta_factor mlp_alpha_factor mlp_beta_factor llama_4_scaling_beta attention_value_scale
+        router_scaling_factor route_scale key_multiplier attention_in_multiplier attention_out_multiplier
+        ssm_in_multiplier ssm_out_multiplier lm_head_multiplier attention_multiplier residual_multiplier
+        embedding_multiplier scale_emb scale_depth routed_scaling_factor mup_attn_multiplier mup_embedding_multiplier
+        mup_embeddings_scale embeddings_scale mup_output_alpha mup_width_scale width_scale softmax_scale
+        hidden_act_param mscale mscale_all_dim moe_normalize_expert_weights""",
+    FACTOR: """alpha logits_soft_cap swiglu_limit swiglu_alpha logits_scaling dim_model_base
+        mup_width_multiplier rope_position_scale rope_ratio clip_qkv gegelu_limit attn_logit_softcapping
+        final_logit_softcapping query_pre_attn_scalar alibi_bias_max expand mamba_expand expansion_ratio ffn_mult
+        block_ffn_dim_multiplier factor low_freq_factor high_freq_factor beta_fast beta_slow attention_factor
         attn_factor short_mscale long_mscale scaling_factor mlp_ratio""",
     BASE: "global_rope_theta local_rope_theta rope_theta rotary_emb_base rope_embedding_base rope_local_base_freq base",
     SHARE: "downsample_ratio partial_rotary_factor rotary_pct rope_pct rope_percent rotary_emb_fraction",
-    OBJECT: """per_layer_config
-        sentence_transformers
-        rope_scaling rope_parameters attn_config ffn_config ffn_act_fn rotary id2label attention ffn
-        text_config llm_config vision_config qformer_config visual slice_config moe audio_config
-        embd_layer linear_attn_config img_processor vision_backbone vq_config vocabulary_map""",
+    OBJECT: """per_layer_config sentence_transformers rope_scaling rope_parameters attn_config
+        ffn_config ffn_act_fn rotary id2label attention ffn text_config llm_config vision_config qformer_config visual
+        slice_config moe audio_config embd_layer linear_attn_config img_processor vision_backbone vq_config
+        vocabulary_map""",
     OBJECTS: "block_configs",
     INDICES: """full_attn_idxs full_attn_layers attn_layer_indices hybrid_layer_ids
-        cross_attention_layers intermediate_layers_indices attention_layers expert_layers mlp_only_layers
-        bskcn_1 bskcn_2 bskcn_3 bskcn_4""",
+        cross_attention_layers intermediate_layers_indices attention_layers expert_layers mlp_only_layers bskcn_1
+        bskcn_2 bskcn_3 bskcn_4""",
     GRIDS: "supported_aspect_ratios",
     integers(0, MAX_SIZE): "dummy_token_indices image_default_input_size classifier_token_ids",
     integers(1, MAX_COUNT): "num_key_value_heads_per_layer mrope_section channel_multiplier attn_resolutions",
@@ -174,27 +146,3 @@ _BY_KIND: dict[Kind, str] = {
 }
 KEYS: dict[str, Kind] = {key: kind for kind, keys in _BY_KIND.items() for key in keys.split()}
 """The kind of every key that a family reads."""
-
-
-def _groups(*groups: str) -> Iterable[tuple[str, tuple[str, ...]]]:
-    for group in groups:
-        keys = group.split()
-        for key in keys:
-            yield key, tuple(other for other in keys if other != key)
-
-
-SPELLINGS: dict[str, tuple[str, ...]] = dict(
-    _groups(
-        "hidden_size n_embd n_embed d_model dim",
-        "num_hidden_layers n_layer n_layers num_layers",
-        "num_attention_heads n_head n_heads",
-        "num_kv_heads n_head_kv",
-        "max_position_embeddings n_positions max_seq_len n_ctx",
-        "num_experts num_local_experts n_routed_experts",
-        "dtype torch_dtype",
-        "rope_theta rotary_emb_base rope_embedding_base",
-        "partial_rotary_factor rotary_pct rope_pct rope_percent rotary_emb_fraction",
-        "rope_type type",
-    )
-)
-"""Other names that published configs have had for a key: older ones, and those of transformers' attribute maps."""

@@ -1,10 +1,9 @@
 """ELECTRA (Clark et al. 2020): BERT's layers, whose embeddings may be narrower."""
 
-from octavo.architectures.bert import FIRST, encoder, names, token_classifier, with_head
+from octavo.architectures.bert import dense_classifier, encoder, names, token_classifier
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import CLASSIFIES, EMBEDS, TOKEN_CLASSIFIES, architecture
-from octavo.architectures.score_heads import num_labels
-from octavo.parts import CausalLM, ScoreHead
+from octavo.parts import CausalLM
 
 
 @architecture(
@@ -25,8 +24,7 @@ def electra(c: Config) -> CausalLM:
     tasks=CLASSIFIES,
 )
 def electra_classifier(c: Config) -> CausalLM:
-    head = ScoreHead(c.hidden_size, num_labels(c), "gelu")
-    return with_head(electra(c), head, {"classifier.{dense|out_proj}": "score.{dense|out}"}, FIRST)
+    return dense_classifier(electra(c), c, "gelu")
 
 
 @architecture(

@@ -1,5 +1,6 @@
 """Gemma 2 (Gemma Team 2024): norms before and after each piece, capped scores and logits, windows on even layers."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -38,16 +39,28 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
 )
 @architecture("Gemma2Model", about="Gemma2-based embedders", examples=("BAAI/bge-multilingual-gemma2",), tasks=EMBEDS)
 def gemma2(c: Config) -> CausalLM:
-    size, bias = c.hidden_size, c.attention_bias
-    norm = partial(RMSNorm, size, eps=c.rms_norm_eps, offset=1.0)
     types = layer_types(c, [FULL if i % 2 else SLIDING for i in range(c.num_hidden_layers)])
+    return gemma_body(c, c, types)
+
+
+def gemma_body(c: Config, ropes: Config, types: Sequence[str], **options: Any) -> CausalLM:
+    """What Gemma 2 and 3 have alike.
+
+    Args:
+        ropes: the config whose rotary positions count.
+        types: of the layers.
+        options: more of `attention`'s arguments.
+    """
+    size, bias = c.hidden_size, c.attention_bias
+    norm = partial(RMSNorm, size, c.rms_norm_eps, 1.0)
     attn = attention(
-        c,
+        ropes,
         window=[c.get("sliding_window") if kind == SLIDING else None for kind in types],
         bias=bias,
         out_bias=bias,
         scale=c.query_pre_attn_scalar**-0.5,
         softcap=c.get("attn_logit_softcapping"),
+        **options,
     )
     mlp = partial(GatedMLP, size, c.intermediate_size, c.hidden_activation)
     return decoder(

@@ -4,13 +4,14 @@ from functools import partial
 from typing import Any
 
 from octavo.architectures.composite import text_alone
-from octavo.architectures.decoder import attention, decoder, head_norms
-from octavo.architectures.gemma2 import GEMMA2_NAMES
+from octavo.architectures.decoder import head_norms
+from octavo.architectures.gemma2 import GEMMA2_NAMES, gemma_body
 from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader, minus_one
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import EMBEDS, architecture
 from octavo.architectures.rope_config import make_rope
-from octavo.architectures.rope_settings import FULL, SLIDING, layer_types, rope_by_layer
+from octavo.architectures.rope_layers import rope_by_layer
+from octavo.architectures.rope_settings import FULL, SLIDING, layer_types
 from octavo.architectures.text_config import text_config
 from octavo.parts import (
     BidirectionalAttention,
@@ -42,27 +43,10 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
     ),
 )
 def gemma3(c: Config) -> CausalLM:
-    size, bias, every = c.hidden_size, c.attention_bias, c.get("sliding_window_pattern", 6)
-    norm = partial(RMSNorm, size, c.rms_norm_eps, 1.0)
+    every = c.get("sliding_window_pattern", 6)
     types = layer_types(c, [SLIDING if (i + 1) % every else FULL for i in range(c.num_hidden_layers)])
-    attn = attention(
-        rope_by_layer(c, types, c.get("rope_local_base_freq", 10000.0)),
-        window=[c.get("sliding_window") if kind == SLIDING else None for kind in types],
-        qk_transform=head_norms(c, offset=1.0),
-        bias=bias,
-        out_bias=bias,
-        scale=c.query_pre_attn_scalar**-0.5,
-        softcap=c.get("attn_logit_softcapping"),
-    )
-    mlp = partial(GatedMLP, size, c.intermediate_size, c.hidden_activation)
-    return decoder(
-        c,
-        norm,
-        lambda i: SandwichNorm(norm, attn=attn(i), mlp=mlp()),
-        GEMMA2_NAMES,
-        embed=Embedding(c.vocab_size, size, size**0.5),
-        softcap=c.get("final_logit_softcapping"),
-    )
+    ropes = rope_by_layer(c, types, c.get("rope_local_base_freq", 10000.0))
+    return gemma_body(c, ropes, types, qk_transform=head_norms(c, offset=1.0))
 
 
 @architecture(

@@ -2,8 +2,8 @@
 
 from functools import partial
 
-from octavo.architectures.balanced_experts import DENSE, SPARSE, by_layer, head_norms, shared_experts, sigmoid_route
-from octavo.architectures.decoder import attention, decoder, rms_norm, without_more_layers
+from octavo.architectures.balanced_experts import DENSE, SPARSE, by_layer, shared_experts, sigmoid_route
+from octavo.architectures.decoder import attention, decoder, head_norms, rms_norm, without_more_layers
 from octavo.architectures.deepseek import DEEPSEEK_NAMES
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture

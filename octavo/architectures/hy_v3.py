@@ -3,8 +3,17 @@
 from collections.abc import Callable
 from functools import partial
 
-from octavo.architectures.balanced_experts import DENSE, SPARSE, by_layer, head_norms, shared_experts, sigmoid_route
-from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp, moe, rms_norm, without_more_layers
+from octavo.architectures.balanced_experts import DENSE, SPARSE, by_layer, shared_experts, sigmoid_route
+from octavo.architectures.decoder import (
+    NAMES,
+    attention,
+    decoder,
+    gated_mlp,
+    head_norms,
+    moe,
+    rms_norm,
+    without_more_layers,
+)
 from octavo.architectures.deepseek import DEEPSEEK_NAMES, MoEWithShared
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture

@@ -6,7 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from octavo.architectures.bart import NAMES, token_table, translator
+from octavo.architectures.bart import token_table, translator
+from octavo.architectures.bart_names import NAMES
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.parts import CausalLM, FixedPositions, Names, PostNorm, PreNorm, Wiring

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar, overload
 
-from octavo.architectures.config_keys import KEYS, SPELLINGS
+from octavo.architectures.config_keys import KEYS
 from octavo.architectures.config_kinds import check
+from octavo.architectures.config_spellings import SPELLINGS
 from octavo.errors import CheckpointError
 
 T = TypeVar("T")

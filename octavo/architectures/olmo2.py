@@ -11,7 +11,8 @@ from octavo.architectures.decoder import (
 )
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.architectures.rope_settings import FULL, SLIDING, layer_types, rope_by_layer
+from octavo.architectures.rope_layers import rope_by_layer
+from octavo.architectures.rope_settings import FULL, SLIDING, layer_types
 from octavo.parts import BranchNorm, CausalLM
 
 

@@ -5,8 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from octavo.architectures.balanced_experts import head_norms
-from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp, moe, rms_norm
+from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp, head_norms, moe, rms_norm
 from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture

@@ -4,11 +4,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from octavo.architectures.bert import FIRST, encoder, names, token_classifier, with_head
+from octavo.architectures.bert import dense_classifier, encoder, names, token_classifier
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import CLASSIFIES, EMBEDS, TOKEN_CLASSIFIES, architecture
-from octavo.architectures.score_heads import num_labels
-from octavo.parts import CausalLM, Into, Names, ScoreHead
+from octavo.parts import CausalLM, Into, Names
 
 
 def after_padding(c: Config) -> Callable[[Tensor], Tensor]:
@@ -52,8 +51,7 @@ def roberta(c: Config) -> CausalLM:
     tasks=CLASSIFIES,
 )
 def roberta_classifier(c: Config) -> CausalLM:
-    head = ScoreHead(c.hidden_size, num_labels(c), "tanh")
-    return with_head(roberta(c), head, {"classifier.{dense|out_proj}": "score.{dense|out}"}, FIRST)
+    return dense_classifier(roberta(c), c, "tanh")
 
 
 @architecture(

@@ -1,7 +1,7 @@
 """What a config says of rotary positions, in every spelling that it has had, and how far they reach.
 
 The base is rope_theta, rotary_emb_base or rope_embedding_base; the fraction of a head that is rotated is
-partial_rotary_factor, rotary_pct and others (config_keys.py has them all); how they are stretched stands in
+partial_rotary_factor, rotary_pct and others (config_spellings.py has them all); how they are stretched stands in
 rope_scaling. transformers 5 writes all three into rope_parameters, one for the model or one for each type of layer.
 """
 
@@ -111,28 +111,6 @@ def _of_layer(c: Config, key: str, layer: str, known: set[str]) -> Mapping[str, 
     if not isinstance(entry, dict):
         raise CheckpointError(f"config.json: {key} says nothing of {layer}, which this model has layers of.")
     return entry
-
-
-def rope_by_layer(c: Config, types: Collection[str], local_base: float | None = None) -> Config:
-    """`c` with an entry of rope_parameters for each type of layer, of a family that scales full layers alone (Olmo 3).
-
-    What the config says of the whole model counts for the full layers. Sliding ones rotate plainly, unless
-    rope_parameters has an entry for them.
-
-    Args:
-        types: those of the model's layers, FULL or SLIDING.
-        local_base: the base of sliding layers where the config has none for them; the model's if None.
-    """
-    parameters: Mapping[str, Any] = c.get("rope_parameters", {})
-    scaling: Mapping[str, Any] = c.get("rope_scaling", {})
-    is_nested = FULL in parameters or SLIDING in parameters
-    entries = parameters if is_nested else {FULL: parameters}
-    base = local_base or (None if is_nested else parameters.get("rope_theta"))
-    of_type = {
-        FULL: {**PLAIN, **(entries.get(FULL) or {}), **scaling},
-        SLIDING: {**PLAIN, "rope_theta": base, **(entries.get(SLIDING) or {})},
-    }
-    return c.replace(rope_parameters={kind: of_type[kind] for kind in types}, rope_scaling=None)
 
 
 def original_length(c: Config, settings: Config) -> int:

@@ -9,6 +9,7 @@ from torch import nn
 from octavo.architectures.bart import Encoder
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import EMBEDS, architecture
+from octavo.architectures.t5_names import ENCODER_NAMES, NAMES
 from octavo.errors import CheckpointError
 from octavo.ops import ACTIVATIONS
 from octavo.parts import (
@@ -20,9 +21,7 @@ from octavo.parts import (
     Embedding,
     EncoderAttention,
     GatedMLP,
-    Into,
     Linear,
-    Names,
     PreNorm,
     RelativeBias,
     RMSNorm,
@@ -30,44 +29,12 @@ from octavo.parts import (
 )
 
 
-def side(name: str, top: str, mlp: int) -> dict[str, str | Into]:
-    """The names of the encoder's or the decoder's stack; its feed-forward is layer number `mlp` of a block."""
-    block, here = f"{name}.block.{{i}}.layer", f"{top}layers.{{i}}"
-    return {
-        f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias": f"{top}relative_bias",
-        f"{block}.0.SelfAttention.{{q|k|v}}": f"{here}.attn.qkv.{{q|k|v}}",
-        f"{block}.0.SelfAttention.o": f"{here}.attn.o",
-        f"{block}.0.layer_norm": f"{here}.attn_norm",
-        f"{block}.{mlp}.DenseReluDense.{{wi|wo}}": f"{here}.mlp.{{up|down}}",
-        f"{block}.{mlp}.DenseReluDense.{{wi_0|wi_1}}": f"{here}.mlp.gate_up.{{gate|up}}",
-        f"{block}.{mlp}.layer_norm": f"{here}.mlp_norm",
-        f"{name}.final_layer_norm": f"{top}norm",
-    }
-
-
-NAMES = Names(
-    {
-        "{shared|encoder.embed_tokens|decoder.embed_tokens}": "embed",
-        **side("encoder", "encoder.", 1),
-        **side("decoder", "", 2),
-        "decoder.block.{i}.layer.1.EncDecAttention.q": "layers.{i}.cross_attn.q",
-        "decoder.block.{i}.layer.1.EncDecAttention.{k|v}": "layers.{i}.cross_attn.kv.{k|v}",
-        "decoder.block.{i}.layer.1.EncDecAttention.o": "layers.{i}.cross_attn.o",
-        "decoder.block.{i}.layer.1.layer_norm": "layers.{i}.cross_attn_norm",
-        "lm_head": "head",
-    },
-    # Read by no layer: cross-attention has no positions.
-    ignored=("decoder.block.{i}.layer.1.EncDecAttention.relative_attention_bias.weight",),
-)
-
-
-ENCODER_NAMES = Names({"{shared|encoder.embed_tokens}": "embed", **side("encoder", "", 1)})
-
-
-class Shares(CausalLM):
+class T5(CausalLM):
     """A model whose layers share a bias; every stage has it."""
 
-    relative_bias: RelativeBias
+    def __init__(self, relative_bias: RelativeBias, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.relative_bias = relative_bias
 
     def keep_stage(self, index: int, count: int) -> None:
         bias = self.relative_bias
@@ -75,20 +42,8 @@ class Shares(CausalLM):
         self.relative_bias = bias
 
 
-class T5(Shares):
-    """The decoder."""
-
-    def __init__(self, relative_bias: RelativeBias, **parts: Any) -> None:
-        super().__init__(**parts)
-        self.relative_bias = relative_bias
-
-
-class T5Reader(Shares, TextEncoder):
+class T5Reader(T5, TextEncoder):
     """The encoder alone, which reads a whole prompt in one step."""
-
-    def __init__(self, relative_bias: RelativeBias, **parts: Any) -> None:
-        super().__init__(**parts)
-        self.relative_bias = relative_bias
 
 
 class T5Stack(Encoder):
@@ -117,15 +72,17 @@ def feed_forward(c: Config) -> Callable[[], nn.Module]:
     return partial(GatedMLP if kind else MLP, c.d_model, c.d_ff, activation)
 
 
+def reading_layer(c: Config, part: type[nn.Module], bias: RelativeBias) -> nn.Module:
+    """A layer whose attention, a `part`, sees all of the text."""
+    dim = c.first("d_kv", "head_dim")
+    attn = part(c.d_model, num_heads(c), head_dim=dim, scale=1.0, position_bias=bias.of_heads)
+    return PreNorm(partial(RMSNorm, c.d_model, c.layer_norm_epsilon), attn=attn, mlp=feed_forward(c)())
+
+
 def encoder(c: Config, tokens: Embedding) -> T5Stack:
-    norm, mlp, bias = partial(RMSNorm, c.d_model, c.layer_norm_epsilon), feed_forward(c), relative_bias(c, True)
-
-    def layer() -> nn.Module:
-        dim = c.first("d_kv", "head_dim")
-        attn = EncoderAttention(c.d_model, num_heads(c), head_dim=dim, scale=1.0, position_bias=bias.of_heads)
-        return PreNorm(norm, attn=attn, mlp=mlp())
-
-    return T5Stack(bias, tokens, [layer() for _ in range(c.num_layers)], norm())
+    bias = relative_bias(c, True)
+    layers = [reading_layer(c, EncoderAttention, bias) for _ in range(c.num_layers)]
+    return T5Stack(bias, tokens, layers, RMSNorm(c.d_model, c.layer_norm_epsilon))
 
 
 @architecture(
@@ -166,19 +123,13 @@ def t5(c: Config) -> CausalLM:
     "T5EncoderModel", about="T5's encoder", examples=("sentence-transformers/sentence-t5-base",), tasks=EMBEDS
 )
 def t5_encoder(c: Config) -> CausalLM:
-    norm, mlp, bias = partial(RMSNorm, c.d_model, c.layer_norm_epsilon), feed_forward(c), relative_bias(c, True)
-
-    def layer(i: int) -> nn.Module:
-        dim = c.first("d_kv", "head_dim")
-        attn = BidirectionalAttention(c.d_model, num_heads(c), head_dim=dim, scale=1.0, position_bias=bias.of_heads)
-        return PreNorm(norm, attn=attn, mlp=mlp())
-
+    bias = relative_bias(c, True)
     return T5Reader(
         bias,
         embed=Embedding(c.vocab_size, c.d_model),
-        layer=layer,
+        layer=lambda i: reading_layer(c, BidirectionalAttention, bias),
         layers=c.num_layers,
         hidden_size=c.d_model,
         names=ENCODER_NAMES,
-        norm=norm(),
+        norm=RMSNorm(c.d_model, c.layer_norm_epsilon),
     )

@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import (
 
 import octavo
 from octavo.architectures import Architecture, Config, all_architectures
-from octavo.architectures.config_keys import SPELLINGS
+from octavo.architectures.config_spellings import SPELLINGS
 from octavo.architectures.rope_settings import position_limit
 from tests.golden import CASES, read_case
 

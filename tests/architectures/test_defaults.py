@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from octavo.architectures import all_architectures
-from octavo.architectures.config_keys import KEYS, SPELLINGS
+from octavo.architectures.config_keys import KEYS
+from octavo.architectures.config_spellings import SPELLINGS
 from octavo.architectures.rope_settings import position_limit
 from tests.architectures.published import PUBLISHED, build, class_defaults, recorded
 from tests.golden import CASES, config_of, read_case
