@@ -10,9 +10,15 @@ from octavo.architectures.deepseek import MoEWithShared
 from octavo.architectures.model_config import Config
 from octavo.errors import UnsupportedModelError
 from octavo.ops import RouterSpec
-from octavo.parts import GatedMLP, Linear
+from octavo.parts import GatedMLP, Into, Linear, stacked
 
 DENSE, SPARSE = "dense", "sparse"
+EXPERT = "layers.{i}.mlp.experts.{e}."
+STACKED_EXPERTS: dict[str, str | Into] = {
+    "model.layers.{i}.mlp.experts.gate_up_proj": stacked(EXPERT + "gate_up.weight", full_name=True),
+    "model.layers.{i}.mlp.experts.down_proj": stacked(EXPERT + "down.weight", full_name=True),
+}
+"""Where the experts of a layer are stored in one tensor, as transformers 5 holds them."""
 
 
 def sigmoid_route(c: Config, factor: float = 1.0, norm: bool = True, by_groups: bool = False) -> RouterSpec:

@@ -14,7 +14,7 @@ from octavo.architectures.rope_config import make_rope
 from octavo.architectures.rope_settings import rope_settings
 from octavo.errors import UnsupportedModelError
 from octavo.ops import RouterSpec
-from octavo.parts import CausalLM, Embedding, Into, LatentAttention, PreNorm
+from octavo.parts import CausalLM, Embedding, Into, LatentAttention, PreNorm, QueryScale
 
 LATENT: dict[str, str | Into] = {
     "model.layers.{i}.self_attn.q_proj": "layers.{i}.attn.q",
@@ -41,8 +41,10 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
     }
 
 
-def latent_attention(c: Config, interleaved: bool, eps: float) -> Callable[[], LatentAttention]:
-    """Makes the part that both configs describe."""
+def latent_attention(
+    c: Config, interleaved: bool, eps: float, query_scale: QueryScale | None = None
+) -> Callable[[], LatentAttention]:
+    """Makes the part that all these configs describe."""
     nope_dim, rope_dim, settings = c.qk_nope_head_dim, c.qk_rope_head_dim, rope_settings(c)
     # Under YaRN the scores are scaled by the square of its magnitude as well.
     magnitude = 0.1 * settings.get("mscale_all_dim", 0.0) * math.log(max(settings.get("factor", 1.0), 1.0)) + 1.0
@@ -60,6 +62,7 @@ def latent_attention(c: Config, interleaved: bool, eps: float) -> Callable[[], L
         eps=eps,
         bias=c.attention_bias,
         scale=magnitude**2 * (nope_dim + rope_dim) ** -0.5,
+        query_scale=query_scale,
     )
 
 

@@ -44,16 +44,20 @@ MINISTRAL3_ROPE = {
 }
 
 
+def position_scale(c: Config) -> QueryScale | None:
+    """How queries grow with their positions; None where the config does not say so."""
+    settings = rope_settings(c)
+    beta: float | None = settings.get("llama_4_scaling_beta")
+    return QueryScale(beta, original_length(c, settings)) if beta else None
+
+
 @architecture("Ministral3ForCausalLM", about="Ministral 3", examples=("mistralai/Ministral-3-3B-Instruct-2512",))
 def ministral3(c: Config) -> CausalLM:
     """Queries grow with the logarithm of how often they passed the original length."""
     if not c.get("rope_parameters", {}) and not c.get("rope_scaling", {}):
         c = c.replace(rope_parameters=MINISTRAL3_ROPE)
-    settings = rope_settings(c)
-    beta: float | None = settings.get("llama_4_scaling_beta")
-    scale = QueryScale(beta, original_length(c, settings)) if beta else None
     norm, mlp = rms_norm(c), gated_mlp(c)
-    attn = attention(c, window=c.get("sliding_window"), query_scale=scale)
+    attn = attention(c, window=c.get("sliding_window"), query_scale=position_scale(c))
     return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp()))
 
 

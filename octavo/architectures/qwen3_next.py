@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from octavo.architectures.balanced_experts import STACKED_EXPERTS
 from octavo.architectures.decoder import attention, decoder, gated_mlp
 from octavo.architectures.mamba import drop_middle
 from octavo.architectures.model_config import Config
@@ -28,18 +29,16 @@ from octavo.parts import (
     gates_first,
     parameter,
     softmax_then_topk,
-    stacked,
 )
 
-NET, EXPERT = "model.layers.{i}.linear_attn.", "layers.{i}.mlp.experts.{e}."
+NET = "model.layers.{i}.linear_attn."
 SHARED: dict[str, str | Into] = {
     NET + "conv1d.weight": parameter("layers.{i}.attn.conv.weight", drop_middle),
     NET + "A_log": parameter("layers.{i}.attn.a_log"),
     NET + "dt_bias": parameter("layers.{i}.attn.dt_bias"),
     NET + "norm": "layers.{i}.attn.norm",
     NET + "out_proj": "layers.{i}.attn.out_proj",
-    "model.layers.{i}.mlp.experts.gate_up_proj": stacked(EXPERT + "gate_up.weight", full_name=True),
-    "model.layers.{i}.mlp.experts.down_proj": stacked(EXPERT + "down.weight", full_name=True),
+    **STACKED_EXPERTS,
 }
 
 

@@ -8,6 +8,7 @@ from octavo.parts.batch import Batch
 from octavo.parts.head_linear import HeadLinear
 from octavo.parts.linear_layer import Linear
 from octavo.parts.norms import RMSNorm, norm_rows
+from octavo.parts.query_scale import QueryScale
 from octavo.parts.rotary_embedding import RotaryEmbedding
 from octavo.parts.split import Split
 from octavo.parts.state import PagedKV
@@ -29,6 +30,7 @@ class LatentAttention(nn.Module):
         eps: of the norms of the latent and of the query's inner values.
         bias: of the projections from and to the residual stream, but not of a single query projection.
         scale: of the scores; (nope_dim + rope_dim) ** -0.5 if None.
+        query_scale: what queries are multiplied with, by their positions; None for nothing.
     """
 
     def __init__(
@@ -45,11 +47,13 @@ class LatentAttention(nn.Module):
         eps: float,
         bias: bool = False,
         scale: float | None = None,
+        query_scale: QueryScale | None = None,
     ) -> None:
         super().__init__()
         self.num_heads, self.rank, self.rope = num_heads, rank, rope
         self.nope_dim, self.rope_dim, self.value_dim = nope_dim, rope_dim, value_dim
         self.scale = (nope_dim + rope_dim) ** -0.5 if scale is None else scale
+        self.query_scale = query_scale
         query_size = num_heads * (nope_dim + rope_dim)
         self.q = Linear(hidden_size, query_size) if q_rank is None else None
         self.q_a = None if q_rank is None else Linear(hidden_size, q_rank, bias)
@@ -88,6 +92,8 @@ class LatentAttention(nn.Module):
 
         query, query_rope = torch.split(self._query(x, batch)[:tokens], [self.nope_dim, self.rope_dim], dim=-1)
         query = join(self.kv_b.absorb_keys(query, batch), query_rope, angles, interleaved)
+        if self.query_scale is not None:
+            query = self._backend.scale_rows(query, self.query_scale.factors(batch)[:tokens])
         mixed = self._backend.attend_stored(query, view.cache, view.plan, self._spec, x.shape[0], torch.float32)
         out = self.kv_b.values(mixed[..., : self.rank], x.dtype, batch)
         return self.o(out.flatten(1), batch)  # type: ignore[no-any-return]

@@ -24,14 +24,25 @@ PROMPTS = (1, 5, 17, 40)
 TOP = 5
 
 
+def model_class(row: str) -> Any:
+    """transformers' class of that name; of one that is the folder's own, the class that finds it."""
+    import transformers
+
+    return getattr(transformers, row, transformers.AutoModelForCausalLM)
+
+
 def skeleton(folder: Path, variant: str, trust_remote_code: bool = False) -> Case:
     """The case without answers: the folder's config and files, and the tensors that transformers has for them."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = json.loads((folder / "config.json").read_text())
     loaded = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    found = model_class(config["architectures"][0])
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(loaded, trust_remote_code=trust_remote_code)
+        if found is AutoModelForCausalLM or trust_remote_code:
+            model = AutoModelForCausalLM.from_config(loaded, trust_remote_code=trust_remote_code)
+        else:
+            model = found(loaded)
     tied = set(getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ())
     files = {
         str(f.relative_to(folder)): f.read_text()
@@ -57,7 +68,9 @@ def reference(folder: Path, trust_remote_code: bool = False) -> Any:
     """transformers' model of a folder, in float32, with attention as it is written down."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(
+    row = json.loads((folder / "config.json").read_text())["architectures"][0]
+    found = AutoModelForCausalLM if trust_remote_code else model_class(row)
+    return found.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", trust_remote_code=trust_remote_code
     ).eval()
 
@@ -93,7 +106,7 @@ def make(folder: Path, variant: str, tokens: int = 16, trust_remote_code: bool =
     with tempfile.TemporaryDirectory() as written:
         model = reference(write_model(case, Path(written)), trust_remote_code)
         case["reference"] = f"transformers {transformers.__version__} {type(model).__name__}, eager, float32, no cache"
-        vocab, generator = case["config"]["vocab_size"], torch.Generator().manual_seed(0)
+        vocab, generator = model.get_input_embeddings().num_embeddings, torch.Generator().manual_seed(0)
         for length in PROMPTS:
             prompt = torch.randint(3, vocab, (length,), generator=generator).tolist()
             case["cases"].append(answer(model, prompt, tokens))

@@ -36,7 +36,7 @@ MODEL_TYPES = {name: kind for table in _TABLES for kind, name in table.items() i
 
 def config_class(architecture: Architecture) -> Any:
     """transformers' config class of an architecture, or None where it has none, or one whose parts may be of any."""
-    names = (architecture.name, *architecture.aliases)
+    names = (architecture.name, *architecture.aliases, architecture.name.replace("ForCausalLM", "Model"))
     found = next((CONFIG_MAPPING[MODEL_TYPES[name]] for name in names if name in MODEL_TYPES), None)
     return None if found is None or AutoConfig in found.sub_configs.values() else found
 
@@ -59,7 +59,8 @@ def class_defaults(cls: Any) -> dict[str, Any]:
             found[field.name] = list(default) if isinstance(default, tuple) else default  # as JSON has it
     for key in ("rope_theta", "partial_rotary_factor"):
         rope = getattr(made, "rope_parameters", None) or {}
-        if key in rope:
+        computed = key == "partial_rotary_factor" and hasattr(made, "qk_rope_head_dim")
+        if key in rope and not computed:
             found[key] = rope[key]
     return {key: value for key, value in found.items() if key != "dtype"}
 
