@@ -47,11 +47,11 @@ _BY_KIND: dict[Kind, str] = {
         attn_layer_period n_group topk_group moe_top_k moe_num_experts no_rope_layer_interval num_heads heads
         mamba_n_heads mamba_num_heads n_mamba_heads mamba_n_groups mamba_ngroups n_groups num_mem_blocks
         linear_num_key_heads linear_num_value_heads full_attention_interval cross_attention_frequency
-        spatial_pool_stride spatial_merge_size temporal_patch_size stack_factor""",
+        spatial_pool_stride spatial_merge_size temporal_patch_size stack_factor conv_groups""",
     COUNT_OR_NONE: """global_attn_every_n_layers num_shared_experts moe_num_shared_experts
         moe_layer_start_index num_dense_layers num_experts num_local_experts n_routed_experts n_shared_experts
         num_experts_per_tok num_experts_per_token first_k_dense_replace max_window_layers expert_layer_offset
-        attn_layer_offset dense_attention_every_n_layers type_vocab_size""",
+        attn_layer_offset dense_attention_every_n_layers type_vocab_size conv_kernel_size""",
     integer(-1, MAX_COUNT): "moe_layer_end_index",
     integer(0, MAX_SIZE): "shared_intermediate_size",
     either(COUNT, integers(1, MAX_COUNT)): "moe_topk",
@@ -67,7 +67,7 @@ _BY_KIND: dict[Kind, str] = {
         num_positions num_query_tokens encoder_hidden_size num_channels query_num n_queries output_dim width embed_dim
         num_mel_bins max_source_positions block_ff_dim block_multiple_of mamba_d_ssm mamba_head_dim mamba_headdim
         ssm_state_size adapter_rank lru_width attention_window_size moe_shared_expert_intermediate_size moe_latent_size
-        linear_key_head_dim linear_value_head_dim linear_head_dim""",
+        linear_key_head_dim linear_value_head_dim linear_head_dim pooler_hidden_size attention_head_size""",
     integer(2, 1 << 12): "conv_kernel mamba_d_conv conv_L_cache conv1d_width linear_conv_kernel_dim"
     " short_conv_kernel_size",
     LENGTH: """max_target_positions max_position_embeddings n_positions max_seq_len n_ctx
@@ -90,13 +90,13 @@ _BY_KIND: dict[Kind, str] = {
         adapter_bias projector_ln_mid qk_normalization norm_after attention_layer_norm weight_tying swin_norm
         block_auto_adjust_ff_dim tie_embedding conv_bias use_expert_bias mamba_rms_norm mamba_norm_before_gate
         projectors_bias use_mem_rope use_shared_attention_adapter use_long_context rope_interleave double_latent
-        use_hd_transform with_learnable_separator""",
+        use_hd_transform with_learnable_separator relative_attention position_biased_input share_att_key""",
     TEXT: """classifier_pooling feed_forward_proj hybrid_override_pattern scoring_func
         score_func qk_norm_type model_type problem_type sbert_ce_default_activation_function layer_norm_type
         hd_transform_order position_embedding_type topk_method attn_type rope_type type dtype torch_dtype
-        vision_encoder""",
+        vision_encoder norm_rel_ebd""",
     ACTIVATION: """classifier_activation mlp_hidden_act mamba_hidden_act name image_mlp_activations
-        hidden_act hidden_activation activation_function activation projector_hidden_act""",
+        hidden_act hidden_activation activation_function activation projector_hidden_act pooler_hidden_act conv_act""",
     EPSILON: """time_step_min moe_norm_min image_norm_eps rms_norm_eps layer_norm_eps
         layer_norm_epsilon layernorm_epsilon norm_eps norm_epsilon mixer_rms_eps router_jitter_noise""",
     SCALE: """full_attn_alpha_factor full_attn_beta_factor linear_attn_alpha_factor
@@ -130,6 +130,8 @@ _BY_KIND: dict[Kind, str] = {
     FACTORS: "short_factor long_factor factors",
     KINDS: "layer_types mlp_layer_types layers_block_type block_types architectures classifier_from_token",
     integers(0, 1): "no_rope_layers",
+    integer(-1, 1 << 16): "max_relative_positions position_buckets",
+    either(TEXT, KINDS): "pos_att_type",
     VERSION: "version",
     either(integer(-1000, 1000), integers(-1000, 1000)): "vision_feature_layer",
     one_of("default", "full"): "vision_feature_select_strategy",

@@ -1,7 +1,5 @@
 """MPNet (Song et al. 2020): BERT's layers with relative biases in buckets, which all layers share."""
 
-from typing import Any
-
 from octavo.architectures.model_config import Config
 from octavo.architectures.opt import POSITION_OFFSET, drop_padding
 from octavo.architectures.registry import EMBEDS, architecture
@@ -22,7 +20,7 @@ from octavo.parts import (
 TABLE: dict[str, str | Into] = {
     "mpnet.embeddings.word_embeddings": "embed.tokens",
     "mpnet.embeddings.LayerNorm": "embed.norm",
-    "mpnet.encoder.relative_attention_bias": "relative_bias",
+    "mpnet.encoder.relative_attention_bias": "shared",
     "mpnet.encoder.layer.{i}.attention.attn.{q|k|v}": "layers.{i}.attn.qkv.{q|k|v}",
     "mpnet.encoder.layer.{i}.attention.attn.o": "layers.{i}.attn.o",
     "mpnet.encoder.layer.{i}.attention.LayerNorm": "layers.{i}.attn_norm",
@@ -37,24 +35,6 @@ IGNORED = (
     "lm_head.bias",
 )
 MAX_DISTANCE = 128
-
-
-class MPNet(TextEncoder):
-    """The encoder with its table of biases."""
-
-    def __init__(self, relative_bias: RelativeBias, **parts: Any) -> None:
-        super().__init__(**parts)
-        self.relative_bias = relative_bias
-
-    def keep_stage(self, index: int, count: int) -> None:
-        """See CausalLM; every stage has the table."""
-        table = self.relative_bias
-        super().keep_stage(index, count)
-        self.relative_bias = table
-
-    def does_without(self, path: str) -> bool:
-        """See CausalLM."""
-        return not path.startswith("relative_bias") and super().does_without(path)
 
 
 @architecture(
@@ -85,4 +65,4 @@ def mpnet(c: Config) -> CausalLM:
 
     positions = Embedding(c.max_position_embeddings - POSITION_OFFSET, size)
     embed = TextEmbedding(Embedding(c.vocab_size, size), positions, norm=norm())
-    return MPNet(bias, embed=embed, layer=layer, layers=c.num_hidden_layers, hidden_size=size, names=names)
+    return TextEncoder(embed, layer, c.num_hidden_layers, size, names, shared=bias)

@@ -34,6 +34,7 @@ from octavo.ops.specs import (
     DistanceBias,
     Gate,
     LinearUpdate,
+    PositionScores,
     RotaryTable,
     RouterSpec,
 )
@@ -389,7 +390,7 @@ class Backend(Ranks, Protocol):
         value: Tensor,
         scale: float,
         runs: Sequence[FullRun],
-        bias: DistanceBias | None = None,
+        bias: DistanceBias | PositionScores | None = None,
     ) -> Tensor:
         """Attention in which all queries of a run see all of its keys, and none else.
 
@@ -398,7 +399,7 @@ class Backend(Ranks, Protocol):
             key, value: [key rows, kv heads, dim] float32; `heads` is a multiple of `kv heads`.
             scale: factor of the scores.
             runs: first row and number of its queries, then of its keys.
-            bias: by distance; a run's queries stand at the last of its keys.
+            bias: of the scores, by distance; a run's queries stand at the last of its keys.
 
         Returns: [rows, heads, value dim] in the dtype of the query; rows of no run are zero.
         """

@@ -93,6 +93,28 @@ class DistanceBias:
     origin: int
     """Which of the distances is 0."""
 
+    def at(self, distance: Tensor) -> Tensor:
+        """[num_heads, ...] float32, what is added at `distance` `[...]` int64."""
+        return self.table[:, (distance + self.origin).clamp_(0, self.table.shape[1] - 1)]
+
+
+@dataclass(frozen=True, eq=False)
+class PositionScores:
+    """Products of queries and of keys with a vector for each distance, which join theirs before the scores are scaled.
+
+    Of disentangled attention (He et al. 2021): content to position, and position to content.
+    """
+
+    query: Tensor | None
+    """[rows, num_heads, vectors] float32: of each query with all vectors."""
+    key: Tensor | None
+    """[key rows, num_heads, vectors] float32: of each key."""
+    numbers: Tensor
+    """[distances] int64: which vector is a distance's, key position minus query position; distances past an end count
+    as that end."""
+    origin: int
+    """Which of the distances is 0."""
+
 
 @dataclass(frozen=True, eq=False)
 class AttentionSpec:

@@ -4,7 +4,9 @@ from octavo.parts.batch import Batch, CrossBatch, EncoderBatch, PagedView, Place
 from octavo.parts.bidirectional import BidirectionalAttention
 from octavo.parts.causal_convolution import ShortConvolution
 from octavo.parts.causal_lm import CausalLM
+from octavo.parts.convolved_layer import ConvolvedPostNorm
 from octavo.parts.delta_net import DeltaNet, DeltaSizes, GatedRMSNorm, KimiDelta
+from octavo.parts.disentangled import DisentangledAttention, DistanceVectors
 from octavo.parts.embedding import AliasedEmbedding, Embedding, FixedPositions, NormedEmbedding, PositionedEmbedding
 from octavo.parts.encoder import CrossAttention, EncoderAttention
 from octavo.parts.gated_attention import GatedAttention, gates_first
@@ -65,10 +67,13 @@ __all__ = [
     "BranchNorm",
     "CausalLM",
     "Clip",
+    "ConvolvedPostNorm",
     "CrossAttention",
     "CrossBatch",
     "DeltaNet",
     "DeltaSizes",
+    "DisentangledAttention",
+    "DistanceVectors",
     "Embedding",
     "EncoderAttention",
     "EncoderBatch",

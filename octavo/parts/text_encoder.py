@@ -40,12 +40,17 @@ class TextEmbedding(nn.Module):
     def prepare(self, backend: Backend) -> None:
         self._add = backend.add
 
-    def forward(self, batch: Batch) -> Tensor:
+    def added(self, batch: Batch) -> Tensor:
+        """What the tables have for the batch's rows, in one."""
         x = self.tokens(batch)
         if self.types is not None:
             x = self._add(x, self.types.lookup(batch.types_of_tokens().clamp(max=self.types.num_embeddings - 1)))
         if self.positions is not None:
             x = self._add(x, self.positions.lookup(batch.positions))
+        return x  # type: ignore[no-any-return]
+
+    def forward(self, batch: Batch) -> Tensor:
+        x = self.added(batch)
         x = x if self.norm is None else norm_rows(self.norm, x, batch)
         return x if self.project is None else self.project(x, batch)
 

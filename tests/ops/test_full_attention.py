@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.ops import Backend, DistanceBias
+from octavo.ops import Backend, DistanceBias, PositionScores
 
 
 def reference(query: Tensor, key: Tensor, value: Tensor, scale: float, bias: DistanceBias | None = None) -> Tensor:
@@ -79,6 +79,38 @@ def test_a_bias_by_distance(
     some = DistanceBias(bias.table[heads // 2 :].contiguous(), origin)
     halves = query[:, heads // 2 :], key[:, kv_heads // 2 :], value[:, kv_heads // 2 :]
     assert torch.equal(backend.full_attention(*halves, 0.2, runs, some), got[:, heads // 2 :])
+
+
+@pytest.mark.parametrize("terms", ["query", "key", "both"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scores_with_vectors_of_distances(
+    backend: Backend, terms: str, dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    heads, dim, vectors, reach = 3, 24, 11, 40
+    query, key, value = torch.randn(3, 420, heads, dim, generator=generator).to(dtype).unbind(0)
+    of_query, of_key = torch.randn(2, 420, heads, vectors, generator=generator).unbind(0)
+    numbers = torch.randint(vectors, (2 * reach + 1,), generator=generator)
+    runs = [(0, 300, 0, 300), (300, 1, 300, 1), (301, 119, 301, 119)]
+
+    def scores(own: slice) -> PositionScores:
+        given = (None if terms == "key" else of_query[own], None if terms == "query" else of_key[own])
+        return PositionScores(*given, numbers, reach)
+
+    got = backend.full_attention(query, key, value, 0.2, runs, scores(slice(None)))
+    pairs = dtype == torch.bfloat16 and backend.name in ("native (avx512_bf16)", "native (amx)")
+    tolerance = 1e-5 if dtype == torch.float32 else 4e-2 if pairs else 1e-2
+    for first, count, _, _ in runs:
+        own, at = slice(first, first + count), torch.arange(count)
+        number = numbers[(at - at[:, None] + reach).clamp(0, 2 * reach)]  # [queries, keys]
+        want = torch.einsum("qhd,khd->hqk", query[own].double(), key[own].double())
+        if terms != "key":
+            want += of_query[own].double()[at[:, None], :, number].permute(2, 0, 1)
+        if terms != "query":
+            want += of_key[own].double()[at[None, :], :, number].permute(2, 0, 1)
+        want = torch.einsum("hqk,khd->qhd", (want * 0.2).softmax(-1), value[own].double())
+        torch.testing.assert_close(got[own].double(), want, rtol=tolerance, atol=tolerance)
+        alone = backend.full_attention(query[own], key[own], value[own], 0.2, [(0, count, 0, count)], scores(own))
+        assert torch.equal(alone, got[own])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

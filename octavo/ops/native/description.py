@@ -422,9 +422,14 @@ class Core(Protocol):
         self, *, num_runs: int, query: Numbers, query_stride: int, key: Numbers, key_stride: int, value: Numbers,
         value_stride: int, out: NumbersOut, runs: FullAttentionRuns, num_heads: Int, num_kv_heads: Int, key_dim: Int,
         value_dim: Int, scale: float, distance_bias: Floats | None, num_distances: int, bias_origin: int,
+        query_vectors: Floats | None, key_vectors: Floats | None, vector_numbers: Int64s | None, num_vectors: int,
         dtype: DType,
     ) -> None:
-        """`attention` in which a run's queries see all of its keys, at least one; heads lie side by side in rows."""
+        """`attention` in which a run's queries see all of its keys, at least one; heads lie side by side in rows.
+
+        Where there are `vector_numbers`, of each of `num_distances`, those numbers of `num_vectors` products of a row's
+        head with vectors, `query_vectors` and `key_vectors`, join its product with the key before `scale`.
+        """
 
     # ---- recurrent layers ------------------------------------------------------------------------------------------
 

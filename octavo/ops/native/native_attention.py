@@ -12,7 +12,7 @@ from octavo.ops.native.native_elementwise import NativeElementwise, rows_of
 from octavo.ops.native.packed_weight import DTYPES
 from octavo.ops.paged_cache import KVCache
 from octavo.ops.plans import AttentionPlan, FullRun
-from octavo.ops.specs import AttentionSpec, DistanceBias, HeadClip, NormSpec, RankColumns, RotaryTable
+from octavo.ops.specs import AttentionSpec, DistanceBias, HeadClip, NormSpec, PositionScores, RankColumns, RotaryTable
 from octavo.ops.torch import TorchBackend
 
 CACHE_DTYPES = DTYPES | {torch.int8: DType.INT8}
@@ -244,7 +244,7 @@ class NativeAttention(NativeElementwise):
         value: Tensor,
         scale: float,
         runs: Sequence[FullRun],
-        bias: DistanceBias | None = None,
+        bias: DistanceBias | PositionScores | None = None,
     ) -> Tensor:
         num_heads, key_dim = query.shape[1:]
         num_kv_heads, value_dim = value.shape[1:]
@@ -254,6 +254,7 @@ class NativeAttention(NativeElementwise):
         make = torch.empty if int(table[:, 1].sum()) == len(query) else torch.zeros
         out = make(len(query), num_heads, value_dim, dtype=query.dtype)
         query, key, value = (_heads_together(x) for x in (query, key, value))
+        by_vectors, by_distance = (bias, None) if isinstance(bias, PositionScores) else (None, bias)
         self.library.core.full_attention(
             num_runs=len(table),
             query=query.data_ptr(),
@@ -269,7 +270,7 @@ class NativeAttention(NativeElementwise):
             key_dim=key_dim,
             value_dim=value_dim,
             scale=scale,
-            **bias_arguments(bias),
+            **{**bias_arguments(by_distance), **position_arguments(by_vectors)},
             dtype=DTYPES[query.dtype],
         )
         return out
@@ -283,6 +284,22 @@ def bias_arguments(bias: DistanceBias | None) -> dict[str, Any]:
         "distance_bias": bias.table.data_ptr(),
         "num_distances": bias.table.shape[1],
         "bias_origin": bias.origin,
+    }
+
+
+def position_arguments(scores: PositionScores | None) -> dict[str, Any]:
+    """What the core's operations take of it."""
+    if scores is None:
+        return {"query_vectors": None, "key_vectors": None, "vector_numbers": None, "num_vectors": 0}
+    given = [x for x in (scores.query, scores.key) if x is not None]
+    assert all(x.is_contiguous() for x in given)
+    return {
+        "query_vectors": None if scores.query is None else scores.query.data_ptr(),
+        "key_vectors": None if scores.key is None else scores.key.data_ptr(),
+        "vector_numbers": scores.numbers.data_ptr(),
+        "num_vectors": given[0].shape[2],
+        "num_distances": len(scores.numbers),
+        "bias_origin": scores.origin,
     }
 
 

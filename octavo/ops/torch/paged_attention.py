@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from octavo.ops.paged_cache import SCALE_BYTES, KVCache
-from octavo.ops.plans import AttentionPlan, FullRun, SequenceRun
-from octavo.ops.specs import AttentionSpec, BlockSparse, DistanceBias, HeadClip, NormSpec, RankColumns
+from octavo.ops.plans import AttentionPlan, SequenceRun
+from octavo.ops.specs import AttentionSpec, BlockSparse, HeadClip, NormSpec, RankColumns
 from octavo.ops.torch.products import ROW_GRAIN, TERMS, grouped_sum
 from octavo.ops.torch.rope import rotate
 from octavo.ops.torch.torch_norms import apply_norm
@@ -319,44 +319,6 @@ def attend(query: Tensor, cache: KVCache, plan: AttentionPlan, spec: AttentionSp
             out.index_copy_(0, tile.targets, (result if tile.kept is None else result[tile.kept]).to(out.dtype))
 
 
-def full_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    runs: Sequence[FullRun],
-    bias: DistanceBias | None = None,
-) -> Tensor:
-    """See octavo.ops.backend."""
-    group, dtype = query.shape[1] // key.shape[1], query.dtype
-    query, key, value = query.float(), key.float(), value.float()
-    if group > 1:
-        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
-    out = query.new_zeros(*query.shape[:2], value.shape[2])
-    for first, count, first_key, keys in runs:
-        seen = slice(first_key, first_key + keys)
-        out[first : first + count] = _attend_fully(query[first : first + count], key[seen], value[seen], scale, bias)
-    return out.to(dtype)
-
-
-def _attend_fully(query: Tensor, key: Tensor, value: Tensor, scale: float, bias: DistanceBias | None) -> Tensor:
-    """`[queries, heads, value dim]`: each query over all keys, `[keys, heads, dim]`."""
-    keys, values = key.permute(1, 2, 0).contiguous(), value.transpose(0, 1).contiguous()
-    parts = []
-    position = keys.shape[2] - len(query)
-    for part in torch.split(query, QUERY_TILE):
-        short = -part.shape[0] % ROW_GRAIN
-        queries = functional.pad(part.transpose(0, 1), (0, 0, 0, short)).contiguous()
-        scores = torch.bmm(queries, keys).mul_(scale)
-        if bias is not None:
-            of_query = torch.arange(position, position + len(part), device=query.device).unsqueeze(1)
-            scores[:, : len(part)] += _by_distance(bias, torch.arange(keys.shape[2], device=query.device) - of_query)
-            position += len(part)
-        weights = torch.softmax(scores, -1)
-        parts.append(grouped_sum(weights, values)[:, : part.shape[0]].transpose(0, 1))
-    return torch.cat(parts)
-
-
 def _gather(cache: Tensor, plan: AttentionPlan, index: int) -> Tensor:
     """The tile's keys or values, [n * heads, span, dim] in float32; dim is padded with zeros to a multiple of a grain.
 
@@ -388,7 +350,7 @@ def _attend(query: Tensor, cache: KVCache, plan: AttentionPlan, index: int, spec
     keys = _gather(cache.keys, plan, index).transpose(1, 2)
     bias = _bias(plan, index, kv_heads, group, spec.sparse)
     if spec.distance_bias is not None:
-        by_distance = _by_distance(spec.distance_bias, tile.distance.view(n, t, -1).long())
+        by_distance = spec.distance_bias.at(tile.distance.view(n, t, -1).long())
         by_distance = by_distance.view(kv_heads, group, n, t, -1).permute(2, 0, 3, 1, 4)
         by_distance = by_distance.reshape(n * kv_heads, rows, -1)
         bias = bias + functional.pad(by_distance, (0, 0, 0, -rows % ROW_GRAIN))
@@ -412,11 +374,6 @@ def _attend(query: Tensor, cache: KVCache, plan: AttentionPlan, index: int, spec
         sinks = spec.sinks.view(1, kv_heads, 1, group).expand(n, -1, t, -1).reshape(peak.shape)
         mixed = mixed / (torch.exp(sinks - peak) * heaviest + 1.0).unsqueeze(-1)
     return mixed.reshape(n, kv_heads, t, group, -1).transpose(1, 2).reshape(n * t, heads, -1)
-
-
-def _by_distance(bias: DistanceBias, distance: Tensor) -> Tensor:
-    """[heads, ...] float32, what is added to scores at `distance` `[...]` int64."""
-    return bias.table[:, (distance + bias.origin).clamp_(0, bias.table.shape[1] - 1)]
 
 
 def _alibi(tile: _Tile, slopes: Tensor, kv_heads: int, group: int) -> Tensor:

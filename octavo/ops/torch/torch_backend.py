@@ -33,6 +33,7 @@ from octavo.ops.specs import (
     DistanceBias,
     Gate,
     LinearUpdate,
+    PositionScores,
     RotaryTable,
     RouterSpec,
 )
@@ -40,6 +41,7 @@ from octavo.ops.stored_rows import StoredRows
 from octavo.ops.torch import (
     delta_rule,
     experts,
+    full_attention,
     head_scan,
     paged_attention,
     rope,
@@ -265,9 +267,9 @@ class TorchBackend(DistributedRanks):
         value: Tensor,
         scale: float,
         runs: Sequence[FullRun],
-        bias: DistanceBias | None = None,
+        bias: DistanceBias | PositionScores | None = None,
     ) -> Tensor:
-        return paged_attention.full_attention(query, key, value, scale, runs, bias)
+        return full_attention.full_attention(query, key, value, scale, runs, bias)
 
     def experts(self, weights: Sequence[PackedLinear]) -> PackedExperts:
         return experts.EachExpert(weights)

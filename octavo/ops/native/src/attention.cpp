@@ -123,6 +123,10 @@ OPERATION(full_attention) {
     all.query_stride = a.query_stride;
     all.key_stride = a.key_stride;
     all.value_stride = a.value_stride;
+    all.query_vectors = a.query_vectors;
+    all.key_vectors = a.key_vectors;
+    all.vector_numbers = a.vector_numbers;
+    all.num_vectors = a.num_vectors;
     WITH_TYPE(a.dtype, C, attend<C>(all);)
 }
 

@@ -21,6 +21,10 @@ struct Attention : arguments::attention {
     DType query_dtype = DType::F32;
     int64_t query_stride;                    // numbers from a row to the next, as of keys and values ...
     int64_t key_stride = 0, value_stride = 0;  // ... where these lie in rows of all heads; 0 for a paged cache
+    // Products of queries and of keys with vectors, and which of these is a distance's.
+    const float *query_vectors = nullptr, *key_vectors = nullptr;
+    const int64_t* vector_numbers = nullptr;
+    int64_t num_vectors = 0;
 };
 
 // Whether block-sparse attention lets a head's query see a block of keys.
@@ -348,6 +352,7 @@ private:
     void weigh(int r, int64_t begin, float* scores, int vectors) {
         const int64_t first = first_key_[r] - begin, last = last_key_[r] - begin;  // that it sees
         if (a_.softcap > 0 || a_.alibi_slopes != nullptr) cap_and_slope(r, position_[r] - begin, scores, vectors);
+        if (a_.vector_numbers != nullptr) add_positions(r, begin, scores, vectors);
         if (a_.distance_bias != nullptr) add_bias(r, begin - position_[r], scores, vectors);
         if (last < KEYS - 1 || first > 0) mask(first, last, scores, vectors);
         if (a_.sparse_block) hide_blocks(r, begin, scores, vectors);
@@ -380,6 +385,20 @@ private:
                 s = fmadd(to_float(distance), broadcast(a_.alibi_slopes[head_[r]]), s);
             }
             store(scores + v * LANES, s * LOG2_E);
+        }
+    }
+
+    // Of each key the products of the query and of the key with the vector of their distance.
+    void add_positions(int r, int64_t begin, float* scores, int vectors) {
+        const int64_t step = a_.num_heads * a_.num_vectors, head = head_[r] * a_.num_vectors;
+        const float* query = a_.query_vectors == nullptr ? nullptr : a_.query_vectors + batch_row_[r] * step + head;
+        const float* key = a_.key_vectors == nullptr ? nullptr : a_.key_vectors + (blocks_[0] + begin) * step + head;
+        const int64_t first = begin - position_[r] + a_.bias_origin, last = a_.num_distances - 1;
+        const int64_t count = std::min<int64_t>(vectors * LANES, last_key_[r] - begin + 1);
+        for (int64_t k = 0; k < count; ++k) {
+            const int64_t number = a_.vector_numbers[std::clamp<int64_t>(first + k, 0, last)];
+            const float by_query = query == nullptr ? 0.0f : query[number];
+            scores[k] += ((key == nullptr ? 0.0f : key[k * step + number]) + by_query) * (a_.scale * LOG2_E);
         }
     }
 
