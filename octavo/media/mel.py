@@ -37,16 +37,29 @@ class LogMel:
         """A sound's samples at the model's rate, as many as are heard."""
         return sound.at_rate(self.rate).samples[: self.window]
 
+    @property
+    def window_frames(self) -> int:
+        """Frames of a window."""
+        return self.window // self.hop
+
     def __call__(self, samples: Array) -> Array:
         """float32 of shape (bins, samples // hop)."""
-        filters = mel_filters(self.fft_length // 2 + 1, self.num_bins, self.rate)
         padded = np.pad(samples, self.fft_length // 2, mode="reflect")
         frames = np.lib.stride_tricks.sliding_window_view(padded, self.fft_length)[:: self.hop][:-1]
+        # A window at a time: the spectrum of a long sound takes a hundred times the sound's memory.
+        step = max(1, self.window_frames)
+        logs = [self._logs(frames[start : start + step]) for start in range(0, len(frames), step)]
+        highest = max(part.max() for part in logs)
+        levels = [((np.maximum(part, highest - 8.0) + 4.0) / 4.0).astype(np.float32) for part in logs]
+        return np.concatenate(levels, 1)
+
+    def _logs(self, frames: Array) -> Array:
+        """Logarithms of power, (bins, frames)."""
+        filters = mel_filters(self.fft_length // 2 + 1, self.num_bins, self.rate)
         hann = np.hanning(self.fft_length + 1)[:-1]
         power = np.abs(np.fft.rfft(frames * hann)) ** 2
-        logs = np.log10(np.maximum(power @ filters, 1e-10)).T
-        levels: Array = (np.maximum(logs, logs.max() - 8.0) + 4.0) / 4.0
-        return levels.astype(np.float32)
+        logs: Array = np.log10(np.maximum(power @ filters, 1e-10)).T
+        return logs
 
 
 @functools.lru_cache(maxsize=8)

@@ -31,26 +31,30 @@ class Sound:
         return Sound(soxr.resample(self.samples, self.rate, rate, quality="HQ").astype(np.float32, copy=False), rate)
 
 
-def decode_sound(value: object, limits: MediaLimits = DEFAULT_LIMITS, name: str = "the audio") -> Sound:
+def decode_sound(
+    value: object, limits: MediaLimits = DEFAULT_LIMITS, name: str = "the audio", rate: int | None = None
+) -> Sound:
     """A sound, mixed to one channel.
 
     Args:
         value: bytes of a file, a path, or a pair (samples, rate): floats, or integers over their type's range, of
             shape (samples,), (channels, samples) or (samples, channels).
+        rate: samples a second that a file's are changed to while it is read, so that a long one needs less memory;
+            None to leave them.
 
     Raises InvalidRequestError for what is no sound, is damaged, or exceeds the limits.
     """
     data = as_bytes(value, limits, name)
     if data is not None:
-        return _decode_file(data, limits, name)
+        return _decode_file(data, limits, name, rate)
     if isinstance(value, Sound):
         value = (value.samples, value.rate)
     if not isinstance(value, tuple) or len(value) != 2:
         raise InvalidRequestError(f"{name} is of type {type(value).__name__}. Give {_KINDS}.")
-    samples, rate = value
-    if isinstance(rate, bool) or not isinstance(rate, int | float | np.number) or not 1 <= rate <= MAX_RATE:
-        raise InvalidRequestError(f"{name} has a rate of {shorten(rate)}. Give samples per second, 1 to {MAX_RATE:,}.")
-    return _from_array(_plain(samples, name), int(rate), limits, name)
+    samples, own = value
+    if isinstance(own, bool) or not isinstance(own, int | float | np.number) or not 1 <= own <= MAX_RATE:
+        raise InvalidRequestError(f"{name} has a rate of {shorten(own)}. Give samples per second, 1 to {MAX_RATE:,}.")
+    return _from_array(_plain(samples, name), int(own), limits, name)
 
 
 def _plain(samples: Any, name: str) -> Array:
@@ -82,29 +86,33 @@ def _from_array(array: Array, rate: int, limits: MediaLimits, name: str) -> Soun
     return Sound(samples, rate)
 
 
-def _decode_file(data: bytes, limits: MediaLimits, name: str) -> Sound:
+def _decode_file(data: bytes, limits: MediaLimits, name: str, rate: int | None) -> Sound:
     try:
         with open_container(data) as container:
             if not container.streams.audio:
                 raise InvalidRequestError(f"{name} has no sound in it. Send a file with one.")
             stream = container.streams.audio[0]
             check_sound_size(1, stream.codec_context.channels, 1, limits, name)
-            return _collect(container, stream, limits, name)
+            return _collect(container, stream, limits, name, rate)
     except InvalidRequestError:
         raise
     except Exception as error:  # libav has an error class for each of its numbers, and PyAV raises its own beside
         raise InvalidRequestError(f"{name} cannot be decoded as a sound ({shorten(error, 120)}).") from error
 
 
-def _collect(container: Any, stream: Any, limits: MediaLimits, name: str) -> Sound:
-    rate, pieces, length = int(stream.rate), [], 0
+def _collect(container: Any, stream: Any, limits: MediaLimits, name: str, to_rate: int | None) -> Sound:
+    rate, pieces, length = int(stream.rate), list[Array](), 0
+    change = soxr.ResampleStream(rate, to_rate, 1, "float32") if to_rate not in (None, rate) else None
     to_floats = av.AudioResampler(format="fltp")
     for frame in container.decode(stream):
         for piece in to_floats.resample(frame):
             floats = piece.to_ndarray()
             length += floats.shape[1]
             check_sound_size(length, floats.shape[0], rate, limits, name)
-            pieces.append(floats.mean(axis=0, dtype=np.float32))
+            mixed = floats.mean(axis=0, dtype=np.float32)
+            pieces.append(mixed if change is None else change.resample_chunk(mixed))
     if not pieces:
         raise InvalidRequestError(f"{name} has no sound that can be decoded. Send it again.")
-    return _from_array(np.concatenate(pieces), rate, limits, name)
+    if change is not None:
+        pieces.append(change.resample_chunk(np.empty(0, np.float32), last=True))
+    return _from_array(np.concatenate(pieces), rate if change is None or to_rate is None else to_rate, limits, name)
