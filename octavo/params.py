@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any
 
 from octavo.errors import InvalidRequestError, names_closest
+from octavo.transcripts import TranscriptRule
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy."""
@@ -270,6 +271,9 @@ class SamplingParams:
     guided_decoding: StructuredOutputsParams | None = sampling_option(
         None, "the older name of structured_outputs", http=False
     )
+    transcript: TranscriptRule | None = sampling_option(
+        None, "the rule of a transcript's tokens; log-probabilities are of what it leaves", http=False
+    )
     extra_args: dict[str, Any] | None = sampling_option(None, "refused: nothing reads it", http=False)
     skip_reading_prefix_cache: bool | None = sampling_option(
         None, "compute the whole prompt, whatever the prefix cache has", http=False
@@ -315,6 +319,8 @@ class SamplingParams:
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             _reject("allowed_token_ids is empty: no token could ever be chosen. Leave it out to allow all.")
         self._check_bad_words()
+        if self.transcript is not None and not isinstance(self.transcript, TranscriptRule):
+            _reject(f"transcript is a TranscriptRule, not {type(self.transcript).__name__}.")
         if any(not callable(p) for p in self.logits_processors or []):
             _reject("logits_processors must be callables f(output_token_ids, logits).")
         if self.extra_args:

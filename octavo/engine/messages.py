@@ -17,6 +17,7 @@ from octavo.outputs import PackedLogprobs
 from octavo.params import PoolingParams, SamplingParams, StructuredOutputsParams
 from octavo.text.inputs import CheckedPrompt, EncoderInput, InputChecker
 from octavo.text.tokenizer import Tokenizer
+from octavo.transcripts import TranscriptRule
 
 
 class Message(msgspec.Struct, tag=True, array_like=True, omit_defaults=True):
@@ -39,6 +40,8 @@ class Add(Message):
         values = self.sampling or {}
         if "structured_outputs" in values:
             values = {**values, "structured_outputs": StructuredOutputsParams(**values["structured_outputs"])}
+        if "transcript" in values:
+            values = {**values, "transcript": TranscriptRule(**values["transcript"])}
         return SamplingParams(**values)
 
 
@@ -236,7 +239,8 @@ def pack_params(params: SamplingParams | PoolingParams) -> dict[str, Any]:
             continue
         if f.name == "logits_processors":
             raise InvalidRequestError("logits_processors are Python code and do not reach a server.")
-        packed[f.name] = dataclasses.asdict(value) if isinstance(value, StructuredOutputsParams) else value
+        is_struct = isinstance(value, StructuredOutputsParams | TranscriptRule)
+        packed[f.name] = dataclasses.asdict(value) if is_struct else value
     return packed
 
 

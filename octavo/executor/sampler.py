@@ -38,9 +38,11 @@ def sample(logits: Tensor, states: Sequence[SamplingState], backend: Backend) ->
 
     The order is vLLM's: structured outputs, allowed tokens, bad words, min_tokens, logit bias, the request's own
     processors, penalties, temperature, min_p, top_k, top_p. Log-probabilities are of the model's own distribution,
-    before all of these. What goes wrong with one row's values is that row's `error`, and changes no other row.
+    before all of these, or of what a transcript's rule leaves of it. What goes wrong with one row's values is that
+    row's `error`, and changes no other row.
     """
     choices = [Choice() for _ in states]
+    _transcribe(logits, states, choices)
     reported = [i for i, s in enumerate(states) if s.params.logprobs is not None]
     raw = torch.log_softmax(logits[reported], -1) if reported else None
 
@@ -64,6 +66,17 @@ def sample(logits: Tensor, states: Sequence[SamplingState], backend: Backend) ->
         for i, logprobs in zip(reported, described, strict=True):
             choices[i].logprobs = logprobs
     return choices
+
+
+def _transcribe(logits: Tensor, states: Sequence[SamplingState], choices: list[Choice]) -> None:
+    """Take from rows of transcripts what may not follow in them."""
+    for row, state in enumerate(states):
+        if state.transcript is None:
+            continue
+        try:
+            state.transcript.apply(logits[row], state.output_token_ids)
+        except BaseException as error:
+            choices[row].error = failure(error)
 
 
 def describe(logprobs: Tensor, chosen: Tensor, counts: Sequence[int]) -> list[PackedLogprobs]:

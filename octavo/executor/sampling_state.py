@@ -7,6 +7,7 @@ from torch import Tensor
 
 from octavo.executor.bad_words import BadWords
 from octavo.executor.grammar import Grammar
+from octavo.executor.transcript_logits import TranscriptLogits
 from octavo.ops import DrawBy
 from octavo.params import SamplingParams
 
@@ -55,8 +56,10 @@ class SamplingState:
             or p.logit_bias
             or p.logits_processors
             or p.allowed_token_ids is not None
+            or p.transcript is not None
         )
         """Whether single tokens of its row are changed."""
+        self.transcript = None if p.transcript is None else TranscriptLogits(p.transcript)
         self._bad_words_state = 0
         self._bad_words_seen = 0
 

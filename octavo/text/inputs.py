@@ -389,6 +389,7 @@ class InputChecker:
         self._check_ids(list(params.logit_bias or ()), "logit_bias")
         self._check_ids(params.allowed_token_ids or (), "allowed_token_ids")
         self._check_ids(params.stop_token_ids or (), "stop_token_ids")
+        self._check_ids(params.transcript.token_ids() if params.transcript is not None else (), "transcript")
         if self.tokenizer is None:
             for name in ("stop", "bad_words"):
                 if getattr(params, name):

@@ -15,6 +15,7 @@ from octavo.features import Feature, encoder_feature
 from octavo.loading.model_info import ModelInfo
 from octavo.media.model_media import MediaInfo
 from octavo.params import PoolingParams, SamplingParams, StructuredOutputsParams
+from octavo.transcripts import TranscriptRule
 
 T = TypeVar("T")
 IDS = st.lists(st.integers(0, 1 << 31), max_size=6)
@@ -36,6 +37,7 @@ SAMPLING = st.builds(
     bad_words=st.just(["x y"]),
     logit_bias=st.none() | st.dictionaries(st.integers(0, 1 << 20), st.floats(-100, 100), max_size=3),
     allowed_token_ids=st.none() | st.lists(st.integers(0, 1 << 20), min_size=1, max_size=3),
+    transcript=st.none() | st.builds(TranscriptRule, IDS, IDS, st.integers(0, 99), st.none() | st.just(9)),
     structured_outputs=st.none()
     | st.builds(StructuredOutputsParams, regex=st.text(min_size=1))
     | st.builds(StructuredOutputsParams, json=st.just({"type": "object", "properties": {"a": {"minimum": 1.5}}}))
