@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         StructuredOutputsParams,
     )
     from octavo.prompts import TextPrompt, TokensPrompt
+    from octavo.transcripts import Transcript, TranscriptionParams, TranscriptSegment
 
 _HOME = {
     "register_architecture": "octavo.architectures",
@@ -67,6 +68,9 @@ _HOME = {
     "PoolingRequestOutput": "octavo.outputs",
     "EmbeddingOutput": "octavo.outputs",
     "EmbeddingRequestOutput": "octavo.outputs",
+    "Transcript": "octavo.transcripts",
+    "TranscriptionParams": "octavo.transcripts",
+    "TranscriptSegment": "octavo.transcripts",
 }
 
 __all__ = [
@@ -96,6 +100,9 @@ __all__ = [
     "StructuredOutputsParams",
     "TextPrompt",
     "TokensPrompt",
+    "Transcript",
+    "TranscriptSegment",
+    "TranscriptionParams",
     "__version__",
     "register_architecture",
 ]

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from octavo.beam_search import beam_search
 from octavo.client.scoring import pair_up, plan_scores
+from octavo.client.transcribing import Transcriber
 from octavo.config import DEFAULT_MODEL, EngineArgs, engine_args
 from octavo.engine.messages import Failed
 from octavo.errors import InvalidRequestError
@@ -36,6 +37,8 @@ from octavo.prompts import Prompt
 from octavo.text.chat_prompt import Message
 from octavo.text.media_chat import media_chat_prompt
 from octavo.text.tokenizer import Tokenizer
+from octavo.transcribe import transcribe_sounds
+from octavo.transcripts import Transcript, TranscriptionParams
 
 log = logging.getLogger("octavo")
 
@@ -185,6 +188,28 @@ class LLM:
         for prompt in prompts if mm_processor_kwargs else ():
             prompt["mm_processor_kwargs"] = mm_processor_kwargs
         return self.generate(cast(list[Prompt], prompts), sampling_params, use_tqdm=use_tqdm, lora_request=lora_request)
+
+    def transcribe(
+        self,
+        audio: Any,
+        params: TranscriptionParams | None = None,
+        *,
+        use_tqdm: bool = True,
+        lora_request: LoRARequest | None = None,
+    ) -> list[Transcript]:
+        """What is said in one sound, or in each of a list, of any length. Needs a model that transcribes, as Whisper.
+
+        Args:
+            audio: paths, bytes of files (of films, their sound), or pairs (samples, rate).
+            params: how; openai-whisper's defaults if None.
+            use_tqdm: show how many seconds are done.
+            lora_request: an adapter for all.
+
+        Raises InvalidRequestError for a sound or a value that cannot be used, and for a model that does not transcribe.
+        """
+        sounds = list(audio) if isinstance(audio, list) else [audio]
+        transcriber = Transcriber(self.engine.info, self.engine.checker)
+        return transcribe_sounds(self.requests, transcriber, sounds, params, lora_request, use_tqdm)
 
     def beam_search(
         self,

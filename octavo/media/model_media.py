@@ -13,6 +13,8 @@ from octavo.media.films import frame_sampling
 from octavo.media.items import KINDS, check_kinds, count_items, read_media
 from octavo.media.limits import DEFAULT_LIMITS, MediaLimits
 from octavo.media.processor import Processor, ProcessorFiles
+from octavo.media.sounds import decode_sound
+from octavo.media.windows import LONG_SOUNDS, HearsWindows, SoundWindows
 from octavo.text.tokenizer import Tokenizer
 
 
@@ -133,6 +135,21 @@ class ModelMedia:
     def both_ways(self, tokens: int) -> list[tuple[int, int]]:
         """Spans of a prompt of so many tokens in which every token sees all others."""
         return self._class.both_ways(tokens)
+
+    @property
+    def transcribes(self) -> bool:
+        """Whether the model writes down what is said in sounds of any length."""
+        return self._class.transcribes and self.info.takes.get("audio") != 0
+
+    def windows(self, sound: object, limits: MediaLimits = LONG_SOUNDS, name: str = "the sound") -> SoundWindows:
+        """A sound of any length (see `decode_sound`) as a model that transcribes hears it, decoded here.
+
+        Raises InvalidRequestError for what cannot be read, and where the model does not transcribe.
+        """
+        processor = self._ready()
+        if not self.transcribes or not isinstance(processor, HearsWindows):
+            raise InvalidRequestError(f"{processor.family} does not transcribe sounds here. Take a Whisper model.")
+        return processor.windows(decode_sound(sound, limits, name, processor.sampling_rate))
 
     def check(self, data: Mapping[str, Any]) -> None:
         """Refuse, before anything is decoded, kinds that the model does not take and too many items."""

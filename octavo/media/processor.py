@@ -89,6 +89,8 @@ class Processor:
     """Kinds that may also be given as their tower's rows."""
     options: ClassVar[tuple[Option, ...]] = ()
     """Settings that a request may change."""
+    transcribes: ClassVar[bool] = False
+    """Whether the model writes down what is said in sounds of any length, window by window: see `media/windows.py`."""
     lone_differs: ClassVar[bool] = False
     """Whether the only item of a prompt is processed in another way than one of several."""
     mean, std = CLIP_MEAN, CLIP_STD

@@ -5,11 +5,13 @@ import dataclasses
 import numpy as np
 
 from octavo.errors import InvalidRequestError
-from octavo.media.feature import Data, Processed, Span
+from octavo.media.feature import Data, MediaFeature, Processed, Span, content_digest
 from octavo.media.limits import token_id, whole
 from octavo.media.mel import LogMel
 from octavo.media.processor import ONE_AUDIO, Config, Processor
 from octavo.media.sounds import Sound
+from octavo.media.sources import Array
+from octavo.media.windows import SoundWindows
 
 
 class WhisperProcessor(Processor):
@@ -20,6 +22,7 @@ class WhisperProcessor(Processor):
 
     family = "Whisper"
     takes = ONE_AUDIO
+    transcribes = True
     audio_mark = "<|startoftranscript|>"
 
     def setup(self, config: Config) -> None:
@@ -34,21 +37,33 @@ class WhisperProcessor(Processor):
         heard, seconds = self.mel.window / self.mel.rate, len(sound.samples) / sound.rate
         if seconds > heard + 0.01:  # what resampling and a container's padding add
             raise InvalidRequestError(
-                f"audio {index + 1} of {count} lasts {seconds:.1f} s, and Whisper hears {heard:g} s at once. Cut "
-                "it into pieces, and give each with a prompt of its own."
+                f"audio {index + 1} of {count} lasts {seconds:.1f} s, and Whisper hears {heard:g} s at once. "
+                "Transcribe it (LLM.transcribe, /v1/audio/transcriptions), or cut it into pieces."
             )
         samples = self.mel.samples(sound)
         features = self.mel(np.pad(samples, (0, self.mel.window - len(samples))))
         return {"input_features": features}, Span([self.start])
 
     def finish(self, processed: Processed) -> Processed:
-        features = [
-            dataclasses.replace(
-                feature,
-                length=0,
-                visible=(0, None),
-                cross_rows=(feature.data["input_features"].shape[1] + 1) // 2,
-            )
-            for feature in processed.features
-        ]
-        return dataclasses.replace(processed, features=features)
+        return dataclasses.replace(processed, features=[_crossed(feature) for feature in processed.features])
+
+    @property
+    def sampling_rate(self) -> int:
+        return self.mel.rate
+
+    def windows(self, sound: Sound) -> SoundWindows:
+        mel = self.mel
+        samples = sound.at_rate(mel.rate).samples
+        frames = mel(np.pad(samples, (0, max(0, mel.window - len(samples)))))
+        seconds, heard = len(samples) / mel.rate, max(1, len(samples) // mel.hop)
+        return SoundWindows(frames, heard, mel.window_frames, mel.hop / mel.rate, 2, seconds, self._window)
+
+    def _window(self, frames: Array) -> MediaFeature:
+        digest = content_digest(frames, "window", self._how)
+        return _crossed(MediaFeature("audio", {"input_features": frames}, 0, 1, digest))
+
+
+def _crossed(feature: MediaFeature) -> MediaFeature:
+    """A feature that cross-attention sees from the prompt's first token on."""
+    rows = (feature.data["input_features"].shape[1] + 1) // 2
+    return dataclasses.replace(feature, length=0, visible=(0, None), cross_rows=rows)

@@ -1,0 +1,139 @@
+"""Transcriptions on top of an engine that is computed here: windows of several sounds side by side."""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from octavo.client.local_client import LocalRequests
+from octavo.client.transcribing import Asking, Question, Transcriber, Transcription
+from octavo.engine.messages import Failed
+from octavo.errors import InvalidRequestError, RequestFailedError
+from octavo.lora import LoRARequest
+from octavo.outputs import CompletionOutput, RequestOutput
+from octavo.transcripts import Transcript, TranscriptionParams
+
+AT_ONCE = 8
+"""Sounds that are in memory at a time."""
+_ids = itertools.count()
+
+
+class _Running:
+    """A transcription, and what it waits for."""
+
+    def __init__(self, place: int, transcription: Transcription) -> None:
+        self.place, self.transcription = place, transcription
+        self.asking: Asking = transcription.run()
+        self.answers: dict[str, CompletionOutput | None] = {}
+        """By request id; None for those to come."""
+
+    def take(self) -> list[CompletionOutput] | None:
+        """The answers, once all are there."""
+        answers = [answer for answer in self.answers.values() if answer is not None]
+        return answers if len(answers) == len(self.answers) else None
+
+
+def transcribe_all(
+    requests: LocalRequests,
+    sounds: Iterable[Callable[[], Transcription]],
+    on_progress: Callable[[int, Transcription], None] = lambda place, transcription: None,
+) -> list[Transcription]:
+    """Transcribe sounds, in their order, a few at a time.
+
+    Args:
+        requests: the engine's.
+        sounds: each makes a transcription when its turn comes: sounds are large.
+        on_progress: called after each window with a sound's place and its transcription.
+
+    Raises what goes wrong with any of them; then nothing is left behind in the engine.
+    """
+    waiting = enumerate(sounds)
+    running: list[_Running] = []
+    done: dict[int, Transcription] = {}
+    try:
+        _fill(requests, waiting, running)
+        while running:
+            outputs = {output.request_id: output for output in requests.step() if _is_final(output)}
+            for one in list(running):
+                for request_id in one.answers.keys() & outputs.keys():
+                    one.answers[request_id] = answer_of(outputs[request_id])
+                if (answers := one.take()) is None:
+                    continue
+                if not _go_on(requests, one, answers):
+                    running.remove(one)
+                    done[one.place] = one.transcription
+                on_progress(one.place, one.transcription)
+            _fill(requests, waiting, running)
+    except BaseException:
+        requests.abort([request_id for one in running for request_id in one.answers])
+        raise
+    return [done[place] for place in sorted(done)]
+
+
+def transcribe_sounds(
+    requests: LocalRequests,
+    transcriber: Transcriber,
+    sounds: Sequence[Any],
+    params: TranscriptionParams | None = None,
+    adapter: LoRARequest | None = None,
+    use_tqdm: bool = False,
+) -> list[Transcript]:
+    """Transcripts of sounds, in their order; with `use_tqdm` a bar of the seconds that are done."""
+    params = params or TranscriptionParams()
+    transcriber.check(params)
+    bar = tqdm(total=0, desc="Transcribing", disable=not use_tqdm, unit="s", dynamic_ncols=True)
+    done = [0.0] * len(sounds)
+
+    def begin(place: int) -> Transcription:
+        name = f"sound {place + 1} of {len(sounds)}" if len(sounds) > 1 else "the sound"
+        begun = transcriber.begin(sounds[place], params, adapter, name=name)
+        bar.total = round((bar.total or 0) + begun.sound.duration)
+        return begun
+
+    def show(place: int, transcription: Transcription) -> None:
+        done[place] = transcription.seconds
+        bar.update(round(sum(done)) - bar.n)
+
+    with bar:
+        made = transcribe_all(requests, [functools.partial(begin, place) for place in range(len(sounds))], show)
+    return [transcription.transcript() for transcription in made]
+
+
+def _fill(
+    requests: LocalRequests, waiting: Iterator[tuple[int, Callable[[], Transcription]]], running: list[_Running]
+) -> None:
+    while len(running) < AT_ONCE and (following := next(waiting, None)) is not None:
+        one = _Running(following[0], following[1]())
+        running.append(one)
+        _go_on(requests, one, None)
+
+
+def _go_on(requests: LocalRequests, one: _Running, answers: list[CompletionOutput] | None) -> bool:
+    """Ask what a transcription asks next; False if it has ended."""
+    one.answers = {}
+    try:
+        questions: list[Question] = next(one.asking) if answers is None else one.asking.send(answers)
+    except StopIteration:
+        return False
+    for question in questions:
+        request_id = f"transcribe-{next(_ids)}"
+        requests.add(request_id, question.prompt, question.params)
+        one.answers[request_id] = None
+    return True
+
+
+def _is_final(output: Any) -> bool:
+    return isinstance(output, Failed) or output.finished
+
+
+def answer_of(output: Any) -> CompletionOutput:
+    """The one answer of an output. Raises the error that it ended with."""
+    if isinstance(output, Failed):
+        raise output.exception()
+    assert isinstance(output, RequestOutput)
+    answer = output.outputs[0]
+    if answer.finish_reason in ("error", "abort"):
+        raise (InvalidRequestError if answer.is_invalid else RequestFailedError)(str(answer.stop_reason))
+    return answer
