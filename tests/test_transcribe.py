@@ -1,4 +1,4 @@
-"""Transcripts of long sounds: windows, times and tokens as transformers' long-form generation has them, and the rest."""
+"""Transcripts of long sounds: windows, times and tokens as transformers' long-form generation has them."""
 
 import itertools
 import json
@@ -14,7 +14,9 @@ from octavo import LLM, SamplingParams
 from octavo.client.transcribing import Piece, split_at_times
 from octavo.errors import CheckpointError, InvalidRequestError
 from octavo.executor.transcript_logits import TranscriptLogits
+from octavo.lora import LoRARequest
 from octavo.transcripts import TranscriptionParams, TranscriptRule
+from tests.adapter_folders import write_adapter
 from tests.golden import case_named, write_model
 from tests.media.test_hostile import film, wav
 from tests.whisper_models import END, IDS, NO_TIMESTAMPS, RATE, START, TIMES, VOCABULARY, tones, write_whisper
@@ -146,7 +148,7 @@ def test_mean_log_probabilities_are_of_what_the_rules_leave(whisper: LLM) -> Non
     assert (segment.start, segment.end) == (0.0, 1.9)
     prompt = [START, IDS["<|en|>"], IDS["<|transcribe|>"], NO_TIMESTAMPS]
     config = whisper.engine.info.generation_config
-    banned = {i: -100.0 for i in config["suppress_tokens"]}
+    banned = dict.fromkeys(config["suppress_tokens"], -100.0)
     data = {"prompt_token_ids": prompt, "multi_modal_data": {"audio": (tones(1.9, 3), RATE)}}
     params = SamplingParams(temperature=0, max_tokens=60, logprobs=VOCABULARY - 1, logit_bias=banned)
     llm = LLM(str(whisper.engine.args.model), max_logprobs=VOCABULARY, **OPTIONS)
@@ -192,6 +194,18 @@ def test_windows_go_through_stages(whisper: LLM) -> None:
     staged = LLM(str(whisper.engine.args.model), pipeline_parallel_size=2, **OPTIONS)
     sounds = [(tones(5.0), RATE), (tones(3.0, 2), RATE)]
     assert staged.transcribe(sounds, params, use_tqdm=False) == whisper.transcribe(sounds, params, use_tqdm=False)
+
+
+def test_an_adapter_transcribes(whisper: LLM, folder: Path, tmp_path: Path) -> None:
+    adapter = LoRARequest("own", 1, str(write_adapter(tmp_path / "own", folder)))
+    served = LLM(str(folder), enable_lora=True, **OPTIONS)
+    params = TranscriptionParams(**PLAIN, language="en")
+    base = whisper.transcribe((LONG, RATE), params, use_tqdm=False)
+    adapted = served.transcribe((LONG, RATE), params, use_tqdm=False, lora_request=adapter)
+    assert served.transcribe((LONG, RATE), params, use_tqdm=False) == base != adapted
+    assert served.transcribe((LONG, RATE), params, use_tqdm=False, lora_request=adapter) == adapted
+    with pytest.raises(InvalidRequestError, match="enable_lora"):
+        whisper.transcribe((LONG, RATE), params, use_tqdm=False, lora_request=adapter)
 
 
 def test_a_short_sound_ends_where_it_ends(whisper: LLM, folder: Path) -> None:
