@@ -90,7 +90,8 @@ _BY_KIND: dict[Kind, str] = {
         adapter_bias projector_ln_mid qk_normalization norm_after attention_layer_norm weight_tying swin_norm
         block_auto_adjust_ff_dim tie_embedding conv_bias use_expert_bias mamba_rms_norm mamba_norm_before_gate
         projectors_bias use_mem_rope use_shared_attention_adapter use_long_context rope_interleave double_latent
-        use_hd_transform with_learnable_separator relative_attention position_biased_input share_att_key""",
+        use_hd_transform with_learnable_separator relative_attention position_biased_input share_att_key
+        linear_allow_neg_eigval""",
     TEXT: """classifier_pooling feed_forward_proj hybrid_override_pattern scoring_func
         score_func qk_norm_type model_type problem_type sbert_ce_default_activation_function layer_norm_type
         hd_transform_order position_embedding_type topk_method attn_type rope_type type dtype torch_dtype

@@ -1,6 +1,6 @@
 """Kimi Linear (Kimi Team 2025): Kimi delta attention, latent attention without positions, DeepSeek-V3's experts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from octavo.parts import (
     Names,
     PreNorm,
     RotaryEmbedding,
+    of_layer,
     parameter,
 )
 
@@ -46,13 +47,6 @@ FEED_FORWARD: dict[str, str | Into] = {
     PUBLISHED + "shared_experts.{gate|up}_proj": EXPERTS + "shared.gate_up.{gate|up}",
     PUBLISHED + "shared_experts.down_proj": EXPERTS + "shared.down",
 }
-
-
-def _of_layer(table: Mapping[str, str | Into], layer: int) -> dict[str, str | Into]:
-    """A table's entries for one layer alone: layers of both kinds share published names."""
-    known = {key: into if isinstance(into, Into) else Into(into) for key, into in table.items()}
-    number = str(layer)
-    return {k.replace("{i}", number): into.with_path(into.path.replace("{i}", number)) for k, into in known.items()}
 
 
 def _full_layers(c: Config) -> set[int]:
@@ -95,6 +89,6 @@ def kimi_linear(c: Config) -> CausalLM:
 
     table = dict[str, str | Into]()
     for i in range(c.num_hidden_layers):
-        table |= _of_layer({**LATENT, ATTENTION + "o_proj": "layers.{i}.attn.o"} if i in full else DELTA, i)
+        table |= of_layer({**LATENT, ATTENTION + "o_proj": "layers.{i}.attn.o"} if i in full else DELTA, i)
     shared_names = DEEPSEEK_NAMES.table
     return decoder(c, norm, layer, Names({**table, **FEED_FORWARD, **shared_names}, prefix="model."))

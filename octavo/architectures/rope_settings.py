@@ -46,14 +46,18 @@ def layer_type(window: int | None) -> str:
     return SLIDING if window else FULL
 
 
-def layer_types(c: Config, default: list[str]) -> list[str]:
-    """Each layer's type: layer_types, or `default`. Raises CheckpointError where they are not the layers'."""
+def layer_types(c: Config, default: list[str], known: Collection[str] = (FULL, SLIDING)) -> list[str]:
+    """Each layer's type: layer_types, or `default`. Raises CheckpointError where they are not the layers'.
+
+    Args:
+        known: the types that layers may have. Raises UnsupportedModelError for another.
+    """
     types: list[str] = c.get("layer_types", default)
     if len(types) != len(default):
         raise CheckpointError(f"config.json: layer_types has {len(types)} types for {len(default)} layers.")
-    if unknown := set(types) - {FULL, SLIDING}:
+    if unknown := set(types) - set(known):
         raise UnsupportedModelError(
-            f"config.json: layer_types has {min(unknown)[:60]!r}; this model's layers are {FULL} or {SLIDING}."
+            f"config.json: layer_types has {min(unknown)[:60]!r}; this model's layers are {' or '.join(known)}."
         )
     return types
 

@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, cast
 
 import torch
@@ -173,10 +173,9 @@ class WeightLoader:
     ) -> list[tuple[str, TensorSource, Into | _Place]]:
         """Where each tensor goes. What goes nowhere is noted in `problems`."""
         plan = list[tuple[str, TensorSource, Into | _Place]]()
-        for name, source in tensors:
-            if self.names.is_ignored(name):
-                continue
-            into = self.names.locate(name)
+        given = [(name, source, self.names.locate(name)) for name, source in tensors if not self.names.is_ignored(name)]
+        self._cut_segments(given)
+        for name, source, into in given:
             if into is not None and into.stacked:
                 experts = 0
                 while place := self._find(into.path.replace("{e}", str(experts))):
@@ -191,6 +190,20 @@ class WeightLoader:
             elif (located := self._locate(name, source, into, problems)) is not None:
                 plan.append((name, source, located))
         return plan
+
+    def _cut_segments(self, located: Iterable[tuple[str, TensorSource, Into | None]]) -> None:
+        """Cut weights into segments as the checkpoint does, where all are there and are the whole weight together."""
+        found = dict[str, dict[str, int]]()
+        for _, source, into in located:
+            place = self._find(into.path) if into is not None and into.cut_freely else None
+            if into is not None and place is not None and place[1] is not None and source.shape:
+                owner, _, leaf = into.path.rpartition(".")
+                found.setdefault(f"{owner.rpartition('.')[0]}.{leaf}", {})[place[1]] = source.shape[0]
+        for path, rows in found.items():
+            filling = self._fillings[path]
+            names = filling.slot.segments
+            if rows.keys() == names.keys() and sum(rows.values()) == filling.slot.shape[0]:
+                filling.slot = replace(filling.slot, segments={name: rows[name] for name in names})
 
     def _leave_out(self) -> None:
         """Tell parts of what the checkpoint does not have and they can do without."""

@@ -19,7 +19,17 @@ from octavo.parts.mamba_mixer import MambaMixer
 from octavo.parts.media_tower import MediaData, MediaTower, together
 from octavo.parts.mlp import MLP, GatedMLP
 from octavo.parts.moe import MoE, softmax_then_topk
-from octavo.parts.names import Into, Names, alternating, gate_second, grouped_qkv, parameter, stacked, transposed
+from octavo.parts.names import (
+    Into,
+    Names,
+    alternating,
+    gate_second,
+    grouped_qkv,
+    of_layer,
+    parameter,
+    stacked,
+    transposed,
+)
 from octavo.parts.norms import HeadNorm, LayerNorm, Norm, PlainRMSNorm, RMSNorm
 from octavo.parts.per_layer import PerLayerEmbedding, PerLayerInput
 from octavo.parts.pixtral_tower import PixtralTower, ProjectedPixtral
@@ -155,6 +165,7 @@ __all__ = [
     "grid_angles",
     "grouped_qkv",
     "lightning_slopes",
+    "of_layer",
     "parameter",
     "pixel_shuffle",
     "resampler_names",

@@ -31,6 +31,8 @@ class Into:
     """The published name is a tensor's full name and `path` a parameter's, without a suffix to carry over."""
     stacked: bool = False
     """The published tensor stacks one for each expert; `path` keeps its `{e}`, which the loader counts out."""
+    cut_freely: bool = False
+    """The tensors of a weight's segments are the weight when they lie one after the other, wherever they are cut."""
 
     def with_path(self, path: str) -> "Into":
         return replace(self, path=path)
@@ -80,6 +82,13 @@ def alternating(path: str) -> Into:
 def gate_second(path: str) -> Into:
     """For fused gate and up whose gate is the second half (Molmo, Ultravox)."""
     return Into(path, lambda w: torch.cat(w.chunk(2)[::-1]))
+
+
+def of_layer(table: Mapping[str, str | Into], layer: int) -> dict[str, str | Into]:
+    """A table's entries for one layer alone: layers of several kinds share published names."""
+    known = {key: into if isinstance(into, Into) else Into(into) for key, into in table.items()}
+    number = str(layer)
+    return {k.replace("{i}", number): into.with_path(into.path.replace("{i}", number)) for k, into in known.items()}
 
 
 _ALTERNATIVES = re.compile(r"\{([^{}]*\|[^{}]*)\}")
