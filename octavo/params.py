@@ -90,11 +90,15 @@ class StructuredOutputsParams:
     """In Lark's or GBNF's notation."""
     json_object: bool | None = None
     """Any JSON object."""
+    preamble: str | None = None
+    """What comes before it, and is no part of it, such as a thought: a grammar in Lark's notation, of which the answer
+    itself is `@answer`. It belongs to whoever knows the model's formats, and is no way of saying what to follow."""
 
     def __post_init__(self) -> None:
-        given = [f.name for f in fields(self) if getattr(self, f.name) not in (None, False)]
+        known = [f.name for f in fields(self) if f.name != "preamble"]
+        given = [name for name in known if getattr(self, name) not in (None, False)]
         if len(given) != 1:
-            names = ", ".join(f.name for f in fields(self))
+            names = ", ".join(known)
             _reject(f"structured_outputs needs exactly one of {names}; it has {', '.join(given) or 'none'}.")
         if self.json is not None and not isinstance(self.json, (str, dict)):
             _reject("structured_outputs: json must be a schema, as a text or a dict.")
@@ -121,7 +125,7 @@ class StructuredOutputsParams:
         except UnicodeEncodeError as error:
             name = kind.replace("_", " ")
             raise InvalidRequestError(f"structured_outputs: this {name} is not valid Unicode: {error}") from error
-        return kind, text
+        return (kind, text) if self.preamble is None else ("answer", json.dumps([self.preamble, kind, text]))
 
     def _as_text(self) -> tuple[str, str]:
         if self.json is not None or self.json_object:

@@ -17,6 +17,9 @@ def to_llguidance(kind: str, text: str) -> str:
     """
     import llguidance
 
+    if kind == "answer":
+        preamble, kind, text = json.loads(text)
+        return _behind(preamble, to_llguidance(kind, text))
     if kind == "json_schema":
         schema = closed(json.loads(text))
         if not isinstance(schema, (dict, bool)) or schema is False:
@@ -27,6 +30,12 @@ def to_llguidance(kind: str, text: str) -> str:
     if kind == "choice":
         return str(llguidance.LLMatcher.grammar_from_regex(choice_regex(json.loads(text))))
     return str(llguidance.grammar_from(kind, text))
+
+
+def _behind(preamble: str, grammar: str) -> str:
+    """A grammar whose answer, `@answer`, is the other one."""
+    own = json.loads(grammar)["grammars"] if grammar.lstrip().startswith("{") else [{"lark_grammar": grammar}]
+    return json.dumps({"grammars": [{"lark_grammar": preamble}, {**own[0], "name": "answer"}, *own[1:]]})
 
 
 def choice_regex(texts: list[str]) -> str:

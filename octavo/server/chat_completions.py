@@ -1,6 +1,7 @@
 """/v1/chat/completions"""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -11,15 +12,26 @@ from fastapi.responses import Response
 from octavo.client.output_processor import Chunk, TokenEntry
 from octavo.errors import InvalidRequestError
 from octavo.media.content import MediaPart
+from octavo.server.answer_events import (
+    Answer,
+    CallArguments,
+    CallBegin,
+    CallBroken,
+    CallEnd,
+    Event,
+    Text,
+    Thought,
+    collect,
+)
+from octavo.server.answer_reader import AnswerReader, AnswerReaders, model_formats
 from octavo.server.body import JSONRoute
 from octavo.server.event_stream import event_response, json_response, while_connected
+from octavo.server.forced_calls import forced
 from octavo.server.logprobs import LogprobsWriter
 from octavo.server.protocol import ChatRequest, Conversation, StreamOptions
-from octavo.server.reasoning import ReasoningParser, reasoning_markers
 from octavo.server.served_models import ServedModel
 from octavo.server.service import MediaPrompt, Run, Service, sent_bytes
-from octavo.server.tool_calls import Calls, call
-from octavo.server.tools import ToolParser, choose_parser, forced, read_forced
+from octavo.server.tool_calls import call
 from octavo.server.work_threads import size_of
 from octavo.text.chat_prompt import chat_prompt
 from octavo.text.media_chat import split_media
@@ -40,7 +52,7 @@ async def prompt_of(service: Service, request: Conversation) -> dict[str, Any] |
         service.admission.admit_media(sent_bytes(parts))
     tools = None if getattr(request, "tool_choice", None) == "none" else request.tools
     prompt = await service.threads.template(
-        size_of([messages, request.documents, request.chat_template_kwargs, request.chat_template]),
+        size_of([messages, request.documents, request.template_variables, request.chat_template]),
         chat_prompt,
         tokenizer,
         messages,
@@ -49,7 +61,7 @@ async def prompt_of(service: Service, request: Conversation) -> dict[str, Any] |
         continue_final_message=bool(request.continue_final_message),
         tools=[t.model_dump(exclude_none=True) for t in tools] if tools else None,
         documents=request.documents,
-        variables=request.chat_template_kwargs,
+        variables=request.template_variables,
         **options,
     )
     made = {**prompt, "add_special_tokens": bool(request.add_special_tokens)}
@@ -80,18 +92,16 @@ class Chat:
         self.writer = LogprobsWriter(service.tokenizer, bool(request.return_tokens_as_token_ids))
         self.forced = forced(request)
         self.echoed = _echoed(request)
-        self.parser: type[ToolParser] | None = None
         own = list(service.tokenizer.chat_templates.values()) if service.tokenizer else []
-        self.markers = reasoning_markers(service.options.reasoning_parser, [service.chat_template or "", *own])
+        options, templates = service.options, (service.chat_template or "", *own)
+        formats = model_formats(options.reasoning_parser, options.tool_parser, templates)
+        self.readers = AnswerReaders(formats, request)
         self.prompt_text = ""
-        if request.tools and request.tool_choice in (None, "auto"):
-            templates = list(service.tokenizer.chat_templates.values()) if service.tokenizer else []
-            self.parser = choose_parser(service.options.tool_parser, [service.chat_template or "", *templates])
-            if self.parser is None and request.tool_choice == "auto":
-                raise InvalidRequestError(
-                    'tool_choice="auto": the format of this model\'s tool calls is unknown. Start the server with '
-                    "--tool-parser, or use required or a tool's name."
-                )
+        if request.tools and request.tool_choice == "auto" and options.tool_parser == "none":
+            raise InvalidRequestError(
+                'tool_choice="auto": this server does not look for tool calls (--tool-call-parser none). Use required '
+                "or a tool's name, or start it with the format of the model's calls."
+            )
 
     async def prepare(self) -> None:
         """Check everything before anything runs. Raises InvalidRequestError."""
@@ -108,22 +118,17 @@ class Chat:
         service.admission.admit(1, params.n)
         prompt = await prompt_of(service, request)
         self.prompt_text = str((prompt.prompt if isinstance(prompt, MediaPrompt) else prompt).get("prompt", ""))
+        if params.structured_outputs is not None and service.tokenizer is not None:
+            variables = request.template_variables
+            preamble = self.readers.preamble(self.prompt_text, variables, service.tokenizer)
+            params.structured_outputs = dataclasses.replace(params.structured_outputs, preamble=preamble)
         self.run = Run(self.id, await service.check(prompt, params, self.model.adapter), params)
-        if self.parser is not None and service.tokenizer is not None:
-            self.run.shown = self.parser.shown_tokens(service.tokenizer)
+        if service.tokenizer is not None:
+            self.run.shown = self.readers.shown_tokens(service.tokenizer)
 
-    def new_reasoning(self) -> ReasoningParser | None:
-        """What reads the thought of one answer. A forced answer has none."""
-        if self.markers is None or self.forced is not None:
-            return None
-        return ReasoningParser(self.markers, self.prompt_text)
-
-    def new_parser(self) -> ToolParser | None:
-        """What reads the tool calls of one answer."""
-        if self.parser is None:
-            return None
-        tools = [tool.function.name for tool in self.request.tools or []]
-        return self.parser(tools, max_calls=1 if self.request.parallel_tool_calls is False else None)
+    def new_reader(self) -> AnswerReader:
+        """What reads one answer."""
+        return self.readers.new(self.prompt_text, self.request.template_variables)
 
     def chunk(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -147,38 +152,34 @@ class Chat:
         choices = [self._choice(i, a) for i, a in enumerate(answers)]
         return {**self.chunk("chat.completion", choices), "usage": self.run.usage(), **self._prompt_logprobs()}
 
-    def _choice(self, index: int, answer: Chunk) -> dict[str, Any]:
-        thought, content, calls = "", answer.text, Calls()
-        if reasoning := self.new_reasoning():
-            thought, content = reasoning.feed(content, finished=True)
-        if self.forced is not None:
-            calls = read_forced(self.request, answer.text)
-            content = "" if calls else content
-        elif parser := self.new_parser():
-            content, calls = parser.feed(content, finished=True)
-        content = self.echoed + content
-        message: dict[str, Any] = {"role": "assistant", "content": content}
-        if thought:
-            message |= {"reasoning": thought, "reasoning_content": thought}
-        finish = answer.finish_reason
-        if calls:
-            message["content"] = content or None
-            message["tool_calls"] = [call(name, arguments) for name, arguments in calls]
-            finish = "tool_calls" if finish == "stop" else finish
+    def _choice(self, index: int, chunk: Chunk) -> dict[str, Any]:
+        answer = collect(self.new_reader().feed(chunk.text, finished=True))
+        finish = chunk.finish_reason
         return {
             "index": index,
-            "message": message,
-            "logprobs": self._logprobs(answer.entries),
-            "finish_reason": finish,
-            "stop_reason": answer.stop_reason,
+            "message": self._message(answer),
+            "logprobs": self._logprobs(chunk.entries),
+            "finish_reason": "tool_calls" if answer.calls and finish == "stop" else finish,
+            "stop_reason": chunk.stop_reason,
         }
+
+    def _message(self, answer: Answer) -> dict[str, Any]:
+        content = self.echoed + answer.content
+        message: dict[str, Any] = {"role": "assistant", "content": content}
+        if answer.thought and self.request.include_reasoning is not False:
+            message |= {"reasoning": answer.thought, "reasoning_content": answer.thought}
+        if answer.calls:
+            message["content"] = content or None
+            message["tool_calls"] = [
+                call(one.name, one.arguments, one.id or self.readers.call_id(one.name, i))
+                for i, one in enumerate(answer.calls)
+            ]
+        return message
 
     async def events(self) -> AsyncGenerator[dict[str, Any], None]:
         """The chunks of a stream."""
         kind, options = "chat.completion.chunk", self.request.stream_options or StreamOptions()
-        parsers = [self.new_parser() for _ in range(self.run.params.n)]
-        reasonings = [self.new_reasoning() for _ in parsers]
-        texts: list[list[str]] = [[] for _ in parsers]
+        answers = [StreamedAnswer(self) for _ in range(self.run.params.n)]
         started: set[int] = set()
 
         def choice(index: int, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -193,31 +194,52 @@ class Chat:
                     started.add(index)
                     about_prompt = self._prompt_logprobs() if len(started) == 1 else {}
                     yield {**choice(index, {"role": "assistant", "content": self.echoed}), **about_prompt}
-                content, calls, parser = piece.text, Calls(), parsers[index]
-                if (reasoning := reasonings[index]) is not None:
-                    thought, content = reasoning.feed(content, finished)
-                    if thought:
-                        yield choice(index, {"reasoning": thought, "reasoning_content": thought})
-                if self.forced is not None:
-                    texts[index].append(content)
-                    whole = "".join(texts[index]) if finished else ""
-                    calls = read_forced(self.request, whole) if finished else calls
-                    content = "" if calls else whole
-                elif parser is not None:
-                    content, calls = parser.feed(content, finished)
+                deltas = answers[index].deltas(piece.text, finished)
                 logprobs = self._logprobs(piece.entries) if piece.entries else None
-                if content or logprobs:
-                    yield choice(index, {"content": content}, logprobs=logprobs)
-                if calls:
-                    first = parser.num_calls - len(calls) if parser is not None else 0
-                    tool_calls = [call(name, arguments, first + i) for i, (name, arguments) in enumerate(calls)]
-                    yield choice(index, {"tool_calls": tool_calls})
+                if logprobs and not deltas:
+                    deltas = [{"content": ""}]
+                for i, delta in enumerate(deltas):
+                    yield choice(index, delta, logprobs=None if i else logprobs)
                 if finished:
-                    called = bool(calls) or (parser is not None and parser.num_calls > 0)
-                    reason = "tool_calls" if called and piece.finish_reason == "stop" else piece.finish_reason
+                    is_call = answers[index].num_calls > 0 and piece.finish_reason == "stop"
+                    reason = "tool_calls" if is_call else piece.finish_reason
                     yield choice(index, {}, finish_reason=reason, stop_reason=piece.stop_reason)
         if options.include_usage:
             yield {**self.chunk(kind, []), "usage": self.run.usage()}
+
+
+class StreamedAnswer:
+    """One answer of a stream, told as its parts become certain."""
+
+    def __init__(self, chat: Chat) -> None:
+        self.chat, self.reader = chat, chat.new_reader()
+        self.num_calls = 0
+        """Calls that are complete."""
+        self._num_begun = 0
+
+    def deltas(self, text: str, finished: bool) -> list[dict[str, Any]]:
+        """What is new with this text."""
+        told = (self._delta(event) for event in self.reader.feed(text, finished))
+        return [delta for delta in told if delta is not None]
+
+    def _delta(self, event: Event) -> dict[str, Any] | None:
+        match event:
+            case Thought(text):
+                if self.chat.request.include_reasoning is False:
+                    return None
+                return {"reasoning": text, "reasoning_content": text}
+            case Text(text):
+                return {"content": text}
+            case CallBegin(name, id):
+                index, self._num_begun = self._num_begun, self._num_begun + 1
+                return {"tool_calls": [call(name, "", id or self.chat.readers.call_id(name, index), index)]}
+            case CallArguments(text):
+                return {"tool_calls": [{"index": self._num_begun - 1, "function": {"arguments": text}}]}
+            case CallEnd():
+                self.num_calls += 1
+            case CallBroken(_, rest) if rest:  # what was told of it stays
+                return {"content": rest}
+        return None
 
 
 def router(service: Service) -> APIRouter:

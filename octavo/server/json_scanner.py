@@ -44,6 +44,16 @@ class JsonScanner:
         self._hex_left = 0
         self._scalar: list[str] = []
 
+    @property
+    def depth(self) -> int:
+        """How many brackets are open."""
+        return len(self._open)
+
+    @property
+    def in_string(self) -> bool:
+        """Whether the next character is in a string, or ends it."""
+        return self._in_string
+
     def plain(self, text: str, start: int) -> int:
         """Where the part of `text` from `start` on ends that is the midst of a string, and need not be taken."""
         if not self._in_string or self._escaped or self._hex_left:

@@ -6,6 +6,7 @@ from typing import Any
 from octavo.client.output_processor import NO_TEXT, TokenEntry
 from octavo.outputs import Logprob, TokenLogprobs
 from octavo.params import SamplingParams
+from octavo.server.markers import is_text, visible
 from octavo.text.detokenizer import TextStream
 from octavo.text.token_text import REPLACEMENT, TokenText, token_spans, token_texts
 from octavo.text.tokenizer import Tokenizer
@@ -41,6 +42,8 @@ class LogprobsWriter:
         if self._texts is None:
             return f"token_id:{token_id}", b""
         own = entry.text if token_id == entry.token_id else self._texts.own(token_id)
+        if not is_text(own.text):  # a marker that is a special token
+            own = TokenText(visible(own.text), own.data)
         if self._as_ids:
             return f"token_id:{token_id}", own.data
         if token_id == entry.token_id or REPLACEMENT not in own.text:

@@ -236,6 +236,11 @@ class Conversation(Request):
     mm_processor_kwargs: dict[str, Any] | None = None
     media_io_kwargs: dict[str, dict[str, Any]] | None = None
 
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """More names for the chat template."""
+        return self.chat_template_kwargs or {}
+
     @field_validator("chat_template_kwargs", mode="after")
     @classmethod
     def _not_reserved(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -266,6 +271,16 @@ class ChatRequest(Sampling, Conversation):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = True
     echo: bool | None = False
+    include_reasoning: bool | None = True
+    reasoning_effort: str | None = Field(None, max_length=32)
+
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """The template's kwargs, with the effort to be spent on thinking; none of it also says not to think."""
+        effort = self.reasoning_effort
+        off = {"enable_thinking": False, "thinking": False} if effort == "none" else {}
+        own = {} if effort is None else {"reasoning_effort": effort, **off}
+        return {**own, **(self.chat_template_kwargs or {})}
 
 
 class Pooled(Request):

@@ -7,14 +7,12 @@ from typing import Any
 
 from octavo.config import option
 from octavo.errors import ConfigError, names_closest
+from octavo.server.reasoning_formats import REASONING_PARSERS
+from octavo.server.tool_formats import TOOL_PARSERS
 from octavo.sizes import parse_size
 
 BODY, BODY_WITH_MEDIA = 4 << 20, 64 << 20
 """Bytes of the largest request unless an option says otherwise."""
-TOOL_PARSERS = ("auto", "hermes", "llama3_json", "mistral", "none")
-
-
-REASONING_PARSERS = ("auto", "deepseek_r1", "deepseek_v3", "glm45", "granite", "qwen3", "none")
 
 
 @dataclass(frozen=True)

@@ -107,17 +107,33 @@ class Said:
     finish_reason: str | None = None
     logprobs: list[dict[str, Any]] | None = field(default=None, compare=False)
     reasoning: str = ""
+    ids: list[str] = field(default_factory=list, compare=False)
+    texts: list[str] = field(default_factory=list, compare=False)
+    """Arguments as they were written."""
 
     def take(self, message: dict[str, Any], choice: dict[str, Any]) -> None:
         self.content += message.get("content") or ""
         self.reasoning += message.get("reasoning") or ""
         assert message.get("reasoning") == message.get("reasoning_content")
         for one in message.get("tool_calls") or []:
-            assert one.get("index", len(self.calls)) == len(self.calls)
-            self.calls.append((one["function"]["name"], _read(one["function"]["arguments"])))
+            self._take_call(one)
         self.finish_reason = choice["finish_reason"] or self.finish_reason
         if choice["logprobs"] is not None:
             self.logprobs = (self.logprobs or []) + choice["logprobs"]["content"]
+
+    def _take_call(self, one: dict[str, Any]) -> None:
+        """A call, or of a stream what is new of one: its id and name come once, its arguments in pieces."""
+        index, function = one.get("index", len(self.calls)), one["function"]
+        if index == len(self.calls):
+            assert one["type"] == "function"
+            self.ids.append(one["id"])
+            self.texts.append(function["arguments"])
+            self.calls.append((function["name"], _read(function["arguments"])))
+            return
+        assert index == len(self.calls) - 1
+        assert set(one) == {"index", "function"}
+        self.texts[index] += function["arguments"]
+        self.calls[index] = (self.calls[index][0], _read(self.texts[index]))
 
 
 def _read(arguments: str) -> Any:

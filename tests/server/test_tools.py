@@ -9,20 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import octavo.server.tools as tools_module
+import octavo.server.json_calls as json_calls_module
+import octavo.server.tool_calls as tool_calls_module
+from octavo.server.answer_events import collect
+from octavo.server.answer_reader import model_formats
+from octavo.server.forced_calls import ForcedParser, forced
 from octavo.server.json_scanner import MAX_DEPTH, JsonScanner, Scan
 from octavo.server.protocol import ChatRequest
-from octavo.server.tool_calls import Calls, call
-from octavo.server.tools import PARSERS as PARSER_NAMES
-from octavo.server.tools import (
-    HermesParser,
-    LlamaParser,
-    MistralParser,
-    ToolParser,
-    choose_parser,
-    forced,
-    read_forced,
-)
+from octavo.server.tool_calls import call
+from octavo.server.tool_formats import FORMATS, format_of
+from octavo.server.tool_parser import ToolParser
 from tests.server.running import Running
 from tests.server.scripted import Said, byte_tokenizer, chat
 
@@ -33,16 +29,17 @@ LLAMA = json.dumps({"name": "f", "parameters": CALL["arguments"]})
 TAG = json.dumps({"name": "f", "arguments": {"html": "</tool_call> [TOOL_CALLS] <|python_tag|> }{]["}})
 TAGGED = [("f", {"html": "</tool_call> [TOOL_CALLS] <|python_tag|> }{]["})]
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
-PARSERS = (HermesParser, MistralParser, LlamaParser)
+KINDS = ("hermes", "mistral", "llama3_json")
+Calls = list[tuple[str, Any]]
 
 
-def run(parser: ToolParser, pieces: list[str]) -> tuple[str, Calls]:
-    content, calls = "", Calls()
-    for i, piece in enumerate(pieces):
-        more, found = parser.feed(piece, finished=i == len(pieces) - 1)
-        content += more
-        calls += found
-    return content, calls
+def made(kind: str, tools: list[str] | None = None, max_calls: int | None = None) -> ToolParser:
+    return ToolParser(FORMATS[kind], None if tools is None else dict.fromkeys(tools), max_calls)
+
+
+def run(parser: Any, pieces: list[str]) -> tuple[str, Calls]:
+    answer = collect([e for i, piece in enumerate(pieces) for e in parser.feed(piece, i == len(pieces) - 1)])
+    return answer.content, [(one.name, json.loads(one.arguments)) for one in answer.calls]
 
 
 def cuts(text: str, seed: int) -> list[str]:
@@ -62,68 +59,68 @@ def same_however_cut(make: Callable[[], ToolParser], text: str) -> tuple[str, Ca
 @pytest.mark.parametrize(
     ("kind", "text", "content", "count"),
     [
-        (HermesParser, f"Let me see.\n<tool_call>\n{TEXT}\n</tool_call>", "Let me see.\n", 1),
-        (HermesParser, f"<tool_call>{TEXT}</tool_call>\n<tool_call>{TEXT}</tool_call>", "", 2),
-        (HermesParser, f"<tool_call>{TEXT}", "", 1),
-        (HermesParser, f"<tool_call>{TEXT}</tool_", "", 1),
-        (HermesParser, f"<tool_call>{TEXT}\n<tool_call>{TEXT}</tool_call>", "", 2),
-        (HermesParser, f"<tool_call>[{TEXT}, {TEXT}]</tool_call>", "", 2),
-        (HermesParser, "a < b and <tool_call>no call</tool_call>", "a < b and <tool_call>no call</tool_call>", 0),
-        (HermesParser, "half a <tool", "half a <tool", 0),
-        (HermesParser, f"<tool_call>{TEXT}</tool_call>\nI have called it.", "\nI have called it.", 1),
-        (HermesParser, f"<tool_call>no</tool_call><tool_call>{TEXT}</tool_call>!", "<tool_call>no</tool_call>!", 1),
-        (HermesParser, f"<tool_call>{TEXT} so</tool_call>", f"<tool_call>{TEXT} so</tool_call>", 0),
-        (HermesParser, f"<tool_call>{TEXT[:-1]}</tool_call>", f"<tool_call>{TEXT[:-1]}</tool_call>", 0),
-        (HermesParser, f"<<tool_call><tool_call>{TEXT}</tool_call>", "<<tool_call>", 1),
-        (HermesParser, f"In prose, {TEXT} is no call.", f"In prose, {TEXT} is no call.", 0),
-        (HermesParser, "\n\n", "\n\n", 0),
-        (HermesParser, f"\n\n<tool_call>{TEXT}</tool_call>\n", "", 1),
-        (HermesParser, "", "", 0),
-        (MistralParser, f"[TOOL_CALLS][{TEXT}, {TEXT}]", "", 2),
-        (MistralParser, f"[TOOL_CALLS] {TEXT}", "", 1),
-        (MistralParser, f"So [TOOL_CALLS] [{TEXT}] and more", "So  and more", 1),
-        (MistralParser, f"[TOOL_CALLS][{TEXT}]\n[TOOL_CALLS][{TEXT}]", "", 2),
-        (MistralParser, f"[TOOL_CALLS][{TEXT}, 5] yes", f"[TOOL_CALLS][{TEXT}, 5] yes", 0),
-        (MistralParser, "[TOOL_CALLS][]", "[TOOL_CALLS][]", 0),
-        (MistralParser, f"[TOOL_CALLS]f[ARGS]{ARGUMENTS}", "", 1),
-        (MistralParser, f"So: [TOOL_CALLS]f{ARGUMENTS}[TOOL_CALLS] f[CALL_ID]x1[ARGS] {ARGUMENTS} end", "So:  end", 2),
-        (MistralParser, "[TOOL_CALLS]no, that is none", "[TOOL_CALLS]no, that is none", 0),
-        (MistralParser, f"[TOOL_CALLS]a b{ARGUMENTS}", f"[TOOL_CALLS]a b{ARGUMENTS}", 0),
-        (MistralParser, "[TOOL_CALLS]f[ARGS][1]", "[TOOL_CALLS]f[ARGS][1]", 0),
-        (MistralParser, f"[TOOL_CALLS]f[ARGS][ARGS]{ARGUMENTS}", f"[TOOL_CALLS]f[ARGS][ARGS]{ARGUMENTS}", 0),
-        (MistralParser, f"[TOOL_CALLS]{'f' * 300}[TOOL_CALLS]f{ARGUMENTS}", f"[TOOL_CALLS]{'f' * 300}", 1),
-        (MistralParser, "an [array] of [TOOL_things", "an [array] of [TOOL_things", 0),
-        (LlamaParser, LLAMA, "", 1),
-        (LlamaParser, f"<|python_tag|>{LLAMA}; {LLAMA}", "", 2),
-        (LlamaParser, f"{LLAMA}; that was it", "; that was it", 1),
-        (LlamaParser, "<|python_tag|>print(1)", "<|python_tag|>print(1)", 0),
-        (LlamaParser, 'JSON is {"a": 1} here', 'JSON is {"a": 1} here', 0),
-        (LlamaParser, f"an {{open}} bracket {{ then {LLAMA}.", "an {open} bracket { then .", 1),
-        (LlamaParser, 'a "quote { and ' + LLAMA, 'a "quote { and ', 1),
-        (LlamaParser, '{"name": "f"} only', '{"name": "f"} only', 0),
-        (LlamaParser, '{"name": 5, "parameters": {}}', '{"name": 5, "parameters": {}}', 0),
+        ("hermes", f"Let me see.\n<tool_call>\n{TEXT}\n</tool_call>", "Let me see.\n", 1),
+        ("hermes", f"<tool_call>{TEXT}</tool_call>\n<tool_call>{TEXT}</tool_call>", "", 2),
+        ("hermes", f"<tool_call>{TEXT}", "", 1),
+        ("hermes", f"<tool_call>{TEXT}</tool_", "", 1),
+        ("hermes", f"<tool_call>{TEXT}\n<tool_call>{TEXT}</tool_call>", "", 2),
+        ("hermes", f"<tool_call>[{TEXT}, {TEXT}]</tool_call>", "", 2),
+        ("hermes", "a < b and <tool_call>no call</tool_call>", "a < b and <tool_call>no call</tool_call>", 0),
+        ("hermes", "half a <tool", "half a <tool", 0),
+        ("hermes", f"<tool_call>{TEXT}</tool_call>\nI have called it.", "\nI have called it.", 1),
+        ("hermes", f"<tool_call>no</tool_call><tool_call>{TEXT}</tool_call>!", "<tool_call>no</tool_call>!", 1),
+        ("hermes", f"<tool_call>{TEXT} so</tool_call>", " so</tool_call>", 1),
+        ("hermes", f"<tool_call>{TEXT[:-1]}</tool_call>", f"<tool_call>{TEXT[:-1]}</tool_call>", 0),
+        ("hermes", f"<<tool_call><tool_call>{TEXT}</tool_call>", "<<tool_call>", 1),
+        ("hermes", f"In prose, {TEXT} is no call.", f"In prose, {TEXT} is no call.", 0),
+        ("hermes", "\n\n", "\n\n", 0),
+        ("hermes", f"\n\n<tool_call>{TEXT}</tool_call>\n", "", 1),
+        ("hermes", "", "", 0),
+        ("mistral", f"[TOOL_CALLS][{TEXT}, {TEXT}]", "", 2),
+        ("mistral", f"[TOOL_CALLS] {TEXT}", "", 1),
+        ("mistral", f"So [TOOL_CALLS] [{TEXT}] and more", "So  and more", 1),
+        ("mistral", f"[TOOL_CALLS][{TEXT}]\n[TOOL_CALLS][{TEXT}]", "", 2),
+        ("mistral", f"[TOOL_CALLS][{TEXT}, 5] yes", ", 5] yes", 1),
+        ("mistral", "[TOOL_CALLS][]", "[TOOL_CALLS][]", 0),
+        ("mistral", f"[TOOL_CALLS]f[ARGS]{ARGUMENTS}", "", 1),
+        ("mistral", f"So: [TOOL_CALLS]f{ARGUMENTS}[TOOL_CALLS] f[CALL_ID]x1[ARGS] {ARGUMENTS} end", "So:  end", 2),
+        ("mistral", "[TOOL_CALLS]no, that is none", "[TOOL_CALLS]no, that is none", 0),
+        ("mistral", f"[TOOL_CALLS]a b{ARGUMENTS}", f"[TOOL_CALLS]a b{ARGUMENTS}", 0),
+        ("mistral", "[TOOL_CALLS]f[ARGS][1]", "[TOOL_CALLS]f[ARGS][1]", 0),
+        ("mistral", f"[TOOL_CALLS]f[ARGS][ARGS]{ARGUMENTS}", f"[TOOL_CALLS]f[ARGS][ARGS]{ARGUMENTS}", 0),
+        ("mistral", f"[TOOL_CALLS]{'f' * 300}[TOOL_CALLS]f{ARGUMENTS}", f"[TOOL_CALLS]{'f' * 300}", 1),
+        ("mistral", "an [array] of [TOOL_things", "an [array] of [TOOL_things", 0),
+        ("llama3_json", LLAMA, "", 1),
+        ("llama3_json", f"<|python_tag|>{LLAMA}; {LLAMA}", "", 2),
+        ("llama3_json", f"{LLAMA}; that was it", "; that was it", 1),
+        ("llama3_json", "<|python_tag|>print(1)", "<|python_tag|>print(1)", 0),
+        ("llama3_json", 'JSON is {"a": 1} here', 'JSON is {"a": 1} here', 0),
+        ("llama3_json", f"an {{open}} bracket {{ then {LLAMA}.", "an {open} bracket { then .", 1),
+        ("llama3_json", 'a "quote { and ' + LLAMA, 'a "quote { and ', 1),
+        ("llama3_json", '{"name": "f"} only', '{"name": "f"} only', 0),
+        ("llama3_json", '{"name": 5, "parameters": {}}', '{"name": 5, "parameters": {}}', 0),
     ],
 )
-def test_calls_are_found_however_the_text_is_cut(kind: type[ToolParser], text: str, content: str, count: int) -> None:
-    assert same_however_cut(kind, text) == (content, [("f", CALL["arguments"])] * count)
+def test_calls_are_found_however_the_text_is_cut(kind: str, text: str, content: str, count: int) -> None:
+    assert same_however_cut(lambda: made(kind), text) == (content, [("f", CALL["arguments"])] * count)
 
 
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
-        (HermesParser, f"<tool_call>{TAG}</tool_call>"),
-        (MistralParser, f"[TOOL_CALLS][{TAG}]"),
-        (LlamaParser, f"<|python_tag|>{TAG}"),
-        (LlamaParser, TAG),
+        ("hermes", f"<tool_call>{TAG}</tool_call>"),
+        ("mistral", f"[TOOL_CALLS][{TAG}]"),
+        ("llama3_json", f"<|python_tag|>{TAG}"),
+        ("llama3_json", TAG),
     ],
 )
-def test_markers_and_brackets_inside_a_string_are_the_string(kind: type[ToolParser], text: str) -> None:
-    assert same_however_cut(kind, text) == ("", TAGGED)
+def test_markers_and_brackets_inside_a_string_are_the_string(kind: str, text: str) -> None:
+    assert same_however_cut(lambda: made(kind), text) == ("", TAGGED)
 
 
 def test_json_in_prose_is_a_call_only_if_it_names_a_tool_and_has_arguments() -> None:
     def given_f() -> ToolParser:
-        return LlamaParser(["f"])
+        return made("llama3_json", ["f"])
 
     person = '{"name": "Ada", "parameters": {"born": 1815}}'
     assert same_however_cut(given_f, f"She is {person}.") == (f"She is {person}.", [])
@@ -159,29 +156,29 @@ def test_json_in_prose_is_a_call_only_if_it_names_a_tool_and_has_arguments() -> 
 )
 def test_arguments_are_an_object_or_the_text_of_one(arguments: str, read: Any) -> None:
     text = f'<tool_call>{{"name": "f", "arguments": {arguments}}}</tool_call>'
-    assert same_however_cut(HermesParser, text) == ((text, []) if read is None else ("", [("f", read)]))
+    assert same_however_cut(lambda: made("hermes"), text) == ((text, []) if read is None else ("", [("f", read)]))
 
 
 def test_ids_are_what_every_template_takes() -> None:
-    ids = {call("f", {})["id"] for _ in range(100)}
+    ids = {call("f", "{}")["id"] for _ in range(100)}
     assert len(ids) == 100
     assert all(len(i) == 9 and i.isascii() and i.isalnum() for i in ids)
 
 
 def test_half_a_surrogate_pair_can_be_sent() -> None:
-    content, calls = run(HermesParser(), [r'<tool_call>{"name": "f", "arguments": {"x": "\ud83d"}}</tool_call>'])
-    assert content == ""
-    written = call(*calls[0])["function"]["arguments"]
+    answer = collect(made("hermes").feed(r'<tool_call>{"name": "f", "arguments": {"x": "\ud83d"}}</tool_call>', True))
+    assert answer.content == ""
+    written = answer.calls[0].arguments
     assert json.loads(written) == {"x": "\ud83d"}
     assert written.encode()
     name = r'<tool_call>{"name": "\ud83d", "arguments": {}}</tool_call>'
-    assert run(HermesParser(), [name]) == (name, [])
+    assert run(made("hermes"), [name]) == (name, [])
 
 
 def test_only_so_many_calls_as_are_allowed() -> None:
     text = f"<tool_call>{TEXT}</tool_call>\n<tool_call>{TEXT}</tool_call> end"
-    assert same_however_cut(lambda: HermesParser(max_calls=1), text) == (" end", [("f", CALL["arguments"])])
-    assert same_however_cut(lambda: MistralParser(max_calls=1), f"[TOOL_CALLS][{TEXT}, {TEXT}]")[1] == [
+    assert same_however_cut(lambda: made("hermes", max_calls=1), text) == (" end", [("f", CALL["arguments"])])
+    assert same_however_cut(lambda: made("mistral", max_calls=1), f"[TOOL_CALLS][{TEXT}, {TEXT}]")[1] == [
         ("f", CALL["arguments"])
     ]
 
@@ -215,31 +212,31 @@ def split(draw: st.DrawFn, text: str) -> list[str]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.data(), st.sampled_from(PARSERS), st.lists(plain | broken | st.just(TEXT) | st.just(LLAMA), max_size=8))
-def test_any_text_is_the_same_in_any_pieces(data: st.DataObject, kind: type[ToolParser], parts: list[str]) -> None:
+@given(st.data(), st.sampled_from(KINDS), st.lists(plain | broken | st.just(TEXT) | st.just(LLAMA), max_size=8))
+def test_any_text_is_the_same_in_any_pieces(data: st.DataObject, kind: str, parts: list[str]) -> None:
     text = "".join(parts)
-    whole = run(kind(), [text])
-    assert run(kind(), data.draw(split(text))) == whole
-    assert run(kind(), [*text, ""]) == whole
+    whole = run(made(kind), [text])
+    assert run(made(kind), data.draw(split(text))) == whole
+    assert run(made(kind), [*text, ""]) == whole
 
 
-def written(kind: type[ToolParser], name: str, values: dict[str, Any], draw: Callable[[Any], Any]) -> str:
+def written(kind: str, name: str, values: dict[str, Any], draw: Callable[[Any], Any]) -> str:
     """A call as a model of the family writes it."""
     given_as_text = draw(st.booleans())
     value = json.dumps(values, ensure_ascii=draw(st.booleans())) if given_as_text else values
     key = draw(st.sampled_from(["arguments", "parameters"]))
     text = json.dumps({"name": name, key: value}, indent=draw(st.sampled_from([None, 2])), ensure_ascii=False)
-    if kind is HermesParser:
+    if kind == "hermes":
         space = draw(st.sampled_from(["", "\n", " "]))
         return f"<tool_call>{space}{text}{space}</tool_call>"
-    if kind is MistralParser:
+    if kind == "mistral":
         return f"[TOOL_CALLS][{text}]"
     return draw(st.sampled_from(["", "<|python_tag|>"])) + text
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.data(), st.sampled_from(PARSERS))
-def test_prose_and_calls_lose_nothing(data: st.DataObject, kind: type[ToolParser]) -> None:
+@given(st.data(), st.sampled_from(KINDS))
+def test_prose_and_calls_lose_nothing(data: st.DataObject, kind: str) -> None:
     """Every call is found, and every character of the prose between them is content."""
     parts, prose, calls = [], "", []
     for _ in range(data.draw(st.integers(0, 4))):
@@ -249,7 +246,7 @@ def test_prose_and_calls_lose_nothing(data: st.DataObject, kind: type[ToolParser
         prose += said
         calls.append(("f", values))
     last = data.draw(plain)
-    content, found = run(kind(["f"]), data.draw(split("".join([*parts, last]))))
+    content, found = run(made(kind, ["f"]), data.draw(split("".join([*parts, last]))))
     assert found == calls
     assert "".join(content.split()).replace(";", "") == "".join((prose + last).split()).replace(";", "")
 
@@ -288,7 +285,7 @@ class Counted(JsonScanner):
         return super().take(char)
 
 
-@pytest.mark.parametrize("kind", PARSERS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "body",
     [
@@ -306,11 +303,9 @@ class Counted(JsonScanner):
         '{"name": "f", "arguments": {}}\n' * 1000,
     ],
 )
-def test_no_character_is_looked_at_more_than_twice(
-    kind: type[ToolParser], body: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_character_is_looked_at_more_than_twice(kind: str, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Deep nesting and long calls that do not end cost what their length is, in pieces of two characters."""
-    text = {HermesParser: "<tool_call>", MistralParser: "[TOOL_CALLS]", LlamaParser: "<|python_tag|>"}[kind] + body
+    text = {"hermes": "<tool_call>", "mistral": "[TOOL_CALLS]", "llama3_json": "<|python_tag|>"}[kind] + body
     read, loads = 0, json.loads
 
     def counting(value: str, **options: Any) -> Any:
@@ -318,53 +313,48 @@ def test_no_character_is_looked_at_more_than_twice(
         read += len(value)
         return loads(value, **options)
 
-    monkeypatch.setattr(tools_module, "JsonScanner", Counted)
-    monkeypatch.setattr(tools_module.json, "loads", counting)
-    Counted.taken, parser, calls, lengths = 0, kind(), 0, 0
+    monkeypatch.setattr(json_calls_module, "JsonScanner", Counted)
+    monkeypatch.setattr(tool_calls_module.json, "loads", counting)
+    Counted.taken, parser, events = 0, made(kind), []
     for i in range(0, len(text), 2):
-        content, found = parser.feed(text[i : i + 2], finished=False)
-        calls += len(found)
-        lengths += len(content)
+        events += parser.feed(text[i : i + 2], finished=False)
     # Twice where it ends one attempt and begins the next.
     assert Counted.taken <= 2 * len(text)
     assert read <= len(text)
-    content, _ = parser.feed("", finished=True)
-    if not calls:
-        assert lengths + len(content) == len(text)
+    answer = collect([*events, *parser.feed("", finished=True)])
+    if not answer.calls:
+        assert answer.content == text
 
 
 def test_nesting_has_a_limit_that_python_can_read() -> None:
     def nested(depth: int) -> str:
         return '{"name": "f", "arguments": {"x": ' + "[" * depth + "]" * depth + "}}"
 
-    content, calls = run(LlamaParser(), [nested(MAX_DEPTH - 2)])
+    content, calls = run(made("llama3_json"), [nested(MAX_DEPTH - 2)])
     assert (content, len(calls)) == ("", 1)
-    assert call(*calls[0])["function"]["arguments"].count("[") == MAX_DEPTH - 2
-    assert run(LlamaParser(), [nested(MAX_DEPTH - 1)]) == (nested(MAX_DEPTH - 1), [])
-    assert run(LlamaParser(), [nested(100_000)]) == (nested(100_000), [])
+    assert json.dumps(calls[0][1]).count("[") == MAX_DEPTH - 2
+    assert run(made("llama3_json"), [nested(MAX_DEPTH - 1)]) == (nested(MAX_DEPTH - 1), [])
+    assert run(made("llama3_json"), [nested(100_000)]) == (nested(100_000), [])
 
 
 @pytest.mark.parametrize(
     ("kind", "special", "text", "content"),
     [
-        (HermesParser, ["<tool_call>", "</tool_call>"], f"Hm. <tool_call>{TEXT}</tool_call>", "Hm. "),
-        (HermesParser, ["<tool_call>"], f"Hm. <tool_call>{TEXT}</tool_call> So.", "Hm.  So."),
-        (MistralParser, ["[TOOL_CALLS]"], f"Hm. [TOOL_CALLS][{TEXT}]", "Hm. "),
-        (MistralParser, ["[TOOL_CALLS]", "[ARGS]"], f"Hm. [TOOL_CALLS]f[ARGS]{ARGUMENTS}", "Hm. "),
-        (LlamaParser, ["<|python_tag|>"], f"Hm. <|python_tag|>{LLAMA}", "Hm. "),
-        (HermesParser, [], f"Hm. <tool_call>{TEXT}</tool_call>", "Hm. "),
+        ("hermes", ["<tool_call>", "</tool_call>"], f"Hm. <tool_call>{TEXT}</tool_call>", "Hm. "),
+        ("hermes", ["<tool_call>"], f"Hm. <tool_call>{TEXT}</tool_call> So.", "Hm.  So."),
+        ("mistral", ["[TOOL_CALLS]"], f"Hm. [TOOL_CALLS][{TEXT}]", "Hm. "),
+        ("mistral", ["[TOOL_CALLS]", "[ARGS]"], f"Hm. [TOOL_CALLS]f[ARGS]{ARGUMENTS}", "Hm. "),
+        ("llama3_json", ["<|python_tag|>"], f"Hm. <|python_tag|>{LLAMA}", "Hm. "),
+        ("hermes", [], f"Hm. <tool_call>{TEXT}</tool_call>", "Hm. "),
     ],
 )
-def test_markers_that_are_special_tokens_are_seen(
-    kind: type[ToolParser], special: list[str], text: str, content: str
-) -> None:
+def test_markers_that_are_special_tokens_are_seen(kind: str, special: list[str], text: str, content: str) -> None:
     tokenizer = byte_tokenizer(*special, "<|pad|>")
-    name = next(n for n, parser in PARSER_NAMES.items() if parser is kind)
     body = {"tools": TOOLS, "n": 2, "temperature": 1.0}
 
     def answer(text: str, **more: Any) -> Said:
         ids = tokenizer.encode(text)
-        whole, streamed = chat(tokenizer, [ids, ids], {**body, **more}, tool_parser=name)
+        whole, streamed = chat(tokenizer, [ids, ids], {**body, **more}, tool_parser=kind)
         assert whole == streamed
         assert whole[0] == whole[1]
         return whole[0]
@@ -521,13 +511,19 @@ def test_forced_calls_of_a_chat(choice: Any, text: str, finish: str, want: Said)
     assert whole == streamed == [want]
 
 
-def test_the_template_tells_the_parser() -> None:
-    assert choose_parser("auto", ["... <tool_call> ..."]) is HermesParser
-    assert choose_parser("auto", ["[TOOL_CALLS]"]) is MistralParser
-    assert choose_parser("auto", ["<|python_tag|>"]) is LlamaParser
-    assert choose_parser("auto", ["plain"]) is None
-    assert choose_parser("hermes", []) is HermesParser
-    assert choose_parser("none", ["<tool_call>"]) is None
+def test_the_template_tells_the_format(caplog: pytest.LogCaptureFixture) -> None:
+    assert format_of(["... <tool_call> ..."]) == "hermes"
+    assert format_of(["[TOOL_CALLS]"]) == "mistral"
+    assert format_of(["<|python_tag|>"]) == "llama3_json"
+    assert format_of(["<tool_call>", "<arg_key>"]) == "glm45"
+    assert format_of(["<tool_call><function=x>"]) == "qwen3_xml"
+    assert format_of(["plain"]) is None
+    with caplog.at_level("INFO", "octavo"):
+        assert model_formats("auto", "auto", ("plain and unknown",)).tools == FORMATS["hermes"]
+    assert "unknown" in caplog.text
+    assert model_formats("auto", "none", ("<tool_call>",)).tools is None
+    assert model_formats("auto", "glm47", ("<tool_call>",)).tools == FORMATS["glm45"]
+    assert model_formats("auto", "auto", ("<|start|>a<|channel|>b<|message|>c",)).is_harmony
 
 
 MESSAGES = [{"role": "user", "content": "x"}]
@@ -537,22 +533,30 @@ def asking(choice: Any, **more: Any) -> ChatRequest:
     return ChatRequest.model_validate({"messages": MESSAGES, "tools": TOOLS, "tool_choice": choice, **more})
 
 
+def read(request: ChatRequest, text: str) -> Calls:
+    """The calls of a forced answer, the same in any pieces."""
+    whole = run(ForcedParser(request), [text])
+    assert run(ForcedParser(request), [*text, ""]) == whole
+    return whole[1]
+
+
 def test_forced_calls_that_are_cut_short_keep_the_whole_ones() -> None:
     request = asking("required")
     assert forced(request) is not None
     whole = json.dumps([{"name": "f", "parameters": {"x": 1}}])
-    assert read_forced(request, whole) == [("f", {"x": 1})]
-    assert read_forced(request, whole[:-1] + ', {"name": "f", "par') == [("f", {"x": 1})]
+    assert read(request, whole) == [("f", {"x": 1})]
+    assert read(request, whole[:-1] + ', {"name": "f", "par') == [("f", {"x": 1})]
     for text in ("", "[", "null", "5", '"f"', "[5]", "[[]]", "[{}]", '[{"name": "f"}]', "[" * 5000, '[{"a":' * 5000):
-        assert read_forced(request, text) == []
-    assert read_forced(request, f"[ {whole[1:-1]} ,\n{whole[1:-1]} ]") == [("f", {"x": 1})] * 2
+        assert read(request, text) == []
+    assert read(request, f"[ {whole[1:-1]} ,\n{whole[1:-1]} ]") == [("f", {"x": 1})] * 2
     named = asking({"type": "function", "function": {"name": "f"}})
-    assert read_forced(named, '{"x": ') == [("f", '{"x": ')]
+    cut = collect(ForcedParser(named).feed('{"x": ', True))
+    assert [(one.name, one.arguments) for one in cut.calls] == [("f", '{"x": ')]
 
 
 def test_forced_calls_are_read_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tools_module, "JsonScanner", Counted)
+    monkeypatch.setattr(json_calls_module, "JsonScanner", Counted)
     Counted.taken = 0
     text = json.dumps([{"name": "f", "parameters": {"x": 1}}] * 3000)
-    assert len(read_forced(asking("required"), text)) == 3000
-    assert Counted.taken <= len(text)
+    assert len(read(asking("required"), text)) == 3000
+    assert Counted.taken <= 2 * len(text)
