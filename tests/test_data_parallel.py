@@ -19,6 +19,8 @@ from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError
 from tests.adapter_folders import write_adapter
 from tests.server.conftest import write_tiny
 
+pytestmark = pytest.mark.alone
+
 WITHIN = 60.0
 """Seconds after which a test gives up."""
 MEMORY = {"kv_cache_memory": "16MiB"}

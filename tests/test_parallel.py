@@ -17,6 +17,8 @@ from octavo.executor.rank_processes import LocalRanks
 from tests.golden import CASES, read_case
 from tests.test_golden import agrees
 
+pytestmark = pytest.mark.alone
+
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2": {"tensor_parallel_size": 2},
     "pp2": {"pipeline_parallel_size": 2},

@@ -22,6 +22,8 @@ from octavo.params import PoolingParams, StructuredOutputsParams
 from octavo.rank_place import RankLink, RankPlace
 from tests.server.conftest import write_tiny
 
+pytestmark = pytest.mark.alone
+
 SHAPE = CacheShape(4, 16, (None,), None, False, 8)
 INFO = ModelInfo(task="generate", vocab_size=10, max_model_len=64)
 ADAPTER = AdapterRef("a", "/nowhere", b"digest")

@@ -10,13 +10,20 @@ from octavo.ops.torch import TorchBackend
 REFERENCE = TorchBackend(torch.device("cpu"))
 
 
+def native_backend(name: str) -> NativeBackend:
+    """With two threads, that rows and columns be shared among them."""
+    backend = NativeBackend(Library(name))
+    backend.set_threads(2)
+    return backend
+
+
 @pytest.fixture(params=runnable())
 def native(request: pytest.FixtureRequest) -> NativeBackend:
-    return NativeBackend(Library(request.param))
+    return native_backend(request.param)
 
 
 @pytest.fixture(params=["torch", *runnable()])
 def backend(request: pytest.FixtureRequest) -> Backend:
     if request.param == "torch":
         return select_backend("cpu", "torch")
-    return NativeBackend(Library(request.param))
+    return native_backend(request.param)

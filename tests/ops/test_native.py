@@ -76,6 +76,7 @@ class TestThreads:
     def test_no_more_than_the_control_group_grants(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(threads, "siblings", str)
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+        monkeypatch.setattr(threads, "_processes", {"cores": 1, "time": 1})
         monkeypatch.setattr(threads, "_quota", lambda: 3)
         assert threads.default_threads() == 3
         monkeypatch.setattr(threads, "_quota", lambda: 100)

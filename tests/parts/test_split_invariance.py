@@ -14,6 +14,8 @@ from tests.ops.rank_processes import run_ranks
 from tests.parts.test_split import ranks_for
 from tests.parts.test_split_recorded import use_rank
 
+pytestmark = pytest.mark.alone
+
 ROWS = [row for row, path in test_invariance.ROWS.items() if ranks_for(read_case(path)) == 2]
 SAMPLE = ["JambaForCausalLM", "MixtralForCausalLM"]
 

@@ -18,6 +18,8 @@ from tests.parts.test_split import ranks_for
 from tests.rank_threads import ThreadPlace
 from tests.test_golden import agrees, load
 
+pytestmark = pytest.mark.alone
+
 GENERATING = [path.stem for path in CASES if "output_token_ids" in case_named(path.stem)["cases"][0]]
 SAMPLE = [
     "DeepseekV2ForCausalLM--lite",

@@ -27,6 +27,8 @@ from tests.golden import case_named
 from tests.ray.conftest import add_machine
 from tests.test_golden import answers, load
 
+pytestmark = pytest.mark.alone
+
 WITHIN = 60
 """Seconds in which what must happen does, on a machine that has much else to do."""
 

@@ -18,6 +18,8 @@ from tests.ray.conftest import add_machine
 from tests.server.conftest import write_tiny
 from tests.server.running import Running, server
 
+pytestmark = pytest.mark.alone
+
 REQUEST = {"prompt": "Hello", "temperature": 0, "max_tokens": 8, "ignore_eos": True}
 PROMPTS = ["Hello", "Once upon a time", "The", "What is photosynthesis?"]
 RAY = ["--distributed-executor-backend", "ray", "--kv-cache-memory", "16MiB"]

@@ -21,6 +21,8 @@ from octavo.ray_serve import build_app
 from octavo.ray_serve.door import LOST
 from tests.server.conftest import write_tiny
 
+pytestmark = pytest.mark.alone
+
 OPTIONS = {
     "num_replicas": "2",
     "kv_cache_memory": "32MiB",

@@ -12,6 +12,8 @@ import pytest
 from tests.server.running import Running, server
 from tests.server.test_ending import WITHIN, folder, nothing_left
 
+pytestmark = pytest.mark.alone
+
 __all__ = ["folder"]
 
 LONG = {"prompt": "x", "max_tokens": 1900, "ignore_eos": True, "n": 4}

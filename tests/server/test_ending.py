@@ -18,6 +18,8 @@ import pytest
 
 from tests.server.running import server
 
+pytestmark = pytest.mark.alone
+
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGKILL]
 LOAD = {"prompt": "x", "max_tokens": 1500, "ignore_eos": True, "n": 8}
 WITHIN = 30.0

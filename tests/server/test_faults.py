@@ -17,6 +17,8 @@ import pytest
 
 from tests.server.running import Running, server
 
+pytestmark = pytest.mark.alone
+
 HELLO = {"role": "user", "content": "x"}
 LONG = {"prompt": "x", "max_tokens": 1500, "ignore_eos": True, "stream": True}
 

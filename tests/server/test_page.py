@@ -18,9 +18,13 @@ PICTURES = Path(__file__).parents[2] / ".artifacts" / "screenshots"
 """Kept by CI, ignored by git."""
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
-pytestmark = pytest.mark.skipif(
-    (CHROMIUM is None or DRIVER is None) and "CI" not in os.environ, reason="there is no Chromium with its driver here"
-)
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(
+        (CHROMIUM is None or DRIVER is None) and "CI" not in os.environ,
+        reason="there is no Chromium with its driver here",
+    ),
+]
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ from tests.server.conftest import write_tiny
 from tests.server.running import Running, server
 from tests.server.test_ending import LOAD, WITHIN, folder, nothing_left, processes
 
+pytestmark = pytest.mark.alone
+
 __all__ = ["folder"]
 
 REPLICAS = ("--data-parallel-size", "2", "--kv-cache-memory", "32MiB", "--served-model-name", "tiny")
