@@ -1,22 +1,36 @@
 """Adapters on several ranks: the reference's answers, and refusals that leave the engine as it was."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import octavo.launch
 from octavo import SamplingParams
+from octavo.config import EngineArgs
 from octavo.errors import InvalidRequestError
 from tests.adapters import LORA_CASES, adapter_tensors, lora_case, requests_of, save_adapter
 from tests.golden import prompt_of, read_case
+from tests.loaded_ranks import LoadedRanks
 from tests.test_lora import agrees, load_case
+
+pytestmark = pytest.mark.alone
 
 SAMPLE = ("LlamaForCausalLM--dora", "GraniteMoeForCausalLM--parameters")
 """Those that every run has."""
 CASES = [pytest.param(path, id=path.stem, marks=[] if path.stem in SAMPLE else pytest.mark.slow) for path in LORA_CASES]
 
 
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[LoadedRanks]:
+    ranks = LoadedRanks(EngineArgs(tensor_parallel_size=2), len(CASES))
+    yield ranks
+    ranks.close()
+
+
 @pytest.mark.parametrize("path", CASES)
-def test_reference_answers(path: Path, tmp_path: Path) -> None:
+def test_reference_answers(path: Path, ranks: LoadedRanks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(octavo.launch, "load_ranks", ranks.load)
     agrees(read_case(path), tmp_path, tensor_parallel_size=2)
 
 

@@ -12,9 +12,8 @@ import pytest
 import octavo.launch
 from octavo.config import EngineArgs
 from octavo.errors import ConfigError
-from octavo.executor.rank_executor import RankExecutor
-from octavo.executor.rank_processes import LocalRanks
 from tests.golden import CASES, read_case
+from tests.loaded_ranks import LoadedRanks
 from tests.test_golden import agrees
 
 pytestmark = pytest.mark.alone
@@ -35,44 +34,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "layout" in metafunc.fixturenames:
         is_whole = metafunc.config.getoption("--all-layouts")
         layouts, paths = (list(LAYOUTS), CASES) if is_whole else (SAMPLED, SAMPLE)
-        metafunc.parametrize(
-            ("layout", "path"), [pytest.param(n, p, id=f"{n}-{p.stem}") for n in layouts for p in paths], scope="module"
-        )
-
-
-class Processes:
-    """Those of a layout, which load one model after the other. Such as could not load one are ended by that."""
-
-    def __init__(self, args: EngineArgs) -> None:
-        self._args = args
-        self._ranks: LocalRanks | None = None
-
-    def load(self, args: EngineArgs) -> RankExecutor:
-        size, tensor_size = self._args.num_ranks, self._args.tensor_parallel_size
-        self._ranks = self._ranks or LocalRanks(size, tensor_size, args.distributed_timeout_seconds, len(CASES))
-        try:
-            return RankExecutor(self._ranks, args)
-        except BaseException:
-            self._ranks = None
-            raise
-
-    def close(self) -> None:
-        if self._ranks is not None:
-            self._ranks.close()
+        # Of these only the layout is the module's: with the path, ranks would be started anew for each case.
+        metafunc.parametrize("layout", layouts, scope="module")
+        metafunc.parametrize("path", paths, ids=lambda p: p.stem)
 
 
 @pytest.fixture(scope="module")
-def processes(layout: str) -> Iterator[Processes]:
-    processes = Processes(EngineArgs(**LAYOUTS[layout]))
-    yield processes
-    processes.close()
+def ranks(layout: str) -> Iterator[LoadedRanks]:
+    ranks = LoadedRanks(EngineArgs(**LAYOUTS[layout]), len(CASES))
+    yield ranks
+    ranks.close()
 
 
 @pytest.mark.slow
 def test_every_row(
-    layout: str, path: Path, processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    layout: str, path: Path, ranks: LoadedRanks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(octavo.launch, "load_ranks", processes.load)
+    monkeypatch.setattr(octavo.launch, "load_ranks", ranks.load)
     try:
         agrees(read_case(path), tmp_path, **LAYOUTS[layout], threads=1)
     except ConfigError as error:
