@@ -14,7 +14,7 @@ from octavo.ops.native import Library, NativeBackend
 from octavo.rank_memory import shared_memory
 
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["octavo.ops", "tests.ops.rank_processes"])
+CONTEXT.set_forkserver_preload(["octavo.llm", "tests.ops.rank_processes"])
 PATIENCE = 120
 """Seconds until a test has failed whose ranks give no result."""
 

@@ -16,7 +16,7 @@ from tests.parts.test_split_recorded import use_rank
 
 pytestmark = pytest.mark.alone
 
-ROWS = [row for row, path in test_invariance.ROWS.items() if ranks_for(read_case(path)) == 2]
+ROWS = list(test_invariance.ROWS)
 SAMPLE = ["JambaForCausalLM", "MixtralForCausalLM"]
 
 
@@ -41,4 +41,5 @@ def leave_no_trace(backend: Backend, rows: Sequence[str], folder: Path, options:
     ],
 )
 def test_batch_chunks_and_preemption_leave_no_trace(rows: list[str], way: str, tmp_path: Path) -> None:
+    rows = [row for row in rows if ranks_for(read_case(test_invariance.ROWS[row])) == 2]
     run_ranks(f"{runnable()[0]} memory", (2, 2), tmp_path, leave_no_trace, rows, tmp_path, test_invariance.WAYS[way])
