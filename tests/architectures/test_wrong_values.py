@@ -2,6 +2,7 @@
 
 import copy
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ WRONG: list[Any] = [
     *("x", "", {}, {"a": 1}, [], ["x"], [1, -1], [[]], [None], True, False, None),
     *(0, 1, 3, -1, 0.5, 2.0, -0.5, float("nan"), float("inf"), -float("inf"), 1e300, 10**9, 10**30),
 ]
+EVERY = 2
+"""Of so many wrong values of a key one is tried in a row, another in the next; `make values` (--all-values) has all."""
 LOADED_BY_KEY = 1
 """How many wrong values of a key are loaded and must answer, of those that make a model of the same shape."""
 ROWS: dict[str, list[Path]] = {}
@@ -54,8 +57,20 @@ def shapes(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {name: slot.shape for name, slot in weight_slots(model).items()}
 
 
+def chosen(row: str, key: str, every: int) -> list[Any]:
+    """The wrong values that a key has in a row's test."""
+    return WRONG[zlib.crc32(f"{row} {key}".encode()) % every :: every]
+
+
+def test_all_rows_together_have_all_values() -> None:
+    for key in ("hidden_size", "rope_scaling.factor"):
+        tried = [value for row in ROWS for value in chosen(row, key, EVERY)]
+        assert {*map(repr, tried)} == {*map(repr, WRONG)}
+
+
 @pytest.mark.parametrize("row", ROWS)
-def test_every_key_of_every_family(row: str, tmp_path: Path) -> None:
+def test_every_key_of_every_family(row: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    every = 1 if request.config.getoption("--all-values") else EVERY
     tried, longest = set[tuple[str, str]](), 0
     for path in ROWS[row]:
         case = read_case(path)
@@ -66,7 +81,7 @@ def test_every_key_of_every_family(row: str, tmp_path: Path) -> None:
             position_limit(all_architectures()[row].config(config))
         same_shape: dict[str, list[dict[str, Any]]] = {}
         for key, copied, inside in places(config, asked - tried):
-            for wrong in WRONG:
+            for wrong in chosen(row, key, every):
                 inside[key.rpartition(".")[2]] = wrong
                 try:
                     if shapes(copied, tmp_path) == right:
