@@ -26,7 +26,6 @@ from octavo.server.answer_events import (
 from octavo.server.answer_reader import AnswerReader, AnswerReaders, model_formats
 from octavo.server.body import JSONRoute
 from octavo.server.event_stream import event_response, json_response, while_connected
-from octavo.server.forced_calls import forced
 from octavo.server.logprobs import LogprobsWriter
 from octavo.server.protocol import ChatRequest, Conversation, StreamOptions
 from octavo.server.served_models import ServedModel
@@ -90,12 +89,12 @@ class Chat:
         self.service, self.request, self.model = service, request, model
         self.id, self.created = service.new_id("chatcmpl"), int(time.time())
         self.writer = LogprobsWriter(service.tokenizer, bool(request.return_tokens_as_token_ids))
-        self.forced = forced(request)
         self.echoed = _echoed(request)
         own = list(service.tokenizer.chat_templates.values()) if service.tokenizer else []
         options, templates = service.options, (service.chat_template or "", *own)
         formats = model_formats(options.reasoning_parser, options.tool_parser, templates)
         self.readers = AnswerReaders(formats, request)
+        self.forced = self.readers.forced()
         self.prompt_text = ""
         if request.tools and request.tool_choice == "auto" and options.tool_parser == "none":
             raise InvalidRequestError(

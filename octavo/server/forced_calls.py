@@ -29,7 +29,7 @@ def forced(request: ChatRequest) -> StructuredOutputsParams | None:
         if named is None:
             names = ", ".join(t.function.name for t in tools)
             raise InvalidRequestError(f"tool_choice names {choice.function.name!r}; the tools are {names}.")
-        return StructuredOutputsParams(json=_parameters(named))
+        return forced_arguments(named)
     calls = [
         {
             "type": "object",
@@ -44,6 +44,19 @@ def forced(request: ChatRequest) -> StructuredOutputsParams | None:
     ]
     most = {} if request.parallel_tool_calls is not False else {"maxItems": 1}
     return StructuredOutputsParams(json={"type": "array", "minItems": 1, **most, "items": {"anyOf": calls}})
+
+
+def only_tool(request: ChatRequest) -> Tool | None:
+    """The tool that must be called, where that is one of them, which tool_choice names, or which is alone."""
+    choice, tools = request.tool_choice, request.tools or []
+    if isinstance(choice, NamedTool):
+        return next((t for t in tools if t.function.name == choice.function.name), None)
+    return tools[0] if choice == "required" and len(tools) == 1 else None
+
+
+def forced_arguments(tool: Tool) -> StructuredOutputsParams:
+    """The schema of a tool's arguments alone."""
+    return StructuredOutputsParams(json=_parameters(tool))
 
 
 def _parameters(tool: Tool) -> dict[str, Any]:

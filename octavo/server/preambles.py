@@ -49,13 +49,20 @@ def _any(format: ReasoningFormat, tokenizer: Tokenizer) -> str:
     return " | ".join(_literal(marker, tokenizer) for marker in format.openings)
 
 
-def harmony_preamble(prompt: str, tokenizer: Tokenizer) -> str | None:
-    """The messages before gpt-oss' final one, and its header; None where the prompt has begun a message."""
+def harmony_preamble(prompt: str, tokenizer: Tokenizer, tool: str | None = None) -> str | None:
+    """The messages before gpt-oss' last one, and its header; None where the prompt has begun a message.
+
+    Args:
+        tool: the function that the last message is to; None for one to the user.
+    """
     if START in prompt and prompt.rpartition(START)[2].strip() != "assistant":
         return None
     channel, message, start, constrain = (_literal(m, tokenizer) for m in (CHANNEL, MESSAGE, START, CONSTRAIN))
+    header = '"final" (" "? ' + f'{constrain} "json")?'
+    if tool is not None:
+        header = f'{json.dumps(f"commentary to=functions.{tool} ")} {constrain} "json"'
     return (
-        f'start: analysis* {channel} "final" (" "? {constrain} "json")? {message} @answer\n'
+        f"start: analysis* {channel} {header} {message} @answer\n"
         f'analysis: {channel} "analysis" {message} thought {start} "assistant"\n'
         f"{_until('thought', END, tokenizer)}"
     )

@@ -22,6 +22,8 @@ FIRST, SECOND, NAME, KEY, VALUE = (f"octavo{word}" for word in ("first", "second
 LONG_ID, SHORT_ID = "chatcmpl-tool-0123456789abcdef0123456789abcdef", "abcdef012"
 LONGEST_KEPT = 1 << 17
 """Characters of the longest template that is compiled once for many prompts."""
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+"""What templates call the reasoning of a message."""
 MISSING = object()
 """No content, not even None."""
 REPRESENTED = re.compile(rf"""["']text["']: ["'](?:{FIRST}|{SECOND})|'{KEY}': '{VALUE}'""")
@@ -126,9 +128,19 @@ class ConversationTemplate:
             return with_content(message, self._content(role, empty))
         shape = self._calls(content)
         message["tool_calls"] = [_call(call, shape) for call in message["tool_calls"]]
-        return with_content(
-            message, self._content(role, shape.content if content is MISSING or not content else content)
-        )
+        content = shape.content if content is MISSING or not content else content
+        if isinstance(content, str) and content and message.get("thinking") and not self._takes_thoughts(shape):
+            message |= dict.fromkeys(THOUGHTS, f"{message['thinking']}\n\n{content}")
+            content = ""
+        return with_content(message, self._content(role, content))
+
+    def _takes_thoughts(self, shape: CallShape) -> bool:
+        """Whether a message that calls tools may have a thought and content, which gpt-oss' may not."""
+        if "thoughts" not in self._shapes:
+            user, calling, result = _calling(shape)
+            both = with_content({**calling, **dict.fromkeys(THOUGHTS, FIRST)}, SECOND)
+            self._shapes["thoughts"] = next(self._tried([[user, both, result]]), None) is not None
+        return bool(self._shapes["thoughts"])
 
     def _content(self, role: str, content: Any) -> Any:
         """Text or parts as messages of this role are shown."""
@@ -245,9 +257,11 @@ def _short(call_id: Any) -> str:
 
 
 def _reasoning(message: Mapping[str, Any]) -> Message:
-    """A message's reasoning under all names that templates know it by, as transformers gives it."""
-    found = next((v for n in ("reasoning_content", "thinking", "reasoning") if (v := message.get(n)) is not None), None)
-    return {} if found is None else {"thinking": message.get("thinking", found), "reasoning_content": found}
+    """A message's reasoning under all names that templates know it by."""
+    found = next((v for name in THOUGHTS if (v := message.get(name)) is not None), None)
+    return (
+        {} if found is None else {**dict.fromkeys(THOUGHTS, found), **{n: message[n] for n in THOUGHTS if n in message}}
+    )
 
 
 def _tagged(message: Message, tag: str) -> tuple[Message, str]:

@@ -1,5 +1,6 @@
 """An answer follows its schema; what is thought before it does not have to."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from octavo.executor.grammar_text import to_llguidance
 from octavo.params import StructuredOutputsParams
+from octavo.server.answer_events import collect
 from octavo.server.answer_reader import AnswerReaders, ModelFormats
 from octavo.server.harmony import CHANNEL, CONSTRAIN, END, MARKERS, MESSAGE, START
 from octavo.server.protocol import ChatRequest
@@ -29,11 +31,15 @@ def takes(
     tokenizer: Tokenizer, formats: ModelFormats, prompt: str, wanted: dict[str, Any], text: str, **variables: Any
 ) -> bool:
     """Whether an answer to the prompt may be this text, and end there."""
-    import llguidance
-
     request = ChatRequest.model_validate({"messages": [{"role": "user", "content": "x"}]})
     preamble = AnswerReaders(formats, request).preamble(prompt, variables, tokenizer)
-    params = StructuredOutputsParams(**wanted, preamble=preamble)
+    return follows(tokenizer, StructuredOutputsParams(**wanted, preamble=preamble), text)
+
+
+def follows(tokenizer: Tokenizer, params: StructuredOutputsParams, text: str) -> bool:
+    """Whether the text is an answer that may end."""
+    import llguidance
+
     inner = tokenizer.inner  # type: ignore[attr-defined]
     own = llguidance.LLTokenizer(inner.to_str(), n_vocab=inner.get_vocab_size(), eos_token=inner.token_to_id("</s>"))
     matcher = llguidance.LLMatcher(own, to_llguidance(*params.as_grammar()), log_level=0)
@@ -89,3 +95,30 @@ def test_without_a_format_there_is_no_preamble() -> None:
     params = StructuredOutputsParams(json={"a": 1})
     assert params.as_grammar() == ("json_schema", json.dumps({"a": 1}))
     assert takes(byte_tokenizer("</s>"), ModelFormats(False, None, None), "x", {"regex": "a"}, "a")
+
+
+def test_a_forced_call_is_a_message_to_its_function() -> None:
+    tokenizer, prompt = byte_tokenizer("</s>", *MARKERS), f"{START}assistant"
+    called = f"{CHANNEL}commentary to=functions.f {CONSTRAIN}json{MESSAGE}"
+    tools = [{"function": {"name": name, "parameters": {"type": "object", "properties": {"a": {}}}}} for name in "fg"]
+    named = {"type": "function", "function": {"name": "f"}}
+    for choice, count in ((named, 2), ("required", 1)):
+        body = {"messages": [{"role": "user", "content": "x"}], "tools": tools[:count], "tool_choice": choice}
+        readers = AnswerReaders(HARMONY, ChatRequest.model_validate(body))
+        forced = readers.forced()
+        assert forced is not None
+        preamble = readers.preamble(prompt, {}, tokenizer)
+        for text, is_taken in (
+            (f'{ANALYSIS}{called}{{"a": 5}}', True),
+            (f'{called}{{"a": 5}}', True),
+            (f'{called}{{"b": 5}}', False),
+            (f'{CHANNEL}final{MESSAGE}{{"a": 5}}', False),
+            ('{"a": 5}', False),
+        ):
+            assert follows(tokenizer, dataclasses.replace(forced, preamble=preamble), text) == is_taken, text
+        answer = collect(readers.new(prompt, {}).feed(f'{ANALYSIS}{called}{{"a": 5}}', finished=True))
+        assert [(one.name, one.arguments) for one in answer.calls] == [("f", '{"a": 5}')]
+        assert (answer.thought, answer.content) == ("so {it}\nis", "")
+    readers = AnswerReaders(HARMONY, ChatRequest.model_validate({**body, "tools": tools}))
+    text = f'{CHANNEL}final{MESSAGE}[{{"name": "g", "parameters": {{}}}}]'
+    assert [one.name for one in collect(readers.new(prompt, {}).feed(text, finished=True)).calls] == ["g"]

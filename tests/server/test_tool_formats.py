@@ -94,7 +94,7 @@ def cut(draw: st.DrawFn, text: str) -> list[str]:
     return [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.data(), st.sampled_from(KINDS), prose, st.lists(arguments, min_size=1, max_size=3), prose)
 def test_calls_and_prose_are_told_apart(
     data: st.DataObject, kind: str, before: str, given: list[dict[str, Any]], behind: str
@@ -116,7 +116,7 @@ def scraps(kind: str) -> list[str]:
 SCRAPS = {kind: scraps(kind) for kind in KINDS}
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(st.data(), st.sampled_from(KINDS))
 def test_any_text_is_the_same_in_any_pieces_and_nothing_is_lost(data: st.DataObject, kind: str) -> None:
     text = "".join(data.draw(st.lists(st.sampled_from(SCRAPS[kind]), max_size=14)))

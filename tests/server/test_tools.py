@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import octavo.server.answer_reader as answer_reader
 import octavo.server.json_calls as json_calls_module
 import octavo.server.tool_calls as tool_calls_module
 from octavo.server.answer_events import collect
-from octavo.server.answer_reader import model_formats
+from octavo.server.answer_reader import AnswerReaders, model_formats
 from octavo.server.forced_calls import ForcedParser, forced
 from octavo.server.json_scanner import MAX_DEPTH, JsonScanner, Scan
 from octavo.server.protocol import ChatRequest
@@ -518,9 +519,14 @@ def test_the_template_tells_the_format(caplog: pytest.LogCaptureFixture) -> None
     assert format_of(["<tool_call>", "<arg_key>"]) == "glm45"
     assert format_of(["<tool_call><function=x>"]) == "qwen3_xml"
     assert format_of(["plain"]) is None
+    guess = model_formats("auto", "auto", ("plain and unknown",))
+    assert (guess.tools, guess.is_guess) == (FORMATS["hermes"], True)
+    answer_reader._tell_guess.cache_clear()
     with caplog.at_level("INFO", "octavo"):
-        assert model_formats("auto", "auto", ("plain and unknown",)).tools == FORMATS["hermes"]
-    assert "unknown" in caplog.text
+        AnswerReaders(guess, asking("none"))
+        assert not caplog.text
+        AnswerReaders(guess, asking("auto"))
+    assert "--tool-call-parser" in caplog.text
     assert model_formats("auto", "none", ("<tool_call>",)).tools is None
     assert model_formats("auto", "glm47", ("<tool_call>",)).tools == FORMATS["glm45"]
     assert model_formats("auto", "auto", ("<|start|>a<|channel|>b<|message|>c",)).is_harmony

@@ -13,6 +13,7 @@ from octavo.errors import CheckpointError, InvalidRequestError
 from octavo.files import TEXT_MAX
 from octavo.text import template_process
 from octavo.text.chat_prompt import render_chat
+from octavo.text.template import ConversationTemplate
 from octavo.text.template_files import read_templates
 from octavo.text.tokenizer import Tokenizer
 from tests.text.chat_templates import (
@@ -516,3 +517,23 @@ class TestFiles:
             render_chat(tokenizer(rag="R"), TALK)
         with pytest.raises(InvalidRequestError, match="no chat template"):
             render_chat(tokenizer(), TALK)
+
+
+HARMONY = (
+    "{% for m in messages %}{% if m.tool_calls %}"
+    "{% if m.content and m.thinking %}{{ raise_exception('not both') }}{% endif %}"
+    "[{{ m.content or m.thinking }}]({{ m.tool_calls[0].function.name }})"
+    "{% else %}{{ m.role }}:{{ m.content }}{% endif %}{% endfor %}"
+)
+
+
+def test_thoughts_and_content_are_joined_where_a_template_takes_one_of_them() -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "I look.", "reasoning": "so", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "a", "content": "5"},
+    ]
+    assert ConversationTemplate(HARMONY, ()).prompt(messages, False) == "user:Hi[so\n\nI look.](f)tool:5"
+    both = "{% for m in messages %}{{ m.reasoning }}{{ m.thinking }}{{ m.content }}{% endfor %}"
+    assert ConversationTemplate(both, ()).prompt(messages[1:2], False) == "sosoI look."
