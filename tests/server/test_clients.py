@@ -160,7 +160,9 @@ def test_forced_tools(client: openai.OpenAI, model: str, choice: Any) -> None:
     assert got.choices[0].finish_reason == "tool_calls"
     deltas = [c.choices[0].delta for c in client.chat.completions.create(**asked, stream=True) if c.choices]
     streamed = [call for d in deltas for call in d.tool_calls or []]
-    assert streamed[0].function.arguments == calls[0].function.arguments
+    assert (streamed[0].function.name, streamed[0].index) == ("get_weather", 0)
+    assert len(streamed) > 2  # as they are written
+    assert "".join(call.function.arguments for call in streamed) == calls[0].function.arguments
 
 
 def test_embeddings(embedding_server: Running) -> None:
