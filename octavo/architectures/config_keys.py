@@ -47,11 +47,13 @@ _BY_KIND: dict[Kind, str] = {
         attn_layer_period n_group topk_group moe_top_k moe_num_experts no_rope_layer_interval num_heads heads
         mamba_n_heads mamba_num_heads n_mamba_heads mamba_n_groups mamba_ngroups n_groups num_mem_blocks
         linear_num_key_heads linear_num_value_heads full_attention_interval cross_attention_frequency
-        spatial_pool_stride spatial_merge_size temporal_patch_size stack_factor conv_groups""",
+        spatial_pool_stride spatial_merge_size temporal_patch_size stack_factor conv_groups index_n_heads
+        hc_mult hc_sinkhorn_iters o_groups compress_rate_csa compress_rate_hca""",
     COUNT_OR_NONE: """global_attn_every_n_layers num_shared_experts moe_num_shared_experts
         moe_layer_start_index num_dense_layers num_experts num_local_experts n_routed_experts n_shared_experts
         num_experts_per_tok num_experts_per_token first_k_dense_replace max_window_layers expert_layer_offset
-        attn_layer_offset dense_attention_every_n_layers type_vocab_size conv_kernel_size""",
+        attn_layer_offset dense_attention_every_n_layers type_vocab_size conv_kernel_size
+        num_hash_layers""",
     integer(-1, MAX_COUNT): "moe_layer_end_index",
     integer(0, MAX_SIZE): "shared_intermediate_size",
     either(COUNT, integers(1, MAX_COUNT)): "moe_topk",
@@ -67,7 +69,8 @@ _BY_KIND: dict[Kind, str] = {
         num_positions num_query_tokens encoder_hidden_size num_channels query_num n_queries output_dim width embed_dim
         num_mel_bins max_source_positions block_ff_dim block_multiple_of mamba_d_ssm mamba_head_dim mamba_headdim
         ssm_state_size adapter_rank lru_width attention_window_size moe_shared_expert_intermediate_size moe_latent_size
-        linear_key_head_dim linear_value_head_dim linear_head_dim pooler_hidden_size attention_head_size""",
+        linear_key_head_dim linear_value_head_dim linear_head_dim pooler_hidden_size attention_head_size index_head_dim
+        index_topk o_lora_rank""",
     integer(2, 1 << 12): "conv_kernel mamba_d_conv conv_L_cache conv1d_width linear_conv_kernel_dim"
     " short_conv_kernel_size",
     LENGTH: """max_target_positions max_position_embeddings n_positions max_seq_len n_ctx
@@ -98,7 +101,7 @@ _BY_KIND: dict[Kind, str] = {
         vision_encoder norm_rel_ebd""",
     ACTIVATION: """classifier_activation mlp_hidden_act mamba_hidden_act name image_mlp_activations
         hidden_act hidden_activation activation_function activation projector_hidden_act pooler_hidden_act conv_act""",
-    EPSILON: """time_step_min moe_norm_min image_norm_eps rms_norm_eps layer_norm_eps
+    EPSILON: """time_step_min hc_eps moe_norm_min image_norm_eps rms_norm_eps layer_norm_eps
         layer_norm_epsilon layernorm_epsilon norm_eps norm_epsilon mixer_rms_eps router_jitter_noise""",
     SCALE: """full_attn_alpha_factor full_attn_beta_factor linear_attn_alpha_factor
         linear_attn_beta_factor mlp_alpha_factor mlp_beta_factor llama_4_scaling_beta attention_value_scale
@@ -112,9 +115,10 @@ _BY_KIND: dict[Kind, str] = {
         final_logit_softcapping query_pre_attn_scalar alibi_bias_max expand mamba_expand expansion_ratio ffn_mult
         block_ffn_dim_multiplier factor low_freq_factor high_freq_factor beta_fast beta_slow attention_factor
         attn_factor short_mscale long_mscale scaling_factor mlp_ratio""",
-    BASE: "global_rope_theta local_rope_theta rope_theta rotary_emb_base rope_embedding_base rope_local_base_freq base",
+    BASE: """compress_rope_theta global_rope_theta local_rope_theta rope_theta rotary_emb_base rope_embedding_base
+        rope_local_base_freq base""",
     SHARE: "downsample_ratio partial_rotary_factor rotary_pct rope_pct rope_percent rotary_emb_fraction",
-    OBJECT: """per_layer_config sentence_transformers rope_scaling rope_parameters attn_config
+    OBJECT: """compress_rates per_layer_config sentence_transformers rope_scaling rope_parameters attn_config
         ffn_config ffn_act_fn rotary id2label attention ffn text_config llm_config vision_config qformer_config visual
         slice_config moe audio_config embd_layer linear_attn_config img_processor vision_backbone vq_config
         vocabulary_map""",
@@ -123,6 +127,7 @@ _BY_KIND: dict[Kind, str] = {
         cross_attention_layers intermediate_layers_indices attention_layers expert_layers mlp_only_layers bskcn_1
         bskcn_2 bskcn_3 bskcn_4""",
     GRIDS: "supported_aspect_ratios",
+    integers(0, MAX_COUNT): "compress_ratios",
     integers(0, MAX_SIZE): "dummy_token_indices image_default_input_size classifier_token_ids",
     integers(1, MAX_COUNT): "num_key_value_heads_per_layer mrope_section channel_multiplier attn_resolutions",
     numbers(-1e6, 1e6, count=2): "bskcn_tv",

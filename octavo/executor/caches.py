@@ -88,7 +88,7 @@ def allocate_caches(
 
 
 def _spec(state: PagedKV) -> CacheSpec:
-    return CacheSpec(state.num_kv_heads, state.key_dim, state.value_dim)
+    return CacheSpec(state.num_kv_heads, state.key_dim, state.value_dim, state.tokens_per_row, state.is_exact)
 
 
 def _sequences(args: EngineArgs, slot_bytes: int, budget: int) -> int:
@@ -107,7 +107,7 @@ def _sequences(args: EngineArgs, slot_bytes: int, budget: int) -> int:
 def _slabs(paged: Sequence[PagedKV], groups: Sequence[Group]) -> list[PagedKV]:
     """The caches to create. Groups share them where the shapes agree: a block belongs to one group at a time."""
     members = [[s for s in paged if s.group == group] for group in groups]
-    shapes = {(s.num_kv_heads, s.key_dim, s.value_dim) for s in paged}
+    shapes = {_spec(s) for s in paged}
     return max(members, key=len) if len(shapes) == 1 and members else list(paged)
 
 

@@ -30,6 +30,7 @@ from octavo.ops.plans import (
     plan_attention,
     plan_recurrent,
 )
+from octavo.ops.pooled_keys import PooledKeys, PoolSpec
 from octavo.ops.rank_operations import Ranks
 from octavo.ops.selection import select_backend
 from octavo.ops.specs import (
@@ -51,6 +52,7 @@ from octavo.ops.specs import (
     RouterSpec,
 )
 from octavo.ops.stored_rows import StoredRows
+from octavo.ops.streams import StreamSpec
 from octavo.ops.torch.activations import ACTIVATIONS
 from octavo.rank_place import RankLink, RankPlace
 
@@ -83,6 +85,8 @@ __all__ = [
     "PackedExperts",
     "PackedHeads",
     "PackedLinear",
+    "PoolSpec",
+    "PooledKeys",
     "PositionScores",
     "RankColumns",
     "RankLink",
@@ -96,6 +100,7 @@ __all__ = [
     "ScanInput",
     "SequenceRun",
     "StoredRows",
+    "StreamSpec",
     "plan_attention",
     "plan_recurrent",
     "select_backend",

@@ -25,6 +25,7 @@ from octavo.ops.plans import (
     ScanInput,
     SequenceRun,
 )
+from octavo.ops.pooled_keys import PooledAttention
 from octavo.ops.rank_operations import Ranks
 from octavo.ops.specs import (
     AttentionSpec,
@@ -39,6 +40,7 @@ from octavo.ops.specs import (
     RouterSpec,
 )
 from octavo.ops.stored_rows import StoredRows
+from octavo.ops.streams import Streams
 from octavo.ops.weight_kinds import WeightKind
 
 
@@ -144,8 +146,11 @@ class RecordedDecode(Protocol):
         ...
 
 
-class Backend(Ranks, Protocol):
-    """The operations, and what they work on. Those in which ranks meet are of octavo.ops.rank_operations."""
+class Backend(Ranks, PooledAttention, Streams, Protocol):
+    """The operations, and what they work on. Those in which ranks meet are of octavo.ops.rank_operations.
+
+    Keys of several tokens each are octavo.ops.pooled_keys's, several residual streams octavo.ops.streams's.
+    """
 
     name: str
     device: torch.device
@@ -246,6 +251,10 @@ class Backend(Ranks, Protocol):
         """Each head's weight, of `[heads, out, in]` in float32."""
         ...
 
+    def group_linear(self, weight: PackedLinear, groups: int) -> PackedHeads:
+        """Of a weight `[groups * out, in]`, made by `linear` or `stored_linear`, each group's rows as one weight."""
+        ...
+
     def table_rows(self, table: Tensor, ids: Tensor, first: int | None = None) -> Tensor:
         """Rows `ids` `[count]` of `table` `[rows, width]`; `first` as in `PackedLinear.rows`."""
         ...
@@ -328,14 +337,17 @@ class Backend(Ranks, Protocol):
         """
         ...
 
-    def route(self, logits: Tensor, spec: RouterSpec, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def route(
+        self, logits: Tensor, spec: RouterSpec, bias: Tensor | None = None, chosen: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The chosen experts' weights in float32, and numbers, `[rows, top_k]` each, by logits `[rows, experts]`.
 
-        `bias` `[experts]` in float32, for a router that is biased, is added to scores where they choose.
+        `bias` `[experts]` in float32, for a router that is biased, is added to scores where they choose. `chosen`
+        `[rows, top_k]` int64, where something else has chosen: then logits decide weights alone.
         """
         ...
 
-    def angles(self, table: RotaryTable, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def angles(self, table: RotaryTable, positions: Tensor, lengths: Tensor, offset: int = 0) -> tuple[Tensor, Tensor]:
         """See octavo.ops.torch.rope."""
         ...
 

@@ -14,7 +14,7 @@ SCALE_BYTES = 4
 
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values `[blocks, kv heads, block_size, row]`, a row being numbers, or for int8 also their scale.
+    """Keys and values `[blocks, kv heads, rows of a block, row]`, a row being numbers, or for int8 also their scale.
 
     A backend may let the tokens of a block lie in another order.
     """
@@ -43,15 +43,21 @@ def make_cache(
     zeros: Callable[[tuple[int, ...], torch.dtype], Tensor],
 ) -> KVCache:
     """Zeros for `blocks` blocks."""
-    shape = blocks, spec.num_kv_heads, block_size
+    shape = blocks, spec.num_kv_heads, spec.rows_of(block_size)
+    dtype = _dtype_of(spec, dtype)
     keys = zeros((*shape, _row(spec.key_dim, dtype)), dtype)
     return KVCache(keys, zeros((*shape, _row(spec.value_dim, dtype)), dtype) if spec.value_dim else keys)
 
 
 def block_bytes(spec: CacheSpec, block_size: int, dtype: torch.dtype) -> int:
     """Bytes that a block takes."""
+    dtype, block_size = _dtype_of(spec, dtype), spec.rows_of(block_size)
     row = _row(spec.key_dim, dtype) + (_row(spec.value_dim, dtype) if spec.value_dim else 0)
     return spec.num_kv_heads * row * block_size * dtype.itemsize
+
+
+def _dtype_of(spec: CacheSpec, dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if spec.is_exact else dtype
 
 
 def _row(dim: int, dtype: torch.dtype) -> int:

@@ -17,6 +17,14 @@ class CacheSpec:
     key_dim: int
     value_dim: int
     """0 where values are the first part of keys (latent attention)."""
+    tokens_per_row: int = 1
+    """How many tokens a row is of: a block has as many rows as groups of tokens may end in it."""
+    is_exact: bool = False
+    """Held in float32, whatever dtype caches have otherwise."""
+
+    def rows_of(self, block_size: int) -> int:
+        """How many rows a block of so many tokens has."""
+        return -(-block_size // self.tokens_per_row)
 
 
 @dataclass(frozen=True, eq=False)

@@ -69,10 +69,11 @@ class RotaryEmbedding(nn.Module):
     def prepare(self, backend: Backend) -> None:
         self._backend = backend
 
-    def angles(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """cos and sin of the batch's positions, [rows, pairs] float32 each; computed once a step."""
-        assert batch.positions.dim() == 1, "only AxialRotaryEmbedding reads positions on several axes"
-        return batch.once(id(self), lambda: self._backend.angles(self.table, batch.positions, batch.lengths))
+    def angles(self, batch: Batch, offset: int = 0) -> tuple[Tensor, Tensor]:
+        """cos and sin of the batch's positions plus `offset`, [rows, pairs] float32 each; computed once a step."""
+        positions, lengths = batch.positions, batch.lengths
+        assert positions.dim() == 1, "only AxialRotaryEmbedding reads positions on several axes"
+        return batch.once((id(self), offset), lambda: self._backend.angles(self.table, positions, lengths, offset))
 
 
 class AxialRotaryEmbedding(RotaryEmbedding):
@@ -92,18 +93,18 @@ class AxialRotaryEmbedding(RotaryEmbedding):
         super().__init__(frequencies, scale, interleaved)
         self.sections = list(sections)
 
-    def angles(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def angles(self, batch: Batch, offset: int = 0) -> tuple[Tensor, Tensor]:
         if batch.positions.dim() == 1:
-            return super().angles(batch)
+            return super().angles(batch, offset)
 
         def compute() -> tuple[Tensor, Tensor]:
-            every = [self._backend.angles(self.table, each, batch.lengths) for each in batch.positions]
+            every = [self._backend.angles(self.table, each, batch.lengths, offset) for each in batch.positions]
             cos, sin = (
                 [torch.split(axis[part], self.sections, dim=1)[i] for i, axis in enumerate(every)] for part in (0, 1)
             )
             return torch.cat(cos, dim=1), torch.cat(sin, dim=1)
 
-        return batch.once(id(self), compute)
+        return batch.once((id(self), offset), compute)
 
 
 def grid_angles(tables: Sequence[Tensor], positions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PagedKV:
-    """Keys and values of every token, in blocks."""
+    """Keys and values of every token, or of every few, in blocks."""
 
     num_kv_heads: int
     key_dim: int
@@ -14,6 +14,10 @@ class PagedKV:
     """How many of the last tokens a query sees; None for all. Parts of one window share block tables."""
     of_encoder: bool = False
     """Keys and values of the encoder's tokens, all written when a request starts (cross-attention)."""
+    tokens_per_row: int = 1
+    """How many tokens a row is of (keys pooled of several): a block has room for those that end in its tokens."""
+    is_exact: bool = False
+    """Held in float32, whatever keys and values are held in."""
     shared_as: str = ""
     """A name under which later parts read the same cache (Gemma 3n): of a model's states of one name, the first is
     all there is."""

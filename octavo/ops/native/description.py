@@ -91,6 +91,8 @@ Floats = Annotated[int, "const float*"]
 FloatsOut = Annotated[int, "float*"]
 Int64s = Annotated[int, "const int64_t*"]
 Int64sOut = Annotated[int, "int64_t*"]
+Int32s = Annotated[int, "const int32_t*"]
+Int32sOut = Annotated[int, "int32_t*"]
 Bytes = Annotated[int, "const uint8_t*"]
 BytesOut = Annotated[int, "uint8_t*"]
 Weights = Annotated[int, "const uint8_t* const*"]
@@ -284,11 +286,11 @@ class Core(Protocol):
     def route(
         self, *, rows: int, logits: Floats, num_experts: int, scores: RouterScores, bias: Floats | None, top_k: int,
         num_groups: int, top_groups: int, group_best: int, norm: float, min_norm: float, eps: float, factor: float,
-        noise: float, weights: FloatsOut, experts: Int64sOut,
+        noise: float, chosen: bool, weights: FloatsOut, experts: Int64sOut,
     ) -> None:
         """The `top_k` experts of each row and their weights: octavo.ops.specs.RouterSpec, 0 for None.
 
-        `bias` is added to the scores that choose, and not to the weights.
+        `bias` is added to the scores that choose, and not to the weights. Where `chosen`, `experts` are there already.
         """
 
     def to_float32(self, *, rows: int, x: Numbers, out: FloatsOut, columns: int, dtype: DType) -> None:
@@ -373,9 +375,9 @@ class Core(Protocol):
 
     def rope_angles(
         self, *, rows: int, positions: Int64s, lengths: Int64s, frequencies: Floats, pairs: int, cos: FloatsOut,
-        sin: FloatsOut, scale: float, long_scale: float, long_threshold: int,
+        sin: FloatsOut, scale: float, long_scale: float, long_threshold: int, offset: int,
     ) -> None:
-        """cos and sin of each position's angles.
+        """cos and sin of the angles of each position plus `offset`.
 
         Sequences longer than `long_threshold` take the second row of `frequencies` and `long_scale`.
         """
@@ -430,6 +432,55 @@ class Core(Protocol):
         Where there are `vector_numbers`, of each of `num_distances`, those numbers of `num_vectors` products of a row's
         head with vectors, `query_vectors` and `key_vectors`, join its product with the key before `scale`.
         """
+
+    # ---- keys of several tokens: octavo.ops.pooled_keys ------------------------------------------------------------
+
+    def rotate_tail(
+        self, *, rows: int, x: Numbers, x_dtype: DType, x_stride: int, x_head_stride: int, cos: Floats, sin: Floats,
+        out: NumbersOut, out_dtype: DType, num_heads: int, dim: int, pairs: int, interleaved: bool, backwards: bool,
+    ) -> None:
+        """Each head's last `2 * pairs` numbers rotated by the row's angles, or by the negative ones."""
+
+    def pool_keys(
+        self, *, num_runs: int, cache: Floats, out: FloatsOut, runs: AttentionRuns, block_table: Int64s,
+        table_width: int, block_size: int, bias: Floats, ratio: int, dim: int, overlapping: bool,
+    ) -> None:
+        """The entry of each group that a token completes, else zeros; a cached row has values, then gates."""
+
+    def store_pooled(
+        self, *, num_runs: int, x: Floats, cache: NumbersOut, runs: AttentionRuns, block_table: Int64s,
+        table_width: int, block_size: int, ratio: int, dim: Int, cache_dtype: DType,
+    ) -> None:
+        """Rows of tokens that complete a group to their entries' places."""
+
+    def select_entries(
+        self, *, num_runs: int, query: Floats, weights: Floats, cache: Numbers, out: Int32sOut, runs: AttentionRuns,
+        block_table: Int64s, table_width: int, block_size: int, ratio: int, num_heads: Int, dim: Int, top_k: int,
+        cache_dtype: DType,
+    ) -> None:
+        """The numbers of each token's `top_k` best keys, ascending, -1 after them."""
+
+    def attend_pooled(
+        self, *, num_runs: int, query: Floats, cache: Numbers, out: FloatsOut, runs: AttentionRuns,
+        block_table: Int64s, table_width: int, block_size: int, window: int, pooled_cache: Numbers | None,
+        pooled_table: Int64s | None, pooled_width: int, ratio: int, selected: Int32s | None, top_k: int,
+        num_heads: Int, dim: Int, scale: float, sinks: Floats | None, cache_dtype: DType,
+    ) -> None:
+        """Each row's values by softmax over the window's keys, and then the entries that it sees."""
+
+    # ---- several residual streams: octavo.ops.streams --------------------------------------------------------------
+
+    def stream_weights(
+        self, *, rows: int, products: Floats, scale: Floats, bias: Floats, count: int, eps: float, iterations: int,
+        read: FloatsOut, weights: FloatsOut | None,
+    ) -> None:
+        """Weights to read with and, where there are `weights`, to write with and mix by."""
+
+    def mix_streams(
+        self, *, rows: int, x: Numbers, y: Numbers, weights: Floats, out: NumbersOut, count: int, columns: int,
+        dtype: DType,
+    ) -> None:
+        """Each of `count` streams: the weighted sum of y and of all streams of x, in this order."""
 
     # ---- recurrent layers ------------------------------------------------------------------------------------------
 

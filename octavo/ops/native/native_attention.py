@@ -28,7 +28,7 @@ class NativeAttention(NativeElementwise):
         self._multiplies_pairs = library.name in ("avx512_bf16", "amx")
         """Whether the processor multiplies pairs of bfloat16 faster than float32."""
 
-    def angles(self, table: RotaryTable, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def angles(self, table: RotaryTable, positions: Tensor, lengths: Tensor, offset: int = 0) -> tuple[Tensor, Tensor]:
         rows, pairs = len(positions), table.frequencies.shape[1]
         cos, sin = torch.empty(rows, pairs), torch.empty(rows, pairs)
         self.library.core.rope_angles(
@@ -42,6 +42,7 @@ class NativeAttention(NativeElementwise):
             scale=table.scales[0],
             long_scale=table.scales[-1],
             long_threshold=NEVER if table.long_rope_threshold is None else table.long_rope_threshold,
+            offset=offset,
         )
         return cos, sin
 

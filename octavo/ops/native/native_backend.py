@@ -162,10 +162,13 @@ class NativeBackend(NativeRecurrent):
         )
         return out
 
-    def route(self, logits: Tensor, spec: RouterSpec, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def route(
+        self, logits: Tensor, spec: RouterSpec, bias: Tensor | None = None, chosen: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         logits = self._together(logits)
         rows, num_experts = logits.shape
-        weights, experts = torch.empty(rows, spec.top_k), torch.empty(rows, spec.top_k, dtype=torch.int64)
+        weights = torch.empty(rows, spec.top_k)
+        experts = torch.empty(rows, spec.top_k, dtype=torch.int64) if chosen is None else self._together(chosen)
         self.library.core.route(
             rows=rows,
             logits=logits.data_ptr(),
@@ -181,6 +184,7 @@ class NativeBackend(NativeRecurrent):
             eps=spec.eps,
             factor=spec.factor,
             noise=spec.noise or 0.0,
+            chosen=chosen is not None,
             weights=weights.data_ptr(),
             experts=experts.data_ptr(),
         )
@@ -194,6 +198,16 @@ class NativeBackend(NativeRecurrent):
 
     def head_linear(self, weight: Tensor) -> NativeHeads:
         return NativeHeads(NativeExperts(self.library, [self.linear(w.contiguous()) for w in weight]))
+
+    def group_linear(self, weight: PackedLinear, groups: int) -> NativeHeads:
+        assert isinstance(weight, NativeLinear)
+        each = weight.outputs // groups
+        if len(weight.parts) == 1 and not each % PANEL:
+            by_group = [NativeLinear([weight.parts[0].rows_from(g * each, each)], weight.fine) for g in range(groups)]
+        else:  # panels have outputs of two groups
+            ids = torch.arange(weight.outputs)
+            by_group = [self.linear(w.contiguous()) for w in weight.rows(ids, torch.float32).chunk(groups)]
+        return NativeHeads(NativeExperts(self.library, by_group))
 
     def weighted_sum(self, y: Tensor, weights: Tensor) -> Tensor:
         weights = weights.float().contiguous()

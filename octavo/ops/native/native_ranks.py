@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import RankError
-from octavo.ops.native.native_attention import NativeAttention
+from octavo.ops.native.native_pooled import NativePooled
 from octavo.ops.native.packed_weight import DTYPES
 from octavo.ops.native.recording import NotRecordableError
 from octavo.ops.native.threads import processors
@@ -23,7 +23,7 @@ _REASONS = {
 }
 
 
-class NativeRanks(NativeAttention):
+class NativeRanks(NativePooled):
     """The operations of octavo.ops.rank_operations.Ranks."""
 
     _place = RankPlace()

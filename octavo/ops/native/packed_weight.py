@@ -1,7 +1,7 @@
 """Packed weights: what the core's products read."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,13 @@ class PackedWeight:
     width: int
     data: Tensor
     """[bytes] uint8"""
+
+    def rows_from(self, first: int, count: int) -> "PackedWeight":
+        """`count` of the outputs, whole panels, from the first of a panel on; in the same memory."""
+        begin, size = (
+            self.library.core.packed_bytes(kind=self.kind, rows=n, inputs=self.width) for n in (first, count)
+        )
+        return replace(self, outputs=count, data=self.data[begin : begin + size])
 
     def multiply(
         self,

@@ -41,7 +41,9 @@ def table_rows(table: Tensor, ids: Tensor, first: int | None = None) -> Tensor:
         return functional.embedding(ids, table)
     ids = ids - first
     is_row = (ids >= 0) & (ids < len(table))
-    return torch.where(is_row.unsqueeze(1), functional.embedding(ids.clamp(0, len(table) - 1), table), 0.0)
+    return torch.where(
+        is_row.unsqueeze(1), functional.embedding(ids.clamp(0, len(table) - 1), table), table.new_zeros(())
+    )
 
 
 TERMS = 128
@@ -60,6 +62,17 @@ class TorchHeads:
         rows = x.shape[0]
         by_head = functional.pad(x.float().transpose(0, 1), (0, 0, 0, -rows % ROW_GRAIN)).contiguous()
         return grouped_sum(by_head, self._weight)[:, :rows].transpose(0, 1).to(dtype)
+
+
+class TorchGroups:
+    """The reference of `Backend.group_linear`."""
+
+    def __init__(self, weight: Tensor, groups: int) -> None:
+        self._groups = [TorchLinear(part) for part in weight.chunk(groups)]
+
+    def __call__(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        parts = [group(x[:, g].contiguous()).to(dtype) for g, group in enumerate(self._groups)]
+        return torch.stack(parts, dim=1)
 
 
 def grouped_sum(x: Tensor, y: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from torch import Tensor
 from octavo.ops.specs import RotaryTable
 
 
-def angles(table: RotaryTable, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin, `[rows, pairs]` float32 each, of what each pair turns by at `positions` `[rows]` int64.
+def angles(table: RotaryTable, positions: Tensor, lengths: Tensor, offset: int = 0) -> tuple[Tensor, Tensor]:
+    """cos and sin, `[rows, pairs]` float32 each, of what each pair turns by at `positions + offset` `[rows]` int64.
 
     `lengths` `[rows]` int64 are those of the rows' whole sequences.
     """
@@ -16,7 +16,7 @@ def angles(table: RotaryTable, positions: Tensor, lengths: Tensor) -> tuple[Tens
     if table.long_rope_threshold is not None:
         row = (lengths > table.long_rope_threshold).long()
         frequencies, scale = frequencies[row], scale[row]
-    turned = positions.float().unsqueeze(1) * frequencies
+    turned = (positions + offset).float().unsqueeze(1) * frequencies
     return turned.cos() * scale, turned.sin() * scale
 
 

@@ -7,11 +7,16 @@ from octavo.ops.specs import RouterSpec
 from octavo.ops.torch.activations import sigmoid, softplus
 
 
-def route(logits: Tensor, spec: RouterSpec, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def route(
+    logits: Tensor, spec: RouterSpec, bias: Tensor | None = None, chosen: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The chosen experts' weights, and their numbers, `[rows, top_k]` each, by `logits` `[rows, experts]`.
 
-    `bias` `[experts]` is added to the scores that choose, and not to the weights.
+    `bias` `[experts]` is added to the scores that choose, and not to the weights. `chosen` has the numbers where
+    something else has chosen.
     """
+    if chosen is not None:
+        return _weights(_scores(logits, spec.scores).gather(-1, chosen), spec), chosen
     if spec.noise is not None:
         return _sparse_mixer(logits, spec.top_k, spec.noise)
     scores = _scores(logits, spec.scores)
@@ -24,10 +29,15 @@ def route(logits: Tensor, spec: RouterSpec, bias: Tensor | None = None) -> tuple
         choice = by_group.masked_fill(left_out.unsqueeze(-1), -torch.inf).flatten(-2)
     best, experts = choice.topk(spec.top_k, dim=-1)
     weights = scores.gather(-1, experts).masked_fill(best == -torch.inf, 0.0)
+    return _weights(weights, spec), experts
+
+
+def _weights(weights: Tensor, spec: RouterSpec) -> Tensor:
+    """Of the chosen experts' scores."""
     if spec.norm is not None:
         norm = weights.sum(-1, keepdim=True) if spec.norm == 1 else weights.norm(p=spec.norm, dim=-1, keepdim=True)
         weights = weights / (norm.clamp(min=spec.min_norm) + spec.eps)
-    return weights * spec.factor, experts
+    return weights * spec.factor
 
 
 def _scores(logits: Tensor, kind: str) -> Tensor:

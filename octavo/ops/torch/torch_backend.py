@@ -38,6 +38,7 @@ from octavo.ops.specs import (
     RouterSpec,
 )
 from octavo.ops.stored_rows import StoredRows
+from octavo.ops.streams import StreamSpec
 from octavo.ops.torch import (
     delta_rule,
     experts,
@@ -49,15 +50,17 @@ from octavo.ops.torch import (
     sampling,
     selective_scan,
     torch_norms,
+    torch_streams,
 )
 from octavo.ops.torch.activations import ACTIVATIONS, gated, xielu
 from octavo.ops.torch.adapter_products import TorchAdapterTable, TorchUpdate
 from octavo.ops.torch.distributed_ranks import DistributedRanks
-from octavo.ops.torch.products import TorchHeads, TorchLinear, table_rows
+from octavo.ops.torch.products import TorchGroups, TorchHeads, TorchLinear, table_rows
+from octavo.ops.torch.torch_pooled import TorchPooledAttention
 from octavo.ops.weight_kinds import WeightKind
 
 
-class TorchBackend(DistributedRanks):
+class TorchBackend(TorchPooledAttention, DistributedRanks):
     """The reference.
 
     Args:
@@ -215,11 +218,13 @@ class TorchBackend(DistributedRanks):
     def pack_update(self, update: LinearUpdate, dtype: torch.dtype) -> TorchUpdate:
         return TorchUpdate(update, dtype)
 
-    def route(self, logits: Tensor, spec: RouterSpec, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return routing.route(logits, spec, bias)
+    def route(
+        self, logits: Tensor, spec: RouterSpec, bias: Tensor | None = None, chosen: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return routing.route(logits, spec, bias, chosen)
 
-    def angles(self, table: RotaryTable, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        return rope.angles(table, positions, lengths)
+    def angles(self, table: RotaryTable, positions: Tensor, lengths: Tensor, offset: int = 0) -> tuple[Tensor, Tensor]:
+        return rope.angles(table, positions, lengths, offset)
 
     def attend(
         self,
@@ -276,6 +281,16 @@ class TorchBackend(DistributedRanks):
 
     def head_linear(self, weight: Tensor) -> PackedHeads:
         return TorchHeads(weight)
+
+    def group_linear(self, weight: PackedLinear, groups: int) -> PackedHeads:
+        assert isinstance(weight, TorchLinear)
+        return TorchGroups(weight.weight, groups)
+
+    def stream_weights(self, products: Tensor, spec: StreamSpec) -> tuple[Tensor, Tensor]:
+        return torch_streams.stream_weights(products, spec)
+
+    def mix_streams(self, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+        return torch_streams.mix_streams(x, y, weights)
 
     def weighted_sum(self, y: Tensor, weights: Tensor) -> Tensor:
         return experts.weighted_sum(y, weights)

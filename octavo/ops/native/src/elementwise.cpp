@@ -356,7 +356,7 @@ OPERATION(rope_angles) {
     over_rows(a.rows, 8 * a.pairs, [&](int64_t r) {
         const bool is_long = a.lengths[r] > a.long_threshold;
         const float* frequencies = a.frequencies + (is_long ? a.pairs : 0);
-        const auto position = static_cast<float>(a.positions[r]);
+        const auto position = static_cast<float>(a.positions[r] + a.offset);
         const vec scale = broadcast(is_long ? a.long_scale : a.scale);
         for_vectors(a.pairs, [&](int64_t i, int n) {
             vec sine, cosine;

@@ -80,9 +80,10 @@ void choose(const float* logits, const arguments::route& a, float* scores, float
     if (a.num_groups > 1) keep_groups(choice, a);
     float norm = 0.0f;
     for (int64_t k = 0; k < a.top_k; ++k) {
-        const int64_t best = experts[k] = largest(choice, a.num_experts);
+        if (!a.chosen) experts[k] = largest(choice, a.num_experts);
+        const int64_t best = experts[k];
         weights[k] = choice[best] == NOTHING ? 0.0f : scores[best];
-        choice[best] = NOTHING;
+        if (!a.chosen) choice[best] = NOTHING;
         norm += a.norm == 1.0f ? weights[k] : std::pow(weights[k], a.norm);
     }
     if (a.norm == 0.0f) norm = 1.0f;
