@@ -14,7 +14,8 @@ from typing import Any
 
 import httpx
 
-READY_WITHIN = 60.0
+READY_WITHIN = 180.0
+"""Seconds after which a test gives up on a server: many times what it takes, for machines that have much else to do."""
 
 
 @dataclass
@@ -37,10 +38,10 @@ class Running:
         return [int(pid) for pid in out.stdout.split()]
 
     def get(self, path: str, **options: Any) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=30, **options)
+        return httpx.get(self.url + path, timeout=60, **options)
 
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, timeout=60, **options)
+        return httpx.post(self.url + path, json=body, timeout=120, **options)
 
     def metric(self, name: str) -> float:
         """The sum of a metric's values."""
@@ -52,7 +53,7 @@ class Running:
         pattern = rf'^octavo:{name}{{[^}}]*{label}="([^"]*)"[^}}]*}} (\S+)$'
         return {key: float(value) for key, value in re.findall(pattern, self.get("/metrics").text, re.MULTILINE)}
 
-    def until(self, test: Any, seconds: float = 10.0) -> None:
+    def until(self, test: Any, seconds: float = 60.0) -> None:
         """Wait until `test()` holds."""
         deadline = time.monotonic() + seconds
         while not test():

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.alone
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGKILL]
 LOAD = {"prompt": "x", "max_tokens": 1500, "ignore_eos": True, "n": 8}
-WITHIN = 30.0
+WITHIN = 60.0
 """Seconds after which a test gives up."""
 
 
@@ -108,7 +108,7 @@ def test_an_engine_that_is_started_again_ends_too(tiny_model: Path, folder: Path
     with server(str(tiny_model), "--kv-cache-memory", "64MiB", TMPDIR=str(folder)) as running:
         os.kill(running.engine_pid(), signal.SIGKILL)
         running.until(lambda: running.get("/health").status_code == 503)
-        running.until(lambda: processes(folder), 30)
+        running.until(lambda: processes(folder), WITHIN)
         running.process.send_signal(signal.SIGKILL)
         running.process.wait(WITHIN)
     nothing_left(folder)

@@ -171,20 +171,20 @@ def test_engine_killed_in_mid_stream(tiny_model: Path) -> None:
             seen.add(running.get("/health").status_code)
             return 200 in seen and running.get("/health").status_code == 200 and 503 in seen
 
-        running.until(lambda: running.get("/health").status_code == 503 or answers(), 5)
+        running.until(lambda: running.get("/health").status_code == 503 or answers())
         refused = running.post("/v1/completions", {"prompt": "x", "max_tokens": 2})
         assert refused.status_code in (200, 503)
-        running.until(lambda: running.get("/health").status_code == 200, 30)
+        running.until(lambda: running.get("/health").status_code == 200)
         assert running.post("/v1/completions", {"prompt": "x", "max_tokens": 2}).status_code == 200
 
 
 def test_an_engine_that_keeps_dying_is_given_up(tiny_model: Path) -> None:
     with server(str(tiny_model), "--kv-cache-memory", "32MiB") as running:
         for _ in range(4):
-            running.until(lambda: running.get("/health").status_code == 200, 30)
+            running.until(lambda: running.get("/health").status_code == 200)
             os.kill(running.engine_pid(), signal.SIGKILL)
-            running.until(lambda: running.get("/health").status_code == 503, 10)
-        running.until(lambda: any("not started again" in line for line in running.log), 30)
+            running.until(lambda: running.get("/health").status_code == 503)
+        running.until(lambda: any("not started again" in line for line in running.log))
         assert running.post("/v1/completions", {"prompt": "x"}).status_code == 503
 
 
@@ -196,7 +196,7 @@ def test_sigterm_lets_requests_finish(tiny_model: Path) -> None:
             running.until(lambda: running.metric("num_requests_running") == 8)
             running.process.send_signal(signal.SIGTERM)
             assert [a.result().json()["usage"]["completion_tokens"] for a in answers] == [1500] * 8
-        assert running.process.wait(15) == 0
+        assert running.process.wait(60) == 0
 
 
 def test_sigterm_ends_what_takes_too_long(tiny_model: Path) -> None:
@@ -219,7 +219,7 @@ def test_sigterm_ends_what_takes_too_long(tiny_model: Path) -> None:
                 assert json.loads(events[-2][6:])["error"]["code"] == 503
             else:
                 assert stream.result().status_code == 503
-        assert running.process.wait(30) == 0
+        assert running.process.wait(60) == 0
         assert not any("Traceback" in line for line in running.log)
 
 

@@ -48,7 +48,7 @@ def picture(browser: Any, name: str) -> None:
     browser.save_screenshot(str(PICTURES / f"{name}.png"))
 
 
-def until(test: Any, seconds: float = 20.0) -> Any:
+def until(test: Any, seconds: float = 60.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := test()):
         assert time.monotonic() < deadline, "it did not come to hold"
@@ -132,7 +132,7 @@ def test_settings_theme_and_phone(browser: Any, smollm_server: Running) -> None:
     button(browser, "theme").click()
     assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") != before
     button(browser, "question").send_keys("Hello\n")
-    until(lambda: answers(browser) and "7 tokens" in answers(browser)[0], 30)
+    until(lambda: answers(browser) and "7 tokens" in answers(browser)[0], 60)
     browser.set_window_size(390, 780)
     picture(browser, "phone")
     assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")

@@ -35,7 +35,7 @@ class SlowTokenizer:
         self.waited: list[bool] = []
 
     def _wait(self) -> None:
-        self.waited.append(self.ticked.wait(20))
+        self.waited.append(self.ticked.wait(60))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         self._wait()
@@ -349,7 +349,7 @@ def test_short_chats_do_not_wait_for_long_ones(monkeypatch: pytest.MonkeyPatch) 
 
     def render(tokenizer: Any, messages: Any, **options: Any) -> dict[str, Any]:
         if len(messages) > 1:
-            assert released.wait(20)
+            assert released.wait(60)
         return {"prompt": "a"}
 
     monkeypatch.setattr("octavo.server.chat_completions.chat_prompt", render)
