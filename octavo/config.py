@@ -46,7 +46,8 @@ class PoolerConfig:
 
     pooling_type: str | None = None
     """LAST (the last token), CLS (the first), MEAN, MAX, MEAN_SQRT_LEN (the sum over the root of the number of tokens),
-    WEIGHTED_MEAN (the n-th token counts n times), ALL (one row a token), or STEP (rows at `step_tag_id`)."""
+    WEIGHTED_MEAN (the n-th token counts n times), ALL (one row a token), or STEP (rows at `step_tag_id`). CLS+MEAN has
+    both, side by side."""
     normalize: bool | None = None
     """Scale embeddings to length one."""
     softmax: bool | None = None
@@ -59,10 +60,11 @@ class PoolerConfig:
     def __post_init__(self) -> None:
         if self.pooling_type is not None:
             self.pooling_type = self.pooling_type.upper()
-            if self.pooling_type not in POOLING_TYPES:
-                raise ConfigError(
-                    f"pooling_type={self.pooling_type!r} is unknown; choose one of {', '.join(POOLING_TYPES)}."
-                )
+            ways = self.pooling_type.split("+")
+            if unknown := [way for way in ways if way not in POOLING_TYPES]:
+                raise ConfigError(f"pooling_type={unknown[0]!r} is unknown; choose one of {', '.join(POOLING_TYPES)}.")
+            if len(ways) > 1 and {"ALL", "STEP"} & set(ways):
+                raise ConfigError(f"pooling_type={self.pooling_type!r}: ALL and STEP give rows, which join no others.")
 
 
 @names_closest

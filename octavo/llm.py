@@ -5,6 +5,7 @@ import itertools
 import logging
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -255,9 +256,18 @@ class LLM:
         *,
         use_tqdm: bool = True,
         lora_request: Adapters = None,
+        prompt_name: str | None = None,
     ) -> list[EmbeddingRequestOutput]:
-        """Embeddings of prompts. Start the engine with task="embedding"."""
+        """Embeddings of prompts. Start the engine with task="embedding".
+
+        `prompt_name` says which of the model's own prompts stands before each text, as in PoolingParams.
+        """
         self._need_task("embedding")
+        if prompt_name is not None:
+            given = pooling_params or PoolingParams()
+            many = [given] if isinstance(given, PoolingParams) else given
+            named = [replace(params, prompt_name=prompt_name) for params in many]
+            pooling_params = named[0] if isinstance(given, PoolingParams) else named
         return [
             EmbeddingRequestOutput(
                 o.request_id,

@@ -410,10 +410,14 @@ class PoolingParams:
     softmax: bool | None = None
     """Turn scores into probabilities; None: as the engine was told."""
     truncate_prompt_tokens: int | None = None
+    prompt_name: str | None = None
+    """Which of the model's own prompts stands before a text that is embedded; None for its default."""
 
     def __post_init__(self) -> None:
         if self.dimensions is not None:
             _check_range("dimensions", self.dimensions, int, 1)
+        if not isinstance(self.prompt_name, str | None):
+            raise InvalidRequestError(f"prompt_name must be a text, not {type(self.prompt_name).__name__}.")
 
     def clone(self) -> "PoolingParams":
         return copy.copy(self)

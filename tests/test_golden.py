@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import octavo.executor.adapter_slots as adapter_slots
-from octavo import LLM, PoolerConfig, SamplingParams
+from octavo import LLM, PoolerConfig, PoolingParams, SamplingParams
 from octavo.ops.native import runnable
 from tests.golden import CASES, prompt_of, read_case, write_model
 from tests.random_adapters import random_adapter, request
@@ -61,9 +61,12 @@ def answers(llm: LLM, case: dict[str, Any]) -> list[Any]:
 
 def pooled(llm: LLM, case: dict[str, Any]) -> None:
     """Compare embeddings, class probabilities or rewards, all requests in one batch."""
-    prompts = [prompt_of(c) for c in case["cases"]]
+    prompts = [c.get("text") or prompt_of(c) for c in case["cases"]]
     if "embedding" in case["cases"][0]:
-        got, key = [o.outputs.embedding for o in llm.embed(prompts, use_tqdm=False)], "embedding"
+        named = [PoolingParams(prompt_name=c.get("prompt_name")) for c in case["cases"]]
+        outputs = llm.embed(prompts, named, use_tqdm=False)
+        assert [o.prompt_token_ids for o in outputs] == [c["prompt_token_ids"] for c in case["cases"]]
+        got, key = [o.outputs.embedding for o in outputs], "embedding"
     elif "scores" in case["cases"][0]:
         got, key = [o.outputs.probs for o in llm.classify(prompts, use_tqdm=False)], "scores"
     else:

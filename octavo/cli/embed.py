@@ -23,7 +23,9 @@ def run(namespace: argparse.Namespace) -> int:
     args = engine_args_of(namespace)
     args.task = "embedding"
     llm = LLM.from_args(args)
-    params = PoolingParams(dimensions=namespace.dimensions, normalize=namespace.normalize)
+    params = PoolingParams(
+        dimensions=namespace.dimensions, normalize=namespace.normalize, prompt_name=namespace.prompt_name
+    )
     texts = [record["text"] for record in records]
     adapter = next(iter(adapters_of(namespace)), None)
     outputs = llm.embed(texts, params, use_tqdm=len(texts) > 1 and sys.stderr.isatty(), lora_request=adapter)

@@ -109,6 +109,7 @@ def _embed(commands: Any) -> None:
         action=argparse.BooleanOptionalAction,
         help="scale embeddings to length one (default: as the model's files say, or yes)",
     )
+    embed.add_argument("--prompt-name", metavar="NAME", help="which of the model's own prompts stands before each text")
     add_lora_flag(embed, "embed")
     add_engine_flags(embed)
 

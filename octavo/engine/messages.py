@@ -111,6 +111,7 @@ class Ready(Message):
             media,
             info.num_embeddings,
             info.serves_adapters,
+            info.prompts,
         )
 
 

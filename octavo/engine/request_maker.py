@@ -91,6 +91,7 @@ class RequestMaker:
             both_ways=checked.both_ways,
             adapter=checked.adapter,
             token_types=checked.token_types,
+            unpooled=checked.unpooled,
             **values,
         )
 

@@ -111,7 +111,7 @@ class SequenceStates:
             state.has_adapter = True
             self._waiting[start.seq_id] = state
         if start.pooling is not None:
-            state.pooler = self._pooling.pooler(start.pooling)
+            state.pooler = self._pooling.pooler(start.pooling, start.unpooled)
         if start.sampling is None:
             return
         params = start.sampling

@@ -27,6 +27,8 @@ class SequenceStart(msgspec.Struct):
     """Sequences of tokens that may not come."""
     pooling: PoolingParams | None = None
     """Pool the prompt's hidden states, and generate nothing."""
+    unpooled: int = 0
+    """How many of the prompt's first tokens are not pooled."""
     features: list[Feature] = []
     """Inputs that are not tokens."""
     positions: Positions | None = None

@@ -12,21 +12,23 @@ import torch
 from octavo.architectures import Architecture, Config
 from octavo.architectures.rope_settings import position_limit
 from octavo.architectures.text_config import text_config
-from octavo.config import EngineArgs, PoolerConfig
+from octavo.config import EngineArgs
 from octavo.errors import CheckpointError, ConfigError, UnsupportedModelError
 from octavo.files import read_json
 from octavo.loading.checkpoint import Checkpoint, open_checkpoint, sound_config
-from octavo.loading.formats import WeightFormat
+from octavo.loading.formats import WeightFormat, WeightsBeside
 from octavo.loading.model_files import ModelFiles
 from octavo.loading.model_info import ModelInfo
 from octavo.loading.model_tokenizer import model_tokenizer
-from octavo.loading.pooling_config import choose_pooling, pooling_config, published_length, score_activation
+from octavo.loading.pooling_config import choose_pooling, published_length, score_activation
 from octavo.loading.precision import Precision, choose_precision
+from octavo.loading.sentence_modules import SentenceModules, sentence_modules
 from octavo.loading.weight_loader import load_weights
 from octavo.media.model_media import MediaInfo, describe_media
 from octavo.media.processor import read_processor_files
 from octavo.ops import Backend, select_backend
 from octavo.parts import CausalLM
+from octavo.parts.pooled_layers import PooledLayers
 from octavo.parts.split import Split, split_model
 from octavo.parts.weight_slots import Role, Shard, weight_slots
 from octavo.rank_place import RankLink, RankPlace
@@ -100,21 +102,24 @@ def load_model(args: EngineArgs, place: RankPlace = ALONE, link: RankLink = NO_L
     precision = choose_precision(args, config, backend, checkpoint.weights)
     with sound_config(checkpoint.files.path, config), torch.device("meta"):
         model = checkpoint.architecture.build(config)
+    sentences, weights = SentenceModules(), checkpoint.weights
     if task == "embedding":
         model.drop_head()
+        if not checkpoint.files.is_gguf:
+            sentences, weights = _with_modules(checkpoint, model)
     media = _media(args, checkpoint, model.hidden_size)
     if media is not None and not media.open_kinds:
         model.drop_media()
     tokenizer = model_tokenizer(args, checkpoint.files, checkpoint.gguf) if place.is_output else None
     places, table = _places(model, precision), next(p for p, part in model.named_modules() if part is model.tokens)
-    info = _info(args, checkpoint, model, task, tokenizer, media)
+    info = _info(args, checkpoint, model, task, tokenizer, media, sentences)
     if place.size > 1:
         _take_part(model, place)
         for path, slot in weight_slots(model).items():
             places[path] = replace(places[path], shard=slot.shard)
         backend.join(place, link)
     with sound_config(checkpoint.files.path, config):
-        weight_bytes = load_weights(model, checkpoint.weights, precision, backend, str(checkpoint.files.path))
+        weight_bytes = load_weights(model, weights, precision, backend, str(checkpoint.files.path))
     return LoadedModel(
         model=model.eval(),
         config=config,
@@ -125,7 +130,7 @@ def load_model(args: EngineArgs, place: RankPlace = ALONE, link: RankLink = NO_L
         info=info,
         places=places,
         table=table,
-        weights=checkpoint.weights,
+        weights=weights,
         weight_bytes=weight_bytes,
     )
 
@@ -142,6 +147,16 @@ def _with_tokens(config: Config, args: EngineArgs, checkpoint: Checkpoint) -> Co
     if wrong := [name for name, found in zip(names, ids, strict=True) if len(found) != 1]:
         raise ConfigError(f"classifier_from_token: {wrong[0][:60]!r} is not one token of this model.")
     return config.replace(classifier_token_ids=[found[0] for found in ids])
+
+
+def _with_modules(checkpoint: Checkpoint, model: CausalLM) -> tuple[SentenceModules, WeightFormat]:
+    """What the folder says of embeddings, whose layers the model then has, and all weights."""
+    with torch.device("meta"):
+        found = sentence_modules(checkpoint.files.path, model.hidden_size)
+    if not found.layers:
+        return found, checkpoint.weights
+    model.embed_with(PooledLayers(found.layers), found.names)
+    return found, WeightsBeside(checkpoint.weights, found.weights)
 
 
 def _take_part(model: CausalLM, place: RankPlace) -> None:
@@ -185,10 +200,10 @@ def _info(
     task: str,
     tokenizer: Tokenizer | None,
     media: MediaInfo | None,
+    sentences: SentenceModules,
 ) -> ModelInfo:
     config, files = checkpoint.config, checkpoint.files
     generation = _generation_config(args, files)
-    pooling = PoolerConfig() if files.is_gguf else pooling_config(files.path)
     of_model = model.pooling
     if task in ("classify", "token_classify", "reward"):
         said = score_activation(config)
@@ -202,13 +217,14 @@ def _info(
         generation_config=generation,
         labels=_labels(config),
         num_scores=model.num_scores,
-        pooling=choose_pooling(task, args.override_pooler_config, pooling, model.num_scores, of_model),
+        pooling=choose_pooling(task, args.override_pooler_config, sentences.pooling, model.num_scores, of_model),
         has_encoder=model.encoder is not None,
         decoder_start_token_id=_start_token(config, model),
         long_rope_threshold=model.long_rope_threshold,
         reads_whole=model.reads_whole,
         serves_adapters=args.enable_lora,
         media=media,
+        prompts=sentences.prompts,
     )
 
 

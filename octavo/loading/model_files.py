@@ -18,6 +18,8 @@ TEXT_FILES = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
 SKIPPED = ("original/*", "*/*.safetensors", "*/*.bin", "onnx/*", "*optimizer*", "*scheduler*")
 NATIVE = "consolidated*.safetensors"
 """Weights of Mistral's own format, of which many repositories have a copy beside the usual ones."""
+OF_MODULE = re.compile(r"(\d+_\w+)/(model\.safetensors|pytorch_model\.bin)")
+"""Weights of a module of sentence-transformers, in a folder of its own."""
 CONFIGS = ("config.json", "params.json")
 """What says that a folder is a model: the usual file, and that of Mistral's own format."""
 
@@ -179,6 +181,11 @@ def _with_quant(names: list[str], quant: str) -> list[str]:
     return [n for n in names if word.search(n.lower())] or [n for n in names if quant.lower() in n.lower()]
 
 
+def _of_modules(files: Collection[str]) -> list[str]:
+    """Weights of sentence-transformers' modules: a file of each."""
+    return list({m[1]: f for f in sorted(files, reverse=True) if (m := OF_MODULE.fullmatch(f))}.values())
+
+
 def _files_to_download(files: list[str], quant: str, args: EngineArgs, weights: bool) -> list[str]:
     """Of a repository's files those to download: texts, and one kind of weights."""
     kept = [f for f in files if not any(fnmatch(f, p) for p in (*SKIPPED, "consolidated*"))]
@@ -191,7 +198,7 @@ def _files_to_download(files: list[str], quant: str, args: EngineArgs, weights: 
     kinds = {"auto": ("safetensors", "bin", "gguf"), "pt": ("bin",)}.get(args.load_format, (args.load_format,))
     for kind in ("gguf",) if quant else kinds:
         if matching := _with_quant([f for f in kept if f.endswith("." + kind)], quant):
-            return texts + matching
+            return texts + matching + ([] if quant else _of_modules(files))
     raise CheckpointError(
         f"the repository has no weights in the requested format ({'GGUF ' + quant if quant else args.load_format}). "
         f"It holds {', '.join(files[:8])}."

@@ -6,6 +6,7 @@ import msgspec
 
 from octavo.config import PoolerConfig
 from octavo.media.model_media import MediaInfo
+from octavo.text.text_prompts import NO_PROMPTS, TextPrompts
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,5 +37,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     reads_whole: bool = False
     """Whether all of a prompt is computed in one step: its tokens see those after them."""
     serves_adapters: bool = False
+    prompts: TextPrompts = NO_PROMPTS
+    """What may stand before the texts that it embeds."""
     media: MediaInfo | None = None
     """The pictures, films and sounds that it takes; None for models of text alone."""

@@ -86,6 +86,7 @@ class CausalLM(nn.Module):
         self.shared = shared
         self.optional = optional
         self.score: nn.Module | None = None
+        self.pooled: nn.Module | None = None
         self.media: MediaTower | None = None
         self.tied_if_absent = tied_if_absent
         self.pooling = PoolerConfig()
@@ -367,6 +368,16 @@ class CausalLM(nn.Module):
     def finish(self, x: Tensor, batch: Batch) -> Tensor:
         """What follows the last layer: `[rows, stream_size]` to `[rows, hidden_size]`."""
         return norm_rows(self.norm, x, batch)
+
+    def embed_with(self, pooled: nn.Module, names: Mapping[str, str]) -> Self:
+        """Have `pooled(rows, batch)` make embeddings of pooled rows; `names` are its tensors'."""
+        self.pooled = pooled
+        self.names = self.names.extended(names)
+        return self
+
+    def embeddings(self, pooled: Tensor, batch: Batch) -> Tensor:
+        """`[rows, values]` in float32 of pooled rows of the step `batch`."""
+        return pooled if self.pooled is None else self.pooled(pooled.to(self.dtype), batch).float()
 
     def scores(self, hidden: Tensor, batch: Batch) -> Tensor:
         """`[rows, scores]` of rows of the step `batch`, in any dtype; logits where the model has no head for scores."""

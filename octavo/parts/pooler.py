@@ -1,6 +1,7 @@
 """From hidden states to one answer a request."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -21,18 +22,92 @@ SCORED_ROWS = 64
 """Rows that are scored at a time, which bounds the memory where scores are logits of a whole vocabulary."""
 
 
+class _Way(ABC):
+    """One way of pooling, which sees a request's rows as they are computed."""
+
+    @abstractmethod
+    def add(self, hidden: Tensor, tokens: Tensor, first: int) -> None:
+        """The next rows `[tokens, hidden_size]` in float32, of which one at least, and the first one's place."""
+
+    @abstractmethod
+    def result(self) -> Tensor:
+        """`[rows, hidden_size]`"""
+
+
+class _Sum(_Way):
+    def __init__(self, kind: str) -> None:
+        self.kind, self._sum, self._begin, self._end = kind, torch.empty(0), -1, 0
+
+    def add(self, hidden: Tensor, tokens: Tensor, first: int) -> None:
+        # One row after the other, so that the sum does not depend on how the prompt was cut.
+        rows = hidden.double()
+        if self.kind == "WEIGHTED_MEAN":
+            rows *= torch.arange(first + 1, first + len(rows) + 1, device=rows.device).unsqueeze(1)
+        if self._begin < 0:
+            self._begin = first
+        else:
+            rows = torch.cat([self._sum.unsqueeze(0), rows])
+        self._sum, self._end = rows.cumsum(0)[-1], first + len(hidden)
+
+    def result(self) -> Tensor:
+        divide = SUMS[self.kind]
+        by_place = self.kind == "WEIGHTED_MEAN"
+        by = divide(self._end) - divide(self._begin) if by_place else divide(self._end - self._begin)
+        return (self._sum / by).float().unsqueeze(0)
+
+
+class _Max(_Way):
+    def __init__(self) -> None:
+        self._kept: list[Tensor] = []
+
+    def add(self, hidden: Tensor, tokens: Tensor, first: int) -> None:
+        self._kept = [torch.cat([*self._kept, hidden]).amax(0, keepdim=True)]
+
+    def result(self) -> Tensor:
+        return self._kept[0]
+
+
+class _One(_Way):
+    """The first row, or the last."""
+
+    def __init__(self, is_last: bool) -> None:
+        self.is_last, self._kept = is_last, torch.empty(0)
+
+    def add(self, hidden: Tensor, tokens: Tensor, first: int) -> None:
+        if self.is_last or not len(self._kept):
+            self._kept = (hidden[-1:] if self.is_last else hidden[:1]).clone()
+
+    def result(self) -> Tensor:
+        return self._kept
+
+
+class _Rows(_Way):
+    """All rows, or those of one token."""
+
+    def __init__(self, tag: int | None) -> None:
+        self.tag, self._kept = tag, list[Tensor]()
+
+    def add(self, hidden: Tensor, tokens: Tensor, first: int) -> None:
+        self._kept.append(hidden.clone() if self.tag is None else hidden[tokens == self.tag])
+
+    def result(self) -> Tensor:
+        return torch.cat(self._kept)
+
+
 class Pooler:
     """Pools one request's hidden states as its chunks are computed.
 
     Args:
-        pooling_type: one of octavo.config.POOLING_TYPES.
+        pooling_type: one of octavo.config.POOLING_TYPES, or several with a plus between them, side by side.
         score: what makes scores of pooled rows; None to give the rows themselves.
+        embed: what makes embeddings of pooled rows, as `score`; None to give the rows themselves.
         returned: which of the scores to keep; None for all.
         normalize: scale each result to length one.
         softmax: scores become probabilities (of a single score, its sigmoid).
         multi_label: these are sigmoids, each score by itself.
         step_tag_id: the token whose rows STEP keeps.
         dimensions: how many of the first values of each row to keep; None for all.
+        skipped: how many of the first rows are left out.
     """
 
     def __init__(
@@ -40,55 +115,50 @@ class Pooler:
         pooling_type: str,
         *,
         score: Score | None = None,
+        embed: Score | None = None,
         returned: Sequence[int] | None = None,
         normalize: bool = False,
         softmax: bool = False,
         multi_label: bool = False,
         step_tag_id: int | None = None,
         dimensions: int | None = None,
+        skipped: int = 0,
     ) -> None:
         self.pooling_type = pooling_type
-        self.score, self.returned = score, returned
+        self.score, self.embed, self.returned = score, embed, returned
         self.normalize, self.softmax, self.multi_label = normalize, softmax, multi_label
         self.step_tag_id = step_tag_id
-        self.dimensions = dimensions
-        self._kept: list[Tensor] = []
-        self._sum: Tensor | None = None
-        self._count = 0
+        self.dimensions, self.skipped = dimensions, skipped
+        self.restart()
 
     def restart(self) -> None:
         """Forget what was pooled, as the request is computed anew."""
-        self._kept, self._sum, self._count = [], None, 0
+        self._ways = [self._way(kind) for kind in self.pooling_type.split("+")]
+        self._count = 0
+
+    def _way(self, kind: str) -> _Way:
+        if kind in SUMS:
+            return _Sum(kind)
+        if kind == "MAX":
+            return _Max()
+        if kind in ("CLS", "LAST"):
+            return _One(kind == "LAST")
+        return _Rows(self.step_tag_id if kind == "STEP" else None)
 
     def add(self, hidden: Tensor, tokens: Tensor) -> None:
         """The next rows `[tokens, hidden_size]` of the request, after the model's last norm."""
-        hidden = hidden.float()
-        if self.pooling_type in SUMS:
-            # One row after the other, so that the sum does not depend on how the prompt was cut.
-            rows = hidden.double()
-            if self.pooling_type == "WEIGHTED_MEAN":
-                rows *= torch.arange(self._count + 1, self._count + len(rows) + 1, device=rows.device).unsqueeze(1)
-            rows = rows if self._sum is None else torch.cat([self._sum.unsqueeze(0), rows])
-            self._sum = rows.cumsum(0)[-1]
-        elif self.pooling_type == "MAX":
-            self._kept = [torch.cat([*self._kept, hidden]).amax(0, keepdim=True)]
-        elif self.pooling_type == "CLS":
-            if not self._count:
-                self._kept = [hidden[:1].clone()]
-        elif self.pooling_type == "LAST":
-            self._kept = [hidden[-1:].clone()]
-        elif self.pooling_type == "STEP":
-            self._kept.append(hidden[tokens == self.step_tag_id])
-        else:
-            self._kept.append(hidden.clone())
-        self._count += hidden.shape[0]
+        skip = min(max(0, self.skipped - self._count), len(hidden))
+        if skip < len(hidden):
+            rows, first = hidden[skip:].float(), self._count + skip
+            for way in self._ways:
+                way.add(rows, tokens[skip:], first)
+        self._count += len(hidden)
 
     def result(self, batch: Batch) -> Tensor:
         """`[hidden_size]` or `[scores]`; for ALL and STEP one such row a token."""
-        if self._sum is None:
-            pooled = torch.cat(self._kept)
-        else:
-            pooled = (self._sum / SUMS[self.pooling_type](self._count)).float().unsqueeze(0)
+        pooled = torch.cat([way.result() for way in self._ways], dim=-1)
+        if self.embed is not None:
+            pooled = self.embed(pooled, batch)
         if self.score is not None:
             pooled = torch.cat([self._scores(rows, batch) for rows in torch.split(pooled, SCORED_ROWS)])
         if self.dimensions is not None:

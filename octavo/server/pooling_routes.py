@@ -44,6 +44,7 @@ async def pooled(
     params = PoolingParams(
         dimensions=body.dimensions,
         normalize=body.normalize,
+        prompt_name=body.prompt_name,
         truncate_prompt_tokens=body.truncate_prompt_tokens,
         softmax=body.softmax if isinstance(body, PoolingRequest) else None,
     )

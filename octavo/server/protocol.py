@@ -303,6 +303,7 @@ class EmbeddingRequest(Pooled, Conversation):
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: Int | None = None
     normalize: bool | None = None
+    prompt_name: str | None = None
 
     @model_validator(mode="after")
     def _one_input(self) -> "EmbeddingRequest":

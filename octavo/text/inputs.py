@@ -10,6 +10,7 @@ from octavo.lora import AdapterRef, LoRARequest, refer
 from octavo.media.items import count_items
 from octavo.media.model_media import ModelMedia, feature_of, positions_of
 from octavo.params import PoolingParams, SamplingParams
+from octavo.text.text_prompts import NO_PROMPTS, TextPrompts, prompt_tokens
 from octavo.text.tokenizer import Tokenizer
 
 NO_TOKENS: frozenset[int] = frozenset()
@@ -37,6 +38,8 @@ class CheckedPrompt:
     """Which adapter the model answers it with."""
     token_types: list[int] = field(default_factory=list)
     """Which of a pair of texts each token is of, 0 or 1; empty where all are of the first."""
+    unpooled: int = 0
+    """How many of its first tokens are a prompt that is not pooled."""
 
     @property
     def media(self) -> list[Feature]:
@@ -80,6 +83,13 @@ def _media_of(prompt: Mapping[str, Any]) -> Mapping[str, Any]:
     return data if any(count_items(kind, value) for kind, value in data.items()) else {}
 
 
+def _behind(prompt: Any, before: str) -> Any:
+    """A text, or a dict with one, with another text before it."""
+    if isinstance(prompt, Mapping) and isinstance(prompt.get("prompt"), str):
+        return {**prompt, "prompt": before + prompt["prompt"]}
+    return before + prompt if isinstance(prompt, str) else prompt
+
+
 def _settings(prompt: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     settings = prompt.get(name) or {}
     if not isinstance(settings, Mapping):
@@ -99,6 +109,7 @@ class InputChecker:
         media: what makes features of pictures, films and sounds; None for models of text alone.
         num_embeddings: token ids of prompts are below it; as those of answers if None.
         serves_adapters: whether prompts may come with adapters.
+        prompts: what may stand before the texts that are embedded.
     """
 
     def __init__(
@@ -111,13 +122,14 @@ class InputChecker:
         media: ModelMedia | None = None,
         num_embeddings: int | None = None,
         serves_adapters: bool = False,
+        prompts: TextPrompts = NO_PROMPTS,
     ) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
         self.num_embeddings = num_embeddings or vocab_size
         self.max_model_len = max_model_len
         self.max_logprobs = max_logprobs
-        self.encoder = encoder
+        self.encoder, self.prompts = encoder, prompts
         self.media = media
         self.serves_adapters = serves_adapters
         self._refs: dict[LoRARequest, AdapterRef] = {}
@@ -174,12 +186,31 @@ class InputChecker:
             return self._encoder_decoder(prompt, params, self.encoder)
         if isinstance(prompt, Mapping) and self.media is not None and (data := _media_of(prompt)):
             return self._with_media(prompt, data, params, self.media)
+        before = self._before(prompt, params)
+        prompt = _behind(prompt, before) if before else prompt
         room = None if params.truncate_prompt_tokens is not None else self._room(params)
         checked = self._checked(*self._read(prompt, room), params, more)
+        if before and not self.prompts.are_pooled:
+            checked.unpooled = min(prompt_tokens(self._encode_special, before), len(checked.token_ids) - 1)
         checked.both_ways = [] if self.media is None else self.media.both_ways(len(checked.token_ids))
         if isinstance(prompt, Mapping) and prompt.get("token_type_ids"):
             checked.token_types = self._types(prompt["token_type_ids"], len(checked.token_ids))
         return checked
+
+    def _before(self, prompt: Any, params: SamplingParams | PoolingParams) -> str:
+        """What stands before a prompt's text. Raises InvalidRequestError where it is asked for and has no place."""
+        name = params.prompt_name if isinstance(params, PoolingParams) else None
+        if not isinstance(params, PoolingParams) or (name is None and self.prompts.default is None):
+            return ""
+        before = self.prompts.text(name)
+        if isinstance(prompt, str) or (isinstance(prompt, Mapping) and prompt.get("prompt_token_ids") is None):
+            return before
+        if name is not None:
+            raise InvalidRequestError("prompt_name needs a text that the prompt can stand before, not token ids.")
+        return ""
+
+    def _encode_special(self, text: str, add_special_tokens: bool) -> list[int]:
+        return self._encode(text, None, add_special_tokens)
 
     @staticmethod
     def _types(types: Any, count: int) -> list[int]:

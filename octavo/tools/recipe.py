@@ -74,7 +74,10 @@ def spec(name: str, shape: Sequence[int]) -> dict[str, Any]:
 
 
 def write_model(case: Case, folder: Path) -> Path:
-    """The case as a model folder: config.json, its other files, model.safetensors; or Mistral's names of these."""
+    """The case as a model folder: config.json, its other files, model.safetensors; or Mistral's names of these.
+
+    Tensors whose names have a slash lie in the folder before it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / case.get("config_file", "config.json")).write_text(json.dumps(case["config"]))
     for name, text in case["files"].items():
@@ -82,5 +85,7 @@ def write_model(case: Case, folder: Path) -> Path:
         (folder / name).write_text(text if isinstance(text, str) else json.dumps(text))
     tensors = {name: values(name, of) for name, of in case["tensors"].items()}
     weights = "consolidated.safetensors" if case.get("config_file") == "params.json" else "model.safetensors"
-    save_file(tensors, folder / weights, metadata={"format": "pt"})
+    for place in {name.rpartition("/")[0] for name in tensors}:
+        own = {name.rpartition("/")[2]: tensor for name, tensor in tensors.items() if name.rpartition("/")[0] == place}
+        save_file(own, folder / place / weights, metadata={"format": "pt"})
     return folder

@@ -15,6 +15,7 @@ from octavo.features import Feature, encoder_feature
 from octavo.loading.model_info import ModelInfo
 from octavo.media.model_media import MediaInfo
 from octavo.params import PoolingParams, SamplingParams, StructuredOutputsParams
+from octavo.text.text_prompts import TextPrompts
 from octavo.transcripts import TranscriptRule
 
 T = TypeVar("T")
@@ -126,6 +127,7 @@ def test_a_models_info() -> None:
         "decoder_start_token_id": 2,
         "long_rope_threshold": None,
         "serves_adapters": True,
+        "prompts": TextPrompts(texts={"query": "find: "}, default="query", are_pooled=False),
         "media": MediaInfo(processor="module:Name", takes={"image": None}, config={"vision_config": {"depth": 2}}),
     }
     info = ModelInfo(**values)

@@ -10,13 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from octavo.loading.formats.gguf import GGUFWeights
-from octavo.loading.formats.joined import JoinedWeights
+from octavo.loading.formats.joined import JoinedWeights, WeightsBeside
 from octavo.loading.formats.mxfp4 import MXFP4Weights
 from octavo.loading.formats.plain import PlainWeights
 from octavo.loading.formats.quantization_config import quantization_of, unsupported
 from octavo.loading.formats.weight_format import WeightFormat
 
-__all__ = ["QUANTIZED", "GGUFWeights", "JoinedWeights", "PlainWeights", "WeightFormat", "folder_format"]
+__all__ = [
+    "QUANTIZED",
+    "GGUFWeights",
+    "JoinedWeights",
+    "PlainWeights",
+    "WeightFormat",
+    "WeightsBeside",
+    "folder_format",
+]
 
 QUANTIZED: dict[str, Callable[[Path, str, Mapping[str, Any]], WeightFormat]] = {
     "mxfp4": lambda folder, load_format, settings: MXFP4Weights(folder, load_format),

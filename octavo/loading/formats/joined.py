@@ -31,3 +31,35 @@ class JoinedWeights(WeightFormat):
                 here = None if begin is None else beginnings[begin] + name.removeprefix(begin)
                 if here is not None and here not in own:
                     yield here, source
+
+
+class WeightsBeside(WeightFormat):
+    """A checkpoint, in whatever format, and plain ones beside it.
+
+    Args:
+        whole: the checkpoint.
+        parts: others, each with what stands before its names here.
+    """
+
+    name = "beside"
+
+    def __init__(self, whole: WeightFormat, parts: Sequence[tuple[WeightFormat, str]]) -> None:
+        self.whole, self.parts = whole, parts
+        self.as_stored = whole.as_stored  # type: ignore[misc]
+
+    def names(self, published: Names) -> Names:
+        return self.whole.names(published)
+
+    def tensors(self, names: Names) -> Iterator[tuple[str, TensorSource]]:
+        yield from self.whole.tensors(names)
+        for part, before in self.parts:
+            yield from ((before + name, source) for name, source in part.tensors(names))
+
+    def weights(self, names: Names) -> Iterator[tuple[str, TensorSource]]:
+        yield from self.whole.weights(names)
+        for part, before in self.parts:
+            yield from ((before + name, source) for name, source in part.weights(names))
+
+    def drop_pages(self) -> None:
+        for each in (self.whole, *(part for part, _ in self.parts)):
+            each.drop_pages()
