@@ -230,8 +230,10 @@ class LLM:
         *,
         use_tqdm: bool = True,
         lora_request: Adapters = None,
+        pooling_task: str | None = None,
     ) -> list[PoolingRequestOutput[PoolingOutput]]:
-        """Pooled hidden states, scores or rewards of prompts, as tensors."""
+        """Pooled hidden states, scores or rewards of prompts, as tensors; `pooling_task` as PoolingParams.task."""
+        pooling_params = _with(pooling_params, task=pooling_task)
         return [as_tensor(output) for output in self._pool(prompts, pooling_params, use_tqdm, lora_request)]
 
     def _pool(
@@ -263,11 +265,7 @@ class LLM:
         `prompt_name` says which of the model's own prompts stands before each text, as in PoolingParams.
         """
         self._need_task("embedding")
-        if prompt_name is not None:
-            given = pooling_params or PoolingParams()
-            many = [given] if isinstance(given, PoolingParams) else given
-            named = [replace(params, prompt_name=prompt_name) for params in many]
-            pooling_params = named[0] if isinstance(given, PoolingParams) else named
+        pooling_params = _with(pooling_params, prompt_name=prompt_name)
         return [
             EmbeddingRequestOutput(
                 o.request_id,
@@ -413,6 +411,17 @@ def _each(adapters: Adapters, prompts: Sequence[Prompt]) -> Sequence[LoRARequest
 def _same_length(name: str, values: Sequence[Any], prompts: Sequence[Any]) -> None:
     if len(values) != len(prompts):
         raise InvalidRequestError(f"there are {len(prompts)} prompts but {len(values)} {name}; give one each.")
+
+
+def _with(
+    params: PoolingParams | Sequence[PoolingParams] | None, **value: str | None
+) -> PoolingParams | Sequence[PoolingParams] | None:
+    """Parameters with one more value, if it is given."""
+    if None in value.values():
+        return params
+    if isinstance(params, Sequence):
+        return [replace(each, **value) for each in params]  # type: ignore[arg-type]
+    return replace(params or PoolingParams(), **value)  # type: ignore[arg-type]
 
 
 def as_tensor(output: PoolingRequestOutput[PoolingOutput]) -> PoolingRequestOutput[PoolingOutput]:

@@ -398,6 +398,9 @@ class BeamSearchParams:
         _check_range("temperature", self.temperature, float, 0)
 
 
+POOLING_TASKS = ("embed", "classify", "token_embed", "token_classify", "embed&token_classify")
+
+
 @names_closest
 @dataclass
 class PoolingParams:
@@ -412,10 +415,17 @@ class PoolingParams:
     truncate_prompt_tokens: int | None = None
     prompt_name: str | None = None
     """Which of the model's own prompts stands before a text that is embedded; None for its default."""
+    task: str | None = None
+    """One of POOLING_TASKS: embed, token_embed (a vector a token), token_classify (of an embedder: a weight a token),
+    or both embed&token_classify, one after the other; None for what the engine does."""
 
     def __post_init__(self) -> None:
         if self.dimensions is not None:
             _check_range("dimensions", self.dimensions, int, 1)
+        if self.task is not None and self.task not in POOLING_TASKS:
+            raise InvalidRequestError(
+                f"task={str(self.task)[:60]!r} is unknown; it is one of {', '.join(POOLING_TASKS)}."
+            )
         if not isinstance(self.prompt_name, str | None):
             raise InvalidRequestError(f"prompt_name must be a text, not {type(self.prompt_name).__name__}.")
 

@@ -27,7 +27,7 @@ from octavo.executor.sampling_state import SamplingState
 from octavo.launch import launch_engine
 from octavo.outputs import RequestOutput
 from octavo.params import PoolingParams, RequestOutputKind, StructuredOutputsParams
-from octavo.parts import Pooler
+from octavo.parts.pooler import AnyPooler
 from octavo.text.detokenizer import TextStream
 from octavo.text.inputs import InputChecker
 from tests.server.conftest import write_tiny
@@ -425,7 +425,8 @@ def test_async_llm_goes_on(tiny_model: Path) -> None:
 @pytest.mark.parametrize("error", FAULTS)
 @pytest.mark.parametrize("name", ["pooler", "add", "result"])
 def test_pooling(tiny_model: Path, name: str, error: type[BaseException]) -> None:
-    engine = launch_engine(EngineArgs(str(tiny_model), dtype="float32", kv_cache_memory="16MiB", task="embedding"))
+    small: dict[str, Any] = {"dtype": "float32", "kv_cache_memory": "16MiB", "hf_overrides": {"is_matryoshka": True}}
+    engine = launch_engine(EngineArgs(str(tiny_model), task="embedding", **small))
 
     def pool(requests: dict[str, PoolingParams]) -> Told:
         ends: Told = {}
@@ -445,10 +446,10 @@ def test_pooling(tiny_model: Path, name: str, error: type[BaseException]) -> Non
     before = pool(others)
     real = Pooling.pooler
 
-    def marked(self: Pooling, wanted: PoolingParams) -> Pooler:
+    def marked(self: Pooling, wanted: PoolingParams, skipped: int = 0) -> AnyPooler:
         if wanted.dimensions == 7 and name == "pooler":
             raise error("injected")
-        pooler = real(self, wanted)
+        pooler = real(self, wanted, skipped)
         if wanted.dimensions == 7:
 
             def fails(*args: Any) -> Any:

@@ -76,7 +76,7 @@ _BY_KIND: dict[Kind, str] = {
     LENGTH: """max_target_positions max_position_embeddings n_positions max_seq_len n_ctx
         seq_length model_max_length max_sequence_length original_max_position_embeddings""",
     WINDOW: "sliding_window_size local_attention sliding_window window_length",
-    TOKEN: "image_token_id video_token_id audio_token_id decoder_start_token_id pad_token_id",
+    TOKEN: "image_token_id video_token_id audio_token_id decoder_start_token_id pad_token_id bos_token_id",
     TOKENS: "eos_token_id",
     FLAG: """attention_k_eq_v use_double_wide_mlp enable_moe_block classifier_bias norm_bias
         share_encoder_decoder_embeddings scale_decoder_outputs logn_attention_scale prenorm parallel_block use_rms_norm
@@ -94,7 +94,7 @@ _BY_KIND: dict[Kind, str] = {
         block_auto_adjust_ff_dim tie_embedding conv_bias use_expert_bias mamba_rms_norm mamba_norm_before_gate
         projectors_bias use_mem_rope use_shared_attention_adapter use_long_context rope_interleave double_latent
         use_hd_transform with_learnable_separator relative_attention position_biased_input share_att_key
-        linear_allow_neg_eigval""",
+        linear_allow_neg_eigval is_matryoshka""",
     TEXT: """classifier_pooling feed_forward_proj hybrid_override_pattern scoring_func
         score_func qk_norm_type model_type problem_type sbert_ce_default_activation_function layer_norm_type
         hd_transform_order position_embedding_type topk_method attn_type rope_type type dtype torch_dtype
@@ -129,7 +129,8 @@ _BY_KIND: dict[Kind, str] = {
     GRIDS: "supported_aspect_ratios",
     integers(0, MAX_COUNT): "compress_ratios",
     integers(0, MAX_SIZE): "dummy_token_indices image_default_input_size classifier_token_ids",
-    integers(1, MAX_COUNT): "num_key_value_heads_per_layer mrope_section channel_multiplier attn_resolutions",
+    integers(1, MAX_COUNT): "num_key_value_heads_per_layer mrope_section channel_multiplier attn_resolutions"
+    " matryoshka_dimensions",
     numbers(-1e6, 1e6, count=2): "bskcn_tv",
     LIMITS: "time_step_limit",
     numbers(-1e6, 1e6): "ssm_multipliers mlp_multipliers",

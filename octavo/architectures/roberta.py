@@ -30,6 +30,7 @@ def roberta_names(c: Config) -> Names:
 @architecture(
     "XLMRobertaModel",
     "XLMRobertaForMaskedLM",
+    "BgeM3EmbeddingModel",
     about="XLM-RoBERTa embedders: bge-m3, multilingual E5",
     examples=("BAAI/bge-m3", "intfloat/multilingual-e5-large"),
     tasks=EMBEDS,

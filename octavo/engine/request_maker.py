@@ -50,10 +50,31 @@ class RequestMaker:
             )
         if isinstance(params, SamplingParams):
             return self._generation(request_id, checked, params, priority, starts)
-        reads_cache = self._info.pooling.pooling_type == "LAST"  # others need the hidden states of every token
+        self._check_pooling(params)
+        of_last = self._info.pooling.pooling_type == "LAST" and params.task in (None, "embed", "classify")
+        reads_cache = of_last  # others need the hidden states of every token
         sequence = self.sequence(checked, priority, reads_cache, self._chain(checked))
         starts.append(self._sequence_start(sequence, checked, pooling=params))
         return PoolingRequest(request_id, params, sequence, adapter_name=_adapter_name(checked))
+
+    def _check_pooling(self, params: PoolingParams) -> None:
+        info = self._info
+        if params.task is not None and params.task not in info.pooling_tasks:
+            raise InvalidRequestError(
+                f"task={params.task!r}: this engine pools for {', '.join(info.pooling_tasks)}. Start it with "
+                "another task, or give a folder that has the model's heads for it."
+            )
+        if params.dimensions is None or info.task != "embedding":
+            return
+        if info.dimensions is None:
+            raise InvalidRequestError(
+                f"dimensions={params.dimensions}: this model was not trained for embeddings that are cut "
+                '(Matryoshka), and would give poor ones. If you know better: hf_overrides={"is_matryoshka": True}.'
+            )
+        if info.dimensions and params.dimensions not in info.dimensions:
+            raise InvalidRequestError(
+                f"dimensions={params.dimensions}: this model was trained for {', '.join(map(str, info.dimensions))}."
+            )
 
     def sequence(self, checked: CheckedPrompt, priority: int, reads_cache: bool, chain: HashChain) -> Sequence:
         """A new sequence of a prompt, whose hashes are `chain`."""

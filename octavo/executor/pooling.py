@@ -3,6 +3,7 @@
 from octavo.config import PoolerConfig
 from octavo.params import PoolingParams
 from octavo.parts import CausalLM, Pooler
+from octavo.parts.pooler import AnyPooler, PoolersSideBySide
 
 
 class Pooling:
@@ -15,12 +16,29 @@ class Pooling:
     """
 
     def __init__(self, task: str, model: CausalLM, config: PoolerConfig) -> None:
-        self.config = config
+        self.config, self._heads = config, model.token_heads
         self.embed = model.embeddings if task == "embedding" else None
         self.score = model.scores if task in ("classify", "token_classify", "reward") else None
 
-    def pooler(self, params: PoolingParams, skipped: int = 0) -> Pooler:
+    def pooler(self, params: PoolingParams, skipped: int = 0) -> AnyPooler:
         """For one request, of whose first tokens some are left out."""
+        if params.task == "embed&token_classify":
+            return PoolersSideBySide(self._embedder(params, skipped), self._of_tokens("token_classify", params))
+        if self.embed is not None and params.task in ("token_embed", "token_classify"):
+            return self._of_tokens(params.task, params)
+        return self._embedder(params, skipped)
+
+    def _of_tokens(self, task: str, params: PoolingParams) -> Pooler:
+        """Of an embedder: a vector of each token by its head, or a weight."""
+        heads = self._heads
+        if task == "token_classify":
+            assert heads is not None
+            return Pooler("ALL", score=heads.weights, left_out=(heads.first, heads.last), is_flat=True)
+        unit = True if params.normalize is None else params.normalize
+        embed, first = (None, None) if heads is None else (heads.vectors, heads.first)
+        return Pooler("ALL", embed=embed, left_out=(first, None), normalize=unit, dimensions=params.dimensions)
+
+    def _embedder(self, params: PoolingParams, skipped: int) -> Pooler:
         config = self.config
         return Pooler(
             str(config.pooling_type),

@@ -20,7 +20,7 @@ from octavo.executor.pooling import Pooling
 from octavo.executor.sampling_state import SamplingState, mix
 from octavo.executor.step import SequenceResult, SequenceStart
 from octavo.params import LogitsProcessor
-from octavo.parts import Pooler
+from octavo.parts.pooler import AnyPooler
 
 IDLE = 0.01
 """Seconds to wait where nothing else can be computed."""
@@ -38,7 +38,7 @@ class SequenceState:
     offset: int = 0
     """What is added to a later token's number to get its position, on every axis."""
     sampling: SamplingState | None = None
-    pooler: Pooler | None = None
+    pooler: AnyPooler | None = None
     has_adapter: bool = False
     """Whether its adapter is kept for it."""
     error: str | None = None

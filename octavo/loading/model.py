@@ -17,10 +17,12 @@ from octavo.errors import CheckpointError, ConfigError, UnsupportedModelError
 from octavo.files import read_json
 from octavo.loading.checkpoint import Checkpoint, open_checkpoint, sound_config
 from octavo.loading.formats import WeightFormat, WeightsBeside
+from octavo.loading.head_files import NAMES as HEAD_NAMES
+from octavo.loading.head_files import token_heads
 from octavo.loading.model_files import ModelFiles
 from octavo.loading.model_info import ModelInfo
 from octavo.loading.model_tokenizer import model_tokenizer
-from octavo.loading.pooling_config import choose_pooling, published_length, score_activation
+from octavo.loading.pooling_config import choose_pooling, matryoshka, pooling_tasks, published_length, score_activation
 from octavo.loading.precision import Precision, choose_precision
 from octavo.loading.sentence_modules import SentenceModules, sentence_modules
 from octavo.loading.weight_loader import load_weights
@@ -153,10 +155,15 @@ def _with_modules(checkpoint: Checkpoint, model: CausalLM) -> tuple[SentenceModu
     """What the folder says of embeddings, whose layers the model then has, and all weights."""
     with torch.device("meta"):
         found = sentence_modules(checkpoint.files.path, model.hidden_size)
-    if not found.layers:
-        return found, checkpoint.weights
-    model.embed_with(PooledLayers(found.layers), found.names)
-    return found, WeightsBeside(checkpoint.weights, found.weights)
+        heads = token_heads(checkpoint.files.path, checkpoint.config, model.hidden_size)
+    beside = found.weights
+    if found.layers:
+        model.embed_with(PooledLayers(found.layers), found.names)
+    if heads is not None:
+        model.token_heads, more = heads
+        model.names = model.names.extended(HEAD_NAMES)
+        beside = [*beside, *more]
+    return found, WeightsBeside(checkpoint.weights, beside) if beside else checkpoint.weights
 
 
 def _take_part(model: CausalLM, place: RankPlace) -> None:
@@ -225,6 +232,8 @@ def _info(
         serves_adapters=args.enable_lora,
         media=media,
         prompts=sentences.prompts,
+        pooling_tasks=pooling_tasks(task, model),
+        dimensions=matryoshka(config),
     )
 
 

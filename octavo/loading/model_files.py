@@ -182,8 +182,9 @@ def _with_quant(names: list[str], quant: str) -> list[str]:
 
 
 def _of_modules(files: Collection[str]) -> list[str]:
-    """Weights of sentence-transformers' modules: a file of each."""
-    return list({m[1]: f for f in sorted(files, reverse=True) if (m := OF_MODULE.fullmatch(f))}.values())
+    """Weights of sentence-transformers' modules, a file of each, and bge-m3's heads."""
+    heads = [f for f in files if f in ("sparse_linear.pt", "colbert_linear.pt")]
+    return heads + list({m[1]: f for f in sorted(files, reverse=True) if (m := OF_MODULE.fullmatch(f))}.values())
 
 
 def _files_to_download(files: list[str], quant: str, args: EngineArgs, weights: bool) -> list[str]:

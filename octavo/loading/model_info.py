@@ -37,6 +37,10 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     reads_whole: bool = False
     """Whether all of a prompt is computed in one step: its tokens see those after them."""
     serves_adapters: bool = False
+    pooling_tasks: list[str] = []
+    """What requests to pool may ask for, in vLLM's names; the usual one first."""
+    dimensions: list[int] | None = None
+    """To how many values embeddings may be cut; empty for any number, None where the model was not trained for it."""
     prompts: TextPrompts = NO_PROMPTS
     """What may stand before the texts that it embeds."""
     media: MediaInfo | None = None

@@ -8,6 +8,7 @@ from octavo.architectures import Config
 from octavo.config import PoolerConfig
 from octavo.errors import ConfigError, UnsupportedModelError
 from octavo.files import read_json
+from octavo.parts import CausalLM
 
 NOTHING = PoolerConfig()
 
@@ -67,6 +68,21 @@ def score_activation(config: Config) -> PoolerConfig:
     if kind == "regression":
         return PoolerConfig(softmax=False)
     return PoolerConfig(multi_label=True) if kind == "multi_label_classification" else NOTHING
+
+
+def pooling_tasks(task: str, model: CausalLM) -> list[str]:
+    """What a request to pool may ask for by PoolingParams.task, in vLLM's names; the usual one first."""
+    if task in ("classify", "token_classify", "reward"):
+        return ["classify" if task == "classify" else "token_classify"]
+    heads = model.token_heads
+    more = ["token_classify", "embed&token_classify"] if heads is not None and heads.sparse is not None else []
+    return ["embed", "token_embed", *more]
+
+
+def matryoshka(config: Config) -> list[int] | None:
+    """To how many values embeddings may be cut, as vLLM reads a config; empty for any number, None for none."""
+    given: list[int] = config.get("matryoshka_dimensions", [])
+    return given or ([] if config.get("is_matryoshka", False) else None)
 
 
 def published_length(folder: Path) -> int | None:

@@ -10,7 +10,7 @@ from torch import nn
 from octavo.config import PoolerConfig
 from octavo.errors import CheckpointError, UnsupportedModelError
 from octavo.files import read_json, read_json_value
-from octavo.loading.formats import PlainWeights
+from octavo.loading.formats import PlainWeights, WeightFormat
 from octavo.parts.pooled_layers import PooledDense, PooledNorm, UnitLength
 from octavo.text.text_prompts import NO_PROMPTS, TextPrompts
 
@@ -62,7 +62,7 @@ class SentenceModules:
         }
 
     @property
-    def weights(self) -> list[tuple[PlainWeights, str]]:
+    def weights(self) -> list[tuple[WeightFormat, str]]:
         """The weights' files, and how the names in each begin."""
         return [(PlainWeights(folder, "auto"), f"{folder.name}/") for folder in self.folders.values()]
 

@@ -23,6 +23,7 @@ from octavo.parts.shared_attention import SharedAttention
 from octavo.parts.split import Split, TakesSplit, split_parts
 from octavo.parts.stage import NoEmbedding, NoLayer, Stage, divide, keep_table, kept_sizes, receive_stream, send_stream
 from octavo.parts.state import PagedKV, StateSpec
+from octavo.parts.token_heads import TokenHeads
 from octavo.parts.weight_adapter import TakesAdapters
 from octavo.parts.weight_slots import Role, WeightSlot, weight_slots
 
@@ -87,6 +88,7 @@ class CausalLM(nn.Module):
         self.optional = optional
         self.score: nn.Module | None = None
         self.pooled: nn.Module | None = None
+        self.token_heads: TokenHeads | None = None
         self.media: MediaTower | None = None
         self.tied_if_absent = tied_if_absent
         self.pooling = PoolerConfig()

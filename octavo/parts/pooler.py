@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -84,14 +85,47 @@ class _One(_Way):
 class _Rows(_Way):
     """All rows, or those of one token."""
 
-    def __init__(self, tag: int | None) -> None:
-        self.tag, self._kept = tag, list[Tensor]()
+    def __init__(self, tag: int | None, left_out: tuple[int | None, int | None]) -> None:
+        self.tag, self.left_out, self._kept = tag, left_out, list[Tensor]()
+        self._first = self._last = -1
 
     def add(self, hidden: Tensor, tokens: Tensor, first: int) -> None:
+        self._first = int(tokens[0]) if first == 0 else self._first
+        self._last = int(tokens[-1])
         self._kept.append(hidden.clone() if self.tag is None else hidden[tokens == self.tag])
 
     def result(self) -> Tensor:
-        return torch.cat(self._kept)
+        rows, (begin, end) = torch.cat(self._kept), self.left_out
+        rows = rows[1:] if begin is not None and self._first == begin else rows
+        return rows[:-1] if end is not None and self._last == end else rows
+
+
+class AnyPooler(Protocol):
+    """What pools a request."""
+
+    def restart(self) -> None: ...
+
+    def add(self, hidden: Tensor, tokens: Tensor) -> None: ...
+
+    def result(self, batch: Batch) -> Tensor: ...
+
+
+class PoolersSideBySide:
+    """What several poolers give, one after the other in one row."""
+
+    def __init__(self, *poolers: AnyPooler) -> None:
+        self._poolers = poolers
+
+    def restart(self) -> None:
+        for pooler in self._poolers:
+            pooler.restart()
+
+    def add(self, hidden: Tensor, tokens: Tensor) -> None:
+        for pooler in self._poolers:
+            pooler.add(hidden, tokens)
+
+    def result(self, batch: Batch) -> Tensor:
+        return torch.cat([pooler.result(batch).flatten() for pooler in self._poolers])
 
 
 class Pooler:
@@ -108,6 +142,8 @@ class Pooler:
         step_tag_id: the token whose rows STEP keeps.
         dimensions: how many of the first values of each row to keep; None for all.
         skipped: how many of the first rows are left out.
+        left_out: of ALL, a token whose row is left out at the beginning, and one at the end.
+        is_flat: of ALL, whether a row's only value is given by itself.
     """
 
     def __init__(
@@ -123,12 +159,15 @@ class Pooler:
         step_tag_id: int | None = None,
         dimensions: int | None = None,
         skipped: int = 0,
+        left_out: tuple[int | None, int | None] = (None, None),
+        is_flat: bool = False,
     ) -> None:
         self.pooling_type = pooling_type
         self.score, self.embed, self.returned = score, embed, returned
         self.normalize, self.softmax, self.multi_label = normalize, softmax, multi_label
         self.step_tag_id = step_tag_id
         self.dimensions, self.skipped = dimensions, skipped
+        self.left_out, self.is_flat = left_out, is_flat
         self.restart()
 
     def restart(self) -> None:
@@ -143,7 +182,7 @@ class Pooler:
             return _Max()
         if kind in ("CLS", "LAST"):
             return _One(kind == "LAST")
-        return _Rows(self.step_tag_id if kind == "STEP" else None)
+        return _Rows(self.step_tag_id if kind == "STEP" else None, self.left_out)
 
     def add(self, hidden: Tensor, tokens: Tensor) -> None:
         """The next rows `[tokens, hidden_size]` of the request, after the model's last norm."""
@@ -165,7 +204,9 @@ class Pooler:
             pooled = pooled[:, : self.dimensions]
         if self.normalize:
             pooled = functional.normalize(pooled, dim=-1)
-        return pooled if self.pooling_type in ("ALL", "STEP") else pooled[0]
+        if self.pooling_type not in ("ALL", "STEP"):
+            return pooled[0]
+        return pooled.squeeze(-1) if self.is_flat else pooled
 
     def _scores(self, rows: Tensor, batch: Batch) -> Tensor:
         assert self.score is not None

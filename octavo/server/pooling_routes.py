@@ -46,6 +46,7 @@ async def pooled(
         normalize=body.normalize,
         prompt_name=body.prompt_name,
         truncate_prompt_tokens=body.truncate_prompt_tokens,
+        task=body.task if isinstance(body, PoolingRequest) else None,
         softmax=body.softmax if isinstance(body, PoolingRequest) else None,
     )
     prompts = [await prompt_of(service, body)] if body.messages is not None else prompts_of(body.input or [])

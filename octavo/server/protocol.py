@@ -316,6 +316,7 @@ class EmbeddingRequest(Pooled, Conversation):
 class PoolingRequest(EmbeddingRequest):
     """/pooling"""
 
+    task: str | None = None
     softmax: bool | None = None
 
 

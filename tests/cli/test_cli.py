@@ -254,7 +254,7 @@ def test_serve_takes_vllms_spellings() -> None:
 
 def test_embed(model: Sequence[str], tmp_path: Path) -> None:
     """Arguments, lines and JSON lines give the same embeddings, as lines and as an array."""
-    small = ("--max-num-seqs", "2", "--dimensions", "8")
+    small = ("--max-num-seqs", "2", "--dimensions", "8", "--hf-overrides", '{"is_matryoshka": true}')
     plain = [json.loads(line) for line in octavo("embed", "red", "blue", *model, *small).stdout.splitlines()]
     assert [r["text"] for r in plain] == ["red", "blue"]
     assert np.linalg.norm(plain[0]["embedding"]) == pytest.approx(1.0, abs=1e-5)

@@ -294,7 +294,8 @@ def test_a_dead_engine(name: str, args: EngineArgs, tokenizer: Tokenizer | None)
 
 @pytest.mark.parametrize("name", CLIENTS)
 def test_pooling(name: str, args: EngineArgs) -> None:
-    embedding = EngineArgs(args.model, dtype="float32", kv_cache_memory="16MiB", task="embedding")
+    small = {"dtype": "float32", "kv_cache_memory": "16MiB"}
+    embedding = EngineArgs(args.model, task="embedding", hf_overrides={"is_matryoshka": True}, **small)
     requests = LocalRequests(launch_engine(embedding))
     requests.add("p", PROMPT, PoolingParams(dimensions=8))
     (expected,) = requests.step()

@@ -127,6 +127,8 @@ def test_a_models_info() -> None:
         "decoder_start_token_id": 2,
         "long_rope_threshold": None,
         "serves_adapters": True,
+        "pooling_tasks": ["token_classify"],
+        "dimensions": [8, 16],
         "prompts": TextPrompts(texts={"query": "find: "}, default="query", are_pooled=False),
         "media": MediaInfo(processor="module:Name", takes={"image": None}, config={"vision_config": {"depth": 2}}),
     }

@@ -59,5 +59,6 @@ def smollm_server(smollm_file: Path) -> Iterator[Running]:
 
 @pytest.fixture(scope="session")
 def embedding_server(tiny_model: Path) -> Iterator[Running]:
-    with server(str(tiny_model), "--kv-cache-memory", "64MiB", "--task", "embedding") as running:
+    options = ("--kv-cache-memory", "64MiB", "--task", "embedding", "--hf-overrides", '{"is_matryoshka": true}')
+    with server(str(tiny_model), *options) as running:
         yield running
