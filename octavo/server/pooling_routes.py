@@ -108,6 +108,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/rerank", summary="Documents by how well they answer a query")
     @routes.post("/v1/rerank", summary="Documents by how well they answer a query")
+    @routes.post("/v2/rerank", summary="Documents by how well they answer a query")
     async def rerank(body: RerankRequest, request: Request) -> Response:
         model = service.accept(body, "embedding", "classify")
         work = scores(service, model, [body.query], body.documents, body.truncate_prompt_tokens)

@@ -329,7 +329,7 @@ class ScoreRequest(Request):
 
 
 class RerankRequest(Request):
-    """/v1/rerank"""
+    """/rerank, /v1/rerank (Jina), /v2/rerank (Cohere)"""
 
     query: str
     documents: Texts

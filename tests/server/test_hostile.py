@@ -26,6 +26,7 @@ EMBED: dict[str, dict[str, Any]] = {
     "/v1/score": {"text_1": "x", "text_2": "y"},
     "/rerank": {"query": "x", "documents": ["y"]},
     "/v1/rerank": {"query": "x", "documents": ["y"]},
+    "/v2/rerank": {"query": "x", "documents": ["y"]},
 }
 CLASSIFY: dict[str, dict[str, Any]] = {
     "/classify": {"input": "x"},

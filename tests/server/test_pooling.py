@@ -23,6 +23,9 @@ def test_classes_and_scores(tmp_path: Path) -> None:
         want_scores = [o.outputs.score for o in llm.score("sky", ["red", "blue"], use_tqdm=False)]
         assert [s["score"] for s in scores] == pytest.approx(want_scores, abs=1e-6)
         ranked = running.post("/rerank", {"query": "sky", "documents": ["red", "blue"]}).json()["results"]
+        for path in ("/v1/rerank", "/v2/rerank"):
+            again = running.post(path, {"query": "sky", "documents": ["red", "blue"]}).json()["results"]
+            assert again == ranked
         assert [r["relevance_score"] for r in ranked] == pytest.approx(sorted(want_scores, reverse=True), abs=1e-6)
         assert running.post("/v1/embeddings", {"input": "red"}).status_code == 400
 
