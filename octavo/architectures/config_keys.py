@@ -53,7 +53,7 @@ _BY_KIND: dict[Kind, str] = {
         moe_layer_start_index num_dense_layers num_experts num_local_experts n_routed_experts n_shared_experts
         num_experts_per_tok num_experts_per_token first_k_dense_replace max_window_layers expert_layer_offset
         attn_layer_offset dense_attention_every_n_layers type_vocab_size conv_kernel_size
-        num_hash_layers""",
+        num_hash_layers interleave_moe_layer_step""",
     integer(-1, MAX_COUNT): "moe_layer_end_index",
     integer(0, MAX_SIZE): "shared_intermediate_size",
     either(COUNT, integers(1, MAX_COUNT)): "moe_topk",
@@ -70,12 +70,12 @@ _BY_KIND: dict[Kind, str] = {
         num_mel_bins max_source_positions block_ff_dim block_multiple_of mamba_d_ssm mamba_head_dim mamba_headdim
         ssm_state_size adapter_rank lru_width attention_window_size moe_shared_expert_intermediate_size moe_latent_size
         linear_key_head_dim linear_value_head_dim linear_head_dim pooler_hidden_size attention_head_size index_head_dim
-        index_topk o_lora_rank""",
+        index_topk o_lora_rank intermediate_size_mlp""",
     integer(2, 1 << 12): "conv_kernel mamba_d_conv conv_L_cache conv1d_width linear_conv_kernel_dim"
     " short_conv_kernel_size",
     LENGTH: """max_target_positions max_position_embeddings n_positions max_seq_len n_ctx
         seq_length model_max_length max_sequence_length original_max_position_embeddings""",
-    WINDOW: "sliding_window_size local_attention sliding_window window_length",
+    WINDOW: "attention_chunk_size sliding_window_size local_attention sliding_window window_length",
     TOKEN: "image_token_id video_token_id audio_token_id decoder_start_token_id pad_token_id bos_token_id",
     TOKENS: "eos_token_id",
     FLAG: """attention_k_eq_v use_double_wide_mlp enable_moe_block classifier_bias norm_bias
@@ -109,12 +109,12 @@ _BY_KIND: dict[Kind, str] = {
         ssm_in_multiplier ssm_out_multiplier lm_head_multiplier attention_multiplier residual_multiplier
         embedding_multiplier scale_emb scale_depth routed_scaling_factor mup_attn_multiplier mup_embedding_multiplier
         mup_embeddings_scale embeddings_scale mup_output_alpha mup_width_scale width_scale softmax_scale
-        hidden_act_param mscale mscale_all_dim moe_normalize_expert_weights""",
+        hidden_act_param mscale mscale_all_dim moe_normalize_expert_weights attn_scale""",
     FACTOR: """alpha logits_soft_cap swiglu_limit swiglu_alpha logits_scaling dim_model_base
         mup_width_multiplier rope_position_scale rope_ratio clip_qkv gegelu_limit attn_logit_softcapping
         final_logit_softcapping query_pre_attn_scalar alibi_bias_max expand mamba_expand expansion_ratio ffn_mult
         block_ffn_dim_multiplier factor low_freq_factor high_freq_factor beta_fast beta_slow attention_factor
-        attn_factor short_mscale long_mscale scaling_factor mlp_ratio""",
+        attn_factor short_mscale long_mscale scaling_factor mlp_ratio floor_scale""",
     BASE: """compress_rope_theta global_rope_theta local_rope_theta rope_theta rotary_emb_base rope_embedding_base
         rope_local_base_freq base""",
     SHARE: "downsample_ratio partial_rotary_factor rotary_pct rope_pct rope_percent rotary_emb_fraction",
@@ -125,7 +125,7 @@ _BY_KIND: dict[Kind, str] = {
     OBJECTS: "block_configs",
     INDICES: """full_attn_idxs full_attn_layers attn_layer_indices hybrid_layer_ids
         cross_attention_layers intermediate_layers_indices attention_layers expert_layers mlp_only_layers bskcn_1
-        bskcn_2 bskcn_3 bskcn_4""",
+        bskcn_2 bskcn_3 bskcn_4 moe_layers""",
     GRIDS: "supported_aspect_ratios",
     integers(0, MAX_COUNT): "compress_ratios",
     integers(0, MAX_SIZE): "dummy_token_indices image_default_input_size classifier_token_ids",
@@ -137,6 +137,7 @@ _BY_KIND: dict[Kind, str] = {
     FACTORS: "short_factor long_factor factors",
     KINDS: "layer_types mlp_layer_types layers_block_type block_types architectures classifier_from_token",
     integers(0, 1): "no_rope_layers",
+    either(FLAG, COUNT_OR_NONE): "attn_temperature_tuning",  # a number in Llama 4's first configs
     integer(-1, 1 << 16): "max_relative_positions position_buckets",
     either(TEXT, KINDS): "pos_att_type",
     VERSION: "version",

@@ -23,6 +23,7 @@ from octavo.parts import (
     RMSNorm,
     parameter,
 )
+from octavo.token_windows import Window
 
 NAMES = Names(
     {
@@ -98,7 +99,7 @@ def decoder(
 def attention(
     c: Config,
     *,
-    window: int | Sequence[int | None] | None = None,
+    window: int | Sequence[Window | None] | None = None,
     qk_transform: Callable[[], QKTransform | None] = lambda: None,
     rotates: Sequence[bool] | None = None,
     interleaved: bool = False,
@@ -108,7 +109,7 @@ def attention(
     """Makes the attention of the layer of a given index, with rope as the config says.
 
     Args:
-        window: the sliding window, of all layers or of each.
+        window: the sliding window, of all layers or of each, which may be chunks.
         qk_transform: makes what changes queries and keys before rope.
         rotates: which layers have rope; None for all.
         interleaved: rotary pairs are neighbours.
@@ -132,8 +133,7 @@ def attention(
 
 def head_norms(c: Config, offset: float = 0.0) -> Callable[[], QKNorm]:
     """Norms of each head of queries and of keys."""
-    head_dim = c.get("head_dim", c.hidden_size // c.num_attention_heads)
-    norm = partial(RMSNorm, head_dim, c.rms_norm_eps, offset)
+    norm = partial(RMSNorm, c.get("head_dim", c.hidden_size // c.num_attention_heads), c.rms_norm_eps, offset)
     return lambda: QKNorm(norm(), norm())
 
 

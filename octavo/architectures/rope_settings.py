@@ -11,9 +11,10 @@ from typing import Any
 from octavo.architectures.config_kinds import MAX_LENGTH
 from octavo.architectures.model_config import Config
 from octavo.errors import CheckpointError, UnsupportedModelError
+from octavo.token_windows import Chunk, Window
 
-FULL, SLIDING = "full_attention", "sliding_attention"
-LAYER_TYPES = (FULL, SLIDING, "chunked_attention", "linear_attention", "compressed_sparse_attention")
+FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
+LAYER_TYPES = (FULL, SLIDING, CHUNKED, "linear_attention", "compressed_sparse_attention")
 BESIDE_SCALING = {"rope_theta", "partial_rotary_factor"}
 OF_EVERY_KIND = {"rope_type", "mrope_interleaved", *BESIDE_SCALING}
 AXES = "mrope_section"
@@ -41,9 +42,9 @@ KEYS_OF: dict[str, set[str]] = {
 """Kinds of scaling, and what is read of each beside OF_EVERY_KIND."""
 
 
-def layer_type(window: int | None) -> str:
-    """The name by which rope_parameters and layer_types call a layer with that sliding window."""
-    return SLIDING if window else FULL
+def layer_type(window: Window | None) -> str:
+    """The name by which rope_parameters and layer_types call a layer with that window."""
+    return CHUNKED if isinstance(window, Chunk) else SLIDING if window else FULL
 
 
 def layer_types(c: Config, default: list[str], known: Collection[str] = (FULL, SLIDING)) -> list[str]:

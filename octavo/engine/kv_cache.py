@@ -10,6 +10,7 @@ from octavo.errors import InvalidRequestError
 from octavo.executor.shape import CacheShape
 from octavo.features import Feature
 from octavo.text.inputs import CheckedPrompt
+from octavo.token_windows import Window, first_seen, most_seen
 
 HASH_BYTES = 32
 """Nobody finds two inputs of one hash of this length, though attackers may choose both."""
@@ -132,7 +133,7 @@ class KVCacheManager:
             if window is None:
                 unbounded += 1
             else:
-                fixed += -(-(window + max_step) // self.block_size) + 1
+                fixed += -(-(most_seen(window) + max_step) // self.block_size) + 1
         if unbounded:
             return max(0, (self.pool.num_blocks - fixed) // unbounded * self.block_size)
         return 1 << 62 if fixed <= self.pool.num_blocks else self.pool.num_blocks // len(self.windows) * self.block_size
@@ -187,23 +188,23 @@ class KVCacheManager:
             return 0
         chain.extend(tokens, self.block_size)
         usable = min(len(chain.hashes), (len(tokens) - 1) // self.block_size)
-        needs = {g: None if w is None else -(-(w - 1) // self.block_size) for g, w in self._growing}
-        runs, length = dict.fromkeys(needs, 0), 0
+        windows = dict(self._growing)
+        runs, length = dict.fromkeys(windows, 0), 0
         for i in range(usable):
-            for group, need in needs.items():
+            for group, window in windows.items():
                 found = self.pool.find((group, chain.hashes[i])) is not None
                 runs[group] = runs[group] + 1 if found else 0
-                if need is None and not found:
+                if window is None and not found:
                     break
             else:
                 if self._cuts_span(chain, (i + 1) * self.block_size):
                     continue
-                if all(runs[group] >= (i + 1 if need is None else min(i + 1, need)) for group, need in needs.items()):
+                if all(i + 1 - runs[group] <= self._first_needed(w, i + 1) for group, w in windows.items()):
                     length = i + 1
                 continue
             break
-        for group, need in needs.items():
-            first = 0 if need is None else max(0, length - need)
+        for group, window in windows.items():
+            first = self._first_needed(window, length)
             for i in range(length):
                 block = self.pool.find((group, chain.hashes[i])) if i >= first else NULL_BLOCK
                 assert block is not None
@@ -214,12 +215,16 @@ class KVCacheManager:
         blocks.num_cached_blocks = length
         return length * self.block_size
 
+    def _first_needed(self, window: Window | None, count: int) -> int:
+        """The first of `count` full blocks that the token after them sees anything of; `count` if it sees nothing."""
+        return first_seen(window, count * self.block_size) // self.block_size
+
     def _cuts_span(self, chain: HashChain, length: int) -> bool:
         """Whether what is left after `length` tokens begins in a span whose beginning a window would hide."""
         return self._has_windows and any(first < length < end for first, end in chain.both_ways)
 
     @property
-    def _growing(self) -> list[tuple[int, int | None]]:
+    def _growing(self) -> list[tuple[int, Window | None]]:
         """Groups whose tables grow with a sequence, and their windows."""
         return [(g, w) for g, w in enumerate(self.windows) if g != self.encoder_group]
 
@@ -246,7 +251,7 @@ class KVCacheManager:
         for group, window in enumerate(self.windows):
             if window is None:
                 continue
-            table, past = blocks.tables[group], max(0, num_computed - window + 1) // self.block_size
+            table, past = blocks.tables[group], first_seen(window, num_computed) // self.block_size
             for i in range(blocks.first_held[group], min(past, len(table))):
                 self.pool.release(table[i])
                 table[i] = NULL_BLOCK

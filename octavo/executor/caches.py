@@ -13,10 +13,11 @@ from octavo.executor.shape import CacheShape
 from octavo.ops import Backend, CacheSpec, KVCache
 from octavo.parts import PagedKV, Recurrent, StateSpec
 from octavo.sizes import format_size
+from octavo.token_windows import Window
 
 log = logging.getLogger("octavo")
 
-Group = tuple[int | None, bool]
+Group = tuple[Window | None, bool]
 """What parts must have in common to share block tables: PagedKV.group."""
 
 

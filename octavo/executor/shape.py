@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from octavo.token_windows import Window
+
 
 @dataclass(frozen=True)
 class CacheShape:
@@ -9,7 +11,7 @@ class CacheShape:
 
     num_blocks: int
     block_size: int
-    windows: tuple[int | None, ...]
+    windows: tuple[Window | None, ...]
     """One for each group of layers that shares block tables; empty for models without a paged cache."""
     encoder_group: int | None
     """The group whose tables hold a request's encoder tokens, in models that have an encoder."""

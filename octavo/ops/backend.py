@@ -42,6 +42,7 @@ from octavo.ops.specs import (
 from octavo.ops.stored_rows import StoredRows
 from octavo.ops.streams import Streams
 from octavo.ops.weight_kinds import WeightKind
+from octavo.token_windows import Window
 
 
 class PackedLinear(Protocol):
@@ -195,7 +196,7 @@ class Backend(Ranks, PooledAttention, Streams, Protocol):
         runs: Sequence[SequenceRun],
         block_table: Tensor,
         block_size: int,
-        window: int | None,
+        window: Window | None,
         num_tokens: int,
     ) -> AttentionPlan:
         """Where a step's queries, keys and values are. See octavo.ops.plans."""
@@ -417,7 +418,7 @@ class Backend(Ranks, PooledAttention, Streams, Protocol):
         """
         ...
 
-    def weighted_sum(self, y: Tensor, weights: Tensor) -> Tensor:
+    def weighted_sum(self, y: Tensor, weights: Tensor | None, terms: int) -> Tensor:
         """See octavo.ops.torch.experts."""
         ...
 

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from octavo.token_windows import Window
+
 FullRun = tuple[int, int, int, int]
 """Queries that see all of some keys: first row and number of the queries, then of the keys."""
 
@@ -40,7 +42,7 @@ class AttentionPlan:
     block_table: Tensor
     """[table rows, blocks] int64"""
     block_size: int
-    window: int | None
+    window: Window | None
     num_tokens: int
     slot_mapping: Tensor
     """[tokens] where each token's key and value go: block * block_size + offset."""
@@ -56,7 +58,7 @@ def plan_attention(
     runs: Sequence[SequenceRun],
     block_table: Tensor,
     block_size: int,
-    window: int | None,
+    window: Window | None,
     num_tokens: int,
 ) -> AttentionPlan:
     """Where a step's queries, keys and values are.
@@ -65,7 +67,7 @@ def plan_attention(
         runs: the step's tokens, rows 0 to num_tokens - 1 in their order; those of no run attend to nothing.
         block_table: [table rows, blocks] int64, the blocks of each sequence in order.
         block_size: tokens in a block.
-        window: how many of the last tokens, itself included, a query sees; None for all.
+        window: how many of the last tokens, itself included, a query sees, or of which Chunk; None for all.
         num_tokens: tokens in the step.
     """
     slot_mapping = _slot_mapping(runs, block_table, block_size)
@@ -126,8 +128,8 @@ class BlockTables:
     tables: Sequence[Tensor]
     """[sequences, blocks] int64 each, one for each group of layers."""
     block_size: int
-    windows: Sequence[int | None]
-    """Of each group: how many of the last tokens a query sees; None for all."""
+    windows: Sequence[Window | None]
+    """Of each group: what of the tokens before it a query sees; None for all."""
     encoder_group: int | None
     """The group that holds the encoder's tokens."""
 

@@ -221,8 +221,8 @@ class RouterSpec:
     """... of which so many are chosen from: those with the largest scores (DeepSeek-V2) ..."""
     group_best: int = 1
     """... or with the largest sums of their so many best scores (2 in DeepSeek-V3)."""
-    scores: Literal["softmax", "sigmoid", "sqrt_softplus"] = "softmax"
-    """What makes scores of logits: a softmax over all experts, or a function of each logit by itself."""
+    scores: Literal["softmax", "sigmoid", "sqrt_softplus", "logits"] = "softmax"
+    """What makes scores of logits: a softmax over all experts, or a function of each logit by itself, or nothing."""
     is_biased: bool = False
     """The router has a bias for each expert that is added to the scores by which groups and experts are chosen, but
     not to the weights (DeepSeek-V3)."""

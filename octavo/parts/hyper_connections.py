@@ -51,7 +51,7 @@ class StreamWeights(nn.Module):
         """`[rows, hidden_size]` of streams `x`, and the weights for `Backend.mix_streams`."""
         products = self._products(self.norm(self._backend.floats(x)))
         read, weights = self._backend.stream_weights(products, self._spec)
-        return self._backend.weighted_sum(x.view(-1, self.hidden_size), read), weights
+        return self._backend.weighted_sum(x.view(-1, self.hidden_size), read, read.shape[1]), weights
 
 
 class HyperConnected(Wiring):

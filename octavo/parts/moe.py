@@ -86,5 +86,9 @@ class MoE(nn.Module):
         """`mixed`, of experts that are chosen already. Padding chooses nobody."""
         rows = batch.num_tokens
         inner = self._inner(self._first(x[:rows], chosen, batch), self._backend)
-        total = self._backend.weighted_sum(self._down(inner, chosen, batch), weights)
-        return total if rows == x.shape[0] else functional.pad(total, (0, 0, 0, x.shape[0] - rows))
+        total = self._backend.weighted_sum(self._down(inner, chosen, batch), weights, self.route.top_k)
+        return self.padded(total, x.shape[0])
+
+    def padded(self, total: Tensor, rows: int) -> Tensor:
+        """`total` with zeros for padding, `[rows, hidden_size]`."""
+        return total if rows == len(total) else functional.pad(total, (0, 0, 0, rows - len(total)))

@@ -16,6 +16,7 @@ from octavo.parts.rotary_embedding import RotaryEmbedding
 from octavo.parts.split import HeadSplit, Range, Split
 from octavo.parts.state import PagedKV
 from octavo.parts.weight_slots import Ranges, Shard, shard_parameter
+from octavo.token_windows import Window
 
 HeadsBias = Callable[[int, int], DistanceBias]
 """The bias by distance of heads [first, end), once weights are there."""
@@ -31,7 +32,7 @@ class Attention(nn.Module):
         rope: rotates queries and keys; None where positions come otherwise.
         bias, out_bias: biases of q, k, v, or of which of these, and of the output.
         scale: of the scores; head_dim ** -0.5 if None.
-        window: how many of the last tokens a query sees; None or 0 for all.
+        window: how many of the last tokens a query sees, or of which Chunk; None or 0 for all.
         softcap: of the scores (Gemma 2).
         alibi: [num_heads] slopes of a bias by distance (Press et al. 2022), in place of rope.
         position_bias: gives heads `first` to `end` their bias by distance: a RelativeBias's `of_heads`.
@@ -55,7 +56,7 @@ class Attention(nn.Module):
         bias: bool | Collection[str] = False,
         out_bias: bool = False,
         scale: float | None = None,
-        window: int | None = None,
+        window: Window | None = None,
         softcap: float | None = None,
         alibi: Tensor | None = None,
         position_bias: HeadsBias | None = None,

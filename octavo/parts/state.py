@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from octavo.token_windows import Window
+
 
 @dataclass(frozen=True)
 class PagedKV:
@@ -10,8 +12,8 @@ class PagedKV:
     num_kv_heads: int
     key_dim: int
     value_dim: int
-    window: int | None = None
-    """How many of the last tokens a query sees; None for all. Parts of one window share block tables."""
+    window: Window | None = None
+    """What of the tokens before it a query sees; None for all. Parts of one window share block tables."""
     of_encoder: bool = False
     """Keys and values of the encoder's tokens, all written when a request starts (cross-attention)."""
     tokens_per_row: int = 1
@@ -23,7 +25,7 @@ class PagedKV:
     all there is."""
 
     @property
-    def group(self) -> tuple[int | None, bool]:
+    def group(self) -> tuple[Window | None, bool]:
         """Parts of equal groups share block tables."""
         return self.window, self.of_encoder
 

@@ -13,6 +13,7 @@ from octavo.engine.scheduler import ScheduledSequence, Scheduler
 from octavo.engine.sequence import Sequence, Status
 from octavo.executor.shape import CacheShape
 from octavo.features import ENCODER, Feature, encoder_feature
+from octavo.token_windows import Chunk, Window, first_seen
 
 
 def next_token(tokens: list[int]) -> int:
@@ -50,7 +51,7 @@ class Machine:
 
     num_blocks: int
     block_size: int = 4
-    windows: tuple[int | None, ...] = (None,)
+    windows: tuple[Window | None, ...] = (None,)
     max_sequences: int = 4
     max_tokens: int = 16
     prefix_caching: bool = True
@@ -214,8 +215,7 @@ class Machine:
             for group, window in enumerate(self.windows):
                 if group == self.encoder_group:
                     continue
-                first = 0 if window is None else max(0, query - window + 1)
-                for position in range(first, self._seen(s, query)):
+                for position in range(first_seen(window, query), self._seen(s, query)):
                     block = self.tables[entry.row, group][position // self.block_size]
                     assert self.memory[group, block, position % self.block_size] == (
                         position,
@@ -257,7 +257,7 @@ class Machine:
 def random_machine(seed: int, max_steps: int = 1) -> tuple[Machine, random.Random]:
     """A machine of random shape, small enough to run out of everything."""
     rng = random.Random(seed)
-    without = [(None,), (None,), (None, 5), (9,), (None, 3, 10)]
+    without = [(None,), (None,), (None, 5), (9,), (None, 3, 10), (None, Chunk(6)), (Chunk(12),), (Chunk(8), 5)]
     kinds = [*((w, None) for w in without), ((None, None), 1), ((None, 4, None), 0)]
     windows, encoder = rng.choice(kinds)
     block_size = rng.choice([1, 2, 4, 8])

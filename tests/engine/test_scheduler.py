@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from octavo.engine.sequence import Status
 from octavo.features import Feature
+from octavo.token_windows import Chunk
 from tests.engine.machine import Machine, next_token, picture, random_machine
 from tests.instructions import instructions
 
@@ -233,6 +234,29 @@ def test_window_gives_blocks_back() -> None:
         machine.step()
         assert machine.num_blocks - machine.cache.pool.num_free <= 3
     assert len(sequence.tokens) > 50
+
+
+def test_chunk_gives_blocks_back() -> None:
+    machine = Machine(num_blocks=12, windows=(Chunk(8),), max_sequences=1, prefix_caching=False)
+    sequence = machine.add([1] * 4, 100)
+    held = list[int]()
+    for _ in range(50):
+        machine.step()
+        held.append(machine.num_blocks - machine.cache.pool.num_free)
+    assert len(sequence.tokens) > 50
+    assert set(held[10:]) == {1, 2}  # of four tokens each
+
+
+def test_a_prefix_needs_of_chunks_what_the_next_token_sees() -> None:
+    machine = Machine(num_blocks=64, max_tokens=64, windows=(None, Chunk(12)))
+    first = machine.add([1] * 26, 1)
+    machine.run()
+    pool = machine.cache.pool
+    for known in first.chain.hashes[:5]:
+        del pool._key_of[pool._block_of.pop((1, known))]
+    at_a_border, before = machine.add([1] * 30, 1), machine.add([1] * 22, 1)
+    machine.run()
+    assert [s.num_cached for s in (at_a_border, before)] == [24, 12]
 
 
 def test_a_step_does_as_much_whatever_waits() -> None:

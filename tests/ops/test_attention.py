@@ -20,6 +20,7 @@ from octavo.ops import (
     SequenceRun,
 )
 from octavo.ops.torch.rope import rotate
+from octavo.token_windows import Chunk, Window, first_seen
 
 
 def as_cached(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -61,7 +62,7 @@ class Cache:
     def attend(
         self,
         queries: list[tuple[int, int, Tensor]],
-        window: int | None = None,
+        window: Window | None = None,
         seeing: list[tuple[bool, int]] | None = None,
         **options: object,
     ) -> list[Tensor]:
@@ -85,7 +86,7 @@ class Cache:
         row: int,
         start: int,
         q: Tensor,
-        window: int | None = None,
+        window: Window | None = None,
         softcap: float | None = None,
         alibi_slopes: Tensor | None = None,
         distance_bias: DistanceBias | None = None,
@@ -108,7 +109,8 @@ class Cache:
             scores = scores + table.double()[:, at]
         hidden = distance > 0
         if window:
-            hidden |= distance <= -window
+            first = torch.tensor([first_seen(window, start + i) for i in range(len(q))])
+            hidden |= torch.arange(len(k)) < first[:, None]
         if sees_all:
             hidden[:, start : start + len(q)] = False
         hidden[:, :first_key] = True
@@ -134,6 +136,8 @@ def distances(heads: int, reach: int, generator: torch.Generator) -> DistanceBia
 OPTIONS: dict[str, dict[str, object]] = {
     "plain": {},
     "window": {"window": 30},
+    "chunk": {"window": Chunk(45)},
+    "chunk of tiles": {"window": Chunk(128)},
     "softcap": {"softcap": 2.0},
     "alibi": {"alibi_slopes": True},
     "distances": {"distance_bias": 40},
@@ -182,14 +186,14 @@ def test_agrees_with_the_plain_formula(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim", "value_dim"), [(4, 2, 24, 16), (6, 1, 48, 32), (3, 3, 16, 40)])
-@pytest.mark.parametrize("window", [None, 30])
+@pytest.mark.parametrize("window", [None, 30, Chunk(41)])
 def test_sinks_and_values_of_another_width(
     backend: Backend,
     heads: int,
     kv_heads: int,
     dim: int,
     value_dim: int,
-    window: int | None,
+    window: Window | None,
     dtype: torch.dtype,
     generator: torch.Generator,
 ) -> None:
@@ -222,14 +226,14 @@ def test_some_of_the_heads_see_the_blocks_that_are_theirs(backend: Backend, gene
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
-@pytest.mark.parametrize("window", [None, 50, "sparse", "distances"])
+@pytest.mark.parametrize("window", [None, 50, Chunk(50), "sparse", "distances"])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 80), (16, 2, 24), (2, 2, 144)])
 def test_same_bits_alone_together_and_in_chunks(
     backend: Backend,
     heads: int,
     kv_heads: int,
     dim: int,
-    window: int | str | None,
+    window: Window | str | None,
     dtype: torch.dtype,
     generator: torch.Generator,
 ) -> None:
@@ -251,7 +255,9 @@ def test_same_bits_alone_together_and_in_chunks(
             assert torch.equal(some, together[row][-len(some) :])
 
 
-@pytest.mark.parametrize("options", [OPTIONS[name] for name in ("plain", "window", "softcap", "alibi", "distances")])
+@pytest.mark.parametrize(
+    "options", [OPTIONS[name] for name in ("plain", "window", "chunk", "softcap", "alibi", "distances")]
+)
 @pytest.mark.parametrize(("heads", "kv_heads", "dim", "block_size"), [(9, 3, 64, 16), (8, 1, 24, 32), (5, 5, 80, 8)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 def test_runs_that_see_both_ways_or_not_from_the_first_key(
@@ -300,7 +306,7 @@ def test_runs_that_see_both_ways_are_the_same_bits_whatever_is_beside_them(
     heads: int,
     kv_heads: int,
     dim: int,
-    window: int | None,
+    window: Window | None,
     dtype: torch.dtype,
     generator: torch.Generator,
 ) -> None:
@@ -381,9 +387,9 @@ def test_queries_with_weights(backend: Backend, generator: torch.Generator) -> N
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("window", [None, 5000])
+@pytest.mark.parametrize("window", [None, 5000, Chunk(4500)])
 def test_a_long_context_is_the_same_whoever_shares_it(
-    backend: Backend, window: int | None, dtype: torch.dtype, generator: torch.Generator
+    backend: Backend, window: Window | None, dtype: torch.dtype, generator: torch.Generator
 ) -> None:
     """Of 9,000 keys, which the core sums in three spans: by threads that share a few queries, or each by one."""
     length, heads, dim = 9000, 6, 32

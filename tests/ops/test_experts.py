@@ -81,11 +81,12 @@ def test_rows_do_not_meet(backend: Backend, generator: torch.Generator) -> None:
 def test_weighted_sum(backend: Backend, terms: int, width: int, dtype: torch.dtype, generator: torch.Generator) -> None:
     y = torch.randn(ROWS * terms, width, generator=generator).to(dtype)
     weights = torch.rand(ROWS, terms, generator=generator)
-    got = backend.weighted_sum(y, weights)
+    got = backend.weighted_sum(y, weights, terms)
     want = (y.view(ROWS, terms, width).double() * weights.unsqueeze(-1)).sum(1)
     assert got.dtype == dtype
     torch.testing.assert_close(got.double(), want, rtol=1e-2 if dtype != torch.float32 else 1e-6, atol=1e-2)
-    torch.testing.assert_close(got, REFERENCE.weighted_sum(y, weights), rtol=1e-2, atol=1e-5)
+    torch.testing.assert_close(got, REFERENCE.weighted_sum(y, weights, terms), rtol=1e-2, atol=1e-5)
+    assert torch.equal(backend.weighted_sum(y, None, terms), backend.weighted_sum(y, torch.ones_like(weights), terms))
 
 
 SPECS = [
@@ -95,6 +96,7 @@ SPECS = [
     RouterSpec(4, norm=1.0, eps=1e-20, factor=2.5, num_groups=4, top_groups=2),
     RouterSpec(1, factor=16.0, num_groups=3, top_groups=1),
     RouterSpec(2, noise=0.1),
+    RouterSpec(2, scores="logits"),
     RouterSpec(4, norm=1.0, min_norm=0.9),
     RouterSpec(3, norm=1.0, eps=1e-20, factor=2.5, num_groups=4, top_groups=2, group_best=2),
     RouterSpec(3, scores="sigmoid", factor=1.5, num_groups=3, top_groups=2, group_best=2, is_biased=True),

@@ -80,6 +80,7 @@ class RouterScores(IntEnum):
     SOFTMAX = 0
     SIGMOID = 1
     SQRT_SOFTPLUS = 2
+    LOGITS = 3
 
 
 Int = Annotated[int, "int32_t"]
@@ -305,10 +306,10 @@ class Core(Protocol):
         """Rows of `row_bytes`, which may lie apart on both sides."""
 
     def weighted_sum(
-        self, *, rows: int, y: Numbers, weights: Floats, terms: int, out: NumbersOut, columns: int,
+        self, *, rows: int, y: Numbers, weights: Floats | None, terms: int, out: NumbersOut, columns: int,
         dtype: DType,
     ) -> None:
-        """`out[row]`, the sum of `weights[row, k] * y[row, k]` over its `terms` k, in their order."""
+        """`out[row]`, the sum of `weights[row, k] * y[row, k]` over its `terms` k, in their order; null for ones."""
 
     def table_rows(
         self, *, rows: int, ids: Int64s, first: int, count: int, table: Bytes, row_bytes: int, out: BytesOut,
@@ -408,13 +409,14 @@ class Core(Protocol):
         runs: AttentionRuns, block_table: Int64s, table_width: int, block_size: int, num_heads: Int,
         num_kv_heads: Int, key_dim: Int, value_dim: Int, scale: float, softcap: float,
         alibi_slopes: Floats | None, sinks: Floats | None, distance_bias: Floats | None, num_distances: int,
-        bias_origin: int, window: int, cache_dtype: DType, out_dtype: DType, paired: bool, sparse_block: int,
-        local_blocks: int, sparse_stride: int, head_step: int, first_head: int,
+        bias_origin: int, window: int, chunk: int, cache_dtype: DType, out_dtype: DType, paired: bool,
+        sparse_block: int, local_blocks: int, sparse_stride: int, head_step: int, first_head: int,
     ) -> None:
         """Each row's values by softmax of its scores over the keys that its run lets it see, from a paged cache.
 
         Where there are `sinks`, the softmax is over a head's sink too.
-        0 as `softcap` or `window` is none. `distance_bias` has `num_distances` for each head, of which number
+        0 as `softcap`, `window` or `chunk` is none: with a window, a row sees that many of the last keys; with a chunk,
+        those of its own chunk of so many. `distance_bias` has `num_distances` for each head, of which number
         `bias_origin` is added to a score whose key is the query's own. Where `sparse_block` is not 0, that many keys
         are a block, and a row sees the last `local_blocks` of them and of those before every `sparse_stride`-th, which
         heads count from places `head_step` apart; the first of the heads is number `first_head` of them.

@@ -14,6 +14,7 @@ from octavo.ops.paged_cache import KVCache
 from octavo.ops.plans import AttentionPlan, FullRun
 from octavo.ops.specs import AttentionSpec, DistanceBias, HeadClip, NormSpec, PositionScores, RankColumns, RotaryTable
 from octavo.ops.torch import TorchBackend
+from octavo.token_windows import Chunk
 
 CACHE_DTYPES = DTYPES | {torch.int8: DType.INT8}
 NEVER = (1 << 63) - 1
@@ -226,7 +227,8 @@ class NativeAttention(NativeElementwise):
             alibi_slopes=None if spec.alibi_slopes is None else spec.alibi_slopes.data_ptr(),
             sinks=None if spec.sinks is None else spec.sinks.data_ptr(),
             **bias_arguments(spec.distance_bias),
-            window=plan.window or 0,
+            window=plan.window if isinstance(plan.window, int) else 0,
+            chunk=plan.window.size if isinstance(plan.window, Chunk) else 0,
             cache_dtype=CACHE_DTYPES[cache.keys.dtype],
             out_dtype=DTYPES[dtype],
             paired=paired,

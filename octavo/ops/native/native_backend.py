@@ -42,6 +42,7 @@ from octavo.ops.specs import (
 from octavo.ops.stored_rows import StoredRows, of_floats
 from octavo.ops.torch import TorchBackend
 from octavo.ops.weight_kinds import WeightKind
+from octavo.token_windows import Window
 
 ADAPTER_CHUNK = 16 << 20
 """Bytes of a mapping that adapters share, which stays as long as any of them: not so many, for they come and go."""
@@ -96,7 +97,7 @@ class NativeBackend(NativeRecurrent):
         runs: Sequence[SequenceRun],
         block_table: Tensor,
         block_size: int,
-        window: int | None,
+        window: Window | None,
         num_tokens: int,
     ) -> AttentionPlan:
         return plan_attention(runs, block_table, block_size, window, num_tokens)
@@ -209,14 +210,14 @@ class NativeBackend(NativeRecurrent):
             by_group = [self.linear(w.contiguous()) for w in weight.rows(ids, torch.float32).chunk(groups)]
         return NativeHeads(NativeExperts(self.library, by_group))
 
-    def weighted_sum(self, y: Tensor, weights: Tensor) -> Tensor:
-        weights = weights.float().contiguous()
-        rows, terms = weights.shape
+    def weighted_sum(self, y: Tensor, weights: Tensor | None, terms: int) -> Tensor:
+        weights = None if weights is None else weights.float().contiguous()
+        rows = len(y) // terms
         out = torch.empty(rows, y.shape[1], dtype=y.dtype)
         self.library.core.weighted_sum(
             rows=rows,
             y=y.data_ptr(),
-            weights=weights.data_ptr(),
+            weights=None if weights is None else weights.data_ptr(),
             terms=terms,
             out=out.data_ptr(),
             columns=y.shape[1],

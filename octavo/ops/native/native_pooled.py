@@ -11,6 +11,7 @@ from octavo.ops.plans import AttentionPlan
 from octavo.ops.pooled_keys import PooledKeys, PoolSpec
 from octavo.ops.specs import AttentionSpec
 from octavo.ops.streams import StreamSpec
+from octavo.token_windows import Chunk
 
 
 class NativePooled(NativeAttention):
@@ -119,6 +120,7 @@ class NativePooled(NativeAttention):
     ) -> Tensor:
         if spec.head_dim > MAX_HEAD_DIM:
             return self._reference.attend_pooled(query, cache, plan, pooled, spec, rows)
+        assert not isinstance(plan.window, Chunk), "no model has pooled keys beside chunks"
         query = self._together(query)
         make = torch.empty if rows == plan.num_tokens else torch.zeros
         out = make(rows, spec.num_heads, spec.head_dim)

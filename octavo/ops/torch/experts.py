@@ -29,17 +29,20 @@ class EachExpert:
         return out
 
 
-def weighted_sum(y: Tensor, weights: Tensor) -> Tensor:
+def weighted_sum(y: Tensor, weights: Tensor | None, terms: int) -> Tensor:
     """The sum of each row's terms in their order, so that it does not depend on the other rows.
 
     Args:
         y: [rows * terms, width]
-        weights: [rows, terms] float32
+        weights: [rows, terms] float32; None where all are 1
+        terms: of each row
 
     Returns: [rows, width]
     """
-    terms = y.view(*weights.shape, -1).float() * weights.unsqueeze(-1)
-    total = terms[:, 0]
-    for k in range(1, weights.shape[1]):
-        total = total + terms[:, k]
+    weighted = y.view(-1, terms, y.shape[-1]).float()
+    if weights is not None:
+        weighted = weighted * weights.unsqueeze(-1)
+    total = weighted[:, 0]
+    for k in range(1, terms):
+        total = total + weighted[:, k]
     return total.to(y.dtype)

@@ -25,6 +25,7 @@ from octavo.ops.specs import AttentionSpec, BlockSparse, HeadClip, NormSpec, Ran
 from octavo.ops.torch.products import ROW_GRAIN, TERMS, grouped_sum
 from octavo.ops.torch.rope import rotate
 from octavo.ops.torch.torch_norms import apply_norm
+from octavo.token_windows import Chunk, Window, first_seen
 
 T = TypeVar("T")
 
@@ -144,11 +145,11 @@ def _bucket(size: int) -> int:
     return power * 3 // 4 if power >= 4 and size <= power * 3 // 4 else power
 
 
-def _parts(runs: Sequence[SequenceRun], window: int | None) -> Iterator[_Part]:
+def _parts(runs: Sequence[SequenceRun], window: Window | None) -> Iterator[_Part]:
     for run in runs:
         for offset in range(0, run.num_tokens, QUERY_TILE):
             start, count = run.start + offset, min(QUERY_TILE, run.num_tokens - offset)
-            first = 0 if window is None else max(0, start - window + 1)
+            first = first_seen(window, start)
             first = max(run.first_key, min(first, run.start) if run.sees_all else first)
             end = run.start + run.num_tokens if run.sees_all else start + count
             yield _Part(run, run.first_row + offset, start, count, first // KEY_GROUP * KEY_GROUP, end)
@@ -169,7 +170,7 @@ def _make_tiles(plan: AttentionPlan) -> list[_Tile]:
 
 
 def _make_tile(
-    members: list[_Part], block_table: Tensor, block_size: int, window: int | None, num_tokens: int
+    members: list[_Part], block_table: Tensor, block_size: int, window: Window | None, num_tokens: int
 ) -> _Tile:
     n, t = len(members), max(m.num_tokens for m in members)
     start = np.array([m.start for m in members])
@@ -183,7 +184,9 @@ def _make_tile(
     key = first_key[:, None] + np.arange(span)
     distance = key[:, None, :] - query[:, :, None]
     seen = distance <= 0
-    if window is not None:
+    if isinstance(window, Chunk):
+        seen &= (key // window.size)[:, None, :] == (query // window.size)[:, :, None]
+    elif window is not None:
         seen &= distance > -window
     for i, part in enumerate(members):
         if part.run.sees_all:

@@ -43,6 +43,8 @@ def _weights(weights: Tensor, spec: RouterSpec) -> Tensor:
 def _scores(logits: Tensor, kind: str) -> Tensor:
     if kind == "softmax":
         return torch.softmax(logits, -1)
+    if kind == "logits":
+        return logits
     return sigmoid(logits) if kind == "sigmoid" else softplus(logits).sqrt()
 
 

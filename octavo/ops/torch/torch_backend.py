@@ -58,6 +58,7 @@ from octavo.ops.torch.distributed_ranks import DistributedRanks
 from octavo.ops.torch.products import TorchGroups, TorchHeads, TorchLinear, table_rows
 from octavo.ops.torch.torch_pooled import TorchPooledAttention
 from octavo.ops.weight_kinds import WeightKind
+from octavo.token_windows import Window
 
 
 class TorchBackend(TorchPooledAttention, DistributedRanks):
@@ -120,7 +121,7 @@ class TorchBackend(TorchPooledAttention, DistributedRanks):
         runs: Sequence[SequenceRun],
         block_table: Tensor,
         block_size: int,
-        window: int | None,
+        window: Window | None,
         num_tokens: int,
     ) -> AttentionPlan:
         return plan_attention(runs, block_table, block_size, window, num_tokens)
@@ -292,8 +293,8 @@ class TorchBackend(TorchPooledAttention, DistributedRanks):
     def mix_streams(self, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
         return torch_streams.mix_streams(x, y, weights)
 
-    def weighted_sum(self, y: Tensor, weights: Tensor) -> Tensor:
-        return experts.weighted_sum(y, weights)
+    def weighted_sum(self, y: Tensor, weights: Tensor | None, terms: int) -> Tensor:
+        return experts.weighted_sum(y, weights, terms)
 
     def convolve(
         self,

@@ -20,6 +20,7 @@ from octavo.ops.torch.paged_attention import _from_cache as from_cache
 from octavo.ops.torch.paged_attention import _to_cache as to_cache
 from octavo.ops.torch.products import ROW_GRAIN, grouped_sum
 from octavo.ops.torch.rope import rotate
+from octavo.token_windows import Chunk
 
 MOST_KEYS = 1 << 18
 """Of all tokens that are computed together, which bounds the memory of a step."""
@@ -144,6 +145,7 @@ def attend_pooled(
     query: Tensor, cache: KVCache, plan: AttentionPlan, pooled: PooledKeys | None, spec: AttentionSpec, rows: int
 ) -> Tensor:
     """See octavo.ops.pooled_keys."""
+    assert not isinstance(plan.window, Chunk), "no model has pooled keys beside chunks"
     positions, table_rows = _tokens(plan)
     first = torch.zeros_like(positions) if plan.window is None else (positions + 1 - plan.window).clamp(min=0)
     near = positions + 1 - first

@@ -35,7 +35,7 @@ inline bool sees_block(const Attention& a, int64_t position, int head, int64_t b
 
 // The first and the last key that a run's query sees: up to itself or, where it sees all of the run, to the run's end.
 inline int64_t first_seen(const Attention& a, const AttentionRun& run, int64_t position) {
-    int64_t first = a.window ? position - a.window + 1 : 0;
+    int64_t first = a.window ? position - a.window + 1 : a.chunk ? position / a.chunk * a.chunk : 0;
     if (run.sees_all) first = std::min(first, run.start);
     return std::max(first, run.first_key);
 }

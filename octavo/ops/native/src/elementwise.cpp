@@ -336,11 +336,14 @@ OPERATION(weighted_sum) {
     WITH_TYPE(a.dtype, T, over_rows(a.rows, a.columns * a.terms, [&](int64_t r) {
         const int64_t terms = a.terms, columns = a.columns;
         const T* y = row_of<T>(a.y, r, terms * columns);
-        const float* weights = a.weights + r * terms;
+        const float* weights = a.weights ? a.weights + r * terms : nullptr;
         T* out = row_of<T>(a.out, r, columns);
         for_vectors(columns, [&](int64_t i, int n) {
-            vec total = take(y + i, n) * weights[0];
-            for (int64_t k = 1; k < terms; ++k) total = fmadd(take(y + k * columns + i, n), broadcast(weights[k]), total);
+            vec total = weights ? take(y + i, n) * weights[0] : take(y + i, n);
+            for (int64_t k = 1; k < terms; ++k) {
+                const vec term = take(y + k * columns + i, n);
+                total = weights ? fmadd(term, broadcast(weights[k]), total) : total + term;
+            }
             put(out + i, total, n);
         });
     }))

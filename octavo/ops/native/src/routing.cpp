@@ -36,7 +36,7 @@ void make_scores(float* x, const arguments::route& a, int64_t room) {
         for (int64_t i = 0; i < a.num_experts; ++i) x[i] /= total;
     } else if (a.scores == RouterScores::SIGMOID) {
         for (int64_t i = 0; i < room; i += LANES) store(x + i, 1.0f / (exponential(-load(x + i)) + 1.0f));
-    } else {
+    } else if (a.scores == RouterScores::SQRT_SOFTPLUS) {
         for (int64_t i = 0; i < room; i += LANES) store(x + i, softplus(load(x + i)));
         for (int64_t i = 0; i < room; ++i) x[i] = std::sqrt(x[i]);
     }
