@@ -48,12 +48,12 @@ _BY_KIND: dict[Kind, str] = {
         mamba_n_heads mamba_num_heads n_mamba_heads mamba_n_groups mamba_ngroups n_groups num_mem_blocks
         linear_num_key_heads linear_num_value_heads full_attention_interval cross_attention_frequency
         spatial_pool_stride spatial_merge_size temporal_patch_size stack_factor conv_groups index_n_heads
-        hc_mult hc_sinkhorn_iters o_groups compress_rate_csa compress_rate_hca""",
+        hc_mult hc_sinkhorn_iters o_groups compress_rate_csa compress_rate_hca altup_num_inputs""",
     COUNT_OR_NONE: """global_attn_every_n_layers num_shared_experts moe_num_shared_experts
         moe_layer_start_index num_dense_layers num_experts num_local_experts n_routed_experts n_shared_experts
         num_experts_per_tok num_experts_per_token first_k_dense_replace max_window_layers expert_layer_offset
         attn_layer_offset dense_attention_every_n_layers type_vocab_size conv_kernel_size
-        num_hash_layers interleave_moe_layer_step""",
+        num_hash_layers interleave_moe_layer_step altup_active_idx""",
     integer(-1, MAX_COUNT): "moe_layer_end_index",
     integer(0, MAX_SIZE): "shared_intermediate_size",
     either(COUNT, integers(1, MAX_COUNT)): "moe_topk",
@@ -70,7 +70,7 @@ _BY_KIND: dict[Kind, str] = {
         num_mel_bins max_source_positions block_ff_dim block_multiple_of mamba_d_ssm mamba_head_dim mamba_headdim
         ssm_state_size adapter_rank lru_width attention_window_size moe_shared_expert_intermediate_size moe_latent_size
         linear_key_head_dim linear_value_head_dim linear_head_dim pooler_hidden_size attention_head_size index_head_dim
-        index_topk o_lora_rank intermediate_size_mlp""",
+        index_topk o_lora_rank intermediate_size_mlp laurel_rank""",
     integer(2, 1 << 12): "conv_kernel mamba_d_conv conv_L_cache conv1d_width linear_conv_kernel_dim"
     " short_conv_kernel_size",
     LENGTH: """max_target_positions max_position_embeddings n_positions max_seq_len n_ctx
@@ -94,7 +94,7 @@ _BY_KIND: dict[Kind, str] = {
         block_auto_adjust_ff_dim tie_embedding conv_bias use_expert_bias mamba_rms_norm mamba_norm_before_gate
         projectors_bias use_mem_rope use_shared_attention_adapter use_long_context rope_interleave double_latent
         use_hd_transform with_learnable_separator relative_attention position_biased_input share_att_key
-        linear_allow_neg_eigval is_matryoshka""",
+        linear_allow_neg_eigval is_matryoshka altup_correct_scale""",
     TEXT: """classifier_pooling feed_forward_proj hybrid_override_pattern scoring_func
         score_func qk_norm_type model_type problem_type sbert_ce_default_activation_function layer_norm_type
         hd_transform_order position_embedding_type topk_method attn_type rope_type type dtype torch_dtype
@@ -137,6 +137,7 @@ _BY_KIND: dict[Kind, str] = {
     FACTORS: "short_factor long_factor factors",
     KINDS: "layer_types mlp_layer_types layers_block_type block_types architectures classifier_from_token",
     integers(0, 1): "no_rope_layers",
+    numbers(0.0, 0.999999): "activation_sparsity_pattern",
     either(FLAG, COUNT_OR_NONE): "attn_temperature_tuning",  # a number in Llama 4's first configs
     integer(-1, 1 << 16): "max_relative_positions position_buckets",
     either(TEXT, KINDS): "pos_att_type",

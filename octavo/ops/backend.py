@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from octavo.ops.alternating_streams import AlternatingStreams
 from octavo.ops.paged_cache import KVCache
 from octavo.ops.plans import (
     AttentionPlan,
@@ -147,10 +148,11 @@ class RecordedDecode(Protocol):
         ...
 
 
-class Backend(Ranks, PooledAttention, Streams, Protocol):
+class Backend(Ranks, PooledAttention, Streams, AlternatingStreams, Protocol):
     """The operations, and what they work on. Those in which ranks meet are of octavo.ops.rank_operations.
 
-    Keys of several tokens each are octavo.ops.pooled_keys's, several residual streams octavo.ops.streams's.
+    Keys of several tokens each are octavo.ops.pooled_keys's, several residual streams octavo.ops.streams's and
+    octavo.ops.alternating_streams's.
     """
 
     name: str

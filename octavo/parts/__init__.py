@@ -1,5 +1,6 @@
 """Torch modules of which models are composed. A part takes plain values, never a config.json."""
 
+from octavo.parts.altup import AltUp, AltUpEmbedding, StreamMerge
 from octavo.parts.batch import Batch, CrossBatch, EncoderBatch, PagedView, PlacedRows, RecurrentView, SpanBatch
 from octavo.parts.bidirectional import BidirectionalAttention
 from octavo.parts.causal_convolution import ShortConvolution
@@ -17,7 +18,7 @@ from octavo.parts.linear_layer import Linear
 from octavo.parts.mamba2_mixer import GroupedRMSNorm, Mamba2Mixer, Mamba2Sizes
 from octavo.parts.mamba_mixer import MambaMixer
 from octavo.parts.media_tower import MediaData, MediaTower, together
-from octavo.parts.mlp import MLP, GatedMLP
+from octavo.parts.mlp import MLP, GatedMLP, SparseGatedMLP
 from octavo.parts.moe import MoE, softmax_then_topk
 from octavo.parts.names import (
     Into,
@@ -70,6 +71,8 @@ from octavo.parts.wiring import (
 __all__ = [
     "MLP",
     "AliasedEmbedding",
+    "AltUp",
+    "AltUpEmbedding",
     "Attention",
     "AxialRotaryEmbedding",
     "Batch",
@@ -147,7 +150,9 @@ __all__ = [
     "ShortConvolution",
     "SideBySide",
     "SpanBatch",
+    "SparseGatedMLP",
     "StateSpec",
+    "StreamMerge",
     "TextEmbedding",
     "TextEncoder",
     "VQEncoder",

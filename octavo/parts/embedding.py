@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -183,6 +184,7 @@ class AliasedEmbedding(Embedding):
         num_embeddings, embedding_dim, scale: as Embedding has them.
         aliases: tokens, and those whose rows they have.
         vocab_size: of the model, which may have more tokens than the table; `num_embeddings` if None.
+        unknown: the token whose row those have that the table lacks (Gemma 3n); None where nothing is said of them.
     """
 
     MORE = 1024
@@ -194,15 +196,19 @@ class AliasedEmbedding(Embedding):
         embedding_dim: int,
         scale: float = 1.0,
         *,
-        aliases: Mapping[int, int],
+        aliases: Mapping[int, int] = MappingProxyType({}),
         vocab_size: int | None = None,
+        unknown: int | None = None,
     ) -> None:
         super().__init__(num_embeddings, embedding_dim, scale)
+        self.unknown = unknown
         self.aliases, self.vocab_size = dict(aliases), vocab_size or num_embeddings
 
     def prepare(self, backend: Backend) -> None:
         super().prepare(backend)
         read = torch.arange(self.vocab_size + self.MORE)
+        if self.unknown is not None:
+            read[self.num_embeddings :] = self.unknown
         for token, other in self.aliases.items():
             read[token] = other
         self._read = read.view(-1, 1).to(backend.device)

@@ -1,5 +1,8 @@
 """Feed-forward parts."""
 
+import math
+
+import torch
 from torch import Tensor, nn
 
 from octavo.ops import ACTIVATIONS, Backend, Gate
@@ -107,3 +110,42 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor, batch: Batch | SpanBatch) -> Tensor:
         return self.down(self.gate_up.gated(x, batch, self.gate), batch)  # type: ignore[no-any-return]
+
+
+def _deviations(share: float) -> float:
+    """Above the mean, where so much of a normal distribution is below: in float32, as it is published."""
+    below = torch.tensor(share, dtype=torch.float32, device="cpu")
+    return float(torch.erfinv(2 * below - 1) * math.sqrt(2))
+
+
+class SparseGatedMLP(GatedMLP):
+    """`down(activation(max(gate(x) - cutoff, 0)) * up(x))`, with a cutoff for each row that few of its gates are above.
+
+    As many as would be if they were distributed normally (Gemma 3n). Ranks that share it gather gates for that.
+
+    Args:
+        hidden_size, intermediate_size, activation: as GatedMLP has them.
+        sparsity: the share of gates that are below the cutoff, between 0 and 1.
+    """
+
+    def __init__(self, hidden_size: int, intermediate_size: int, activation: str, sparsity: float) -> None:
+        super().__init__(hidden_size, intermediate_size, activation)
+        if not 0 < sparsity < 1:
+            raise ValueError(f"no share of gates is {sparsity}")
+        self.activation, self.deviations = activation, _deviations(sparsity)
+        self._widths: tuple[int, ...] = ()
+        """Gates that each rank has, where several have some."""
+
+    def split(self, split: Split, is_summed: bool = True) -> None:
+        self._widths = split.widths(self.down.inputs)
+        super().split(split, is_summed)
+
+    def prepare(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def forward(self, x: Tensor, batch: Batch | SpanBatch) -> Tensor:
+        gate_up = self.gate_up(x, batch)
+        gates = gate_up[:, : gate_up.shape[1] // 2]
+        every = self._backend.all_gather(gates, self._widths) if self._widths else gates
+        cutoffs = self._backend.row_cutoffs(every, self.deviations)
+        return self.down(self._backend.gated_above(gate_up, cutoffs, self.activation), batch)  # type: ignore[no-any-return]

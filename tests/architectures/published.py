@@ -93,7 +93,7 @@ def read_defaults(name: str) -> dict[str, Any]:
     row, defaults = all_architectures()[name], class_defaults(PUBLISHED[name])
     cases = [case["config"] for path in CASES if (case := read_case(path))["row"] == name]
     with recorded() as asked:
-        for config in [{"num_hidden_layers": 2}, *cases]:
+        for config in [{"num_hidden_layers": 2, "num_kv_shared_layers": 0}, *cases]:
             values = {**defaults, **config, "architectures": [name]}
             build(row, values)
             position_limit(row.config(values))

@@ -13,7 +13,7 @@ from tests.architectures.published import PUBLISHED, build, class_defaults, reco
 from tests.golden import CASES, config_of, read_case
 
 ARCHITECTURES = all_architectures()
-TWO_LAYERS = {"num_hidden_layers": 2, "encoder_layers": 2, "decoder_layers": 2}
+TWO_LAYERS = {"num_hidden_layers": 2, "encoder_layers": 2, "decoder_layers": 2, "num_kv_shared_layers": 0}
 LETTERS = str.maketrans("0123456789", "ABCDEFGHIJ")
 HAS_NO_DEFAULT = {
     "ChameleonForConditionalGeneration": {

@@ -72,6 +72,7 @@ class Activation(IntEnum):
     RELU = 4
     RELU_SQUARED = 5
     SIGMOID = 6
+    TANH = 7
 
 
 class RouterScores(IntEnum):
@@ -293,6 +294,38 @@ class Core(Protocol):
 
         `bias` is added to the scores that choose, and not to the weights. Where `chosen`, `experts` are there already.
         """
+
+    def predict_streams(
+        self, *, rows: int, x: Numbers, mix: Floats, out: NumbersOut, streams: int, columns: int, dtype: DType,
+    ) -> None:
+        """Of `streams` side by side, `columns` each, stream i plus the sum of `mix[row, i, j]` times stream j."""
+
+    def correct_streams(
+        self, *, rows: int, x: Numbers, y: Numbers, gains: Floats, out: NumbersOut, streams: int, columns: int,
+        active: int, dtype: DType,
+    ) -> None:
+        """Stream i plus `1 + gains[row, i]` times what `y` differs by from the stream `active`."""
+
+    def add_to_streams(
+        self, *, rows: int, x: Numbers, y: Numbers, out: NumbersOut, streams: int, columns: int, dtype: DType,
+    ) -> None:
+        """The first stream, and each of the others plus `y`."""
+
+    def match_magnitude(
+        self, *, rows: int, x: Numbers, like: Numbers, out: NumbersOut, columns: int, least: float, dtype: DType,
+    ) -> None:
+        """`out = x * sqrt(mean(like * like) / max(mean(x * x), least))`."""
+
+    def row_cutoffs(
+        self, *, rows: int, x: Numbers, x_stride: int, out: FloatsOut, columns: int, deviations: float, dtype: DType,
+    ) -> None:
+        """A number a row: `mean(x) + deviations * standard_deviation(x)`."""
+
+    def gate_above(
+        self, *, rows: int, x: Numbers, cutoffs: Floats, out: NumbersOut, columns: int, activation: Activation,
+        dtype: DType,
+    ) -> None:
+        """`out = activation(max(g - cutoff, 0)) * u` of x's halves, `columns` each, with a cutoff for each row."""
 
     def to_float32(self, *, rows: int, x: Numbers, out: FloatsOut, columns: int, dtype: DType) -> None:
         """`out = x`."""

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from octavo.ops.native.description import MAX_HEAD_DIM, PAIRED_TOKENS, DType
 from octavo.ops.native.library import Library
-from octavo.ops.native.native_elementwise import NativeElementwise, rows_of
+from octavo.ops.native.native_alternating import NativeAlternating
+from octavo.ops.native.native_elementwise import rows_of
 from octavo.ops.native.packed_weight import DTYPES
 from octavo.ops.paged_cache import KVCache
 from octavo.ops.plans import AttentionPlan, FullRun
@@ -21,7 +22,7 @@ NEVER = (1 << 63) - 1
 """A length that no sequence has."""
 
 
-class NativeAttention(NativeElementwise):
+class NativeAttention(NativeAlternating):
     """Attention, of one of the compiled libraries; arguments as of NativeElementwise."""
 
     def __init__(self, library: Library, reference: TorchBackend) -> None:

@@ -23,6 +23,7 @@ ACTIVATIONS = {
     "relu": Activation.RELU,
     "relu2": Activation.RELU_SQUARED,
     "sigmoid": Activation.SIGMOID,
+    "tanh": Activation.TANH,
 }
 
 

@@ -54,6 +54,7 @@ from octavo.ops.torch import (
 )
 from octavo.ops.torch.activations import ACTIVATIONS, gated, xielu
 from octavo.ops.torch.adapter_products import TorchAdapterTable, TorchUpdate
+from octavo.ops.torch.alternating import TorchAlternating
 from octavo.ops.torch.distributed_ranks import DistributedRanks
 from octavo.ops.torch.products import TorchGroups, TorchHeads, TorchLinear, table_rows
 from octavo.ops.torch.torch_pooled import TorchPooledAttention
@@ -61,7 +62,7 @@ from octavo.ops.weight_kinds import WeightKind
 from octavo.token_windows import Window
 
 
-class TorchBackend(TorchPooledAttention, DistributedRanks):
+class TorchBackend(TorchPooledAttention, TorchAlternating, DistributedRanks):
     """The reference.
 
     Args:

@@ -22,6 +22,7 @@ INLINE vec activate(vec x) {
         case Activation::QUICK_GELU: return x / (exponential(x * -1.702f) + 1.0f);
         case Activation::RELU: return larger(x, vec{});
         case Activation::SIGMOID: return 1.0f / (exponential(-x) + 1.0f);
+        case Activation::TANH: return hyperbolic_tangent(x);
         case Activation::RELU_SQUARED: return larger(x, vec{}) * larger(x, vec{});
         case Activation::GELU: {
             const vec z = x * 0.70710678118654752f;
@@ -46,6 +47,7 @@ INLINE auto with_activation(Activation activation, const Body& body) {
         case A::GELU: return body(std::integral_constant<A, A::GELU>());
         case A::QUICK_GELU: return body(std::integral_constant<A, A::QUICK_GELU>());
         case A::SIGMOID: return body(std::integral_constant<A, A::SIGMOID>());
+        case A::TANH: return body(std::integral_constant<A, A::TANH>());
         case A::RELU: return body(std::integral_constant<A, A::RELU>());
         default: return body(std::integral_constant<A, A::RELU_SQUARED>());
     }
