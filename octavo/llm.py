@@ -210,7 +210,8 @@ class LLM:
         """
         sounds = list(audio) if isinstance(audio, list) else [audio]
         transcriber = Transcriber(self.engine.info, self.engine.checker)
-        return transcribe_sounds(self.requests, transcriber, sounds, params, lora_request, use_tqdm)
+        made = transcribe_sounds(self.requests, transcriber, sounds, params, lora_request, use_tqdm)
+        return list(made.values())
 
     def beam_search(
         self,

@@ -37,14 +37,14 @@ class _Running:
 
 def transcribe_all(
     requests: LocalRequests,
-    sounds: Iterable[Callable[[], Transcription]],
+    sounds: Iterable[Callable[[], Transcription | None]],
     on_progress: Callable[[int, Transcription], None] = lambda place, transcription: None,
-) -> list[Transcription]:
-    """Transcribe sounds, in their order, a few at a time.
+) -> dict[int, Transcription]:
+    """Transcribe sounds, a few at a time: by their places, in order.
 
     Args:
         requests: the engine's.
-        sounds: each makes a transcription when its turn comes: sounds are large.
+        sounds: each makes a transcription when its turn comes, since sounds are large; None leaves one out.
         on_progress: called after each window with a sound's place and its transcription.
 
     Raises what goes wrong with any of them; then nothing is left behind in the engine.
@@ -69,7 +69,7 @@ def transcribe_all(
     except BaseException:
         requests.abort([request_id for one in running for request_id in one.answers])
         raise
-    return [done[place] for place in sorted(done)]
+    return dict(sorted(done.items()))
 
 
 def transcribe_sounds(
@@ -79,16 +79,32 @@ def transcribe_sounds(
     params: TranscriptionParams | None = None,
     adapter: LoRARequest | None = None,
     use_tqdm: bool = False,
-) -> list[Transcript]:
-    """Transcripts of sounds, in their order; with `use_tqdm` a bar of the seconds that are done."""
+    on_refused: Callable[[int, InvalidRequestError], None] | None = None,
+) -> dict[int, Transcript]:
+    """Transcripts of sounds by their places, in order.
+
+    Args:
+        requests: the engine's.
+        transcriber: the model's.
+        sounds: see `decode_sound`.
+        params, adapter: for all of them.
+        use_tqdm: show a bar of the seconds that are done.
+        on_refused: called with the place of a sound that cannot be read, which is left out; None to raise the error.
+    """
     params = params or TranscriptionParams()
     transcriber.check(params)
     bar = tqdm(total=0, desc="Transcribing", disable=not use_tqdm, unit="s", dynamic_ncols=True)
     done = [0.0] * len(sounds)
 
-    def begin(place: int) -> Transcription:
-        name = f"sound {place + 1} of {len(sounds)}" if len(sounds) > 1 else "the sound"
-        begun = transcriber.begin(sounds[place], params, adapter, name=name)
+    def begin(place: int) -> Transcription | None:
+        name = f"sound {place + 1} of {len(sounds)}" if len(sounds) > 1 and on_refused is None else "the sound"
+        try:
+            begun = transcriber.begin(sounds[place], params, adapter, name=name)
+        except InvalidRequestError as error:
+            if on_refused is None:
+                raise
+            on_refused(place, error)
+            return None
         bar.total = round((bar.total or 0) + begun.sound.duration)
         return begun
 
@@ -98,16 +114,16 @@ def transcribe_sounds(
 
     with bar:
         made = transcribe_all(requests, [functools.partial(begin, place) for place in range(len(sounds))], show)
-    return [transcription.transcript() for transcription in made]
+    return {place: transcription.transcript() for place, transcription in made.items()}
 
 
 def _fill(
-    requests: LocalRequests, waiting: Iterator[tuple[int, Callable[[], Transcription]]], running: list[_Running]
+    requests: LocalRequests, waiting: Iterator[tuple[int, Callable[[], Transcription | None]]], running: list[_Running]
 ) -> None:
     while len(running) < AT_ONCE and (following := next(waiting, None)) is not None:
-        one = _Running(following[0], following[1]())
-        running.append(one)
-        _go_on(requests, one, None)
+        if (begun := following[1]()) is not None:
+            running.append(_Running(following[0], begun))
+            _go_on(requests, running[-1], None)
 
 
 def _go_on(requests: LocalRequests, one: _Running, answers: list[CompletionOutput] | None) -> bool:

@@ -16,6 +16,7 @@ from tests.adapter_folders import write_adapter
 from tests.golden import case_named, write_model
 from tests.media.test_hostile import film, saved, wav
 from tests.server.conftest import write_tiny
+from tests.whisper_models import write_whisper
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(<!-- not run: [^>]+-->\s*)?^```(python|console)\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -38,6 +39,8 @@ STAND_INS = {
     "royokong/e5-v": "LlavaNextForConditionalGeneration--embed-e5-v",
 }
 """Tiny models of golden cases, in folders that are called as the published ones."""
+WHISPER = "openai/whisper-small"
+"""Likewise, of random weights, for sounds of two seconds at once."""
 SMOLLM, ADAPTERS = "HuggingFaceTB/SmolLM2-135M-Instruct", ("sql-adapter", "poems-adapter")
 """Likewise, with a tokenizer; and its adapters."""
 
@@ -53,6 +56,9 @@ def write_inputs(text: str, folder: Path) -> None:
         for seed, name in enumerate(ADAPTERS):
             if name in text:
                 write_adapter(folder / name, model, seed)
+    if WHISPER in text:
+        (folder / WHISPER).mkdir(parents=True)
+        write_whisper(folder / WHISPER)
     (folder / "photo.jpg").write_bytes(saved("JPEG"))
     (folder / "clip.mp4").write_bytes(film(12))
     (folder / "voice.wav").write_bytes(wav())

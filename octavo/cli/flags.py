@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +28,28 @@ def flag_type(annotation: Any) -> Any:
     return str if str in kinds else next((kind for kind in kinds if kind in (int, float, bool)), str)
 
 
-def add_engine_flags(parser: argparse.ArgumentParser) -> None:
-    """A flag for every option of EngineArgs."""
-    add_flags(parser, EngineArgs, "engine")
+def add_engine_flags(parser: argparse.ArgumentParser, without: Container[str] = ()) -> None:
+    """A flag for every option of EngineArgs but those in `without`, which mean something else to the command."""
+    add_flags(parser, EngineArgs, "engine", without=without)
 
 
 def add_flags(
-    parser: argparse.ArgumentParser, options: type[Any], title: str, defaults: Mapping[str, object] | None = None
+    parser: argparse.ArgumentParser,
+    options: type[Any],
+    title: str,
+    defaults: Mapping[str, object] | None = None,
+    without: Container[str] = (),
 ) -> None:
     """A flag for every field that is to have one, with its help; a list's flag may repeat.
 
     Args:
         defaults: what the help says of them; those of the fields if None.
+        without: fields that have none here.
     """
     group = parser.add_argument_group(title)
     hints = typing.get_type_hints(options)
     for f in dataclasses.fields(options):
-        if not f.metadata.get("flag"):
+        if not f.metadata.get("flag") or f.name in without:
             continue
         default = (
             (None if f.default is dataclasses.MISSING else f.default) if defaults is None else defaults.get(f.name)

@@ -20,6 +20,7 @@ Octavo runs language models: text from a prompt, a conversation, embeddings, a s
   octavo generate --image photo.jpg "What is this?" --model llava-hf/llava-1.5-7b-hf
   octavo chat
   octavo embed "a text" "another"
+  octavo transcribe talk.mp3 --model openai/whisper-small
   octavo serve --port 8000
   octavo models
 """
@@ -34,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"octavo {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_generate, _chat, _serve, _embed, _bench, _models, _env):
+    for add in (_generate, _chat, _serve, _embed, _transcribe, _bench, _models, _env):
         add(commands)
     return parser
 
@@ -114,6 +115,41 @@ def _embed(commands: Any) -> None:
     add_engine_flags(embed)
 
 
+def _transcribe(commands: Any) -> None:
+    transcribe = commands.add_parser(
+        "transcribe",
+        help="what is said in sounds and films, of any length",
+        description="Write down what is said in sounds (of films, in their sound), by a Whisper model. The text goes "
+        "to standard output, or with --output into a file for each.",
+    )
+    transcribe.add_argument("files", nargs="+", metavar="FILE", help="sounds or films")
+    transcribe.add_argument("--language", help="what is spoken, such as en or German (default: found out)")
+    transcribe.add_argument(
+        "--task",
+        dest="speech_task",
+        choices=("transcribe", "translate"),
+        default="transcribe",
+        help="write down what is said, or translate it into English (default: transcribe)",
+    )
+    transcribe.add_argument("--prompt", metavar="TEXT", help="text that could stand before it: names, spellings")
+    formats = ("text", "srt", "vtt", "tsv", "json")
+    transcribe.add_argument("--format", choices=formats, default="text", help="default: text; json has all numbers")
+    transcribe.add_argument(
+        "--output", metavar="FOLDER", help="write NAME.txt, NAME.srt ... there, instead of standard output"
+    )
+    transcribe.add_argument(
+        "--temperature", type=float, help="one for all windows (default: 0, and higher ones where text seems unsound)"
+    )
+    transcribe.add_argument(
+        "--condition-on-previous-text",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether a window sees the text before it (default: yes)",
+    )
+    add_lora_flag(transcribe, "transcribe")
+    add_engine_flags(transcribe, without=("task",))
+
+
 def _bench(commands: Any) -> None:
     bench = commands.add_parser("bench", help="measure start-up, latency, throughput, or a server under load")
     kinds = bench.add_subparsers(dest="kind", metavar="KIND", required=True)
@@ -168,6 +204,8 @@ def _command(name: str, kind: str | None = None) -> Callable[[argparse.Namespace
         from octavo.cli.serve import run
     elif name == "embed":
         from octavo.cli.embed import run
+    elif name == "transcribe":
+        from octavo.cli.transcribe_files import run
     elif name == "bench" and kind == "serve":
         from octavo.cli.bench_serve import run
     elif name == "bench":

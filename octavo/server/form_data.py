@@ -32,7 +32,7 @@ class FormPart:
 
 
 def read_form(content_type: str, body: bytes) -> dict[str, FormPart]:
-    """The parts of a form by name; of equal names the last counts.
+    """The parts of a form by name; of equal names the last counts. Where a name ends in [], all are joined by commas.
 
     Raises MediaTypeError for a body of another type, InvalidRequestError for one that is malformed.
     """
@@ -52,5 +52,9 @@ def read_form(content_type: str, body: bytes) -> dict[str, FormPart]:
         name = None if disposition is None else _NAME.search(b";" + disposition[1])
         if not blank or len(head) > MAX_HEADER or disposition is None or name is None:
             raise InvalidRequestError("the form has a part without a name.")
-        form[name[1].decode("utf-8", "replace")] = FormPart(data, b"filename" in disposition[1].lower())
+        part = FormPart(data, b"filename" in disposition[1].lower())
+        key = name[1].decode("utf-8", "replace")
+        if key.endswith("[]") and key in form:
+            part = FormPart(form[key].data + b"," + data, part.is_file or form[key].is_file)
+        form[key] = part
     return form

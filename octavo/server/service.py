@@ -241,6 +241,12 @@ class Service:
             self.metrics.take(stats, self.client.clients[replica].ready.num_blocks, restarts, replica)
 
     @property
+    def checker(self) -> InputChecker:
+        """Checks prompts, once the engine is there."""
+        assert self._checker is not None
+        return self._checker
+
+    @property
     def media_kinds(self) -> list[str]:
         """The kinds of media that a prompt may have."""
         return [] if self.media is None else self.media.info.open_kinds

@@ -1,139 +1,76 @@
-"""/v1/audio/transcriptions: what is said in a sound, asked of a model that hears and talks."""
+"""/v1/audio/transcriptions and /v1/audio/translations: what is said in a sound, of a model that hears."""
 
-import re
+import contextlib
+import math
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse, Response
-from pydantic import ValidationError, field_validator
 
 from octavo.errors import InvalidRequestError
 from octavo.server.body import BodyError
-from octavo.server.chat_completions import prompt_of
 from octavo.server.event_stream import event_response, json_response, while_connected
-from octavo.server.form_data import FormPart, read_form
-from octavo.server.protocol import ChatRequest, Int
-from octavo.server.protocol import Request as Body
-from octavo.server.served_models import ServedModel
-from octavo.server.service import Run, Service
+from octavo.server.form_data import read_form
+from octavo.server.service import Service
+from octavo.server.transcription_form import FORM, read_fields
+from octavo.server.transcription_form import Transcription as Fields
+from octavo.server.transcription_work import Work, work_of
+from octavo.text.languages import language_code
+from octavo.text.subtitles import as_srt, as_text, as_verbose, as_vtt
+from octavo.transcripts import Transcript
 
-FORMATS = ("json", "text")
-INSTRUCTION = "Transcribe this audio{language}. Write only what is said."
-FORM = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {
-                        "file": {"type": "string", "format": "binary"},
-                        "model": {"type": "string"},
-                        "language": {"type": "string"},
-                        "prompt": {"type": "string"},
-                        "response_format": {"type": "string", "enum": list(FORMATS)},
-                        "temperature": {"type": "number"},
-                        "max_completion_tokens": {"type": "integer"},
-                        "seed": {"type": "integer"},
-                        "stream": {"type": "boolean"},
-                    },
-                }
-            }
-        },
-    }
-}
+PLAIN = {"text": as_text, "srt": as_srt, "vtt": as_vtt}
+"""Formats that are no JSON."""
 
 
-class Transcription(Body):
-    """The fields of the form beside its file."""
-
-    language: str | None = None
-    prompt: str | None = None
-    response_format: str = "json"
-    temperature: float | None = None
-    max_completion_tokens: Int | None = None
-    seed: Int | None = None
-    stream: bool = False
-
-    @field_validator("language")
-    @classmethod
-    def _a_language(cls, value: str | None) -> str | None:
-        if value and not re.fullmatch(r"[A-Za-z][A-Za-z -]{0,39}", value):
-            raise ValueError("give a language's code or name, such as en.")
-        return value
-
-    @field_validator("response_format")
-    @classmethod
-    def _a_format(cls, value: str) -> str:
-        if value not in FORMATS:
-            raise ValueError(f"{value!r:.40} is not supported; it is json or text. The model tells no times.")
-        return value
+async def whole(work: Work) -> Transcript:
+    """The transcript, when it is there."""
+    async with contextlib.aclosing(work.pieces()) as pieces:
+        async for _ in pieces:
+            pass
+    return work.transcript()
 
 
-def read_fields(form: Mapping[str, FormPart]) -> tuple[Transcription, bytes]:
-    """A form's values, and its sound. Raises InvalidRequestError that names the field."""
-    if (sound := form.get("file")) is None or not sound.data:
-        raise BodyError("send the sound as a file.", "file")
-    names = Transcription.model_fields
-    given = {name: part.text(name) for name, part in form.items() if name in names}
-    try:
-        return Transcription.model_validate({name: value for name, value in given.items() if value != ""}), sound.data
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise BodyError(first["msg"].removeprefix("Value error, "), str(first["loc"][0])) from error
+def usage_of(transcript: Transcript) -> dict[str, Any]:
+    """What is told of a transcript's costs: seconds of the sound, or tokens where nobody counted these."""
+    if transcript.duration:
+        return {"type": "duration", "seconds": math.ceil(transcript.duration)}
+    return transcript.usage()
 
 
-class Transcribing:
-    """One request of /v1/audio/transcriptions."""
+async def events(work: Work, fields: Fields, kind: str, model: str) -> AsyncGenerator[dict[str, Any], None]:
+    """The text as it comes. Each event is OpenAI's (`type`, `delta`) and vLLM's (`object`, `choices`) at once."""
+    head = {"id": work.id, "object": f"{kind}.chunk", "created": int(time.time()), "model": model}
+    text = ""
+    async with contextlib.aclosing(work.pieces()) as pieces:
+        async for piece in pieces:
+            text += piece
+            choices = [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]
+            told = {"usage": tokens_of(work.transcript())} if fields.stream_continuous_usage_stats else {}
+            yield {**head, "choices": choices, "type": "transcript.text.delta", "delta": piece, **told}
+    transcript = work.transcript()
+    choices = [{"index": 0, "delta": {"content": ""}, "finish_reason": "stop"}]
+    end = {"type": "transcript.text.done", "text": text, "usage": transcript.usage()}
+    yield {**head, "choices": choices, **end}
+    if fields.stream_include_usage:
+        yield {**head, "choices": [], "usage": tokens_of(transcript)}
 
-    def __init__(self, service: Service, fields: Transcription, sound: bytes, model: ServedModel) -> None:
-        self.service, self.fields, self.sound, self.model = service, fields, sound, model
-        self.id, self.created = service.new_id("transcribe"), int(time.time())
 
-    async def prepare(self) -> None:
-        """Check everything before anything runs. Raises InvalidRequestError."""
-        service, fields = self.service, self.fields
-        templates = {} if service.tokenizer is None else service.tokenizer.chat_templates
-        if service.chat_template is None and not templates:
-            raise InvalidRequestError(
-                "this model has no chat template to ask for a transcription. Start the server with --chat-template."
-            )
-        language = f", which is in {fields.language}" if fields.language else ""
-        text = " ".join(filter(None, (INSTRUCTION.format(language=language), fields.prompt)))
-        content = [{"type": "audio", "audio": self.sound}, {"type": "text", "text": text}]
-        values: dict[str, Any] = {"temperature": fields.temperature or 0.0, "max_tokens": fields.max_completion_tokens}
-        values |= {"seed": fields.seed, "messages": [{"role": "user", "content": content}]}
-        request = ChatRequest(**values)
-        params = request.sampling_params(service.recommended)
-        service.admission.admit(1, 1)
-        prompt = await prompt_of(service, request)
-        self.run = Run(self.id, await service.check(prompt, params, self.model.adapter), params)
+def tokens_of(transcript: Transcript) -> dict[str, int]:
+    """Tokens under the names of completions."""
+    read, written = transcript.num_prompt_tokens, transcript.num_generated_tokens
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
-    async def whole(self) -> str:
-        """The text, when it is there."""
-        return "".join(answer.text for answer in await self.service.whole(self.run)).strip()
 
-    async def events(self) -> AsyncGenerator[dict[str, Any], None]:
-        """The text as it comes, as OpenAI's events, and its usage."""
-        text = ""
-        async for chunk in self.service.generate(self.run):
-            if chunk.text:
-                text += chunk.text
-                yield {"type": "transcript.text.delta", "delta": chunk.text}
-        yield {"type": "transcript.text.done", "text": text, "usage": self.usage()}
-
-    def usage(self) -> dict[str, Any]:
-        used = self.run.usage()
-        return {
-            "type": "tokens",
-            "input_tokens": used["prompt_tokens"],
-            "output_tokens": used["completion_tokens"],
-            "total_tokens": used["total_tokens"],
-        }
+def answer_of(transcript: Transcript, fields: Fields) -> Response:
+    """A transcript in the format that the request asks for."""
+    if (write := PLAIN.get(fields.response_format)) is not None:
+        return PlainTextResponse(write(transcript))
+    values = as_verbose(transcript) if fields.response_format == "verbose_json" else {"text": transcript.text}
+    return json_response({**values, "usage": usage_of(transcript)})
 
 
 def check_origin(service: Service, request: Request) -> None:
@@ -147,17 +84,24 @@ def check_origin(service: Service, request: Request) -> None:
 def router(service: Service) -> APIRouter:
     routes = APIRouter()
 
-    @routes.post("/v1/audio/transcriptions", summary="Write down what is said in a sound", openapi_extra=FORM)
-    async def transcribe(request: Request) -> Response:
+    async def answer(request: Request, task: str, kind: str) -> Response:
         check_origin(service, request)
         fields, sound = read_fields(read_form(request.headers.get("content-type", ""), await request.body()))
-        work = Transcribing(service, fields, sound, service.accept(fields, "generate"))
+        if fields.to_language and language_code(fields.to_language) != "en":
+            raise BodyError("translations are into English.", "to_language")
+        model = service.accept(fields, "generate")
+        work = work_of(service, fields, sound, model, task)
         await work.prepare()
         if fields.stream:
-            return await event_response(request, work.events())
-        text = await while_connected(request, work.whole())
-        if fields.response_format == "text":
-            return PlainTextResponse(text + "\n")
-        return json_response({"text": text, "usage": work.usage()})
+            return await event_response(request, events(work, fields, kind, model.name))
+        return answer_of(await while_connected(request, whole(work)), fields)
+
+    @routes.post("/v1/audio/transcriptions", summary="Write down what is said in a sound", openapi_extra=FORM)
+    async def transcribe(request: Request) -> Response:
+        return await answer(request, "transcribe", "transcription")
+
+    @routes.post("/v1/audio/translations", summary="Translate what is said into English", openapi_extra=FORM)
+    async def translate(request: Request) -> Response:
+        return await answer(request, "translate", "translation")
 
     return routes
