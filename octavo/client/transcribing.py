@@ -133,7 +133,7 @@ class Transcription:
         """Of the window that begins at a frame."""
         # Half of the positions, less one, are for what came before.
         self._room = transcriber.info.max_model_len // 2 - 1
-        given = (params.prompt or "").strip()
+        given = (params.prompt or "").strip()[-max(1, self._room) * transcriber.tokenizer.longest_token :]
         self._before = transcriber.tokenizer.encode(" " + given, add_special_tokens=False) if given else []
         """Tokens that the next window sees before its own."""
 

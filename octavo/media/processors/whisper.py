@@ -54,7 +54,8 @@ class WhisperProcessor(Processor):
     def windows(self, sound: Sound) -> SoundWindows:
         mel = self.mel
         samples = sound.at_rate(mel.rate).samples
-        frames = mel(np.pad(samples, (0, max(0, mel.window - len(samples)))))
+        lacking = mel.window - len(samples)
+        frames = mel(np.pad(samples, (0, lacking)) if lacking > 0 else samples)
         seconds, heard = len(samples) / mel.rate, max(1, len(samples) // mel.hop)
         return SoundWindows(frames, heard, mel.window_frames, mel.hop / mel.rate, 2, seconds, self._window)
 
