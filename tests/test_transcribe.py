@@ -1,5 +1,6 @@
 """Transcripts of long sounds: windows, times and tokens as transformers' long-form generation has them."""
 
+import asyncio
 import itertools
 import json
 import math
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from octavo import LLM, SamplingParams
+from octavo import LLM, AsyncLLM, SamplingParams
 from octavo.client.transcribing import Piece, split_at_times
 from octavo.errors import CheckpointError, InvalidRequestError
 from octavo.executor.transcript_logits import TranscriptLogits
@@ -189,6 +190,21 @@ def test_several_sounds_side_by_side_are_as_alone(whisper: LLM) -> None:
     assert not whisper.requests.has_work
 
 
+async def _each(folder: Path, sounds: list[Any], params: TranscriptionParams) -> list[Any]:
+    llm = AsyncLLM(str(folder), **OPTIONS)
+    try:
+        return await asyncio.gather(*(llm.transcribe(sound, params) for sound in sounds))
+    finally:
+        llm.shutdown()
+
+
+def test_asynchronously(whisper: LLM, folder: Path) -> None:
+    params, sounds = TranscriptionParams(seed=3), [(tones(5.0), RATE), (tones(3.0, 2), RATE)]
+    assert asyncio.run(_each(folder, sounds, params)) == whisper.transcribe(sounds, params, use_tqdm=False)
+    with pytest.raises(InvalidRequestError, match="cannot be decoded"):
+        asyncio.run(_each(folder, [b"no sound"], params))
+
+
 def test_windows_go_through_stages(whisper: LLM) -> None:
     params = TranscriptionParams(seed=3, language="en")
     staged = LLM(str(whisper.engine.args.model), pipeline_parallel_size=2, **OPTIONS)
@@ -223,8 +239,19 @@ def test_generate_still_takes_the_decoders_prompt(whisper: LLM) -> None:
     prompt = {"prompt": "<|startoftranscript|><|en|><|transcribe|>", "multi_modal_data": {"audio": sound}}
     explicit = {"prompt_token_ids": [START, IDS["<|en|>"], IDS["<|transcribe|>"]], "multi_modal_data": {"audio": sound}}
     params = SamplingParams(temperature=0, max_tokens=5)
-    outputs = whisper.generate([prompt, explicit], params, use_tqdm=False)
-    assert outputs[0].outputs[0].token_ids == outputs[1].outputs[0].token_ids
+    encoded = {"encoder_prompt": {"prompt": "", "multi_modal_data": {"audio": sound}}}
+    both = [
+        {**encoded, "decoder_prompt": prompt["prompt"]},
+        {**encoded, "decoder_prompt": explicit["prompt_token_ids"]},
+    ]
+    outputs = whisper.generate([prompt, explicit, *both], params, use_tqdm=False)
+    assert [output.outputs[0].token_ids for output in outputs] == [outputs[0].outputs[0].token_ids] * 4
+    for wrong, says in (
+        ({"encoder_prompt": "Hello", "decoder_prompt": "x"}, "reads no text"),
+        ({**encoded, "decoder_prompt": None}, "decoder_prompt must say"),
+    ):
+        with pytest.raises(InvalidRequestError, match=says):
+            whisper.generate(wrong, params, use_tqdm=False)
     with pytest.raises(InvalidRequestError, match=r"lasts 9.3 s, and Whisper hears 2 s at once. Transcribe it"):
         whisper.generate({**prompt, "multi_modal_data": {"audio": (LONG, RATE)}}, params, use_tqdm=False)
 

@@ -49,6 +49,7 @@ def generation_config(multilingual: bool) -> dict[str, Any]:
 def write_tokenizer(folder: Path) -> None:
     """Of bytes, and of the marks; in files as they are published the times are no special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers.processors import ByteLevel, Sequence, TemplateProcessing
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     inner = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
@@ -56,6 +57,11 @@ def write_tokenizer(folder: Path) -> None:
     inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens(NAMES)
     inner.add_tokens([f"<|{i * 0.02:.2f}|>" for i in range(POSITIONS + 1)])
+    around = TemplateProcessing(
+        single="<|startoftranscript|> <|notimestamps|> $A <|endoftext|>",
+        special_tokens=[(name, IDS[name]) for name in (NAMES[1], NAMES[-1], NAMES[0])],
+    )
+    inner.post_processor = Sequence([ByteLevel(trim_offsets=False), around])
     inner.save(str(folder / "tokenizer.json"))
     settings = {"eos_token": NAMES[0], "bos_token": NAMES[0], "tokenizer_class": "PreTrainedTokenizerFast"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -10,6 +10,7 @@ from octavo.lora import AdapterRef, LoRARequest, refer
 from octavo.media.items import count_items
 from octavo.media.model_media import ModelMedia, feature_of, positions_of
 from octavo.params import PoolingParams, SamplingParams
+from octavo.prompts import media_of_encoder
 from octavo.text.text_prompts import NO_PROMPTS, TextPrompts, prompt_tokens
 from octavo.text.tokenizer import Tokenizer
 
@@ -184,6 +185,8 @@ class InputChecker:
         """
         if self.encoder is not None:
             return self._encoder_decoder(prompt, params, self.encoder)
+        if isinstance(prompt, Mapping) and self.media is not None and self.media.transcribes:
+            prompt = media_of_encoder(prompt)
         if isinstance(prompt, Mapping) and self.media is not None and (data := _media_of(prompt)):
             return self._with_media(prompt, data, params, self.media)
         before = self._before(prompt, params)

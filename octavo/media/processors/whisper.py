@@ -33,6 +33,9 @@ class WhisperProcessor(Processor):
     def token(self, kind: str) -> int:
         return self.start
 
+    def encode(self, text: str) -> list[int]:
+        return self.vocabulary.encode(text)  # the tokenizer would write a transcript's beginning and end around it
+
     def audio(self, sound: Sound, index: int, count: int) -> tuple[Data, Span]:
         heard, seconds = self.mel.window / self.mel.rate, len(sound.samples) / sound.rate
         if seconds > heard + 0.01:  # what resampling and a container's padding add
