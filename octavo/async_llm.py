@@ -12,14 +12,18 @@ from octavo.client.engine_client import KnownEngine
 from octavo.client.local_client import ThreadClient
 from octavo.client.output_processor import processor_of
 from octavo.client.replica_engine import ReplicaEngine
+from octavo.client.transcribing import Question, Transcriber
 from octavo.config import DEFAULT_MODEL, EngineArgs
 from octavo.errors import EngineDeadError, OctavoError, RequestFailedError, failure
 from octavo.launch import launch_engine
 from octavo.llm import args_of, as_tensor
 from octavo.lora import AdapterRef, LoRARequest
-from octavo.outputs import PoolingOutput, PoolingRequestOutput, RequestOutput
+from octavo.outputs import CompletionOutput, PoolingOutput, PoolingRequestOutput, RequestOutput
 from octavo.params import PoolingParams, SamplingParams
 from octavo.prompts import Prompt
+from octavo.text.inputs import CheckedPrompt
+from octavo.transcribe import answer_of, transcribe_async
+from octavo.transcripts import Transcript, TranscriptionParams
 
 
 class AsyncLLM:
@@ -86,9 +90,23 @@ class AsyncLLM:
                 return as_tensor(output)
         raise EngineDeadError("the engine ended the request without an answer.")
 
+    async def transcribe(
+        self, audio: Any, params: TranscriptionParams | None = None, *, lora_request: LoRARequest | None = None
+    ) -> Transcript:
+        """What is said in a sound of any length, as LLM.transcribe has it. Cancelling it ends its requests."""
+        transcriber = Transcriber(self.engine.info, self.engine.checker)
+        begun = await asyncio.to_thread(transcriber.begin, audio, params or TranscriptionParams(), lora_request)
+
+        async def ask(question: Question) -> CompletionOutput:
+            run = self._run(question.prompt, question.params, None, 0, None)
+            async with contextlib.aclosing(run) as outputs:
+                return answer_of([output async for output in outputs][-1])
+
+        return await transcribe_async(begun, ask)
+
     async def _run(
         self,
-        prompt: Prompt,
+        prompt: Prompt | CheckedPrompt,
         params: SamplingParams | PoolingParams,
         request_id: str | None,
         priority: int,
@@ -98,7 +116,10 @@ class AsyncLLM:
         name = request_id or f"request-{next(self._ids)}"
         try:
             # Tokenized beside the event loop, and so that the engine's thread does nothing but compute.
-            checked = await asyncio.to_thread(self.engine.checker.prompt, prompt, params, adapter)
+            if isinstance(prompt, CheckedPrompt):
+                checked = prompt
+            else:
+                checked = await asyncio.to_thread(self.engine.checker.prompt, prompt, params, adapter)
             processor = processor_of(name, checked, params, self.engine.tokenizer)
         except (OctavoError, asyncio.CancelledError):
             raise

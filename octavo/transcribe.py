@@ -1,14 +1,15 @@
 """Transcriptions on top of an engine that is computed here: windows of several sounds side by side."""
 
+import asyncio
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
 from octavo.client.local_client import LocalRequests
-from octavo.client.transcribing import Asking, Question, Transcriber, Transcription
+from octavo.client.transcribing import Asking, Question, Transcriber, Transcription, proceed
 from octavo.engine.messages import Failed
 from octavo.errors import InvalidRequestError, RequestFailedError
 from octavo.lora import LoRARequest
@@ -129,15 +130,30 @@ def _fill(
 def _go_on(requests: LocalRequests, one: _Running, answers: list[CompletionOutput] | None) -> bool:
     """Ask what a transcription asks next; False if it has ended."""
     one.answers = {}
-    try:
-        questions: list[Question] = next(one.asking) if answers is None else one.asking.send(answers)
-    except StopIteration:
+    if (questions := proceed(one.asking, answers)) is None:
         return False
     for question in questions:
         request_id = f"transcribe-{next(_ids)}"
         requests.add(request_id, question.prompt, question.params)
         one.answers[request_id] = None
     return True
+
+
+async def transcribe_async(
+    transcription: Transcription, ask: Callable[[Question], Awaitable[CompletionOutput]]
+) -> Transcript:
+    """The transcript, of questions that `ask` puts to an engine. Frames are read beside the event loop."""
+    asking = transcription.run()
+    questions = await asyncio.to_thread(proceed, asking, None)
+    while questions is not None:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_asked(ask, question)) for question in questions]
+        questions = await asyncio.to_thread(proceed, asking, [task.result() for task in tasks])
+    return transcription.transcript()
+
+
+async def _asked(ask: Callable[[Question], Awaitable[CompletionOutput]], question: Question) -> CompletionOutput:
+    return await ask(question)
 
 
 def _is_final(output: Any) -> bool:

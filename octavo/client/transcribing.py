@@ -38,6 +38,14 @@ Asking = Generator[list[Question], list[CompletionOutput], None]
 """Gives questions, and takes their answers in the same order."""
 
 
+def proceed(asking: Asking, answers: list[CompletionOutput] | None) -> list[Question] | None:
+    """What is asked next, after the answers (None: to begin); None for nothing more."""
+    try:
+        return next(asking) if answers is None else asking.send(answers)
+    except StopIteration:
+        return None
+
+
 class Transcriber:
     """Makes transcriptions by a model.
 

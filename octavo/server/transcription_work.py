@@ -2,11 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any, Protocol
 
-from octavo.client.transcribing import Question, Transcriber, Transcription
+from octavo.client.transcribing import Question, Transcriber, Transcription, proceed
 from octavo.errors import InvalidRequestError
 from octavo.media.windows import LONG_SOUNDS
 from octavo.outputs import CompletionOutput
@@ -75,31 +75,17 @@ class Windows:
         """A segment at a time, once its window is done."""
         deadline = time.monotonic() + self.service.options.request_timeout
         asking, told = self.work.run(), 0
-        questions = await self._step(asking, None)
+        # A window's frames are read beside the event loop.
+        questions = await self.service.threads.run(0, proceed, asking, None)
         while questions is not None:
             answers = await self._ask(questions)
-            questions = await self._step(asking, answers)
+            questions = await self.service.threads.run(0, proceed, asking, answers)
             for segment in self.work.segments[told:]:
                 yield segment.text if told else segment.text.lstrip()
                 told += 1
             if time.monotonic() > deadline:
                 limit = f"{self.service.options.request_timeout:g} s"
                 raise RequestTimeoutError(f"the request was ended after {limit}. Send a shorter sound.")
-
-    async def _step(
-        self,
-        asking: Generator[list[Question], list[CompletionOutput], None],
-        answers: list[CompletionOutput] | None,
-    ) -> list[Question] | None:
-        """What is asked next; None for nothing. A window's frames are read beside the event loop."""
-
-        def step() -> list[Question] | None:
-            try:
-                return next(asking) if answers is None else asking.send(answers)
-            except StopIteration:
-                return None
-
-        return await self.service.threads.run(0, step)
 
     async def _ask(self, questions: list[Question]) -> list[CompletionOutput]:
         service = self.service
