@@ -173,7 +173,7 @@ class DeltaSpec:
     num_heads: int
     """Of values, each with a memory of its own."""
     num_key_heads: int
-    """Of queries and keys, a divisor of them: neighbouring heads share one."""
+    """Of queries and keys, a divisor of them."""
     key_dim: int
     value_dim: int
     scale: float
@@ -182,6 +182,8 @@ class DeltaSpec:
     """Queries and keys are divided by `sqrt(sum of squares + norm_eps)`; None to leave them as they are."""
     beta_scale: float = 1.0
     """Factor of `sigmoid(beta)`: with 2 a write may turn over what the memory holds (Grazzi et al. 2024)."""
+    in_turn: bool = False
+    """Whether heads of values have the key heads in turn, as llama.cpp has them; else neighbouring heads share one."""
 
 
 @dataclass(frozen=True)

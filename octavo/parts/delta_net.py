@@ -12,7 +12,7 @@ from octavo.parts.causal_convolution import CausalConvolution
 from octavo.parts.linear_layer import Linear
 from octavo.parts.mlp import check_activation
 from octavo.parts.norms import RMSNorm
-from octavo.parts.split import HeadSplit, Range, Split
+from octavo.parts.split import HeadsInTurn, HeadSplit, Range, Split
 from octavo.parts.state import Recurrent
 from octavo.parts.weight_slots import Shard, shard_parameter
 
@@ -55,11 +55,13 @@ class DeltaSizes:
     num_heads: int
     """Of values, each with a memory."""
     num_key_heads: int
-    """Of queries and keys; as many heads one after the other as there are for each have it in common."""
+    """Of queries and keys, each of several heads of values."""
     key_dim: int
     value_dim: int
     kernel: int
     """Taps of the convolution."""
+    in_turn: bool = False
+    """Whether heads have the key heads in turn; else as many heads one after the other share one."""
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_key_heads:
@@ -72,6 +74,11 @@ class DeltaSizes:
     @property
     def values(self) -> int:
         return self.num_heads * self.value_dim
+
+    def of_rank(self, split: Split) -> HeadSplit:
+        """Which heads a rank has. Raises ValueError where they cannot be divided."""
+        kind = HeadsInTurn if self.in_turn else HeadSplit
+        return kind(split, self.num_heads, self.num_key_heads, self.value_dim)
 
     @property
     def state(self) -> Recurrent:
@@ -135,7 +142,7 @@ class DeltaNet(nn.Module):
     def split(self, split: Split) -> None:
         """See octavo.parts.split: heads are divided."""
         sizes = self.sizes
-        own = HeadSplit(split, sizes.num_heads, sizes.num_key_heads, sizes.value_dim)
+        own = sizes.of_rank(split)
         of, ranges = self.widths(sizes), self.own_widths(own)
         self.in_proj.split_outputs({name: _placed(name, of, ranges) for name in self.joined})
         self.conv.split_channels(*_placed("qkv", of, ranges))
@@ -151,7 +158,7 @@ class DeltaNet(nn.Module):
         self._backend, sizes = backend, self.sizes
         self._rate = -torch.exp(self.a_log.data)
         heads, dims = (sizes.num_heads, sizes.num_key_heads), (sizes.key_dim, sizes.value_dim)
-        self._spec = DeltaSpec(*heads, *dims, sizes.key_dim**-0.5, norm_eps=1e-6, beta_scale=self.beta_scale)
+        self._spec = DeltaSpec(*heads, *dims, sizes.key_dim**-0.5, 1e-6, self.beta_scale, sizes.in_turn)
 
     def gate_and_decay(self, parts: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
         """The result's gate `[rows, heads * value_dim]`, and the decays `[rows, decays]`, of what `in_proj` makes."""

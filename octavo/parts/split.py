@@ -122,6 +122,25 @@ class HeadSplit:
         return RankColumns(tuple(widths), widths[self.split.rank], each[self.split.rank][0] * self.head_dim)
 
 
+class HeadsInTurn(HeadSplit):
+    """Of an attention whose heads have the key heads in turn: head `i` that of number `i % num_kv_heads`.
+
+    A rank's heads follow each other, and so do their key heads: all of them where it has that many heads.
+    """
+
+    def __post_init__(self) -> None:
+        each, kv_heads = self.num_heads // self.split.size, self.num_kv_heads
+        self.split.even(self.num_heads, "attention heads")
+        if each % kv_heads and kv_heads % each:
+            raise ValueError(f"{each} heads of a rank cannot share {kv_heads} key heads in turn")
+
+    @property
+    def kv_heads(self) -> Range:
+        """Numbers of its key heads."""
+        first, count = self.heads[0] % self.num_kv_heads, self.heads[1] - self.heads[0]
+        return first, first + min(count, self.num_kv_heads)
+
+
 @runtime_checkable
 class TakesSplit(Protocol):
     """A part that can be split."""

@@ -29,9 +29,8 @@ class Case:
 
         heads, key_heads, key_dim, value_dim = sizes
         plain = kind == "linear"
-        self.spec = DeltaSpec(
-            heads, key_heads, key_dim, value_dim, key_dim**-0.5, None if plain else 1e-6, 2.0 if kind == "head" else 1.0
-        )
+        eps, beta_scale = None if plain else 1e-6, 2.0 if kind == "head" else 1.0
+        self.spec = DeltaSpec(*sizes, key_dim**-0.5, eps, beta_scale, in_turn=kind == "turn")
         self.sizes = key_heads * key_dim, key_heads * key_dim, heads * value_dim
         self.qkv = (rand(TOKENS, sum(self.sizes) + 3) * 0.5).to(dtype)
         per = heads * (key_dim if kind == "channel" else 1)
@@ -57,7 +56,8 @@ class Case:
             x = x.double().view(TOKENS, spec.num_key_heads, spec.key_dim)
             if spec.norm_eps is not None:
                 x = x / (x.square().sum(-1, keepdim=True) + spec.norm_eps).sqrt()
-            return x.repeat_interleave(spec.num_heads // spec.num_key_heads, 1)
+            each = spec.num_heads // spec.num_key_heads
+            return x.repeat(1, each, 1) if spec.in_turn else x.repeat_interleave(each, 1)
 
         q, k = heads(given.query) * spec.scale, heads(given.key)
         v = given.value.double().view(TOKENS, spec.num_heads, spec.value_dim)
@@ -79,7 +79,7 @@ class Case:
 
 @DTYPES
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("kind", ["head", "channel", "linear"])
+@pytest.mark.parametrize("kind", ["head", "turn", "channel", "linear"])
 def test_every_implementation_computes_alike(
     backend: Backend, kind: str, sizes: tuple[int, int, int, int], dtype: torch.dtype
 ) -> None:

@@ -552,12 +552,13 @@ class Core(Protocol):
         self, *, num_runs: int, query: Numbers, query_stride: int, key: Numbers, key_stride: int, value: Numbers,
         value_stride: int, decay: Numbers | None, decay_stride: int, beta: Numbers | None, beta_stride: int,
         rate: Floats, bias: Floats | None, out: NumbersOut, state: FloatsOut, state_stride: int, runs: ScanRuns,
-        num_heads: Int, num_key_heads: Int, key_dim: Int, value_dim: Int, by_channel: bool, scale: float,
+        num_heads: Int, num_key_heads: Int, key_dim: Int, value_dim: Int, by_channel: bool, in_turn: bool, scale: float,
         norm_eps: float, beta_scale: float, dtype: DType,
     ) -> None:
         """Memories `[heads, key_dim, value_dim]`, written and read by the delta rule: octavo.ops.plans.DeltaInput.
 
-        `by_channel`: each value of a key has its own decay. `norm_eps` is 0 for none.
+        `by_channel`: each value of a key has its own decay. `norm_eps` is 0 for none. `in_turn`: of
+        DeltaSpec.
         """
 
     # ---- ranks -----------------------------------------------------------------------------------------------------

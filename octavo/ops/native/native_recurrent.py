@@ -160,6 +160,7 @@ class NativeRecurrent(NativeRanks):
             key_dim=spec.key_dim,
             value_dim=spec.value_dim,
             by_channel=decay is not None and decay.shape[1] > spec.num_heads,
+            in_turn=spec.in_turn,
             scale=spec.scale,
             norm_eps=spec.norm_eps or 0.0,
             beta_scale=spec.beta_scale,

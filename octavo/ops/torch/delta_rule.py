@@ -37,7 +37,8 @@ def _heads(x: Tensor, spec: DeltaSpec, scale: float) -> Tensor:
     x = x.float().reshape(len(x), spec.num_key_heads, spec.key_dim)
     if spec.norm_eps is not None:
         x = x / torch.sqrt(x.square().sum(-1, keepdim=True) + spec.norm_eps)
-    return (x * scale).repeat_interleave(spec.num_heads // spec.num_key_heads, dim=1)
+    x, each = x * scale, spec.num_heads // spec.num_key_heads
+    return x.repeat(1, each, 1) if spec.in_turn else x.repeat_interleave(each, dim=1)
 
 
 def _step(

@@ -38,7 +38,8 @@ float length_factor(const T* x, int count, float eps, float factor) {
 
 template <typename T>
 void prepare(const Delta& d, int64_t row, int head, Tile& tile, int token, int64_t padded) {
-    const int key_head = head / (d.num_heads / d.num_key_heads), dim = d.key_dim;
+    const int dim = d.key_dim;
+    const int key_head = d.in_turn ? head % d.num_key_heads : head / (d.num_heads / d.num_key_heads);
     const T* query = row_of<T>(d.query, row, d.query_stride) + static_cast<int64_t>(key_head) * dim;
     const T* key = row_of<T>(d.key, row, d.key_stride) + static_cast<int64_t>(key_head) * dim;
     const float query_factor = length_factor(query, dim, d.norm_eps, d.scale);
