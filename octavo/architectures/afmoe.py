@@ -1,10 +1,12 @@
 """Trinity (Arcee AI 2025): gated attention that rotates on sliding layers alone, norms on both sides."""
 
 from functools import partial
+from typing import Any
 
 from octavo.architectures.balanced_experts import DENSE, SPARSE, by_layer, shared_experts, sigmoid_route
 from octavo.architectures.decoder import attention, decoder, head_norms, rms_norm
 from octavo.architectures.deepseek import DEEPSEEK_NAMES
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope_settings import FULL, SLIDING, layer_types
@@ -21,7 +23,21 @@ AFMOE_NAMES = DEEPSEEK_NAMES.replacing(
 )
 
 
-@architecture("AfmoeForCausalLM", about="Trinity", examples=("arcee-ai/Trinity-Nano-Preview", "arcee-ai/Trinity-Mini"))
+def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    return {
+        "num_dense_layers": file.value("leading_dense_block_count", 0),
+        "num_shared_experts": file.value("expert_shared_count"),
+        "route_scale": file.value("expert_weights_scale") or 1.0,
+        "mup_enabled": True,  # as all that are published
+    }
+
+
+@architecture(
+    "AfmoeForCausalLM",
+    about="Trinity",
+    examples=("arcee-ai/Trinity-Nano-Preview", "arcee-ai/Trinity-Mini"),
+    gguf=GGUFFormat("afmoe", config=_from_gguf),
+)
 def afmoe(c: Config) -> CausalLM:
     count, every, first = c.num_hidden_layers, c.global_attn_every_n_layers, c.get("num_dense_layers", 0)
     types = layer_types(c, [SLIDING if (i + 1) % every else FULL for i in range(count)])

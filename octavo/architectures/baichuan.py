@@ -40,7 +40,7 @@ NORMED_HEAD_NAMES = BAICHUAN_NAMES.replacing({"lm_head": Into("head", unit_rows)
         undo=UNPERMUTE,
     ),
 )
-@architecture("BaiChuanForCausalLM", about="Baichuan-7B", examples=("baichuan-inc/Baichuan-7B",))
+@architecture("BaiChuanForCausalLM", about="Baichuan-7B", examples=("baichuan-inc/Baichuan-7B",), read_as="baichuan")
 def baichuan(c: Config) -> CausalLM:
     """The kinds are told apart by config keys: 13B has no max_position_embeddings, Baichuan2 has its vocabulary."""
     alibi = c.values.get("max_position_embeddings") is None and c.get("architectures", [""])[0] == "BaichuanForCausalLM"

@@ -54,7 +54,7 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
         "layernorm_epsilon": shared["rms_norm_eps"],
         "kv_channels": shared.get("head_dim"),
         "rope_ratio": shared["rope_theta"] / 10000.0,
-        "add_qkv_bias": "blk.0.attn_qkv.bias" in file.tensors,
+        "add_qkv_bias": bool({"blk.0.attn_qkv.bias", "blk.0.attn_q.bias"} & file.tensors.keys()),
     }
 
 
@@ -63,7 +63,11 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
     "ChatGLMForConditionalGeneration",
     about="ChatGLM2, ChatGLM3, GLM-4, GLM-4V",
     examples=("THUDM/chatglm2-6b", "THUDM/chatglm3-6b", "THUDM/glm-4-9b-chat", "THUDM/glm-4v-9b"),
-    gguf=GGUFFormat("chatglm", config=_from_gguf),
+    gguf=GGUFFormat(
+        "chatglm",
+        config=_from_gguf,
+        names={"model.layers.{i}.self_attn.{q|k|v}_proj": "layers.{i}.attn.qkv.{q|k|v}"},  # GLM-4 of transformers
+    ),
     media=lambda c: GLM4VProcessor if c.get("vision_config") else None,
 )
 def chatglm(c: Config) -> CausalLM:

@@ -37,6 +37,7 @@ def cohere(c: Config) -> CausalLM:
     "Cohere2ForCausalLM",
     about="Command R7B, Command A",
     examples=("CohereLabs/c4ai-command-r7b-12-2024", "CohereLabs/c4ai-command-a-03-2025"),
+    gguf=GGUFFormat("cohere2"),
 )
 def cohere2(c: Config) -> CausalLM:
     """Layers with a window rotate, full ones do not."""

@@ -78,7 +78,8 @@ _BY_KIND: dict[Kind, str] = {
     WINDOW: "attention_chunk_size sliding_window_size local_attention sliding_window window_length",
     TOKEN: "image_token_id video_token_id audio_token_id decoder_start_token_id pad_token_id bos_token_id",
     TOKENS: "eos_token_id",
-    FLAG: """attention_k_eq_v use_double_wide_mlp enable_moe_block classifier_bias norm_bias
+    FLAG: """linear_heads_in_turn linear_qkv_apart attention_k_eq_v use_double_wide_mlp enable_moe_block
+        classifier_bias norm_bias
         share_encoder_decoder_embeddings scale_decoder_outputs logn_attention_scale prenorm parallel_block use_rms_norm
         causal mlp_fc1_bias mlp_fc2_bias qkv_proj_bias rotary_emb_interleaved attention_out_bias
         is_original_qwen3_reranker mrope_interleaved mup_enabled use_routing_bias qk_norm use_cla route_norm

@@ -8,6 +8,7 @@ from typing import Any
 from octavo.architectures.decoder import NAMES, decoder, gated_mlp, rms_norm
 from octavo.architectures.deepseek import DEEPSEEK_NAMES, feed_forwards
 from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
+from octavo.architectures.latent_gguf import LATENT_PARTS, balances, latent_from_gguf
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope_config import make_rope
@@ -25,20 +26,6 @@ LATENT: dict[str, str | Into] = {
     "model.layers.{i}.self_attn.kv_a_layernorm": "layers.{i}.attn.kv_norm",
     "model.layers.{i}.self_attn.kv_b_proj": "layers.{i}.attn.kv_b",
 }
-
-
-def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
-    rope_dim, scaling = file.value("rope.dimension_count"), shared.get("rope_scaling")
-    if scaling and (multiplier := file.value("rope.scaling.yarn_log_multiplier")):
-        scaling = {**scaling, "mscale": multiplier * 10, "mscale_all_dim": multiplier * 10}
-    return {
-        "q_lora_rank": file.value("attention.q_lora_rank"),
-        "kv_lora_rank": file.value("attention.kv_lora_rank"),
-        "qk_rope_head_dim": rope_dim,
-        "qk_nope_head_dim": file.value("attention.key_length") - rope_dim,
-        "v_head_dim": file.value("attention.value_length"),
-        "rope_scaling": scaling,
-    }
 
 
 def latent_attention(
@@ -81,7 +68,7 @@ def make_route(c: Config) -> RouterSpec:
     "DeepseekV2ForCausalLM",
     about="DeepSeek-V2, DeepSeek-V2.5, DeepSeek-Coder-V2",
     examples=("deepseek-ai/DeepSeek-V2", "deepseek-ai/DeepSeek-V2-Chat", "deepseek-ai/DeepSeek-V2-Lite"),
-    gguf=GGUFFormat("deepseek2", config=_from_gguf),
+    gguf=GGUFFormat("deepseek2", config=latent_from_gguf, joined=LATENT_PARTS, when=lambda file: not balances(file)),
 )
 def deepseek_v2(c: Config) -> CausalLM:
     norm, mlp = rms_norm(c), feed_forwards(c, make_route)
@@ -91,7 +78,13 @@ def deepseek_v2(c: Config) -> CausalLM:
 
 def _minicpm3_from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
     # The multipliers of the 4B model are not in the file.
-    return {**_from_gguf(shared, file), "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256, "v_head_dim": None}
+    return {
+        **latent_from_gguf(shared, file),
+        "scale_emb": 12,
+        "scale_depth": 1.4,
+        "dim_model_base": 256,
+        "v_head_dim": None,
+    }
 
 
 @architecture(

@@ -5,21 +5,31 @@ Each expert is scored by itself. A bias counts for which ones are chosen, not fo
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from octavo.architectures.balanced_experts import DENSE, SPARSE, by_layer, shared_experts, sigmoid_route
 from octavo.architectures.decoder import decoder, rms_norm, without_more_layers
 from octavo.architectures.deepseek import DEEPSEEK_NAMES
 from octavo.architectures.deepseek_v2 import LATENT, latent_attention
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
+from octavo.architectures.latent_gguf import LATENT_PARTS, balances, latent_from_gguf
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.errors import UnsupportedModelError
 from octavo.parts import CausalLM, PreNorm
 
 
+def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    """What a file leaves out is not done, whatever the published config's default is."""
+    usual = {"n_group": 1, "topk_group": 1, "norm_topk_prob": False, "routed_scaling_factor": 1.0}
+    return {**latent_from_gguf(shared, file), **{k: shared.get(k) or v for k, v in usual.items()}}
+
+
 @architecture(
     "DeepseekV3ForCausalLM",
     about="DeepSeek-V3, DeepSeek-R1, Kimi K2, Moonlight",
     examples=("deepseek-ai/DeepSeek-V3", "deepseek-ai/DeepSeek-R1", "moonshotai/Kimi-K2-Instruct"),
+    gguf=GGUFFormat("deepseek2", config=_from_gguf, joined=LATENT_PARTS, when=balances),
 )
 def deepseek_v3(c: Config) -> CausalLM:
     """All layers have experts but the first few."""
@@ -27,7 +37,7 @@ def deepseek_v3(c: Config) -> CausalLM:
     return body(c, [SPARSE if i >= first else DENSE for i in range(c.num_hidden_layers)])
 
 
-@architecture("Glm4MoeLiteForCausalLM", about="GLM-4.7-Flash", examples=("zai-org/GLM-4.7-Flash",))
+@architecture("Glm4MoeLiteForCausalLM", about="GLM-4.7-Flash", examples=("zai-org/GLM-4.7-Flash",), read_as="deepseek2")
 def glm4_moe_lite(c: Config) -> CausalLM:
     """Where nothing says which layers have experts, all have but the first."""
     return body(c, c.get("mlp_layer_types", [DENSE, *[SPARSE] * (c.num_hidden_layers - 1)]))

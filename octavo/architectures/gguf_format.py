@@ -24,6 +24,16 @@ class GGUFHeader(Protocol):
 
 
 @dataclass(frozen=True)
+class Joined:
+    """A published tensor that is several in a GGUF file."""
+
+    parts: tuple[str, ...]
+    """llama.cpp's names, with `{i}`."""
+    join: Callable[..., Tensor]
+    """The published tensor of these, in their order."""
+
+
+@dataclass(frozen=True)
 class GGUFFormat:
     """How llama.cpp stores an architecture.
 
@@ -34,16 +44,30 @@ class GGUFFormat:
         names: entries of the name table that are other ones in a GGUF file: what it splits, or stores in another order.
             Their left sides are names that the `gguf` package knows, with `{e}` where llama.cpp stacks experts.
         undo: published names (of modules, or with `.weight`) to what makes the published tensor of llama.cpp's.
+        joined: published names to llama.cpp's names of what makes such a tensor together, and what makes it of them;
+            where a file has one of that name, or none of these, nothing is done.
         when: which files this architecture serves, where several share `arch`.
         also: other names of the architecture in files, whose texts are read alike.
+        section: of config.json, that has the language model's keys; empty where they are its own.
     """
 
     arch: str
     config: Callable[[dict[str, Any], GGUFHeader], dict[str, Any]] = lambda shared, file: {}
     names: Mapping[str, str | Into] = field(default_factory=dict)
     undo: Mapping[str, Callable[[Tensor, Config], Tensor]] = field(default_factory=dict)
+    joined: Mapping[str, "Joined"] = field(default_factory=dict)
     when: Callable[[GGUFHeader], bool] = lambda file: True
     also: tuple[str, ...] = ()
+    section: str = ""
+
+
+SIGMOID = 2
+"""llama.cpp's number of a router that scores each expert by itself (expert_gating_func)."""
+
+
+def input_biases(file: GGUFHeader) -> dict[str, Any]:
+    """attention_bias of models that have it on queries, keys and values."""
+    return {"attention_bias": "blk.0.attn_q.bias" in file.tensors}
 
 
 def unpermute(weight: Tensor, c: Config) -> Tensor:

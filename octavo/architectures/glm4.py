@@ -1,6 +1,7 @@
 """GLM-4 under transformers' names (GLM Team 2024): neighbours rotate in half of each head; 0414: four norms."""
 
 from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp, rms_norm
+from octavo.architectures.gguf_format import GGUFFormat, input_biases
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.parts import CausalLM, Names, PreNorm, SandwichNorm
@@ -20,13 +21,16 @@ def body(c: Config, wiring: type[PreNorm], names: Names) -> CausalLM:
     return decoder(c, norm, lambda i: wiring(norm, attn=attn(i), mlp=mlp()), names)
 
 
-@architecture("GlmForCausalLM", about="GLM-4 9B, GLM-Edge", examples=("zai-org/glm-4-9b-chat-hf",))
+@architecture("GlmForCausalLM", about="GLM-4 9B, GLM-Edge", examples=("zai-org/glm-4-9b-chat-hf",), read_as="chatglm")
 def glm(c: Config) -> CausalLM:
     return body(c, PreNorm, GLM_NAMES)
 
 
 @architecture(
-    "Glm4ForCausalLM", about="GLM-4-0414, GLM-Z1", examples=("zai-org/GLM-4-32B-0414", "zai-org/GLM-Z1-9B-0414")
+    "Glm4ForCausalLM",
+    about="GLM-4-0414, GLM-Z1",
+    examples=("zai-org/GLM-4-32B-0414", "zai-org/GLM-Z1-9B-0414"),
+    gguf=GGUFFormat("glm4", config=lambda shared, file: input_biases(file)),
 )
 def glm4(c: Config) -> CausalLM:
     return body(c, SandwichNorm, GLM4_NAMES)

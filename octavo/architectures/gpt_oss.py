@@ -1,10 +1,12 @@
 """gpt-oss (OpenAI 2025): attention with sinks, windows on every second layer, experts with biases and clamped gates."""
 
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from octavo.architectures.decoder import NAMES, attention, decoder, rms_norm
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope_settings import FULL, SLIDING, layer_types
@@ -43,7 +45,17 @@ GPT_OSS_NAMES = NAMES.replacing(
 )
 
 
-@architecture("GptOssForCausalLM", about="gpt-oss", examples=("openai/gpt-oss-20b", "openai/gpt-oss-120b"))
+def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    size, scaling = file.value("expert_feed_forward_length"), shared.get("rope_scaling")
+    return {"intermediate_size": size, "rope_scaling": {**YARN, **scaling} if scaling else None}
+
+
+@architecture(
+    "GptOssForCausalLM",
+    about="gpt-oss",
+    examples=("openai/gpt-oss-20b", "openai/gpt-oss-120b"),
+    gguf=GGUFFormat("gpt-oss", config=_from_gguf),
+)
 def gpt_oss(c: Config) -> CausalLM:
     if (alpha := c.get("swiglu_alpha", 1.702)) != 1.702:
         raise UnsupportedModelError(f"config.json: swiglu_alpha {alpha:g} is not supported; gates are those of 1.702.")

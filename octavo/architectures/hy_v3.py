@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from octavo.architectures.balanced_experts import DENSE, SPARSE, by_layer, shared_experts, sigmoid_route
 from octavo.architectures.decoder import (
@@ -15,6 +16,7 @@ from octavo.architectures.decoder import (
     without_more_layers,
 )
 from octavo.architectures.deepseek import DEEPSEEK_NAMES, MoEWithShared
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.ops import RouterSpec
@@ -56,6 +58,11 @@ def rotated_norms(c: Config) -> Callable[[], RotatedQKNorm]:
     return lambda: RotatedQKNorm(RMSNorm(head_dim, c.rms_norm_eps), RMSNorm(head_dim, c.rms_norm_eps))
 
 
+def _of_experts(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    """The size of experts is the only one."""
+    return {"intermediate_size": file.value("expert_feed_forward_length")}
+
+
 @architecture("HunYuanDenseV1ForCausalLM", about="Hunyuan dense", examples=("tencent/Hunyuan-7B-Instruct",))
 def hunyuan_dense(c: Config) -> CausalLM:
     norm, mlp, bias = rms_norm(c), gated_mlp(c), c.attention_bias
@@ -94,6 +101,7 @@ def hy_v3(c: Config) -> CausalLM:
     "MiniMaxM2ForCausalLM",
     about="MiniMax-M2",
     examples=("MiniMaxAI/MiniMax-M2",),
+    gguf=GGUFFormat("minimax-m2", config=_of_experts),
 )
 def minimax_m2(c: Config) -> CausalLM:
     """Norms of queries and of keys over all heads at once, of which a part of each is rotated."""

@@ -1,6 +1,7 @@
 """Kimi Linear (Kimi Team 2025): Kimi delta attention, latent attention without positions, DeepSeek-V3's experts."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +10,8 @@ from octavo.architectures.balanced_experts import DENSE, SPARSE, by_layer, share
 from octavo.architectures.decoder import decoder, rms_norm
 from octavo.architectures.deepseek import DEEPSEEK_NAMES
 from octavo.architectures.deepseek_v2 import LATENT, latent_attention
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
+from octavo.architectures.latent_gguf import LATENT_PARTS, latent_from_gguf
 from octavo.architectures.mamba import drop_middle
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
@@ -60,7 +63,36 @@ def _full_layers(c: Config) -> set[int]:
     return set(range(4, c.num_hidden_layers, 4))
 
 
-@architecture("KimiLinearForCausalLM", about="Kimi Linear", examples=("moonshotai/Kimi-Linear-48B-A3B-Instruct",))
+def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    counts: list[int] = shared["num_key_value_heads"]
+    return {
+        **latent_from_gguf(shared, file),
+        "layer_types": ["full_attention" if count else "linear_attention" for count in counts],
+        "num_key_value_heads": shared["num_attention_heads"],
+        "linear_num_heads": shared["num_attention_heads"],
+        "linear_head_dim": file.value("kda.head_dim"),
+        "linear_conv_kernel_dim": file.value("ssm.conv_kernel"),
+        "moe_renormalize": True,
+        "num_expert_group": shared.get("num_expert_group") or 1,
+        "routed_scaling_factor": shared.get("routed_scaling_factor") or 1.0,
+    }
+
+
+@architecture(
+    "KimiLinearForCausalLM",
+    about="Kimi Linear",
+    examples=("moonshotai/Kimi-Linear-48B-A3B-Instruct",),
+    gguf=GGUFFormat(
+        "kimi-linear",
+        config=_from_gguf,
+        names={"model.layers.{i}.mlp.{gate|up|down}_proj": EXPERTS + "{gate_up.gate|gate_up.up|down}"},
+        undo={
+            ATTENTION + "{q|k|v}_conv1d": lambda w, c: w.reshape(-1, w.shape[-1]),
+            ATTENTION + "A_log": lambda a, c: torch.log(-a),
+        },
+        joined=LATENT_PARTS,
+    ),
+)
 def kimi_linear(c: Config) -> CausalLM:
     c = c.replace(
         num_experts_per_tok=c.first("num_experts_per_token", "num_experts_per_tok", default=8),

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from torch import nn
 
 from octavo.architectures.decoder import NAMES, attention, decoder, moe
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.mamba import drop_middle
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
@@ -33,6 +35,24 @@ LFM2_NAMES = NAMES.replacing(
 )
 
 
+def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    counts: list[int] = shared["num_key_value_heads"]
+    return {
+        "layer_types": ["full_attention" if count else "conv" for count in counts],
+        "num_key_value_heads": max(counts),
+        "norm_eps": shared["rms_norm_eps"],
+        "conv_L_cache": file.value("shortconv.l_cache"),
+        "conv_bias": any(name.endswith("shortconv.conv.bias") for name in file.tensors),
+        "block_auto_adjust_ff_dim": False,  # it is adjusted already
+    }
+
+
+def _moe_from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    has_bias = any(name.endswith("exp_probs_b.bias") for name in file.tensors)
+    dense = file.value("leading_dense_block_count", 0)
+    return {**_from_gguf(shared, file), "num_dense_layers": dense, "use_expert_bias": has_bias}
+
+
 def body(c: Config, kinds: Sequence[str], mlp: Callable[[int], nn.Module]) -> CausalLM:
     """Convolutions or attention, as `kinds` says of each layer, and feed-forwards by the layer's index."""
     norm = partial(RMSNorm, c.hidden_size, c.norm_eps)
@@ -48,7 +68,12 @@ def body(c: Config, kinds: Sequence[str], mlp: Callable[[int], nn.Module]) -> Ca
     return decoder(c, norm, layer, LFM2_NAMES, tied=tied)
 
 
-@architecture("Lfm2ForCausalLM", about="LFM2", examples=("LiquidAI/LFM2-1.2B", "LiquidAI/LFM2.5-1.2B-Instruct"))
+@architecture(
+    "Lfm2ForCausalLM",
+    about="LFM2",
+    examples=("LiquidAI/LFM2-1.2B", "LiquidAI/LFM2.5-1.2B-Instruct"),
+    gguf=GGUFFormat("lfm2", config=_from_gguf),
+)
 def lfm2(c: Config) -> CausalLM:
     layers = range(c.num_hidden_layers)
     attention_at = c.get("full_attn_idxs", list(layers))
@@ -62,7 +87,12 @@ def lfm2(c: Config) -> CausalLM:
     return body(c, c.get("layer_types", kinds), lambda i: GatedMLP(c.hidden_size, size, "silu"))
 
 
-@architecture("Lfm2MoeForCausalLM", about="LFM2 MoE", examples=("LiquidAI/LFM2-8B-A1B",))
+@architecture(
+    "Lfm2MoeForCausalLM",
+    about="LFM2 MoE",
+    examples=("LiquidAI/LFM2-8B-A1B",),
+    gguf=GGUFFormat("lfm2moe", config=_moe_from_gguf),
+)
 def lfm2_moe(c: Config) -> CausalLM:
     route = RouterSpec(
         c.num_experts_per_tok,

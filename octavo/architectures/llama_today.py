@@ -3,6 +3,7 @@
 from functools import partial
 
 from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp, rms_norm
+from octavo.architectures.gguf_format import UNPERMUTE, GGUFFormat, input_biases
 from octavo.architectures.llama import llama
 from octavo.architectures.model_config import Config
 from octavo.architectures.qwen2 import windows
@@ -21,7 +22,12 @@ def llama_classifier(c: Config) -> CausalLM:
     return with_classes(llama)(c)
 
 
-@architecture("SmolLM3ForCausalLM", about="SmolLM3", examples=("HuggingFaceTB/SmolLM3-3B",))
+@architecture(
+    "SmolLM3ForCausalLM",
+    about="SmolLM3",
+    examples=("HuggingFaceTB/SmolLM3-3B",),
+    gguf=GGUFFormat("smollm3", undo=UNPERMUTE),
+)
 def smollm3(c: Config) -> CausalLM:
     """Layers with a 0 in no_rope_layers do not rotate; they are those that may have a window."""
     every, count = c.no_rope_layer_interval, c.num_hidden_layers
@@ -45,6 +51,7 @@ def helium(c: Config) -> CausalLM:
     "Ernie4_5_ForCausalLM",
     about="ERNIE 4.5",
     examples=("baidu/ERNIE-4.5-0.3B-PT",),
+    gguf=GGUFFormat("ernie4_5", config=lambda shared, file: {"use_bias": shared["attention_bias"]}),
 )
 def ernie4_5(c: Config) -> CausalLM:
     norm, mlp, bias = rms_norm(c), gated_mlp(c, c.use_bias), c.use_bias
@@ -52,7 +59,14 @@ def ernie4_5(c: Config) -> CausalLM:
     return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp()))
 
 
-@architecture("SeedOssForCausalLM", about="Seed-OSS", examples=("ByteDance-Seed/Seed-OSS-36B-Instruct",))
+@architecture(
+    "SeedOssForCausalLM",
+    about="Seed-OSS",
+    examples=("ByteDance-Seed/Seed-OSS-36B-Instruct",),
+    gguf=GGUFFormat(
+        "seed_oss", config=lambda shared, file: {**input_biases(file), "attention_out_bias": shared["attention_bias"]}
+    ),
+)
 def seed_oss(c: Config) -> CausalLM:
     norm, mlp = rms_norm(c), gated_mlp(c, c.mlp_bias)
     attn = attention(c, bias=c.attention_bias, out_bias=c.attention_out_bias)
@@ -62,7 +76,12 @@ def seed_oss(c: Config) -> CausalLM:
 ARCEE_NAMES = NAMES.replacing({"model.layers.{i}.mlp.{up|down}_proj": "layers.{i}.mlp.{up|down}"})
 
 
-@architecture("ArceeForCausalLM", about="AFM", examples=("arcee-ai/AFM-4.5B",))
+@architecture(
+    "ArceeForCausalLM",
+    about="AFM",
+    examples=("arcee-ai/AFM-4.5B",),
+    gguf=GGUFFormat("arcee", config=lambda shared, file: {"hidden_act": "relu2"}, undo=UNPERMUTE),
+)
 def arcee(c: Config) -> CausalLM:
     """A squared relu without a gate."""
     norm, bias = rms_norm(c), c.attention_bias

@@ -9,6 +9,7 @@ from octavo.architectures.decoder import (
     head_norms,
     rms_norm,
 )
+from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope_layers import rope_by_layer
@@ -22,12 +23,22 @@ def body(c: Config, windows: list[int | None] | None = None) -> CausalLM:
     return decoder(c, norm, lambda i: BranchNorm(norm, attn=attn(i), mlp=mlp()), NORMS_AFTER)
 
 
-@architecture("Olmo2ForCausalLM", about="OLMo 2", examples=("allenai/OLMo-2-1124-7B", "allenai/OLMo-2-0325-32B"))
+@architecture(
+    "Olmo2ForCausalLM",
+    about="OLMo 2",
+    examples=("allenai/OLMo-2-1124-7B", "allenai/OLMo-2-0325-32B"),
+    gguf=GGUFFormat("olmo2", when=lambda file: not file.value("attention.sliding_window")),
+)
 def olmo2(c: Config) -> CausalLM:
     return body(c)
 
 
-@architecture("Olmo3ForCausalLM", about="OLMo 3", examples=("allenai/Olmo-3-7B-Instruct", "allenai/Olmo-3-32B-Think"))
+@architecture(
+    "Olmo3ForCausalLM",
+    about="OLMo 3",
+    examples=("allenai/Olmo-3-7B-Instruct", "allenai/Olmo-3-32B-Think"),
+    gguf=GGUFFormat("olmo2", when=lambda file: bool(file.value("attention.sliding_window"))),
+)
 def olmo3(c: Config) -> CausalLM:
     types = layer_types(c, [SLIDING if (i + 1) % 4 else FULL for i in range(c.num_hidden_layers)])
     windows = [c.get("sliding_window") if kind == SLIDING else None for kind in types]
@@ -35,7 +46,10 @@ def olmo3(c: Config) -> CausalLM:
 
 
 @architecture(
-    "Exaone4ForCausalLM", about="EXAONE 4", examples=("LGAI-EXAONE/EXAONE-4.0-32B", "LGAI-EXAONE/EXAONE-4.0-1.2B")
+    "Exaone4ForCausalLM",
+    about="EXAONE 4",
+    examples=("LGAI-EXAONE/EXAONE-4.0-32B", "LGAI-EXAONE/EXAONE-4.0-1.2B"),
+    gguf=GGUFFormat("exaone4"),
 )
 def exaone4(c: Config) -> CausalLM:
     """Full layers do not rotate, unless there is no window at all."""

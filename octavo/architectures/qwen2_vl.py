@@ -191,6 +191,7 @@ def qwen2_vl(c: Config) -> CausalLM:
     about="Qwen2.5-VL (text)",
     examples=("Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2.5-VL-3B-Instruct"),
     defaults=TEXT,
+    read_as="qwen2vl",
 )
 def qwen2_5_vl(c: Config) -> CausalLM:
     """The text's keys stand in a section, or beside everything else."""

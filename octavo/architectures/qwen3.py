@@ -14,7 +14,7 @@ from octavo.parts import CausalLM, PreNorm
     "Qwen3ForCausalLM",
     about="Qwen3, Qwen3-Embedding, Qwen3-Reranker",
     examples=("Qwen/Qwen3-0.6B", "Qwen/Qwen3-8B", "Qwen/Qwen3-Embedding-0.6B", "Qwen/Qwen3-Reranker-0.6B"),
-    gguf=GGUFFormat("qwen3", also=("qwen3vl",)),
+    gguf=GGUFFormat("qwen3"),
 )
 @architecture("Qwen3Model", about="Qwen3-based embedders", examples=("Qwen/Qwen3-Embedding-0.6B",), tasks=EMBEDS)
 def qwen3(c: Config) -> CausalLM:
@@ -56,6 +56,7 @@ TEXT = {
     about="Qwen3-VL (text)",
     examples=("Qwen/Qwen3-VL-8B-Instruct", "Qwen/Qwen3-VL-4B-Instruct"),
     defaults={"text_config": TEXT},
+    gguf=GGUFFormat("qwen3vl", section="text_config"),
 )
 def qwen3_vl(c: Config) -> CausalLM:
     """Interleaved positions on three axes are plain rope for text."""

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp, head_norms, moe, rms_norm
-from octavo.architectures.gguf_format import GGUFFormat
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.parts import CausalLM, GatedMLP, Names, PreNorm, softmax_then_topk, stacked
@@ -45,11 +45,16 @@ def body(c: Config, names: Names) -> CausalLM:
     return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp(i)), names)
 
 
+def normed_weights(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    """What files leave out, since all published models have it."""
+    return {"norm_topk_prob": True}
+
+
 @architecture(
     "Qwen3MoeForCausalLM",
     about="Qwen3 MoE, Qwen3-Coder",
     examples=("Qwen/Qwen3-30B-A3B", "Qwen/Qwen3-235B-A22B", "Qwen/Qwen3-Coder-30B-A3B-Instruct"),
-    gguf=GGUFFormat("qwen3moe", config=lambda shared, file: {"norm_topk_prob": True}),  # as all that are published
+    gguf=GGUFFormat("qwen3moe", config=normed_weights),
 )
 def qwen3_moe(c: Config) -> CausalLM:
     return body(c, NAMES)
@@ -59,6 +64,7 @@ def qwen3_moe(c: Config) -> CausalLM:
     "Qwen3VLMoeForConditionalGeneration",
     about="Qwen3-VL MoE (text)",
     examples=("Qwen/Qwen3-VL-30B-A3B-Instruct",),
+    gguf=GGUFFormat("qwen3vlmoe", config=normed_weights, section="text_config"),
 )
 def qwen3_vl_moe(c: Config) -> CausalLM:
     """Its language model. Positions on three axes are those of plain rope where there are no pictures."""

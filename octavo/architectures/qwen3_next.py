@@ -12,6 +12,7 @@ from octavo.architectures.decoder import attention, decoder, gated_mlp
 from octavo.architectures.mamba import drop_middle
 from octavo.architectures.model_config import Config
 from octavo.architectures.qwen2_moe import QWEN2_MOE_NAMES, MoEWithGatedShared
+from octavo.architectures.qwen3_next_gguf import gated_net_format
 from octavo.architectures.registry import architecture
 from octavo.parts import (
     CausalLM,
@@ -32,6 +33,7 @@ from octavo.parts import (
 )
 
 NET = "model.layers.{i}.linear_attn."
+TEXT = "model.language_model."
 SHARED: dict[str, str | Into] = {
     NET + "conv1d.weight": parameter("layers.{i}.attn.conv.weight", drop_middle),
     NET + "A_log": parameter("layers.{i}.attn.a_log"),
@@ -57,7 +59,7 @@ def _by_key_head(path: str, c: Config, sizes: tuple[int, ...]) -> Into:
 def _delta_net(c: Config, joined: tuple[str, ...]) -> DeltaNet:
     heads, dims = (c.linear_num_value_heads, c.linear_num_key_heads), (c.linear_key_head_dim, c.linear_value_head_dim)
     norm = GatedRMSNorm(c.linear_value_head_dim, c.rms_norm_eps, "silu")
-    sizes = DeltaSizes(*heads, *dims, c.linear_conv_kernel_dim)
+    sizes = DeltaSizes(*heads, *dims, c.linear_conv_kernel_dim, c.get("linear_heads_in_turn", False))
     return DeltaNet(c.hidden_size, sizes, activation=c.hidden_act, norm=norm, joined=joined)
 
 
@@ -86,7 +88,12 @@ def _experts(c: Config, renormalize: bool) -> MoEWithGatedShared:
     return MoEWithGatedShared(router, experts, route, gated(c.shared_expert_intermediate_size))
 
 
-@architecture("Qwen3NextForCausalLM", about="Qwen3-Next", examples=("Qwen/Qwen3-Next-80B-A3B-Instruct",))
+@architecture(
+    "Qwen3NextForCausalLM",
+    about="Qwen3-Next",
+    examples=("Qwen/Qwen3-Next-80B-A3B-Instruct",),
+    gguf=gated_net_format("qwen3next", "model.", in_turn=False),
+)
 def qwen3_next(c: Config) -> CausalLM:
     heads = c.linear_num_value_heads // c.linear_num_key_heads
     values, dense = heads * c.linear_value_head_dim, gated_mlp(c)
@@ -100,10 +107,12 @@ def qwen3_next(c: Config) -> CausalLM:
     table = {
         **SHARED,
         NET + "in_proj_qkvz": _by_key_head("layers.{i}.attn.in_proj.qkvz", c, (key_dim, key_dim, values, values)),
+        NET + "in_proj_{qkv|z}": "layers.{i}.attn.in_proj.{qkv|z}",
         NET + "in_proj_ba": _by_key_head("layers.{i}.attn.in_proj.ba", c, (heads, heads)),
         "model.layers.{i}.self_attn.q_proj": gates_first("layers.{i}.attn.qkv.gate_q", c.num_attention_heads),
     }
-    return _body(c, QWEN2_MOE_NAMES.extended(table).leaving_out("mtp."), ("qkvz", "ba"), mlp)
+    joined = ("qkv", "z", "ba") if c.get("linear_qkv_apart", False) else ("qkvz", "ba")
+    return _body(c, QWEN2_MOE_NAMES.extended(table).leaving_out("mtp."), joined, mlp)
 
 
 def _text(c: Config, mlp: Callable[[Config], Callable[[], nn.Module]]) -> CausalLM:
@@ -122,15 +131,18 @@ def _text(c: Config, mlp: Callable[[Config], Callable[[], nn.Module]]) -> Causal
         NET + "in_proj_{qkv|z|b|a}": "layers.{i}.attn.in_proj.{qkv|z|b|a}",
         "model.layers.{i}.self_attn.q_proj": gates_first("layers.{i}.attn.qkv.gate_q", text.num_attention_heads),
     }
-    names = QWEN2_MOE_NAMES.extended(table).renamed("model.", "model.language_model.")
-    spellings = {"language_model.model.": "model.language_model.", "language_model.lm_head.": "lm_head."}
+    names = QWEN2_MOE_NAMES.extended(table).renamed("model.", TEXT)
+    spellings = {"language_model.model.": TEXT, "language_model.lm_head.": "lm_head."}
     names = names.spelled(spellings).leaving_out("model.visual.", "visual.", "mtp.", "model.mtp.")
     make = mlp(text)
     return _body(text, names, ("qkv", "z", "b", "a"), lambda _: make())
 
 
 @architecture(
-    "Qwen3_5ForConditionalGeneration", about="Qwen3.5, Qwen3.6 (text)", examples=("Qwen/Qwen3.5-9B", "Qwen/Qwen3.5-27B")
+    "Qwen3_5ForConditionalGeneration",
+    about="Qwen3.5, Qwen3.6 (text)",
+    examples=("Qwen/Qwen3.5-9B", "Qwen/Qwen3.5-27B"),
+    gguf=gated_net_format("qwen35", TEXT, in_turn=True, section="text_config"),
 )
 def qwen3_5(c: Config) -> CausalLM:
     return _text(c, gated_mlp)
@@ -140,6 +152,7 @@ def qwen3_5(c: Config) -> CausalLM:
     "Qwen3_5MoeForConditionalGeneration",
     about="Qwen3.5 MoE, Qwen3.6-35B-A3B (text)",
     examples=("Qwen/Qwen3.5-35B-A3B",),
+    gguf=gated_net_format("qwen35moe", TEXT, in_turn=True, section="text_config"),
 )
 def qwen3_5_moe(c: Config) -> CausalLM:
     return _text(c, lambda text: lambda: _experts(text, True))

@@ -51,6 +51,8 @@ class Architecture:
     about: str = ""
     examples: tuple[str, ...] = ()
     gguf: GGUFFormat | None = None
+    read_as: str = ""
+    """llama.cpp's name for its files, where these are read as another row's."""
     tasks: tuple[str, ...] = GENERATES
     """What it serves, of octavo.config.Task. The first is what it does unless told otherwise."""
     aliases: tuple[str, ...] = ()
@@ -85,6 +87,7 @@ def architecture(
     about: str = "",
     examples: tuple[str, ...] = (),
     gguf: GGUFFormat | None = None,
+    read_as: str = "",
     tasks: tuple[str, ...] = GENERATES,
     media: Media | None = None,
     defaults: Mapping[str, Any] | None = None,
@@ -96,7 +99,9 @@ def architecture(
     def register(build: Build) -> Build:
         same = next((a.defaults for a in ARCHITECTURES.values() if a.build is build), {})
         known = defaults if defaults is not None else defaults_of(name) or same
-        made = Architecture(name, build, about, examples, gguf, tasks, aliases, media, known, mmproj, others or {})
+        made = Architecture(
+            name, build, about, examples, gguf, read_as, tasks, aliases, media, known, mmproj, others or {}
+        )
         for each in (name, *aliases):
             if each in ARCHITECTURES:
                 raise ConfigError(f"architecture {each!r} is registered already; choose another name.")

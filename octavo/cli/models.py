@@ -64,7 +64,7 @@ def rows() -> list[dict[str, Any]]:
                 "inputs": _inputs(a, of),
                 "tasks": ", ".join(a.tasks),
                 "golden cases": of.golden_cases,
-                "GGUF": a.gguf.arch if a.gguf else "",
+                "GGUF": a.gguf.arch if a.gguf else a.read_as,
                 "prefix caching": _MARKS[of.prefix_caching],
                 "also called": ", ".join(a.aliases),
             }

@@ -22,6 +22,9 @@ from octavo.loading.model_files import ModelFiles, find_model, find_other, is_na
 
 log = logging.getLogger("octavo")
 
+BESIDE_SECTION = ("architectures", "eos_token_id", "bos_token_id", "tie_word_embeddings")
+"""Keys of a config whose language model's own are in a section."""
+
 
 @dataclass
 class Checkpoint:
@@ -56,6 +59,8 @@ def _open_gguf(files: ModelFiles, args: EngineArgs) -> Checkpoint:
         own = {**architecture.gguf.config(shared, file), "architectures": [architecture.name]}
     # llama.cpp turns whole heads unless a file says otherwise, whatever the published config's default is.
     values = {"partial_rotary_factor": 1.0, **shared, **own}
+    if section := architecture.gguf.section:
+        values = {**{key: values.get(key) for key in BESIDE_SECTION}, section: values}
     if (mmproj := _mmproj(files, args, file)) is not None:
         with sound_config(mmproj.file.path):
             whole = mmproj.config(values, args.hf_overrides)

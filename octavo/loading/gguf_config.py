@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from octavo.architectures.rope_settings import FULL, SLIDING
 from octavo.errors import UnsupportedModelError
 from octavo.loading.gguf_file import GGUFFile
 from octavo.loading.gguf_limits import check_sizes
@@ -11,7 +12,6 @@ from octavo.loading.gguf_source import gguf_source
 from octavo.loading.gguf_vocab import token_id
 
 _KEYS: dict[str, tuple[str, ...]] = {
-    "block_count": ("num_hidden_layers", "n_layer", "num_layers"),
     "embedding_length": ("hidden_size", "n_embd"),
     "feed_forward_length": ("intermediate_size", "n_inner"),
     "context_length": ("max_position_embeddings", "n_positions"),
@@ -30,6 +30,8 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "expert_feed_forward_length": ("moe_intermediate_size",),
     "expert_shared_feed_forward_length": ("shared_expert_intermediate_size",),
     "expert_shared_count": ("n_shared_experts",),
+    "expert_group_count": ("n_group", "num_expert_group"),
+    "expert_group_used_count": ("topk_group",),
     "expert_weights_scale": ("routed_scaling_factor",),
     "expert_weights_norm": ("norm_topk_prob",),
     "leading_dense_block_count": ("first_k_dense_replace",),
@@ -66,9 +68,11 @@ def shared_config(file: GGUFFile) -> dict[str, Any]:
     if config["num_key_value_heads"] is None:
         config["num_key_value_heads"] = value("attention.head_count")
     vocabulary, rows = file.vocabulary, file.rows_of_tokens
+    config |= dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), file.layers)
     config |= {
         "attention_bias": "blk.0.attn_output.bias" in file.tensors,
         "partial_rotary_factor": _rotary_fraction(file),
+        "layer_types": layer_types(file),
         "rope_theta": value("rope.freq_base", 10000.0),
         "rope_scaling": _rope_scaling(file),
         "tie_word_embeddings": "output.weight" not in file.tensors,
@@ -77,6 +81,16 @@ def shared_config(file: GGUFFile) -> dict[str, Any]:
         "eos_token_id": sorted(vocabulary.ends) if vocabulary else token_id(file.metadata, "eos", rows),
     }
     return {k: v for k, v in config.items() if v is not None} | {"sliding_window": config["sliding_window"]}
+
+
+def layer_types(file: GGUFFile) -> list[str] | None:
+    """Which layers have a window, where the file says it: of each, or by a number, each so manieth not."""
+    slides = file.value("attention.sliding_window_pattern")
+    if slides is None:
+        return None
+    if isinstance(slides, int):
+        slides = [slides == 0 or (i + 1) % slides != 0 for i in range(file.layers)]
+    return [SLIDING if each else FULL for each in slides[: file.layers]]
 
 
 def _rope_scaling(file: GGUFFile) -> dict[str, Any] | None:

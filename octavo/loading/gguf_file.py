@@ -69,6 +69,11 @@ class GGUFFile:
             raise CheckpointError(f"{self.path} does not say its architecture (general.architecture).")
         return arch
 
+    @property
+    def layers(self) -> int:
+        """How many layers the model has, without those that predict further tokens."""
+        return int(self.value("block_count")) - int(self.value("nextn_predict_layers", 0))
+
     def value(self, key: str, default: Any = None) -> Any:
         """Metadata of the file's own architecture: `value("block_count")` is `llama.block_count`.
 

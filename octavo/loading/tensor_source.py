@@ -1,7 +1,7 @@
 """Tensors of a checkpoint, read when they are needed."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -102,6 +102,17 @@ class TransformedTensor(TensorSource):
             ranges, places = _needed(order, shard.rows)
             return TransformedTensor(self.source.part(Shard(shard.columns, ranges)), lambda w: w.t()[places])
         return TensorPart(self, shard)
+
+
+class JoinedTensor(TensorSource):
+    """A tensor that is made of several as it is read. Raises RuntimeError where their shapes do not fit each other."""
+
+    def __init__(self, sources: Sequence[TensorSource], join: Callable[..., Tensor]) -> None:
+        self.sources, self.join = sources, join
+        self.shape = tuple(join(*(torch.empty(source.shape, device="meta") for source in sources)).shape)
+
+    def read(self) -> Tensor:
+        return self.join(*(source.read() for source in self.sources))
 
 
 def _needed(order: Tensor, rows: Ranges | None) -> tuple[Ranges, Tensor]:

@@ -18,6 +18,7 @@ from octavo.loading.model import load_model
 from octavo.ops.weight_kinds import WeightKind
 from octavo.parts import Linear
 from tests.golden import case_named, tensors, write_model
+from tests.loading import gguf_today
 from tests.loading.gguf_models import KINDS, write_gguf
 
 CASES = [
@@ -76,8 +77,16 @@ CASES = [
     "StableLmForCausalLM--3b-4e1t",
     "Starcoder2ForCausalLM--3b",
     "XverseForCausalLM--llama-body",
+    *gguf_today.CASES,
 ]
-NOT_IN_THE_FILE = ("query_pre_attn_scalar", "scale_emb", "scale_depth", "dim_model_base", "sliding_window")
+NOT_IN_THE_FILE = (
+    "query_pre_attn_scalar",
+    "scale_emb",
+    "scale_depth",
+    "dim_model_base",
+    "sliding_window",
+    "swiglu_limit",
+)
 """Config keys that llama.cpp's files of some architecture leave out, and its code has as constants."""
 
 
@@ -112,7 +121,9 @@ def test_weights_of_fused_projections_are_used_as_they_are(name: str, tmp_path: 
     assert llm.generate(prompt, params, use_tqdm=False)[0].outputs[0].token_ids == want["output_token_ids"][:4]
 
 
-REORDERED = [n for n in CASES if n.startswith(("GPT2", "JAIS", "LlamaForCausalLM--gqa", "Falcon", "Mixtral"))]
+REORDERED = [
+    n for n in CASES if n.startswith(("GPT2", "JAIS", "LlamaForCausalLM--gqa", "Falcon", "Mixtral", "Qwen3_5"))
+]
 
 
 @pytest.mark.parametrize("name", REORDERED)
@@ -143,10 +154,11 @@ def test_arctic_has_experts_in_every_layer(tmp_path: Path) -> None:
     assert answers[0] == answers[1]
 
 
-def test_every_architecture_that_claims_a_format_is_tried() -> None:
-    tried = {KINDS[name.partition("--")[0]].arch for name in CASES} | {"arctic"}
-    claimed = {a.gguf.arch for a in all_architectures().values() if a.gguf}
-    assert claimed == tried
+def test_every_row_that_claims_a_format_is_tried() -> None:
+    tried = {name.partition("--")[0] for name in CASES} | {"ArcticForCausalLM"}
+    claimed = {a.name: a.gguf.arch if a.gguf else a.read_as for a in all_architectures().values()}
+    assert {name for name, arch in claimed.items() if arch} == tried
+    assert {name: claimed[name] for name in tried} == {name: KINDS[name].arch for name in tried}
 
 
 QUANTIZABLE = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "BF16", "F16", "F32"]
