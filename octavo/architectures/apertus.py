@@ -7,12 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from octavo.architectures.decoder import NAMES, attention, decoder, head_norms, rms_norm
+from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.ops import Backend
 from octavo.parts import MLP, Batch, CausalLM, Linear, PreNorm, parameter
 from octavo.parts.split import Split
 
+PARAMETERS = ("alpha_p", "alpha_n", "beta", "eps")
 ACTIVATION = "layers.{i}.mlp.activation."
 APERTUS_NAMES = NAMES.replacing(
     {
@@ -21,7 +23,7 @@ APERTUS_NAMES = NAMES.replacing(
         "model.layers.{i}.mlp.{up|down}_proj": "layers.{i}.mlp.{up|down}",
         **{
             f"model.layers.{{i}}.mlp.act_fn.{name}": parameter(ACTIVATION + name, lambda t: t.reshape(1))
-            for name in ("alpha_p", "alpha_n", "beta", "eps")
+            for name in PARAMETERS
         },
     }
 )
@@ -34,7 +36,7 @@ class XIELU(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("alpha_p", "alpha_n", "beta", "eps"):
+        for name in PARAMETERS:
             self.register_parameter(name, nn.Parameter(torch.empty(1), requires_grad=False))
 
     def prepare(self, backend: Backend) -> None:
@@ -79,7 +81,16 @@ LLAMA3_ROPE = {
 }
 
 
-@architecture("ApertusForCausalLM", about="Apertus", examples=("swiss-ai/Apertus-8B-Instruct-2509",))
+@architecture(
+    "ApertusForCausalLM",
+    about="Apertus",
+    examples=("swiss-ai/Apertus-8B-Instruct-2509",),
+    gguf=GGUFFormat(
+        "apertus",
+        config=lambda shared, file: {"hidden_act": "xielu", "rope_parameters": {"rope_theta": shared["rope_theta"]}},
+        parameters={f"model.layers.{{i}}.mlp.act_fn.{name}": f"xielu.{name}" for name in PARAMETERS},
+    ),
+)
 def apertus(c: Config) -> CausalLM:
     if c.get("rope_parameters") is None and c.get("rope_scaling") is None:
         c = c.replace(rope_parameters=LLAMA3_ROPE)

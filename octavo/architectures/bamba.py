@@ -19,7 +19,12 @@ BAMBA_NAMES = NAMES.replacing(
 )
 
 
-@architecture("BambaForCausalLM", about="Bamba", examples=("ibm-ai-platform/Bamba-9B-v2", "ibm-fms/Bamba-9B"))
+@architecture(
+    "BambaForCausalLM",
+    about="Bamba",
+    examples=("ibm-ai-platform/Bamba-9B-v2", "ibm-fms/Bamba-9B"),
+    read_as="granitehybrid",
+)
 def bamba(c: Config) -> CausalLM:
     norm, mlp = rms_norm(c), gated_mlp(c, c.mlp_bias)
     attention_at: list[int] = c.get("attn_layer_indices", [])

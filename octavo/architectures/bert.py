@@ -1,7 +1,9 @@
 """BERT (Devlin et al. 2019), and what encoders that are built alike share: norms after the pieces."""
 
 from functools import partial
+from typing import Any
 
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import CLASSIFIES, EMBEDS, TOKEN_CLASSIFIES, architecture
 from octavo.architectures.score_heads import num_labels
@@ -115,6 +117,32 @@ def token_classifier(model: CausalLM, c: Config) -> CausalLM:
     return with_head(model, head, {"classifier": "score"}, EACH)
 
 
+SCORES: dict[str, str | Into] = {"cls": "score.dense", "cls.output": "score.out"}
+
+
+def bert_from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    """RoBERTa's and DistilBERT's files are BERT's: what they have otherwise was taken off their tables."""
+    types = file.tensors.get("token_types.weight")
+    labels = file.texts("classifier.output_labels") or []
+    return {
+        "hidden_act": "gelu",
+        "max_position_embeddings": file.tensors["position_embd.weight"].shape[0],
+        "type_vocab_size": 0 if types is None else types.shape[0],
+        "num_labels": file.tensors["cls.output.weight"].shape[0] if has_scores(file) else None,
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+    }
+
+
+def has_scores(file: GGUFHeader) -> bool:
+    """Whether a file has classes."""
+    return "cls.output.weight" in file.tensors
+
+
+def has_types(file: GGUFHeader) -> bool:
+    """Whether a file has types of tokens, which DistilBERT has not."""
+    return "token_types.weight" in file.tensors
+
+
 @architecture(
     "BertModel",
     "BertForMaskedLM",
@@ -122,6 +150,7 @@ def token_classifier(model: CausalLM, c: Config) -> CausalLM:
     about="BERT-like embedders: MiniLM, BGE, E5, GTE, mxbai",
     examples=("sentence-transformers/all-MiniLM-L6-v2", "BAAI/bge-base-en-v1.5", "intfloat/e5-base-v2"),
     tasks=EMBEDS,
+    gguf=GGUFFormat("bert", config=bert_from_gguf, when=lambda file: not has_scores(file)),
 )
 def bert(c: Config) -> CausalLM:
     return encoder(c, names())
@@ -132,6 +161,7 @@ def bert(c: Config) -> CausalLM:
     about="BERT-like classifiers and cross-encoders",
     examples=("cross-encoder/ms-marco-MiniLM-L6-v2",),
     tasks=CLASSIFIES,
+    gguf=GGUFFormat("bert", bert_from_gguf, SCORES, when=lambda file: has_scores(file) and has_types(file)),
 )
 def bert_classifier(c: Config) -> CausalLM:
     head = ScoreHead(c.hidden_size, num_labels(c), "tanh")

@@ -1,6 +1,18 @@
 """DistilBERT (Sanh et al. 2019): BERT's layers under names of its own, without types of tokens."""
 
-from octavo.architectures.bert import EACH, FIRST, norms, with_head
+from typing import Any
+
+from octavo.architectures.bert import (
+    EACH,
+    FIRST,
+    SCORES,
+    bert_from_gguf,
+    has_scores,
+    has_types,
+    norms,
+    with_head,
+)
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import CLASSIFIES, EMBEDS, TOKEN_CLASSIFIES, architecture
 from octavo.architectures.score_heads import num_labels
@@ -42,12 +54,17 @@ NAMES = Names(
 )
 
 
+def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    return {**bert_from_gguf(shared, file), "hidden_dim": shared["intermediate_size"], "activation": "gelu"}
+
+
 @architecture(
     "DistilBertModel",
     "DistilBertForMaskedLM",
     about="DistilBERT embedders",
     examples=("sentence-transformers/multi-qa-distilbert-cos-v1",),
     tasks=EMBEDS,
+    read_as="bert",
 )
 def distilbert(c: Config) -> CausalLM:
     size = c.hidden_size
@@ -68,6 +85,7 @@ def distilbert(c: Config) -> CausalLM:
     about="DistilBERT classifiers",
     examples=("distilbert/distilbert-base-uncased-finetuned-sst-2-english",),
     tasks=CLASSIFIES,
+    gguf=GGUFFormat("bert", _from_gguf, SCORES, when=lambda file: has_scores(file) and not has_types(file)),
 )
 def distilbert_classifier(c: Config) -> CausalLM:
     head = ScoreHead(c.hidden_size, num_labels(c), "relu")

@@ -1,6 +1,7 @@
 """EuroBERT (Boizard et al. 2025): Llama's layers, whose tokens see both ways."""
 
 from octavo.architectures.decoder import NAMES, gated_mlp, rms_norm
+from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import EMBEDS, architecture
 from octavo.architectures.rope_config import make_rope
@@ -19,6 +20,7 @@ TABLE = Names(
     about="EuroBERT embedders",
     examples=("EuroBERT/EuroBERT-210m",),
     tasks=EMBEDS,
+    gguf=GGUFFormat("eurobert"),
 )
 def eurobert(c: Config) -> CausalLM:
     norm, mlp, heads = rms_norm(c), gated_mlp(c, c.mlp_bias), c.num_attention_heads

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from octavo.architectures.bamba import BAMBA_NAMES
 from octavo.architectures.decoder import attention, decoder, rms_norm
-from octavo.architectures.mamba2 import mamba2_mixer, mamba_sizes, mixer_names
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
+from octavo.architectures.mamba2 import mamba2_mixer, mamba_from_gguf, mamba_sizes, mixer_names, mixer_undo
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.ops import Backend
@@ -63,10 +64,30 @@ class ScaledMLP(GatedMLP):
         return backend.scale(self.down(backend.gated(y, self.gate), batch), self.factors[1])
 
 
+FACTORS = (
+    *(f"{path}_{way}_multiplier" for path in ("attention", "ssm") for way in ("in", "out")),
+    *("key_multiplier", "embedding_multiplier", "lm_head_multiplier"),
+)
+
+
+def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    """llama.cpp multiplies the weights with all factors."""
+    return {
+        **mamba_from_gguf(file),
+        **dict.fromkeys(FACTORS, 1.0),
+        "mlp_multipliers": [1.0] * 2,
+        "ssm_multipliers": [1.0] * 5,
+        "mamba_d_ssm": file.value("ssm.inner_size"),
+        "mamba_rms_norm": "blk.0.ssm_norm.weight" in file.tensors,
+        "mamba_norm_before_gate": False,
+    }
+
+
 @architecture(
     "FalconH1ForCausalLM",
     about="Falcon-H1",
     examples=("tiiuae/Falcon-H1-1.5B-Deep-Instruct", "tiiuae/Falcon-H1-7B-Instruct", "tiiuae/Falcon-H1-34B-Instruct"),
+    gguf=GGUFFormat("falcon-h1", config=_from_gguf, undo=mixer_undo("model.layers.{i}.mamba")),
 )
 def falcon_h1(c: Config) -> CausalLM:
     norm, bias = rms_norm(c), c.attention_bias

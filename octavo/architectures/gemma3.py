@@ -29,18 +29,22 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
     hidden_size, num_heads, layers = shared["hidden_size"], shared["num_attention_heads"], shared["num_hidden_layers"]
     # As for Gemma 2, the scale of the scores is not in the file: the 27B's differs.
     scalar = hidden_size // num_heads if layers == 62 else shared.get("head_dim", hidden_size // num_heads)
-    return {"query_pre_attn_scalar": scalar, "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True}
+    return {
+        "query_pre_attn_scalar": scalar,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "tie_word_embeddings": True,
+        "rope_local_base_freq": file.value("rope.freq_base_swa", 10000.0),
+    }
+
+
+UNDO = {name: minus_one for name in GEMMA2_NAMES.table if name.endswith("norm")}
 
 
 @architecture(
     "Gemma3ForCausalLM",
     about="Gemma 3 270M and 1B",
     examples=("google/gemma-3-1b-it", "google/gemma-3-270m-it"),
-    gguf=GGUFFormat(
-        "gemma3",
-        config=_from_gguf,
-        undo={name: minus_one for name in GEMMA2_NAMES.table if name.endswith("norm")},
-    ),
+    gguf=GGUFFormat("gemma3", config=_from_gguf, undo=UNDO),
 )
 def gemma3(c: Config) -> CausalLM:
     every = c.get("sliding_window_pattern", 6)
@@ -54,6 +58,7 @@ def gemma3(c: Config) -> CausalLM:
     about="Gemma 3 4B to 27B (text)",
     examples=("google/gemma-3-4b-it", "google/gemma-3-27b-it"),
     defaults={"text_config": {"model_type": "gemma3_text"}},
+    read_as="gemma3",
 )
 def gemma3_text_part(c: Config) -> CausalLM:
     return text_alone(c, gemma3(text_config(c)), "vision_tower.", "multi_modal_projector.")
@@ -64,6 +69,11 @@ def gemma3_text_part(c: Config) -> CausalLM:
     about="EmbeddingGemma",
     examples=("google/embeddinggemma-300m",),
     tasks=EMBEDS,
+    gguf=GGUFFormat(
+        "gemma-embedding",
+        config=lambda shared, file: {**_from_gguf(shared, file), "use_bidirectional_attention": True},
+        undo=UNDO,
+    ),
 )
 def gemma3_encoder(c: Config) -> CausalLM:
     """Without its head, and with use_bidirectional_attention an encoder of windows to both sides."""

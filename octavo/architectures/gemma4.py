@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from octavo.architectures.decoder import decoder
+from octavo.architectures.gemma4_gguf import GEMMA4_FORMAT
 from octavo.architectures.gemma4_layer import Gemma4Layer, ScaledExperts
 from octavo.architectures.gemma4_names import GEMMA4_NAMES, PER_LAYER_NAMES, in_composite
 from octavo.architectures.model_config import Config
@@ -123,7 +124,7 @@ def _embedding(c: Config) -> nn.Module:
     return PerLayerEmbedding(tokens, table, RMSNorm(own, c.rms_norm_eps))
 
 
-@architecture("Gemma4ForCausalLM", about="Gemma 4 (text)", examples=("google/gemma-4-31B-it",))
+@architecture("Gemma4ForCausalLM", about="Gemma 4 (text)", examples=("google/gemma-4-31B-it",), gguf=GEMMA4_FORMAT)
 def gemma4(c: Config) -> CausalLM:
     count = c.num_hidden_layers
     types = layer_types(c, [FULL if (i + 1) % 6 == 0 else SLIDING for i in range(count)])
@@ -151,6 +152,7 @@ def gemma4(c: Config) -> CausalLM:
     "Gemma4ForConditionalGeneration",
     about="Gemma 4 (text of it: pictures and sounds are not taken yet)",
     examples=("google/gemma-4-E2B-it", "google/gemma-4-26B-A4B-it"),
+    read_as="gemma4",
 )
 def gemma4_of_media(c: Config) -> CausalLM:
     shared = {key: c.get(key) for key in ("image_token_id", "video_token_id", "audio_token_id")}

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from octavo.architectures.model_config import Config
@@ -20,6 +21,10 @@ class GGUFHeader(Protocol):
 
     def value(self, key: str, default: Any = None) -> Any:
         """Metadata of the file's own architecture: `value("block_count")` is `llama.block_count`."""
+        ...
+
+    def texts(self, key: str) -> list[str] | None:
+        """A list of texts among them."""
         ...
 
 
@@ -46,6 +51,8 @@ class GGUFFormat:
         undo: published names (of modules, or with `.weight`) to what makes the published tensor of llama.cpp's.
         joined: published names to llama.cpp's names of what makes such a tensor together, and what makes it of them;
             where a file has one of that name, or none of these, nothing is done.
+        parameters: published names to keys of the header that have a number for each layer.
+        spelled: parts of published names that the `gguf` package has otherwise.
         when: which files this architecture serves, where several share `arch`.
         also: other names of the architecture in files, whose texts are read alike.
         section: of config.json, that has the language model's keys; empty where they are its own.
@@ -56,6 +63,8 @@ class GGUFFormat:
     names: Mapping[str, str | Into] = field(default_factory=dict)
     undo: Mapping[str, Callable[[Tensor, Config], Tensor]] = field(default_factory=dict)
     joined: Mapping[str, "Joined"] = field(default_factory=dict)
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    spelled: Mapping[str, str] = field(default_factory=dict)
     when: Callable[[GGUFHeader], bool] = lambda file: True
     also: tuple[str, ...] = ()
     section: str = ""
@@ -65,15 +74,30 @@ SIGMOID = 2
 """llama.cpp's number of a router that scores each expert by itself (expert_gating_func)."""
 
 
+def has(file: GGUFHeader, name: str) -> bool:
+    """Whether some layer has a tensor of that name."""
+    return any(stored.endswith(f".{name}") for stored in file.tensors)
+
+
 def input_biases(file: GGUFHeader) -> dict[str, Any]:
     """attention_bias of models that have it on queries, keys and values."""
-    return {"attention_bias": "blk.0.attn_q.bias" in file.tensors}
+    return {"attention_bias": has(file, "attn_q.bias") or has(file, "attn_qkv.bias")}
 
 
 def unpermute(weight: Tensor, c: Config) -> Tensor:
     """llama.cpp stores q and k with each head's pairs side by side; this puts them back in halves."""
     pairs = c.get("head_dim", c.hidden_size // c.num_attention_heads) // 2
     return weight.view(-1, pairs, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+
+
+def log_of_negative(weight: Tensor, c: Config) -> Tensor:
+    """The rates of decays are stored as what is added to a logarithm, some with a dimension more."""
+    return torch.log(-weight).flatten()
+
+
+def flat(tensor: Tensor, c: Config) -> Tensor:
+    """Of parameters that are stored with a dimension more."""
+    return tensor.flatten()
 
 
 UNPERMUTE = {"model.layers.{i}.self_attn.{q|k}_proj": unpermute}

@@ -10,7 +10,7 @@ from octavo.architectures.deepseek import MoEWithShared
 from octavo.architectures.gguf_format import UNPERMUTE, GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.parts import CausalLM, Embedding, GatedMLP, Linear, Names, PreNorm, softmax_then_topk, stacked
+from octavo.parts import CausalLM, Embedding, GatedMLP, Into, Linear, Names, PreNorm, softmax_then_topk, stacked
 
 EXPERT = "layers.{i}.mlp.experts.{e}"
 MOE_NAMES = NAMES.replacing(
@@ -43,20 +43,35 @@ def body(c: Config, mlp: Callable[[], nn.Module], names: Names = NAMES) -> Causa
     )
 
 
-def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+def granite_from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    """What a file leaves out is not done. The name of its experts' part that all tokens share is DeepSeek's."""
+    head_dim = shared.get("head_dim", shared["hidden_size"] // shared["num_attention_heads"])
     return {
-        "embedding_multiplier": file.value("embedding_scale"),
-        "residual_multiplier": file.value("residual_scale"),
-        "attention_multiplier": file.value("attention.scale"),
-        "logits_scaling": file.value("logit_scale"),
+        "embedding_multiplier": file.value("embedding_scale") or 1.0,
+        "residual_multiplier": file.value("residual_scale") or 1.0,
+        "attention_multiplier": file.value("attention.scale") or head_dim**-0.5,
+        "logits_scaling": file.value("logit_scale") or 1.0,
+        "shared_intermediate_size": file.value("expert_shared_feed_forward_length", 0),
     }
+
+
+GGUF_NAMES: dict[str, str | Into] = {
+    "model.layers.{i}.block_sparse_moe.experts.{e}.{w1|w3}": EXPERT + ".gate_up.{gate|up}",
+    "model.layers.{i}.block_sparse_moe.experts.{e}.w2": EXPERT + ".down",
+    "model.layers.{i}.mlp.shared_experts.{gate|up}_proj": "layers.{i}.mlp.shared.gate_up.{gate|up}",
+    "model.layers.{i}.mlp.shared_experts.down_proj": "layers.{i}.mlp.shared.down",
+}
+
+
+def _has_shared(file: GGUFHeader) -> bool:
+    return bool(file.value("expert_shared_feed_forward_length"))
 
 
 @architecture(
     "GraniteForCausalLM",
     about="Granite 3.0, PowerLM",
     examples=("ibm-granite/granite-3.0-2b-base", "ibm-granite/granite-3.0-8b-instruct", "ibm/PowerLM-3b"),
-    gguf=GGUFFormat("granite", config=_from_gguf, undo=UNPERMUTE),
+    gguf=GGUFFormat("granite", config=granite_from_gguf, undo=UNPERMUTE),
 )
 def granite(c: Config) -> CausalLM:
     return body(c, gated_mlp(c, c.mlp_bias))
@@ -66,15 +81,7 @@ def granite(c: Config) -> CausalLM:
     "GraniteMoeForCausalLM",
     about="Granite 3.0 MoE, PowerMoE",
     examples=("ibm-granite/granite-3.0-1b-a400m-base", "ibm/PowerMoE-3b"),
-    gguf=GGUFFormat(
-        "granitemoe",
-        config=_from_gguf,
-        names={
-            "model.layers.{i}.block_sparse_moe.experts.{e}.{w1|w3}": EXPERT + ".gate_up.{gate|up}",
-            "model.layers.{i}.block_sparse_moe.experts.{e}.w2": EXPERT + ".down",
-        },
-        undo=UNPERMUTE,
-    ),
+    gguf=GGUFFormat("granitemoe", granite_from_gguf, GGUF_NAMES, UNPERMUTE, when=lambda file: not _has_shared(file)),
 )
 def granite_moe(c: Config) -> CausalLM:
     route = softmax_then_topk(c.num_experts_per_tok)  # the same as a softmax over the chosen ones' logits
@@ -85,6 +92,7 @@ def granite_moe(c: Config) -> CausalLM:
     "GraniteMoeSharedForCausalLM",
     about="Granite MoE shared",
     examples=("ibm-research/moe-7b-1b-active-shared-experts",),
+    gguf=GGUFFormat("granitemoe", granite_from_gguf, GGUF_NAMES, UNPERMUTE, when=_has_shared),
 )
 def granite_moe_shared(c: Config) -> CausalLM:
     """An expert of shared_intermediate_size beside the others, which every token goes through."""

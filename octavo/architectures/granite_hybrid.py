@@ -7,10 +7,12 @@ from torch import nn
 
 from octavo.architectures.decoder import NAMES, attention, decoder, rms_norm
 from octavo.architectures.deepseek import MoEWithShared
-from octavo.architectures.mamba2 import layer_kinds, mamba2_mixer, mamba_sizes, mixer_names
+from octavo.architectures.gguf_format import UNPERMUTE, GGUFFormat, GGUFHeader
+from octavo.architectures.granite import GGUF_NAMES, granite_from_gguf
+from octavo.architectures.mamba2 import layer_kinds, mamba2_mixer, mamba_from_gguf, mamba_sizes, mixer_names, mixer_undo
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
-from octavo.parts import CausalLM, Embedding, GatedMLP, Linear, PreNorm, softmax_then_topk, stacked
+from octavo.parts import CausalLM, Embedding, GatedMLP, Into, Linear, PreNorm, softmax_then_topk, stacked
 
 MLP = "layers.{i}.mlp"
 HYBRID_NAMES = NAMES.replacing(
@@ -23,10 +25,39 @@ HYBRID_NAMES = NAMES.replacing(
 )
 
 
+def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    """Layers without key heads are mixers. Bamba's files are such too."""
+    counts = shared["num_key_value_heads"]
+    counts = counts if isinstance(counts, list) else [counts] * shared["num_hidden_layers"]
+    made = granite_from_gguf(shared, file)
+    return {
+        **made,
+        **(mamba_from_gguf(file) if 0 in counts else {}),
+        "mamba_expand": file.value("ssm.inner_size", 0) / shared["hidden_size"] or 2,
+        "layer_types": ["full_attention" if count else "linear_attention" for count in counts],
+        "num_key_value_heads": max(counts),
+        "num_local_experts": file.value("expert_count", 0),
+        "shared_intermediate_size": made["shared_intermediate_size"] or shared["intermediate_size"],
+        "position_embedding_type": "rope" if file.value("rope.scaling.finetuned", True) else "nope",
+    }
+
+
+DENSE: dict[str, str | Into] = {
+    "model.layers.{i}.mlp.{gate|up}_proj": MLP + ".gate_up.{gate|up}",
+    "model.layers.{i}.mlp.down_proj": MLP + ".down",
+}
+
+
 @architecture(
     "GraniteMoeHybridForCausalLM",
     about="Granite 4.0",
     examples=("ibm-granite/granite-4.0-h-tiny", "ibm-granite/granite-4.0-h-small", "ibm-granite/granite-4.0-micro"),
+    gguf=GGUFFormat(
+        "granitehybrid",
+        config=_from_gguf,
+        names={**DENSE, **GGUF_NAMES},
+        undo={**UNPERMUTE, **mixer_undo("model.layers.{i}.mamba")},
+    ),
 )
 def granite_hybrid(c: Config) -> CausalLM:
     norm, count = rms_norm(c), c.get("num_local_experts", 0)

@@ -63,14 +63,36 @@ def _of_experts(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
     return {"intermediate_size": file.value("expert_feed_forward_length")}
 
 
-@architecture("HunYuanDenseV1ForCausalLM", about="Hunyuan dense", examples=("tencent/Hunyuan-7B-Instruct",))
+def _ernie_from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    return {
+        "use_bias": shared["attention_bias"],
+        "moe_k": file.value("expert_used_count"),
+        "moe_num_experts": file.value("expert_count"),
+        "moe_num_shared_experts": file.value("expert_shared_count", 0),
+        "moe_layer_start_index": file.value("leading_dense_block_count", 0),
+        "moe_layer_end_index": -1,
+        "moe_layer_interval": file.value("interleave_moe_layer_step", 1),
+    }
+
+
+@architecture(
+    "HunYuanDenseV1ForCausalLM",
+    about="Hunyuan dense",
+    examples=("tencent/Hunyuan-7B-Instruct",),
+    gguf=GGUFFormat("hunyuan-dense"),
+)
 def hunyuan_dense(c: Config) -> CausalLM:
     norm, mlp, bias = rms_norm(c), gated_mlp(c), c.attention_bias
     attn = attention(c, qk_transform=rotated_norms(c), bias=bias, out_bias=bias)
     return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp()), HUNYUAN_NAMES)
 
 
-@architecture("HunYuanMoEV1ForCausalLM", about="Hunyuan A13B", examples=("tencent/Hunyuan-A13B-Instruct",))
+@architecture(
+    "HunYuanMoEV1ForCausalLM",
+    about="Hunyuan A13B",
+    examples=("tencent/Hunyuan-A13B-Instruct",),
+    gguf=GGUFFormat("hunyuan-moe", config=lambda shared, file: {"moe_topk": file.value("expert_used_count")}),
+)
 def hunyuan_moe(c: Config) -> CausalLM:
     """Experts and the one for all are of intermediate_size; how many are chosen may be a list by layer."""
     norm, bias, expert, top_k = rms_norm(c), c.attention_bias, gated_mlp(c), c.get("moe_topk", 1)
@@ -121,6 +143,7 @@ def minimax_m2(c: Config) -> CausalLM:
     "Ernie4_5_MoEForCausalLM",
     about="ERNIE 4.5 MoE",
     examples=("baidu/ERNIE-4.5-21B-A3B-PT", "baidu/ERNIE-4.5-300B-A47B-PT"),
+    gguf=GGUFFormat("ernie4_5-moe", config=_ernie_from_gguf),
 )
 def ernie4_5_moe(c: Config) -> CausalLM:
     bias, first, end = c.use_bias, c.moe_layer_start_index, c.moe_layer_end_index

@@ -10,7 +10,7 @@ from octavo.architectures.balanced_experts import DENSE, SPARSE, by_layer, share
 from octavo.architectures.decoder import decoder, rms_norm
 from octavo.architectures.deepseek import DEEPSEEK_NAMES
 from octavo.architectures.deepseek_v2 import LATENT, latent_attention
-from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader, log_of_negative
 from octavo.architectures.latent_gguf import LATENT_PARTS, latent_from_gguf
 from octavo.architectures.mamba import drop_middle
 from octavo.architectures.model_config import Config
@@ -88,7 +88,7 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
         names={"model.layers.{i}.mlp.{gate|up|down}_proj": EXPERTS + "{gate_up.gate|gate_up.up|down}"},
         undo={
             ATTENTION + "{q|k|v}_conv1d": lambda w, c: w.reshape(-1, w.shape[-1]),
-            ATTENTION + "A_log": lambda a, c: torch.log(-a),
+            ATTENTION + "A_log": log_of_negative,
         },
         joined=LATENT_PARTS,
     ),

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from octavo.architectures.decoder import NAMES, attention, decoder, moe
-from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader, has
 from octavo.architectures.mamba import drop_middle
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
@@ -42,13 +42,13 @@ def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
         "num_key_value_heads": max(counts),
         "norm_eps": shared["rms_norm_eps"],
         "conv_L_cache": file.value("shortconv.l_cache"),
-        "conv_bias": any(name.endswith("shortconv.conv.bias") for name in file.tensors),
+        "conv_bias": has(file, "shortconv.conv.bias"),
         "block_auto_adjust_ff_dim": False,  # it is adjusted already
     }
 
 
 def _moe_from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
-    has_bias = any(name.endswith("exp_probs_b.bias") for name in file.tensors)
+    has_bias = has(file, "exp_probs_b.bias")
     dense = file.value("leading_dense_block_count", 0)
     return {**_from_gguf(shared, file), "num_dense_layers": dense, "use_expert_bias": has_bias}
 

@@ -1,14 +1,17 @@
 """Mamba-2 (Dao & Gu 2024), and what models with its mixer have in common."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from torch import Tensor
+
 from octavo.architectures.config_kinds import INFINITY
 from octavo.architectures.decoder import decoder
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader, flat, has, log_of_negative
 from octavo.architectures.mamba import drop_middle
-from octavo.architectures.model_config import Config
+from octavo.architectures.model_config import NONE, Config
 from octavo.architectures.registry import architecture
 from octavo.parts import (
     CausalLM,
@@ -36,6 +39,38 @@ def mixer_names(published: str, path: str) -> dict[str, str | Into]:
         published + ".D": parameter(path + ".d"),
         published + ".dt_bias": parameter(path + ".dt_bias"),
     }
+
+
+SHORT = {
+    "mamba_n_heads": "num_heads",
+    "mamba_d_head": "head_dim",
+    "mamba_n_groups": "n_groups",
+    "mamba_d_state": "state_size",
+    "mamba_d_conv": "conv_kernel",
+    "mamba_proj_bias": "use_bias",
+    "mamba_conv_bias": "use_conv_bias",
+}
+"""The names of keys of configs that have nothing but mixers."""
+
+
+def mamba_from_gguf(file: GGUFHeader, names: Mapping[str, str] = NONE) -> dict[str, Any]:
+    """What a file says of its mixers, by the keys of configs that have other layers too, or by other `names`."""
+    heads = file.value("ssm.time_step_rank")
+    values = {
+        "mamba_n_heads": heads,
+        "mamba_d_head": file.value("ssm.inner_size") // heads,
+        "mamba_n_groups": file.value("ssm.group_count"),
+        "mamba_d_state": file.value("ssm.state_size"),
+        "mamba_d_conv": file.value("ssm.conv_kernel"),
+        "mamba_proj_bias": has(file, "ssm_in.bias"),
+        "mamba_conv_bias": has(file, "ssm_conv1d.bias"),
+    }
+    return {names.get(key, key): value for key, value in values.items()}
+
+
+def mixer_undo(published: str) -> dict[str, Callable[[Tensor, Config], Tensor]]:
+    """What llama.cpp changed of a mixer that a checkpoint has under `published`."""
+    return {published + ".A_log": log_of_negative, published + ".D": flat, published + ".norm": flat}
 
 
 def layer_kinds(types: Sequence[str]) -> list[str]:
@@ -71,10 +106,19 @@ NAMES = Names(
 )
 
 
+def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    return {
+        **mamba_from_gguf(file, SHORT),
+        "layer_norm_epsilon": shared["rms_norm_eps"],
+        "max_position_embeddings": None,
+    }
+
+
 @architecture(
     "Mamba2ForCausalLM",
     about="Mamba-2, Codestral Mamba",
     examples=("mistralai/Mamba-Codestral-7B-v0.1", "AntonV/mamba2-130m-hf"),
+    gguf=GGUFFormat("mamba2", config=_from_gguf, undo=mixer_undo("backbone.layers.{i}.mixer")),
 )
 def mamba2(c: Config) -> CausalLM:
     norm = partial(RMSNorm, c.hidden_size, eps=c.layer_norm_epsilon)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from octavo.architectures.balanced_experts import DENSE, SPARSE, by_layer, shared_experts, sigmoid_route
 from octavo.architectures.decoder import NAMES, attention, decoder, rms_norm, without_more_layers
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope_settings import FULL, SLIDING, layer_types
@@ -30,7 +31,27 @@ class ScaledValues(Attention):
         return self._backend.scale(super().attend(qkv, batch), self.factor)
 
 
-@architecture("MiMoV2FlashForCausalLM", about="MiMo-V2-Flash", examples=("XiaomiMiMo/MiMo-V2-Flash",))
+def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    types: list[str] = shared["layer_types"]
+    bases = {FULL: shared["rope_theta"], SLIDING: file.value("rope.freq_base_swa", 10000.0)}
+    share = {"rope_type": "default", "partial_rotary_factor": shared["partial_rotary_factor"]}
+    sparse = [f"blk.{i}.ffn_gate_inp.weight" in file.tensors for i in range(len(types))]
+    return {
+        "num_key_value_heads": shared["num_key_value_heads"][types.index(FULL)],
+        "v_head_dim": file.value("attention.value_length"),
+        "attention_value_scale": file.value("attention.value_scale", 1.0),
+        "rope_parameters": {kind: {**share, "rope_theta": bases[kind]} for kind in sorted(set(types))},
+        "mlp_layer_types": [SPARSE if each else DENSE for each in sparse],
+        "routed_scaling_factor": shared.get("routed_scaling_factor") or 1.0,
+    }
+
+
+@architecture(
+    "MiMoV2FlashForCausalLM",
+    about="MiMo-V2-Flash",
+    examples=("XiaomiMiMo/MiMo-V2-Flash",),
+    gguf=GGUFFormat("mimo2", config=_from_gguf),
+)
 def mimo_v2_flash(c: Config) -> CausalLM:
     count = c.num_hidden_layers
     types = layer_types(c, [SLIDING if i and (i + 1) % 6 else FULL for i in range(count)])

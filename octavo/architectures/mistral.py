@@ -1,8 +1,10 @@
 """Mistral (Jiang et al. 2023): Llama's body with a sliding window; Mixtral (2024): with experts."""
 
+from typing import Any
+
 from octavo.architectures.composite import text_alone
 from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp, moe, rms_norm
-from octavo.architectures.gguf_format import UNPERMUTE, GGUFFormat
+from octavo.architectures.gguf_format import UNPERMUTE, GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import EMBEDS, architecture
 from octavo.architectures.rope_settings import original_length, rope_settings
@@ -51,7 +53,22 @@ def position_scale(c: Config) -> QueryScale | None:
     return QueryScale(beta, original_length(c, settings)) if beta else None
 
 
-@architecture("Ministral3ForCausalLM", about="Ministral 3", examples=("mistralai/Ministral-3-3B-Instruct-2512",))
+def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    """Mistral Small 3.x is a Ministral 3 whose positions are not stretched."""
+    scaling = {**(shared.get("rope_scaling") or {"rope_type": "default"}), "rope_theta": shared["rope_theta"]}
+    if (multiplier := file.value("rope.scaling.yarn_log_multiplier")) is not None:
+        scaling |= {"mscale": multiplier, "mscale_all_dim": multiplier}
+    if (beta := file.value("attention.temperature_scale")) is not None:
+        scaling["llama_4_scaling_beta"] = beta
+    return {"rope_parameters": scaling, "rope_scaling": None}
+
+
+@architecture(
+    "Ministral3ForCausalLM",
+    about="Ministral 3",
+    examples=("mistralai/Ministral-3-3B-Instruct-2512",),
+    gguf=GGUFFormat("mistral3", config=_from_gguf, undo=UNPERMUTE),
+)
 def ministral3(c: Config) -> CausalLM:
     """Queries grow with the logarithm of how often they passed the original length."""
     if not c.get("rope_parameters", {}) and not c.get("rope_scaling", {}):
@@ -66,6 +83,7 @@ def ministral3(c: Config) -> CausalLM:
     about="Mistral Small 3.x, Ministral 3 (text)",
     examples=("mistralai/Mistral-Small-3.2-24B-Instruct-2506", "mistralai/Ministral-3-8B-Instruct-2512"),
     defaults={"text_config": {"model_type": "mistral"}},
+    read_as="mistral3",
 )
 def mistral3(c: Config) -> CausalLM:
     """Its text is a Mistral, a Ministral 3 or another that text_config names."""

@@ -6,8 +6,10 @@ from typing import Any
 from torch import nn
 
 from octavo.architectures.bert import EACH, with_head
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import CLASSIFIES, EMBEDS, TOKEN_CLASSIFIES, architecture
+from octavo.architectures.rope_settings import FULL, SLIDING
 from octavo.architectures.score_heads import num_labels
 from octavo.config import PoolerConfig
 from octavo.parts import (
@@ -75,12 +77,24 @@ def encoder(c: Config, names: Names) -> TextEncoder:
     return TextEncoder(embed, layer, c.num_hidden_layers, size, names, norm=norm())
 
 
+def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    every, layers = file.value("attention.sliding_window_pattern", 3), range(shared["num_hidden_layers"])
+    return {
+        "layer_types": [SLIDING if i % every else FULL for i in layers] if isinstance(every, int) else None,
+        "local_attention": file.value("attention.sliding_window"),
+        "global_rope_theta": shared["rope_theta"],
+        "local_rope_theta": file.value("rope.freq_base_swa", 10000.0),
+        "norm_eps": shared["layer_norm_eps"],
+    }
+
+
 @architecture(
     "ModernBertModel",
     "ModernBertForMaskedLM",
     about="ModernBERT embedders",
     examples=("Alibaba-NLP/gte-modernbert-base", "nomic-ai/modernbert-embed-base"),
     tasks=EMBEDS,
+    gguf=GGUFFormat("modern-bert", config=_from_gguf),
 )
 def modernbert(c: Config) -> CausalLM:
     return encoder(c, Names(TABLE, HEADS, prefix="model."))

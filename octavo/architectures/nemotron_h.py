@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
 from octavo.architectures.decoder import attention, decoder
-from octavo.architectures.mamba2 import layer_kinds, mamba2_mixer, mixer_names
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
+from octavo.architectures.mamba2 import SHORT, layer_kinds, mamba2_mixer, mamba_from_gguf, mixer_names, mixer_undo
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.errors import CheckpointError
@@ -15,6 +17,7 @@ from octavo.parts import MLP, Batch, CausalLM, Linear, Mamba2Sizes, MoE, Names, 
 
 LETTERS = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
 PIECE, HERE = "backbone.layers.{i}.mixer", "layers.{i}.mixer"
+EXPERTS = {f"{PIECE}.experts.": "model.layers.{i}.mlp.experts."}
 NEMOTRON_H_NAMES = Names(
     {
         "backbone.embeddings": "embed",
@@ -84,10 +87,33 @@ def experts(c: Config) -> LatentMoE:
     return LatentMoE(moe, shared, latents if latent_size else None)
 
 
+def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    """A layer without key heads and inner values is a mixer."""
+    counts, sizes = shared["num_key_value_heads"], shared["intermediate_size"]
+    routed = [f"blk.{i}.ffn_gate_inp.weight" in file.tensors for i in range(len(counts))]
+    inner = ["moe" if each else "mlp" for each in routed]
+    kinds = ["full_attention" if n else k if m else "mamba" for n, m, k in zip(counts, sizes, inner, strict=True)]
+    own = {"mamba_n_heads": "mamba_num_heads", "mamba_d_head": "mamba_head_dim", "mamba_d_state": "ssm_state_size"}
+    return {
+        **mamba_from_gguf(file, {**SHORT, **own}),
+        "layers_block_type": kinds[: shared["num_hidden_layers"]],
+        "num_key_value_heads": max(counts) or 1,
+        "intermediate_size": max((n for n, each in zip(sizes, routed, strict=True) if not each), default=0) or 1,
+        "layer_norm_epsilon": shared.get("rms_norm_eps", shared["layer_norm_epsilon"]),
+        "moe_shared_expert_intermediate_size": shared.get("shared_expert_intermediate_size"),
+        "moe_latent_size": file.value("moe_latent_size"),
+        "norm_topk_prob": bool(shared.get("norm_topk_prob")),
+        "routed_scaling_factor": shared.get("routed_scaling_factor") or 1.0,
+        "n_group": shared.get("n_group") or 1,
+        "topk_group": shared.get("topk_group") or 1,
+    }
+
+
 @architecture(
     "NemotronHForCausalLM",
     about="Nemotron-H, Nemotron Nano 2 and 3",
     examples=("nvidia/Nemotron-H-8B-Base-8K", "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"),
+    gguf=GGUFFormat("nemotron_h", config=_from_gguf, undo=mixer_undo(PIECE), spelled=EXPERTS, also=("nemotron_h_moe",)),
 )
 def nemotron_h(c: Config) -> CausalLM:
     pattern: str = c.get("hybrid_override_pattern", "ME*-")

@@ -1,7 +1,9 @@
 """Nomic's BERT (Nussbaum et al. 2024): rope, a gated feed-forward, norms after the pieces."""
 
 from functools import partial
+from typing import Any
 
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader, has
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import EMBEDS, architecture
 from octavo.architectures.rope_config import make_rope
@@ -35,11 +37,25 @@ PLAIN: dict[str, str | Into] = {"encoder.layers.{i}.mlp.fc1": "layers.{i}.mlp.up
 GATES = {"swiglu": "silu", "geglu": "gelu"}
 
 
+def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    types = file.tensors.get("token_types.weight")
+    return {
+        "activation_function": "swiglu" if has(file, "ffn_gate.weight") else "gelu",
+        "type_vocab_size": 0 if types is None else types.shape[0],
+        "qkv_proj_bias": has(file, "attn_qkv.bias"),
+        "mlp_fc1_bias": has(file, "ffn_up.bias"),
+        "mlp_fc2_bias": has(file, "ffn_down.bias"),
+        "n_inner": shared["intermediate_size"],
+        "rotary_emb_interleaved": False,
+    }
+
+
 @architecture(
     "NomicBertModel",
     about="Nomic's embedders",
     examples=("nomic-ai/nomic-embed-text-v1.5",),
     tasks=EMBEDS,
+    gguf=GGUFFormat("nomic-bert", config=_from_gguf),
 )
 def nomic_bert(c: Config) -> CausalLM:
     for key in ("prenorm", "parallel_block", "use_rms_norm", "causal"):

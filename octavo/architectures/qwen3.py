@@ -14,7 +14,7 @@ from octavo.parts import CausalLM, PreNorm
     "Qwen3ForCausalLM",
     about="Qwen3, Qwen3-Embedding, Qwen3-Reranker",
     examples=("Qwen/Qwen3-0.6B", "Qwen/Qwen3-8B", "Qwen/Qwen3-Embedding-0.6B", "Qwen/Qwen3-Reranker-0.6B"),
-    gguf=GGUFFormat("qwen3"),
+    gguf=GGUFFormat("qwen3", when=lambda file: "cls.output.weight" not in file.tensors),
 )
 @architecture("Qwen3Model", about="Qwen3-based embedders", examples=("Qwen/Qwen3-Embedding-0.6B",), tasks=EMBEDS)
 def qwen3(c: Config) -> CausalLM:
@@ -29,6 +29,13 @@ def qwen3(c: Config) -> CausalLM:
     about="Qwen3-based rerankers and classifiers",
     examples=("tomaarsen/Qwen3-Reranker-0.6B-seq-cls",),
     tasks=CLASSIFIES,
+    gguf=GGUFFormat(
+        "qwen3",
+        config=lambda shared, file: {"num_labels": 1},
+        names={"cls.output": "score"},
+        undo={"cls.output": lambda weight, c: weight[:1] - weight[1:]},  # yes, and no
+        when=lambda file: "cls.output.weight" in file.tensors,
+    ),
 )
 def qwen3_classifier(c: Config) -> CausalLM:
     """With classifier_from_token, scores are logits of the language model's own head."""

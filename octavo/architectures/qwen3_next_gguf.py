@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import torch
-
-from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader, minus_one
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader, log_of_negative, minus_one
 
 
 def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
@@ -35,6 +33,6 @@ def gated_net_format(arch: str, begins: str, in_turn: bool, section: str = "") -
         section: of config.json that has the language model's keys.
     """
     undo = {f"{begins}layers.{{i}}.{name}": minus_one for name in NORMED} | {f"{begins}norm": minus_one}
-    undo |= {f"{begins}layers.{{i}}.linear_attn.A_log": lambda weight, c: torch.log(-weight)}
+    undo |= {f"{begins}layers.{{i}}.linear_attn.A_log": log_of_negative}
     own = {"linear_heads_in_turn": in_turn}
     return GGUFFormat(arch, lambda shared, file: {**_from_gguf(shared, file), **own}, undo=undo, section=section)

@@ -26,6 +26,7 @@ def roberta_names(c: Config) -> Names:
     about="RoBERTa embedders",
     examples=("sentence-transformers/all-distilroberta-v1",),
     tasks=EMBEDS,
+    read_as="bert",
 )
 @architecture(
     "XLMRobertaModel",
@@ -34,6 +35,7 @@ def roberta_names(c: Config) -> Names:
     about="XLM-RoBERTa embedders: bge-m3, multilingual E5",
     examples=("BAAI/bge-m3", "intfloat/multilingual-e5-large"),
     tasks=EMBEDS,
+    read_as="bert",
 )
 def roberta(c: Config) -> CausalLM:
     return encoder(c, roberta_names(c), c.get("pad_token_id", 1) + 1)
@@ -44,12 +46,14 @@ def roberta(c: Config) -> CausalLM:
     about="RoBERTa classifiers",
     examples=("SamLowe/roberta-base-go_emotions",),
     tasks=CLASSIFIES,
+    read_as="bert",
 )
 @architecture(
     "XLMRobertaForSequenceClassification",
     about="XLM-RoBERTa classifiers and rerankers",
     examples=("BAAI/bge-reranker-v2-m3",),
     tasks=CLASSIFIES,
+    read_as="bert",
 )
 def roberta_classifier(c: Config) -> CausalLM:
     return dense_classifier(roberta(c), c, "tanh")

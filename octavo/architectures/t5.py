@@ -7,9 +7,10 @@ from typing import Any
 from torch import nn
 
 from octavo.architectures.bart import Encoder
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader, has
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import EMBEDS, architecture
-from octavo.architectures.t5_names import ENCODER_NAMES, NAMES
+from octavo.architectures.t5_names import ENCODER_NAMES, NAMES, of_feed_forward
 from octavo.errors import CheckpointError
 from octavo.ops import ACTIVATIONS
 from octavo.parts import (
@@ -85,11 +86,25 @@ def encoder(c: Config, tokens: Embedding) -> T5Stack:
     return T5Stack(bias, tokens, layers, RMSNorm(c.d_model, c.layer_norm_epsilon))
 
 
+def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    return {
+        "d_kv": shared.get("head_dim"),
+        "d_ff": shared["intermediate_size"],
+        "num_heads": shared["num_attention_heads"],
+        "num_decoder_layers": file.value("decoder_block_count", shared["num_hidden_layers"]),
+        "feed_forward_proj": "gated-gelu" if has(file, "ffn_gate.weight") else "relu",
+        "relative_attention_num_buckets": file.value("attention.relative_buckets_count"),
+        "layer_norm_epsilon": shared["rms_norm_eps"],
+        "decoder_start_token_id": file.value("decoder_start_token_id", 0),
+    }
+
+
 @architecture(
     "T5ForConditionalGeneration",
     "T5WithLMHeadModel",
     about="T5, Flan-T5",
     examples=("google/flan-t5-base", "google-t5/t5-small"),
+    gguf=GGUFFormat("t5", config=_from_gguf),
 )
 def t5(c: Config) -> CausalLM:
     tokens, bias = Embedding(c.vocab_size, c.d_model), relative_bias(c, False)
@@ -111,7 +126,7 @@ def t5(c: Config) -> CausalLM:
         layers=c.get("num_decoder_layers", c.num_layers),
         norm=norm(),
         head=Linear(c.d_model, c.vocab_size),
-        names=NAMES,
+        names=of_feed_forward(NAMES, c.feed_forward_proj),
         # A head that is not the table is stored. T5 1.1 says so by this key too, and its logits are not scaled.
         tied_if_absent=True,
         logit_scale=c.d_model**-0.5 if c.get("scale_decoder_outputs", c.get("tie_word_embeddings", True)) else 1.0,
@@ -120,7 +135,11 @@ def t5(c: Config) -> CausalLM:
 
 
 @architecture(
-    "T5EncoderModel", about="T5's encoder", examples=("sentence-transformers/sentence-t5-base",), tasks=EMBEDS
+    "T5EncoderModel",
+    about="T5's encoder",
+    examples=("sentence-transformers/sentence-t5-base",),
+    tasks=EMBEDS,
+    gguf=GGUFFormat("t5encoder", config=_from_gguf),
 )
 def t5_encoder(c: Config) -> CausalLM:
     bias = relative_bias(c, True)
@@ -130,6 +149,6 @@ def t5_encoder(c: Config) -> CausalLM:
         layer=lambda i: reading_layer(c, BidirectionalAttention, bias),
         layers=c.num_layers,
         hidden_size=c.d_model,
-        names=ENCODER_NAMES,
+        names=of_feed_forward(ENCODER_NAMES, c.feed_forward_proj),
         norm=RMSNorm(c.d_model, c.layer_norm_epsilon),
     )

@@ -35,3 +35,9 @@ NAMES = Names(
 
 
 ENCODER_NAMES = Names({"{shared|encoder.embed_tokens}": "embed", **side("encoder", "", 1)})
+
+
+def of_feed_forward(names: Names, kind: str) -> Names:
+    """A table without the weights of feed-forwards of another kind than `feed_forward_proj` says."""
+    others = (".wi",) if kind.startswith("gated-") else (".wi_0", ".wi_1")
+    return Names({key: into for key, into in names.table.items() if not key.endswith(others)}, names.ignored)

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from octavo.architectures.gguf_format import has
 from octavo.architectures.rope_settings import FULL, SLIDING
 from octavo.errors import UnsupportedModelError
 from octavo.loading.gguf_file import GGUFFile
@@ -70,7 +71,7 @@ def shared_config(file: GGUFFile) -> dict[str, Any]:
     vocabulary, rows = file.vocabulary, file.rows_of_tokens
     config |= dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), file.layers)
     config |= {
-        "attention_bias": "blk.0.attn_output.bias" in file.tensors,
+        "attention_bias": has(file, "attn_output.bias"),
         "partial_rotary_factor": _rotary_fraction(file),
         "layer_types": layer_types(file),
         "rope_theta": value("rope.freq_base", 10000.0),

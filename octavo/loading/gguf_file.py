@@ -15,6 +15,8 @@ from octavo.loading.gguf_limits import checked
 from octavo.loading.gguf_reader import PART_NAME, GGUFTensor, Metadata, read_header, shown
 from octavo.loading.gguf_vocab import Vocabulary, read_vocabulary
 
+MAX_LABELS = 1 << 16
+
 
 class GGUFFile:
     """A GGUF file's metadata and tensors. Any part of a split file stands for all of them.
@@ -80,6 +82,10 @@ class GGUFFile:
         Raises CheckpointError for a value of another type, or beyond what any model has.
         """
         return checked(self.metadata, self.arch, key, default)
+
+    def texts(self, key: str) -> list[str] | None:
+        """A list of texts of the file's own architecture. Raises CheckpointError for anything else."""
+        return self.metadata.texts(f"{self.arch}.{key}", MAX_LABELS)
 
 
 def drop_pages(data: mmap.mmap, first: int, end: int) -> None:

@@ -70,10 +70,6 @@ BY_LAYER = (
     "attention.recurrent_layers",
     "attention.sliding_window_pattern",
     "feed_forward_length",
-    "xielu.alpha_n",
-    "xielu.alpha_p",
-    "xielu.beta",
-    "xielu.eps",
 )
 """Those of which some files have one for each layer."""
 FLAGS_BY_LAYER = ("attention.recurrent_layers", "attention.sliding_window_pattern")
@@ -99,7 +95,7 @@ NUMBERS: dict[str, tuple[float, float]] = {
 }
 """Numbers, and the ends of their ranges."""
 
-FLAGS = ("attention.causal", "expert_weights_norm", "ssm.dt_b_c_rms", "use_parallel_residual")
+FLAGS = ("attention.causal", "rope.scaling.finetuned", "expert_weights_norm", "ssm.dt_b_c_rms", "use_parallel_residual")
 TEXTS = ("rope.scaling.type",)
 
 

@@ -22,7 +22,14 @@ from octavo.loading.head_files import token_heads
 from octavo.loading.model_files import ModelFiles
 from octavo.loading.model_info import ModelInfo
 from octavo.loading.model_tokenizer import model_tokenizer
-from octavo.loading.pooling_config import choose_pooling, matryoshka, pooling_tasks, published_length, score_activation
+from octavo.loading.pooling_config import (
+    choose_pooling,
+    gguf_pooling,
+    matryoshka,
+    pooling_tasks,
+    published_length,
+    score_activation,
+)
 from octavo.loading.precision import Precision, choose_precision
 from octavo.loading.sentence_modules import SentenceModules, sentence_modules
 from octavo.loading.weight_loader import load_weights
@@ -154,7 +161,10 @@ def _with_tokens(config: Config, args: EngineArgs, checkpoint: Checkpoint) -> Co
 def _with_modules(checkpoint: Checkpoint, model: CausalLM) -> tuple[SentenceModules, WeightFormat]:
     """What the folder says of embeddings, whose layers the model then has, and all weights."""
     with torch.device("meta"):
-        found = sentence_modules(checkpoint.files.path, model.hidden_size)
+        if checkpoint.gguf is not None:
+            found = SentenceModules(gguf_pooling(checkpoint.gguf))
+        else:
+            found = sentence_modules(checkpoint.files.path, model.hidden_size)
         heads = token_heads(checkpoint.files.path, checkpoint.config, model.hidden_size)
     beside = found.weights
     if found.layers:

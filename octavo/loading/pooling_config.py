@@ -8,6 +8,7 @@ from octavo.architectures import Config
 from octavo.config import PoolerConfig
 from octavo.errors import ConfigError, UnsupportedModelError
 from octavo.files import read_json
+from octavo.loading.gguf_file import GGUFFile
 from octavo.parts import CausalLM
 
 NOTHING = PoolerConfig()
@@ -83,6 +84,15 @@ def matryoshka(config: Config) -> list[int] | None:
     """To how many values embeddings may be cut, as vLLM reads a config; empty for any number, None for none."""
     given: list[int] = config.get("matryoshka_dimensions", [])
     return given or ([] if config.get("is_matryoshka", False) else None)
+
+
+GGUF_TYPES = {1: "MEAN", 2: "CLS", 3: "LAST"}
+"""llama.cpp's numbers."""
+
+
+def gguf_pooling(file: GGUFFile) -> PoolerConfig:
+    """The pooling of a GGUF model, with None for what the file does not say."""
+    return PoolerConfig(GGUF_TYPES.get(file.value("pooling_type", 0)))
 
 
 def published_length(folder: Path) -> int | None:

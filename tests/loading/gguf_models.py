@@ -8,6 +8,8 @@ import numpy as np
 
 from octavo.loading.formats.gguf import name_map
 from tests.golden import tensors
+from tests.loading.gguf_encoders import ENCODERS, POOLING
+from tests.loading.gguf_hybrids import HYBRIDS
 from tests.loading.gguf_parts import (
     Array,
     Config,
@@ -148,6 +150,8 @@ def _gemma(c: Config) -> dict[str, Any]:
 
 KINDS: dict[str, Kind] = {
     **TODAY,
+    **HYBRIDS,
+    **ENCODERS,
     "ArcticForCausalLM": Kind("arctic", permuted),
     "BaiChuanForCausalLM": Kind("baichuan", split_qkv),
     "BaichuanForCausalLM": Kind("baichuan", split_qkv),
@@ -227,7 +231,7 @@ KINDS: dict[str, Kind] = {
     "Starcoder2ForCausalLM": Kind("starcoder2"),
     "XverseForCausalLM": Kind("xverse", permuted),
 }
-SUFFIXES = (".weight", ".bias")
+SUFFIXES = (".weight", ".bias", ".scale")
 BUFFERS = ("inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", "future_mask")
 
 
@@ -237,19 +241,28 @@ def write_gguf(
     kind: gguf.GGMLQuantizationType | None = None,
     arrays: dict[str, Array] | None = None,
     tokens: dict[str, gguf.TokenType] | None = None,
+    more: dict[str, Array] | None = None,
 ) -> Path:
-    """The case as a GGUF file, or with these tensors; matrices quantized to `kind` if given; with these tokens."""
+    """The case as a GGUF file, or with these tensors; matrices quantized to `kind` if given; with these tokens.
+
+    `more` are tensors beside them, by llama.cpp's names.
+    """
     of, config = KINDS[case["row"]], {**case["config"], **case["config"].get("text_config", {})}
-    writer = gguf.GGUFWriter(path, of.arch)
+    arch = of.variant(config) if of.variant else of.arch
+    writer = gguf.GGUFWriter(path, arch)
     metadata = {**shared_metadata(config), **of.metadata(config)}
+    if pooling := case.get("pooling", {}).get("type"):
+        metadata["pooling_type"] = POOLING.get(pooling)
     for key, value in metadata.items():
         if value is not None:
-            _add_value(writer, f"{of.arch}.{key}", value)
+            _add_value(writer, f"{arch}.{key}", value)
+    for key, values in of.lists(tensors(case)).items():
+        writer.add_array(key, values)
     if tokens is not None:
         writer.add_tokenizer_model("llama")
         writer.add_token_list(list(tokens))
         writer.add_token_types(list(tokens.values()))
-    names = name_map(of.arch, metadata["block_count"])
+    names = name_map(arch, metadata["block_count"])
     stacks: dict[str, dict[int, Array]] = {}
     for name, value in (tensors(case) if arrays is None else arrays).items():
         if name.endswith(BUFFERS):
@@ -269,7 +282,7 @@ def write_gguf(
     for name, parts in stacks.items():
         stacked = np.stack([parts[i] for i in range(len(parts))])
         _add(writer, names.get_name(name, SUFFIXES), stacked, kind, name)
-    for name, array in of.extra(config).items():
+    for name, array in {**of.extra(config), **(more or {})}.items():
         writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -18,7 +18,7 @@ def first(c: Config, *keys: str, default: Any = None) -> Any:
 def heads_of(c: Config) -> tuple[int, int, int]:
     """Heads, key heads, and the width of a head."""
     heads = first(c, "num_attention_heads", "n_head", "n_heads")
-    settings, width = c.get("attn_config") or {}, first(c, "hidden_size", "n_embd", "d_model", "n_embed")
+    settings, width = c.get("attn_config") or {}, first(c, "hidden_size", "n_embd", "d_model", "n_embed", "dim")
     keys = ("num_key_value_heads", "multi_query_group_num", "num_kv_heads")
     kv_heads = first(c, *keys, default=settings.get("kv_n_heads"))
     return heads, kv_heads or heads, width // heads if heads else 0
@@ -27,7 +27,7 @@ def heads_of(c: Config) -> tuple[int, int, int]:
 def shared_metadata(c: Config) -> dict[str, Any]:
     """What the converter writes of most models."""
     heads, kv_heads, _ = heads_of(c)
-    width = first(c, "hidden_size", "n_embd", "d_model", "n_embed")
+    width = first(c, "hidden_size", "n_embd", "d_model", "n_embed", "dim")
     length = first(c, "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length")
     return {
         "block_count": first(c, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
@@ -173,3 +173,7 @@ class Kind:
     prefix: str = ""
     """What some checkpoints leave out of their names, and the map of names wants."""
     extra: Callable[[Config], dict[str, Array]] = field(default=lambda c: {})
+    variant: Callable[[Config], str] | None = None
+    """Its name, where that depends on the config."""
+    lists: Callable[[dict[str, Array]], dict[str, list[float]]] = lambda named: {}
+    """Keys that hold what is published as tensors."""

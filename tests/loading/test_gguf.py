@@ -17,8 +17,8 @@ from octavo.loading.gguf_source import gguf_source
 from octavo.loading.model import load_model
 from octavo.ops.weight_kinds import WeightKind
 from octavo.parts import Linear
-from tests.golden import case_named, tensors, write_model
-from tests.loading import gguf_today
+from tests.golden import case_named, prompt_of, tensors, write_model
+from tests.loading import gguf_encoders, gguf_hybrids, gguf_today
 from tests.loading.gguf_models import KINDS, write_gguf
 
 CASES = [
@@ -78,6 +78,7 @@ CASES = [
     "Starcoder2ForCausalLM--3b",
     "XverseForCausalLM--llama-body",
     *gguf_today.CASES,
+    *gguf_hybrids.CASES,
 ]
 NOT_IN_THE_FILE = (
     "query_pre_attn_scalar",
@@ -86,6 +87,7 @@ NOT_IN_THE_FILE = (
     "dim_model_base",
     "sliding_window",
     "swiglu_limit",
+    *("image_token_id", "video_token_id", "audio_token_id"),
 )
 """Config keys that llama.cpp's files of some architecture leave out, and its code has as constants."""
 
@@ -94,7 +96,7 @@ NOT_IN_THE_FILE = (
 def test_answers_as_the_published_checkpoint(name: str, tmp_path: Path) -> None:
     case = case_named(name)
     path = write_gguf(case, tmp_path / "model.gguf")
-    config = case["config"]
+    config = {**case["config"], **case["config"].get("text_config", {})}
     overrides = {k: config[k] for k in NOT_IN_THE_FILE if config.get(k) is not None}
     if case["row"] == "BaichuanForCausalLM":  # its 40 layers tell 13B
         overrides |= {"max_position_embeddings": None}
@@ -105,6 +107,52 @@ def test_answers_as_the_published_checkpoint(name: str, tmp_path: Path) -> None:
         assert answer.token_ids == want["output_token_ids"]
         got = [step[token].logprob for step, token in zip(answer.logprobs, answer.token_ids, strict=True)]
         np.testing.assert_allclose(got, [top[0][1] for top in want["top_logprobs"]], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", gguf_encoders.CASES)
+def test_embeddings_and_scores_as_of_the_published_checkpoint(name: str, tmp_path: Path) -> None:
+    """The pooling is the file's own; what it does not say of scores, and of constants of llama.cpp's, is added."""
+    case = case_named(name)
+    config, task = case["config"], "embed" if "embedding" in case["cases"][0] else "classify"
+    overrides = {key: config[key] for key in gguf_encoders.NOT_IN_THE_FILE if config.get(key) is not None}
+    path = write_gguf(case, tmp_path / "model.gguf")
+    options = {"dtype": "float32", "skip_tokenizer_init": True, "kv_cache_memory": "16MiB"}
+    llm = LLM(str(path), task=task, hf_overrides=overrides, **options)
+    for want in case["cases"]:
+        ask = llm.embed if task == "embed" else llm.classify
+        (output,) = ask([{"prompt_token_ids": want["prompt_token_ids"]}], use_tqdm=False)
+        got = output.outputs.embedding if task == "embed" else output.outputs.probs
+        expected = np.array(want.get("embedding", want.get("scores")))
+        if task == "embed":  # llama.cpp's are of length one
+            expected = expected / np.linalg.norm(expected)
+        np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_encoder_decoder_as_the_published_checkpoint(tmp_path: Path) -> None:
+    case = case_named("T5ForConditionalGeneration--flan-t5")
+    overrides = {"relative_attention_max_distance": case["config"]["relative_attention_max_distance"]}
+    path = write_gguf(case, tmp_path / "model.gguf")
+    llm = LLM(str(path), dtype="float32", skip_tokenizer_init=True, kv_cache_memory="16MiB", hf_overrides=overrides)
+    for want in case["cases"]:
+        params = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True, logprobs=0)
+        answer = llm.generate(prompt_of(want), params, use_tqdm=False)[0].outputs[0]
+        assert answer.token_ids == want["output_token_ids"]
+
+
+def test_reranker_scores_by_yes_and_no(tmp_path: Path) -> None:
+    """llama.cpp keeps the two rows of the head: the score is the probability of the first."""
+    case = case_named("Qwen3ForCausalLM--0.6b-tied")
+    named = tensors(case)
+    rows = named["model.embed_tokens.weight"][[7, 9]]
+    path = write_gguf(case, tmp_path / "m.gguf", arrays=named, more={"cls.output.weight": rows})
+    options = {"dtype": "float32", "skip_tokenizer_init": True, "kv_cache_memory": "16MiB"}
+    prompt = {"prompt_token_ids": case["cases"][-1]["prompt_token_ids"]}
+    llm = LLM(str(write_model(case, tmp_path / "folder")), max_logprobs=320, **options)
+    params = SamplingParams(max_tokens=1, logprobs=320)
+    step = llm.generate([prompt], params, use_tqdm=False)[0].outputs[0].logprobs[0]
+    yes, no = (np.exp(step[token].logprob) for token in (7, 9))
+    (output,) = LLM(str(path), **options).classify([prompt], use_tqdm=False)
+    np.testing.assert_allclose(output.outputs.probs, [yes / (yes + no)], atol=1e-5)
 
 
 FUSED = [n for n in CASES if n.startswith(("MPT", "Falcon", "GPTNeoX", "Phi3", "Bloom", "Jamba", "Mamba", "ChatGLM"))]
@@ -155,10 +203,12 @@ def test_arctic_has_experts_in_every_layer(tmp_path: Path) -> None:
 
 
 def test_every_row_that_claims_a_format_is_tried() -> None:
-    tried = {name.partition("--")[0] for name in CASES} | {"ArcticForCausalLM"}
+    of_encoders = [*gguf_encoders.CASES, "T5ForConditionalGeneration", "Qwen3ForSequenceClassification"]
+    of_encoders += ["BertForSequenceClassification"]  # as which RoBERTa's are read
+    tried = {name.partition("--")[0] for name in (*CASES, *of_encoders)} | {"ArcticForCausalLM"}
     claimed = {a.name: a.gguf.arch if a.gguf else a.read_as for a in all_architectures().values()}
     assert {name for name, arch in claimed.items() if arch} == tried
-    assert {name: claimed[name] for name in tried} == {name: KINDS[name].arch for name in tried}
+    assert {n: claimed[n] for n in tried if n in KINDS} == {n: KINDS[n].arch for n in tried if n in KINDS}
 
 
 QUANTIZABLE = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "BF16", "F16", "F32"]

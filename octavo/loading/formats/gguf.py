@@ -1,8 +1,13 @@
 """GGUF files: llama.cpp's names and changes undone, weights in the file's own kinds."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
 
 from octavo.architectures import Architecture, Config
 from octavo.architectures.gguf_format import GGUFFormat
@@ -10,10 +15,16 @@ from octavo.errors import CheckpointError
 from octavo.loading.formats.weight_format import WeightFormat
 from octavo.loading.gguf_file import GGUFFile
 from octavo.loading.gguf_reader import shown
-from octavo.loading.gguf_source import gguf_source
-from octavo.loading.tensor_source import JoinedTensor, TensorSource, TransformedTensor
+from octavo.loading.gguf_source import GGUFSource, gguf_source
+from octavo.loading.gguf_vocab import numbers
+from octavo.loading.tensor_source import JoinedTensor, TensorInMemory, TensorSource, TransformedTensor
+from octavo.ops import StoredRows
 from octavo.parts import Names
+from octavo.parts.weight_slots import Shard
 
+FUSED = {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_gate_up_exps": ("ffn_gate_exps", "ffn_up_exps")}
+"""What files may have as one tensor, and which parts it has, by llama.cpp's names."""
+NOTHING: Mapping[str, str] = MappingProxyType({})
 CONFIG_TENSORS = ("rope_freqs.", "rope_factors_")
 """Beginnings of tensors that are read with the config."""
 
@@ -42,28 +53,64 @@ class GGUFWeights(WeightFormat):
 
     def tensors(self, names: Names) -> Iterator[tuple[str, TensorSource]]:
         layers, spelling = self.file.layers, self.spelling
-        modules = module_names(self.file.arch, layers, iter(names.table), names.prefix)
+        blocks = max(layers, self.file.value("decoder_block_count", 0))
+        modules = module_names(self.file.arch, blocks, iter(names.table), names.prefix, spelling.spelled)
         undo = undone(spelling, layers)
         config = self.config.section(spelling.section) if spelling.section else self.config
+        yield from self._of_header(layers)
         done = set[str]()
         for name, parts, source in self._joined(layers):
             done |= parts
             yield name, source
         more = tuple(f"blk.{i}." for i in range(layers, self.file.value("block_count")))
-        for stored in self.file.tensors:
+        for stored, source in self._parts(modules):
             if stored in done or stored.startswith((*CONFIG_TENSORS, *more)):
                 continue
-            module, _, suffix = stored.rpartition(".")
-            name = modules.get(stored) or _published(names, modules, module, suffix) or stored
-            source = gguf_source(self.file, stored)
+            name = _published(names, modules, stored) or stored
             change = undo.get(name) or undo.get(name.rpartition(".")[0])
             if "{e}" in name:
                 for e in range(source.shape[0]):
-                    yield name.replace("{e}", str(e)), source.item(e)
+                    yield name.replace("{e}", str(e)), of_stack(source, e)
             elif change is not None:
                 yield name, TransformedTensor(source, partial(change, c=config))
             else:
                 yield name, source
+
+    def _of_header(self, layers: int) -> Iterator[tuple[str, TensorSource]]:
+        """Parameters of layers that are numbers in the header: one for all, or one each."""
+        metadata = self.file.metadata
+        for name, key in self.spelling.parameters.items():
+            if key not in metadata:
+                continue
+            is_one = metadata.length(key) is None
+            values = [metadata.typed(key, float, "a number")] * layers if is_one else None
+            for i, value in enumerate(values or numbers(metadata, key, layers, whole=False) or []):
+                yield name.replace("{i}", str(i)), TensorInMemory(torch.tensor([float(value)]))
+
+    def _parts(self, modules: Mapping[str, str]) -> Iterator[tuple[str, TensorSource]]:
+        """The file's tensors. What it has as one, and is published apart, comes in its parts."""
+        for stored in self.file.tensors:
+            source = gguf_source(self.file, stored)
+            module, _, suffix = stored.rpartition(".")
+            block, _, kind = module.rpartition(".")
+            parts = [f"{block}.{part}" for part in FUSED.get(kind, ())]
+            if not parts or parts[0] not in modules or (module in modules and "{e}" not in modules[parts[0]]):
+                yield stored, source
+                continue
+            first = 0
+            for part, size in zip(parts, self._sizes(kind, int(block.split(".")[-1]), source), strict=True):
+                yield f"{part}.{suffix}", RowsOf(source, (first, first + size))
+                first += size
+
+    def _sizes(self, kind: str, layer: int, source: TensorSource) -> list[int]:
+        """How many outputs each part of a tensor has."""
+        if kind != "attn_qkv":
+            return [source.shape[-2 if len(source.shape) > 2 else -1] // 2] * 2
+        value = self.file.value
+        counts = [value(f"attention.head_count{which}") for which in ("", "_kv")]
+        heads, kv_heads = (count[layer] if isinstance(count, list) else count for count in counts)
+        key = value("attention.key_length") or value("embedding_length") // heads
+        return [heads * key, kv_heads * key, kv_heads * value("attention.value_length", key)]
 
     def _joined(self, layers: int) -> Iterator[tuple[str, set[str], TensorSource]]:
         """Tensors that are several in the file: the published name, the file's, and what is made of them."""
@@ -75,8 +122,44 @@ class GGUFWeights(WeightFormat):
                     yield key.replace("{i}", i), {*parts}, JoinedTensor(sources, joined.join)
 
 
-def _published(names: Names, modules: Mapping[str, str], module: str, suffix: str) -> str | None:
-    """The published name of a module's tensor: what is published without a suffix has one in the file."""
+@dataclass
+class RowsOf(TensorSource):
+    """Some rows of a tensor, or of each of a stack of them."""
+
+    source: GGUFSource
+    rows: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        shape, size = self.source.shape, self.rows[1] - self.rows[0]
+        self.shape = (shape[0], size, *shape[2:]) if len(shape) > 2 else (size, *shape[1:])
+
+    def item(self, index: int) -> TensorSource:
+        """The rows of one of a stack."""
+        return self.source.item(index).part(Shard(rows=(self.rows,)))
+
+    def _own(self) -> TensorSource:
+        return self.source.part(Shard(rows=(self.rows,)))
+
+    def read(self) -> Tensor:
+        return self._own().read()
+
+    def stored(self) -> StoredRows | None:
+        return self._own().stored()
+
+
+def of_stack(source: TensorSource, index: int) -> TensorSource:
+    """One of a stack of tensors."""
+    assert isinstance(source, GGUFSource | RowsOf)
+    return source.item(index)
+
+
+def _published(names: Names, modules: Mapping[str, str], stored: str) -> str | None:
+    """The published name of a file's tensor: one of the two may have an ending that the other has not."""
+    if names.locate(stored) is not None:
+        return stored
+    module, _, suffix = stored.rpartition(".")
+    if (whole := modules.get(stored)) is not None:
+        return whole if names.locate(whole) is not None else f"{whole}.weight"
     if (known := modules.get(module)) is None:
         return None
     into = names.locate(known)
@@ -110,20 +193,25 @@ def name_map(arch: str, layers: int) -> Any:
     return Map(kinds[arch], layers)
 
 
-def module_names(arch: str, layers: int, published: Iterator[str], prefix: str) -> Mapping[str, str]:
+def module_names(
+    arch: str, layers: int, published: Iterator[str], prefix: str, spelled: Mapping[str, str] = NOTHING
+) -> Mapping[str, str]:
     """llama.cpp's name of a tensor's module to the published template (with `{i}` filled in and `{e}` kept).
 
     `published` are the name table's left sides, and `prefix` what some checkpoints leave out of them. Made with the
-    gguf package's own map from published names.
+    gguf package's own map from published names, which has some parts of them as `spelled`.
     """
     table, names = name_map(arch, layers), dict[str, str]()
     for template in published:
+        known_template = template
+        for part, other in spelled.items():
+            known_template = known_template.replace(part, other)
         for layer in range(layers) if "{i}" in template else (0,):
             name = template.replace("{i}", str(layer))
             # llama.cpp keeps a layer's experts in one tensor, named without their number.
-            known = name.replace(".{e}", "")
-            for spelled in _spellings(known, prefix):
-                if (key := table.get_name(spelled, try_suffixes=(".weight", ".bias"))) is not None:
+            known = known_template.replace("{i}", str(layer)).replace(".{e}", "")
+            for known_as in _spellings(known, prefix):
+                if (key := table.get_name(known_as, try_suffixes=(".weight", ".bias"))) is not None:
                     if "{e}" in name or "{e}" not in names.get(key, ""):  # stacks are read one by one
                         names[key] = name
                     break
@@ -138,3 +226,4 @@ def _spellings(name: str, prefix: str) -> Iterator[str]:
             yield spelled.removesuffix("_bias") + ".bias"
         if spelled.endswith(".dt_bias"):
             yield spelled.removesuffix("_bias") + "_proj.bias"
+        yield spelled + ".weight"  # as it has some, whose tensors have no ending
