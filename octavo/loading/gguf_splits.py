@@ -83,7 +83,8 @@ _BY_SPLIT: tuple[tuple[Split, tuple[str, ...]], ...] = (
         _BEGIN,
         ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"),
     ),
-    (_LLAMA3, ("dbrx", "smaug-bpe", "glm4", "chatglm-bpe")),
+    (_LLAMA3, ("dbrx", "smaug-bpe", "chatglm-bpe")),
+    (replace(_LLAMA3, ignore_merges=True), ("glm4", "glm5")),
     (
         _QWEN2,
         ("qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan", "solar-open", "grok-2"),

@@ -104,11 +104,13 @@ def _add_ends(inner: Any, data: Metadata, vocabulary: Vocabulary) -> None:
             ends[name] = False
     # Pieces go by these names, since a token's own text may look like something else to the library.
     begin, end = ([name for name in names if ends.get(name)] for names in (("bos",), ("eos", "seperator")))
-    ids = {name: vocabulary.special[name] for name in (*begin, *end)}
+    # RoBERTa's kind ends the first text of two, and begins the second with the same token.
+    between = ["seperator"] if end == ["eos"] and begin and "seperator" in vocabulary.special else []
+    ids = {name: vocabulary.special[name] for name in (*begin, *end, *between)}
     if ids:
         inner.post_processor = TemplateProcessing(
             single=[*begin, "$A", *end],
-            pair=[*begin, "$A", *end, "$B:1", *(end if kind in ("bert", "t5") else [])],
+            pair=[*begin, "$A", *end, *between, "$B:1", *(end if kind in ("bert", "t5") or between else [])],
             special_tokens=[{"id": n, "ids": [i], "tokens": [inner.id_to_token(i)]} for n, i in ids.items()],
         )
 

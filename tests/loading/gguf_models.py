@@ -242,10 +242,11 @@ def write_gguf(
     arrays: dict[str, Array] | None = None,
     tokens: dict[str, gguf.TokenType] | None = None,
     more: dict[str, Array] | None = None,
+    is_fused: bool = False,
 ) -> Path:
     """The case as a GGUF file, or with these tensors; matrices quantized to `kind` if given; with these tokens.
 
-    `more` are tensors beside them, by llama.cpp's names.
+    `more` are tensors beside them, by llama.cpp's names. With `is_fused` some are one, as newer files may have them.
     """
     of, config = KINDS[case["row"]], {**case["config"], **case["config"].get("text_config", {})}
     arch = of.variant(config) if of.variant else of.arch
@@ -264,6 +265,7 @@ def write_gguf(
         writer.add_token_types(list(tokens.values()))
     names = name_map(arch, metadata["block_count"])
     stacks: dict[str, dict[int, Array]] = {}
+    found: dict[str, Array] = {}
     for name, value in (tensors(case) if arrays is None else arrays).items():
         if name.endswith(BUFFERS):
             continue
@@ -271,17 +273,22 @@ def write_gguf(
             name = of.prefix + name
         for changed, array in of.change(name, value, config):
             for marker in (".experts.", "_layernorm.norms."):
-                before, found, rest = changed.partition(marker)
+                before, mark, rest = changed.partition(marker)
                 number, _, which = rest.partition(".")
-                if found and number.isdigit():
+                if mark and number.isdigit():
                     stacks.setdefault(f"{before}{marker.removesuffix('norms.')}{which}", {})[int(number)] = array
                     break
             else:
                 known = names.get_name(changed, SUFFIXES) or names.get_name(changed.removeprefix(of.prefix), SUFFIXES)
-                _add(writer, known, array, kind, changed)
+                assert known is not None, changed
+                found[known] = array
     for name, parts in stacks.items():
         stacked = np.stack([parts[i] for i in range(len(parts))])
-        _add(writer, names.get_name(name, SUFFIXES), stacked, kind, name)
+        known = names.get_name(name, SUFFIXES)
+        assert known is not None, name
+        found[known] = stacked
+    for known, array in (fused(found) if is_fused else found).items():
+        _add(writer, known, array, kind)
     for name, array in {**of.extra(config), **(more or {})}.items():
         writer.add_tensor(name, array)
     writer.write_header_to_file()
@@ -304,10 +311,18 @@ def _add_value(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_string(key, value)
 
 
-def _add(
-    writer: gguf.GGUFWriter, name: str | None, value: Array, kind: gguf.GGMLQuantizationType | None, published: str
-) -> None:
-    assert name is not None, published
+def fused(found: dict[str, Array]) -> dict[str, Array]:
+    """With queries, keys and values in one tensor, and with each expert's gates and ups."""
+    made = dict(found)
+    for first in [name for name in found if name.endswith((".attn_q.weight", ".ffn_gate_exps.weight"))]:
+        block, _, which = first.removesuffix(".weight").rpartition(".")
+        whole, parts = ("attn_qkv", "qkv") if which == "attn_q" else ("ffn_gate_up_exps", ("gate", "up"))
+        names = [f"{block}.attn_{p}.weight" if whole == "attn_qkv" else f"{block}.ffn_{p}_exps.weight" for p in parts]
+        made[f"{block}.{whole}.weight"] = np.concatenate([made.pop(name) for name in names], axis=-2)
+    return made
+
+
+def _add(writer: gguf.GGUFWriter, name: str, value: Array, kind: gguf.GGMLQuantizationType | None) -> None:
     if kind is not None and value.ndim >= 2 and value.shape[-1] % 32 == 0:
         writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)
     else:

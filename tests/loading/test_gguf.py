@@ -139,6 +139,23 @@ def test_encoder_decoder_as_the_published_checkpoint(tmp_path: Path) -> None:
         assert answer.token_ids == want["output_token_ids"]
 
 
+@pytest.mark.parametrize("kind", [None, gguf.GGMLQuantizationType.Q8_0])
+def test_projections_that_are_one_tensor_are_read_in_their_parts(
+    kind: gguf.GGMLQuantizationType | None, tmp_path: Path
+) -> None:
+    """As llama.cpp's converter may write them; quantized rows stay as they are."""
+    case = case_named("Qwen3MoeForCausalLM--30b-a3b")
+    apart = write_gguf(case, tmp_path / "apart.gguf", kind)
+    fused = write_gguf(case, tmp_path / "fused.gguf", kind, is_fused=True)
+    prompt = {"prompt_token_ids": case["cases"][-1]["prompt_token_ids"]}
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, logprobs=0)
+    answers = []
+    for path in (apart, fused):
+        llm = LLM(str(path), dtype="float32", skip_tokenizer_init=True, kv_cache_memory="16MiB")
+        answers.append(llm.generate([prompt], params, use_tqdm=False)[0].outputs[0].logprobs)
+    assert answers[0] == answers[1]
+
+
 def test_reranker_scores_by_yes_and_no(tmp_path: Path) -> None:
     """llama.cpp keeps the two rows of the head: the score is the probability of the first."""
     case = case_named("Qwen3ForCausalLM--0.6b-tied")

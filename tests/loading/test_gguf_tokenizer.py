@@ -99,7 +99,18 @@ def test_text_is_split_as_by_llama_cpp(pre: str) -> None:
 SAME_AS = {
     "gpt-2": ("gpt2", "phi-2", "mpt", "olmo", "jais", "exaone4", "gigachat", "trillion", "roberta-bpe"),
     "smollm": ("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
-    "llama-bpe": ("llama3", "llama-v3", "falcon3", "pixtral", "lfm2", "dbrx", "smaug-bpe", "chatglm-bpe", "glm4"),
+    "llama-bpe": (
+        "llama3",
+        "llama-v3",
+        "falcon3",
+        "pixtral",
+        "lfm2",
+        "dbrx",
+        "smaug-bpe",
+        "chatglm-bpe",
+        "glm4",
+        "glm5",
+    ),
     "qwen2": ("stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan", "grok-2"),
     "gpt-4o": ("llama4", "kanana2", "minimax-m2"),
     "deepseek-v3": ("hunyuan-dense", "joyai-llm"),
@@ -279,6 +290,21 @@ def test_unigrams(make: Made) -> None:
     assert spelled(spaces, spaces.encode(" ab  c", False)) == ["▁", "▁ab", "▁", "▁", "c"]
     bare = make(unigrams(20, table), remove_extra_whitespaces=Value(BOOL, False), add_space_prefix=Value(BOOL, False))
     assert spelled(bare, bare.encode("ab c", False)) == ["ab", "▁", "c"]
+
+
+def test_glm_takes_words_that_are_tokens_whole(make: Made) -> None:
+    tokens = [*byte_letters(), "bc", "abc", "Ġab", "<|end|>", "<|im_end|>", "<|begin|>"]
+    tokenizer = make(byte_level(262, "glm4"), add_bos_token=None, merges=texts(["b c"]), tokens=texts(tokens))
+    assert spelled(tokenizer, tokenizer.encode("abc")) == ["abc"]
+
+
+def test_pairs_of_robertas_kind_have_the_separator_twice(make: Made) -> None:
+    """As XLM-R's unigrams are converted: bos and eos around texts, and a separator, which is eos as well."""
+    marks = {"add_bos_token": Value(BOOL, True), "bos_token_id": whole(0), "seperator_token_id": whole(1)}
+    tokenizer = make(unigrams(20, charsmap({"Ａ": "a"})), **marks)
+    first, second = tokenizer.encode("ab", False), tokenizer.encode("c", False)
+    assert tokenizer.encode("ab") == [0, *first, 1]
+    assert tokenizer.encode_pair("ab", "c") == [0, *first, 1, 1, *second, 1]
 
 
 def test_wordpieces(make: Made) -> None:
