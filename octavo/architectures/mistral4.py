@@ -1,11 +1,14 @@
 """Mistral Small 4 (Mistral AI 2026): DeepSeek's latent attention whose queries grow with positions, and its experts."""
 
 from functools import partial
+from typing import Any
 
 from octavo.architectures.balanced_experts import DENSE, SPARSE, STACKED_EXPERTS, by_layer, shared_experts
 from octavo.architectures.decoder import decoder, rms_norm
 from octavo.architectures.deepseek import DEEPSEEK_NAMES
 from octavo.architectures.deepseek_v2 import LATENT, latent_attention
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
+from octavo.architectures.latent_gguf import LATENT_PARTS, latent_from_gguf
 from octavo.architectures.mistral import position_scale
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
@@ -27,7 +30,30 @@ ROPE = {
 """What a config without rope_parameters means."""
 
 
-@architecture("Mistral4ForCausalLM", about="Mistral Small 4", examples=("mistralai/Mistral-Small-4-119B-2603",))
+def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    """What a file leaves out is not done: of those made of transformers' folders, the growth of queries too."""
+    made = latent_from_gguf(shared, file)
+    scaling = {**(made["rope_scaling"] or {"rope_type": "default"}), "rope_theta": shared["rope_theta"]}
+    if beta := file.value("attention.temperature_scale"):
+        scaling["llama_4_scaling_beta"] = beta
+    return {
+        **made,
+        "rope_scaling": None,
+        "rope_parameters": scaling,
+        "rope_interleave": True,
+        "norm_topk_prob": bool(shared.get("norm_topk_prob")),
+        "routed_scaling_factor": shared.get("routed_scaling_factor") or 1.0,
+        "n_group": shared.get("n_group") or 1,
+        "topk_group": shared.get("topk_group") or 1,
+    }
+
+
+@architecture(
+    "Mistral4ForCausalLM",
+    about="Mistral Small 4",
+    examples=("mistralai/Mistral-Small-4-119B-2603",),
+    gguf=GGUFFormat("mistral4", config=_from_gguf, joined=LATENT_PARTS),
+)
 def mistral4(c: Config) -> CausalLM:
     """Groups of experts are chosen by their two best, and the weights scaled whether or not they sum to one."""
     if not c.get("rope_parameters", {}) and not c.get("rope_scaling", {}):

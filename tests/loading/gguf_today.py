@@ -197,6 +197,21 @@ def latent_sizes(c: Config) -> dict[str, Any]:
     }
 
 
+def mistral4(name: str, x: Array, c: Config) -> Named:
+    stacked = name.endswith((".experts.gate_up_proj", ".experts.down_proj"))
+    yield from latent(f"{name}.weight" if stacked else name, x, c)
+
+
+def mistral4_sizes(c: Config) -> dict[str, Any]:
+    said = c["rope_parameters"]
+    own = {
+        "attention.temperature_scale": said["llama_4_scaling_beta"],
+        "attention.temperature_length": said["original_max_position_embeddings"],
+        "rope.scaling.yarn_log_multiplier": 0.1 * said["mscale_all_dim"],
+    }
+    return {**latent_sizes(c), **own, "expert_gating_func": None}
+
+
 def kimi(name: str, x: Array, c: Config) -> Named:
     if name.endswith("conv1d.weight"):
         x = x[None, :, None]
@@ -264,6 +279,7 @@ TODAY: dict[str, Kind] = {
     "KimiLinearForCausalLM": Kind("kimi-linear", changed(kimi), kimi_sizes),
     "Lfm2ForCausalLM": Kind("lfm2", usual, lfm2),
     "Lfm2MoeForCausalLM": Kind("lfm2moe", changed(lfm2_experts), lfm2),
+    "Mistral4ForCausalLM": Kind("mistral4", changed(mistral4), mistral4_sizes),
     "MiniMaxM2ForCausalLM": Kind(
         "minimax-m2",
         usual,
@@ -302,6 +318,7 @@ CASES = [
     "Lfm2ForCausalLM--1.2b-biases",
     "Lfm2MoeForCausalLM--8b-a1b",
     "MiniMaxM2ForCausalLM--m2",
+    "Mistral4ForCausalLM--small-4",
     "Olmo2ForCausalLM--7b",
     "Olmo3ForCausalLM--7b",
     "Qwen2_5_VLForConditionalGeneration--7b-text",
