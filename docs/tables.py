@@ -16,6 +16,8 @@ sys.path.insert(0, str(ROOT))
 
 from octavo.architectures import find_architecture  # noqa: E402
 from octavo.cli.models import inputs_of, markdown  # noqa: E402
+from octavo.loading.formats import QUANTIZED  # noqa: E402
+from octavo.loading.formats.quantized import QuantizedWeights  # noqa: E402
 from octavo.media.processor import Processor  # noqa: E402
 from octavo.parts import PagedKV  # noqa: E402
 from tests.golden import CASES, config_of, read_case  # noqa: E402
@@ -26,6 +28,8 @@ PLACES = {
 }
 CONFORMANCE = ROOT / "octavo" / "architectures" / "conformance.json"
 MARKED = re.compile(r"(<!-- models: made by `make docs` -->\n).*?(<!-- end of models -->)", re.DOTALL)
+PRECISION = ROOT / "docs" / "precision.md"
+FORMATS = re.compile(r"(<!-- formats: made by `make docs` -->\n).*?(<!-- end of formats -->)", re.DOTALL)
 
 
 def conformance() -> str:
@@ -48,8 +52,19 @@ def conformance() -> str:
     return json.dumps(rows, indent=1) + "\n"
 
 
+def formats() -> str:
+    """The table of formats of quantized checkpoints."""
+    lines = ["| `quant_method` | what is read | computed with as |", "| --- | --- | --- |"]
+    for method, format in sorted(QUANTIZED.items()):
+        if isinstance(format, type) and issubclass(format, QuantizedWeights):
+            lines.append(f"| {method} | {format.reads} | {format.held} |")
+    return "\n".join(lines) + "\n"
+
+
 def with_table(place: Path) -> str:
     """A document with its marked place filled. Raises ValueError if it has none."""
+    if place == PRECISION:
+        return FORMATS.sub(lambda m: f"{m[1]}{formats()}{m[2]}", place.read_text())
     filled, count = MARKED.subn(lambda m: f"{m[1]}{markdown(*PLACES[place])}\n{m[2]}", place.read_text())
     if count != 1:
         raise ValueError(f"{place} has no place for the table of models")
@@ -58,5 +73,5 @@ def with_table(place: Path) -> str:
 
 if __name__ == "__main__":
     CONFORMANCE.write_text(conformance())
-    for place in PLACES:
+    for place in (*PLACES, PRECISION):
         place.write_text(with_table(place))

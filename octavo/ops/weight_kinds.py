@@ -28,3 +28,7 @@ class WeightKind(IntEnum):
     U8_128 = 1004
     NVFP4 = 1005
     """Codes of e2m1, with a float16 scale for each 16 columns, and a float32 factor of half of these for each 64."""
+    E4M3 = 1006
+    """Floats of 8 bits, with a float32 scale for each 128 columns."""
+    NF4 = 1007
+    """Codes of 4 bits into bitsandbytes' table of normal floats, with a float32 scale for each 64 columns."""

@@ -26,8 +26,7 @@ from tests.test_golden import agrees, answers, opened
 AWQ, GPTQ, FP8 = "LlamaForCausalLM--awq-gemm-128", "Qwen2ForCausalLM--gptq-4bit-asym-v1", "Qwen2ForCausalLM--fp8-block"
 CT, NF4 = "LlamaForCausalLM--ct-w4a16", "LlamaForCausalLM--bnb-nf4-nested"
 Q_PROJ = "model.layers.0.self_attn.q_proj"
-WIDENED = {NF4, FP8, "LlamaForCausalLM--fp8-static", "LlamaForCausalLM--gptq-4bit-32-desc-act"}
-WIDENED |= {"Qwen2ForCausalLM--ct-fp8-dynamic", "Qwen2ForCausalLM--ct-fp8-static"}
+WIDENED = {"LlamaForCausalLM--gptq-4bit-32-desc-act"}
 """Cases whose weights no kind holds."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "float32": {},

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from octavo.loading.formats.codes import FP4, Codes
+from octavo.loading.formats.codes import FP4, NF4, Codes
 from octavo.ops.stored_rows import StoredRows
 from octavo.ops.weight_kinds import WeightKind
 
@@ -20,7 +20,9 @@ def stored_rows(codes: Codes) -> StoredRows | None:
     if codes.groups is not None or not codes.shape[0]:
         return None
     if codes.table is not None:
-        return _nvfp4(codes) if codes.table.tolist() == list(FP4) else None
+        return _nvfp4(codes) if codes.table.tolist() == list(FP4) else _nf4(codes)
+    if codes.numbers.dtype == torch.float8_e4m3fn:
+        return _e4m3(codes)
     if codes.numbers.dtype == torch.uint8:
         return _four_bits(codes) if int(codes.numbers.max()) < 16 else _eight_bits(codes)
     return _eight_bits(codes) if codes.numbers.dtype == torch.int8 else None
@@ -65,6 +67,24 @@ def _nvfp4(codes: Codes) -> StoredRows | None:
     numbers = _padded(codes.numbers, 4 * FP4_GROUP)
     parts = [header, four.contiguous().view(torch.uint8), numbers[..., 0::2] | numbers[..., 1::2] << 4]
     return StoredRows(WeightKind.NVFP4, codes.shape[1], torch.cat(parts, dim=-1).flatten(1))
+
+
+def _e4m3(codes: Codes) -> StoredRows | None:
+    size, numbers = _columns(codes, {128: WeightKind.E4M3}), codes.numbers.view(torch.uint8)
+    if size is None or codes.zeros is not None or codes.added is not None or bool((numbers & 127 == 127).any()):
+        return None  # the last of these: a NaN
+    header = _spread(codes, codes.row_scales(), size).unsqueeze(-1)
+    return _rows(WeightKind.E4M3, codes, header, _padded(numbers, size))
+
+
+def _nf4(codes: Codes) -> StoredRows | None:
+    assert codes.table is not None
+    size = _columns(codes, {64: WeightKind.NF4})
+    if size is None or codes.zeros is not None or codes.added is not None or codes.table.tolist() != list(NF4):
+        return None
+    numbers = _padded(codes.numbers, size)
+    header = _spread(codes, codes.row_scales(), size).unsqueeze(-1)
+    return _rows(WeightKind.NF4, codes, header, numbers[..., 0::2] | numbers[..., 1::2] << 4)
 
 
 def _power_of_two(scales: Tensor) -> float:

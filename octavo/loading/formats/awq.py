@@ -22,6 +22,8 @@ class AWQWeights(QuantizedWeights):
     """
 
     name = "awq"
+    reads = "4 bits, gemm and gemv layouts, groups of any size"
+    held = "4-bit codes with a float32 scale and low for each 32, 64 or 128"
     of_weight = ("qweight", "qzeros", "scales")
     inputs_first = True
 

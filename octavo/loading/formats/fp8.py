@@ -17,6 +17,8 @@ class FP8Weights(QuantizedWeights):
     """
 
     name = "fp8"
+    reads = "e4m3 with a scale for the tensor, each row, or blocks"
+    held = "8-bit floats with a float32 scale for each 128"
     of_weight = ("weight_scale", "weight_scale_inv")
     beside: ClassVar[tuple[str, ...]] = (
         *("input_scale", "activation_scale", "input_scale_ub"),

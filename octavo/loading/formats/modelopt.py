@@ -15,6 +15,8 @@ class ModelOptWeights(FP8Weights):
     """As FP8; where there is a `weight_scale_2`, `weight` holds pairs of e2m1, and both scales are multiplied with."""
 
     name = "modelopt"
+    reads = "FP8 by tensor, NVFP4"
+    held = "8-bit floats, or e2m1 with a float16 scale for each 16 (NVFP4)"
     beside = (*FP8Weights.beside, "weight_scale_2")
     refused = ("pre_quant_scale",)
 

@@ -31,6 +31,10 @@ class QuantizedWeights(PlainWeights):
     """
 
     as_stored = True
+    reads: ClassVar[str]
+    """What of the format is read, for people."""
+    held: ClassVar[str]
+    """In which kinds weights are computed with, for people."""
     of_weight: ClassVar[tuple[str, ...]]
     """Suffixes by which a quantized weight is known, `weight` aside: such a module has one of them at least."""
     beside: ClassVar[tuple[str, ...]] = ()

@@ -27,6 +27,8 @@ class TorchAOWeights(QuantizedWeights):
     """
 
     name = "torchao"
+    reads = "int4, int8 and float8 in safetensors files"
+    held = "codes of 4 or 8 bits with float32 scales, 8-bit floats"
     of_weight = ("_weight_qdata",)
     beside = ("_weight_scale", "_weight_zero_point", "_weight_act_quant_scale")
     refused = ("_weight_act_pre_scale",)

@@ -8,6 +8,7 @@
 #include "formats.h"
 #include "numbers.h"
 #include "pool.h"
+#include "scaled.h"
 #include "scratch.h"
 
 namespace octavo {
@@ -109,6 +110,7 @@ void multiply_float(const Product& p);
 void multiply_quantized(const Product& p);
 
 inline bool is_float(WeightKind kind) {
+    WITH_SCALED(kind, S, return true)
     return kind == WeightKind::F32 || kind == WeightKind::F16 || kind == WeightKind::BF16;
 }
 

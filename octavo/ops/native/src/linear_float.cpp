@@ -1,4 +1,4 @@
-// Products with weights in float32, float16 and bfloat16.
+// Products with weights in float32, float16 and bfloat16, and in few bits that are widened to these.
 //
 // Blocks of rows meet blocks of panels, SLICE columns at a time: that slice of a panel stays in the first level of the
 // cache while all tiles of the block's rows pass, and theirs in the second while the panels do.
@@ -14,11 +14,19 @@ constexpr int64_t BLOCK_ROWS = 96, BLOCK_PANELS = 8;
 constexpr int64_t ROWS_AT_ONCE = 1024;  // rows that are laid out before they are multiplied
 constexpr int64_t FEW = 32;             // rows of which reading the weights takes the time
 
+// What all kinds of steps are unless they say otherwise.
+struct Step {
+    static constexpr bool PAIRS = false, SCALED = false;
+    static constexpr int COLUMNS = 1, GROUPED = GROUP;
+    static const float* scales(const uint8_t*, int64_t) { return nullptr; }
+};
+
 // What one step multiplies: a column, 4 bytes of a row of x.
 template <typename T>
-struct Columns {
-    static constexpr bool PAIRS = false, WIDENED = !std::is_same_v<T, float>;
-    static constexpr int COLUMNS = 1, BYTES = PANEL * sizeof(T);
+struct Columns : Step {
+    static constexpr bool WIDENED = !std::is_same_v<T, float>;
+    static int64_t step_bytes(int64_t steps) { return steps * PANEL * sizeof(T); }
+    static int64_t panel_bytes(int64_t columns) { return step_bytes(columns); }
     static INLINE vec weights(const uint8_t* panel, int64_t step) { return column<T>(panel, step); }
     static INLINE vec add(vec total, vec w, float x) { return fmadd(w, broadcast(x), total); }
     static int64_t padded(int64_t width) { return octavo::padded<T>(width); }
@@ -27,10 +35,12 @@ struct Columns {
 #if defined(__AVX512BF16__)
 #define HAS_PAIRS 1
 // Two columns of bfloat16, by the processor's product of pairs.
-struct Pairs {
+struct Pairs : Step {
     static constexpr bool PAIRS = true, WIDENED = false;
-    static constexpr int COLUMNS = 2, BYTES = 64;
-    static INLINE vec weights(const uint8_t* panel, int64_t step) { return load_as<vec>(panel + step * BYTES); }
+    static constexpr int COLUMNS = 2;
+    static int64_t step_bytes(int64_t steps) { return steps * 64; }
+    static int64_t panel_bytes(int64_t columns) { return columns * 32; }
+    static INLINE vec weights(const uint8_t* panel, int64_t step) { return load_as<vec>(panel + step * 64); }
     static INLINE vec add(vec total, vec w, float x) {
         return (vec)_mm512_dpbf16_ps((__m512)total, (__m512bh)w, (__m512bh)_mm512_set1_ps(x));
     }
@@ -41,26 +51,52 @@ struct Pairs {
 using Pairs = Columns<bf16>;
 #endif
 
+// A column of codes of few bits, of which each group has a scale.
+template <typename F>
+struct ScaledColumns : Columns<float> {
+    static constexpr bool WIDENED = true, SCALED = true;
+    static constexpr int GROUPED = F::GROUPED;
+    static int64_t step_bytes(int64_t steps) { return F::code_bytes(steps); }
+    static int64_t panel_bytes(int64_t columns) { return F::panel_bytes(columns); }
+    static INLINE const float* scales(const uint8_t* panel, int64_t columns) { return F::scales(panel, columns); }
+    static INLINE vec weights(const uint8_t* panel, int64_t step) { return F::weights(panel, step); }
+    static int64_t padded(int64_t width) { return F::padded(width); }
+};
+
+// A column that has been widened to floats, with the scales that it has otherwise.
+template <typename S>
+struct Wide : Columns<float> {
+    static constexpr bool SCALED = S::SCALED;
+    static constexpr int GROUPED = S::GROUPED;
+};
+
 template <typename S>
 constexpr int64_t STEPS = SLICE / S::COLUMNS;
 
-// R rows, STEPS apart, with a slice of a panel: `sums` gets each group's sum in turn. What lies at `ahead` is asked for.
+// R rows, STEPS apart, with a slice of a panel: `sums` gets each group's sum in turn, times its scale where there are
+// any. What lies at `ahead` is asked for.
 template <typename S, int R>
-void multiply(const uint8_t* panel, const uint8_t* ahead, const float* x, int64_t steps, vec* sums) {
-    constexpr int64_t group = GROUP / S::COLUMNS;
+void multiply(const uint8_t* panel, const float* scales, const uint8_t* ahead, const float* x, int64_t steps, vec* sums) {
+    constexpr int64_t group = S::GROUPED / S::COLUMNS;
     for (int64_t first = 0; first < steps; first += group) {
         const int64_t last = std::min(first + group, steps);
         vec total[R];
         clear(total);
 #pragma GCC unroll 4
         for (int64_t k = first; k < last; ++k) {
-            __builtin_prefetch(ahead + k * S::BYTES);
+            __builtin_prefetch(ahead + S::step_bytes(k));
             const vec w = S::weights(panel, k);
 #pragma GCC unroll 16
             for (int r = 0; r < R; ++r) total[r] = S::add(total[r], w, x[r * STEPS<S> + k]);
         }
+        if constexpr (S::SCALED) {
+            const vec scale = load(scales + first / group * PANEL);
 #pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) sums[r] += total[r];
+            for (int r = 0; r < R; ++r) sums[r] = fmadd(total[r], scale, sums[r]);
+        } else {
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) sums[r] += total[r];
+        }
     }
 }
 
@@ -115,8 +151,11 @@ private:
         for (int64_t step = 0; step < steps_; step += slice) {
             const float* x = x_ + step * rows_ + row * STEPS<S>;
             for (int64_t i = 0; i < count; ++i) {
-                const uint8_t* of = p_.weight + (panel + i / halves + i % halves * panels_) * (steps_ * S::BYTES);
-                tiles(of + step * S::BYTES, x, rows, std::min(slice, steps_ - step), sums + i * rows);
+                const uint8_t* of =
+                    p_.weight + (panel + i / halves + i % halves * panels_) * S::panel_bytes(columns_);
+                const float* scales = S::scales(of, columns_);
+                if (S::SCALED) scales += step / S::GROUPED * PANEL;
+                tiles(of + S::step_bytes(step), scales, x, rows, std::min(slice, steps_ - step), sums + i * rows);
             }
         }
         for (int64_t r = 0; r < rows; ++r) {
@@ -128,27 +167,29 @@ private:
     }
 
     // All rows of a block with a slice of a panel.
-    static void tiles(const uint8_t* slice, const float* x, int64_t rows, int64_t steps, vec* sums) {
+    static void tiles(
+        const uint8_t* slice, const float* scales, const float* x, int64_t rows, int64_t steps, vec* sums) {
         if (S::WIDENED && rows > 2 * MOST) {
             // Once for all tiles.
             alignas(64) float wide[SLICE * PANEL];
             for (int64_t k = 0; k < steps; ++k) {
-                __builtin_prefetch(slice + k * S::BYTES + AHEAD);
+                __builtin_prefetch(slice + S::step_bytes(k) + AHEAD);
                 store(wide + k * PANEL, S::weights(slice, k));
             }
             const auto* panel = reinterpret_cast<const uint8_t*>(wide);
-            pass<Columns<float>>(panel, panel, x, rows, steps, sums);
+            pass<Wide<S>>(panel, scales, panel, x, rows, steps, sums);
         } else {
-            pass<S>(slice, slice + AHEAD, x, rows, steps, sums);
+            pass<S>(slice, scales, slice + AHEAD, x, rows, steps, sums);
         }
     }
 
     template <typename Step>
-    static void pass(const uint8_t* slice, const uint8_t* ahead, const float* x, int64_t rows, int64_t steps, vec* sums) {
+    static void pass(const uint8_t* slice, const float* scales, const uint8_t* ahead, const float* x, int64_t rows,
+                     int64_t steps, vec* sums) {
         for (int64_t r = 0, size; r < rows; r += size, ahead = slice) {
             size = next_rows(rows - r, MOST);
             with_rows<MOST>(static_cast<int>(size), [&](auto of) {
-                multiply<Step, decltype(of)::value>(slice, ahead, x + r * STEPS<Step>, steps, sums + r);
+                multiply<Step, decltype(of)::value>(slice, scales, ahead, x + r * STEPS<Step>, steps, sums + r);
             });
         }
     }
@@ -168,6 +209,7 @@ void product(const Product& p) {
 }  // namespace
 
 void multiply_float(const Product& p) {
+    WITH_SCALED(p.kind, F, return product<ScaledColumns<F>>(p))
     switch (p.kind) {
         case WeightKind::F16: return product<Columns<f16>>(p);
         case WeightKind::BF16:

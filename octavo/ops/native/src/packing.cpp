@@ -57,6 +57,37 @@ void pack_quantized(const uint8_t* source, int64_t rows, int64_t width, uint8_t*
     });
 }
 
+// Rows of units into panels of codes and scales.
+template <typename F>
+void pack_scaled(const uint8_t* source, int64_t rows, int64_t columns, uint8_t* packed) {
+    const int64_t panels = (rows + PANEL - 1) / PANEL, bytes = F::panel_bytes(columns), units = columns / F::GROUPED;
+    parallel(panels, even_grain(panels, 4), [&](int64_t first, int64_t last) {
+        for (int64_t panel = first; panel < last; ++panel) {
+            uint8_t* to = packed + panel * bytes;
+            std::memset(to, 0, bytes);
+            auto* scales = const_cast<float*>(F::scales(to, columns));
+            for (int64_t o = 0; o < std::min<int64_t>(PANEL, rows - panel * PANEL); ++o) {
+                const uint8_t* unit = source + (panel * PANEL + o) * units * F::UNIT_BYTES;
+                for (int64_t u = 0; u < units; ++u, unit += F::UNIT_BYTES) {
+                    float scale;
+                    std::memcpy(&scale, unit, 4);
+                    scales[u * PANEL + o] = scale * F::FACTOR;
+                    for (int64_t k = 0; k < F::GROUPED; ++k) F::put(to, u * F::GROUPED + k, o, unit + 4, k);
+                }
+            }
+        }
+    });
+}
+
+template <typename F>
+void unpack_scaled_row(const uint8_t* packed, int64_t row, int64_t columns, float* out) {
+    const uint8_t* panel = packed + row / PANEL * F::panel_bytes(columns);
+    const float* scales = F::scales(panel, columns) + row % PANEL;
+    for (int64_t k = 0; k < columns; ++k) {
+        out[k] = F::weights(panel, k)[static_cast<int>(row % PANEL)] * scales[k / F::GROUPED * PANEL];
+    }
+}
+
 // One row of a packed weight as floats, `columns` of them.
 template <typename F>
 void unpack_row(const uint8_t* packed, int64_t row, int64_t columns, float* out) {
@@ -90,6 +121,7 @@ void unpack_float_row(const uint8_t* packed, int64_t row, int64_t width, float* 
 }
 
 void unpack_any(WeightKind kind, const uint8_t* packed, int64_t row, int64_t width, std::vector<float>& out) {
+    WITH_SCALED(kind, F, return unpack_scaled_row<F>(packed, row, F::padded(width), out.data()))
     switch (kind) {
         case WeightKind::F32: return unpack_float_row<float>(packed, row, width, out.data());
         case WeightKind::F16: return unpack_float_row<f16>(packed, row, width, out.data());
@@ -137,11 +169,13 @@ void round_q4(const float* x, int64_t width, int64_t columns, uint8_t* out) {
 }
 
 int64_t columns_of(WeightKind kind, int64_t width) {
+    WITH_SCALED(kind, F, return F::padded(width))
     WITH_FORMAT(kind, F, return round_up(width, F::UNIT))
     return kind == WeightKind::BF16 ? round_up(width, 2) : width;
 }
 
 int64_t stored_row_bytes(WeightKind kind, int64_t width) {
+    WITH_SCALED(kind, F, return F::padded(width) / F::GROUPED * F::UNIT_BYTES)
     WITH_FORMAT(kind, F, return file_row_bytes<F>(round_up(width, F::UNIT)))
     return width * (kind == WeightKind::F32 ? 4 : 2);
 }
@@ -181,6 +215,7 @@ OPERATION(table_rows) {
 FUNCTION(packed_bytes) {
     const int64_t panels = (a.rows + PANEL - 1) / PANEL, columns = columns_of(a.kind, a.inputs);
     WITH_FORMAT(a.kind, F, return panels * panel_bytes<F>(columns))
+    WITH_SCALED(a.kind, F, return panels * F::panel_bytes(columns))
     return panels * columns * PANEL * (a.kind == WeightKind::F32 ? 4 : 2);
 }
 
@@ -193,7 +228,9 @@ OPERATION(pack) {
         case WeightKind::BF16: return pack_float(static_cast<const bf16*>(a.source), a.rows, a.inputs, a.packed);
         default: {
             const auto* source = static_cast<const uint8_t*>(a.source);
-            WITH_FORMAT(a.kind, F, pack_quantized<F>(source, a.rows, columns_of(a.kind, a.inputs), a.packed))
+            const int64_t columns = columns_of(a.kind, a.inputs);
+            WITH_FORMAT(a.kind, F, pack_quantized<F>(source, a.rows, columns, a.packed))
+            WITH_SCALED(a.kind, F, pack_scaled<F>(source, a.rows, columns, a.packed))
         }
     }
 }

@@ -1,0 +1,105 @@
+// Weights of few bits that no whole numbers stand for: floats of 8 bits, and codes of 4 that are places in a table of
+// floats. They are widened as they meet rows of floats, and a group's sum is times the scale of its output.
+//
+// A packed weight is a row of panels of 16 outputs: codes column by column, those of 4 bits in pairs of columns, the
+// first in the low halves; then the float32 scales `[groups][16]`. A row as it is stored is units of GROUPED columns:
+// a float32 scale, then codes, of 4 bits the first in the low half.
+#pragma once
+
+#include "numbers.h"
+
+namespace octavo {
+
+// What both have in common; BITS of a code.
+template <int BITS, int COLUMNS>
+struct ScaledCodes {
+    static constexpr int GROUPED = COLUMNS;
+    static constexpr int64_t UNIT_BYTES = 4 + COLUMNS * BITS / 8;
+
+    static int64_t padded(int64_t width) { return round_up(width, COLUMNS); }
+    static int64_t code_bytes(int64_t columns) { return columns * PANEL * BITS / 8; }
+    static int64_t panel_bytes(int64_t columns) { return code_bytes(columns) + columns / COLUMNS * PANEL * 4; }
+    static INLINE const float* scales(const uint8_t* panel, int64_t columns) {
+        return reinterpret_cast<const float*>(panel + code_bytes(columns));
+    }
+    // Puts a code of a row's unit into a panel that began as zero.
+    static void put(uint8_t* panel, int64_t column, int64_t output, const uint8_t* codes, int64_t within) {
+        if (BITS == 8) {
+            panel[column * PANEL + output] = codes[within];
+        } else {
+            const int code = codes[within / 2] >> within % 2 * 4 & 15;
+            panel[column / 2 * PANEL + output] |= static_cast<uint8_t>(code << column % 2 * 4);
+        }
+    }
+};
+
+// Floats of 8 bits: 4 of exponent, 3 of mantissa. As float16 with the same bits they are a 256th of what they are, and
+// their scales are packed times 256.
+struct E4M3 : ScaledCodes<8, 128> {
+    static constexpr float FACTOR = 256.0f;
+
+    static INLINE vec weights(const uint8_t* panel, int64_t column) {
+        const uint8_t* p = panel + column * PANEL;
+#if defined(__AVX512BW__)
+        const __m256i wide = _mm256_cvtepi8_epi16(load_as<__m128i>(p));
+        return (vec)_mm512_cvtph_ps(_mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16(-16512)));
+#elif defined(__AVX2__) && defined(__F16C__)
+        const auto half = [](const uint8_t* bytes) {
+            const __m128i wide = _mm_cvtepi8_epi16(_mm_loadu_si64(bytes));
+            return (reg)_mm256_cvtph_ps(_mm_and_si128(_mm_slli_epi16(wide, 7), _mm_set1_epi16(-16512)));
+        };
+        return {half(p), half(p + 8)};
+#else
+        const hvec bits = convert<uint16_t>(load_as<Lanes<uint8_t, LANES>>(p));
+        return widen((bits & uint16_t(0x7f)) << 7 | (bits & uint16_t(0x80)) << 8, static_cast<const f16*>(nullptr));
+#endif
+    }
+};
+
+// Codes of 4 bits into a table.
+struct Table4 : ScaledCodes<4, 64> {
+    static constexpr float FACTOR = 1.0f;
+
+    static INLINE vec look_up(const uint8_t* panel, int64_t column, const float* table) {
+        const uint8_t* p = panel + column / 2 * PANEL;
+        const int at = static_cast<int>(column % 2) * 4;
+#if defined(__AVX512F__)
+        const __m512i codes = _mm512_srli_epi32(_mm512_cvtepu8_epi32(load_as<__m128i>(p)), at);
+        return (vec)_mm512_permutexvar_ps(codes, (__m512)load(table));  // which takes the lowest 4 bits
+#elif defined(__AVX2__)
+        const auto half = [&](const uint8_t* bytes) {
+            const __m256i codes = _mm256_srli_epi32(_mm256_cvtepu8_epi32(_mm_loadu_si64(bytes)), at);
+            const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), codes);
+            const __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), codes);
+            return (reg)_mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28)));
+        };
+        return {half(p), half(p + 8)};
+#else
+        float values[PANEL];
+        for (int o = 0; o < PANEL; ++o) values[o] = table[p[o] >> at & 15];
+        return load(values);
+#endif
+    }
+};
+
+// bitsandbytes' normal floats: the middles of 16 parts of a normal distribution, over the largest (Dettmers et al. 2023).
+struct NF4 : Table4 {
+    static INLINE vec weights(const uint8_t* panel, int64_t column) {
+        static constexpr float VALUES[16] = {
+            -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
+            -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,
+            0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f,
+            0.7229568362236023f, 1.0f};
+        return look_up(panel, column, VALUES);
+    }
+};
+
+// Its last argument with S as the layout of such a WeightKind, which is only known when called.
+#define WITH_SCALED(kind, S, ...)                                                       \
+    switch (kind) {                                                                     \
+        case octavo::WeightKind::E4M3: { using S = octavo::E4M3; __VA_ARGS__; break; }  \
+        case octavo::WeightKind::NF4: { using S = octavo::NF4; __VA_ARGS__; break; }    \
+        default: break;                                                                 \
+    }
+
+}  // namespace octavo
