@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -62,7 +63,7 @@ class TensorPart(TensorSource):
             return None if rows is None else of_floats(cut(rows.data, self.shard))
         if self.shard.columns is not None:  # where blocks of them begin is for the source to know
             return None
-        return StoredRows(rows.kind, rows.width, cut(rows.data, self.shard))
+        return replace(rows, data=cut(rows.data, self.shard))
 
 
 def cut(tensor: Tensor, shard: Shard) -> Tensor:
@@ -92,7 +93,7 @@ class TransformedTensor(TensorSource):
         if rows is None or rows.data.is_floating_point():
             return None if rows is None else of_floats(self.transform(rows.data))
         order = _row_order(self.transform, self.source.shape)
-        return None if order is None else StoredRows(rows.kind, rows.width, rows.data[order])
+        return None if order is None else replace(rows, data=rows.data[order])
 
     def part(self, shard: Shard) -> TensorSource:
         if (order := _row_order(self.transform, self.source.shape)) is not None:

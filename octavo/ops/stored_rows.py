@@ -18,6 +18,14 @@ class StoredRows:
     width: int
     data: Tensor
     """[outputs, bytes of a row] uint8, or [outputs, width] of a float kind."""
+    order: Tensor | None = None
+    """[width] which column of the weight each of these is; None where they are in order."""
+
+    def lies_like(self, other: "StoredRows") -> bool:
+        """Whether rows of both can be one packed weight's."""
+        if self.kind != other.kind or self.order is None or other.order is None:
+            return self.kind == other.kind and self.order is other.order
+        return bool(torch.equal(self.order, other.order))
 
 
 def of_floats(weight: Tensor) -> StoredRows:

@@ -1,5 +1,6 @@
 """Products with every kind of weight: right, and the same bits for a row whatever the rows around it."""
 
+from dataclasses import replace
 from operator import attrgetter
 
 import pytest
@@ -262,3 +263,26 @@ def test_each_head_has_its_own_weight(
     torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
     for rows in (1, 3, 11):
         assert torch.equal(linear(x[:rows], dtype), got[:rows])
+
+
+@pytest.mark.parametrize("kind", [WeightKind.U4_32, WeightKind.Q8_0, WeightKind.E4M3], ids=attrgetter("name"))
+def test_columns_in_another_order(native: NativeBackend, kind: WeightKind, generator: torch.Generator) -> None:
+    """As if rows came in the weight's order; experts' orders differ."""
+    width = width_for(kind, 192)
+    weights, x = (
+        [random_rows(kind, 24, width, generator)[0] for _ in range(3)],
+        torch.randn(9, width, generator=generator),
+    )
+    orders = [torch.randperm(width, generator=generator) for _ in weights]
+    ordered = [native.stored_linear([replace(w, order=o)]) for w, o in zip(weights, orders, strict=True)]
+    for weight, order, of in zip(weights, orders, ordered, strict=True):
+        plain = native.stored_linear([weight])
+        assert torch.equal(of(x), plain(x[:, order]))
+        rows = of.rows(torch.arange(24), torch.float32)
+        assert torch.equal(rows[:, order], plain.rows(torch.arange(24), torch.float32))
+    chosen = torch.randint(0, 3, (9, 2), generator=generator)
+    together = native.experts(ordered)(x, chosen)
+    want = torch.stack([ordered[int(e)](x[i : i + 1])[0] for i, each in enumerate(chosen) for e in each])
+    assert torch.equal(together, want)
+    merged = native.stored_linear([replace(w, order=o) for w, o in zip(weights, orders, strict=True)])
+    assert torch.equal(merged(x), torch.cat([of(x) for of in ordered], dim=1))

@@ -1,5 +1,7 @@
 """Quantized weights as rows of the kinds that backends multiply with, where one has all of their numbers."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -17,8 +19,12 @@ FP4_GROUP = 16
 
 def stored_rows(codes: Codes) -> StoredRows | None:
     """The rows of a weight, each number as it is; None where no kind has them."""
-    if codes.groups is not None or not codes.shape[0]:
+    if not codes.shape[0]:
         return None
+    if codes.groups is not None:
+        ordered, order = codes.in_order()
+        rows = None if ordered is None else stored_rows(ordered)
+        return None if rows is None else replace(rows, order=order)
     if codes.table is not None:
         return _nvfp4(codes) if codes.table.tolist() == list(FP4) else _nf4(codes)
     if codes.numbers.dtype == torch.float8_e4m3fn:

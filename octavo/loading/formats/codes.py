@@ -89,6 +89,18 @@ class Codes:
         groups = torch.arange(self.numbers.shape[1]) // self.group if self.groups is None else self.groups
         return replace(part, groups=cut(groups, columns))
 
+    def in_order(self) -> "tuple[Codes | None, Tensor]":
+        """With each group's inputs beside each other, and which input each of them is; None where groups differ in
+        size."""
+        assert self.groups is not None
+        order = torch.argsort(self.groups, stable=True)
+        count = self.scales.shape[1]
+        sizes = torch.bincount(self.groups, minlength=count)
+        size = int(sizes[0])
+        if not size or not bool((sizes[:-1] == size).all()) or int(sizes[-1]) > size:
+            return None, order
+        return replace(self, numbers=self.numbers[:, order], group=size, groups=None), order
+
     def _changed(self, change: Callable[[Tensor], Tensor], scales: Tensor) -> "Codes":
         """With what a change makes of the groups' values."""
         zeros, added = (None if values is None else change(values) for values in (self.zeros, self.added))

@@ -33,7 +33,7 @@ class CompressedTensorsWeights(QuantizedWeights):
         "pack-quantized of 1 to 8 bits with zeros and `actorder`, int8, FP8 (tensor, channel, block), NVFP4, "
         "MXFP4; groups of modules"
     )
-    held = "codes of 4 or 8 bits with float32 scales, 8-bit floats, e2m1 (NVFP4); float16 for `actorder`"
+    held = "codes of 4 or 8 bits with float32 scales, 8-bit floats, e2m1 (NVFP4)"
     of_weight = ("weight_scale", "weight_packed")
     beside = (
         *("weight_shape", "weight_zero_point", "weight_g_idx", "weight_global_scale"),

@@ -91,6 +91,7 @@ Numbers = Annotated[int, "const void*"]
 NumbersOut = Annotated[int, "void*"]
 Floats = Annotated[int, "const float*"]
 FloatsOut = Annotated[int, "float*"]
+Int32s = Annotated[int, "const int32_t*"]
 Int64s = Annotated[int, "const int64_t*"]
 Int64sOut = Annotated[int, "int64_t*"]
 Int32s = Annotated[int, "const int32_t*"]
@@ -98,6 +99,7 @@ Int32sOut = Annotated[int, "int32_t*"]
 Bytes = Annotated[int, "const uint8_t*"]
 BytesOut = Annotated[int, "uint8_t*"]
 Weights = Annotated[int, "const uint8_t* const*"]
+Orders = Annotated[int, "const int32_t* const*"]
 """Address of the addresses of several packed weights."""
 
 
@@ -359,18 +361,19 @@ class Core(Protocol):
 
     def linear(
         self, *, rows: int, x: Numbers, x_dtype: DType, x_stride: int, inputs: int, kind: WeightKind,
-        weight: Bytes, outputs: int, bias: Floats | None, out: NumbersOut, out_dtype: DType, out_stride: int,
-        activation: Activation, fine: bool,
+        weight: Bytes, order: Int32s | None, outputs: int, bias: Floats | None, out: NumbersOut, out_dtype: DType,
+        out_stride: int, activation: Activation, fine: bool,
     ) -> None:
         """`y = x @ weight.T + bias`; with an activation, `activation(y[:half]) * y[half:]` of its outputs.
 
+        `order`: the column of x that each column of the weight is multiplied with, where it is not its own.
         `fine`: where weights are quantized, rows are rounded to 16 bits instead of 8.
         """
 
     def expert_linear(
         self, *, rows: int, x: Numbers, x_dtype: DType, x_stride: int, inputs: int, kind: WeightKind,
-        top_k: int, experts: Int64s, num_experts: int, weights: Weights, outputs: int, out: NumbersOut,
-        out_dtype: DType, out_stride: int,
+        top_k: int, experts: Int64s, num_experts: int, weights: Weights, orders: Orders, outputs: int,
+        out: NumbersOut, out_dtype: DType, out_stride: int,
     ) -> None:
         """Each row of x with each of its `top_k` experts: `rows` counts results. Numbers of no expert are skipped."""
 
@@ -394,8 +397,8 @@ class Core(Protocol):
         """Rows as `pack` takes them, rounded to Q8_0 or Q4_1."""
 
     def weight_rows(
-        self, *, rows: int, ids: Int64s, first: int, count: int, kind: WeightKind, weight: Bytes, inputs: int,
-        out: NumbersOut, out_dtype: DType, scale: float,
+        self, *, rows: int, ids: Int64s, first: int, count: int, kind: WeightKind, weight: Bytes,
+        order: Int32s | None, inputs: int, out: NumbersOut, out_dtype: DType, scale: float,
     ) -> None:
         """Rows `ids - first` of a packed weight of `count` rows, times `scale`; zeros for ids of none."""
 

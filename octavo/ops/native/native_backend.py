@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -122,8 +121,13 @@ class NativeBackend(NativeRecurrent):
         return self.stored_linear([of_floats(weight)])
 
     def stored_linear(self, parts: Sequence[StoredRows], fine: bool = False) -> NativeLinear:
-        by_kind = [list(alike) for _, alike in groupby(parts, key=lambda part: part.kind)]
-        return NativeLinear([pack(self.library, alike, self._memory) for alike in by_kind], fine)
+        alike = list[list[StoredRows]]()
+        for part in parts:
+            if alike and part.lies_like(alike[-1][0]):
+                alike[-1].append(part)
+            else:
+                alike.append([part])
+        return NativeLinear([pack(self.library, rows, self._memory) for rows in alike], fine)
 
     def quantize(self, weight: Tensor, kind: WeightKind) -> StoredRows:
         return quantize(self.library, weight, kind)

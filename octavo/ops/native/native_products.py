@@ -44,7 +44,11 @@ class NativeExperts:
         self.library, self.experts = library, experts
         self.outputs = experts[0].outputs
         by_part = zip(*(e.parts for e in experts), strict=True)
-        self._tables = [torch.tensor([p.data.data_ptr() for p in parts]) for parts in by_part]
+        self._tables = [
+            torch.tensor([[p.data.data_ptr() for p in parts], [p.order_address or 0 for p in parts]])
+            for parts in by_part
+        ]
+        """Of each part, where the experts' weights are, and their orders."""
 
     def __call__(self, x: Tensor, chosen: Tensor) -> Tensor:
         if x.stride(1) != 1:
@@ -68,7 +72,8 @@ class NativeExperts:
                 top_k=out.shape[0] // max(1, x.shape[0]),
                 experts=chosen,
                 num_experts=len(self.experts),
-                weights=table.data_ptr(),
+                weights=table[0].data_ptr(),
+                orders=table[1].data_ptr(),
                 outputs=part.outputs,
                 out=out.data_ptr() + first * out.element_size(),
                 out_dtype=DTYPES[out.dtype],

@@ -25,6 +25,13 @@ class PackedWeight:
     width: int
     data: Tensor
     """[bytes] uint8"""
+    order: Tensor | None = None
+    """[width] int32: the columns of rows that its own are multiplied with, where these are not in order."""
+
+    @property
+    def order_address(self) -> int | None:
+        """Of the order, for the core."""
+        return None if self.order is None else self.order.data_ptr()
 
     def rows_from(self, first: int, count: int) -> "PackedWeight":
         """`count` of the outputs, whole panels, from the first of a panel on; in the same memory."""
@@ -56,6 +63,7 @@ class PackedWeight:
             inputs=self.width,
             kind=self.kind,
             weight=self.data.data_ptr(),
+            order=self.order_address,
             outputs=self.outputs,
             bias=None if bias is None else bias.data_ptr() + first * bias.element_size(),
             out=out.data_ptr() + first * out.element_size(),
@@ -76,6 +84,7 @@ class PackedWeight:
             count=self.outputs,
             kind=self.kind,
             weight=self.data.data_ptr(),
+            order=self.order_address,
             inputs=self.width,
             out=out.data_ptr(),
             out_dtype=DTYPES[dtype],
@@ -85,18 +94,19 @@ class PackedWeight:
 
 
 def pack(library: Library, parts: Sequence[StoredRows], arena: Arena) -> PackedWeight:
-    """Lay rows of one kind out for computing, in memory of `arena`. Their own may be given up afterwards."""
+    """Lay rows of one kind and order out for computing, in memory of `arena`. Their own may be given up afterwards."""
     kind, inputs, outputs = parts[0].kind, parts[0].width, sum(len(part.data) for part in parts)
     packed = arena.bytes(library.core.packed_bytes(kind=kind, rows=outputs, inputs=inputs))
     if any(len(part.data) % PANEL for part in parts[:-1]):  # a panel has outputs of two
-        parts = [StoredRows(kind, inputs, torch.cat([part.data for part in parts]))]
+        parts = [replace(parts[0], data=torch.cat([part.data for part in parts]))]
     first = 0
     for part in parts:
         rows, data = len(part.data), part.data.contiguous()
         address = packed.data_ptr() + library.core.packed_bytes(kind=kind, rows=first, inputs=inputs)
         library.core.pack(rows=rows, source=data.data_ptr(), inputs=inputs, kind=kind, packed=address)
         first += rows
-    return PackedWeight(library, kind, outputs, inputs, packed)
+    order = parts[0].order
+    return PackedWeight(library, kind, outputs, inputs, packed, None if order is None else order.int().contiguous())
 
 
 def quantize(library: Library, weight: Tensor, kind: WeightKind) -> StoredRows:

@@ -45,6 +45,7 @@ OPERATION(expert_linear) {
         if (ends[e] == first) continue;
         p.rows = ends[e] - first;
         p.weight = a.weights[e];
+        p.order = a.orders[e];
         p.sources = sources.data() + first;
         p.targets = targets.data() + first;
         multiply(p);

@@ -92,11 +92,14 @@ INLINE void emit(const Product& p, int64_t row, int64_t panel, vec value, vec ot
     })
 }
 
-// Row `row` of x as floats; zero up to `room`.
+// Row `row` of x as floats, in the weight's order; zero up to `room`.
 INLINE void read_row(const Product& p, int64_t row, float* to, int64_t room) {
     WITH_TYPE(p.x_dtype, T, {
         const T* x = static_cast<const T*>(p.x) + p.source(row) * p.x_stride;
         int64_t i = 0;
+        if (p.order != nullptr) {
+            for (; i < p.inputs; ++i) to[i] = as_float(x[p.order[i]]);
+        }
         for (; i + LANES <= p.inputs; i += LANES) store(to + i, load(x + i));
         if (i < p.inputs) {
             const int rest = static_cast<int>(p.inputs - i);

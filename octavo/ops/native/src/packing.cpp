@@ -191,6 +191,10 @@ OPERATION(weight_rows) {
                 std::fill(row.begin(), row.end(), 0.0f);
             } else {
                 unpack_any(a.kind, a.weight, id, a.inputs, row);
+                if (a.order != nullptr) {
+                    const std::vector<float> ordered = row;
+                    for (int64_t i = 0; i < a.inputs; ++i) row[a.order[i]] = ordered[i];
+                }
             }
             WITH_TYPE(a.out_dtype, T, {
                 T* out = row_of<T>(a.out, r, a.inputs);
