@@ -47,6 +47,14 @@ class TensorInMemory(TensorSource):
         return self.tensor
 
 
+class ExpertStack(TensorSource):
+    """A weight of each expert, `[experts, inputs, outputs]`, that is read expert by expert."""
+
+    @abstractmethod
+    def expert(self, number: int) -> TensorSource:
+        """One expert's weight, `[outputs, inputs]`."""
+
+
 class TensorPart(TensorSource):
     """A part of a tensor that is read as a whole and cut. Where `read` maps a file, only the part's pages are used."""
 

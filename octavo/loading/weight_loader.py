@@ -3,9 +3,10 @@
 import math
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol, cast
 
 import torch
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from octavo.errors import CheckpointError, shorten
 from octavo.loading.formats import WeightFormat
 from octavo.loading.precision import Precision
-from octavo.loading.tensor_source import TensorInMemory, TensorSource, TransformedTensor
+from octavo.loading.tensor_source import ExpertStack, TensorInMemory, TensorSource, TransformedTensor
 from octavo.ops import Backend, StoredRows
 from octavo.ops.host_memory import give_back
 from octavo.ops.stored_rows import FLOATS, of_floats
@@ -262,10 +263,10 @@ class WeightLoader:
 
     def _of_stack(self, name: str, source: TensorSource, into: Into, problems: _Problems) -> Iterator[_Place]:
         """Where the parts of a tensor go that stacks one for each expert."""
-        for e, tensor in enumerate(_unstacked(source, into)):
+        for e, own in enumerate(_unstacked(source, into)):
             expert = Into(into.path.replace("{e}", str(e)))
             with self._lock:
-                place = self._locate(f"{name}[{e}]", TensorInMemory(tensor), expert, problems)
+                place = self._locate(f"{name}[{e}]", own, expert, problems)
             if place is not None:
                 yield place
 
@@ -354,13 +355,22 @@ def _taken(slot: WeightSlot, segment: str | None) -> tuple[Ranges | None, slice]
     return tuple(taken) or ((0, 0),), slice(first, end)
 
 
-def _unstacked(source: TensorSource, into: Into) -> Iterator[Tensor]:
+def _unstacked(source: TensorSource, into: Into) -> Iterator[TensorSource]:
     """The tensors that one stacks, read one by one where it is stored as it is."""
-    if into.transform is not None:
-        yield from into.transform(source.read())
-        return
-    for e in range(source.shape[0]):
-        yield source.part(Shard(((e, e + 1),))).read()[0]
+    if isinstance(source, ExpertStack):
+        change = Tensor.t if into.transform is None else partial(_of_one_expert, into.transform)
+        for e in range(source.shape[0]):
+            yield TransformedTensor(source.expert(e), change)
+    elif into.transform is not None:
+        yield from map(TensorInMemory, into.transform(source.read()))
+    else:
+        for e in range(source.shape[0]):
+            yield TensorInMemory(source.part(Shard(((e, e + 1),))).read()[0])
+
+
+def _of_one_expert(transform: Callable[[Tensor], Tensor], weight: Tensor) -> Tensor:
+    """What a change of stacks `[experts, inputs, outputs]` makes of one `[outputs, inputs]`."""
+    return transform(weight.t().unsqueeze(0))[0]
 
 
 def _num_stacked(source: TensorSource, into: Into) -> int | None:

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 import tests.golden
 from octavo import LLM, SamplingParams
 from octavo.errors import CheckpointError
-from octavo.loading.formats.mxfp4 import dequantized
+from octavo.loading.formats.mxfp4 import MXFP4Stack
+from octavo.loading.tensor_source import TensorInMemory
 from octavo.tools.recipe import values
 from tests.golden import read_case
 
@@ -40,15 +41,16 @@ def load(folder: Path, **options: Any) -> LLM:
 
 
 def test_dequantized() -> None:
-    blocks = torch.zeros(1, 2, 16, dtype=torch.uint8)
-    blocks[0, 0, 0], blocks[0, 1, 15] = 0x9F, 0x21  # -6 and -0.5, 0.5 and 1
-    got = dequantized(blocks, torch.tensor([[127, 130]], dtype=torch.uint8))
+    blocks = torch.zeros(1, 1, 2, 16, dtype=torch.uint8)
+    blocks[0, 0, 0, 0], blocks[0, 0, 1, 15] = 0x9F, 0x21  # -6 and -0.5, 0.5 and 1
+    scales = torch.tensor([[[127, 130]]], dtype=torch.uint8)
+    got = MXFP4Stack("experts", TensorInMemory(blocks), TensorInMemory(scales)).read()[0].t()
     assert got[0, :2].tolist() == [-6.0, -0.5]
     assert got[0, -2:].tolist() == [4.0, 8.0]
     assert int(got.count_nonzero()) == 4
 
 
-@pytest.mark.parametrize("options", [{}, {"dtype": "float32"}, {"tensor_parallel_size": 2}], ids=str)
+@pytest.mark.parametrize("options", [{"dtype": "float32"}, {"dtype": "float32", "tensor_parallel_size": 2}], ids=str)
 def test_answers_of_the_reference(folder: Path, options: dict[str, Any]) -> None:
     llm = load(folder, **options)
     params = SamplingParams(temperature=0, max_tokens=len(CASE["cases"][0]["output_token_ids"]), ignore_eos=True)

@@ -13,6 +13,7 @@ GROUPED = {128: WeightKind.U4_128, 64: WeightKind.U4_64, 32: WeightKind.U4_32}
 """Kinds of 4-bit codes by the columns that share a scale."""
 BYTES = {128: WeightKind.U8_128, 32: WeightKind.U8_32}
 """Kinds of 8-bit codes."""
+MXFP4_GROUP = 32
 FP4_GROUP = 16
 """Columns of e2m1 that share a scale in NVFP4."""
 
@@ -26,7 +27,7 @@ def stored_rows(codes: Codes) -> StoredRows | None:
         rows = None if ordered is None else stored_rows(ordered)
         return None if rows is None else replace(rows, order=order)
     if codes.table is not None:
-        return _nvfp4(codes) if codes.table.tolist() == list(FP4) else _nf4(codes)
+        return _mxfp4(codes) or _nvfp4(codes) if codes.table.tolist() == list(FP4) else _nf4(codes)
     if codes.numbers.dtype == torch.float8_e4m3fn:
         return _e4m3(codes)
     if codes.numbers.dtype == torch.uint8:
@@ -57,6 +58,21 @@ def _eight_bits(codes: Codes) -> StoredRows | None:
     numbers = codes.numbers.view(torch.uint8) ^ 128 if is_signed else codes.numbers
     header = _spread(codes, codes.row_scales(), size).unsqueeze(-1)
     return _rows(BYTES[size], codes, header, _padded(numbers, size))
+
+
+def _mxfp4(codes: Codes) -> StoredRows | None:
+    """Scales that are powers of two."""
+    if codes.zeros is not None or codes.added is not None or codes.group % MXFP4_GROUP:
+        return None
+    scales = _spread(codes, codes.row_scales(), MXFP4_GROUP)
+    mantissa, exponent = torch.frexp(scales)
+    exponent = exponent + 126  # of 2 ** (exponent - 127)
+    if not bool(((mantissa == 0.5) & (exponent > 1) & (exponent < 255)).all()):
+        return None
+    numbers = _padded(codes.numbers, MXFP4_GROUP)
+    halves = numbers[..., : MXFP4_GROUP // 2] | numbers[..., MXFP4_GROUP // 2 :] << 4
+    data = torch.cat([exponent.to(torch.uint8).unsqueeze(-1), halves], dim=-1).flatten(1)
+    return StoredRows(WeightKind.MXFP4, codes.shape[1], data)
 
 
 def _nvfp4(codes: Codes) -> StoredRows | None:

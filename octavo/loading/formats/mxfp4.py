@@ -4,29 +4,33 @@ A block is 32 numbers of an input row: two of e2m1 a byte, the low half first, a
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from octavo.errors import CheckpointError, shorten
+from octavo.loading.formats.codes import FP4, Codes
 from octavo.loading.formats.plain import PlainWeights
-from octavo.loading.tensor_source import TensorSource
+from octavo.loading.formats.quantized_tensor import QuantizedTensor
+from octavo.loading.formats.unpacking import nibbles
+from octavo.loading.tensor_source import ExpertStack, TensorSource
 from octavo.parts import Names
+from octavo.parts.weight_slots import Shard
 
 BLOCK = 32
 """Numbers that share a scale."""
-E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-"""What the lower three bits of a code mean; the fourth is the sign."""
 SUFFIXES = ("_blocks", "_scales")
 
 
 class MXFP4Weights(PlainWeights):
     """A folder in which `{name}_blocks` `[experts, out, in / 32, 16]` and `{name}_scales` make `{name}`.
 
-    That is `[experts, in, out]`. They become bfloat16, which holds all of their values.
+    That is `[experts, in, out]`.
     """
 
     name = "mxfp4"
+    as_stored = True
 
     def tensors(self, names: Names) -> Iterator[tuple[str, TensorSource]]:
         halves: dict[str, dict[str, TensorSource]] = {}
@@ -45,7 +49,7 @@ class MXFP4Weights(PlainWeights):
             raise CheckpointError(f"{self.folder} lacks {shorten(whole + lacking)}. Download the whole model.")
 
 
-class MXFP4Stack(TensorSource):
+class MXFP4Stack(ExpertStack):
     """One weight of each expert. Raises CheckpointError where the shapes of blocks and scales do not fit."""
 
     def __init__(self, name: str, blocks: TensorSource, scales: TensorSource) -> None:
@@ -55,18 +59,20 @@ class MXFP4Stack(TensorSource):
                 "weight in MXFP4. Is the download complete?"
             )
         experts, outputs, groups, _ = blocks.shape
-        self.blocks, self.scales, self.shape = blocks, scales, (experts, groups * BLOCK, outputs)
+        self.name, self.blocks, self.scales = name, blocks, scales
+        self.shape = (experts, groups * BLOCK, outputs)
 
     def read(self) -> Tensor:
-        blocks, scales = self.blocks.read(), self.scales.read()
-        out = torch.empty(self.shape, dtype=torch.bfloat16)
-        for expert, block, scale in zip(out, blocks, scales, strict=True):
-            expert.copy_(dequantized(block, scale).t())
-        return out
+        return torch.stack([self.expert(e).read().t() for e in range(self.shape[0])])
 
+    def expert(self, number: int) -> TensorSource:
+        _, inputs, outputs = self.shape
+        return QuantizedTensor(f"{self.name}[{number}]", (outputs, inputs), partial(self._codes, number))
 
-def dequantized(blocks: Tensor, scales: Tensor) -> Tensor:
-    """Codes `[rows, groups, 16]` and exponents `[rows, groups]`, uint8 both, as numbers `[rows, groups * 32]`."""
-    values = torch.tensor([*E2M1, *(-v for v in E2M1)])
-    numbers = torch.stack([values[(blocks & 15).int()], values[(blocks >> 4).int()]], -1).flatten(-2)
-    return torch.ldexp(numbers, scales.int().unsqueeze(-1) - 127).flatten(-2)
+    def _codes(self, number: int) -> Codes:
+        only = Shard(rows=((number, number + 1),))
+        blocks, exponents = (source.part(only).read()[0] for source in (self.blocks, self.scales))
+        if blocks.dtype != torch.uint8 or exponents.dtype != torch.uint8:
+            raise CheckpointError(f"{shorten(self.name)}: its blocks and scales are not bytes. Download them again.")
+        scales = torch.ldexp(torch.ones(exponents.shape), exponents.int() - 127)
+        return Codes(nibbles(blocks.flatten(1)), scales, BLOCK, table=torch.tensor(FP4))
