@@ -22,6 +22,7 @@ Octavo runs language models: text from a prompt, a conversation, embeddings, a s
   octavo embed "a text" "another"
   octavo transcribe talk.mp3 --model openai/whisper-small
   octavo serve --port 8000
+  octavo quantize owner/model model-q4 --to q4
   octavo models
 """
 
@@ -35,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"octavo {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_generate, _chat, _serve, _embed, _transcribe, _bench, _models, _env):
+    for add in (_generate, _chat, _serve, _embed, _transcribe, _quantize, _bench, _models, _env):
         add(commands)
     return parser
 
@@ -150,6 +151,20 @@ def _transcribe(commands: Any) -> None:
     add_engine_flags(transcribe, without=("task",))
 
 
+def _quantize(commands: Any) -> None:
+    quantize = commands.add_parser(
+        "quantize",
+        help="write a model in fewer bits",
+        description="Write a model in fewer bits: a folder of floats as compressed-tensors (q4, int8), which vLLM "
+        "reads too; a GGUF file as one of another type. With --text, measure on a text what it costs.",
+    )
+    quantize.add_argument("source", metavar="MODEL", help="the model, as --model takes it")
+    quantize.add_argument("out", metavar="OUT", help="the folder to write, or for a GGUF model the file")
+    quantize.add_argument("--to", required=True, metavar="KIND", help="q4, int8, or for a GGUF model a type like Q4_0")
+    quantize.add_argument("--text", metavar="FILE", help="print the perplexity of this text before and after")
+    add_engine_flags(quantize)
+
+
 def _bench(commands: Any) -> None:
     bench = commands.add_parser("bench", help="measure start-up, latency, throughput, or a server under load")
     kinds = bench.add_subparsers(dest="kind", metavar="KIND", required=True)
@@ -202,6 +217,8 @@ def _command(name: str, kind: str | None = None) -> Callable[[argparse.Namespace
         from octavo.cli.chat_session import run
     elif name == "serve":
         from octavo.cli.serve import run
+    elif name == "quantize":
+        from octavo.cli.quantize import run
     elif name == "embed":
         from octavo.cli.embed import run
     elif name == "transcribe":

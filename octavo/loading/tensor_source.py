@@ -100,11 +100,11 @@ class TransformedTensor(TensorSource):
         rows = self.source.stored()
         if rows is None or rows.data.is_floating_point():
             return None if rows is None else of_floats(self.transform(rows.data))
-        order = _row_order(self.transform, self.source.shape)
+        order = row_order(self.transform, self.source.shape)
         return None if order is None else replace(rows, data=rows.data[order])
 
     def part(self, shard: Shard) -> TensorSource:
-        if (order := _row_order(self.transform, self.source.shape)) is not None:
+        if (order := row_order(self.transform, self.source.shape)) is not None:
             ranges, places = _needed(order, shard.rows)
             return TransformedTensor(self.source.part(Shard(ranges, shard.columns)), lambda w: w[places])
         if (order := _column_order(self.transform, self.source.shape)) is not None:
@@ -136,10 +136,10 @@ def _needed(order: Tensor, rows: Ranges | None) -> tuple[Ranges, Tensor]:
 
 def _column_order(transform: Transform, shape: tuple[int, ...]) -> Tensor | None:
     """Which column each row of a changed `[width, rows]` tensor was, where the change turns it round."""
-    return _row_order(lambda w: transform(w.t()), shape[::-1]) if len(shape) == 2 else None
+    return row_order(lambda w: transform(w.t()), shape[::-1]) if len(shape) == 2 else None
 
 
-def _row_order(transform: Transform, shape: tuple[int, ...]) -> Tensor | None:
+def row_order(transform: Transform, shape: tuple[int, ...]) -> Tensor | None:
     """Which row each row of a changed `[rows, width]` tensor was, where the change does no more than move rows."""
     if len(shape) != 2:
         return None
