@@ -46,6 +46,7 @@ class WeightsBeside(WeightFormat):
     def __init__(self, whole: WeightFormat, parts: Sequence[tuple[WeightFormat, str]]) -> None:
         self.whole, self.parts = whole, parts
         self.as_stored = whole.as_stored  # type: ignore[misc]
+        self.name = whole.name  # type: ignore[misc]
 
     def names(self, published: Names) -> Names:
         return self.whole.names(published)
