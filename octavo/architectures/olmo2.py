@@ -16,6 +16,9 @@ from octavo.architectures.rope_layers import rope_by_layer
 from octavo.architectures.rope_settings import FULL, SLIDING, layer_types
 from octavo.parts import BranchNorm, CausalLM
 
+SLIDING_BASE = 500_000.0
+"""Of OLMo 3's sliding layers, unless rope_parameters has another for them."""
+
 
 def body(c: Config, windows: list[int | None] | None = None) -> CausalLM:
     norm, mlp, bias = rms_norm(c), gated_mlp(c), c.attention_bias
@@ -40,9 +43,10 @@ def olmo2(c: Config) -> CausalLM:
     gguf=GGUFFormat("olmo2", when=lambda file: bool(file.value("attention.sliding_window"))),
 )
 def olmo3(c: Config) -> CausalLM:
+    """A base that the config has for the whole model counts for full layers alone."""
     types = layer_types(c, [SLIDING if (i + 1) % 4 else FULL for i in range(c.num_hidden_layers)])
     windows = [c.get("sliding_window") if kind == SLIDING else None for kind in types]
-    return body(rope_by_layer(c, types), windows)
+    return body(rope_by_layer(c, types, SLIDING_BASE), windows)
 
 
 @architecture(
