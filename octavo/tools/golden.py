@@ -57,11 +57,20 @@ def skeleton(folder: Path, variant: str, trust_remote_code: bool = False) -> Cas
         "files": files,
         "tensors": {
             name: spec(name, tensor.shape)
-            for name, tensor in model.state_dict().items()
+            for name, tensor in published(model).items()
             if not (name in tied and loaded.tie_word_embeddings)
         },
         "cases": [],
     }
+
+
+def published(model: Any) -> dict[str, torch.Tensor]:
+    """The model's tensors as its checkpoints have them: its own modules may be others, such as experts in a stack."""
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:  # transformers 4, where they are the same
+        return dict(model.state_dict())
+    return dict(revert_weight_conversion(model, model.state_dict()))
 
 
 def reference(folder: Path, trust_remote_code: bool = False) -> Any:
