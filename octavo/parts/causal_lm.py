@@ -21,7 +21,7 @@ from octavo.parts.norms import Norm, norm_rows
 from octavo.parts.rotary_embedding import LongRotaryEmbedding
 from octavo.parts.shared_attention import SharedAttention
 from octavo.parts.split import Split, TakesSplit, split_parts
-from octavo.parts.stage import NoEmbedding, NoLayer, Stage, divide, keep_table, kept_sizes, receive_stream, send_stream
+from octavo.parts.stage import NoEmbedding, NoLayer, Stage, divide, keep_table, kept_rows, receive_stream, send_stream
 from octavo.parts.state import PagedKV, StateSpec
 from octavo.parts.token_heads import TokenHeads
 from octavo.parts.weight_adapter import TakesAdapters
@@ -149,7 +149,7 @@ class CausalLM(nn.Module):
         """
         crosses = [any(isinstance(m, CrossAttention) for m in layer.modules()) for layer in self.layers]
         self.stage = divide(list(self.layers), crosses, index, count, self.embed)
-        self._kept_by = [m for m in self.modules() if hasattr(m, "kept_sizes")]
+        self._kept_by = [m for m in self.modules() if hasattr(m, "kept_rows")]
         self._table_is_head = self.head is not None and self.tied
         for i in range(len(self.layers)):
             if i not in self.stage.layers:
@@ -230,7 +230,7 @@ class CausalLM(nn.Module):
     def prepare(self, backend: Backend) -> None:
         """Have every part make what it computes with. All weights are loaded."""
         self._backend = backend
-        self._kept_sizes = {name: size for part in self._kept_by for name, size in kept_sizes(part).items()}
+        self._kept_rows = {name: rows for part in self._kept_by for name, rows in kept_rows(part).items()}
         for module in self.modules():
             if module is not self and (prepare := getattr(module, "prepare", None)) is not None:
                 prepare(backend)
@@ -359,7 +359,7 @@ class CausalLM(nn.Module):
         if stage.is_first:
             x = self.embed(batch)
         else:
-            x = receive_stream(self._backend, stage, batch, self.stream_size, self.dtype, self._kept_sizes)
+            x = receive_stream(self._backend, stage, batch, self.stream_size, self.dtype, self._kept_rows)
         for layer in self.layers:
             x = layer(x, batch)
         if stage.is_last:

@@ -11,6 +11,7 @@ from octavo.parts.linear_layer import Linear
 from octavo.parts.mlp import check_activation
 from octavo.parts.norms import Norm, norm_each
 from octavo.parts.split import Split
+from octavo.parts.stage import KeptRows
 
 PER_LAYER = "per_layer"
 """What the vectors of all layers are called among what a step keeps."""
@@ -33,9 +34,9 @@ class PerLayerEmbedding(nn.Module):
         self.project = Linear(tokens.embedding_dim, table.embedding_dim)
 
     @property
-    def kept_sizes(self) -> dict[str, int]:
-        """How many values a row has of what goes on to later stages."""
-        return {PER_LAYER: self.table.embedding_dim}
+    def kept_rows(self) -> dict[str, KeptRows]:
+        """How rows of what goes on to later stages look."""
+        return {PER_LAYER: KeptRows(self.table.embedding_dim)}
 
     def prepare(self, backend: Backend) -> None:
         self._add, self._scale = backend.add, backend.scale

@@ -12,6 +12,7 @@ from octavo.parts.norms import norm_each
 from octavo.parts.qk_transform import QKNorm
 from octavo.parts.self_attention import Attention
 from octavo.parts.split import HeadSplit, Range
+from octavo.parts.stage import KeptRows
 from octavo.parts.weight_slots import Ranges
 
 
@@ -58,9 +59,9 @@ class SharedAttention(Attention):
         return {name: every[name] for name in self.qkv.segments}
 
     @property
-    def kept_sizes(self) -> dict[str, int]:
-        """How many values a row has of what goes on to later stages."""
-        return dict.fromkeys(self.keeps, 2 * self.num_kv_heads * self.head_dim)
+    def kept_rows(self) -> dict[str, KeptRows]:
+        """How rows of what goes on to later stages look."""
+        return dict.fromkeys(self.keeps, KeptRows(2 * self.num_kv_heads * self.head_dim))
 
     def prepare(self, backend: Backend) -> None:
         super().prepare(backend)

@@ -6,6 +6,7 @@ encoder's input, the rows that cross-attention behind it stores keys and values 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,15 @@ class NoLayer(nn.Module):
 
 class NoEmbedding(nn.Module):
     """In the place of an embedding that another stage has. A table may lie in it that is the head's weight."""
+
+
+class KeptRows(NamedTuple):
+    """How rows of what a part keeps look, where they are not as the stream's."""
+
+    size: int
+    """Values of a row."""
+    dtype: torch.dtype | None = None
+    """None for the stream's."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +99,9 @@ def _named(module: nn.Module | None, attribute: str) -> dict[str, None]:
     return {name: None for part in parts for name in getattr(part, attribute, ())}
 
 
-def kept_sizes(module: nn.Module) -> dict[str, int]:
-    """How many values a row has of what parts of a module keep; only of what is not as wide as the stream."""
-    return {name: size for part in module.modules() for name, size in getattr(part, "kept_sizes", {}).items()}
+def kept_rows(module: nn.Module) -> dict[str, KeptRows]:
+    """How rows of what parts of a module keep look; only of what is not as the stream."""
+    return {name: rows for part in module.modules() for name, rows in getattr(part, "kept_rows", {}).items()}
 
 
 def _kept_across(layers: Sequence[nn.Module], border: int, embed: nn.Module | None) -> tuple[str, ...]:
@@ -117,16 +127,17 @@ def keep_table(embed: nn.Module, table: Embedding) -> nn.Module:
 
 
 def receive_stream(
-    backend: Backend, stage: Stage, batch: Batch, size: int, dtype: torch.dtype, kept: Mapping[str, int]
+    backend: Backend, stage: Stage, batch: Batch, size: int, dtype: torch.dtype, kept: Mapping[str, KeptRows]
 ) -> Tensor:
     """The stream `[rows, size]` of a step, from the stage before; what layers come back to goes to `batch.kept`.
 
-    `kept`: the sizes of what is not as wide as the stream.
+    `kept`: how rows of what is not as the stream look.
     """
     rows = batch.tokens.shape[0]
     x = backend.receive(rows, size, dtype)
     for name in stage.receives:
-        batch.kept[name] = backend.receive(rows, kept.get(name, size), dtype)
+        of_rows = kept.get(name, KeptRows(size))
+        batch.kept[name] = backend.receive(rows, of_rows.size, of_rows.dtype or dtype)
     return x
 
 
