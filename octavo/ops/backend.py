@@ -390,11 +390,38 @@ class Backend(Ranks, PooledAttention, Streams, AlternatingStreams, Protocol):
         ...
 
     def attend_stored(
-        self, query: Tensor, cache: KVCache, plan: AttentionPlan, spec: AttentionSpec, rows: int, dtype: torch.dtype
+        self,
+        query: Tensor,
+        cache: KVCache,
+        plan: AttentionPlan,
+        spec: AttentionSpec,
+        rows: int,
+        dtype: torch.dtype,
+        key_lists: Tensor | None = None,
     ) -> Tensor:
         """Attention over what `store` has written: `[rows, heads, value_dim]` in `dtype`.
 
-        `query` is `[tokens, heads, head_dim]` in float32. Padding and rows of no run are zero.
+        `query` is `[tokens, heads, head_dim]` in float32. Padding and rows of no run are zero. Where there are
+        `key_lists`, of a plan without a window, rows see the keys of their lists alone, as `select_keys` gives them.
+        """
+        ...
+
+    def select_keys(
+        self, query: Tensor, weights: Tensor, cache: KVCache, plan: AttentionPlan, top_k: int, rows: int
+    ) -> Tensor:
+        """The positions of the best keys of those that each token sees, `[rows, top_k]` int32, each list ascending.
+
+        A key's score is the sum over heads of `weight * max(query . key, 0)`; of equal scores the earlier key's is the
+        better. Where a token sees no more than `top_k` keys, they are all in its list. -1 follows a list that is
+        shorter; rows past the plan's tokens mean nothing.
+
+        Args:
+            query: [tokens, heads, head_dim] float32.
+            weights: [tokens, heads] float32, each head's.
+            cache: one head of keys, written by `store`.
+            plan: which keys each token sees.
+            top_k: of a list, at most.
+            rows: of the result.
         """
         ...
 

@@ -91,10 +91,10 @@ Numbers = Annotated[int, "const void*"]
 NumbersOut = Annotated[int, "void*"]
 Floats = Annotated[int, "const float*"]
 FloatsOut = Annotated[int, "float*"]
-Int64s = Annotated[int, "const int64_t*"]
-Int64sOut = Annotated[int, "int64_t*"]
 Int32s = Annotated[int, "const int32_t*"]
 Int32sOut = Annotated[int, "int32_t*"]
+Int64s = Annotated[int, "const int64_t*"]
+Int64sOut = Annotated[int, "int64_t*"]
 Bytes = Annotated[int, "const uint8_t*"]
 BytesOut = Annotated[int, "uint8_t*"]
 Weights = Annotated[int, "const uint8_t* const*"]
@@ -446,6 +446,7 @@ class Core(Protocol):
         alibi_slopes: Floats | None, sinks: Floats | None, distance_bias: Floats | None, num_distances: int,
         bias_origin: int, window: int, chunk: int, cache_dtype: DType, out_dtype: DType, paired: bool,
         sparse_block: int, local_blocks: int, sparse_stride: int, head_step: int, first_head: int,
+        key_lists: Int32s | None, list_size: int,
     ) -> None:
         """Each row's values by softmax of its scores over the keys that its run lets it see, from a paged cache.
 
@@ -454,7 +455,19 @@ class Core(Protocol):
         those of its own chunk of so many. `distance_bias` has `num_distances` for each head, of which number
         `bias_origin` is added to a score whose key is the query's own. Where `sparse_block` is not 0, that many keys
         are a block, and a row sees the last `local_blocks` of them and of those before every `sparse_stride`-th, which
-        heads count from places `head_step` apart; the first of the heads is number `first_head` of them.
+        heads count from places `head_step` apart; the first of the heads is number `first_head` of them. Where there
+        are `key_lists`, of `list_size` each, a row sees the keys of its list alone, as `select_keys` gives them.
+        """
+
+    def select_keys(
+        self, *, num_runs: int, query: Floats, weights: Floats, key_cache: Numbers, out: Int32sOut, runs: AttentionRuns,
+        block_table: Int64s, table_width: int, block_size: int, num_heads: Int, key_dim: Int, cache_dtype: DType,
+        top_k: int,
+    ) -> None:
+        """Positions of the `top_k` best of the keys that a row's run lets it see, ascending; -1 after a shorter list.
+
+        A key's score is the sum over heads of `weights * max(query . key, 0)`, with one head of keys for all. Of equal
+        scores the earlier key's is the better.
         """
 
     def full_attention(

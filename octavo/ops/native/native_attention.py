@@ -188,12 +188,45 @@ class NativeAttention(NativeAlternating):
                 cache_dtype=CACHE_DTYPES[target.dtype],
             )
 
+    def select_keys(
+        self, query: Tensor, weights: Tensor, cache: KVCache, plan: AttentionPlan, top_k: int, rows: int
+    ) -> Tensor:
+        _, num_heads, key_dim = query.shape
+        if key_dim > MAX_HEAD_DIM or plan.window is not None:
+            return self._reference.select_keys(query, weights, cache, plan, top_k, rows)
+        query, weights = self._together(query), self._together(weights)
+        make = torch.empty if rows == plan.num_tokens and not plan.has_gaps else torch.zeros
+        lists = make(rows, top_k, dtype=torch.int32)
+        self.library.core.select_keys(
+            num_runs=plan.run_table.shape[0],
+            query=query.data_ptr(),
+            weights=weights.data_ptr(),
+            key_cache=cache.keys.data_ptr(),
+            out=lists.data_ptr(),
+            runs=plan.run_table.data_ptr(),
+            block_table=plan.block_table.data_ptr(),
+            table_width=plan.block_table.shape[1],
+            block_size=plan.block_size,
+            num_heads=num_heads,
+            key_dim=key_dim,
+            cache_dtype=CACHE_DTYPES[cache.keys.dtype],
+            top_k=top_k,
+        )
+        return lists
+
     def attend_stored(
-        self, query: Tensor, cache: KVCache, plan: AttentionPlan, spec: AttentionSpec, rows: int, dtype: torch.dtype
+        self,
+        query: Tensor,
+        cache: KVCache,
+        plan: AttentionPlan,
+        spec: AttentionSpec,
+        rows: int,
+        dtype: torch.dtype,
+        key_lists: Tensor | None = None,
     ) -> Tensor:
         if max(cache.dims) > MAX_HEAD_DIM:
-            return self._reference.attend_stored(query, cache, plan, spec, rows, dtype)
-        return self._attend(self._together(query), cache, plan, spec, rows, dtype, paired=False)
+            return self._reference.attend_stored(query, cache, plan, spec, rows, dtype, key_lists)
+        return self._attend(self._together(query), cache, plan, spec, rows, dtype, paired=False, key_lists=key_lists)
 
     def _attend(
         self,
@@ -204,6 +237,7 @@ class NativeAttention(NativeAlternating):
         rows: int,
         dtype: torch.dtype,
         paired: bool,
+        key_lists: Tensor | None = None,
     ) -> Tensor:
         key_dim, value_dim = cache.dims
         make = torch.empty if rows == plan.num_tokens and not plan.has_gaps else torch.zeros
@@ -238,6 +272,8 @@ class NativeAttention(NativeAlternating):
             sparse_stride=sparse.stride if sparse else 0,
             head_step=sparse.head_step if sparse else 0,
             first_head=sparse.first_head if sparse else 0,
+            key_lists=None if key_lists is None else key_lists.data_ptr(),
+            list_size=0 if key_lists is None else key_lists.shape[1],
         )
         return out
 

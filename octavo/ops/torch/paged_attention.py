@@ -54,7 +54,7 @@ class _Part:
 
 
 @dataclass(slots=True)
-class _Tile:
+class Tile:
     """`n` parts of at most `t` queries over `span` keys each."""
 
     rows: Tensor | None
@@ -83,12 +83,12 @@ def _once(plan: AttentionPlan, key: Hashable, make: Callable[[], T]) -> T:
     return value
 
 
-def _tiles(plan: AttentionPlan) -> list[_Tile]:
+def tiles(plan: AttentionPlan) -> list[Tile]:
     """The plan's runs cut and grouped into padded tensors."""
     return _once(plan, "tiles", lambda: _make_tiles(plan))
 
 
-def _sparse_bias(sparse: BlockSparse, tile: _Tile, heads: int) -> Tensor:
+def _sparse_bias(sparse: BlockSparse, tile: Tile, heads: int) -> Tensor:
     """[n, heads, t, 1, span] float32: 0 where a head's query sees a key, else -inf. Causality is another's."""
     key_block = tile.keys // sparse.block_size
     query_block = torch.div(tile.keys - tile.distance, sparse.block_size, rounding_mode="floor")
@@ -102,7 +102,7 @@ def _bias(plan: AttentionPlan, index: int, kv_heads: int, group: int, sparse: Bl
     """[n * kv_heads, rows, span] float32: 0 for keys that a query sees, else -inf; rows as in the products."""
 
     def make() -> Tensor:
-        tile = _tiles(plan)[index]
+        tile = tiles(plan)[index]
         bias = tile.bias.expand(tile.n, kv_heads, tile.t, group, -1)
         if sparse is not None:
             by_head = _sparse_bias(sparse, tile, kv_heads * group).view(tile.n, kv_heads, group, tile.t, -1)
@@ -117,7 +117,7 @@ def _block_rows(plan: AttentionPlan, index: int, heads: int) -> Tensor:
     """Rows of a cache seen as `[blocks * heads, block_size * dim]`, in the order (run, head, block)."""
 
     def make() -> Tensor:
-        blocks = _tiles(plan)[index].blocks
+        blocks = tiles(plan)[index].blocks
         of_head = torch.arange(heads, device=blocks.device).view(1, heads, 1)
         return (blocks.unsqueeze(1) * heads + of_head).flatten()
 
@@ -155,7 +155,7 @@ def _parts(runs: Sequence[SequenceRun], window: Window | None) -> Iterator[_Part
             yield _Part(run, run.first_row + offset, start, count, first // KEY_GROUP * KEY_GROUP, end)
 
 
-def _make_tiles(plan: AttentionPlan) -> list[_Tile]:
+def _make_tiles(plan: AttentionPlan) -> list[Tile]:
     groups: dict[tuple[int, int], list[_Part]] = {}
     for part in _parts(plan.runs, plan.window):
         span = part.end - part.first_key
@@ -171,7 +171,7 @@ def _make_tiles(plan: AttentionPlan) -> list[_Tile]:
 
 def _make_tile(
     members: list[_Part], block_table: Tensor, block_size: int, window: Window | None, num_tokens: int
-) -> _Tile:
+) -> Tile:
     n, t = len(members), max(m.num_tokens for m in members)
     start = np.array([m.start for m in members])
     count = np.array([m.num_tokens for m in members])
@@ -202,7 +202,7 @@ def _make_tile(
     columns = columns.clamp_(max=block_table.shape[1] - 1)
     table_rows = torch.tensor([m.run.table_row for m in members], device=device)
     bias = np.where(seen, np.float32(0), np.float32(-np.inf))
-    return _Tile(
+    return Tile(
         rows=None if in_order else torch.from_numpy(rows.ravel()).to(device),
         kept=None if kept.all() else torch.from_numpy(kept.ravel()).to(device),
         targets=None if in_order else torch.from_numpy(rows[kept]).to(device),
@@ -304,7 +304,14 @@ def rotate_store(
     return turned[:, :key_head]
 
 
-def attend(query: Tensor, cache: KVCache, plan: AttentionPlan, spec: AttentionSpec, out: Tensor) -> None:
+def attend(
+    query: Tensor,
+    cache: KVCache,
+    plan: AttentionPlan,
+    spec: AttentionSpec,
+    out: Tensor,
+    key_lists: Tensor | None = None,
+) -> None:
     """Attention of a step's queries over their sequences' cached keys and values, those that their runs let them see.
 
     Args:
@@ -313,32 +320,35 @@ def attend(query: Tensor, cache: KVCache, plan: AttentionPlan, spec: AttentionSp
         plan: where each sequence's queries and blocks are.
         spec: of the layer.
         out: [tokens, heads, value_dim], filled. Computed in float32, rounded once.
+        key_lists: which of the keys each row sees, as `select_keys` gives them; None for all.
     """
-    for index, tile in enumerate(_tiles(plan)):
-        result = _attend(query, cache, plan, index, spec)
+    for index, tile in enumerate(tiles(plan)):
+        result = _attend(query, cache, plan, index, spec, key_lists)
         if tile.targets is None:  # one tile holds all queries in order
             out.copy_(result)
         else:
             out.index_copy_(0, tile.targets, (result if tile.kept is None else result[tile.kept]).to(out.dtype))
 
 
-def _gather(cache: Tensor, plan: AttentionPlan, index: int) -> Tensor:
+def gather(cache: Tensor, plan: AttentionPlan, index: int) -> Tensor:
     """The tile's keys or values, [n * heads, span, dim] in float32; dim is padded with zeros to a multiple of a grain.
 
     Products of ragged widths are another matter of the library's choice.
     """
     _, heads, block_size, row = cache.shape
     rows = cache.view(-1, block_size * row).index_select(0, _block_rows(plan, index, heads))
-    return _pad_width(_from_cache(rows.view(_tiles(plan)[index].n * heads, -1, row)))
+    return pad_width(_from_cache(rows.view(tiles(plan)[index].n * heads, -1, row)))
 
 
-def _pad_width(x: Tensor) -> Tensor:
+def pad_width(x: Tensor) -> Tensor:
     return functional.pad(x, (0, -x.shape[-1] % ROW_GRAIN)) if x.shape[-1] % ROW_GRAIN else x
 
 
-def _attend(query: Tensor, cache: KVCache, plan: AttentionPlan, index: int, spec: AttentionSpec) -> Tensor:
+def _attend(
+    query: Tensor, cache: KVCache, plan: AttentionPlan, index: int, spec: AttentionSpec, key_lists: Tensor | None
+) -> Tensor:
     """[n * t, heads, value_dim] of one tile."""
-    tile = _tiles(plan)[index]
+    tile = tiles(plan)[index]
     n, t, kv_heads, scale = tile.n, tile.t, spec.num_kv_heads, spec.scale
     heads, head_dim = query.shape[1:]
     group = heads // kv_heads
@@ -346,12 +356,14 @@ def _attend(query: Tensor, cache: KVCache, plan: AttentionPlan, index: int, spec
 
     queries = query if tile.rows is None else query.index_select(0, tile.rows)
     queries = queries[: n * t].view(n, t, kv_heads, group, head_dim).transpose(1, 2)
-    queries = _pad_width(queries.reshape(n * kv_heads, rows, head_dim))
+    queries = pad_width(queries.reshape(n * kv_heads, rows, head_dim))
     if rows % ROW_GRAIN:
         queries = functional.pad(queries, (0, 0, 0, -rows % ROW_GRAIN))
 
-    keys = _gather(cache.keys, plan, index).transpose(1, 2)
+    keys = gather(cache.keys, plan, index).transpose(1, 2)
     bias = _bias(plan, index, kv_heads, group, spec.sparse)
+    if key_lists is not None:
+        bias = bias + _listed_bias(tile, key_lists, kv_heads, group)
     if spec.distance_bias is not None:
         by_distance = spec.distance_bias.at(tile.distance.view(n, t, -1).long())
         by_distance = by_distance.view(kv_heads, group, n, t, -1).permute(2, 0, 3, 1, 4)
@@ -368,7 +380,7 @@ def _attend(query: Tensor, cache: KVCache, plan: AttentionPlan, index: int, spec
         scores = torch.bmm(queries, keys).mul_(scale / spec.softcap).tanh_().mul_(spec.softcap).add_(bias)
 
     weights = torch.softmax(scores, -1)
-    values = _gather(cache.values, plan, index)
+    values = gather(cache.values, plan, index)
     mixed = grouped_sum(weights, values)
     mixed = mixed[:, :rows, : cache.dims[1]]
     if spec.sinks is not None:
@@ -379,7 +391,19 @@ def _attend(query: Tensor, cache: KVCache, plan: AttentionPlan, index: int, spec
     return mixed.reshape(n, kv_heads, t, group, -1).transpose(1, 2).reshape(n * t, heads, -1)
 
 
-def _alibi(tile: _Tile, slopes: Tensor, kv_heads: int, group: int) -> Tensor:
+def _listed_bias(tile: Tile, key_lists: Tensor, kv_heads: int, group: int) -> Tensor:
+    """[n * kv_heads, rows, span] float32: 0 where a key is in its row's list, else -inf."""
+    lists = key_lists if tile.rows is None else key_lists.index_select(0, tile.rows)
+    span = tile.keys.shape[-1]
+    places = lists[: tile.n * tile.t].view(tile.n, tile.t, -1).long() - tile.keys.view(tile.n, 1, -1)[..., :1]
+    places = torch.where((places < 0) | (places >= span), span, places)  # what follows a list's end: past the span
+    bias = torch.full((tile.n, tile.t, span + 1), -torch.inf, device=lists.device).scatter_(2, places, 0.0)
+    bias = bias[:, None, :, None, :span].expand(-1, kv_heads, -1, group, -1)
+    bias = bias.reshape(tile.n * kv_heads, tile.t * group, span)
+    return functional.pad(bias, (0, 0, 0, -bias.shape[1] % ROW_GRAIN))
+
+
+def _alibi(tile: Tile, slopes: Tensor, kv_heads: int, group: int) -> Tensor:
     """[n * kv_heads, rows, span]: each head's slope times key position minus query position."""
     bias = (tile.distance * slopes.view(1, kv_heads, 1, group, 1)).view(tile.n * kv_heads, tile.t * group, -1)
     return functional.pad(bias, (0, 0, 0, -bias.shape[1] % ROW_GRAIN))

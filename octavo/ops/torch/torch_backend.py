@@ -44,6 +44,7 @@ from octavo.ops.torch import (
     experts,
     full_attention,
     head_scan,
+    key_lists,
     paged_attention,
     rope,
     routing,
@@ -261,11 +262,23 @@ class TorchBackend(TorchPooledAttention, TorchAlternating, DistributedRanks):
             paged_attention.store(cache.values, values, plan)
 
     def attend_stored(
-        self, query: Tensor, cache: KVCache, plan: AttentionPlan, spec: AttentionSpec, rows: int, dtype: torch.dtype
+        self,
+        query: Tensor,
+        cache: KVCache,
+        plan: AttentionPlan,
+        spec: AttentionSpec,
+        rows: int,
+        dtype: torch.dtype,
+        key_lists: Tensor | None = None,
     ) -> Tensor:
         out = torch.zeros(rows, spec.num_heads, cache.dims[1], dtype=dtype, device=query.device)
-        paged_attention.attend(query, cache, plan, spec, out[: plan.num_tokens])
+        paged_attention.attend(query, cache, plan, spec, out[: plan.num_tokens], key_lists)
         return out
+
+    def select_keys(
+        self, query: Tensor, weights: Tensor, cache: KVCache, plan: AttentionPlan, top_k: int, rows: int
+    ) -> Tensor:
+        return key_lists.select_keys(query, weights, cache, plan, top_k, rows)
 
     def full_attention(
         self,

@@ -18,13 +18,16 @@ double count_products(const Attention& a) {
     double products = 0;
     for (const AttentionRun* run = a.runs; run < a.runs + a.num_runs; ++run) {
         const int64_t middle = run->start + run->num_tokens / 2;
+        int64_t keys = last_seen(*run, middle) - first_seen(a, *run, middle) + 1;
+        if (a.key_lists != nullptr) keys = std::min<int64_t>(keys, a.list_size);
         products += static_cast<double>(run->num_tokens) * a.num_heads * (a.key_dim + a.value_dim) *
-                    static_cast<double>(last_seen(*run, middle) - first_seen(a, *run, middle) + 1);
+                    static_cast<double>(keys);
     }
     return products;
 }
 
-// Enough tasks for all threads, also where one head of keys serves many of queries.
+// Enough tasks for all threads, also where one head of keys serves many of queries. Where keys are listed, a task is of
+// one token.
 std::vector<Task> make_tasks(const Attention& a) {
     const int group = a.num_heads / a.num_kv_heads;
     int64_t rows_in_all = 0;
@@ -33,11 +36,13 @@ std::vector<Task> make_tasks(const Attention& a) {
     const int64_t most = std::min<int64_t>(MAX_ROWS, std::max<int64_t>(fair, 4 * ROWS));
     std::vector<Task> tasks;
     for (const AttentionRun* run = a.runs; run < a.runs + a.num_runs; ++run) {
-        const int64_t rows = run->num_tokens * group;
+        const int64_t rows = run->num_tokens * group, together = a.key_lists != nullptr ? group : rows;
         // Last queries first: they have the most keys, and short work at the end keeps threads even.
-        for (int64_t first = (rows - 1) / most * most; first >= 0; first -= most) {
-            for (int h = 0; h < a.num_kv_heads; ++h) {
-                tasks.push_back({run, h, static_cast<int>(std::min(most, rows - first)), first});
+        for (int64_t from = rows - together; from >= 0; from -= together) {
+            for (int64_t first = (together - 1) / most * most; first >= 0; first -= most) {
+                for (int h = 0; h < a.num_kv_heads; ++h) {
+                    tasks.push_back({run, h, static_cast<int>(std::min(most, together - first)), from + first});
+                }
             }
         }
     }

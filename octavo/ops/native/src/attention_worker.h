@@ -1,6 +1,7 @@
 // What one thread does of attention: rows of queries over the keys that they see, tile by tile.
 #pragma once
 
+#include <algorithm>
 #include <limits>
 #include <vector>
 
@@ -53,12 +54,27 @@ struct Task {
     float* partial = nullptr;
 };
 
-// The keys that a task's rows see, and the spans that these are in.
+// The keys that one row of the batch sees, where there are lists of them: positions in ascending order, and then -1.
+struct KeyList {
+    const int32_t* keys;
+    int64_t count;
+
+    KeyList(const Attention& a, int64_t batch_row) : keys(a.key_lists + batch_row * a.list_size) {
+        count = std::partition_point(keys, keys + a.list_size, [](int32_t key) { return key >= 0; }) - keys;
+    }
+};
+
+// The keys that a task's rows see, and the spans that these are in: positions or, of a list, places in it.
 struct KeyRange {
     int64_t begin, end;
 
     KeyRange(const Attention& a, const Task& task) {
         const int64_t group = a.num_heads / a.num_kv_heads, start = task.run->start;
+        if (a.key_lists != nullptr) {
+            begin = 0;
+            end = KeyList(a, task.run->first_row + task.first / group).count;
+            return;
+        }
         end = last_seen(*task.run, start + (task.first + task.rows - 1) / group) + 1;
         begin = first_seen(a, *task.run, start + task.first / group) / KEYS * KEYS;
     }
@@ -90,10 +106,10 @@ public:
           query_floats_(PAIRS ? key_room_ / 2 : key_room_),
           state_floats_(static_cast<int>(state_floats(a))),
           values_in_place_(std::is_same_v<C, float> && a.value_dim == value_room_ && a.block_size % LANES == 0 &&
-                           a.value_stride == 0),
+                           a.value_stride == 0 && a.key_lists == nullptr),
           vector_floats_(LANES * (a.paired ? a.key_dim / 2 : query_floats_)),
           steps_(PAIRS ? (a.key_dim + 1) / 2 : a.key_dim),
-          in_a_row_(a.key_stride ? 1 : std::min<int64_t>(a.block_size, LANES)),
+          in_a_row_(a.key_stride || a.key_lists != nullptr ? 1 : std::min<int64_t>(a.block_size, LANES)),
           at_key_(places(a.key_cache, a.key_dim, a.key_stride)),
           at_value_(places(a.value_cache, a.value_dim, a.value_stride)) {
         static thread_local Scratch scratch;
@@ -138,7 +154,7 @@ public:
         finish(task, partials);
     }
 
-private:
+protected:
     static constexpr bool PAIRS = PAIRED<C>;
     static constexpr int STEP_KEYS = PAIRS ? 2 : 1;  // keys whose values are added in one step
     static constexpr float LOWEST = -1e30f;  // below every score, and finite: its difference to itself is zero
@@ -155,6 +171,11 @@ private:
             head_[r] = task.kv_head * group + static_cast<int>(row % group);
             batch_row_[r] = task.run->first_row + row / group;
         }
+        if (a_.key_lists == nullptr) return;
+        const KeyList list(a_, batch_row_[0]);  // all rows are of one token
+        list_ = list.keys;
+        std::fill_n(first_key_, task.rows, 0);
+        std::fill_n(last_key_, task.rows, list.count - 1);
     }
 
     float* state(int r) { return states_ + static_cast<int64_t>(r) * state_floats_; }
@@ -207,6 +228,7 @@ private:
     }
 
     const char* cached(const Places& at, int64_t position, int kv_head) const {
+        if (list_ != nullptr) position = list_[position];
         const int64_t block = position / a_.block_size, offset = position % a_.block_size;
         return at.first + blocks_[block] * at.block + kv_head * at.head + offset * at.row;
     }
@@ -301,6 +323,7 @@ private:
         else lay_keys(task.kv_head, begin, end);
         if (paired || values_in_place_) point(value_parts_, at_value_, task.kv_head, begin, vectors);
         else lay_values(task.kv_head, begin, end);
+        const float scale = a_.scale * LOG2_E;
         int r = 0;
         while (last_key_[r] < begin) ++r;  // these rows see no key of the tile
         for (int rows; r < task.rows; r += rows) {
@@ -309,7 +332,7 @@ private:
             // Keys that come after would get the weight zero.
             const int seen = static_cast<int>(std::min<int64_t>(count, last_key_[r + rows - 1] - begin + 1));
             const int of_seen = static_cast<int>(round_up(seen, LANES) / LANES);
-            with_rows<ROWS>(rows, [&](auto of) { score_rows<decltype(of)::value>(r, of_seen); });
+            with_rows<ROWS>(rows, [&](auto of) { score_rows<decltype(of)::value>(r, of_seen, scale); });
             for (int i = 0; i < rows; ++i) weigh(r + i, begin, scores_ + i * KEYS, of_seen);
             with_rows<ROWS>(rows, [&](auto of) { add_rows<decltype(of)::value>(r, seen); });
         }
@@ -328,10 +351,10 @@ private:
     }
 
     template <int R>
-    void score_rows(int r, int vectors) {
+    void score_rows(int r, int vectors, float scale) {
         const float* queries = queries_ + static_cast<int64_t>(r) * query_floats_;
         const auto some = [&](auto of, int v) {
-            score<PAIRS, R, decltype(of)::value>(queries, query_floats_, key_vectors_ + v, steps_, a_.scale * LOG2_E,
+            score<PAIRS, R, decltype(of)::value>(queries, query_floats_, key_vectors_ + v, steps_, scale,
                                                  scores_ + v * LANES);
         };
         by_vectors<VECTORS<R>>(vectors, some);
@@ -469,6 +492,7 @@ private:
     const int64_t in_a_row_;  // keys that lie one after the other, at least
     const Places at_key_, at_value_;
     const int64_t* blocks_ = nullptr;
+    const int32_t* list_ = nullptr;  // of keys, whose places in it stand for positions
     float *keys_, *values_, *queries_;  // the tile's keys and values, the task's queries
     float *states_, *before_, *wide_;   // sums over a span, and over all before it; a row or a few, widened
     const float *key_vectors_[KEY_VECTORS], *value_parts_[KEY_VECTORS];  // of 16 keys each, laid out or in the cache
