@@ -164,17 +164,28 @@ LOUDER = {
     "Lfm2MoeForCausalLM--8b-a1b": 2.0,
     "Qwen3NextForCausalLM--80b-a3b": 1.5,
     "KimiLinearForCausalLM--48b-a3b": 1.75,
+    "DeepseekV32ForCausalLM--v3.2": 1.75,
+    "GlmMoeDsaForCausalLM--shared-pattern": 2.25,
+    "GlmMoeDsaForCausalLM--shared-types": 2.25,
 }
 """Times as far away as others may be: here a bias makes experts nearly equal, and in float16 a few tokens go to another
 one (a mean of 0.022, but a median of 0.0014; q4: 1.3 and 0.7). Qwen3-Next, whose results are
-multiplied by gates: 1.16 in q4; Kimi Linear, whose gates and decays are of low rank: 1.34."""
+multiplied by gates: 1.16 in q4; Kimi Linear, whose gates and decays are of low rank: 1.34. DeepSeek-V3.2, whose tokens
+see 9 keys of each layer's choice: 1.27 in q4, and as much where the indexer alone is not rounded; 1.73 and in bfloat16
+0.18 where several layers see 7 of one's choice (transformers in bfloat16: 0.14)."""
 TURNED = (
+    "DeepseekV32ForCausalLM--parameters",
+    "DeepseekV32ForCausalLM--v3.2",
     "DeepseekV3ForCausalLM--v3",
     "Dots1ForCausalLM--llm1",
     "Ernie4_5_MoeForCausalLM--21b-a3b",
+    "GlmMoeDsaForCausalLM--5",
+    "GlmMoeDsaForCausalLM--shared-pattern",
+    "GlmMoeDsaForCausalLM--shared-types",
     "GptOssForCausalLM--20b-bf16",
 )
-"""Cases in which such a choice falls the other way for an early token, which many later ones look at: their median."""
+"""Cases in which such a choice falls the other way for an early token, which many later ones look at: their median.
+So does one of an indexer's, of the few keys that tiny models may look at."""
 
 
 def forced_steps(llm: LLM, cases: list[dict[str, Any]]) -> list[Any]:

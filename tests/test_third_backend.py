@@ -15,6 +15,7 @@ CASES = {
     "MixtralForCausalLM--8x7b": {"attend", "experts", "route", "gated", "weighted_sum"},
     "FalconMambaForCausalLM--7b": {"make_state", "plan_recurrent", "convolve", "scan"},
     "DeepseekV2ForCausalLM--lite": {"head_linear", "join_rope", "store", "attend_stored"},
+    "DeepseekV32ForCausalLM--v3.2": {"join_rope", "store", "select_keys", "attend_stored"},
 }
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from octavo.architectures.decoder import gated_mlp
 from octavo.architectures.deepseek import MoEWithShared
 from octavo.architectures.model_config import Config
-from octavo.errors import UnsupportedModelError
+from octavo.errors import CheckpointError, UnsupportedModelError
 from octavo.ops import RouterSpec
 from octavo.parts import GatedMLP, Into, Linear, stacked
 
@@ -54,6 +54,8 @@ def shared_experts(
 
 def by_layer(c: Config, types: Sequence[str], sparse: Callable[[], nn.Module], bias: bool = False) -> list[nn.Module]:
     """The feed-forward of each layer, by its type in mlp_layer_types: `sparse`, or one for all tokens."""
+    if len(types) != c.num_hidden_layers:
+        raise CheckpointError(f"config.json: mlp_layer_types has {len(types)} types for {c.num_hidden_layers} layers.")
     if unknown := set(types) - {DENSE, SPARSE}:
         raise UnsupportedModelError(f"config.json: mlp_layer_types has {min(unknown)[:60]!r}, which is unknown.")
     dense = gated_mlp(c, bias)

@@ -29,15 +29,19 @@ LATENT: dict[str, str | Into] = {
 
 
 def latent_attention(
-    c: Config, interleaved: bool, eps: float, query_scale: QueryScale | None = None
-) -> Callable[[], LatentAttention]:
-    """Makes the part that all these configs describe."""
+    c: Config,
+    interleaved: bool,
+    eps: float,
+    query_scale: QueryScale | None = None,
+    part: type[LatentAttention] = LatentAttention,
+) -> Callable[..., LatentAttention]:
+    """Makes the part that all these configs describe; where it has more arguments than LatentAttention, with these."""
     nope_dim, rope_dim, settings = c.qk_nope_head_dim, c.qk_rope_head_dim, rope_settings(c)
     # Under YaRN the scores are scaled by the square of its magnitude as well.
     magnitude = 0.1 * settings.get("mscale_all_dim", 0.0) * math.log(max(settings.get("factor", 1.0), 1.0)) + 1.0
     rope = make_rope(c, rope_dim, partial=False, interleaved=interleaved)
     return partial(
-        LatentAttention,
+        part,
         c.hidden_size,
         c.num_attention_heads,
         rank=c.kv_lora_rank,

@@ -3,7 +3,7 @@
 Each expert is scored by itself. A bias counts for which ones are chosen, not for their weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,10 @@ from octavo.architectures.latent_gguf import LATENT_PARTS, balances, latent_from
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.errors import UnsupportedModelError
-from octavo.parts import CausalLM, PreNorm
+from octavo.parts import CausalLM, Into, LatentAttention, PreNorm
+
+EPS = 1e-6
+"""Of the norms inside attention, whatever the config says of the others."""
 
 
 def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
@@ -43,12 +46,23 @@ def glm4_moe_lite(c: Config) -> CausalLM:
     return body(c, c.get("mlp_layer_types", [DENSE, *[SPARSE] * (c.num_hidden_layers - 1)]))
 
 
-def body(c: Config, types: Sequence[str]) -> CausalLM:
-    """Layers whose feed-forwards are of these types."""
+def body(
+    c: Config,
+    types: Sequence[str],
+    attention: Callable[[int], LatentAttention] | None = None,
+    table: Mapping[str, str | Into] = LATENT,
+) -> CausalLM:
+    """Layers whose feed-forwards are of these types.
+
+    Args:
+        attention: makes that of the layer of a given index, whose tensors `table` names; None for the usual one.
+    """
     if (scores := c.get("scoring_func", "sigmoid")) != "sigmoid":
         raise UnsupportedModelError(f"config.json: scoring_func {scores[:60]!r} is unknown here; it is sigmoid.")
     route = partial(sigmoid_route, c, c.routed_scaling_factor, c.norm_topk_prob, by_groups=True)
     norm, mlp = rms_norm(c), by_layer(c, types, shared_experts(c, route, c.get("n_shared_experts", 0)))
-    attn = latent_attention(c, c.get("rope_interleave", True), 1e-6)
-    names = without_more_layers(c, DEEPSEEK_NAMES.replacing(LATENT))
-    return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(), mlp=mlp[i]), names)
+    if attention is None:
+        attn = latent_attention(c, c.get("rope_interleave", True), EPS)
+        attention = lambda i: attn()  # noqa: E731
+    names = without_more_layers(c, DEEPSEEK_NAMES.replacing(table))
+    return decoder(c, norm, lambda i: PreNorm(norm, attn=attention(i), mlp=mlp[i]), names)

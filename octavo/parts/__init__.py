@@ -43,6 +43,7 @@ from octavo.parts.resampler import QueryAttention, QueryBatch, Resampler, resamp
 from octavo.parts.rotary_embedding import AxialRotaryEmbedding, LongRotaryEmbedding, RotaryEmbedding, grid_angles
 from octavo.parts.self_attention import Attention, alibi_slopes
 from octavo.parts.shared_attention import SharedAttention
+from octavo.parts.sparse_latent import Indexer, SparseLatentAttention
 from octavo.parts.state import PagedKV, Recurrent, StateSpec
 from octavo.parts.text_encoder import ScoreHead, TextEmbedding, TextEncoder
 from octavo.parts.vision_tower import VisionSizes, VisionTower, clip_tower, siglip_tower
@@ -99,6 +100,7 @@ __all__ = [
     "GatedRMSNorm",
     "GroupedRMSNorm",
     "HeadNorm",
+    "Indexer",
     "InternViT",
     "Into",
     "KimiDelta",
@@ -151,6 +153,7 @@ __all__ = [
     "SideBySide",
     "SpanBatch",
     "SparseGatedMLP",
+    "SparseLatentAttention",
     "StateSpec",
     "StreamMerge",
     "TextEmbedding",

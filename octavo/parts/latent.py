@@ -90,21 +90,29 @@ class LatentAttention(nn.Module):
         key = join(norm_rows(self.kv_norm, latent, batch).unsqueeze(1), key_rope.unsqueeze(1), angles, interleaved)
         self._backend.store(key, None, view.cache, view.plan)
 
-        query, query_rope = torch.split(self._query(x, batch)[:tokens], [self.nope_dim, self.rope_dim], dim=-1)
+        inner = self._inner(x, batch)
+        query, query_rope = torch.split(self._query(inner, batch)[:tokens], [self.nope_dim, self.rope_dim], dim=-1)
         query = join(self.kv_b.absorb_keys(query, batch), query_rope, angles, interleaved)
         if self.query_scale is not None:
             query = self._backend.scale_rows(query, self.query_scale.factors(batch)[:tokens])
-        mixed = self._backend.attend_stored(query, view.cache, view.plan, self._spec, x.shape[0], torch.float32)
+        lists = self.key_lists(x, inner, batch)
+        mixed = self._backend.attend_stored(query, view.cache, view.plan, self._spec, x.shape[0], torch.float32, lists)
         out = self.kv_b.values(mixed[..., : self.rank], x.dtype, batch)
         return self.o(out.flatten(1), batch)  # type: ignore[no-any-return]
 
-    def _query(self, x: Tensor, batch: Batch) -> Tensor:
+    def key_lists(self, x: Tensor, inner: Tensor, batch: Batch) -> Tensor | None:
+        """Which keys each row sees, as `Backend.select_keys` gives them, by the queries' inner values; None for all."""
+        return None
+
+    def _inner(self, x: Tensor, batch: Batch) -> Tensor:
+        """What queries are made of: [rows, q_rank], or the stream itself."""
+        if self.q_a is None:
+            return x
+        assert self.q_norm is not None
+        return norm_rows(self.q_norm, self.q_a(x, batch), batch)
+
+    def _query(self, inner: Tensor, batch: Batch) -> Tensor:
         """[rows, heads, nope_dim + rope_dim]"""
-        if self.q is not None:
-            query = self.q(x, batch)
-        else:
-            assert self.q_a is not None
-            assert self.q_norm is not None
-            assert self.q_b is not None
-            query = self.q_b(norm_rows(self.q_norm, self.q_a(x, batch), batch), batch)
-        return query.view(x.shape[0], self.num_heads, -1)  # type: ignore[no-any-return]
+        product = self.q if self.q is not None else self.q_b
+        assert product is not None
+        return product(inner, batch).view(inner.shape[0], self.num_heads, -1)  # type: ignore[no-any-return]
