@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
+from octavo.batch_calls import as_tensor
 from octavo.client.async_requests import AsyncRequests
 from octavo.client.engine_client import KnownEngine
 from octavo.client.local_client import ThreadClient
@@ -16,7 +17,7 @@ from octavo.client.transcribing import Question, Transcriber
 from octavo.config import DEFAULT_MODEL, EngineArgs
 from octavo.errors import EngineDeadError, OctavoError, RequestFailedError, failure
 from octavo.launch import launch_engine
-from octavo.llm import args_of, as_tensor
+from octavo.llm import args_of
 from octavo.lora import AdapterRef, LoRARequest
 from octavo.outputs import CompletionOutput, PoolingOutput, PoolingRequestOutput, RequestOutput
 from octavo.params import PoolingParams, SamplingParams

@@ -4,13 +4,12 @@ import functools
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any, cast
 
-import torch
 from tqdm import tqdm
 
+from octavo.batch_calls import Adapters, as_tensor, each_adapter, final_only, prompt_list, same_length, with_value
 from octavo.beam_search import beam_search
 from octavo.client.scoring import pair_up, plan_scores
 from octavo.client.transcribing import Transcriber
@@ -33,7 +32,7 @@ from octavo.outputs import (
     ScoringOutput,
     ScoringRequestOutput,
 )
-from octavo.params import BeamSearchParams, PoolingParams, RequestOutputKind, SamplingParams, recommended_sampling
+from octavo.params import BeamSearchParams, PoolingParams, SamplingParams, recommended_sampling
 from octavo.prompts import Prompt
 from octavo.text.chat_prompt import Message
 from octavo.text.media_chat import media_chat_prompt
@@ -42,9 +41,6 @@ from octavo.transcribe import transcribe_sounds
 from octavo.transcripts import Transcript, TranscriptionParams
 
 log = logging.getLogger("octavo")
-
-Adapters = LoRARequest | Sequence[LoRARequest | None] | None
-"""An adapter for all prompts, or one (or None) for each."""
 
 
 def args_of(model: str | os.PathLike[str], options: dict[str, Any]) -> EngineArgs:
@@ -142,10 +138,10 @@ class LLM:
         """
         if prompts is not None and prompt_token_ids is not None:
             raise InvalidRequestError("give prompts or prompt_token_ids, not both.")
-        batch = _prompt_list(prompts if prompts is not None else prompt_token_ids)
+        batch = prompt_list(prompts if prompts is not None else prompt_token_ids)
         params = self._params_list(sampling_params, len(batch))
-        finals = [_final_only(p) for p in params]
-        outputs = self._run(batch, finals, _each(lora_request, batch), use_tqdm, "Generating", priority)
+        finals = [final_only(p) for p in params]
+        outputs = self._run(batch, finals, each_adapter(lora_request, batch), use_tqdm, "Generating", priority)
         return cast(list[RequestOutput], outputs)
 
     def chat(
@@ -221,8 +217,8 @@ class LLM:
         lora_request: Adapters = None,
     ) -> list[BeamSearchOutput]:
         """The best beams for each prompt, best first."""
-        generate, batch = functools.partial(self.generate, use_tqdm=False), _prompt_list(prompts)
-        return beam_search(self.engine, generate, batch, params, use_tqdm, _each(lora_request, batch))
+        generate, batch = functools.partial(self.generate, use_tqdm=False), prompt_list(prompts)
+        return beam_search(self.engine, generate, batch, params, use_tqdm, each_adapter(lora_request, batch))
 
     def encode(
         self,
@@ -234,7 +230,7 @@ class LLM:
         pooling_task: str | None = None,
     ) -> list[PoolingRequestOutput[PoolingOutput]]:
         """Pooled hidden states, scores or rewards of prompts, as tensors; `pooling_task` as PoolingParams.task."""
-        pooling_params = _with(pooling_params, task=pooling_task)
+        pooling_params = with_value(pooling_params, task=pooling_task)
         return [as_tensor(output) for output in self._pool(prompts, pooling_params, use_tqdm, lora_request)]
 
     def _pool(
@@ -245,11 +241,11 @@ class LLM:
         lora_request: Adapters,
     ) -> list[PoolingRequestOutput[PoolingOutput]]:
         """What `encode` gives, as arrays."""
-        batch = _prompt_list(prompts)
+        batch = prompt_list(prompts)
         params = pooling_params or PoolingParams()
         each = [params] * len(batch) if isinstance(params, PoolingParams) else list(params)
-        _same_length("pooling_params", each, batch)
-        outputs = self._run(batch, each, _each(lora_request, batch), use_tqdm, "Pooling")
+        same_length("pooling_params", each, batch)
+        outputs = self._run(batch, each, each_adapter(lora_request, batch), use_tqdm, "Pooling")
         return cast(list[PoolingRequestOutput[PoolingOutput]], outputs)
 
     def embed(
@@ -266,7 +262,7 @@ class LLM:
         `prompt_name` says which of the model's own prompts stands before each text, as in PoolingParams.
         """
         self._need_task("embedding")
-        pooling_params = _with(pooling_params, prompt_name=prompt_name)
+        pooling_params = with_value(pooling_params, prompt_name=prompt_name)
         return [
             EmbeddingRequestOutput(
                 o.request_id,
@@ -312,7 +308,7 @@ class LLM:
         An embedding engine gives the cosine of their embeddings. A classifier of one or two classes reads both texts
         as one input and gives the probability of its last class.
         """
-        pairs = pair_up(_prompt_list(text_1), _prompt_list(text_2))
+        pairs = pair_up(prompt_list(text_1), prompt_list(text_2))
         if self.engine.info.task != "classify":
             self._need_task("embedding")
         plan = plan_scores(pairs, self.engine.ready, self.engine.checker)
@@ -359,7 +355,7 @@ class LLM:
         priority: Sequence[int] | None = None,
     ) -> list[Any]:
         if priority is not None:
-            _same_length("priority", priority, prompts)
+            same_length("priority", priority, prompts)
         ids = [str(next(self._ids)) for _ in prompts]
         try:
             for i, (request_id, prompt) in enumerate(zip(ids, prompts, strict=True)):
@@ -397,57 +393,3 @@ class LLM:
                     bar.update(1)
         bar.close()
         return [done[i] for i in ids]
-
-
-def _each(adapters: Adapters, prompts: Sequence[Prompt]) -> Sequence[LoRARequest | None]:
-    """An adapter, or None, for each prompt."""
-    if adapters is None or isinstance(adapters, LoRARequest):
-        return [adapters] * len(prompts)
-    if not isinstance(adapters, Sequence):
-        raise InvalidRequestError(f"lora_request is a LoRARequest or a list of them, not {type(adapters).__name__}.")
-    _same_length("lora_request", adapters, prompts)
-    return adapters
-
-
-def _same_length(name: str, values: Sequence[Any], prompts: Sequence[Any]) -> None:
-    if len(values) != len(prompts):
-        raise InvalidRequestError(f"there are {len(prompts)} prompts but {len(values)} {name}; give one each.")
-
-
-def _with(
-    params: PoolingParams | Sequence[PoolingParams] | None, **value: str | None
-) -> PoolingParams | Sequence[PoolingParams] | None:
-    """Parameters with one more value, if it is given."""
-    if None in value.values():
-        return params
-    if isinstance(params, Sequence):
-        return [replace(each, **value) for each in params]  # type: ignore[arg-type]
-    return replace(params or PoolingParams(), **value)  # type: ignore[arg-type]
-
-
-def as_tensor(output: PoolingRequestOutput[PoolingOutput]) -> PoolingRequestOutput[PoolingOutput]:
-    """The output with its data as a tensor instead of a numpy array."""
-    output.outputs.data = torch.from_numpy(output.outputs.data.copy())
-    return output
-
-
-def _final_only(params: SamplingParams) -> SamplingParams:
-    params = params.clone()
-    params.output_kind = RequestOutputKind.FINAL_ONLY
-    return params
-
-
-def _prompt_list(prompts: Any) -> list[Prompt]:
-    """One prompt or many as a list: a list of ints is one prompt."""
-    if prompts is None:
-        raise InvalidRequestError("no prompts were given.")
-    if isinstance(prompts, (str, dict)):
-        return [cast(Prompt, prompts)]
-    if isinstance(prompts, Iterable):
-        batch = list(prompts)
-        if batch and isinstance(batch[0], int):
-            return [cast(Prompt, batch)]
-        return batch
-    raise InvalidRequestError(
-        f"prompts must be text, token ids, dicts, or a list of them, not {type(prompts).__name__}."
-    )
