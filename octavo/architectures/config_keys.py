@@ -43,7 +43,6 @@ _BY_KIND: dict[Kind, str] = {
         relative_attention_num_buckets relative_attention_max_distance moe_k moe_layer_interval num_attention_heads
         num_res_blocks image_num_heads scale_factor attention_heads max_num_tiles n_head n_heads num_key_value_heads
         num_kv_heads n_head_kv multi_query_group_num encoder_attention_heads decoder_attention_heads kv_n_heads
-        index_n_heads
         n_heads_in_group num_labels moe_layer_freq moe_layer_frequency decoder_sparse_step expert_layer_period
         attn_layer_period n_group topk_group moe_top_k moe_num_experts no_rope_layer_interval num_heads heads
         mamba_n_heads mamba_num_heads n_mamba_heads mamba_n_groups mamba_ngroups n_groups num_mem_blocks
@@ -51,18 +50,16 @@ _BY_KIND: dict[Kind, str] = {
         spatial_pool_stride spatial_merge_size temporal_patch_size stack_factor conv_groups index_n_heads
         hc_mult hc_sinkhorn_iters o_groups compress_rate_csa compress_rate_hca altup_num_inputs""",
     COUNT_OR_NONE: """global_attn_every_n_layers num_shared_experts moe_num_shared_experts
-        index_topk_freq index_skip_topk_offset
         moe_layer_start_index num_dense_layers num_experts num_local_experts n_routed_experts n_shared_experts
         num_experts_per_tok num_experts_per_token first_k_dense_replace max_window_layers expert_layer_offset
         attn_layer_offset dense_attention_every_n_layers type_vocab_size conv_kernel_size
         num_hash_layers interleave_moe_layer_step altup_active_idx""",
     integer(-1, MAX_COUNT): "moe_layer_end_index",
-    integer(0, MAX_SIZE): "shared_intermediate_size",
+    integer(0, MAX_SIZE): "shared_intermediate_size index_topk_freq index_skip_topk_offset",
     either(COUNT, integers(1, MAX_COUNT)): "moe_topk",
     either(COUNT_OR_NONE, TEXT): "sliding_window_pattern",
     integer(1, 2): "num_ln_in_parallel_attn",
     SIZE: """global_head_dim vocab_size_per_layer_input d_ff d_kv decoder_vocab_size dim
-        index_head_dim index_topk
         hidden_dim hidden_size num_embeddings latent_channels resolution base_channels embedding_size image_patch_size
         image_emb_dim image_mlp_dim vision_output_dim n_embd n_embed d_model intermediate_size n_inner ffn_dim
         encoder_ffn_dim decoder_ffn_dim ffn_hidden_size ff_intermediate_size moe_intermediate_size
@@ -82,10 +79,9 @@ _BY_KIND: dict[Kind, str] = {
     TOKEN: "image_token_id video_token_id audio_token_id decoder_start_token_id pad_token_id bos_token_id",
     TOKENS: "eos_token_id",
     FLAG: """linear_heads_in_turn linear_qkv_apart attention_k_eq_v use_double_wide_mlp enable_moe_block
-        classifier_bias norm_bias
+        classifier_bias norm_bias indexer_rope_interleave
         share_encoder_decoder_embeddings scale_decoder_outputs logn_attention_scale prenorm parallel_block use_rms_norm
         causal mlp_fc1_bias mlp_fc2_bias qkv_proj_bias rotary_emb_interleaved attention_out_bias
-        indexer_rope_interleave
         is_original_qwen3_reranker mrope_interleaved mup_enabled use_routing_bias qk_norm use_cla route_norm
         attention_bias mlp_bias bias use_bias qkv_bias use_qkv_bias lm_head_bias enable_bias no_bias add_bias_linear
         add_qkv_bias mamba_proj_bias mamba_conv_bias use_conv_bias tie_word_embeddings alibi multi_query
@@ -140,14 +136,12 @@ _BY_KIND: dict[Kind, str] = {
     LIMITS: "time_step_limit",
     numbers(-1e6, 1e6): "ssm_multipliers mlp_multipliers",
     FACTORS: "short_factor long_factor factors",
-    KINDS: "layer_types mlp_layer_types layers_block_type block_types architectures classifier_from_token"
-    " indexer_types",
-    either(TEXT, KINDS): "index_topk_pattern",
+    KINDS: "layer_types mlp_layer_types layers_block_type block_types architectures classifier_from_token",
     integers(0, 1): "no_rope_layers",
     numbers(0.0, 0.999999): "activation_sparsity_pattern",
     either(FLAG, COUNT_OR_NONE): "attn_temperature_tuning",  # a number in Llama 4's first configs
     integer(-1, 1 << 16): "max_relative_positions position_buckets",
-    either(TEXT, KINDS): "pos_att_type",
+    either(TEXT, KINDS): "index_topk_pattern indexer_types pos_att_type",
     VERSION: "version",
     either(integer(-1000, 1000), integers(-1000, 1000)): "vision_feature_layer",
     one_of("default", "full"): "vision_feature_select_strategy",
