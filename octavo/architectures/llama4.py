@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
 from octavo.architectures.composite import text_alone
 from octavo.architectures.decoder import NAMES, attention, decoder, rms_norm
 from octavo.architectures.deepseek import MoEWithShared
+from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope_config import make_rope
@@ -104,7 +106,27 @@ def _feed_forward(c: Config) -> Callable[[int], nn.Module]:
     return make
 
 
-@architecture("Llama4ForCausalLM", about="Llama 4 (text alone)", examples=("meta-llama/Llama-4-Scout-17B-16E",))
+def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
+    """Chunks and what tunes the temperature are constants; only Maverick, which has 128 experts, norms no keys."""
+    return {
+        "attention_chunk_size": 8192,
+        "attn_temperature_tuning": True,
+        "attn_scale": 0.1,
+        "floor_scale": 8192,
+        "intermediate_size_mlp": shared["intermediate_size"],
+        "intermediate_size": file.value("expert_feed_forward_length"),
+        "moe_layers": [i for i in range(shared["num_hidden_layers"]) if f"blk.{i}.ffn_gate_inp.weight" in file.tensors],
+        "use_qk_norm": file.value("expert_count") != 128,
+        "hidden_act": "silu",
+    }
+
+
+@architecture(
+    "Llama4ForCausalLM",
+    about="Llama 4 (text alone)",
+    examples=("meta-llama/Llama-4-Scout-17B-16E",),
+    gguf=GGUFFormat("llama4", config=_from_gguf),
+)
 def llama4(c: Config) -> CausalLM:
     """Layers that do not rotate see all tokens, and their queries grow with positions."""
     norm, attn, mlp = rms_norm(c), _attention(c), _feed_forward(c)
@@ -115,6 +137,7 @@ def llama4(c: Config) -> CausalLM:
     "Llama4ForConditionalGeneration",
     about="Llama 4 Scout and Maverick (text)",
     examples=("meta-llama/Llama-4-Scout-17B-16E-Instruct", "meta-llama/Llama-4-Maverick-17B-128E-Instruct"),
+    read_as="llama4",
 )
 def llama4_of_pictures(c: Config) -> CausalLM:
     text = text_model(c.section("text_config"), "llama4_text")

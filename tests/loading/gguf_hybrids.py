@@ -268,6 +268,33 @@ def ministral(c: Config) -> dict[str, Any]:
     }
 
 
+def llama4(name: str, x: Array, c: Config) -> Named:
+    """Stacks of `[experts, in, out]`, gates and ups together, as those apart of `[experts, out, in]`."""
+    before, found, which = name.partition(".experts.")
+    if not found:
+        yield name, x
+        return
+    parts = {"gate_proj": x, "up_proj": x, "down_proj": x}
+    if which == "gate_up_proj":
+        parts = dict(zip(("gate_proj", "up_proj"), np.split(x, 2, axis=2), strict=True))
+    for part, own in parts.items():
+        if part in which or which == "gate_up_proj":
+            yield f"{before}.experts.{part}.weight", np.ascontiguousarray(own.swapaxes(1, 2))
+
+
+def scaled(c: Config) -> dict[str, Array]:
+    return llama3_factors(c) if c.get("rope_scaling") else {}
+
+
+def llama4_keys(c: Config) -> dict[str, Any]:
+    return {
+        **rope(c),
+        "feed_forward_length": c["intermediate_size_mlp"],
+        "expert_feed_forward_length": c["intermediate_size"],
+        "interleave_moe_layer_step": c["interleave_moe_layer_step"],
+    }
+
+
 HYBRIDS: dict[str, Kind] = {
     "ApertusForCausalLM": Kind("apertus", changed(apertus), rope, extra=llama3_factors, lists=xielu),
     "BambaForCausalLM": Kind("granitehybrid", changed(turned), bamba_keys),
@@ -281,6 +308,8 @@ HYBRIDS: dict[str, Kind] = {
     "GraniteMoeSharedForCausalLM": Kind("granitemoe", changed(granite), granite_keys),
     "HunYuanDenseV1ForCausalLM": Kind("hunyuan-dense", usual, hunyuan),
     "HunYuanMoEV1ForCausalLM": Kind("hunyuan-moe", usual, hunyuan),
+    "Llama4ForCausalLM": Kind("llama4", changed(llama4), llama4_keys, extra=scaled),
+    "Llama4ForConditionalGeneration": Kind("llama4", changed(llama4), llama4_keys, extra=scaled),
     "Mamba2ForCausalLM": Kind("mamba2", changed(mixer), mamba2),
     "MiMoV2FlashForCausalLM": Kind("mimo2", changed(mimo), mimo_keys),
     "Ministral3ForCausalLM": Kind("mistral3", changed(permuted), ministral),
@@ -306,6 +335,9 @@ CASES = [
     "GraniteMoeSharedForCausalLM--moe-7b-a1b-shared",
     "HunYuanDenseV1ForCausalLM--7b",
     "HunYuanMoEV1ForCausalLM--a13b",
+    "Llama4ForCausalLM--dense-between",
+    "Llama4ForConditionalGeneration--interval",
+    "Llama4ForConditionalGeneration--scout-text",
     "Mamba2ForCausalLM--codestral-7b",
     "MiMoV2FlashForCausalLM--flash",
     "Ministral3ForCausalLM--3b-tied",

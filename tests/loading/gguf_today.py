@@ -8,7 +8,15 @@ import numpy as np
 
 from tests.loading.gguf_parts import Array, Config, Kind, Named, first, heads_of, llama3_factors, permuted
 
-TOWERS = ("visual.", "vision_tower.", "audio_tower.", "multi_modal_projector.", "embed_vision.", "embed_audio.")
+TOWERS = (
+    "vision_model.",
+    "visual.",
+    "vision_tower.",
+    "audio_tower.",
+    "multi_modal_projector.",
+    "embed_vision.",
+    "embed_audio.",
+)
 SIGMOID = 2
 
 

@@ -88,6 +88,8 @@ NOT_IN_THE_FILE = (
     "sliding_window",
     "swiglu_limit",
     *("image_token_id", "video_token_id", "audio_token_id"),
+    *("attention_chunk_size", "floor_scale", "attn_scale", "attn_temperature_tuning", "no_rope_layers"),
+    *("no_rope_layer_interval", "use_qk_norm"),
 )
 """Config keys that llama.cpp's files of some architecture leave out, and its code has as constants."""
 
