@@ -1,8 +1,7 @@
-"""Qwen3-Next and Qwen3.5 (Qwen Team 2025): gated delta nets, and gated attention in every fourth layer."""
+"""Qwen3-Next (Qwen Team 2025): gated delta nets, and gated attention in every fourth layer."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +32,6 @@ from octavo.parts import (
 )
 
 NET = "model.layers.{i}.linear_attn."
-TEXT = "model.language_model."
 SHARED: dict[str, str | Into] = {
     NET + "conv1d.weight": parameter("layers.{i}.attn.conv.weight", drop_middle),
     NET + "A_log": parameter("layers.{i}.attn.a_log"),
@@ -63,7 +61,7 @@ def _delta_net(c: Config, joined: tuple[str, ...]) -> DeltaNet:
     return DeltaNet(c.hidden_size, sizes, activation=c.hidden_act, norm=norm, joined=joined)
 
 
-def _body(c: Config, names: Names, joined: tuple[str, ...], mlp: Callable[[int], nn.Module]) -> CausalLM:
+def gated_body(c: Config, names: Names, joined: tuple[str, ...], mlp: Callable[[int], nn.Module]) -> CausalLM:
     """Norms have 1 added to their weights, but for the gated one."""
     norm, head_norm = (partial(RMSNorm, size, c.rms_norm_eps, 1.0) for size in (c.hidden_size, c.head_dim))
     c = c.replace(partial_rotary_factor=c.first("partial_rotary_factor", default=0.25))
@@ -81,7 +79,7 @@ def _body(c: Config, names: Names, joined: tuple[str, ...], mlp: Callable[[int],
     return decoder(c, norm, layer, names)
 
 
-def _experts(c: Config, renormalize: bool) -> MoEWithGatedShared:
+def shared_experts(c: Config, renormalize: bool) -> MoEWithGatedShared:
     gated, count = partial(GatedMLP, c.hidden_size, activation=c.hidden_act), c.num_experts
     router, route = Linear(c.hidden_size, count, exact=True), softmax_then_topk(c.num_experts_per_tok, renormalize)
     experts = [gated(c.moe_intermediate_size) for _ in range(count)]
@@ -101,7 +99,7 @@ def qwen3_next(c: Config) -> CausalLM:
 
     def mlp(layer: int) -> nn.Module:
         is_dense = layer in plain or c.num_experts == 0 or (layer + 1) % c.decoder_sparse_step
-        return dense() if is_dense else _experts(c, c.norm_topk_prob)
+        return dense() if is_dense else shared_experts(c, c.norm_topk_prob)
 
     key_dim = c.linear_key_head_dim
     table = {
@@ -112,47 +110,4 @@ def qwen3_next(c: Config) -> CausalLM:
         "model.layers.{i}.self_attn.q_proj": gates_first("layers.{i}.attn.qkv.gate_q", c.num_attention_heads),
     }
     joined = ("qkv", "z", "ba") if c.get("linear_qkv_apart", False) else ("qkvz", "ba")
-    return _body(c, QWEN2_MOE_NAMES.extended(table).leaving_out("mtp."), joined, mlp)
-
-
-def _text(c: Config, mlp: Callable[[Config], Callable[[], nn.Module]]) -> CausalLM:
-    """The language model of a config that describes more. Its three axes of positions are one where there is text."""
-    text = c.section("text_config")
-    axes = {"mrope_section", "mrope_interleaved"}
-    plain: dict[str, Any] = {
-        key: {name: value for name, value in text.get(key).items() if name not in axes}
-        for key in ("rope_scaling", "rope_parameters")
-        if text.get(key)
-    }
-    tied = c.first("tie_word_embeddings", default=text.get("tie_word_embeddings", False))
-    text = text.replace(tie_word_embeddings=tied, **plain)
-    table = {
-        **SHARED,
-        NET + "in_proj_{qkv|z|b|a}": "layers.{i}.attn.in_proj.{qkv|z|b|a}",
-        "model.layers.{i}.self_attn.q_proj": gates_first("layers.{i}.attn.qkv.gate_q", text.num_attention_heads),
-    }
-    names = QWEN2_MOE_NAMES.extended(table).renamed("model.", TEXT)
-    spellings = {"language_model.model.": TEXT, "language_model.lm_head.": "lm_head."}
-    names = names.spelled(spellings).leaving_out("model.visual.", "visual.", "mtp.", "model.mtp.")
-    make = mlp(text)
-    return _body(text, names, ("qkv", "z", "b", "a"), lambda _: make())
-
-
-@architecture(
-    "Qwen3_5ForConditionalGeneration",
-    about="Qwen3.5, Qwen3.6 (text)",
-    examples=("Qwen/Qwen3.5-9B", "Qwen/Qwen3.5-27B"),
-    gguf=gated_net_format("qwen35", TEXT, in_turn=True, section="text_config"),
-)
-def qwen3_5(c: Config) -> CausalLM:
-    return _text(c, gated_mlp)
-
-
-@architecture(
-    "Qwen3_5MoeForConditionalGeneration",
-    about="Qwen3.5 MoE, Qwen3.6-35B-A3B (text)",
-    examples=("Qwen/Qwen3.5-35B-A3B",),
-    gguf=gated_net_format("qwen35moe", TEXT, in_turn=True, section="text_config"),
-)
-def qwen3_5_moe(c: Config) -> CausalLM:
-    return _text(c, lambda text: lambda: _experts(text, True))
+    return gated_body(c, QWEN2_MOE_NAMES.extended(table).leaving_out("mtp."), joined, mlp)
