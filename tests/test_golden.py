@@ -65,7 +65,8 @@ def pooled(llm: LLM, case: dict[str, Any]) -> None:
     if "embedding" in case["cases"][0]:
         named = [PoolingParams(prompt_name=c.get("prompt_name")) for c in case["cases"]]
         outputs = llm.embed(prompts, named, use_tqdm=False)
-        assert [o.prompt_token_ids for o in outputs] == [c["prompt_token_ids"] for c in case["cases"]]
+        expanded = [c.get("expanded_token_ids", c["prompt_token_ids"]) for c in case["cases"]]
+        assert [o.prompt_token_ids for o in outputs] == expanded
         got, key = [o.outputs.embedding for o in outputs], "embedding"
     elif "scores" in case["cases"][0]:
         got, key = [o.outputs.probs for o in llm.classify(prompts, use_tqdm=False)], "scores"

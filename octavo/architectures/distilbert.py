@@ -9,9 +9,9 @@ from octavo.architectures.bert import (
     bert_from_gguf,
     has_scores,
     has_types,
-    norms,
     with_head,
 )
+from octavo.architectures.bert_names import norms
 from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import CLASSIFIES, EMBEDS, TOKEN_CLASSIFIES, architecture

@@ -1,6 +1,7 @@
 """ELECTRA (Clark et al. 2020): BERT's layers, whose embeddings may be narrower."""
 
-from octavo.architectures.bert import dense_classifier, encoder, names, token_classifier
+from octavo.architectures.bert import dense_classifier, encoder, token_classifier
+from octavo.architectures.bert_names import names
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import CLASSIFIES, EMBEDS, TOKEN_CLASSIFIES, architecture
 from octavo.parts import CausalLM

@@ -7,8 +7,8 @@ from typing import Any, cast
 from torch import Tensor
 
 from octavo.architectures.gemma3n_layer import Gemma3nLayer, Laurel
-from octavo.architectures.gemma4 import shared_keys, unread_keys
 from octavo.architectures.gemma4_names import PER_LAYER_NAMES, in_composite
+from octavo.architectures.gemma4_shared_keys import shared_keys, unread_keys
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope_config import make_rope

@@ -10,11 +10,12 @@ from octavo.architectures.decoder import decoder
 from octavo.architectures.gemma4_gguf import GEMMA4_FORMAT
 from octavo.architectures.gemma4_layer import Gemma4Layer, ScaledExperts
 from octavo.architectures.gemma4_names import GEMMA4_NAMES, PER_LAYER_NAMES, in_composite
+from octavo.architectures.gemma4_shared_keys import shared_keys, unread_keys
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope_config import make_rope
 from octavo.architectures.rope_settings import FULL, SLIDING, layer_types
-from octavo.errors import CheckpointError, UnsupportedModelError
+from octavo.errors import UnsupportedModelError
 from octavo.parts import (
     AliasedEmbedding,
     CausalLM,
@@ -36,26 +37,6 @@ ROPES = {
     FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
 }
 GLOBAL_HEAD_DIM = 512
-
-
-def shared_keys(c: Config, types: Sequence[str]) -> list[dict[str, Any]]:
-    """Of each layer, what SharedAttention is told of its keys and values: the last layers read those of earlier ones.
-
-    Raises CheckpointError where no layer of a kind has any.
-    """
-    first = len(types) - c.get("num_kv_shared_layers", 0)
-    last = {kind: i for i, kind in enumerate(types[: max(first, 0)])} if first < len(types) else {}
-    if lacking := set(types[max(first, 0) :]) - set(last):
-        raise CheckpointError(f"config.json: num_kv_shared_layers leaves no layer of {min(lacking)} with keys.")
-    return [
-        {"name": kind, "reads": i >= first} if i >= first or last.get(kind) == i else {} for i, kind in enumerate(types)
-    ]
-
-
-def unread_keys(shares: Sequence[dict[str, Any]]) -> tuple[str, ...]:
-    """Tensors that layers without keys of their own may be stored with."""
-    reading = [i for i, share in enumerate(shares) if share.get("reads")]
-    return tuple(f"model.layers.{i}.self_attn.{n}.*" for i in reading for n in ("k_proj", "v_proj", "k_norm", "v_norm"))
 
 
 def _attention(c: Config, types: Sequence[str], shares: Sequence[dict[str, Any]]) -> Callable[[int], SharedAttention]:
