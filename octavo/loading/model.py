@@ -112,9 +112,11 @@ def load_model(args: EngineArgs, place: RankPlace = ALONE, link: RankLink = NO_L
     with sound_config(checkpoint.files.path, config), torch.device("meta"):
         model = checkpoint.architecture.build(config)
     sentences, weights = SentenceModules(), checkpoint.weights
+    if checkpoint.gguf is not None:
+        sentences = SentenceModules(gguf_pooling(checkpoint.gguf))
     if task == "embedding":
         model.drop_head()
-        if not checkpoint.files.is_gguf:
+        if checkpoint.gguf is None:
             sentences, weights = _with_modules(checkpoint, model)
     media = _media(args, checkpoint, model.hidden_size)
     if media is not None and not media.open_kinds:
@@ -161,10 +163,7 @@ def _with_tokens(config: Config, args: EngineArgs, checkpoint: Checkpoint) -> Co
 def _with_modules(checkpoint: Checkpoint, model: CausalLM) -> tuple[SentenceModules, WeightFormat]:
     """What the folder says of embeddings, whose layers the model then has, and all weights."""
     with torch.device("meta"):
-        if checkpoint.gguf is not None:
-            found = SentenceModules(gguf_pooling(checkpoint.gguf))
-        else:
-            found = sentence_modules(checkpoint.files.path, model.hidden_size)
+        found = sentence_modules(checkpoint.files.path, model.hidden_size)
         heads = token_heads(checkpoint.files.path, checkpoint.config, model.hidden_size)
     beside = found.weights
     if found.layers:
