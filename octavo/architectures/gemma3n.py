@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from octavo.architectures.gemma3n_gguf import GEMMA3N_FORMAT
 from octavo.architectures.gemma3n_layer import Gemma3nLayer, Laurel
 from octavo.architectures.gemma4_names import PER_LAYER_NAMES, in_composite
 from octavo.architectures.gemma4_shared_keys import shared_keys, unread_keys
@@ -126,7 +127,9 @@ def _layer(c: Config, attn: Callable[[int], SharedAttention]) -> Callable[[int],
     return make
 
 
-@architecture("Gemma3nForCausalLM", about="Gemma 3n (text alone)", examples=("google/gemma-3n-E2B",))
+@architecture(
+    "Gemma3nForCausalLM", about="Gemma 3n (text alone)", examples=("google/gemma-3n-E2B",), gguf=GEMMA3N_FORMAT
+)
 def gemma3n(c: Config) -> CausalLM:
     size, count, own = c.hidden_size, c.num_hidden_layers, c.hidden_size_per_layer_input
     types = layer_types(c, [SLIDING if (i + 1) % 5 else FULL for i in range(count)])

@@ -65,6 +65,7 @@ WHOLE: dict[str, tuple[int, int]] = {
 }
 """Whole numbers, and the ends of their ranges."""
 BY_LAYER = (
+    "activation_sparsity_scale",
     "attention.head_count",
     "attention.head_count_kv",
     "attention.recurrent_layers",
@@ -79,6 +80,7 @@ NEEDED = ("block_count", "embedding_length", "attention.head_count")
 """Keys that every file has."""
 
 NUMBERS: dict[str, tuple[float, float]] = {
+    "activation_sparsity_scale": (-math.inf, 100.0),
     "attention.layer_norm_rms_epsilon": (0.0, 1.0),
     "attention.layer_norm_epsilon": (0.0, 1.0),
     "attention.clamp_kqv": (0.0, 1e9),
@@ -118,7 +120,7 @@ def checked(metadata: Metadata, arch: str, key: str, default: Any) -> Any:
             continue
         if isinstance(number, bool) or not isinstance(number, int if whole else int | float):
             metadata.fail(f"{shown(name)} must be a {'whole ' if whole else ''}number, and is {shown(value)}")
-        if not (math.isfinite(number) and least <= number <= most):
+        if not least <= number <= most:  # as what is no number, too
             metadata.fail(f"{shown(name)} is {shown(value)}, and must be in {least:g} to {most:g}")
     return value
 

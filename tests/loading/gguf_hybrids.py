@@ -1,5 +1,7 @@
 """Families with layers of several kinds, as llama.cpp's converter writes them."""
 
+import math
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -209,6 +211,28 @@ def gemma4_factors(c: Config) -> dict[str, Array]:
     return {"rope_freqs.weight": np.array([1.0] * turned + [1e30] * (pairs - turned), np.float32)}
 
 
+def gemma3n(name: str, x: Array, c: Config) -> Named:
+    yield f"{name}.weight" if name.endswith("correct_output_scale") else name, x
+
+
+def gemma3n_keys(c: Config) -> dict[str, Any]:
+    count, few = c["num_hidden_layers"], 10 if c["num_hidden_layers"] > 10 else 0
+    sparsity = c.get("activation_sparsity_pattern") or [0.95] * few + [0.0] * (count - few)
+    every = ["sliding_attention" if (i + 1) % 5 else FULL for i in range(count)]
+    types = c.get("layer_types") or every
+    return {
+        **windows({**c, "layer_types": types}),
+        "activation_sparsity_scale": [NormalDist().inv_cdf(s) if s else -math.inf for s in sparsity],
+        "altup.active_idx": c["altup_active_idx"],
+        "altup.num_inputs": c["altup_num_inputs"],
+        "attention.shared_kv_layers": c["num_kv_shared_layers"],
+        "embedding_length_per_layer_input": c["hidden_size_per_layer_input"],
+        "final_logit_softcapping": c.get("final_logit_softcapping"),
+        "rope.freq_base": float(c.get("rope_theta") or 1e6),
+        "rope.freq_base_swa": float(c.get("rope_local_base_freq") or 1e4),
+    }
+
+
 def apertus(name: str, x: Array, c: Config) -> Named:
     if ".act_fn." not in name:
         yield name, x
@@ -302,6 +326,7 @@ HYBRIDS: dict[str, Kind] = {
     "FalconH1ForCausalLM": Kind("falcon-h1", changed(falcon_h1), falcon_h1_keys),
     "Gemma3ForConditionalGeneration": Kind("gemma3", changed(plus_one), gemma3),
     "Gemma3TextModel": Kind("gemma-embedding", changed(plus_one), gemma3, prefix="model."),
+    "Gemma3nForCausalLM": Kind("gemma3n", changed(gemma3n), gemma3n_keys),
     "Gemma4ForCausalLM": Kind("gemma4", changed(gemma4), gemma4_keys, extra=gemma4_factors),
     "Gemma4ForConditionalGeneration": Kind("gemma4", changed(gemma4), gemma4_keys, extra=gemma4_factors),
     "GraniteMoeHybridForCausalLM": Kind("granitehybrid", changed(granite), granite_hybrid),
@@ -327,6 +352,7 @@ CASES = [
     "Ernie4_5_MoeForCausalLM--21b-a3b",
     "FalconH1ForCausalLM--1.5b",
     "Gemma3ForConditionalGeneration--4b-text",
+    "Gemma3nForCausalLM--usual",
     "Gemma4ForCausalLM--text-only",
     "Gemma4ForConditionalGeneration--26b-a4b-text",
     "Gemma4ForConditionalGeneration--e2b-text",

@@ -272,7 +272,7 @@ def write_gguf(
         if of.prefix and not name.startswith((of.prefix, "lm_head")):
             name = of.prefix + name
         for changed, array in of.change(name, value, config):
-            for marker in (".experts.", "_layernorm.norms."):
+            for marker in (".experts.", "_layernorm.norms.", "altup_projections.", "altup_unembed_projections."):
                 before, mark, rest = changed.partition(marker)
                 number, _, which = rest.partition(".")
                 if mark and number.isdigit():

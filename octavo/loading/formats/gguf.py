@@ -115,7 +115,7 @@ class GGUFWeights(WeightFormat):
     def _joined(self, layers: int) -> Iterator[tuple[str, set[str], TensorSource]]:
         """Tensors that are several in the file: the published name, the file's, and what is made of them."""
         for key, joined in self.spelling.joined.items():
-            for i in map(str, range(layers)):
+            for i in map(str, range(layers if "{i}" in key else 1)):
                 parts = [part.replace("{i}", i) for part in joined.parts]
                 if self.file.tensors.keys() >= {*parts}:
                     sources = [gguf_source(self.file, part) for part in parts]
