@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from octavo import LLM, AsyncLLM, BeamSearchParams, LoRARequest, SamplingParams
-from octavo.tools.recipe import write_model
+from octavo.tools.recipe import save_tensors, write_model
 from tests.adapters import (
     CONFIG,
     LORA_CASES,
@@ -156,7 +155,7 @@ def test_every_row_answers_as_merged(path: Path, tmp_path: Path) -> None:
     got = answers(llm, case, request)
     folder = write_model(case, tmp_path / "merged")
     (weights,) = folder.glob("*.safetensors")
-    save_file(merged, weights, metadata={"format": "pt"})
+    save_tensors(merged, folder, weights.name)
     want = answers(opened(case, folder), case, None)
     bare = answers(llm, case, None)
     assert max(np.abs(g - w).max() for g, w in zip(got, want, strict=True)) < 2e-4

@@ -85,7 +85,12 @@ def write_model(case: Case, folder: Path) -> Path:
         (folder / name).write_text(text if isinstance(text, str) else json.dumps(text))
     tensors = {name: values(name, of) for name, of in case["tensors"].items()}
     weights = "consolidated.safetensors" if case.get("config_file") == "params.json" else "model.safetensors"
+    save_tensors(tensors, folder, weights)
+    return folder
+
+
+def save_tensors(tensors: "dict[str, np.ndarray[Any, Any]]", folder: Path, file: str) -> None:
+    """Tensors as files of this name; those whose names have a slash in the folder before it."""
     for place in {name.rpartition("/")[0] for name in tensors}:
         own = {name.rpartition("/")[2]: tensor for name, tensor in tensors.items() if name.rpartition("/")[0] == place}
-        save_file(own, folder / place / weights, metadata={"format": "pt"})
-    return folder
+        save_file(own, folder / place / file, metadata={"format": "pt"})
