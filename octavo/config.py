@@ -117,7 +117,9 @@ class EngineArgs:
     )
     trust_remote_code: bool = option(False, "allow Python code that comes with the model (tokenizers) to run here")
     skip_tokenizer_init: bool = option(False, "load no tokenizer: prompts must be token ids, answers are token ids")
-    hf_overrides: dict[str, Any] = option({}, "keys to change in the model's config.json", flag=False)
+    hf_overrides: dict[str, Any] = option(
+        {}, """keys to change in the model's config.json, as JSON: '{"is_matryoshka": true}'"""
+    )
     generation_config: str = option(
         "auto",
         "where default sampling values come from: auto (the model's generation_config.json), none (Octavo's "
@@ -264,6 +266,7 @@ class EngineArgs:
         if self.kv_cache_memory is not None:
             self.kv_cache_memory = parse_size(self.kv_cache_memory, "kv_cache_memory")
         self.feature_cache_memory = parse_size(self.feature_cache_memory, "feature_cache_memory")
+        self.hf_overrides = _mapping(self.hf_overrides, "hf_overrides")
         self.limit_mm_per_prompt = _mapping(self.limit_mm_per_prompt, "limit_mm_per_prompt")
         self.mm_processor_kwargs = _mapping(self.mm_processor_kwargs, "mm_processor_kwargs")
         self.media_io_kwargs = _mapping(self.media_io_kwargs, "media_io_kwargs")
