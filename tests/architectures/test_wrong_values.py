@@ -96,7 +96,10 @@ def test_every_key_of_every_family(row: str, tmp_path: Path, request: pytest.Fix
 
 
 def answers_or_refuses(case: dict[str, Any], folder: Path) -> None:
-    """Loading ends with an error of ours, or with a model that answers, if only that a prompt is too long for it."""
+    """Loading ends with an error of ours, or with a model that answers, if only that a prompt is too long for it.
+
+    A request may end with an error: where an epsilon of zero divides by zero, its values are not finite.
+    """
     try:
         llm = load(case, folder)
     except OctavoError:
@@ -108,7 +111,7 @@ def answers_or_refuses(case: dict[str, Any], folder: Path) -> None:
         outputs = answers(llm, case)
     except InvalidRequestError:
         return
-    assert {o.outputs[0].finish_reason for o in outputs} == {"length"}
+    assert {o.outputs[0].finish_reason for o in outputs} <= {"length", "error"}
 
 
 @pytest.mark.parametrize(
