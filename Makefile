@@ -43,7 +43,8 @@ values: $(READY)  ## every wrong value of every key of every row's config.json (
 	$(SIDE_BY_SIDE) tests/architectures/test_wrong_values.py --all-values $(ARGS)
 
 SANITIZED := build/sanitized
-CHECKS := -fsanitize=address,undefined -fno-sanitize-recover=all
+# With -O3, GCC takes minutes for a file of products when it has checks to place between.
+CHECKS := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
 SETS := $$($(BIN)/python -c 'from octavo.ops.native.library import INSTRUCTIONS, runnable; \
   print(",".join({*runnable()[:1], "base"} | ({"avx2", "amx"} & {*INSTRUCTIONS})))')
 # The core's own tests with a build that stops at a wrong address or undefined behaviour: the machine's best

@@ -20,7 +20,9 @@ from setuptools.errors import CompileError, LinkError
 
 SOURCE = Path("octavo/ops/native/src")
 # What is added and multiplied is the same everywhere: a compiler does not choose where to round once instead of twice.
-COMMON = ["-std=c++20", "-O3", "-g0", "-fno-math-errno", "-ffp-contract=off", "-fvisibility=hidden", "-w", "-pthread"]
+COMMON = ["-std=c++20", "-g0", "-fno-math-errno", "-ffp-contract=off", "-fvisibility=hidden", "-w", "-pthread"]
+if not any(flag.startswith("-O") for flag in os.environ.get("CXXFLAGS", "").split()):
+    COMMON.append("-O3")
 
 
 def without_torch(name: str) -> ModuleType:
