@@ -83,7 +83,7 @@ def sentence_modules(folder: Path, hidden_size: int) -> SentenceModules:
     for kind, own in _modules(folder, path):
         if kind in IDLE:
             continue
-        config = {} if own is None or not (own / "config.json").is_file() else read_json(own / "config.json")
+        config = {} if own is None or not (own / "config.json").exists() else read_json(own / "config.json")
         if (name := config.get("module_input_name", POOLED)) != POOLED or config.get(
             "module_output_name", name
         ) != name:
@@ -124,7 +124,7 @@ def _modules(folder: Path, path: Path) -> Iterator[tuple[str, Path | None]]:
 
 def _ways(own: Path | None, config: dict[str, Any]) -> list[str]:
     """Ways of pooling, as the folder names them since version 6 (`pooling_mode`), or switches them on."""
-    if own is None or not (own / "config.json").is_file():
+    if own is None or not (own / "config.json").exists():
         raise CheckpointError("modules.json has a Pooling without a config.json in a folder of its own.")
     given = config.get("pooling_mode")
     if given is None:

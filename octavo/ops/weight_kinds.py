@@ -2,9 +2,12 @@
 
 from enum import IntEnum
 
+NOT_OF_GGUF = 1000
+"""Numbers from here on are of kinds that GGUF files lack."""
+
 
 class WeightKind(IntEnum):
-    """Kinds that are computed with as they are: by ggml's numbers, and from 1000 on those that GGUF files lack."""
+    """Kinds that are computed with as they are, by ggml's numbers where it has them."""
 
     F32 = 0
     F16 = 1

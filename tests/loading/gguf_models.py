@@ -257,7 +257,8 @@ def write_gguf(
     for key, value in metadata.items():
         if value is not None:
             _add_value(writer, f"{arch}.{key}", value)
-    for key, values in of.lists(tensors(case)).items():
+    own = tensors(case) if arrays is None else arrays
+    for key, values in of.lists(own).items():
         writer.add_array(key, values)
     if tokens is not None:
         writer.add_tokenizer_model("llama")
@@ -266,7 +267,7 @@ def write_gguf(
     names = name_map(arch, metadata["block_count"])
     stacks: dict[str, dict[int, Array]] = {}
     found: dict[str, Array] = {}
-    for name, value in (tensors(case) if arrays is None else arrays).items():
+    for name, value in own.items():
         if name.endswith(BUFFERS):
             continue
         if of.prefix and not name.startswith((of.prefix, "lm_head")):
