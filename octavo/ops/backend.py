@@ -407,7 +407,14 @@ class Backend(Ranks, PooledAttention, Streams, AlternatingStreams, Protocol):
         ...
 
     def select_keys(
-        self, query: Tensor, weights: Tensor, cache: KVCache, plan: AttentionPlan, top_k: int, rows: int
+        self,
+        query: Tensor,
+        weights: Tensor,
+        cache: KVCache,
+        plan: AttentionPlan,
+        top_k: int,
+        rows: int,
+        ratio: int = 1,
     ) -> Tensor:
         """The positions of the best keys of those that each token sees, `[rows, top_k]` int32, each list ascending.
 
@@ -418,10 +425,12 @@ class Backend(Ranks, PooledAttention, Streams, AlternatingStreams, Protocol):
         Args:
             query: [tokens, heads, head_dim] float32.
             weights: [tokens, heads] float32, each head's.
-            cache: one head of keys, written by `store`.
+            cache: one head of keys, written by `store`, or by `store_pooled`.
             plan: which keys each token sees.
             top_k: of a list, at most.
             rows: of the result.
+            ratio: tokens that a key is of. Of several, whatever the window, a token sees the keys that are complete
+                with it, and lists have their numbers (octavo.ops.pooled_keys).
         """
         ...
 

@@ -46,7 +46,7 @@ class PooledKeys:
     plan: AttentionPlan
     ratio: int
     selected: Tensor | None = None
-    """[rows, count] int32 numbers of entries, as `select_entries` gives them; None for all."""
+    """[rows, count] int32 numbers of entries, as `select_keys` gives them; None for all."""
 
 
 class PooledAttention(Protocol):
@@ -77,33 +77,6 @@ class PooledAttention(Protocol):
 
     def store_pooled(self, keys: Tensor, cache: KVCache, plan: AttentionPlan, ratio: int) -> None:
         """Write `keys` `[tokens, dim]` float32 to the places of entries, of the tokens that complete one."""
-        ...
-
-    def select_entries(
-        self,
-        query: Tensor,
-        weights: Tensor,
-        cache: KVCache,
-        plan: AttentionPlan,
-        top_k: int,
-        rows: int,
-        ratio: int = 1,
-    ) -> Tensor:
-        """The numbers of the best keys of those that each token sees, `[rows, top_k]` int32, each list ascending.
-
-        A key's score is the sum over heads of `weight * max(query . key, 0)`; of equal scores the earlier key's is the
-        better. Where a token sees no more than `top_k` keys, they are all in its list. -1 follows a list that is
-        shorter; rows past the plan's tokens mean nothing.
-
-        Args:
-            query: [tokens, heads, dim] float32.
-            weights: [tokens, heads] float32, each head's.
-            cache: one head of keys.
-            plan: which tokens they are.
-            top_k: of a list, at most.
-            rows: of the result.
-            ratio: tokens that a key is of; a token sees those that are complete with it.
-        """
         ...
 
     def attend_pooled(

@@ -101,10 +101,10 @@ class KeyIndexer(nn.Module):
         self._backend = backend
 
     def forward(self, inner: Tensor, x: Tensor, batch: Batch) -> Tensor:
-        """`[rows, top_k]` int32, as `Backend.select_entries` gives them, by `inner` `[rows, query_size]` and `x`."""
+        """`[rows, top_k]` int32, as `Backend.select_keys` gives them, by `inner` `[rows, query_size]` and `x`."""
         keys, tokens, rope = self.pool(x, batch), batch.num_tokens, self.pool.rope
         query = self.from_latent(inner, batch)[:tokens].view(tokens, self.num_heads, self.dim)
         query = self._backend.rotate_tail(query, rope.angles(batch), rope.interleaved)
         weights = self._backend.floats(self.weights(x, batch)[:tokens])
         weights = self._backend.scale(weights, (self.dim * self.num_heads) ** -0.5)
-        return self._backend.select_entries(query, weights, keys.cache, keys.plan, self.top_k, len(x), keys.ratio)
+        return self._backend.select_keys(query, weights, keys.cache, keys.plan, self.top_k, len(x), keys.ratio)

@@ -109,7 +109,7 @@ def test_the_best_keys_are_found_in_order(backend: Backend, ratio: int, block_si
     sequences.store(keys, cache, ratio)
     plan, tokens = sequences.whole(), sum(lengths)
     query, weights = random(tokens, heads, dim), random(tokens, heads)
-    got = backend.select_entries(query, weights, cache, plan, top_k, tokens + 3, ratio)
+    got = backend.select_keys(query, weights, cache, plan, top_k, tokens + 3, ratio)
     assert got.dtype == torch.int32
     assert got.shape == (tokens + 3, top_k)
     row = 0
@@ -129,7 +129,7 @@ def test_the_best_keys_are_found_in_order(backend: Backend, ratio: int, block_si
     starts = [0, lengths[0], sum(lengths[:2])]
     for parts in cuts(lengths):
         rows = torch.cat([torch.arange(starts[r] + start, starts[r] + start + n) for r, start, n in parts])
-        part = backend.select_entries(query[rows], weights[rows], cache, sequences.plan(parts), top_k, len(rows), ratio)
+        part = backend.select_keys(query[rows], weights[rows], cache, sequences.plan(parts), top_k, len(rows), ratio)
         assert torch.equal(part, got[rows])
 
 
@@ -138,7 +138,7 @@ def test_of_equal_scores_the_earlier_key_is_taken(backend: Backend) -> None:
     cache = sequences.cache(8)
     sequences.store([torch.ones(200, 8)], cache)
     plan = sequences.plan([(0, 199, 1)])
-    got = backend.select_entries(torch.ones(1, 2, 8), torch.ones(1, 2), cache, plan, 70, 1)
+    got = backend.select_keys(torch.ones(1, 2, 8), torch.ones(1, 2), cache, plan, 70, 1)
     assert got[0].tolist() == list(range(70))
 
 

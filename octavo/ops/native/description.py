@@ -462,10 +462,11 @@ class Core(Protocol):
     def select_keys(
         self, *, num_runs: int, query: Floats, weights: Floats, key_cache: Numbers, out: Int32sOut, runs: AttentionRuns,
         block_table: Int64s, table_width: int, block_size: int, num_heads: Int, key_dim: Int, cache_dtype: DType,
-        top_k: int,
+        top_k: int, ratio: int,
     ) -> None:
         """Positions of the `top_k` best of the keys that a row's run lets it see, ascending; -1 after a shorter list.
 
+        With a `ratio` above 1 keys are of so many tokens each, and numbers take the place of positions.
         A key's score is the sum over heads of `weights * max(query . key, 0)`, with one head of keys for all. Of equal
         scores the earlier key's is the better.
         """
@@ -502,13 +503,6 @@ class Core(Protocol):
         table_width: int, block_size: int, ratio: int, dim: Int, cache_dtype: DType,
     ) -> None:
         """Rows of tokens that complete a group to their entries' places."""
-
-    def select_entries(
-        self, *, num_runs: int, query: Floats, weights: Floats, cache: Numbers, out: Int32sOut, runs: AttentionRuns,
-        block_table: Int64s, table_width: int, block_size: int, ratio: int, num_heads: Int, dim: Int, top_k: int,
-        cache_dtype: DType,
-    ) -> None:
-        """The numbers of each token's `top_k` best keys, ascending, -1 after them."""
 
     def attend_pooled(
         self, *, num_runs: int, query: Floats, cache: Numbers, out: FloatsOut, runs: AttentionRuns,

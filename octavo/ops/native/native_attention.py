@@ -189,11 +189,18 @@ class NativeAttention(NativeAlternating):
             )
 
     def select_keys(
-        self, query: Tensor, weights: Tensor, cache: KVCache, plan: AttentionPlan, top_k: int, rows: int
+        self,
+        query: Tensor,
+        weights: Tensor,
+        cache: KVCache,
+        plan: AttentionPlan,
+        top_k: int,
+        rows: int,
+        ratio: int = 1,
     ) -> Tensor:
         _, num_heads, key_dim = query.shape
-        if key_dim > MAX_HEAD_DIM or plan.window is not None:
-            return self._reference.select_keys(query, weights, cache, plan, top_k, rows)
+        if key_dim > MAX_HEAD_DIM or (plan.window is not None and ratio == 1):
+            return self._reference.select_keys(query, weights, cache, plan, top_k, rows, ratio)
         query, weights = self._together(query), self._together(weights)
         make = torch.empty if rows == plan.num_tokens and not plan.has_gaps else torch.zeros
         lists = make(rows, top_k, dtype=torch.int32)
@@ -211,6 +218,7 @@ class NativeAttention(NativeAlternating):
             key_dim=key_dim,
             cache_dtype=CACHE_DTYPES[cache.keys.dtype],
             top_k=top_k,
+            ratio=ratio,
         )
         return lists
 

@@ -79,36 +79,6 @@ class NativePooled(NativeAttention):
             cache_dtype=CACHE_DTYPES[cache.keys.dtype],
         )
 
-    def select_entries(
-        self,
-        query: Tensor,
-        weights: Tensor,
-        cache: KVCache,
-        plan: AttentionPlan,
-        top_k: int,
-        rows: int,
-        ratio: int = 1,
-    ) -> Tensor:
-        query, weights = self._together(query), self._together(weights)
-        out = torch.empty(rows, top_k, dtype=torch.int32)
-        self.library.core.select_entries(
-            num_runs=plan.run_table.shape[0],
-            query=query.data_ptr(),
-            weights=weights.data_ptr(),
-            cache=cache.keys.data_ptr(),
-            out=out.data_ptr(),
-            runs=plan.run_table.data_ptr(),
-            block_table=plan.block_table.data_ptr(),
-            table_width=plan.block_table.shape[1],
-            block_size=plan.block_size,
-            ratio=ratio,
-            num_heads=query.shape[1],
-            dim=query.shape[2],
-            top_k=top_k,
-            cache_dtype=CACHE_DTYPES[cache.keys.dtype],
-        )
-        return out
-
     def attend_pooled(
         self,
         query: Tensor,

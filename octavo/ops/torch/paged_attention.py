@@ -215,7 +215,7 @@ def _make_tile(
     )
 
 
-def _to_cache(values: Tensor, dtype: torch.dtype) -> Tensor:
+def to_cache(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Rows of numbers as a cache holds them."""
     if dtype != torch.int8:
         return values.to(dtype)
@@ -225,7 +225,7 @@ def _to_cache(values: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.cat([codes, (peak / 127.0).view(torch.int8)], dim=-1)
 
 
-def _from_cache(rows: Tensor) -> Tensor:
+def from_cache(rows: Tensor) -> Tensor:
     """A cache's rows as float32."""
     if rows.dtype != torch.int8:
         return rows.float()
@@ -236,7 +236,7 @@ def _from_cache(rows: Tensor) -> Tensor:
 def store(cache: Tensor, values: Tensor, plan: AttentionPlan) -> None:
     """Store `values` `[tokens, heads, dim]` in `cache` `[blocks, heads, block_size, row]` at the plan's slots."""
     heads, dim = values.shape[1:]
-    rows = _to_cache(values.reshape(-1, dim), cache.dtype)
+    rows = to_cache(values.reshape(-1, dim), cache.dtype)
     cache.view(-1, cache.shape[-1]).index_copy_(0, _slot_rows(plan, heads), rows)
 
 
@@ -337,7 +337,7 @@ def gather(cache: Tensor, plan: AttentionPlan, index: int) -> Tensor:
     """
     _, heads, block_size, row = cache.shape
     rows = cache.view(-1, block_size * row).index_select(0, _block_rows(plan, index, heads))
-    return pad_width(_from_cache(rows.view(tiles(plan)[index].n * heads, -1, row)))
+    return pad_width(from_cache(rows.view(tiles(plan)[index].n * heads, -1, row)))
 
 
 def pad_width(x: Tensor) -> Tensor:

@@ -276,9 +276,16 @@ class TorchBackend(TorchPooledAttention, TorchAlternating, DistributedRanks):
         return out
 
     def select_keys(
-        self, query: Tensor, weights: Tensor, cache: KVCache, plan: AttentionPlan, top_k: int, rows: int
+        self,
+        query: Tensor,
+        weights: Tensor,
+        cache: KVCache,
+        plan: AttentionPlan,
+        top_k: int,
+        rows: int,
+        ratio: int = 1,
     ) -> Tensor:
-        return key_lists.select_keys(query, weights, cache, plan, top_k, rows)
+        return key_lists.select_keys(query, weights, cache, plan, top_k, rows, ratio)
 
     def full_attention(
         self,

@@ -15,17 +15,14 @@ from octavo.ops.paged_cache import KVCache
 from octavo.ops.plans import AttentionPlan
 from octavo.ops.pooled_keys import PooledKeys, PoolSpec
 from octavo.ops.specs import AttentionSpec
-from octavo.ops.torch.paged_attention import KEY_GRAIN
-from octavo.ops.torch.paged_attention import _from_cache as from_cache
-from octavo.ops.torch.paged_attention import _to_cache as to_cache
+from octavo.ops.torch.key_lists import NO_KEY
+from octavo.ops.torch.paged_attention import KEY_GRAIN, from_cache, to_cache
 from octavo.ops.torch.products import ROW_GRAIN, grouped_sum
 from octavo.ops.torch.rope import rotate
 from octavo.token_windows import Chunk
 
 MOST_KEYS = 1 << 18
 """Of all tokens that are computed together, which bounds the memory of a step."""
-NO_KEY = -1
-"""What follows the last key of a list."""
 
 
 def rotate_tail(
@@ -110,37 +107,6 @@ def _together(counts: Tensor) -> Iterator[tuple[slice, int]]:
         first = end
 
 
-def select_entries(
-    query: Tensor, weights: Tensor, cache: KVCache, plan: AttentionPlan, top_k: int, rows: int, ratio: int
-) -> Tensor:
-    """See octavo.ops.pooled_keys. Scores of equal size stay in their order, so that earlier keys are taken first."""
-    positions, table_rows = _tokens(plan)
-    counts, lists = (positions + 1) // ratio, torch.full((rows, top_k), NO_KEY, device=query.device)
-    keys = cache.keys.view(-1, cache.keys.shape[-1])
-    for part, room in _together(counts):
-        if not room:
-            continue
-        numbers = torch.arange(room, device=query.device).expand(part.stop - part.start, -1)
-        seen = numbers < counts[part].unsqueeze(1)
-        slots = _slots(plan, table_rows[part].unsqueeze(1), torch.where(seen, numbers, 0), ratio)
-        scores = _scores(query[part], weights[part], from_cache(keys[slots])).masked_fill(~seen, -torch.inf)
-        order = torch.sort(scores, dim=-1, descending=True, stable=True).indices[:, :top_k]
-        best = torch.where(seen.gather(1, order), order, room).sort(dim=-1).values
-        lists[part, : best.shape[1]] = torch.where(best == room, NO_KEY, best)
-    return lists.to(torch.int32)
-
-
-def _scores(query: Tensor, weights: Tensor, keys: Tensor) -> Tensor:
-    """[tokens, room] float32, of `keys` `[tokens, room, dim]`. Heads are added up one by one, in their order."""
-    heads, short = query.shape[1], -query.shape[2] % ROW_GRAIN
-    queries = functional.pad(query, (0, short, 0, -heads % ROW_GRAIN))
-    products = torch.bmm(queries, functional.pad(keys, (0, short)).transpose(1, 2)).clamp_(min=0.0)
-    total = products[:, 0] * weights[:, :1]
-    for head in range(1, heads):
-        total = total + products[:, head] * weights[:, head : head + 1]
-    return total
-
-
 def attend_pooled(
     query: Tensor, cache: KVCache, plan: AttentionPlan, pooled: PooledKeys | None, spec: AttentionSpec, rows: int
 ) -> Tensor:
@@ -210,18 +176,6 @@ class TorchPooledAttention:
 
     def store_pooled(self, keys: Tensor, cache: KVCache, plan: AttentionPlan, ratio: int) -> None:
         store_pooled(keys, cache, plan, ratio)
-
-    def select_entries(
-        self,
-        query: Tensor,
-        weights: Tensor,
-        cache: KVCache,
-        plan: AttentionPlan,
-        top_k: int,
-        rows: int,
-        ratio: int = 1,
-    ) -> Tensor:
-        return select_entries(query, weights, cache, plan, top_k, rows, ratio)
 
     def attend_pooled(
         self,

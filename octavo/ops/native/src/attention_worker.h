@@ -22,6 +22,7 @@ struct Attention : arguments::attention {
     DType query_dtype = DType::F32;
     int64_t query_stride;                    // numbers from a row to the next, as of keys and values ...
     int64_t key_stride = 0, value_stride = 0;  // ... where these lie in rows of all heads; 0 for a paged cache
+    int64_t ratio = 1;                       // tokens that a cached key is of, which lies in the block of their last
     // Products of queries and of keys with vectors, and which of these is a distance's.
     const float *query_vectors = nullptr, *key_vectors = nullptr;
     const int64_t* vector_numbers = nullptr;
@@ -109,7 +110,7 @@ public:
                            a.value_stride == 0 && a.key_lists == nullptr),
           vector_floats_(LANES * (a.paired ? a.key_dim / 2 : query_floats_)),
           steps_(PAIRS ? (a.key_dim + 1) / 2 : a.key_dim),
-          in_a_row_(a.key_stride || a.key_lists != nullptr ? 1 : std::min<int64_t>(a.block_size, LANES)),
+          in_a_row_(a.key_stride || a.key_lists != nullptr || a.ratio > 1 ? 1 : std::min<int64_t>(a.block_size, LANES)),
           at_key_(places(a.key_cache, a.key_dim, a.key_stride)),
           at_value_(places(a.value_cache, a.value_dim, a.value_stride)) {
         static thread_local Scratch scratch;
@@ -224,12 +225,18 @@ protected:
     Places places(const void* first, int dim, int64_t stride) const {
         const int64_t bytes = row_bytes<C>(dim), row = stride * static_cast<int64_t>(sizeof(C));
         if (stride) return {static_cast<const char*>(first), row, bytes, row};
-        return {static_cast<const char*>(first), a_.num_kv_heads * a_.block_size * bytes, a_.block_size * bytes, bytes};
+        const int64_t rows = (a_.block_size + a_.ratio - 1) / a_.ratio;  // of a block
+        return {static_cast<const char*>(first), a_.num_kv_heads * rows * bytes, rows * bytes, bytes};
     }
 
     const char* cached(const Places& at, int64_t position, int kv_head) const {
         if (list_ != nullptr) position = list_[position];
-        const int64_t block = position / a_.block_size, offset = position % a_.block_size;
+        int64_t block = position / a_.block_size, offset = position % a_.block_size;
+        if (a_.ratio > 1) {
+            const int64_t last = (position + 1) * a_.ratio - 1;
+            block = last / a_.block_size;
+            offset = last % a_.block_size / a_.ratio;
+        }
         return at.first + blocks_[block] * at.block + kv_head * at.head + offset * at.row;
     }
 

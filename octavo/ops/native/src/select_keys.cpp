@@ -97,7 +97,8 @@ public:
         for (const AttentionRun* run = a_.runs; run < a_.runs + a_.num_runs; ++run) {
             for (int64_t i = 0; i < run->num_tokens; ++i) {
                 const int64_t position = run->start + i;
-                add({run, i, first_seen(a_, *run, position), last_seen(*run, position) + 1, room_, pieces_});
+                const int64_t first = a_.ratio > 1 ? 0 : first_seen(a_, *run, position);
+                add({run, i, first, (last_seen(*run, position) + 1) / a_.ratio, room_, pieces_});
             }
         }
         list_tokens();
@@ -166,7 +167,8 @@ OPERATION(select_keys) {
     keys.num_heads = a.num_heads;
     keys.num_kv_heads = 1;
     keys.key_dim = a.key_dim;
-    const Attention all(keys);
+    Attention all(keys);
+    all.ratio = a.ratio;
     WITH_CACHE(a.cache_dtype, C, Selection<C>(all, a).run();)
 }
 
