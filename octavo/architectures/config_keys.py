@@ -103,7 +103,7 @@ _BY_KIND: dict[Kind, str] = {
     ACTIVATION: """classifier_activation mlp_hidden_act mamba_hidden_act name image_mlp_activations
         hidden_act hidden_activation activation_function activation projector_hidden_act pooler_hidden_act conv_act""",
     EPSILON: """time_step_min hc_eps moe_norm_min image_norm_eps rms_norm_eps layer_norm_eps
-        layer_norm_epsilon layernorm_epsilon norm_eps norm_epsilon mixer_rms_eps router_jitter_noise""",
+        layer_norm_epsilon layernorm_epsilon norm_epsilon mixer_rms_eps router_jitter_noise""",
     SCALE: """full_attn_alpha_factor full_attn_beta_factor linear_attn_alpha_factor
         linear_attn_beta_factor mlp_alpha_factor mlp_beta_factor llama_4_scaling_beta attention_value_scale
         router_scaling_factor route_scale key_multiplier attention_in_multiplier attention_out_multiplier
@@ -111,7 +111,7 @@ _BY_KIND: dict[Kind, str] = {
         embedding_multiplier scale_emb scale_depth routed_scaling_factor mup_attn_multiplier mup_embedding_multiplier
         mup_embeddings_scale embeddings_scale mup_output_alpha mup_width_scale width_scale softmax_scale
         hidden_act_param mscale mscale_all_dim moe_normalize_expert_weights attn_scale""",
-    FACTOR: """alpha logits_soft_cap swiglu_limit swiglu_alpha logits_scaling dim_model_base
+    FACTOR: """norm_eps alpha logits_soft_cap swiglu_limit swiglu_alpha logits_scaling dim_model_base
         mup_width_multiplier rope_position_scale rope_ratio clip_qkv gegelu_limit attn_logit_softcapping
         final_logit_softcapping query_pre_attn_scalar alibi_bias_max expand mamba_expand expansion_ratio ffn_mult
         block_ffn_dim_multiplier factor low_freq_factor high_freq_factor beta_fast beta_slow attention_factor
