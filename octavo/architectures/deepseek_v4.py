@@ -12,10 +12,21 @@ from octavo.architectures.model_config import Config
 from octavo.architectures.registry import architecture
 from octavo.errors import UnsupportedModelError
 from octavo.ops import Gate, RouterSpec
-from octavo.parts import CausalLM, Embedding, GatedMLP, Linear, Names, parameter
-from octavo.parts.hyper_connections import HyperConnected, HyperConnectedLM, RepeatedEmbedding, StreamWeights
-from octavo.parts.key_pool import KeyIndexer, KeyPool
-from octavo.parts.pooled_attention import PooledAttention
+from octavo.parts import (
+    CausalLM,
+    Embedding,
+    GatedMLP,
+    HyperConnected,
+    HyperConnectedLM,
+    KeyIndexer,
+    KeyPool,
+    Linear,
+    Names,
+    PooledAttention,
+    RepeatedEmbedding,
+    StreamWeights,
+    parameter,
+)
 
 ATTENTION, POOL = "layers.{i}.attn.", "layers.{i}.attn.pool."
 INDEXER, EXPERTS = "layers.{i}.attn.indexer.", "layers.{i}.ffn.experts.{e}."

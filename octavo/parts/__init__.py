@@ -11,7 +11,10 @@ from octavo.parts.disentangled import DisentangledAttention, DistanceVectors
 from octavo.parts.embedding import AliasedEmbedding, Embedding, FixedPositions, NormedEmbedding, PositionedEmbedding
 from octavo.parts.encoder import CrossAttention, EncoderAttention
 from octavo.parts.gated_attention import GatedAttention, gates_first
+from octavo.parts.group_linear import GroupLinear
+from octavo.parts.hyper_connections import HyperConnected, HyperConnectedLM, RepeatedEmbedding, StreamWeights
 from octavo.parts.intern_vit import InternViT, LayerScale, pixel_shuffle
+from octavo.parts.key_pool import KeyIndexer, KeyPool
 from octavo.parts.latent import LatentAttention
 from octavo.parts.lightning import LightningAttention, lightning_slopes
 from octavo.parts.linear_layer import Linear
@@ -34,6 +37,7 @@ from octavo.parts.names import (
 from octavo.parts.norms import HeadNorm, LayerNorm, Norm, PlainRMSNorm, RMSNorm
 from octavo.parts.per_layer import PerLayerEmbedding, PerLayerInput
 from octavo.parts.pixtral_tower import PixtralTower, ProjectedPixtral
+from octavo.parts.pooled_attention import PooledAttention
 from octavo.parts.pooler import Pooler
 from octavo.parts.qk_transform import Clip, QKNorm, QKTransform, RotatedQKNorm
 from octavo.parts.query_scale import QueryScale
@@ -98,11 +102,16 @@ __all__ = [
     "GatedMLP",
     "GatedPreNorm",
     "GatedRMSNorm",
+    "GroupLinear",
     "GroupedRMSNorm",
     "HeadNorm",
+    "HyperConnected",
+    "HyperConnectedLM",
     "Indexer",
     "InternViT",
     "Into",
+    "KeyIndexer",
+    "KeyPool",
     "KimiDelta",
     "LatentAttention",
     "LayerNorm",
@@ -127,6 +136,7 @@ __all__ = [
     "PixtralTower",
     "PlacedRows",
     "PlainRMSNorm",
+    "PooledAttention",
     "Pooler",
     "PositionedEmbedding",
     "PostNorm",
@@ -142,6 +152,7 @@ __all__ = [
     "RecurrentBlock",
     "RecurrentView",
     "RelativeBias",
+    "RepeatedEmbedding",
     "Resampler",
     "RotaryEmbedding",
     "RotatedQKNorm",
@@ -156,6 +167,7 @@ __all__ = [
     "SparseLatentAttention",
     "StateSpec",
     "StreamMerge",
+    "StreamWeights",
     "TextEmbedding",
     "TextEncoder",
     "VQEncoder",
