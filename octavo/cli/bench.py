@@ -12,6 +12,7 @@ from typing import Any
 from octavo.cli.flags import adapters_of, engine_args_of, engine_flags_of
 from octavo.errors import ConfigError, OctavoError
 from octavo.llm import LLM
+from octavo.outputs import RequestMetrics
 from octavo.params import SamplingParams
 
 
@@ -64,34 +65,36 @@ def _random_prompts(llm: LLM, namespace: argparse.Namespace, salt: int) -> list[
     ]
 
 
-def _time_batch(llm: LLM, namespace: argparse.Namespace, salt: int, tokens: int) -> float:
-    params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+def _time_batch(llm: LLM, namespace: argparse.Namespace, salt: int) -> tuple[float, list[RequestMetrics]]:
+    """Seconds of a batch's answers, and its requests' own times."""
+    params = SamplingParams(temperature=0, max_tokens=namespace.output_len, ignore_eos=True, detokenize=False)
     prompts, adapter = _random_prompts(llm, namespace, salt), next(iter(adapters_of(namespace)), None)
     start = time.perf_counter()
-    llm.generate(list(prompts), params, use_tqdm=False, lora_request=adapter)
-    return time.perf_counter() - start
+    outputs = llm.generate(list(prompts), params, use_tqdm=False, lora_request=adapter)
+    return time.perf_counter() - start, [output.metrics for output in outputs if output.metrics]
 
 
 def latency(namespace: argparse.Namespace) -> dict[str, Any]:
     """The time to a batch's first tokens, and from token to token."""
     llm = LLM.from_args(engine_args_of(namespace))
-    whole, first = [], []
+    whole, first, between = [], [], []
     for i in range(namespace.runs + 1):
-        first.append(_time_batch(llm, namespace, 2 * i, 1))
-        whole.append(_time_batch(llm, namespace, 2 * i + 1, namespace.output_len))
-    steps = max(1, namespace.output_len - 1)
-    between = [(w - f) / steps for w, f in zip(whole[1:], first[1:], strict=True)]
+        seconds, requests = _time_batch(llm, namespace, i)
+        firsts, lasts = [m.first_token_time or 0.0 for m in requests], [m.last_token_time or 0.0 for m in requests]
+        whole.append(seconds)
+        first.append(max(firsts) - min(m.arrival_time for m in requests))
+        between.append((max(lasts) - max(firsts)) / max(1, namespace.output_len - 1))
     return {
         "seconds": _spread(whole[1:]),
         "first_token_seconds": _spread(first[1:]),
-        "seconds_per_token": _spread(between),
+        "seconds_per_token": _spread(between[1:]),
     }
 
 
 def throughput(namespace: argparse.Namespace) -> dict[str, Any]:
     """Tokens a second for many requests at once."""
     llm = LLM.from_args(engine_args_of(namespace))
-    seconds = [_time_batch(llm, namespace, i, namespace.output_len) for i in range(namespace.runs + 1)][1:]
+    seconds = [_time_batch(llm, namespace, i)[0] for i in range(namespace.runs + 1)][1:]
     count = namespace.num_prompts
     return {
         "output_tokens_per_second": _spread([count * namespace.output_len / s for s in seconds]),

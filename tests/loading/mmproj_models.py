@@ -8,7 +8,8 @@ import gguf
 import numpy as np
 
 from tests.golden import tensors
-from tests.loading.gguf_models import permute, write_gguf
+from tests.loading.gguf_models import write_gguf
+from tests.loading.gguf_parts import permute
 
 Array = np.ndarray
 Config = dict[str, Any]
