@@ -13,6 +13,9 @@ from typing import Any
 from octavo.errors import InvalidRequestError, names_closest
 from octavo.transcripts import TranscriptRule
 
+SIDES = ("left", "right")
+"""At which end of a prompt what is too much is taken away."""
+
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy."""
 
@@ -71,6 +74,11 @@ def _check_range(
         bounds = (("above", above), ("at least", low), ("at most", high))
         text = " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
         _reject(f"{name}={value!r} is out of range: it must be {text}.")
+
+
+def _check_side(side: Any) -> None:
+    if side is not None and side not in SIDES:
+        _reject(f"truncation_side={side!r:.60} must be left or right.")
 
 
 @names_closest
@@ -154,6 +162,7 @@ def sampling_option(
     flag: bool = False,
     engine: bool = True,
     recommended: str | None = None,
+    choices: tuple[str, ...] = (),
 ) -> Any:
     """A field of SamplingParams, from which its check, HTTP field, command-line flag and default are made.
 
@@ -167,12 +176,13 @@ def sampling_option(
         flag: whether commands have it as a flag.
         engine: whether the engine must know it; not what is about text alone.
         recommended: its key in a model's generation_config.json, whose value is the default for that model.
+        choices: the only texts that it may be.
     """
     return field(
         default=default,
         metadata={
             "help": text,
-            "choices": (),
+            "choices": choices,
             "low": low,
             "above": above,
             "high": high,
@@ -260,7 +270,13 @@ class SamplingParams:
         None, "functions that change a step's logits", http=False
     )
     truncate_prompt_tokens: int | None = sampling_option(
-        None, "keep only the last so many tokens of the prompt (-1: as many as the model allows)", low=-1, engine=False
+        None, "keep only so many tokens of the prompt, the last (-1: as many as the model allows)", low=-1, engine=False
+    )
+    truncation_side: str | None = sampling_option(
+        None,
+        "at which end the prompt is cut: right keeps its first tokens; None cuts the left, and keeps special tokens",
+        engine=False,
+        choices=SIDES,
     )
     output_kind: RequestOutputKind = sampling_option(
         RequestOutputKind.CUMULATIVE, "what the outputs of a stream hold", http=False, engine=False
@@ -316,6 +332,7 @@ class SamplingParams:
             _reject(f"min_tokens={self.min_tokens} must be at most max_tokens={self.max_tokens}.")
         if self.truncate_prompt_tokens == 0:
             _reject("truncate_prompt_tokens=0 must be -1 or at least 1.")
+        _check_side(self.truncation_side)
         if any(not isinstance(s, str) or not s for s in self._stop_list):
             _reject(f"stop={self.stop!r} holds an empty string or something that is not a string.")
         if self._stop_list and not self.detokenize:
@@ -399,6 +416,8 @@ class BeamSearchParams:
 
 
 POOLING_TASKS = ("embed", "classify", "token_embed", "token_classify", "embed&token_classify")
+REMOVED_TASKS = {"score": "classify", "encode": "token_embed or token_classify"}
+"""Tasks that vLLM once had, and what took their place."""
 
 
 @names_closest
@@ -413,15 +432,24 @@ class PoolingParams:
     softmax: bool | None = None
     """Turn scores into probabilities; None: as the engine was told."""
     truncate_prompt_tokens: int | None = None
+    """Keep only so many tokens of a text, the first (-1: as many as the model allows)."""
     prompt_name: str | None = None
     """Which of the model's own prompts stands before a text that is embedded; None for its default."""
     task: str | None = None
     """One of POOLING_TASKS: embed, token_embed (a vector a token), token_classify (of an embedder: a weight a token),
     or both embed&token_classify, one after the other; None for what the engine does."""
+    use_activation: bool | None = None
+    """vLLM's name of `normalize` for embeddings and of `softmax` for scores, which go before it: False gives both as
+    the model computes them; True gives embeddings of length one, and scores as the model's files say."""
+    truncation_side: str | None = None
+    """At which end a text is cut: left keeps the last tokens. None cuts the right, and keeps special tokens."""
 
     def __post_init__(self) -> None:
+        _check_side(self.truncation_side)
         if self.dimensions is not None:
             _check_range("dimensions", self.dimensions, int, 1)
+        if isinstance(self.task, str) and self.task in REMOVED_TASKS:
+            raise InvalidRequestError(f"task={self.task!r} is no task any more; use {REMOVED_TASKS[self.task]}.")
         if self.task is not None and self.task not in POOLING_TASKS:
             raise InvalidRequestError(
                 f"task={str(self.task)[:60]!r} is unknown; it is one of {', '.join(POOLING_TASKS)}."

@@ -37,7 +37,7 @@ class TestPrompts:
             ({"prompt_token_ids": [320]}, "outside this model's vocabulary"),
             ({"prompt_token_ids": [-1]}, "outside"),
             ({"prompt_token_ids": ["x"]}, "integers"),
-            ({"prompt_token_ids": [1] * 256}, "256 tokens, and this model takes 255"),
+            ({"prompt_token_ids": [1] * 256}, "context length is 256 tokens.*prompt has 256"),
             ({"text": "x"}, "needs prompt or prompt_token_ids"),
             ("text", "skip_tokenizer_init"),
             (3, "prompts must be"),
@@ -211,7 +211,7 @@ class TestEngine:
         llm = LLM(str(tiny_folder), dtype="float32", skip_tokenizer_init=True, kv_cache_memory="64KiB")
         limit = llm.engine.max_model_len
         assert limit < 256
-        with pytest.raises(InvalidRequestError, match=f"takes {limit - 1}"):
+        with pytest.raises(InvalidRequestError, match=f"context length is {limit} tokens"):
             one(llm, [1] * limit)
         assert len(one(llm, [1] * (limit - 2), max_tokens=50, ignore_eos=True).outputs[0].token_ids) == 2
 

@@ -76,6 +76,23 @@ def test_classes_of_any_family_are_as_transformers_computes_them(tmp_path: Path)
         assert torch.softmax(scores.outputs.data, -1).tolist() == pytest.approx(output.outputs.probs)
 
 
+def test_use_activation_is_the_softmax_of_scores(tmp_path: Path) -> None:
+    llm = LLM(str(classifier(tmp_path)), **OPTIONS)
+
+    def of(**options: Any) -> list[float]:
+        return list(llm.encode("red", PoolingParams(**options), use_tqdm=False)[0].outputs.data.tolist())
+
+    raw, probabilities = of(softmax=False), of(softmax=True)
+    assert raw != probabilities
+    assert (of(use_activation=False), of(use_activation=True), of()) == (raw, probabilities, probabilities)
+    assert of(use_activation=False, softmax=True) == probabilities
+
+
+def test_tasks_that_are_no_more_name_what_took_their_place() -> None:
+    with pytest.raises(InvalidRequestError, match="task='score' is no task any more; use classify"):
+        PoolingParams(task="score")
+
+
 def test_one_class_gives_a_sigmoid(tmp_path: Path) -> None:
     llm = LLM(str(classifier(tmp_path, labels=1)), **OPTIONS)
     raw = llm.encode("red", PoolingParams(softmax=False), use_tqdm=False)[0].outputs.data

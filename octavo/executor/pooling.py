@@ -34,21 +34,26 @@ class Pooling:
         if task == "token_classify":
             assert heads is not None
             return Pooler("ALL", score=heads.weights, left_out=(heads.first, heads.last), is_flat=True)
-        unit = True if params.normalize is None else params.normalize
+        unit = _first(params.normalize, params.use_activation, True)
         embed, first = (None, None) if heads is None else (heads.vectors, heads.first)
         return Pooler("ALL", embed=embed, left_out=(first, None), normalize=unit, dimensions=params.dimensions)
 
     def _embedder(self, params: PoolingParams, skipped: int) -> Pooler:
-        config = self.config
+        config, gives_scores, is_bare = self.config, self.score is not None, params.use_activation is False
         return Pooler(
             str(config.pooling_type),
             score=self.score,
             embed=self.embed,
             returned=config.returned_token_ids,
-            normalize=bool(config.normalize if params.normalize is None else params.normalize),
-            softmax=bool(config.softmax if params.softmax is None else params.softmax),
+            normalize=_first(params.normalize, None if gives_scores else params.use_activation, config.normalize),
+            softmax=_first(params.softmax, False if is_bare and gives_scores else None, config.softmax),
             multi_label=bool(config.multi_label),
             step_tag_id=config.step_tag_id,
             dimensions=params.dimensions,
             skipped=skipped,
         )
+
+
+def _first(*values: bool | None) -> bool:
+    """The first that is given."""
+    return bool(next((value for value in values if value is not None), False))

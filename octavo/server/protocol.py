@@ -120,11 +120,16 @@ _HTTP_TYPES: dict[Any, Any] = {
 _OPTIONS = {f.name: f for f in dataclasses.fields(SamplingParams) if f.metadata.get("http")}
 
 
+def _http_type(option: "dataclasses.Field[Any]") -> Any:
+    """What the values of a sampling option are in a request."""
+    choices = option.metadata["choices"]
+    return Literal[choices] if choices else _HTTP_TYPES[without_none(option.type)]
+
+
 def with_sampling_options(cls: type[Model]) -> type[Model]:
     """The model with a field for each sampling option that requests over HTTP have. None stands for its default."""
     options: dict[str, Any] = {
-        name: (_HTTP_TYPES[without_none(f.type)] | None, Field(None, description=f.metadata["help"]))
-        for name, f in _OPTIONS.items()
+        name: (_http_type(f) | None, Field(None, description=f.metadata["help"])) for name, f in _OPTIONS.items()
     }
     return create_model(cls.__name__, __base__=cls, __module__=__name__, **options)
 

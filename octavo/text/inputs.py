@@ -13,6 +13,7 @@ from octavo.params import PoolingParams, SamplingParams
 from octavo.prompts import media_of_encoder
 from octavo.text.text_prompts import NO_PROMPTS, TextPrompts, prompt_tokens
 from octavo.text.tokenizer import Tokenizer
+from octavo.text.truncation import side_of, sliced, truncated, truncated_pair
 
 NO_TOKENS: frozenset[int] = frozenset()
 MOST_TOKENS = 1 << 24
@@ -197,7 +198,7 @@ class InputChecker:
             checked.unpooled = min(prompt_tokens(self._encode_special, before), len(checked.token_ids) - 1)
         checked.both_ways = [] if self.media is None else self.media.both_ways(len(checked.token_ids))
         if isinstance(prompt, Mapping) and prompt.get("token_type_ids"):
-            checked.token_types = self._types(prompt["token_type_ids"], len(checked.token_ids))
+            checked.token_types = self._types(prompt["token_type_ids"], len(checked.token_ids), side_of(params))
         return checked
 
     def _before(self, prompt: Any, params: SamplingParams | PoolingParams) -> str:
@@ -216,11 +217,11 @@ class InputChecker:
         return self._encode(text, None, add_special_tokens)
 
     @staticmethod
-    def _types(types: Any, count: int) -> list[int]:
-        """Types of a prompt's tokens, of which `count` last ones are kept."""
+    def _types(types: Any, count: int, side: str) -> list[int]:
+        """Types of a prompt's tokens, of which `count` are left when it was cut at a side."""
         if not isinstance(types, Sequence) or len(types) < count or not all(kind in (0, 1) for kind in types):
             raise InvalidRequestError("token_type_ids must be a 0 or a 1 for each of the prompt's tokens.")
-        return [int(kind) for kind in types[-count:]]
+        return [int(kind) for kind in sliced(types, count, side)]
 
     def _with_media(
         self,
@@ -294,10 +295,7 @@ class InputChecker:
         params: SamplingParams | PoolingParams,
         placeholders: Container[int] = NO_TOKENS,
     ) -> CheckedPrompt:
-        if params.truncate_prompt_tokens is not None:
-            keep = params.truncate_prompt_tokens
-            keep = self._room(params) if keep == -1 else keep
-            ids = ids[-keep:]
+        ids = truncated(text, ids, params, self._bare, self.max_model_len)
         if not ids:
             raise InvalidRequestError("the prompt is empty; give at least one token.")
         self._check_prompt(ids, "prompt_token_ids", text, placeholders)
@@ -308,10 +306,11 @@ class InputChecker:
         """Raises InvalidRequestError for more token ids than a prompt may have."""
         room = self._room(params)
         if len(ids) > room:
-            answer = " (one is kept for the answer)" if isinstance(params, SamplingParams) else ""
+            answer = ", of which one is kept for the answer" if isinstance(params, SamplingParams) else ""
             raise InvalidRequestError(
-                f"the prompt has {len(ids)} tokens, and this model takes {room}{answer}. Shorten it, set "
-                "truncate_prompt_tokens, or start the engine with a larger max_model_len or kv_cache_memory."
+                f"This model's maximum context length is {self.max_model_len} tokens{answer}. However, the prompt has "
+                f"{len(ids)} tokens. Please reduce its length, set truncate_prompt_tokens, or start the engine with a "
+                "larger max_model_len or kv_cache_memory."
             )
 
     def _room(self, params: SamplingParams | PoolingParams) -> int:
@@ -350,19 +349,22 @@ class InputChecker:
         return self.tokenizer.encode_pair(first, second)
 
     def encode_typed_pair(self, first: Any, second: Any, params: PoolingParams) -> dict[str, Any]:
-        """The prompt of `encode_pair`, with the tokens' types where the tokenizer has them."""
-        prompt: dict[str, Any] = {"prompt_token_ids": self.encode_pair(first, second, params)}
-        types = getattr(self.tokenizer, "pair_types", None)
-        if types is not None and any(own := types(first, second)):
-            prompt["token_type_ids"] = own
-        return prompt
+        """The prompt of `encode_pair`, with the tokens' types where the tokenizer has them, and cut where it is."""
+        ids, types = self.encode_pair(first, second, params), getattr(self.tokenizer, "pair_types", None)
+        own = [] if types is None else types(first, second)
+        return truncated_pair((first, second), (ids, own), params, self._bare, self.max_model_len)
+
+    def _bare(self, text: str) -> list[int]:
+        """A text's tokens without special ones around them."""
+        return self._encode(text, None, add_special_tokens=False)
 
     def _check_length(self, length: int, room: int) -> None:
         """Refuse a text of so many characters before it is tokenized, where it must have more than `room` tokens."""
         if self.tokenizer is not None and not self._fits(length, room):
             raise InvalidRequestError(
-                f"the prompt has {length} characters; {room} tokens, which this model takes, have "
-                f"{room * self.tokenizer.longest_token} at most. Shorten it, or set truncate_prompt_tokens."
+                f"This model's maximum context length is {self.max_model_len} tokens. However, the prompt has {length} "
+                f"characters; {room} tokens have {room * self.tokenizer.longest_token} at most. Please reduce its "
+                "length, or set truncate_prompt_tokens."
             )
 
     def _fits(self, length: int, room: int) -> bool:

@@ -141,8 +141,10 @@ def test_prompts_by_name(prompted: LLM) -> None:
 
 
 def test_a_request_may_leave_the_length_as_it_is(prompted: LLM) -> None:
-    unit, raw = prompted.embed(["w7 w8"] * 2, [PoolingParams(), PoolingParams(normalize=False)], use_tqdm=False)
+    wishes = [PoolingParams(), PoolingParams(normalize=False), PoolingParams(use_activation=False)]
+    unit, raw, bare = prompted.embed(["w7 w8"] * 3, wishes, use_tqdm=False)
     given = np.array(raw.outputs.embedding)
+    assert bare.outputs.embedding == raw.outputs.embedding
     assert abs(np.linalg.norm(given) - 1) > 0.01
     np.testing.assert_allclose(given / np.linalg.norm(given), unit.outputs.embedding, rtol=1e-5)
 

@@ -120,7 +120,7 @@ def prompt(data: Any = None, **more: Any) -> dict[str, Any]:
         (prompt(multi_modal_uuids=3), PARAMS, "another number"),
         (prompt(), SamplingParams(truncate_prompt_tokens=8), "truncate_prompt_tokens would cut"),
         (prompt(), PoolingParams(truncate_prompt_tokens=-1), "truncate_prompt_tokens would cut"),
-        (prompt(prompt="<image>" + "x" * 90), PARAMS, "tokens, and this model takes 99"),
+        (prompt(prompt="<image>" + "x" * 90), PARAMS, "maximum context length is 100 tokens.*prompt has"),
         ({"multi_modal_data": {"image": PICTURE}}, PARAMS, "needs prompt or prompt_token_ids"),
         ({"prompt_token_ids": [5000], "multi_modal_data": {"image": PICTURE}}, PARAMS, "5000, outside"),
     ],
