@@ -13,12 +13,15 @@ _UNITS = {
 }
 
 
-def parse_size(value: int | str, name: str) -> int:
-    """Bytes of `value`. Raises ConfigError, naming the argument `name`, for anything that is not a positive size."""
+def parse_size(value: int | str, name: str, zero: bool = False) -> int:
+    """Bytes of `value`. Raises ConfigError, naming the argument `name`, for anything that is not a positive size.
+
+    With `zero`, none is a size too.
+    """
     text = str(value).strip()
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text)
     unit = _UNITS.get(match[2].lower()) if match else None
-    if match is None or unit is None or float(match[1]) <= 0:
+    if match is None or unit is None or (float(match[1]) <= 0 and not zero):
         raise ConfigError(f"{name}={text!r} is not a size. Write bytes or a unit, for example 4GiB, 512MiB or 2GB.")
     return int(float(match[1]) * unit)
 

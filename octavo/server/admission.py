@@ -84,8 +84,14 @@ class Admission:
                 "Send it in parts, or start the server with a larger --max-request-sequences."
             )
 
+    def hold(self) -> Load:
+        """What this task admits from now on: counted until `release` is called with it, beyond its HTTP request."""
+        load = Load()
+        _of_this_request.set(load)
+        return load
+
     def release(self, load: Load) -> None:
-        """The HTTP request that was admitted for this has ended."""
+        """What was admitted has ended."""
         self.load.requests -= load.requests
         self.load.sequences -= load.sequences
         self.load.media_bytes -= load.media_bytes

@@ -13,6 +13,7 @@ from octavo.server import (
     http_errors,
     model_routes,
     pooling_routes,
+    response_routes,
     token_routes,
     transcriptions,
 )
@@ -31,6 +32,7 @@ def create_app(service: Service) -> ASGIApp:
     for routes in (
         completions.router(service),
         chat_completions.router(service),
+        response_routes.router(service),
         pooling_routes.router(service),
         model_routes.router(service),
         token_routes.router(service),

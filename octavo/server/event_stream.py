@@ -40,11 +40,24 @@ def json_response(value: Any) -> Response:
     return Response(to_json(value), media_type="application/json")
 
 
-async def event_response(request: Request, events: AsyncGenerator[Any, None]) -> Response:
+def _line(event: Any) -> bytes:
+    return b"data: " + to_json(event) + b"\n\n"
+
+
+def _named(event: Any) -> bytes:
+    name: str = event["type"]
+    return b"event: " + name.encode() + b"\n" + _line(event)
+
+
+async def event_response(request: Request, events: AsyncGenerator[Any, None], is_named: bool = False) -> Response:
     """Server-sent events, one for each value. What fails before the first one is an error with a status of its own.
 
     The events end with their client, also one that goes before the first. Raises ClientGoneError then.
+
+    Args:
+        is_named: each has its type as its name, and tells itself which is the last, errors too.
     """
+    line = _named if is_named else _line
 
     async def begin() -> Any:
         return await anext(events, None)
@@ -59,12 +72,13 @@ async def event_response(request: Request, events: AsyncGenerator[Any, None]) ->
         async with contextlib.aclosing(events):
             try:
                 if first is not None:
-                    yield b"data: " + to_json(first) + b"\n\n"
+                    yield line(first)
                 async for event in events:
-                    yield b"data: " + to_json(event) + b"\n\n"
+                    yield line(event)
             except Exception as error:
                 yield b"data: " + as_event(error).encode() + b"\n\n"
-            yield b"data: [DONE]\n\n"
+            if not is_named:
+                yield b"data: [DONE]\n\n"
 
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)

@@ -45,6 +45,10 @@ class ClientGoneError(Exception):
     """The client has closed the connection; nobody reads an answer."""
 
 
+class NotFoundError(OctavoError):
+    """What the client names is not here."""
+
+
 def error_body(status: int, message: str, param: str | None = None) -> dict[str, Any]:
     kind = KINDS.get(status, "invalid_request_error")
     message = message if len(message) <= MESSAGE_MAX else message[:MESSAGE_MAX] + "..."
@@ -65,7 +69,7 @@ def status_of(error: Exception) -> int:
         return 400
     if isinstance(error, OverloadedError):
         return 429
-    if isinstance(error, ModelUnknownError):
+    if isinstance(error, (ModelUnknownError, NotFoundError)):
         return 404
     if isinstance(error, EngineDeadError):
         return 503
@@ -113,7 +117,12 @@ def install(app: FastAPI) -> None:
 
 def as_event(error: Exception) -> str:
     """For the middle of a stream, whose status is sent already."""
+    return json.dumps(as_event_body(error))
+
+
+def as_event_body(error: Exception) -> dict[str, Any]:
+    """The same as a value."""
     if isinstance(error, OctavoError):
-        return json.dumps(error_body(status_of(error), str(error)))
+        return error_body(status_of(error), str(error))
     log.error("an unexpected error", exc_info=error)
-    return json.dumps(error_body(500, UNEXPECTED))
+    return error_body(500, UNEXPECTED)

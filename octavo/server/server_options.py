@@ -91,6 +91,9 @@ class ServerOptions:
         16384, "answers (prompts times n) that may be running or waiting; more are answered with 429"
     )
     max_request_sequences: int = option(1024, "answers (prompts times n) that one request may ask for")
+    response_store_size: int | str = option(
+        "256MiB", "memory of the responses that /v1/responses keeps for later requests; 0 keeps none"
+    )
     request_timeout: float = option(3600.0, "seconds after which a request is ended")
     shutdown_timeout: float = option(30.0, "seconds that running requests have to finish when the server is stopped")
     log_prompts: bool = option(False, "write prompts into the log")
@@ -100,6 +103,7 @@ class ServerOptions:
         if self.max_body_size is not None:
             self.max_body_size = parse_size(self.max_body_size, "max_body_size")
         self.max_queued_media = parse_size(self.max_queued_media, "max_queued_media")
+        self.response_store_size = parse_size(self.response_store_size, "response_store_size", zero=True)
         if self.allow_runtime_lora_updating is None:
             of_environment = os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "")
             self.allow_runtime_lora_updating = of_environment.strip().lower() in ("1", "true")
@@ -136,3 +140,8 @@ class ServerOptions:
     def queued_media_bytes(self) -> int:
         """`max_queued_media` in bytes."""
         return int(self.max_queued_media)
+
+    @property
+    def response_store_bytes(self) -> int:
+        """`response_store_size` in bytes."""
+        return int(self.response_store_size)
