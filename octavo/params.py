@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any
 
-from octavo.errors import InvalidRequestError, names_closest
+from octavo.errors import ConfigError, InvalidRequestError, names_closest
 from octavo.transcripts import TranscriptRule
 
 SIDES = ("left", "right")
@@ -387,6 +387,10 @@ _NUMBERS = [(f, kind) for f in fields(SamplingParams) for kind in (int, float) i
 """The sampling options that are numbers, and of which kind."""
 
 
+GENERATION_KEYS = {f.metadata["recommended"] for f, _ in _NUMBERS if f.metadata["recommended"]} | {"eos_token_id"}
+"""What is read of a generation_config.json."""
+
+
 def recommended_sampling(generation_config: Mapping[str, Any]) -> dict[str, Any]:
     """Sampling values that a model's generation_config.json recommends, for requests that do not say their own."""
     return {
@@ -395,6 +399,19 @@ def recommended_sampling(generation_config: Mapping[str, Any]) -> dict[str, Any]
         if (value := generation_config.get(f.metadata["recommended"])) is not None
         and _in_range(value, kind, f.metadata["low"], f.metadata["above"], f.metadata["high"])
     }
+
+
+def check_recommended(values: Mapping[str, Any], name: str) -> None:
+    """Raises ConfigError for a default sampling value that is out of range, which the option `name` gives."""
+    for f, kind in _NUMBERS:
+        key, meta = f.metadata["recommended"], f.metadata
+        value = values.get(key)
+        if value is None or _in_range(value, kind, meta["low"], meta["above"], meta["high"]):
+            continue
+        try:
+            _check_range(key, value, kind, meta["low"], meta["above"], meta["high"])
+        except InvalidRequestError as error:
+            raise ConfigError(f"{name}: {error}") from error
 
 
 @names_closest

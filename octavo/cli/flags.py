@@ -2,12 +2,15 @@
 
 import argparse
 import dataclasses
+import math
+import re
 import types
 import typing
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
+from octavo.cli.vllm_flags import add_vllm_flags, say_vllm_flags
 from octavo.config import EngineArgs
 from octavo.errors import InvalidRequestError
 from octavo.lora import LoRARequest, refer
@@ -31,6 +34,9 @@ def flag_type(annotation: Any) -> Any:
 def add_engine_flags(parser: argparse.ArgumentParser, without: Container[str] = ()) -> None:
     """A flag for every option of EngineArgs but those in `without`, which mean something else to the command."""
     add_flags(parser, EngineArgs, "engine", without=without)
+    add_vllm_flags(parser)
+    if "--config" not in parser._option_string_actions:
+        parser.add_argument("--config", metavar="FILE", help="read flags from a YAML file; those given here go first")
 
 
 def add_flags(
@@ -60,23 +66,43 @@ def add_flags(
         if default not in (None, "", False, True) and "default:" not in text:
             text += f" (default: {default})"
         common: dict[str, Any] = {"dest": f.name, "help": text, "default": argparse.SUPPRESS}
-        flag = "--" + f.name.replace("_", "-")
-        flags = [flag] if f.metadata.get("short") is None else [flag, f.metadata["short"]]
+        flags = [name for name in flags_of_field(f) if name not in parser._option_string_actions]
         if kind is list:
             several: dict[str, Any] = (
                 {"action": "extend", "nargs": "+"} if f.metadata.get("several") else {"action": "append"}
             )
-            group.add_argument(flag, metavar=f.name.upper(), **several, **common)
+            group.add_argument(*flags, metavar=f.name.upper(), **several, **common)
         elif kind is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
+            group.add_argument(*flags, action=argparse.BooleanOptionalAction, **common)
         else:
-            group.add_argument(
-                *flags,
-                type=kind,
-                choices=f.metadata["choices"] or None,
-                metavar=None if f.metadata["choices"] else f.name.upper(),
-                **common,
-            )
+            # The dataclass checks choices: it knows other spellings of them.
+            shown = "{" + ",".join(f.metadata["choices"]) + "}" if f.metadata["choices"] else f.name.upper()
+            kind = length if f.name == "max_model_len" else whole if kind is int else kind
+            group.add_argument(*flags, type=kind, metavar=shown, **common)
+
+
+def flags_of_field(f: "dataclasses.Field[Any]") -> list[str]:
+    """All spellings of a field's flag, the usual one first."""
+    names = [f.name, *f.metadata.get("also", ())]
+    short = f.metadata.get("short")
+    return [*dict.fromkeys("--" + name.replace("_", "-") for name in names), *([short] if short else [])]
+
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def whole(text: str) -> int:
+    """A whole number as people write it: 4096, 4k (4000), 4K (4096), 1.5k."""
+    found = re.fullmatch(r"(-?\d+(?:\.\d+)?)([kKmMgGtT]?)", text.strip())
+    value = float(found[1]) * UNITS[found[2]] if found else math.nan
+    if found is None or not value.is_integer():
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a whole number, such as 4096, 4K or 4k.")
+    return int(found[1]) if not found[2] else int(value)
+
+
+def length(text: str) -> int:
+    """A number of tokens, or `auto`, which is as -1."""
+    return -1 if text.strip().lower() == "auto" else whole(text)
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
@@ -87,6 +113,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
 
 def engine_args_of(namespace: argparse.Namespace) -> EngineArgs:
     """EngineArgs of the flags that were given. With `--lora` they serve its adapters, of any rank."""
+    say_vllm_flags(namespace)
     names = {f.name for f in dataclasses.fields(EngineArgs)}
     given = {k: v for k, v in vars(namespace).items() if k in names}
     if adapters := adapters_of(namespace):
@@ -99,11 +126,11 @@ def engine_flags_of(namespace: argparse.Namespace) -> list[str]:
     """The flags that were given, for another command."""
     flags: list[str] = []
     for f in dataclasses.fields(EngineArgs):
-        value, flag = getattr(namespace, f.name, None), f.name.replace("_", "-")
+        value, flag = getattr(namespace, f.name, None), flags_of_field(f)[0]
         if isinstance(value, bool):
-            flags.append(f"--{flag}" if value else f"--no-{flag}")
+            flags.append(flag if value else f"--no-{flag[2:]}")
         elif value is not None:
-            flags += [f"--{flag}={one}" for one in (value if isinstance(value, list) else [value])]
+            flags += [f"{flag}={one}" for one in (value if isinstance(value, list) else [value])]
     return flags
 
 

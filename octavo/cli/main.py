@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from octavo.cli.flags import add_engine_flags, add_flags, add_lora_flag, add_sampling_flags
+from octavo.cli.parser import Parser
+from octavo.cli.vllm_flags import add_vllm_flags
 from octavo.errors import OctavoError
 from octavo.logs import log_to_stderr
 from octavo.version import __version__
@@ -28,14 +30,14 @@ Octavo runs language models: text from a prompt, a conversation, embeddings, a s
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "octavo",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="`octavo COMMAND --help` lists each command's options.",
     )
     parser.add_argument("--version", action="version", version=f"octavo {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for add in (_generate, _chat, _serve, _embed, _transcribe, _quantize, _bench, _models, _env):
         add(commands)
     return parser
@@ -84,9 +86,7 @@ def _serve(commands: Any) -> None:
     )
     serve.add_argument("served", nargs="?", metavar="MODEL", help="the model, as --model takes it")
     add_flags(serve, ServerOptions, "server")
-    # vLLM's spellings, for scripts that start a server with them.
-    serve.add_argument("--tool-call-parser", dest="tool_parser", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    serve.add_argument("--enable-auto-tool-choice", action="store_true", help=argparse.SUPPRESS)
+    add_vllm_flags(serve, ("server",))
     add_engine_flags(serve)
 
 
@@ -236,9 +236,13 @@ def _command(name: str, kind: str | None = None) -> Callable[[argparse.Namespace
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; its exit status. Errors are one line on stderr, without a stack."""
-    namespace = build_parser().parse_args(arguments)
     log_to_stderr(level=logging.WARNING)
+    parser = build_parser()
     try:
+        namespace = parser.parse_args(arguments)
+        if namespace.command is None:
+            parser.print_help()
+            return 0
         # What is imported stays: looking through it for garbage takes a tenth of the time, and finds nothing.
         gc.disable()
         run = _command(namespace.command, getattr(namespace, "kind", None))

@@ -13,7 +13,7 @@ from octavo.architectures import Architecture, Config
 from octavo.architectures.rope_settings import position_limit
 from octavo.architectures.text_config import text_config
 from octavo.config import EngineArgs
-from octavo.errors import CheckpointError, ConfigError, UnsupportedModelError
+from octavo.errors import CheckpointError, ConfigError, UnsupportedModelError, shorten
 from octavo.files import read_json
 from octavo.loading.checkpoint import Checkpoint, open_checkpoint, sound_config
 from octavo.loading.formats import WeightFormat, WeightsBeside
@@ -36,6 +36,7 @@ from octavo.loading.weight_loader import load_weights
 from octavo.media.model_media import MediaInfo, describe_media
 from octavo.media.processor import read_processor_files
 from octavo.ops import Backend, select_backend
+from octavo.params import GENERATION_KEYS
 from octavo.parts import CausalLM
 from octavo.parts.pooled_layers import PooledLayers
 from octavo.parts.split import Split, split_model
@@ -262,11 +263,14 @@ def _labels(config: Config) -> list[str]:
 
 def _task(args: EngineArgs, architecture: Architecture) -> str:
     """What the engine does with the model. Raises UnsupportedModelError for what the model has no head for."""
-    task, tasks = "embedding" if args.task == "embed" else args.task, architecture.tasks
+    tasks = architecture.tasks
+    task: str = "embedding" if args.task == "embed" else args.task
     if task == "score":
         task = "classify" if "classify" in tasks else "embedding"
     if task == "auto":
         return tasks[0]
+    if task == "pooling":
+        task = next((one for one in tasks if one != "generate"), task)
     pooler = args.override_pooler_config
     of_tokens = task == "reward" and "generate" in tasks
     if task in tasks or (of_tokens and pooler is not None and pooler.returned_token_ids):
@@ -293,7 +297,14 @@ def _max_model_len(args: EngineArgs, config: Config, model: CausalLM, files: Mod
 
 
 def _generation_config(args: EngineArgs, files: ModelFiles) -> dict[str, Any]:
-    if args.generation_config == "none":
+    values = _published_generation_config(args, files)
+    if unread := args.override_generation_config.keys() - GENERATION_KEYS - values.keys():
+        log.warning("override_generation_config: nothing reads %s", shorten(", ".join(sorted(unread))))
+    return {**values, **args.override_generation_config}
+
+
+def _published_generation_config(args: EngineArgs, files: ModelFiles) -> dict[str, Any]:
+    if args.generation_config in ("none", "vllm"):
         return {}
     folder = files.path if args.generation_config == "auto" else Path(args.generation_config)
     path = folder / "generation_config.json"

@@ -65,7 +65,10 @@ class ServerOptions:
     allowed_origins: list[str] = option([], "origins whose pages may call the server (CORS; may repeat, * for all)")
     chat_template: str | None = option(None, "a file with a chat template, instead of the model's")
     tool_parser: str = option(
-        "auto", "the format of the model's tool calls (auto: by its chat template)", choices=TOOL_PARSERS
+        "auto",
+        "the format of the model's tool calls (auto: by its chat template)",
+        choices=TOOL_PARSERS,
+        also=("tool_call_parser",),
     )
     reasoning_parser: str = option(
         "auto", "how the model writes what it thinks (auto: by its chat template)", choices=REASONING_PARSERS
@@ -86,7 +89,9 @@ class ServerOptions:
     max_queued_media: int | str = option(
         "2GiB", "memory of the media of requests that are running or waiting; more are answered with 429"
     )
-    max_queued_requests: int = option(4096, "most requests that are running or waiting; more are answered with 429")
+    max_queued_requests: int = option(
+        4096, "most requests that are running or waiting; more are answered with 429", also=("max_num_queued_reqs",)
+    )
     max_queued_sequences: int = option(
         16384, "answers (prompts times n) that may be running or waiting; more are answered with 429"
     )

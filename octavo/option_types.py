@@ -1,0 +1,84 @@
+"""Values of options held against the types that their dataclass declares."""
+
+import contextlib
+import dataclasses
+import json
+import types
+import typing
+from typing import Any
+
+from octavo.errors import ConfigError, shorten
+
+WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", list: "a list", dict: "a dict"}
+
+
+_known: dict[type, dict[str, Any]] = {}
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    if cls not in _known:
+        _known[cls] = typing.get_type_hints(cls)
+    return _known[cls]
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    is_union = isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union
+    return typing.get_args(annotation) if is_union else (annotation,)
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if kind is Any or kind is types.NoneType:
+        return kind is Any or value is None
+    if typing.get_origin(kind) is typing.Literal:
+        return value in typing.get_args(kind)
+    plain = typing.get_origin(kind) or kind
+    if plain in (int, float):
+        return isinstance(value, (int, plain)) and not isinstance(value, bool)
+    if plain is list and isinstance(value, (list, tuple)):
+        (inner,) = typing.get_args(kind) or (Any,)
+        return all(any(_is_of(one, k) for k in _kinds(inner)) for one in value)
+    return not isinstance(plain, type) or isinstance(value, plain)
+
+
+def _says(kind: Any) -> str:
+    if typing.get_origin(kind) is typing.Literal:
+        return " or ".join(repr(one) for one in typing.get_args(kind))
+    plain = typing.get_origin(kind) or kind
+    (inner, *_) = typing.get_args(kind) or (None,)
+    if plain is list and inner in WORDS:
+        return {str: "a list of texts", int: "a list of whole numbers"}.get(inner, "a list")
+    return WORDS.get(plain, f"a {getattr(plain, '__name__', plain)}")
+
+
+def wrong_type(options: Any, name: str) -> str | None:
+    """What is wrong with the type of one field's value; None if nothing is."""
+    kinds, value = _kinds(_hints(type(options))[name]), getattr(options, name)
+    if any(_is_of(value, kind) for kind in kinds):
+        return None
+    words = dict.fromkeys(_says(kind) for kind in kinds if kind is not types.NoneType)
+    if float in kinds and int in kinds:
+        words.pop(WORDS[int])
+    named = "nothing" if value is None else "a text" if isinstance(value, str) else type(value).__name__
+    return f"{name}={shorten(repr(value), 60)} must be {' or '.join(words)}, not {named}."
+
+
+def check_types(options: Any, error: type[Exception]) -> None:
+    """Raises `error` for the first field of a dataclass whose value is of another type than it declares."""
+    for f in dataclasses.fields(options):
+        if f.init and (wrong := wrong_type(options, f.name)) is not None:
+            raise error(wrong)
+
+
+def as_mapping(value: Any, name: str) -> dict[str, Any]:
+    """A dict, or its JSON text, or key=value,key=value. Raises ConfigError for anything else."""
+    if value is None or value == "":
+        return {}
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    if isinstance(value, str) and "=" in value:
+        pairs = [pair.partition("=") for pair in value.split(",")]
+        value = {key.strip(): int(text) if text.strip().isdecimal() else text.strip() for key, _, text in pairs}
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ConfigError(f'{name}={value!r:.100} must be a dict, or JSON such as {{"image": 1}}.')
+    return value
