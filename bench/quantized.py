@@ -122,7 +122,7 @@ def main() -> None:
     times: dict[tuple[str, int], list[float]] = {}
     with backend.computing():
         for rows, rounds in ((1, args.rounds * 3), (512, args.rounds)):
-            x = {inputs: torch.randn(rows, inputs) for _, inputs in SHAPES}
+            x = {inputs: torch.randn(rows, inputs).bfloat16() for _, inputs in SHAPES}
             for _ in range(rounds):
                 for name, each in weights.items():
                     begin = time.perf_counter()

@@ -13,6 +13,7 @@ constexpr int64_t SLICE = 2 * GROUP;
 constexpr int64_t BLOCK_ROWS = 96, BLOCK_PANELS = 8;
 constexpr int64_t ROWS_AT_ONCE = 1024;  // rows that are laid out before they are multiplied
 constexpr int64_t FEW = 32;             // rows of which reading the weights takes the time
+constexpr int MOST_PANELS = 4;          // that one pass through the columns multiplies
 
 // What all kinds of steps are unless they say otherwise.
 struct Step {
@@ -63,9 +64,26 @@ struct ScaledColumns : Columns<float> {
     static int64_t padded(int64_t width) { return F::padded(width); }
 };
 
-// A column that has been widened to floats, with the scales that it has otherwise.
+#if HAS_PAIRS
+// Two such columns, of codes that bfloat16 has too.
+template <typename F>
+struct ScaledPairs : Pairs {
+    static constexpr bool WIDENED = true, SCALED = true;
+    static constexpr int GROUPED = F::GROUPED;
+    static int64_t step_bytes(int64_t steps) { return F::code_bytes(2 * steps); }
+    static int64_t panel_bytes(int64_t columns) { return F::panel_bytes(columns); }
+    static INLINE const float* scales(const uint8_t* panel, int64_t columns) { return F::scales(panel, columns); }
+    static INLINE vec weights(const uint8_t* panel, int64_t step) { return F::pairs(panel, 2 * step); }
+    static int64_t padded(int64_t width) { return F::padded(width); }
+};
+#else
+template <typename F>
+using ScaledPairs = ScaledColumns<F>;
+#endif
+
+// Columns that have been widened to what is multiplied, with the scales that they have otherwise.
 template <typename S>
-struct Wide : Columns<float> {
+struct Wide : std::conditional_t<S::PAIRS, Pairs, Columns<float>> {
     static constexpr bool SCALED = S::SCALED;
     static constexpr int GROUPED = S::GROUPED;
 };
@@ -73,29 +91,50 @@ struct Wide : Columns<float> {
 template <typename S>
 constexpr int64_t STEPS = SLICE / S::COLUMNS;
 
-// R rows, STEPS apart, with a slice of a panel: `sums` gets each group's sum in turn, times its scale where there are
-// any. What lies at `ahead` is asked for.
-template <typename S, int R>
-void multiply(const uint8_t* panel, const float* scales, const uint8_t* ahead, const float* x, int64_t steps, vec* sums) {
+// Where slices of some panels begin, of which the results stand side by side.
+struct Slices {
+    const uint8_t* codes[MOST_PANELS];
+    const float* scales[MOST_PANELS];
+};
+
+// Panels that R rows meet together: sums that do not wait for each other, where few rows have too few.
+constexpr int panels_for(int rows) {
+    for (int panels = MOST_PANELS; panels > 1; panels /= 2) {
+        if (rows * panels <= std::min(8, MOST)) return panels;
+    }
+    return 1;
+}
+
+// R rows, STEPS apart, with slices of P panels: `sums` gets each group's sum in turn, times its scale where there are
+// any, a panel's `apart` from the next one's. What lies `ahead` of each is asked for.
+template <typename S, int R, int P>
+void multiply(const Slices& of, int64_t ahead, const float* x, int64_t steps, vec* sums, int64_t apart) {
     constexpr int64_t group = S::GROUPED / S::COLUMNS;
     for (int64_t first = 0; first < steps; first += group) {
         const int64_t last = std::min(first + group, steps);
-        vec total[R];
+        vec total[P][R];
         clear(total);
 #pragma GCC unroll 4
         for (int64_t k = first; k < last; ++k) {
-            __builtin_prefetch(ahead + S::step_bytes(k));
-            const vec w = S::weights(panel, k);
+#pragma GCC unroll 4
+            for (int p = 0; p < P; ++p) {
+                __builtin_prefetch(of.codes[p] + ahead + S::step_bytes(k));
+                const vec w = S::weights(of.codes[p], k);
 #pragma GCC unroll 16
-            for (int r = 0; r < R; ++r) total[r] = S::add(total[r], w, x[r * STEPS<S> + k]);
+                for (int r = 0; r < R; ++r) total[p][r] = S::add(total[p][r], w, x[r * STEPS<S> + k]);
+            }
         }
-        if constexpr (S::SCALED) {
-            const vec scale = load(scales + first / group * PANEL);
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) {
+            vec* to = sums + p * apart;
+            if constexpr (S::SCALED) {
+                const vec scale = load(of.scales[p] + first / group * PANEL);
 #pragma GCC unroll 16
-            for (int r = 0; r < R; ++r) sums[r] = fmadd(total[r], scale, sums[r]);
-        } else {
+                for (int r = 0; r < R; ++r) to[r] = fmadd(total[p][r], scale, to[r]);
+            } else {
 #pragma GCC unroll 16
-            for (int r = 0; r < R; ++r) sums[r] += total[r];
+                for (int r = 0; r < R; ++r) to[r] += total[p][r];
+            }
         }
     }
 }
@@ -115,7 +154,8 @@ public:
         parallel(rows, std::max<int64_t>(1, 16384 / columns_), [&](int64_t from, int64_t to) {
             for (int64_t row = from; row < to; ++row) lay_out(row);
         });
-        const int64_t together = rows <= FEW ? 1 : BLOCK_PANELS, across = (panels_ + together - 1) / together;
+        const int64_t few = std::max(1, MOST_PANELS / (p_.gated() ? 2 : 1));
+        const int64_t together = rows <= FEW ? few : BLOCK_PANELS, across = (panels_ + together - 1) / together;
         const int64_t blocks = across * ((rows + BLOCK_ROWS - 1) / BLOCK_ROWS);
         parallel(blocks, even_grain(blocks, rows <= MOST ? 4 : 32), [&](int64_t from, int64_t to) {
             for (int64_t i = from; i < to; ++i) {
@@ -132,7 +172,7 @@ private:
         auto* x = reinterpret_cast<float*>(scratch.get(columns_ * 4));
         if (S::PAIRS) {
             const auto* from = static_cast<const bf16*>(p_.x) + p_.source(first_ + row) * p_.x_stride;
-            x[steps_ - 1] = 0.0f;
+            for (int64_t i = p_.inputs / 2; i < steps_; ++i) x[i] = 0.0f;
             std::memcpy(x, from, p_.inputs * sizeof(bf16));
         } else {
             read_row(p_, first_ + row, x, columns_);
@@ -150,12 +190,16 @@ private:
         const int64_t slice = rows_ == 1 ? steps_ : STEPS<S>;  // one row has nothing to share
         for (int64_t step = 0; step < steps_; step += slice) {
             const float* x = x_ + step * rows_ + row * STEPS<S>;
-            for (int64_t i = 0; i < count; ++i) {
-                const uint8_t* of =
-                    p_.weight + (panel + i / halves + i % halves * panels_) * S::panel_bytes(columns_);
-                const float* scales = S::scales(of, columns_);
-                if (S::SCALED) scales += step / S::GROUPED * PANEL;
-                tiles(of + S::step_bytes(step), scales, x, rows, std::min(slice, steps_ - step), sums + i * rows);
+            const int64_t wide = rows_ <= FEW ? count : 1;
+            for (int64_t i = 0; i < count; i += wide) {
+                Slices of;
+                for (int64_t j = 0; j < wide; ++j) {
+                    const int64_t at = panel + (i + j) / halves + (i + j) % halves * panels_;
+                    const uint8_t* begin = p_.weight + at * S::panel_bytes(columns_);
+                    of.codes[j] = begin + S::step_bytes(step);
+                    of.scales[j] = S::scales(begin, columns_) + (S::SCALED ? step / S::GROUPED * PANEL : 0);
+                }
+                tiles(of, wide, x, rows, std::min(slice, steps_ - step), sums + i * rows);
             }
         }
         for (int64_t r = 0; r < rows; ++r) {
@@ -166,30 +210,41 @@ private:
         }
     }
 
-    // All rows of a block with a slice of a panel.
-    static void tiles(
-        const uint8_t* slice, const float* scales, const float* x, int64_t rows, int64_t steps, vec* sums) {
+    // All rows of a block with slices of panels, of several where rows are few.
+    static void tiles(const Slices& of, int64_t panels, const float* x, int64_t rows, int64_t steps, vec* sums) {
         if (S::WIDENED && rows > 2 * MOST) {
             // Once for all tiles.
             alignas(64) float wide[SLICE * PANEL];
-            for (int64_t k = 0; k < steps; ++k) {
-                __builtin_prefetch(slice + S::step_bytes(k) + AHEAD);
-                store(wide + k * PANEL, S::weights(slice, k));
+            for (int64_t p = 0; p < panels; ++p) {
+                for (int64_t k = 0; k < steps; ++k) {
+                    __builtin_prefetch(of.codes[p] + S::step_bytes(k) + AHEAD);
+                    store(wide + k * PANEL, S::weights(of.codes[p], k));
+                }
+                const Slices widened{{reinterpret_cast<const uint8_t*>(wide)}, {of.scales[p]}};
+                pass<Wide<S>>(widened, 1, 0, x, rows, steps, sums + p * rows);
             }
-            const auto* panel = reinterpret_cast<const uint8_t*>(wide);
-            pass<Wide<S>>(panel, scales, panel, x, rows, steps, sums);
         } else {
-            pass<S>(slice, scales, slice + AHEAD, x, rows, steps, sums);
+            pass<S>(of, panels, AHEAD, x, rows, steps, sums);
         }
     }
 
     template <typename Step>
-    static void pass(const uint8_t* slice, const float* scales, const uint8_t* ahead, const float* x, int64_t rows,
-                     int64_t steps, vec* sums) {
-        for (int64_t r = 0, size; r < rows; r += size, ahead = slice) {
+    static void pass(const Slices& of, int64_t panels, int64_t ahead, const float* x, int64_t rows, int64_t steps,
+                     vec* sums) {
+        for (int64_t r = 0, size; r < rows; r += size, ahead = 0) {
             size = next_rows(rows - r, MOST);
-            with_rows<MOST>(static_cast<int>(size), [&](auto of) {
-                multiply<Step, decltype(of)::value>(slice, scales, ahead, x + r * STEPS<Step>, steps, sums + r);
+            with_rows<MOST>(static_cast<int>(size), [&](auto number) {
+                constexpr int R = decltype(number)::value, P = panels_for(R);
+                int64_t p = 0;
+                const auto next = [&](auto together) {
+                    constexpr int T = decltype(together)::value;
+                    Slices some;
+                    std::copy_n(of.codes + p, T, some.codes);
+                    std::copy_n(of.scales + p, T, some.scales);
+                    multiply<Step, R, T>(some, ahead, x + r * STEPS<Step>, steps, sums + p * rows + r, rows);
+                };
+                for (; p + P <= panels; p += P) next(std::integral_constant<int, P>());
+                for (; p < panels; ++p) next(std::integral_constant<int, 1>());
             });
         }
     }
@@ -209,6 +264,9 @@ void product(const Product& p) {
 }  // namespace
 
 void multiply_float(const Product& p) {
+    if (p.kind == WeightKind::E4M3 && p.x_dtype == DType::BF16 && p.order == nullptr) {
+        return product<ScaledPairs<E4M3>>(p);
+    }
     WITH_SCALED(p.kind, F, return product<ScaledColumns<F>>(p))
     switch (p.kind) {
         case WeightKind::F16: return product<Columns<f16>>(p);

@@ -54,6 +54,17 @@ struct E4M3 : ScaledCodes<8, 128> {
         return widen((bits & uint16_t(0x7f)) << 7 | (bits & uint16_t(0x80)) << 8, static_cast<const f16*>(nullptr));
 #endif
     }
+
+#if defined(__AVX512BW__)
+    // Two columns as pairs of bfloat16, which have all of such a float.
+    static INLINE vec pairs(const uint8_t* panel, int64_t column) {
+        const __m512i wide = _mm512_cvtepi8_epi16(load_as<__m256i>(panel + column * PANEL));
+        const __m512i halves = _mm512_and_si512(_mm512_slli_epi16(wide, 7), _mm512_set1_epi16(-16512));
+        const __m512i first = (__m512i)_mm512_cvtph_ps(_mm512_castsi512_si256(halves));
+        const __m512i second = (__m512i)_mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1));
+        return (vec)_mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(first, 16), second);
+    }
+#endif
 };
 
 // Codes of 4 bits into a table.
