@@ -1,50 +1,122 @@
-"""`octavo embed`: texts in, embeddings out."""
+"""`octavo embed`: texts in, embeddings out, the first of them while others are read."""
 
 import argparse
+import contextlib
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+from tqdm import tqdm
+
 from octavo.cli.flags import adapters_of, engine_args_of
+from octavo.cli.text_records import Record, Records, records_from
+from octavo.client.local_client import LocalRequests
+from octavo.engine.messages import Failed
 from octavo.errors import InvalidRequestError
-from octavo.llm import LLM
-from octavo.outputs import EmbeddingRequestOutput
+from octavo.launch import start_requests
+from octavo.lora import LoRARequest
 from octavo.params import PoolingParams
 
-TEXT_KEYS = ("text", "input", "prompt", "content")
-"""Where an object of a JSON line has its text: the first of these."""
+Array = np.ndarray[Any, np.dtype[np.float32]]
+ADDED_PER_STEP = 32
+"""Most records that are tokenized between two steps, so that the first results are there at once."""
 
 
 def run(namespace: argparse.Namespace) -> int:
-    records = _records(namespace)
+    records = records_from(namespace)
+    records.check()
     output = None if namespace.output is None else _writable(Path(namespace.output))
     args = engine_args_of(namespace)
     args.task = "embedding"
-    llm = LLM.from_args(args)
     params = PoolingParams(
         dimensions=namespace.dimensions, normalize=namespace.normalize, prompt_name=namespace.prompt_name
     )
-    texts = [record["text"] for record in records]
-    adapter = next(iter(adapters_of(namespace)), None)
-    outputs = llm.embed(texts, params, use_tqdm=len(texts) > 1 and sys.stderr.isatty(), lora_request=adapter)
+    requests = start_requests(args)
+    embedded = embed_records(
+        requests, records, params, next(iter(adapters_of(namespace)), None), window=2 * args.max_num_seqs
+    )
     if output is not None and output.suffix == ".npy":
-        import numpy as np
-
-        np.save(output, np.array([o.outputs.embedding for o in outputs], dtype=np.float32))
-    elif output is not None:
-        with open(output, "w", encoding="utf-8") as file:
-            _write_lines(file, records, outputs)
-    else:
-        _write_lines(sys.stdout, records, outputs)
+        np.save(output, np.stack([row for _, row in _with_bar(records, embedded)]))
+        return 0
+    with contextlib.nullcontext(sys.stdout) if output is None else open(output, "w", encoding="utf-8") as file:
+        _write_lines(file, _with_bar(records, embedded))
     return 0
 
 
-def _write_lines(file: TextIO, records: list[dict[str, Any]], outputs: Iterable[EmbeddingRequestOutput]) -> None:
-    for index, (record, output) in enumerate(zip(records, outputs, strict=True)):
-        line = {"index": index, **record, "embedding": output.outputs.embedding}
+def embed_records(
+    requests: LocalRequests,
+    records: Records,
+    params: PoolingParams,
+    adapter: LoRARequest | None = None,
+    *,
+    window: int,
+) -> Iterator[tuple[Record, Array]]:
+    """Records with their embeddings [values], in their order, each as soon as those before it are there.
+
+    Args:
+        requests: an engine's whose task is embedding.
+        records: read as they are needed.
+        params, adapter: for all of them.
+        window: most records that are in the engine at a time, or wait for those before them.
+
+    Raises InvalidRequestError that names the text which cannot be embedded; then nothing is left in the engine.
+    """
+    waiting: dict[int, Record] = {}
+    done: dict[int, Array] = {}
+    first = added = 0
+    is_open = True
+    try:
+        while is_open or waiting:
+            for _ in range(min(ADDED_PER_STEP, window - len(waiting)) if is_open else 0):
+                try:
+                    record = records.next(wait=not waiting)
+                except StopIteration:
+                    is_open = False
+                    break
+                if record is None:
+                    break
+                with _named(added):
+                    requests.add(str(added), record["text"], params, adapter=adapter)
+                waiting[added] = record
+                added += 1
+            for output in requests.step() if requests.has_work else ():
+                index = int(output.request_id)
+                if isinstance(output, Failed):
+                    raise output.exception(f"text {index + 1}: ")
+                done[index] = output.outputs.data  # type: ignore[union-attr]
+            while first in done:
+                yield waiting.pop(first), done.pop(first)
+                first += 1
+    finally:
+        requests.abort([str(index) for index in waiting if index not in done])
+
+
+@contextlib.contextmanager
+def _named(index: int) -> Iterator[None]:
+    try:
+        yield
+    except InvalidRequestError as error:
+        raise InvalidRequestError(f"text {index + 1}: {error}") from error
+
+
+def _with_bar(records: Records, embedded: Iterator[tuple[Record, Array]]) -> Iterator[tuple[Record, Array]]:
+    """The same, with a bar on the terminal."""
+    is_shown = sys.stderr.isatty() and records.total != 1
+    with tqdm(total=records.total, desc="Embedding", unit="text", dynamic_ncols=True, disable=not is_shown) as bar:
+        for pair in embedded:
+            bar.total = records.total
+            bar.update()
+            yield pair
+
+
+def _write_lines(file: TextIO, embedded: Iterator[tuple[Record, Array]]) -> None:
+    for index, (record, row) in enumerate(embedded):
+        line = {"index": index, **record, "embedding": row.tolist()}
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        file.flush()
 
 
 def _writable(path: Path) -> Path:
@@ -54,39 +126,3 @@ def _writable(path: Path) -> Path:
     if not path.absolute().parent.is_dir():
         raise InvalidRequestError(f"--output {path}: there is no folder {path.absolute().parent}.")
     return path
-
-
-def _records(namespace: argparse.Namespace) -> list[dict[str, Any]]:
-    """Each text with what came beside it in its JSON line."""
-    if namespace.texts:
-        return [{"text": text} for text in namespace.texts]
-    if namespace.file:
-        try:
-            lines = Path(namespace.file).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidRequestError(f"--file {namespace.file} cannot be read: {error}") from error
-        is_json = namespace.jsonl or namespace.file.endswith(".jsonl")
-    elif sys.stdin.isatty():
-        raise InvalidRequestError('give texts: octavo embed "Hello", --file PATH, or lines on standard input.')
-    else:
-        lines, is_json = sys.stdin.read().splitlines(), namespace.jsonl
-    records = [_record(line, i, is_json) for i, line in enumerate(lines, 1) if line.strip()]
-    if not records:
-        raise InvalidRequestError("there is no text to embed.")
-    return records
-
-
-def _record(line: str, number: int, is_json: bool) -> dict[str, Any]:
-    if not is_json:
-        return {"text": line}
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise InvalidRequestError(f"line {number} is not JSON: {error}") from error
-    if isinstance(value, str):
-        return {"text": value}
-    if isinstance(value, dict):
-        key = next((k for k in TEXT_KEYS if isinstance(value.get(k), str)), None)
-        if key is not None:
-            return {**{k: v for k, v in value.items() if k != key}, "text": value[key]}
-    raise InvalidRequestError(f"line {number} has no text: it must be a string, or an object with {TEXT_KEYS[0]!r}.")
