@@ -64,7 +64,7 @@ class AccessMiddleware:
         async def refuse(status: int) -> None:
             nonlocal refused
             refused = True
-            await self._refusal(status)(scope, receive, answer)
+            await self._refusal(status, scope["path"])(scope, receive, answer)
 
         async def passed_on(message: Message) -> None:
             if too_large and not status:
@@ -94,17 +94,19 @@ class AccessMiddleware:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if not self.keys or path in OPEN or scope["method"] == "OPTIONS":
             return True
-        given = headers.get(b"authorization", b"").removeprefix(b"Bearer ").strip()
+        # OpenAI's clients send one header, Anthropic's the other.
+        bearer, named = headers.get(b"authorization", b"").removeprefix(b"Bearer "), headers.get(b"x-api-key", b"")
         # All are compared, each in constant time: how long it takes tells nothing of a key.
-        matches = [hmac.compare_digest(given, key) for key in self.keys]
+        matches = [hmac.compare_digest(given.strip(), key) for given in (bearer, named) for key in self.keys]
         return any(matches)
 
-    def _refusal(self, status: int) -> Response:
+    def _refusal(self, status: int, path: str) -> Response:
         if status == 401:
-            response = error_response(401, "a valid key is needed: Authorization: Bearer KEY.")
+            response = error_response(401, "a valid key is needed: Authorization: Bearer KEY.", path=path)
             response.headers["WWW-Authenticate"] = "Bearer"
         else:
-            response = error_response(413, f"the request is larger than the limit of {self.limit} bytes.")
+            message = f"the request is larger than the limit of {self.limit} bytes."
+            response = error_response(413, message, path=path)
             response.headers["Connection"] = "close"
         return response
 

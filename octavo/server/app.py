@@ -8,6 +8,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from octavo.server import (
+    anthropic_messages,
     chat_completions,
     completions,
     http_errors,
@@ -33,6 +34,7 @@ def create_app(service: Service) -> ASGIApp:
         completions.router(service),
         chat_completions.router(service),
         response_routes.router(service),
+        anthropic_messages.router(service),
         pooling_routes.router(service),
         model_routes.router(service),
         token_routes.router(service),

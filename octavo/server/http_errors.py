@@ -35,6 +35,10 @@ KINDS = {
     504: "timeout_error",
 }
 
+ANTHROPIC = "/v1/messages"
+"""Where Anthropic's API is, and errors are in its shape."""
+ANTHROPIC_KINDS = {413: "request_too_large", 500: "api_error", 503: "overloaded_error", 504: "timeout_error"}
+"""Its names, where they are not OpenAI's."""
 
 UNEXPECTED = "internal server error; the server's log has the details."
 CLIENT_GONE = 499
@@ -49,16 +53,19 @@ class NotFoundError(OctavoError):
     """What the client names is not here."""
 
 
-def error_body(status: int, message: str, param: str | None = None) -> dict[str, Any]:
+def error_body(status: int, message: str, param: str | None = None, path: str = "") -> dict[str, Any]:
+    """An error in the shape that the clients of a path expect: OpenAI's, or Anthropic's."""
     kind = KINDS.get(status, "invalid_request_error")
     message = message if len(message) <= MESSAGE_MAX else message[:MESSAGE_MAX] + "..."
     message = message.encode("utf-8", "backslashreplace").decode()
+    if ANTHROPIC in path:
+        return {"type": "error", "error": {"type": ANTHROPIC_KINDS.get(status, kind), "message": message}}
     return {"error": {"message": message, "type": kind, "param": param, "code": status}}
 
 
-def error_response(status: int, message: str, param: str | None = None) -> Response:
+def error_response(status: int, message: str, param: str | None = None, path: str = "") -> Response:
     headers = {"Retry-After": "1"} if status in (429, 503) else {}
-    body = msgspec.json.encode(error_body(status, message, param))
+    body = msgspec.json.encode(error_body(status, message, param, path))
     return Response(body, status, headers, media_type="application/json")
 
 
@@ -81,7 +88,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(OctavoError)
     async def octavo_error(request: Request, error: OctavoError) -> Response:
-        return error_response(status_of(error), str(error), getattr(error, "param", None))
+        return error_response(status_of(error), str(error), getattr(error, "param", None), request.url.path)
 
     @app.exception_handler(ClientDisconnect)
     @app.exception_handler(ClientGoneError)
@@ -92,27 +99,26 @@ def install(app: FastAPI) -> None:
     async def several(request: Request, group: ExceptionGroup[Any]) -> Response:
         first = group.exceptions[0]
         if isinstance(first, OctavoError):
-            return error_response(status_of(first), str(first))
+            return error_response(status_of(first), str(first), path=request.url.path)
         raise group
 
     @app.exception_handler(RequestValidationError)
     async def not_valid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         place = ".".join(str(part)[:40] for part in first["loc"][1:7])
-        return error_response(
-            400, f"{place or 'the body'}: {first['msg'].removeprefix('Value error, ')}", place or None
-        )
+        message = f"{place or 'the body'}: {first['msg'].removeprefix('Value error, ')}"
+        return error_response(400, message, place or None, request.url.path)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        response = error_response(error.status_code, str(error.detail))
+        response = error_response(error.status_code, str(error.detail), path=request.url.path)
         response.headers.update(error.headers or {})
         return response
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
         log.exception("an unexpected error")
-        return error_response(500, UNEXPECTED)
+        return error_response(500, UNEXPECTED, path=request.url.path)
 
 
 def as_event(error: Exception) -> str:
@@ -120,9 +126,9 @@ def as_event(error: Exception) -> str:
     return json.dumps(as_event_body(error))
 
 
-def as_event_body(error: Exception) -> dict[str, Any]:
+def as_event_body(error: Exception, path: str = "") -> dict[str, Any]:
     """The same as a value."""
     if isinstance(error, OctavoError):
-        return error_body(status_of(error), str(error))
+        return error_body(status_of(error), str(error), path=path)
     log.error("an unexpected error", exc_info=error)
-    return error_body(500, UNEXPECTED)
+    return error_body(500, UNEXPECTED, path=path)
