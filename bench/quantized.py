@@ -2,22 +2,28 @@
 
 The layers of a 1.1B model (2,048 wide, 5,632 inside), eight of them so that their weights come from memory, as each
 format's tensors are held: 1 row (decode) and 512 (prefill). Medians of rounds, all by turns, and beside each the speed
-over its peer: 4-bit formats over Q4_0, 8-bit integers over Q8_0 (`quantization="int8"`), the others over bfloat16.
+over its peer: 4-bit formats and GGUF's over Q4_0, 8-bit integers over Q8_0 (`quantization="int8"`), the others over
+bfloat16. `--only Q2_K IQ4_XS` measures some of them.
 """
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from octavo.cli.env import processor
 from octavo.loading.formats.as_stored import stored_rows
 from octavo.loading.formats.codes import FP4, NF4, Codes
 from octavo.ops import Backend, PackedLinear, StoredRows, select_backend
-from octavo.ops.stored_rows import of_floats
-from octavo.ops.weight_kinds import WeightKind
+from octavo.ops.stored_rows import FLOATS, of_floats
+from octavo.ops.weight_kinds import NOT_OF_GGUF, WeightKind
+from tests.ops.stored import random_blocks
 
 SHAPES = ((2560, 2048), (2048, 2048), (11264, 2048), (2048, 5632))
 """Outputs and inputs: q, k and v; o; gate and up; down."""
@@ -68,16 +74,8 @@ def mxfp4(outputs: int, inputs: int) -> StoredRows | None:
     return stored_rows(Codes(of.numbers, scales, 32, table=torch.tensor(FP4)))
 
 
-def q4_0(outputs: int, inputs: int) -> StoredRows:
-    blocks = torch.randint(0, 256, (outputs, inputs // 32, 18), dtype=torch.uint8)
-    blocks[..., :2] = torch.rand(outputs, inputs // 32, 1).half().view(torch.uint8)
-    return StoredRows(WeightKind.Q4_0, inputs, blocks.flatten(1))
-
-
-def q8_0(outputs: int, inputs: int) -> StoredRows:
-    blocks = torch.randint(0, 256, (outputs, inputs // 32, 34), dtype=torch.uint8)
-    blocks[..., :2] = torch.rand(outputs, inputs // 32, 1).half().view(torch.uint8)
-    return StoredRows(WeightKind.Q8_0, inputs, blocks.flatten(1))
+def of_gguf(kind: WeightKind) -> Callable[[int, int], StoredRows]:
+    return lambda outputs, inputs: random_blocks(kind, outputs, inputs, torch.Generator().manual_seed(0))
 
 
 def bfloat16(outputs: int, inputs: int) -> StoredRows:
@@ -86,8 +84,8 @@ def bfloat16(outputs: int, inputs: int) -> StoredRows:
 
 FORMATS: dict[str, tuple[Callable[[int, int], StoredRows | None], str]] = {
     "bfloat16": (bfloat16, ""),
-    "Q4_0": (q4_0, ""),
-    "Q8_0": (q8_0, ""),
+    "Q4_0": (of_gguf(WeightKind.Q4_0), ""),
+    "Q8_0": (of_gguf(WeightKind.Q8_0), ""),
     "AWQ, groups of 128": (awq, "Q4_0"),
     "GPTQ, desc_act": (in_any_order, "Q4_0"),
     "NVFP4": (nvfp4, "Q4_0"),
@@ -96,6 +94,8 @@ FORMATS: dict[str, tuple[Callable[[int, int], StoredRows | None], str]] = {
     "FP8, blocks of 128": (fp8, "bfloat16"),
     "nf4": (nf4, "bfloat16"),
 }
+GGUF_KINDS = [kind for kind in WeightKind if kind < NOT_OF_GGUF and kind not in FLOATS.values()]
+FORMATS |= {kind.name: (of_gguf(kind), "Q4_0") for kind in GGUF_KINDS if kind.name not in FORMATS}
 
 
 def layers(backend: Backend, make: Callable[[int, int], StoredRows | None]) -> list[PackedLinear]:
@@ -111,10 +111,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", nargs="+", choices=FORMATS, default=list(FORMATS), help="formats beside their peers")
     args = parser.parse_args()
     backend = select_backend("cpu", "auto")
     backend.set_threads(args.threads)
-    weights = {name: layers(backend, make) for name, (make, _) in FORMATS.items()}
+    peers = {FORMATS[name][1] for name in args.only}
+    chosen = {name: of for name, of in FORMATS.items() if name in args.only or name in peers}
+    weights = {name: layers(backend, make) for name, (make, _) in chosen.items()}
     size = {
         name: sum(part.data.nbytes for linear in each for part in linear.parts)  # type: ignore[attr-defined]
         for name, each in weights.items()
@@ -131,7 +134,7 @@ def main() -> None:
                     times.setdefault((name, rows), []).append(time.perf_counter() - begin)
     print(f"{processor()}, {backend.name}, {args.threads} threads; milliseconds a layer\n")
     print("| | MiB a layer | 1 row | over its peer | 512 rows | over its peer |\n| --- | --- | --- | --- | --- | --- |")
-    for name, (_, peer) in FORMATS.items():
+    for name, (_, peer) in chosen.items():
         cells = [f"{size[name] / LAYERS / 2**20:.1f}"]
         for rows in (1, 512):
             own = statistics.median(times[name, rows])

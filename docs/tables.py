@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -19,6 +20,7 @@ from octavo.cli.models import inputs_of, markdown  # noqa: E402
 from octavo.loading.formats import QUANTIZED  # noqa: E402
 from octavo.loading.formats.quantized import QuantizedWeights  # noqa: E402
 from octavo.media.processor import Processor  # noqa: E402
+from octavo.ops.weight_kinds import BITS_HELD, NOT_OF_GGUF, WeightKind  # noqa: E402
 from octavo.parts import PagedKV  # noqa: E402
 from tests.golden import CASES, config_of, read_case  # noqa: E402
 
@@ -30,6 +32,7 @@ CONFORMANCE = ROOT / "octavo" / "architectures" / "conformance.json"
 MARKED = re.compile(r"(<!-- models: made by `make docs` -->\n).*?(<!-- end of models -->)", re.DOTALL)
 PRECISION = ROOT / "docs" / "precision.md"
 FORMATS = re.compile(r"(<!-- formats: made by `make docs` -->\n).*?(<!-- end of formats -->)", re.DOTALL)
+GGUF_TYPES = re.compile(r"(<!-- GGUF types: made by `make docs` -->\n).*?(<!-- end of GGUF types -->)", re.DOTALL)
 
 
 def conformance() -> str:
@@ -61,10 +64,22 @@ def formats() -> str:
     return "\n".join(lines) + "\n"
 
 
+def gguf_types() -> str:
+    """The table of GGUF's types that are computed with as stored."""
+    lines = ["| type | bits of a weight in the file | in memory |", "| --- | --- | --- |"]
+    for kind in sorted(kind for kind in WeightKind if kind < NOT_OF_GGUF):
+        of = GGMLQuantizationType(kind)
+        values, size = GGML_QUANT_SIZES[of]
+        bits = 8 * size / values
+        lines.append(f"| {of.name} | {bits:.4g} | {BITS_HELD.get(kind, bits):.4g} |")
+    return "\n".join(lines) + "\n"
+
+
 def with_table(place: Path) -> str:
     """A document with its marked place filled. Raises ValueError if it has none."""
     if place == PRECISION:
-        return FORMATS.sub(lambda m: f"{m[1]}{formats()}{m[2]}", place.read_text())
+        text = FORMATS.sub(lambda m: f"{m[1]}{formats()}{m[2]}", place.read_text())
+        return GGUF_TYPES.sub(lambda m: f"{m[1]}{gguf_types()}{m[2]}", text)
     filled, count = MARKED.subn(lambda m: f"{m[1]}{markdown(*PLACES[place])}\n{m[2]}", place.read_text())
     if count != 1:
         raise ValueError(f"{place} has no place for the table of models")

@@ -17,7 +17,8 @@ TOLERANCE = 0.05
 """Of log-probabilities: products with quantized weights round rows to 8 bits, and for values on a border the order of a
 sum decides. One process differs by as much from what the same weights give in floats."""
 slow = pytest.mark.slow
-STORED = ["q8_0", *(pytest.param(kind, marks=slow) for kind in ("int8", "q4", "q4_0", "q4_k", "q6_k", "bfloat16"))]
+MORE = ("int8", "q4", "q4_0", "q4_k", "q6_k", "iq2_xs", "bfloat16")
+STORED = ["q8_0", *(pytest.param(kind, marks=slow) for kind in MORE)]
 
 
 def answer(path: Path, **options: Any) -> tuple[list[float], list[int]]:

@@ -335,7 +335,7 @@ def test_ranks_pack_and_round_what_they_take(tmp_path: Path, options: dict[str, 
 
 
 @needs_core
-@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "Q4_K", "Q6_K", "BF16"])
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "Q2_K", "Q4_K", "Q6_K", "IQ3_S", "BF16"])
 def test_ranks_keep_what_is_stored(tmp_path: Path, kind: str, generator: torch.Generator) -> None:
     args = EngineArgs(
         model=str(stored_llama(tmp_path / "m.gguf", WeightKind[kind], generator)), skip_tokenizer_init=True

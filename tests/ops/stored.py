@@ -14,7 +14,8 @@ FLOATS = {WeightKind.F32: torch.float32, WeightKind.F16: torch.float16, WeightKi
 QUANTIZED = [kind for kind in WeightKind if kind not in FLOATS]
 WIDENED = (WeightKind.E4M3, WeightKind.NF4)
 """Kinds of few bits that are multiplied with floats: rows are not rounded."""
-HALVES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+HALVES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q2_K": (80, 82)}
+HALVES |= {"Q3_K": (108,), "TQ1_0": (52,), "TQ2_0": (64,), "MXFP4": (), "GGUF_NVFP4": (), "IQ1_M": ()}
 """Where a block has its float16 numbers; at its beginning if not said."""
 GROUPS = {"U4_32": (32, 2), "U4_64": (64, 2), "U4_128": (128, 2)}
 GROUPS |= {"U8_32": (32, 1), "U8_128": (128, 1), "NVFP4": (64, 1), "E4M3": (128, 1), "NF4": (64, 1)}
@@ -36,16 +37,25 @@ def random_rows(kind: WeightKind, outputs: int, width: int, generator: torch.Gen
         return StoredRows(kind, width, data), data.double()
     if kind.name in GROUPS:
         return random_groups(kind, outputs, width, generator)
-    of = gguf.GGMLQuantizationType(kind)
-    block, size = gguf.GGML_QUANT_SIZES[of]
+    stored = random_blocks(kind, outputs, width, generator)
+    meant = dequantize(stored.data.numpy(), gguf.GGMLQuantizationType(kind)).astype(np.float64)
+    return stored, torch.from_numpy(meant)
+
+
+def random_blocks(kind: WeightKind, outputs: int, width: int, generator: torch.Generator) -> StoredRows:
+    """Rows of a quantized kind of GGUF's, whose scales are of one size."""
+    block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
     blocks = torch.randint(0, 256, (outputs, width // block, size), dtype=torch.uint8, generator=generator)
     if kind == WeightKind.MXFP4:
         blocks[:, :, 0] = blocks[:, :, 0] % 8 + 118
-    for at in () if kind == WeightKind.MXFP4 else HALVES.get(kind.name, (0,)):
+    elif kind == WeightKind.GGUF_NVFP4:
+        blocks[:, :, :4] &= 0x9F
+    elif kind == WeightKind.IQ1_M:
+        blocks[:, :, 55] = blocks[:, :, 55] & 0x8F | 0x20  # the exponent of a float16 that lies in four places
+    for at in HALVES.get(kind.name, (0,)):
         halves = (torch.randn(outputs, width // block, 1, generator=generator) / 64).half()
         blocks[:, :, at : at + 2] = halves.view(torch.uint8)
-    data = blocks.view(outputs, -1)
-    return StoredRows(kind, width, data), torch.from_numpy(dequantize(data.numpy(), of).astype(np.float64))
+    return StoredRows(kind, width, blocks.view(outputs, -1))
 
 
 def random_groups(kind: WeightKind, outputs: int, width: int, generator: torch.Generator) -> tuple[StoredRows, Tensor]:

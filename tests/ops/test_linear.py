@@ -11,11 +11,12 @@ from octavo.ops import Backend, Gate
 from octavo.ops.native import NativeBackend
 from octavo.ops.native.description import Arm
 from octavo.ops.native.library import SETS
-from octavo.ops.weight_kinds import WeightKind
+from octavo.ops.weight_kinds import BITS_HELD, NOT_OF_GGUF, WeightKind
 from tests.ops.stored import QUANTIZED, WIDENED, random_rows, width_for
 
 SHAPES = [(64, 96), (64, 1), (100, 37), (576, 960), (1536, 576), (2048, 512)]
 SCALED = 32
+WIDTHS = sorted({(kind, width_for(kind, width)) for kind in WeightKind for width in (32, 100, 256, 800)})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -79,15 +80,13 @@ def as_int8(x: Tensor, library: str) -> Tensor:
     return out
 
 
-@pytest.mark.parametrize("kind", WeightKind, ids=attrgetter("name"))
-@pytest.mark.parametrize("width", [32, 100, 256, 800])
+@pytest.mark.parametrize(("kind", "width"), WIDTHS, ids=lambda value: getattr(value, "name", value))
 @pytest.mark.parametrize("outputs", [1, 16, 37])
 @pytest.mark.parametrize("rows", [1, 3, 8, 21])
 def test_agrees_with_float64(
     native: NativeBackend, kind: WeightKind, width: int, outputs: int, rows: int, generator: torch.Generator
 ) -> None:
     """What remains is float32's own rounding, for the reference rounds activations as the core does."""
-    width = width_for(kind, width)
     stored, weight = random_rows(kind, outputs, width, generator)
     x = torch.randn(rows, width, generator=generator)
     x[0, 0] = 0.0
@@ -110,6 +109,14 @@ def test_rows_are_the_stored_numbers(native: NativeBackend, kind: WeightKind, ge
     some = native.stored_linear([stored]).rows(ids, torch.float32, 2.0, 17)  # numbers of the first are from 17 on
     assert torch.equal(some[1:], native.stored_linear([stored]).rows(ids[1:] - 17, torch.float32, 2.0))
     assert not some[0].any()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in WeightKind if kind < NOT_OF_GGUF], ids=attrgetter("name"))
+def test_memory_is_what_the_documents_say(native: NativeBackend, kind: WeightKind, generator: torch.Generator) -> None:
+    stored, _ = random_rows(kind, 16, 512, generator)
+    in_file = 8 * stored.data.nbytes / (16 * 512)
+    packed = native.library.core.packed_bytes(kind=kind, rows=16, inputs=512)
+    assert 8 * packed / (16 * 512) == BITS_HELD.get(kind, in_file)
 
 
 def test_parts_of_different_kinds(native: NativeBackend, generator: torch.Generator) -> None:

@@ -26,8 +26,9 @@ ALLOWED_IN_BASE = 2.5
 """SSE2 spreads bytes out before it multiplies them."""
 
 FORMATS = ("Simple<4", "Simple<5", "Simple<8", "IQ4_NL", "SuperBlock<4", "SuperBlock<5", "Q6_K")
-FORMATS += ("Grouped<4", "Grouped<8", "MXFP4", "NVFP4")
-TABLES = ("IQ4_NL", "MXFP4", "NVFP4", "NF4")
+FORMATS += ("Grouped<4", "Grouped<8", "MXFP4", "NVFP4", "Q2_K", "Q3_K", "IQ4_XS", "TQ2_0")
+FORMATS += ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ3_S")
+TABLES = ("IQ4_NL", "IQ4_XS", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "MXFP4", "NVFP4", "NF4")
 """Formats whose codes are places in a table."""
 KERNELS = [f"Packed<octavo::{of}" for of in FORMATS]
 KERNELS += ["multiply<float, 1, ", "multiply<octavo::f16, 1, ", "multiply<octavo::bf16, 1, "]

@@ -387,8 +387,10 @@ class Core(Protocol):
         results have a row of x in common. Results of no slot, of no expert or without an adapter keep their bits.
         """
 
-    def pack(self, *, rows: int, source: Numbers, inputs: int, kind: WeightKind, packed: BytesOut) -> None:
-        """Lay a weight's rows out for products."""
+    def pack(
+        self, *, rows: int, source: Numbers, inputs: int, kind: WeightKind, grid: Bytes | None, packed: BytesOut,
+    ) -> None:
+        """Lay a weight's rows out for products. `grid`: the codes of each point, of kinds that have points."""
 
     def quantize(
         self, *, rows: int, source: Numbers, source_dtype: DType, inputs: int, kind: WeightKind, out: BytesOut,

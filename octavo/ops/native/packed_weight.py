@@ -8,6 +8,7 @@ from torch import Tensor
 
 from octavo.ops.host_memory import Arena
 from octavo.ops.native.description import PANEL, Activation, DType
+from octavo.ops.native.grids import codes_of_points
 from octavo.ops.native.library import Library
 from octavo.ops.stored_rows import StoredRows
 from octavo.ops.weight_kinds import WeightKind
@@ -99,11 +100,18 @@ def pack(library: Library, parts: Sequence[StoredRows], arena: Arena) -> PackedW
     packed = arena.bytes(library.core.packed_bytes(kind=kind, rows=outputs, inputs=inputs))
     if any(len(part.data) % PANEL for part in parts[:-1]):  # a panel has outputs of two
         parts = [replace(parts[0], data=torch.cat([part.data for part in parts]))]
-    first = 0
+    grid, first = codes_of_points(kind), 0
     for part in parts:
         rows, data = len(part.data), part.data.contiguous()
         address = packed.data_ptr() + library.core.packed_bytes(kind=kind, rows=first, inputs=inputs)
-        library.core.pack(rows=rows, source=data.data_ptr(), inputs=inputs, kind=kind, packed=address)
+        library.core.pack(
+            rows=rows,
+            source=data.data_ptr(),
+            inputs=inputs,
+            kind=kind,
+            grid=None if grid is None else grid.data_ptr(),
+            packed=address,
+        )
         first += rows
     order = parts[0].order
     return PackedWeight(library, kind, outputs, inputs, packed, None if order is None else order.int().contiguous())

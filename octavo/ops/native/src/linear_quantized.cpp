@@ -244,6 +244,6 @@ void product(const Product& p) {
 
 }  // namespace
 
-void multiply_quantized(const Product& p) { WITH_FORMAT(p.kind, F, product<F>(p)) }
+void multiply_quantized(const Product& p) { WITH_FORMAT(p.kind, F, product<PackedAs<F>>(p)) }
 
 }  // namespace octavo

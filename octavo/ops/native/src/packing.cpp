@@ -31,10 +31,11 @@ void pack_float(const T* source, int64_t rows, int64_t width, uint8_t* packed) {
 
 // Rows as a GGUF file stores them into panels.
 template <typename F>
-void pack_quantized(const uint8_t* source, int64_t rows, int64_t width, uint8_t* packed) {
+void pack_quantized(const uint8_t* source, const uint8_t* grid, int64_t rows, int64_t width, uint8_t* packed) {
     const int64_t units = width / F::UNIT, bytes = panel_bytes<F>(width), panels = (rows + PANEL - 1) / PANEL;
     parallel(panels, even_grain(panels, 4), [&](int64_t first, int64_t last) {
         Stored stored;
+        stored.grid = grid;
         for (int64_t panel = first; panel < last; ++panel) {
             uint8_t* to = packed + panel * bytes;
             std::memset(to, 0, bytes);
@@ -126,7 +127,7 @@ void unpack_any(WeightKind kind, const uint8_t* packed, int64_t row, int64_t wid
         case WeightKind::F32: return unpack_float_row<float>(packed, row, width, out.data());
         case WeightKind::F16: return unpack_float_row<f16>(packed, row, width, out.data());
         case WeightKind::BF16: return unpack_float_row<bf16>(packed, row, width, out.data());
-        default: WITH_FORMAT(kind, F, unpack_row<F>(packed, row, round_up(width, F::UNIT), out.data()))
+        default: WITH_FORMAT(kind, F, unpack_row<PackedAs<F>>(packed, row, round_up(width, F::UNIT), out.data()))
     }
 }
 
@@ -233,7 +234,7 @@ OPERATION(pack) {
         default: {
             const auto* source = static_cast<const uint8_t*>(a.source);
             const int64_t columns = columns_of(a.kind, a.inputs);
-            WITH_FORMAT(a.kind, F, pack_quantized<F>(source, a.rows, columns, a.packed))
+            WITH_FORMAT(a.kind, F, pack_quantized<F>(source, a.grid, a.rows, columns, a.packed))
             WITH_SCALED(a.kind, F, pack_scaled<F>(source, a.rows, columns, a.packed))
         }
     }

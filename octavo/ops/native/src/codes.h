@@ -1,0 +1,96 @@
+// Codes of weights: how they lie packed, and what formats are read into on their way there.
+#pragma once
+
+#include "numbers.h"
+
+namespace octavo {
+
+constexpr int CHUNK = 32;  // columns that every format can be cut into
+constexpr int CHUNK_STEPS = CHUNK / 4;
+
+INLINE float half_at(const uint8_t* p) {
+    f16 h;
+    std::memcpy(&h, p, sizeof h);
+    return as_float(h);
+}
+INLINE vec halves_at(const uint8_t* p) { return load(reinterpret_cast<const f16*>(p)); }
+INLINE uvec in_each_byte(uint32_t value) { return uvec{} + value * 0x01010101u; }
+
+// 16 bytes as whole numbers, and as floats.
+INLINE ivec unsigned_numbers(const uint8_t* p) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    return ivec((ireg)_mm256_cvtepu8_epi32(_mm_loadu_si64(p)), (ireg)_mm256_cvtepu8_epi32(_mm_loadu_si64(p + 8)));
+#else
+    return convert<int32_t>(load_as<Lanes<uint8_t, LANES>>(p));
+#endif
+}
+INLINE vec unsigned_bytes(const uint8_t* p) { return to_float(unsigned_numbers(p)); }
+INLINE vec signed_bytes(const uint8_t* p) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    return to_float(ivec((ireg)_mm256_cvtepi8_epi32(_mm_loadu_si64(p)), (ireg)_mm256_cvtepi8_epi32(_mm_loadu_si64(p + 8))));
+#else
+    return to_float(convert<int32_t>(load_as<Lanes<int8_t, LANES>>(p)));
+#endif
+}
+
+// Codes of 2 to 8 bits, but 7. BITS 4: a vector holds two steps, BITS 2: four. What 3, 5 and 6 have beyond these lies in
+// vectors of its own.
+template <int BITS>
+struct Codes {
+    static constexpr int BYTES = CHUNK * PANEL * BITS / 8;  // of a chunk
+    static constexpr int LOW = BITS == 8 ? 8 : BITS < 4 ? 2 : 4, HIGH = BITS - LOW;  // bits
+    static constexpr int TOGETHER = 8 / LOW, MORE = CHUNK * PANEL * LOW / 8;  // steps of a vector; where HIGH ones begin
+    static constexpr int HIGH_TOGETHER = HIGH == 2 ? 4 : 8;
+
+    static INLINE uvec step(const uint8_t* p, int s) {
+        if (LOW == 8) return load_as<uvec>(p + 64 * s);
+        uvec code = load_as<uvec>(p + 64 * (s / TOGETHER)) >> LOW * (s % TOGETHER) & in_each_byte((1 << LOW) - 1);
+        if (HIGH > 0) {
+            const uvec high = load_as<uvec>(p + MORE + 64 * (s / HIGH_TOGETHER));
+            const int by = HIGH * (s % HIGH_TOGETHER) - LOW;
+            code |= (by < 0 ? high << -by : high >> by) & in_each_byte((1 << BITS) - (1 << LOW));
+        }
+        return code;
+    }
+
+    // Puts one code of a chunk, whose bytes began as zero.
+    static void put(uint8_t* p, int output, int column, int code) {
+        const int s = column / 4, lane = 4 * output + column % 4;
+        p[64 * (s / TOGETHER) + lane] |= static_cast<uint8_t>((code & ((1 << LOW) - 1)) << LOW * (s % TOGETHER));
+        if (HIGH > 0) {
+            uint8_t& high = p[MORE + 64 * (s / HIGH_TOGETHER) + lane];
+            high |= static_cast<uint8_t>(code >> LOW << HIGH * (s % HIGH_TOGETHER));
+        }
+    }
+};
+
+// What a format tells about one row's unit as the file stores it.
+struct Stored {
+    uint8_t codes[256];
+    uint8_t scale[16], min[16];     // by block, as stored
+    const uint8_t *d, *m;           // float16
+    uint8_t made[8];                // for numbers that lie in no one place
+    const uint8_t* grid = nullptr;  // codes of several columns, where the file has their numbers in this table
+};
+
+// Each byte of `index`, below 16, as that of a table of 16.
+INLINE ureg look_up(ureg index, const uint8_t* table) {
+#if defined(__AVX512BW__)
+    return (ureg)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(load_as<__m128i>(table)), (__m512i)index);
+#elif defined(__AVX2__)
+    return (ureg)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load_as<__m128i>(table)), (__m256i)index);
+#elif defined(__aarch64__)
+    return (ureg)vqtbl1q_u8(vld1q_u8(table), (uint8x16_t)index);
+#else
+    uint8_t bytes[REGISTER];
+    store_as(bytes, index);
+    for (uint8_t& byte : bytes) byte = table[byte];
+    return load_as<ureg>(bytes);
+#endif
+}
+template <int N>
+INLINE auto look_up(const Halves<uint32_t, N>& index, const uint8_t* table) {
+    return join(look_up(index.low, table), look_up(index.high, table));
+}
+
+}  // namespace octavo
