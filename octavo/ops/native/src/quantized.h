@@ -88,7 +88,7 @@ struct Activations {
     // What its codes leave of a row.
     void subtract_codes(float* x, const uint8_t* tile, int r, int size, const int8_t* codes) const {
         for (int64_t i = 0; i < columns; i += LANES) {
-            const vec code = to_float(convert<int32_t>(load_as<Lanes<int8_t, LANES>>(codes + i)));
+            const vec code = signed_bytes(reinterpret_cast<const uint8_t*>(codes + i));
             store(x + i, fmadd(code, broadcast(-scales(tile, size)[i / SCALED * size + r]), load(x + i)));
         }
     }
