@@ -15,6 +15,8 @@ from octavo.server.server_options import ServerOptions
 
 OPEN = frozenset(["/health", "/ping", "/version", "/metrics", "/", "/stats", "/openapi.json"])
 """Paths that need no key: none of them runs the model or shows prompts."""
+PAGE_FILES = "/static/"
+"""What the pages are made of needs none either."""
 REQUEST_ID = re.compile(r"[!-~]{1,128}")
 """Clients' request ids that are taken over; others could rewrite what a terminal shows of the log."""
 QUIET = frozenset(["/health", "/ping", "/metrics"])
@@ -92,7 +94,7 @@ class AccessMiddleware:
 
     def _allowed(self, scope: Scope, headers: dict[bytes, bytes]) -> bool:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if not self.keys or path in OPEN or scope["method"] == "OPTIONS":
+        if not self.keys or path in OPEN or path.startswith(PAGE_FILES) or scope["method"] == "OPTIONS":
             return True
         # OpenAI's clients send one header, Anthropic's the other.
         bearer, named = headers.get(b"authorization", b"").removeprefix(b"Bearer "), headers.get(b"x-api-key", b"")

@@ -1,9 +1,7 @@
 """The HTTP application: routes, the page, and what surrounds them."""
 
-from importlib.resources import files
-
-from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import HTMLResponse, Response
+from fastapi import APIRouter, FastAPI
+from fastapi.responses import Response
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
@@ -13,6 +11,7 @@ from octavo.server import (
     completions,
     http_errors,
     model_routes,
+    pages,
     pooling_routes,
     response_routes,
     token_routes,
@@ -46,7 +45,8 @@ def create_app(service: Service) -> ASGIApp:
     if "audio" in service.media_kinds:
         app.include_router(transcriptions.router(service))
     if service.options.page:
-        app.include_router(pages())
+        app.include_router(pages.router(service))
+        app.include_router(pages.settings_router(service))
     http_errors.install(app)
     # Around the whole app, so that errors pass them too; pages may read refusals, so CORS is the outermost.
     access = AccessMiddleware(AdmissionScope(app, service.admission), service.options, bool(service.media_kinds))
@@ -81,31 +81,5 @@ def plain(service: Service) -> APIRouter:
         assert service.metrics is not None
         service.metrics.take_states(service.client.states)
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    return routes
-
-
-def pages() -> APIRouter:
-    """The chat page and the statistics. They load nothing from anywhere else."""
-    routes = APIRouter(include_in_schema=False)
-    policy = (
-        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
-        "media-src data:"
-    )
-    headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
-
-    def page(name: str) -> HTMLResponse:
-        static = files("octavo.server") / "static"
-        text = (static / name).read_text(encoding="utf-8")
-        text = text.replace("/* attach.js */", (static / "attach.js").read_text(encoding="utf-8"))
-        return HTMLResponse(text, headers=headers)
-
-    @routes.get("/")
-    async def index(request: Request) -> HTMLResponse:
-        return page("index.html")
-
-    @routes.get("/stats")
-    async def stats(request: Request) -> HTMLResponse:
-        return page("stats.html")
 
     return routes

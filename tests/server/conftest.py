@@ -3,12 +3,15 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.golden import case_named, write_model
 from tests.media.toy import install_toy, write_toy
+from tests.server.browser import Page, chromium
 from tests.server.running import Running, server
+from tests.server.scripted_page import Script, scripted_page
 
 CHAT = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}"
@@ -62,3 +65,35 @@ def embedding_server(tiny_model: Path) -> Iterator[Running]:
     options = ("--kv-cache-memory", "64MiB", "--task", "embedding", "--hf-overrides", '{"is_matryoshka": true}')
     with server(str(tiny_model), *options) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One browser for all tests of the pages."""
+    with chromium(tmp_path_factory.mktemp("chromium")) as driver:
+        yield driver
+
+
+@pytest.fixture(scope="session")
+def page_script() -> Iterator[Script]:
+    with scripted_page() as script:
+        yield script
+
+
+@pytest.fixture
+def script(page_script: Script) -> Script:
+    page_script.reset()
+    return page_script
+
+
+@pytest.fixture(params=["screen-light", "phone-dark"])
+def page(chrome: Any, script: Script, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """The chat page of a scripted server, with nothing kept, on a screen and on a phone."""
+    made = Page(chrome, script.url, request.param)
+    made.clear()
+    yield made.show()
+    extra = chrome.window_handles[1:]
+    for handle in extra:
+        chrome.switch_to.window(handle)
+        chrome.close()
+    chrome.switch_to.window(chrome.window_handles[0])
