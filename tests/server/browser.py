@@ -162,18 +162,22 @@ class Page:
     def titles(self) -> list[str]:
         return self.run("return [...document.querySelectorAll('#conversations .title')].map((e) => e.textContent)")
 
+    def open(self, row: int) -> None:
+        """Choose a conversation in the list; in one step, as the list may be drawn anew."""
+        script = "return document.querySelectorAll('#conversations .open')[arguments[0]]"
+        until(lambda: self.run(script, row))
+        self.run(script.removeprefix("return ") + ".click()", row)
+
     def menu(self, title: str, item: str) -> None:
         """Choose from the menu of a conversation in the list."""
         self.show_list()
         script = (
             "const row = [...document.querySelectorAll('#conversations li')]"
             ".find((e) => e.querySelector('.title').textContent === arguments[0]);"
-            "return row && [row.querySelector('summary'), "
-            "[...row.querySelectorAll('.menu button')].find((e) => e.textContent === arguments[1])]"
+            "if (!row) return false; row.querySelector('summary').click();"
+            "[...row.querySelectorAll('.menu button')].find((e) => e.textContent === arguments[1]).click(); return true"
         )
-        summary, button = until(lambda: self.run(script, title, item))
-        summary.click()
-        button.click()
+        until(lambda: self.run(script, title, item))
 
     def stored(self, table: str = "messages") -> list[dict[str, Any]]:
         """What the browser keeps of the conversations."""

@@ -26,7 +26,7 @@ def test_new_chat_keeps_the_conversation(page: Page, script: Script) -> None:
     until(lambda: page.titles() == ["And a skerry?", "What is a fjord?"])
     page.picture(f"conversations-{page.view}")
     page.check_width()
-    page.all("#conversations .open")[1].click()
+    page.open(1)
     page.wait_answer("An inlet of the sea.", 1)
     page.reload()
     page.wait_answer("An inlet of the sea.", 1)
@@ -43,7 +43,7 @@ def test_an_answer_goes_on_while_another_conversation_is_shown(page: Page, scrip
     gate.set()
     page.show_list()
     until(lambda: page.run("return !document.querySelector('#conversations').textContent.includes('writing')"))
-    page.all("#conversations .open")[1].click()
+    page.open(1)
     page.wait_answer("Slowly done.", 1)
 
 
@@ -108,7 +108,7 @@ def test_a_full_store(page: Page, script: Script) -> None:
     page.picture(f"full-store-{page.view}")
     page.click("#new")
     page.show_list()
-    page.all("#conversations .open")[0].click()
+    page.open(0)
     page.wait_answer("Gladly.", 1)  # it is still here
     page.run("IDBObjectStore.prototype.put = window.realPut")
     page.click("#unkept-again")
@@ -158,7 +158,7 @@ def test_export_and_import(page: Page, script: Script, tmp_path: Path) -> None:
     until(lambda: page.titles() == [])
     page.one("#import-file").send_keys(str(saved))
     until(lambda: page.titles() == ["Write me down"])
-    page.all("#conversations .open")[0].click()
+    page.open(0)
     page.wait_answer("Written again.", 1)
     page.hide_list()
     page.click(".before")
@@ -192,7 +192,7 @@ def test_imports_are_checked(page: Page, script: Script, tmp_path: Path) -> None
     page.one("#import-file").send_keys(str(plain))
     page.show_list()
     until(lambda: page.titles() == ["Hi"])
-    page.all("#conversations .open")[0].click()
+    page.open(0)
     page.wait_answer("<b>Hello</b>", 1)
 
 

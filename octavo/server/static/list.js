@@ -17,7 +17,8 @@ export class List {
   constructor(store, chat) {
     this.store = store;
     this.chat = chat;
-    this.drawn = 0;
+    this.drawn = 0; // how often
+    this.drawing = ""; // what of
     store.addEventListener("changed", ({ detail }) => { if (detail.table === "conversations" || $("search").value) this.draw(); });
     chat.addEventListener("shown", () => this.draw());
     chat.addEventListener("running", () => this.draw());
@@ -36,8 +37,11 @@ export class List {
       if (!wanted || hit) found.push([record, hit]);
       if (turn !== this.drawn) return;
     }
+    const drawing = JSON.stringify([this.chat.conversation.id, ...found.map(([record, hit]) => [record, hit, this.chat.running.has(record.id)])]);
+    if (drawing === this.drawing) return; // a row that is being clicked stays
     const focused = document.activeElement?.closest?.("#conversations li")?.dataset.id;
     if ($("conversations").querySelector(".renaming")) return;
+    this.drawing = drawing;
     $("conversations").replaceChildren(...found.map(([record, hit]) => this.#row(record, hit)));
     if (focused) $("conversations").querySelector(`li[data-id="${focused}"] .open`)?.focus();
     $("none").hidden = found.length > 0;
@@ -92,6 +96,7 @@ export class List {
     form.addEventListener("submit", (event) => { event.preventDefault(); end(true); });
     field.addEventListener("keydown", (event) => { if (event.key === "Escape") { event.stopPropagation(); end(false); } });
     field.addEventListener("blur", () => end(true));
+    this.drawing = "";
     row.replaceChildren(form);
     field.select();
   }

@@ -11,6 +11,7 @@ const PURIFY = {
   ALLOWED_TAGS: TAGS,
   ALLOWED_ATTR: ["href", "title", "class", "start", "type", "checked", "disabled", "target", "rel", "aria-label"],
   ALLOWED_URI_REGEXP: /^(?:https?:|mailto:)/i,
+  ADD_URI_SAFE_ATTR: ["start", "type", "target", "rel"], // the expression above is not for these
   ALLOW_DATA_ATTR: false,
   RETURN_DOM_FRAGMENT: true,
 };
@@ -169,7 +170,8 @@ export class GrowingMarkdown {
     const items = goesOn ? nodes.filter((node) => node.tagName === "LI") : [...list.children];
     items.slice(0, cut.item).forEach(finish);
     this.list = list;
-    this.tail = items.slice(cut.item);
+    const others = nodes.filter((node) => node !== list && node.tagName !== "LI"); // begun, and not certain yet
+    this.tail = [...items.slice(cut.item), ...others];
     this.settled += offsetOf(text, cut.line);
   }
 
