@@ -88,7 +88,7 @@ class AccessMiddleware:
                 raise
             # It is answered and logged: the connection may go on.
         finally:
-            if scope["path"] not in QUIET:
+            if scope["path"] not in QUIET and not scope["path"].startswith(PAGE_FILES):
                 seconds = time.monotonic() - start
                 self._write_log(scope, request_id, status, seconds, fields)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import mimetypes
+import re
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any
@@ -14,6 +15,7 @@ from octavo.params import SamplingParams, without_none
 from octavo.server.answer_reader import model_formats
 from octavo.server.body import JSONRoute
 from octavo.server.event_stream import json_response
+from octavo.server.reasoning import SWITCHES
 from octavo.server.service import Service
 from octavo.version import __version__
 
@@ -82,6 +84,11 @@ def sampling_fields(recommended: dict[str, Any]) -> list[dict[str, Any]]:
     return fields
 
 
+def is_asked(name: str, template: str) -> bool:
+    """Whether a chat template asks for a variable, rather than have its name in some text."""
+    return bool(re.search(rf"\bif (?:not )?{name}\b|\b{name} (?:is|==|and|or)\b", template))
+
+
 def about_model(service: Service) -> dict[str, Any]:
     """The model in words and numbers, as a person reads them."""
     info, ready = service.ready.info, service.ready
@@ -103,7 +110,7 @@ def about_model(service: Service) -> dict[str, Any]:
         "max_body_bytes": options.body_bytes(bool(service.media_kinds)),
         "has_chat_template": any(texts),
         "can_think": formats.reasoning is not None,
-        "thinking_switch": next((n for n in ("enable_thinking", "thinking") if any(n in t for t in texts)), None),
+        "thinking_switch": next((name for name in SWITCHES if any(is_asked(name, text) for text in texts)), None),
         "calls_tools": formats.tools is not None,
     }
 

@@ -15,11 +15,17 @@ from tests.server.running import Running, server
 pytestmark = NEEDS_BROWSER
 
 
-def opened(browser: Any, running: Running, path: str = "/", view: str = "screen-light") -> Page:
-    """A page of a server, with nothing kept."""
-    page = Page(browser, running.url, view)
+def opened(browser: Any, running: Running, path: str = "/", max_tokens: int | None = None) -> Page:
+    """A page of a server, with nothing kept but how long answers are."""
+    page = Page(browser, running.url)
     page.clear()
-    return page.show(path)
+    page.show(path)
+    if max_tokens is not None:  # a model of random weights would write until its context is full
+        page.run(
+            "localStorage['octavo.settings'] = JSON.stringify({ sampling: { max_tokens: arguments[0] } })", max_tokens
+        )
+        page.reload()
+    return page
 
 
 def test_a_conversation(chrome: Any, smollm_server: Running) -> None:
@@ -94,7 +100,7 @@ def test_pictures_films_and_sounds(chrome: Any, toy_server: Running, tmp_path: P
     """By button, drop and paste, with a preview, and in what is sent."""
     photo = tmp_path / "photo.png"
     photo.write_bytes(saved("PNG"))
-    page = opened(chrome, toy_server)
+    page = opened(chrome, toy_server, max_tokens=20)
     until(lambda: "image, video, audio" in page.one("#attach").get_attribute("title"))
     page.one("#files").send_keys(str(photo))
     until(lambda: attached(page) == ["photo.png"])
@@ -131,7 +137,7 @@ def test_pictures_films_and_sounds(chrome: Any, toy_server: Running, tmp_path: P
 def test_a_picture_alone_may_be_sent(chrome: Any, toy_server: Running, tmp_path: Path) -> None:
     photo = tmp_path / "photo.png"
     photo.write_bytes(saved("PNG"))
-    page = opened(chrome, toy_server)
+    page = opened(chrome, toy_server, max_tokens=20)
     until(lambda: "image" in page.one("#attach").get_attribute("title"))
     page.one("#files").send_keys(str(photo))
     until(lambda: attached(page) == ["photo.png"])
@@ -140,7 +146,7 @@ def test_a_picture_alone_may_be_sent(chrome: Any, toy_server: Running, tmp_path:
 
 
 def test_a_model_of_text_takes_text_files_alone(chrome: Any, tiny_server: Running) -> None:
-    page = opened(chrome, tiny_server)
+    page = opened(chrome, tiny_server, max_tokens=20)
     until(lambda: page.one("#model").text == "tiny")
     give(page, "drop", saved("PNG"), "photo.png", "image/png")
     until(lambda: "photo.png: this model takes text." in page.one("#attached").text)
@@ -158,7 +164,7 @@ def test_adapters_are_chosen(chrome: Any, tiny_model: Path, tmp_path: Path) -> N
     adapter = write_adapter(tmp_path / "adapter", tiny_model)
     flags = ("--served-model-name", "owner/tiny", "--kv-cache-memory", "16MiB", "--allow-runtime-lora-updating")
     with server(str(tiny_model), *flags) as running:
-        page = opened(chrome, running)
+        page = opened(chrome, running, max_tokens=20)
         until(lambda: page.one("#model").text == "tiny")
         assert not page.one("#models").is_displayed()
         loaded = running.post("/v1/load_lora_adapter", {"lora_name": "mine", "lora_path": str(adapter)})

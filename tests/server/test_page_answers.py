@@ -22,6 +22,7 @@ def test_what_waits_shows_it(page: Page, script: Script) -> None:
     until(lambda: page.one(".waiting").is_displayed())
     until(lambda: "2 s" in page.one(".waiting").text or "3 s" in page.one(".waiting").text)
     assert page.one("#stop").is_displayed()
+    assert not page.one(".user .edit").is_displayed()  # one answer at a time
     page.picture(f"waiting-{page.view}")
     gate.set()
     page.wait_answer("Here.")

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import octavo
+from octavo.server.pages import is_asked
 from tests.server.running import Running
 
 STATIC = Path(octavo.__file__).parent / "server" / "static"
@@ -49,3 +50,9 @@ def test_the_page_learns_the_models_own_values(tiny_server: Running) -> None:
     assert fields["max_tokens"]["default"] is None
     assert about["model"]["name"] == "tiny"
     assert about["model"]["max_model_len"] == 2048
+
+
+def test_whether_a_template_lets_one_choose_to_think() -> None:
+    assert is_asked("enable_thinking", "{% if enable_thinking is defined and enable_thinking is false %}")
+    assert is_asked("thinking", "{%- if not thinking %}{%- endif %}")
+    assert not is_asked("thinking", "{{ 'Write <thinking> first, if you like thinking.' }}")

@@ -4,6 +4,8 @@ import json
 import threading
 from pathlib import Path
 
+import pytest
+
 from tests.server.browser import NEEDS_BROWSER, Page, until
 from tests.server.scripted_page import Script
 
@@ -24,6 +26,7 @@ def test_new_chat_keeps_the_conversation(page: Page, script: Script) -> None:
     ask(page, script, "And a skerry?", "A small rock.")
     page.show_list()
     until(lambda: page.titles() == ["And a skerry?", "What is a fjord?"])
+    until(lambda: all(":" in when for when in page.texts("#conversations .when")))  # today's say at what time
     page.picture(f"conversations-{page.view}")
     page.check_width()
     page.open(1)
@@ -118,6 +121,22 @@ def test_a_full_store(page: Page, script: Script) -> None:
     page.wait_answer("Gladly.", 1)
 
 
+@pytest.mark.parametrize("page", ["screen-light"], indirect=True)
+def test_a_browser_that_keeps_nothing(page: Page, script: Script) -> None:
+    source = "indexedDB.open = () => { throw new DOMException('not allowed here', 'SecurityError'); }"
+    added = page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": source})
+    try:
+        page.show()
+        until(lambda: "keeps nothing here (not allowed here)" in page.one("#unkept").text)
+        ask(page, script, "Do you work?", "I do.")
+        page.click("#new")
+        ask(page, script, "And now?", "Still.")
+        page.open(1)
+        page.wait_answer("I do.", 1)
+    finally:
+        page.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+
+
 def test_rename_search_delete_and_undo(page: Page, script: Script) -> None:
     ask(page, script, "About ferns", "They have spores.")
     page.click("#new")
@@ -163,6 +182,19 @@ def test_export_and_import(page: Page, script: Script, tmp_path: Path) -> None:
     page.hide_list()
     page.click(".before")
     page.wait_answer("Written.", 1)
+
+
+def test_a_conversation_is_a_file(page: Page, script: Script, tmp_path: Path) -> None:
+    ask(page, script, "Keep: this?", "Kept.")
+    behaviour = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    page.driver.execute_cdp_cmd("Browser.setDownloadBehavior", behaviour)
+    page.menu("Keep: this?", "Export")
+    file = tmp_path / "octavo-Keep-this.json"
+    until(file.exists)
+    (saved,) = json.loads(file.read_text())["conversations"]
+    assert [m["content"] for m in saved["messages"]] == ["Keep: this?", "Kept."]
+    page.click("#export")
+    until((tmp_path / "octavo-conversations.json").exists)
 
 
 def test_imports_are_checked(page: Page, script: Script, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ export class List {
     const name = record.title || "New chat";
     const when = this.chat.running.has(record.id) ? "writing…" : dayOf(record.updated);
     const open = button("", () => this.open(record.id), { className: "open", "aria-current": isShown ? "true" : null });
-    open.append(make("span", { className: "title", dir: "auto", textContent: name }), make("span", { className: "when", textContent: typeof hit === "string" ? hit : when, dir: "auto" }));
+    open.append(make("span", { className: "title", dir: "auto", textContent: name }), make("span", { className: "when", textContent: typeof hit === "string" && hit ? hit : when, dir: "auto" }));
     const menu = make("details", { className: "menu" }, make("summary", { "aria-label": `More for ${name}`, textContent: "⋯" }),
       make("div", {}, button("Rename", () => this.rename(record)), button("Export", () => this.export(record)), button("Delete", () => this.remove(record), { className: "delete" })));
     const row = make("li", {}, open, menu);

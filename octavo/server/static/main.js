@@ -5,13 +5,15 @@ import { $, announce } from "./dom.js";
 import { List, closeDrawer, installDrawer } from "./list.js";
 import { installModels, learnModels } from "./models.js";
 import { installSettings } from "./settings.js";
-import { Store, values } from "./store.js";
+import { Store } from "./store.js";
 
 const UNDONE_AFTER = 60_000; // milliseconds after which a deletion that a closed tab left is for good
 
 const store = new Store();
 const chat = new Chat(store);
 const list = new List(store, chat);
+
+const ready = Promise.resolve().then(begin); // once all of this is defined
 
 // ---- the message that is being written -----------------------------------------------------------------------------------
 const question = $("question");
@@ -29,8 +31,9 @@ question.addEventListener("keydown", (event) => {
   event.preventDefault();
   $("form").requestSubmit();
 });
-$("form").addEventListener("submit", (event) => {
+$("form").addEventListener("submit", async (event) => {
   event.preventDefault();
+  await ready; // what is sent before the store is open stays in its field until it is
   const text = question.value.trim();
   const media = attachments();
   if ((!text && !media.length) || chat.answer) return;
@@ -84,6 +87,3 @@ async function begin() {
 function shownBefore() {
   try { return sessionStorage.getItem("octavo.shown") ?? ""; } catch { return ""; }
 }
-
-values.remove("shown"); // of the older page
-begin();

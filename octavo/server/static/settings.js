@@ -97,8 +97,9 @@ function draw() {
   const rows = about.sampling.map((field) => {
     const control = input(field);
     control.value = shown(field);
-    const help = `${field.help[0].toUpperCase()}${field.help.slice(1)}. The model's own: ${control.placeholder ?? defaultText(field)}.`;
-    return row(LABELS[field.name] ?? field.name, control, field.kind === "boolean" ? field.help + "." : help, (text) => readValue(field, text),
+    const text = field.help.replace(/; None .*/, "");
+    const help = `${text[0].toUpperCase()}${text.slice(1)}. The model's own: ${control.placeholder ?? defaultText(field)}.`;
+    return row(LABELS[field.name] ?? field.name, control, field.kind === "boolean" ? field.help + "." : help, (written) => readValue(field, written),
       (value) => { if (value === undefined) delete settings.sampling[field.name]; else settings.sampling[field.name] = value; });
   });
   if (!rows.length) rows.push(make("p", { className: "note", textContent: "The model's sampling values are shown here once the server answers." }));

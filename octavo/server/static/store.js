@@ -39,7 +39,7 @@ export class Store extends EventTarget {
   async open() {
     try {
       this.db = await connect();
-      this.db.onversionchange = () => this.db.close();
+      this.db.onclose = () => { this.db = null; }; // the person has cleared it, or the disk is gone
       navigator.storage?.persist?.().catch(() => {}); // not to be cleared when the disk runs low
     } catch (error) {
       this.#failed(error ?? new Error("the browser keeps nothing here"));
@@ -122,6 +122,7 @@ export class Store extends EventTarget {
 
   /** Write what could not be written. */
   async retry() {
+    if (!this.db) await this.open();
     for (const table of TABLES)
       for (const [id, record] of this.unsaved[table]) {
         if (!(await this.#write(table, record))) return;
