@@ -44,7 +44,7 @@ class Subject:
 
 
 def token_ids(model: Path) -> list[list[int]]:
-    tokenizer = LLM(str(model), kv_cache_memory="64MiB", max_model_len=1024).get_tokenizer()
+    tokenizer = LLM(str(model), kv_cache_memory="64MiB", max_model_len=1024).engine.tokenizer
     return [tokenizer.encode(text.read_text())[:TOKENS] for text in TEXTS]
 
 

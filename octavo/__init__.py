@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from octavo.async_llm import AsyncLLM
     from octavo.config import EngineArgs, PoolerConfig
     from octavo.llm import LLM
+    from octavo.llm_engine import LLMEngine
     from octavo.lora import LoRARequest
     from octavo.outputs import (
         BeamSearchOutput,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         CompletionOutput,
         EmbeddingOutput,
         EmbeddingRequestOutput,
+        FlatLogprobs,
         Logprob,
         PoolingOutput,
         PoolingRequestOutput,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 _HOME = {
     "register_architecture": "octavo.architectures",
     "LLM": "octavo.llm",
+    "LLMEngine": "octavo.llm_engine",
     "AsyncLLM": "octavo.async_llm",
     "EngineArgs": "octavo.config",
     "LoRARequest": "octavo.lora",
@@ -61,6 +64,7 @@ _HOME = {
     "ScoringOutput": "octavo.outputs",
     "ScoringRequestOutput": "octavo.outputs",
     "CompletionOutput": "octavo.outputs",
+    "FlatLogprobs": "octavo.outputs",
     "Logprob": "octavo.outputs",
     "BeamSearchOutput": "octavo.outputs",
     "BeamSearchSequence": "octavo.outputs",
@@ -85,7 +89,9 @@ __all__ = [
     "EmbeddingOutput",
     "EmbeddingRequestOutput",
     "EngineArgs",
+    "FlatLogprobs",
     "GuidedDecodingParams",
+    "LLMEngine",
     "LoRARequest",
     "Logprob",
     "PoolerConfig",

@@ -16,27 +16,25 @@ from octavo.text.tokenizer import Tokenizer
 
 def beam_search(
     engine: KnownEngine,
-    generate: Callable[[list[CheckedPrompt], SamplingParams], list[RequestOutput]],
-    prompts: list[Prompt],
+    generate: Callable[[list[CheckedPrompt], SamplingParams, list[int]], list[RequestOutput]],
+    prompts: Sequence[tuple[Prompt, LoRARequest | None, int]],
     params: BeamSearchParams,
     use_tqdm: bool,
-    adapters: Sequence[LoRARequest | None],
 ) -> list[BeamSearchOutput]:
     """The `beam_width` best continuations of each prompt. All prompts advance together, a token a step.
 
-    `adapters`: one for each prompt.
+    `prompts`: each with its adapter and its priority.
     """
-    step_params = SamplingParams(
-        max_tokens=1, temperature=params.temperature, logprobs=2 * params.beam_width, detokenize=False
-    )
-    checked = [engine.checker.prompt(p, step_params, a) for p, a in zip(prompts, adapters, strict=True)]
-    searches = [_Search(c, params, engine.info.eos_token_ids) for c in checked]
+    count = 2 * params.beam_width if params.allowed_token_ids is None else -1
+    step_params = SamplingParams(max_tokens=1, temperature=params.temperature, logprobs=count, detokenize=False)
+    checked = [(engine.checker.prompt(p, step_params, adapter), priority) for p, adapter, priority in prompts]
+    searches = [_Search(prompt, priority, params, engine.info.eos_token_ids) for prompt, priority in checked]
     limit = engine.max_model_len
     for _ in tqdm(range(params.max_tokens), desc="Beam search", disable=not use_tqdm):
-        beams = [s.prompt(b) for s in searches for b in s.live if len(b.tokens) < limit]
+        beams = [(s.prompt(b), s.priority) for s in searches for b in s.live if len(b.tokens) < limit]
         if not beams:
             break
-        answers = iter(generate(beams, step_params))
+        answers = iter(generate([prompt for prompt, _ in beams], step_params, [priority for _, priority in beams]))
         for search in searches:
             search.advance(answers, limit)
     return [BeamSearchOutput(s.best(engine.tokenizer)) for s in searches]
@@ -45,8 +43,9 @@ def beam_search(
 class _Search:
     """The beams of one prompt."""
 
-    def __init__(self, checked: CheckedPrompt, params: BeamSearchParams, eos: frozenset[int]) -> None:
-        self.checked = checked
+    def __init__(self, checked: CheckedPrompt, priority: int, params: BeamSearchParams, eos: frozenset[int]) -> None:
+        self.checked, self.priority = checked, priority
+        self._allowed = None if params.allowed_token_ids is None else frozenset(params.allowed_token_ids)
         self.params, self.eos = params, eos
         self.live = [BeamSearchSequence(tokens=list(checked.token_ids))]
         self.done: list[BeamSearchSequence] = []
@@ -66,6 +65,8 @@ class _Search:
                 continue
             logprobs = (next(answers).outputs[0].logprobs or [{}])[0]
             for token, entry in logprobs.items():
+                if self._allowed is not None and token not in self._allowed:
+                    continue
                 longer = BeamSearchSequence(
                     tokens=[*beam.tokens, token],
                     logprobs=[*beam.logprobs, logprobs],
@@ -79,9 +80,8 @@ class _Search:
         self.live = sorted(grown, key=self.score, reverse=True)[: self.params.beam_width]
 
     def score(self, beam: BeamSearchSequence) -> float:
-        """Total log-probability over length ** length_penalty; the end token does not count as length."""
-        length = len(beam.tokens) - (1 if beam.finish_reason == "stop" else 0)
-        return float(beam.cum_logprob / max(1, length) ** self.params.length_penalty)
+        """Total log-probability over length ** length_penalty, the length being that of the answer with its end."""
+        return float(beam.cum_logprob / max(1, len(beam.logprobs)) ** self.params.length_penalty)
 
     def best(self, tokenizer: Tokenizer | None) -> list[BeamSearchSequence]:
         beams = sorted(self.done + self.live, key=self.score, reverse=True)[: self.params.beam_width]
@@ -91,5 +91,5 @@ class _Search:
                 tokens = beam.tokens
                 if beam.finish_reason == "stop" and not self.params.include_stop_str_in_output:
                     tokens = tokens[:-1]
-                beam.text = tokenizer.decode(tokens)
+                beam.text = tokenizer.decode(tokens, self.params.skip_special_tokens)
         return beams

@@ -1,7 +1,8 @@
 """What comes back: the output classes that vLLM made common."""
 
+from collections.abc import Iterable, MutableSequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 
 @dataclass(slots=True)
@@ -15,6 +16,71 @@ class Logprob:
 
 
 TokenLogprobs = dict[int, Logprob]
+
+
+@dataclass
+class FlatLogprobs(MutableSequence[TokenLogprobs | None]):
+    """Log-probabilities of many places in a few plain lists, read as a list of TokenLogprobs is.
+
+    Place i has the entries `start_indices[i]` up to `end_indices[i]` of the other lists. None is kept as a place
+    without entries. Places may be added at the end only.
+    """
+
+    start_indices: list[int] = field(default_factory=list)
+    end_indices: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    ranks: list[int | None] = field(default_factory=list)
+    decoded_tokens: list[str | None] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.start_indices)
+
+    @overload
+    def __getitem__(self, place: int) -> TokenLogprobs: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> "FlatLogprobs": ...
+
+    def __getitem__(self, place: int | slice) -> "TokenLogprobs | FlatLogprobs":
+        if isinstance(place, slice):
+            return FlatLogprobs.of(self[i] for i in range(*place.indices(len(self))))
+        entries = range(self.start_indices[place], self.end_indices[place])
+        return {self.token_ids[i]: Logprob(self.logprobs[i], self.ranks[i], self.decoded_tokens[i]) for i in entries}
+
+    @classmethod
+    def of(cls, places: Iterable[TokenLogprobs | None]) -> "FlatLogprobs":
+        """One of these places."""
+        made = cls()
+        made.extend(places)
+        return made
+
+    def append(self, value: TokenLogprobs | None) -> None:
+        """Add a place at the end."""
+        self.start_indices.append(len(self.token_ids))
+        for token_id, entry in (value or {}).items():
+            self.token_ids.append(token_id)
+            self.logprobs.append(entry.logprob)
+            self.ranks.append(entry.rank)
+            self.decoded_tokens.append(entry.decoded_token)
+        self.end_indices.append(len(self.token_ids))
+
+    def insert(self, index: int, value: TokenLogprobs | None) -> None:
+        if index < len(self):
+            raise TypeError("places of FlatLogprobs are added at the end; list(it) can be changed anywhere.")
+        self.append(value)
+
+    def copy(self) -> "FlatLogprobs":
+        """One that grows by itself."""
+        return FlatLogprobs(**{name: list(values) for name, values in vars(self).items()})
+
+    def __setitem__(self, place: Any, value: Any) -> None:
+        raise TypeError("places of FlatLogprobs cannot be changed; list(it) can be.")
+
+    def __delitem__(self, place: Any) -> None:
+        raise TypeError("places of FlatLogprobs cannot be taken out; list(it) can be changed.")
+
+
 PackedLogprobs = list[tuple[int, float, int]]
 """Token, log-probability and rank of each entry of a TokenLogprobs: the chosen token's first."""
 
@@ -27,7 +93,8 @@ class CompletionOutput:
     text: str
     token_ids: list[int]
     cumulative_logprob: float | None = None
-    logprobs: list[TokenLogprobs] | None = None
+    logprobs: list[TokenLogprobs] | FlatLogprobs | None = None
+    """Of each token; a FlatLogprobs with flat_logprobs."""
     finish_reason: str | None = None
     """stop, length, abort or error; None while it runs."""
     stop_reason: int | str | None = None
@@ -63,7 +130,7 @@ class RequestOutput:
     request_id: str
     prompt: str | None
     prompt_token_ids: list[int] | None
-    prompt_logprobs: list[TokenLogprobs | None] | None
+    prompt_logprobs: list[TokenLogprobs | None] | FlatLogprobs | None
     outputs: list[CompletionOutput]
     finished: bool
     metrics: RequestMetrics | None = None

@@ -263,6 +263,9 @@ class SamplingParams:
         http=False,
     )
     prompt_logprobs: int | None = sampling_option(None, "the same, of the prompt's tokens", low=-1)
+    flat_logprobs: bool = sampling_option(
+        False, "give log-probabilities as FlatLogprobs, a few plain lists", http=False, engine=False
+    )
     detokenize: bool = sampling_option(True, "whether answers have text", http=False, engine=False)
     skip_special_tokens: bool = sampling_option(True, "leave special tokens out of the text", engine=False)
     spaces_between_special_tokens: bool = sampling_option(True, "write spaces between special tokens", engine=False)
@@ -417,7 +420,11 @@ def check_recommended(values: Mapping[str, Any], name: str) -> None:
 @names_closest
 @dataclass
 class BeamSearchParams:
-    """Beam search: the `beam_width` sequences of the highest log-probability over length ** length_penalty."""
+    """Beam search: the `beam_width` sequences of the highest log-probability over length ** length_penalty.
+
+    The length is that of the answer, with its end-of-sequence token. With `allowed_token_ids` beams are made of these
+    tokens alone, whose log-probabilities stay as the model has them.
+    """
 
     beam_width: int
     max_tokens: int
@@ -425,8 +432,18 @@ class BeamSearchParams:
     temperature: float = 0.0
     length_penalty: float = 1.0
     include_stop_str_in_output: bool = False
+    structured_outputs: StructuredOutputsParams | None = None
+    skip_special_tokens: bool = True
+    watermarking: bool | None = None
+    allowed_token_ids: list[int] | None = None
 
     def __post_init__(self) -> None:
+        if self.structured_outputs is not None:
+            _reject("beam search follows no structured_outputs; use generate with n and best_of.")
+        if self.watermarking:
+            _reject("watermarking=True is not available: answers carry no watermark. Leave it out.")
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            _reject("allowed_token_ids is empty: no token could ever be chosen. Leave it out to allow all.")
         _check_range("beam_width", self.beam_width, int, 1)
         _check_range("max_tokens", self.max_tokens, int, 1)
         _check_range("temperature", self.temperature, float, 0)

@@ -61,10 +61,10 @@ disable_cascade_attn | switch | * | there is no cascade attention
 enable_prompt_embeds | switch | false | prompts are text, token ids and media; leave it out
 config_format | text | "auto", "hf", "mistral" | the format is recognised by the files; leave it out
 model_class_overrides | object | null, {} | architectures are added as docs/extending.md shows
-enable_sleep_mode | switch | false | the engine does not sleep: end it to have its memory back
+enable_sleep_mode | switch | * | LLM.sleep() can be called without it
 sleep_mode_backend | text | * | there is no memory allocator to choose
 sleep_mode_offload_cudagraph | switch | * | no CUDA graphs are captured
-sleep_preserve_parameter_names | list | null, [] | the engine does not sleep; leave it out
+sleep_preserve_parameter_names | list | * | weights stay where they are while the engine sleeps
 enable_cumem_allocator | switch | * | there is no memory allocator to choose
 enable_nccl_comm_suspend | switch | * | ranks meet without NCCL
 model_impl | text | "auto", "vllm" | there is Octavo's own implementation of each model; leave it out
@@ -247,6 +247,23 @@ watchdog_config | object | * | an engine that hangs or dies is started again any
 weight_transfer_config | object | null | weights come from files; leave it out
 aggregate_engine_logging | switch | * | statistics are of all replicas
 fail_on_environ_validation | switch | * | variables of the environment are not checked
+model_weights | text | null, "" | weights are read from the model's own folder; leave it out
+served_model_name | list | * | outputs carry no model's name
+max_num_queued_reqs | int | null | prompts wait as long as it takes; leave it out
+logprobs_mode | text | null, "raw_logprobs" | log-probabilities are the model's own; leave it out
+disable_log_stats | switch | * | no statistics are logged; LLM.get_metrics has them
+enable_log_requests | switch | * | requests are not logged
+logging_config | object | * | logs go where Python's logging of the name octavo says
+log_level | text | * | logs go where Python's logging of the name octavo says
+log_config_file | text | * | logs go where Python's logging of the name octavo says
+language_model_only | switch | false | limit_mm_per_prompt with 0 for all kinds has the same effect
+structured_outputs_config | object | * | grammars are checked and followed by llguidance
+reasoning_parser | text | null, "" | answers are given whole, with their thoughts; leave it out
+otlp_traces_endpoint | text | null | there are no traces of Python's calls; leave it out
+enable_mm_processor_stats | switch | * | RequestOutput.metrics has a request's times
+mamba_config | object | * | each device has one implementation of state-space layers
+tokens_only | switch | false | skip_tokenizer_init has the same effect
+shutdown_timeout | int | * | shutdown() ends at once
 """
 
 _SERVER = """

@@ -327,7 +327,7 @@ class TestText:
 
     def test_tokenizer_applies_the_template(self, smollm: LLM) -> None:
         """As scripts do that prepare their prompts themselves."""
-        tokenizer = smollm.get_tokenizer()
+        tokenizer = smollm.engine.tokenizer
         messages = [{"role": "user", "content": "Hi"}]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert text.endswith("<|im_start|>assistant\n")

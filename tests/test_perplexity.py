@@ -35,7 +35,7 @@ def perplexity(of: np.ndarray) -> float:
 
 @pytest.fixture(scope="module")
 def ids(smollm: LLM) -> list[int]:
-    return smollm.get_tokenizer().encode(TEXT.read_text())[:2047]
+    return smollm.engine.tokenizer.encode(TEXT.read_text())[:2047]
 
 
 @pytest.fixture(scope="module")

@@ -110,7 +110,7 @@ def test_transformers_tokens(smollm: LLM, smollm_file: Path) -> None:
     reference.generation_config.eos_token_id = None
     ours = run(smollm, PROMPTS)
     for prompt, (tokens, _) in zip(PROMPTS, ours, strict=True):
-        ids = torch.tensor([smollm.get_tokenizer().encode(prompt)])
+        ids = torch.tensor([smollm.engine.tokenizer.encode(prompt)])
         with torch.inference_mode():
             theirs = reference.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=64, do_sample=False, pad_token_id=0

@@ -101,7 +101,7 @@ def test_windows_that_see_the_text_before_them(whisper: LLM, folder: Path) -> No
     want = reference(folder, LONG, task="transcribe", language="en", condition_on_prev_tokens=True)
     assert told(made) == want
     assert want != reference(folder, LONG, task="transcribe", language="en", condition_on_prev_tokens=False)
-    prompt = torch.tensor([IDS["<|startofprev|>"], *whisper.get_tokenizer().encode(" Ada, Bob", False)])
+    prompt = torch.tensor([IDS["<|startofprev|>"], *whisper.engine.tokenizer.encode(" Ada, Bob", False)])
     prompted = transcribe(whisper, (LONG, RATE), **PLAIN, language="en", prompt=" Ada, Bob ")
     options: dict[str, Any] = {"task": "transcribe", "language": "en", "condition_on_prev_tokens": True}
     assert told(prompted) == reference(folder, LONG, prompt_ids=prompt, **options) != want

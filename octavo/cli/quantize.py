@@ -86,7 +86,7 @@ def perplexity(args: EngineArgs, text: str) -> float:
     Raises InvalidRequestError for a text of fewer than two tokens.
     """
     llm = LLM.from_args(args)
-    ids = llm.get_tokenizer().encode(text)[:TOKENS_MAX]
+    ids: list[int] = llm.get_tokenizer().encode(text)[:TOKENS_MAX]
     size = min(WINDOW, llm.engine.max_model_len - 1)
     windows = [ids[first : first + size] for first in range(0, len(ids), size)]
     windows = [window for window in windows if len(window) > 1]

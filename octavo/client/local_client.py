@@ -8,6 +8,7 @@ from typing import Any
 
 from octavo.client.engine_client import KnownEngine, StepClient
 from octavo.client.output_processor import Processor, processor_of
+from octavo.client.request_counts import RequestCounts
 from octavo.engine.engine import Engine
 from octavo.engine.messages import Failed, Output, Ready
 from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError, RequestFailedError, failure
@@ -179,12 +180,18 @@ class LocalRequests:
             assert isinstance(engine, Engine)
             client = LocalClient(engine)
         self.engine, self.client = engine, client
+        self.counts = RequestCounts()
         self._processors: dict[str, Processor] = {}
 
     @property
     def has_work(self) -> bool:
         """Whether a request has not ended."""
         return bool(self._processors)
+
+    @property
+    def unfinished(self) -> list[str]:
+        """The requests that have not ended."""
+        return list(self._processors)
 
     def add(
         self,
@@ -272,6 +279,7 @@ class LocalRequests:
                 continue
             if output is not None and output.finished:
                 del self._processors[request_id]
+                self.counts.take(output, processor.lengths)
             processor.settle(self.client, request_id)
             if output is not None:
                 outputs.append(output)

@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from octavo.engine.messages import Output, Pooled, Tokens
 from octavo.errors import RequestFailedError, failure
 from octavo.outputs import (
     CompletionOutput,
+    FlatLogprobs,
     Logprob,
     PackedLogprobs,
     PoolingOutput,
@@ -74,11 +76,14 @@ class Answer:
         self.ended_here = False
         """Whether a stop string or a failure ended it, of which the engine does not know."""
         self._token_ids: list[int] = []
-        self._logprobs: list[TokenLogprobs] = []
+        self._logprobs = self._no_logprobs()
         self._waiting: deque[tuple[int, TokenLogprobs]] = deque()
         """Tokens whose text is not certain yet."""
         self.is_due = False
         """Whether there are tokens, or an end (which may come without any), that no output has told yet."""
+
+    def _no_logprobs(self) -> list[TokenLogprobs] | FlatLogprobs:
+        return FlatLogprobs() if self.params.flat_logprobs else []
 
     def add(self, message: Tokens) -> None:
         """Take what is new. Whatever comes after the end is left out."""
@@ -126,7 +131,7 @@ class Answer:
         finished, self.is_due = self.finish_reason is not None, False
         token_ids, logprobs, text = self._token_ids, self._logprobs, ""
         if kind is RequestOutputKind.DELTA:
-            self._token_ids, self._logprobs = [], []
+            self._token_ids, self._logprobs = [], self._no_logprobs()
             text = "" if self.stream is None else self.stream.take(finished)
         else:
             token_ids, logprobs = token_ids.copy(), logprobs.copy()
@@ -204,9 +209,14 @@ class OutputProcessor:
         return all(answer.finish_reason is not None for answer in self.answers)
 
     @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence so far."""
+        return [answer.num_tokens for answer in self.answers]
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of all its sequences so far."""
-        return sum(answer.num_tokens for answer in self.answers)
+        return sum(self.lengths)
 
     def add(self, message: Output) -> None:
         """Take new tokens. A sequence that fails with them ends as an error, and the others go on."""
@@ -246,12 +256,16 @@ class OutputProcessor:
             prompt_token_ids=self.prompt.token_ids,
             encoder_prompt=self.prompt.encoder_text,
             encoder_prompt_token_ids=self.prompt.encoder_token_ids or None,
-            prompt_logprobs=self.prompt_logprobs if tells_prompt else None,
+            prompt_logprobs=self._told_prompt() if tells_prompt else None,
             outputs=[answer.output(kind) for answer in shown if answer.is_due or not is_delta],
             finished=finished,
             metrics=self.metrics,
             num_cached_tokens=self.num_cached,
         )
+
+    def _told_prompt(self) -> list[TokenLogprobs | None] | FlatLogprobs | None:
+        is_flat = self.params.flat_logprobs and self.prompt_logprobs is not None
+        return FlatLogprobs.of(self.prompt_logprobs or ()) if is_flat else self.prompt_logprobs
 
     def settle(self, client: EngineClient, name: str) -> None:
         """Tell the engine, which knows the request by `name`, which sequences have ended here.
@@ -289,6 +303,9 @@ class PoolingProcessor:
         self.request_id, self.prompt, self.params = request_id, prompt, params
         self.num_tokens = 0
         self._pooled: Pooled | None = None
+
+    lengths: ClassVar[list[int]] = []
+    """It has no sequences that grow."""
 
     @property
     def finished(self) -> bool:

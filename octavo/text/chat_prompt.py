@@ -16,6 +16,7 @@ Message = Mapping[str, Any]
 RESERVED = {"messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template", "conversation"}
 RESERVED |= {"template", "tokenize", "tokenizer", "self", "loop", "caller", "varargs", "kwargs", "super"}
 """Names that mean something in every template, or in Jinja itself."""
+CONTENT_FORMATS = ("auto", "string", "openai")
 TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 """Kinds of content parts that are text, and where they have it."""
 
@@ -119,6 +120,7 @@ def render_chat(
     documents: list[dict[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
     mark: Mark | None = None,
+    content_format: str = "auto",
 ) -> str:
     """The prompt of a conversation.
 
@@ -130,11 +132,15 @@ def render_chat(
         documents: texts to answer from, for templates that take them.
         variables: more names for the template.
         mark: how a prompt says where media belong; None for models of text alone.
+        content_format: one of CONTENT_FORMATS: how the template gets contents: as it takes them, as text, as parts.
 
     Raises InvalidRequestError for messages that the template refuses, where there is no template, and where it takes
     too long or makes too much.
     """
     checked = check_messages(messages, mark is not None)
+    if content_format not in CONTENT_FORMATS:
+        known = ", ".join(CONTENT_FORMATS)
+        raise InvalidRequestError(f"chat_template_content_format={content_format!r:.40} is unknown; choose of {known}.")
     if continue_final_message and add_generation_prompt:
         raise InvalidRequestError("continue_final_message and add_generation_prompt cannot both be set.")
     if reserved := sorted(RESERVED.intersection(variables or ())):
@@ -147,6 +153,7 @@ def render_chat(
             "source": _template(tokenizer.chat_templates, template, bool(tools)),
             "special_tokens": tokenizer.special_tokens,
             "messages": checked,
+            "content_format": content_format,
             "continue_final_message": continue_final_message,
             **({} if mark is None else _media(checked, mark, continue_final_message)),
             "variables": {

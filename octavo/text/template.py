@@ -57,9 +57,11 @@ class ConversationTemplate:
     Args:
         source: Jinja text.
         special_tokens: `bos_token` and so on, with their text.
+        content_format: `string` has it get contents as text, `openai` as parts; `auto`: as it was found to take them.
     """
 
-    def __init__(self, source: str, special_tokens: tuple[tuple[str, str], ...]) -> None:
+    def __init__(self, source: str, special_tokens: tuple[tuple[str, str], ...], content_format: str = "auto") -> None:
+        self._content_format = content_format
         self._template = environment().from_string(source)
         self._special_tokens = dict(special_tokens)
         self._shapes: dict[Any, Any] = {}
@@ -146,6 +148,13 @@ class ConversationTemplate:
         """Text or parts as messages of this role are shown."""
         if not isinstance(content, (str, list)):
             return content
+        if self._content_format == "openai":
+            return [text_part(content)] if isinstance(content, str) else content
+        if self._content_format == "string":
+            if isinstance(content, str):
+                return content
+            if all(part["type"] == "text" for part in content):
+                return "\n".join(part["text"] for part in content)
         shown = self._shown(role)
         if isinstance(content, str):
             return content if "text" in shown or not shown else [text_part(content)]
@@ -219,14 +228,16 @@ class ConversationTemplate:
                 continue
 
 
-def compiled(source: str, special_tokens: tuple[tuple[str, str], ...]) -> ConversationTemplate:
+def compiled(
+    source: str, special_tokens: tuple[tuple[str, str], ...], content_format: str = "auto"
+) -> ConversationTemplate:
     """The template, kept where it is no longer than the longest published ones: a process has little memory."""
-    return (_kept if len(source) <= LONGEST_KEPT else ConversationTemplate)(source, special_tokens)
+    return (_kept if len(source) <= LONGEST_KEPT else ConversationTemplate)(source, special_tokens, content_format)
 
 
 @functools.lru_cache(maxsize=32)
-def _kept(source: str, special_tokens: tuple[tuple[str, str], ...]) -> ConversationTemplate:
-    return ConversationTemplate(source, special_tokens)
+def _kept(source: str, special_tokens: tuple[tuple[str, str], ...], content_format: str) -> ConversationTemplate:
+    return ConversationTemplate(source, special_tokens, content_format)
 
 
 def _calling(shape: CallShape) -> list[Message]:

@@ -1,9 +1,10 @@
 """The chat templates of a model folder."""
 
+import os
 from pathlib import Path
 from typing import Any
 
-from octavo.errors import CheckpointError
+from octavo.errors import CheckpointError, ConfigError, shorten
 from octavo.files import check_files, read_json
 
 ChatTemplates = dict[str, str]
@@ -30,6 +31,22 @@ def read_templates(folder: Path, settings: dict[str, Any]) -> ChatTemplates:
     if "default" not in templates and processors.is_file():
         templates = {**_named_templates(read_json(processors).get("chat_template"), processors.name), **templates}
     return templates
+
+
+def given_template(value: str | os.PathLike[str]) -> str:
+    """A template as people give it: the text of a file, or the text or name itself.
+
+    Raises ConfigError for a path where no readable file is.
+    """
+    text = os.fspath(value)
+    is_path = not isinstance(value, str) or ("{" not in text and "\n" not in text and os.path.sep in text)
+    if not is_path and ("{" in text or "\n" in text or not Path(text).is_file()):
+        return text
+    try:
+        check_files(Path(text).parent)
+        return Path(text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the chat template {shorten(text)} is not readable: {error}") from error
 
 
 def _named_templates(value: Any, file: str) -> ChatTemplates:

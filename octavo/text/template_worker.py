@@ -12,9 +12,15 @@ from octavo.text.template import compiled
 from octavo.text.template_process import CHARACTERS, LIMITS, MEMORY, SECONDS, receive, send
 
 
-def prompt(source: str, special_tokens: dict[str, str], variables: dict[str, Any], **conversation: Any) -> str:
+def prompt(
+    source: str,
+    special_tokens: dict[str, str],
+    variables: dict[str, Any],
+    content_format: str = "auto",
+    **conversation: Any,
+) -> str:
     """The prompt of a conversation. Raises what the template does, and OctavoError for one that is too long."""
-    template = compiled(source, tuple(special_tokens.items()))
+    template = compiled(source, tuple(special_tokens.items()), content_format)
     text = template.prompt(**conversation, **variables)
     if len(text) > CHARACTERS:
         raise OctavoError(f"the prompt has {len(text)} characters; {LIMITS}")

@@ -107,7 +107,7 @@ def agrees(
     architecture = find_architecture([row])
     assert architecture.processor is not None
     processor = architecture.processor(architecture.config(saved))(
-        read_processor_files(folder, saved), llm.get_tokenizer()
+        read_processor_files(folder, saved), llm.engine.tokenizer
     )
     for given, output in zip(prompts, outputs, strict=True):
         media = {f"{kind}s": items for kind, items in given.get("multi_modal_data", {}).items()}

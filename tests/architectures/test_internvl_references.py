@@ -127,7 +127,7 @@ def agrees(
     write(folder, reference, values)
     llm = LLM(str(folder), dtype="float32", kv_cache_memory="32MiB")
     pictures = [Image.fromarray(noise(height, width)) for width, height in SIZES]
-    mark = llm.get_tokenizer().encode("<image>", add_special_tokens=False)
+    mark = llm.engine.tokenizer.encode("<image>", add_special_tokens=False)
     prompts: list[dict[str, Any]] = [{"prompt_token_ids": [1, 68, 35]}]
     for group in [*([one] for one in pictures), pictures[1:4]]:
         places = [token for i in range(len(group)) for token in (*mark, 70 + i)]
@@ -136,7 +136,7 @@ def agrees(
     architecture = find_architecture([row])
     files = read_processor_files(folder, values)
     assert architecture.processor is not None
-    processor = architecture.processor(architecture.config(values))(files, llm.get_tokenizer())
+    processor = architecture.processor(architecture.config(values))(files, llm.engine.tokenizer)
     for prompt, output in zip(prompts, outputs, strict=True):
         processed = processor(prompt["prompt_token_ids"], prompt.get("multi_modal_data", {}).get("image", ()))
         assert output.prompt_token_ids == processed.token_ids

@@ -62,7 +62,7 @@ def test_internvl(given: dict[str, Any], tiles: int, tmp_path: Path) -> None:
     architecture = find_architecture(["InternVLChatModel"])
     assert architecture.processor is not None
     files = read_processor_files(tmp_path, config)
-    processor = architecture.processor(architecture.config(config))(files, llm.get_tokenizer())
-    mark = llm.get_tokenizer().encode("<image>", add_special_tokens=False)
+    processor = architecture.processor(architecture.config(config))(files, llm.engine.tokenizer)
+    mark = llm.engine.tokenizer.encode("<image>", add_special_tokens=False)
     (feature,) = processor(mark, [picture(600, 400)]).features
     assert len(feature.data["pixel_values"]) == tiles

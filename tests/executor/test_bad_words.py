@@ -62,7 +62,7 @@ def test_a_tokenizer_that_fails_is_its_requests_error(smollm: LLM, count: int, m
     def fails(*_: Any, **__: Any) -> list[int]:
         raise ValueError("injected")
 
-    monkeypatch.setattr(smollm.get_tokenizer(), "encode", fails)
+    monkeypatch.setattr(smollm.engine.tokenizer, "encode", fails)
     asked = SamplingParams(max_tokens=4, bad_words=[f"w{i}" for i in range(count)])
     with pytest.raises(OctavoError, match="injected"):
         smollm.generate({"prompt_token_ids": [1, 2]}, asked, use_tqdm=False)

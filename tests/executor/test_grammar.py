@@ -188,7 +188,7 @@ def test_the_end_of_the_grammar_is_the_end(smollm: LLM, values: dict[str, Any]) 
 
 
 def test_allowed_tokens_and_a_grammar(smollm: LLM) -> None:
-    tokenizer = smollm.get_tokenizer()
+    tokenizer = smollm.engine.tokenizer
     yes, no = tokenizer.encode("yes"), tokenizer.encode("no")
     answer = one(smollm, {"choice": ["yes", "no"]}, allowed_token_ids=no)
     assert (answer.text, answer.finish_reason) == ("no", "stop")
@@ -266,7 +266,7 @@ class Cut:
     """SmolLM2's tokenizer with a model of another vocabulary size."""
 
     def __init__(self, smollm: LLM, vocab_size: int) -> None:
-        self.compiler = GrammarCompiler(smollm.get_tokenizer(), vocab_size, frozenset({2, 10**6}))
+        self.compiler = GrammarCompiler(smollm.engine.tokenizer, vocab_size, frozenset({2, 10**6}))
 
     def first_mask(self, **wanted: Any) -> bytes:
         session = self.compiler.compile(StructuredOutputsParams(**wanted), 1)
@@ -498,7 +498,7 @@ def process_ids(parent: int) -> list[int]:
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
 def test_processes_end_with_their_requests_and_with_the_engine(smollm: LLM) -> None:
     before = set(process_ids(os.getpid()))
-    compiler = GrammarCompiler(smollm.get_tokenizer(), 49_152, frozenset({2}))
+    compiler = GrammarCompiler(smollm.engine.tokenizer, 49_152, frozenset({2}))
     wanted = StructuredOutputsParams(json={"type": "integer", "multipleOf": 999983})
     session = compiler.compile(wanted, 1)
     [helper] = set(process_ids(os.getpid())) - before
@@ -522,7 +522,7 @@ def wait_until(holds: Callable[[], bool]) -> None:
 
 
 def test_a_helper_that_was_killed_is_started_again(smollm: LLM) -> None:
-    compiler = GrammarCompiler(smollm.get_tokenizer(), 49_152, frozenset({2}))
+    compiler = GrammarCompiler(smollm.engine.tokenizer, 49_152, frozenset({2}))
     before = set(process_ids(os.getpid()))
     sessions = [compiler.compile(StructuredOutputsParams(regex="a"), 1)]
     [helper] = set(process_ids(os.getpid())) - before
@@ -537,7 +537,7 @@ def test_a_helper_that_was_killed_is_started_again(smollm: LLM) -> None:
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
 def test_grammars_that_a_killed_helper_had_not_begun_are_begun_by_another(smollm: LLM) -> None:
-    compiler = GrammarCompiler(smollm.get_tokenizer(), 49_152, frozenset({2}))
+    compiler = GrammarCompiler(smollm.engine.tokenizer, 49_152, frozenset({2}))
     before = set(process_ids(os.getpid()))
     sessions = [compiler.compile(StructuredOutputsParams(regex="a"), 1)]
     [helper] = set(process_ids(os.getpid())) - before

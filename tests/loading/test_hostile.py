@@ -121,7 +121,7 @@ def test_hub_caches_are_links(model: Path, tmp_path: Path) -> None:
         (snapshot / file.name).symlink_to(Path("../../blobs") / f"sha-{file.name}")
     llm = load(snapshot)
     assert answer(llm) == want
-    assert "messages" in llm.get_tokenizer().chat_templates["default"]
+    assert "messages" in llm.engine.tokenizer.chat_templates["default"]
 
 
 def test_weights_may_lie_elsewhere_and_templates_not(model: Path, tmp_path: Path) -> None:

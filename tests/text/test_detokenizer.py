@@ -19,7 +19,7 @@ TEXTS = [
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_pieces_are_the_text(smollm: LLM, text: str) -> None:
-    tokenizer = smollm.get_tokenizer()
+    tokenizer = smollm.engine.tokenizer
     detokenizer = IncrementalDetokenizer(tokenizer, tokenizer.encode("A prompt before:"), SamplingParams())
     pieces = [detokenizer.add(token) for token in tokenizer.encode(text)]
     assert "".join(pieces) == text
@@ -27,7 +27,7 @@ def test_pieces_are_the_text(smollm: LLM, text: str) -> None:
 
 
 def test_half_characters_are_held_back(smollm: LLM) -> None:
-    tokenizer = smollm.get_tokenizer()
+    tokenizer = smollm.engine.tokenizer
     ids = tokenizer.encode("🙂")
     assert len(ids) > 1
     detokenizer = IncrementalDetokenizer(tokenizer, [], SamplingParams())
@@ -35,7 +35,7 @@ def test_half_characters_are_held_back(smollm: LLM) -> None:
 
 
 def test_broken_bytes_do_not_hold_up_the_rest(smollm: LLM) -> None:
-    tokenizer = smollm.get_tokenizer()
+    tokenizer = smollm.engine.tokenizer
     half = tokenizer.encode("🙂")[0]
     detokenizer = IncrementalDetokenizer(tokenizer, [], SamplingParams())
     text = "".join(detokenizer.add(i) for i in [half] * 20 + tokenizer.encode(" and then words"))
@@ -44,7 +44,7 @@ def test_broken_bytes_do_not_hold_up_the_rest(smollm: LLM) -> None:
 
 
 def test_a_token_costs_the_same_however_long_the_text(smollm: LLM) -> None:
-    tokenizer = smollm.get_tokenizer()
+    tokenizer = smollm.engine.tokenizer
     ids = tokenizer.encode("The quick brown fox jumps over the lazy dog. ") * 1200
     detokenizer = IncrementalDetokenizer(tokenizer, [], SamplingParams())
 
