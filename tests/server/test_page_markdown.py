@@ -94,11 +94,11 @@ def test_markdown_is_shown(page: Page, script: Script) -> None:
     for part in (
         "<h3>Title</h3>",
         "<strong>bold</strong>, <em>soft</em>, <s>gone</s> and <code>code</code>",
-        'rel="noopener noreferrer" target="_blank" href="https://example.com">https://example.com</a>',
-        'title="t" href="https://example.com/a_b"',
+        '<a href="https://example.com" target="_blank" rel="noopener noreferrer">https://example.com</a>',
+        '<a href="https://example.com/a_b" title="t" target="_blank" rel="noopener noreferrer">a link</a>',
         "<blockquote>",
         '<ol start="3">',
-        '<input aria-label="to do" disabled="" type="checkbox">',
+        '<input type="checkbox" disabled="" aria-label="to do">',
         '<td class="align-right"><strong>1</strong></td>',
         "a<br>b",
         "not $5 or $10",
@@ -172,6 +172,16 @@ def test_the_cost_of_an_answer_is_linear(page: Page, script: Script, name: str) 
     costs = [page.wait_for(GROW, text, 6)["parsed"] / len(text) for text in (half, source)]
     assert costs[1] < 1.2 * max(costs[0], 2)  # a block of code is parsed again where it ends
     assert costs[1] < 20
+
+
+@ONCE
+@pytest.mark.parametrize("piece", ["\\(", "\\[\n", "$a ", "$$\n\n", "`", "[", "*a_ ", "> ", "<sub>", "- ", "| a\n|-\n"])
+def test_an_answer_cannot_hold_the_page_up(page: Page, script: Script, piece: str) -> None:
+    """What begins again and again and never ends is drawn all the same (the driver waits for half a minute)."""
+    drawn = RENDER.replace("arguments[0]", "arguments[0].repeat(20000)").replace(
+        "box.innerHTML", "String(box.children.length)"
+    )
+    assert int(page.wait_for(drawn, piece)) > 0
 
 
 def test_code_is_coloured_and_copied(page: Page, script: Script) -> None:

@@ -95,6 +95,29 @@ def test_two_tabs(page: Page, script: Script) -> None:
     assert len(page.stored()) == 6
 
 
+@pytest.mark.parametrize("page", ["screen-light"], indirect=True)
+def test_two_tabs_that_ask_at_once(page: Page, script: Script) -> None:
+    """Neither question, and neither answer, is lost."""
+    driver = page.driver
+    ask(page, script, "First", "One.")
+    first, address = driver.current_window_handle, driver.current_url
+    driver.switch_to.new_window("tab")
+    page.show(address.removeprefix(page.url))
+    page.wait_answer("One.", 1)
+    second = driver.current_window_handle
+    gates = [threading.Event(), threading.Event()]
+    for window, question, gate in ((first, "Left?", gates[0]), (second, "Right?", gates[1])):
+        driver.switch_to.window(window)
+        script.say(f"{question} ", gate, "Yes.")
+        page.send(question)
+        until(lambda question=question: page.answers()[-1] == question)
+    for gate in gates:
+        gate.set()
+    until(lambda: sum(m["state"] == "done" and m["content"].endswith("Yes.") for m in page.stored()) == 2)
+    contents = sorted(m["content"] for m in page.stored())
+    assert contents == ["First", "Left?", "Left? Yes.", "One.", "Right?", "Right? Yes."]
+
+
 FULL = """
 window.realPut = IDBObjectStore.prototype.put;
 IDBObjectStore.prototype.put = function () { throw new DOMException("no room", "QuotaExceededError"); };

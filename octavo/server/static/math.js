@@ -1,5 +1,14 @@
 // LaTeX within Markdown: $...$, $$...$$, \(...\) and \[...\] become <code class="math">, which decorate.js draws by KaTeX.
 
+const LONGEST = 5000; // characters of a formula: what begins one and never ends it costs no more than this
+const LINES = 100;
+
+/** Where `marker` comes next; -1 where it does not come soon. */
+function next(src, marker, start, end) {
+  const at = src.slice(start, Math.min(end, start + LONGEST)).indexOf(marker);
+  return at < 0 ? -1 : start + at;
+}
+
 /** `$` opens before something, and closes behind something and not before a digit: "$5 and $10" is money. */
 function inlineDollar(state, silent) {
   const { src, pos, posMax } = state;
@@ -7,7 +16,7 @@ function inlineDollar(state, silent) {
   const marker = src[pos + 1] === "$" ? "$$" : "$";
   const start = pos + marker.length;
   if (marker === "$" && /\s/.test(src[start] ?? " ")) return false;
-  for (let end = src.indexOf(marker, start); end >= 0 && end < posMax; end = src.indexOf(marker, end + 1)) {
+  for (let end = next(src, marker, start, posMax); end >= 0; end = next(src, marker, end + 1, Math.min(posMax, start + LONGEST))) {
     if (src[end - 1] === "\\") continue;
     if (marker === "$" && (/\s/.test(src[end - 1]) || /\d/.test(src[end + 1] ?? ""))) return false;
     if (end === start) return false;
@@ -21,8 +30,8 @@ function inlineDollar(state, silent) {
 function inlineBracket(state, silent) {
   const { src, pos, posMax } = state;
   if (src[pos] !== "\\" || !"([".includes(src[pos + 1] ?? "x")) return false;
-  const end = src.indexOf(src[pos + 1] === "(" ? "\\)" : "\\]", pos + 2);
-  if (end < 0 || end >= posMax) return false;
+  const end = next(src, src[pos + 1] === "(" ? "\\)" : "\\]", pos + 2, posMax);
+  if (end < 0) return false;
   if (!silent) push(state, src.slice(pos + 2, end), src[pos + 1] === "[");
   state.pos = end + 2;
   return true;
@@ -41,7 +50,7 @@ function block(state, startLine, endLine, silent) {
   if ((marker !== "$$" && marker !== "\\[") || state.sCount[startLine] - state.blkIndent >= 4) return false;
   const closing = marker === "$$" ? "$$" : "\\]";
   const found = [];
-  for (let line = startLine; line < endLine; line++) {
+  for (let line = startLine; line < Math.min(endLine, startLine + LINES); line++) {
     const start = line === startLine ? from + 2 : state.bMarks[line] + state.tShift[line];
     const text = state.src.slice(start, state.eMarks[line]);
     const end = text.indexOf(closing);
