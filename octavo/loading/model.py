@@ -16,6 +16,7 @@ from octavo.config import EngineArgs
 from octavo.errors import CheckpointError, ConfigError, UnsupportedModelError, shorten
 from octavo.files import read_json
 from octavo.loading.checkpoint import Checkpoint, open_checkpoint, sound_config
+from octavo.loading.cross_encoder_files import pair_template
 from octavo.loading.formats import WeightFormat, WeightsBeside
 from octavo.loading.head_files import NAMES as HEAD_NAMES
 from octavo.loading.head_files import token_heads
@@ -242,6 +243,7 @@ def _info(
         serves_adapters=args.enable_lora,
         media=media,
         prompts=sentences.prompts,
+        pair_template=pair_template(files.path) if task == "classify" and not files.is_gguf else None,
         pooling_tasks=pooling_tasks(task, model),
         dimensions=matryoshka(config),
     )

@@ -6,6 +6,7 @@ import msgspec
 
 from octavo.config import PoolerConfig
 from octavo.media.model_media import MediaInfo
+from octavo.text.pair_template import PairTemplate
 from octavo.text.text_prompts import NO_PROMPTS, TextPrompts
 
 
@@ -43,5 +44,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """To how many values embeddings may be cut; empty for any number, None where the model was not trained for it."""
     prompts: TextPrompts = NO_PROMPTS
     """What may stand before the texts that it embeds."""
+    pair_template: PairTemplate | None = None
+    """How its files say that a query and a document are written, where they do."""
     media: MediaInfo | None = None
     """The pictures, films and sounds that it takes; None for models of text alone."""

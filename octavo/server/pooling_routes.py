@@ -1,6 +1,5 @@
 """/v1/embeddings, /pooling, /classify, /score, /rerank"""
 
-import base64
 import time
 from typing import Any
 
@@ -8,22 +7,26 @@ import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from octavo.params import PoolingParams
+from octavo.client.scoring import ScoreOptions
 from octavo.server.body import JSONRoute
 from octavo.server.chat_completions import prompt_of
 from octavo.server.completions import prompts_of
+from octavo.server.embedding_bytes import as_base64, bytes_body
 from octavo.server.event_stream import json_response, while_connected
-from octavo.server.protocol import ClassifyRequest, EmbeddingRequest, PoolingRequest, RerankRequest, ScoreRequest
+from octavo.server.pooling_protocol import (
+    ClassifyRequest,
+    EmbeddingRequest,
+    Input,
+    PoolingRequest,
+    RerankRequest,
+    Scored,
+    ScoreRequest,
+    texts_of,
+)
 from octavo.server.served_models import ServedModel
 from octavo.server.service import Service
 
 Array = np.ndarray[Any, Any]
-
-
-def _values(array: Array, encoding: str | None) -> Any:
-    if encoding == "base64":
-        return base64.b64encode(np.ascontiguousarray(array, dtype="<f4").tobytes()).decode()
-    return array.tolist()
 
 
 def listed(service: Service, model: ServedModel, kind: str, data: list[dict[str, Any]], tokens: int) -> dict[str, Any]:
@@ -38,28 +41,36 @@ def listed(service: Service, model: ServedModel, kind: str, data: list[dict[str,
     }
 
 
-async def pooled(
-    service: Service, model: ServedModel, body: EmbeddingRequest | PoolingRequest, kind: str
-) -> dict[str, Any]:
-    params = PoolingParams(
-        dimensions=body.dimensions,
-        normalize=body.normalize,
-        prompt_name=body.prompt_name,
-        truncate_prompt_tokens=body.truncate_prompt_tokens,
-        task=body.task if isinstance(body, PoolingRequest) else None,
-        softmax=body.softmax if isinstance(body, PoolingRequest) else None,
-    )
-    prompts = [await prompt_of(service, body)] if body.messages is not None else prompts_of(body.input or [])
-    results, tokens = await service.pool_all(prompts, params, model.adapter)
-    key = "embedding" if kind == "embd" else "data"
-    named = "embedding" if kind == "embd" else "pooling"
-    data = [{"index": i, "object": named, key: _values(r, body.encoding_format)} for i, r in enumerate(results)]
-    return listed(service, model, kind, data, tokens)
+async def inputs_of(service: Service, body: Input) -> list[Any]:
+    """What a request asks to be pooled: texts, token ids, or conversations by the chat template."""
+    if body.messages is not None:
+        return [await prompt_of(service, one) for one in body.conversations()]
+    own = {"cache_salt": body.cache_salt, "add_special_tokens": body.add_special_tokens is not False}
+    given: Any = body.input
+    return [{**(one if isinstance(one, dict) else {"prompt": one}), **own} for one in prompts_of(given)]
+
+
+async def pooled(service: Service, model: ServedModel, body: EmbeddingRequest, kind: str) -> Response:
+    """The answer to /v1/embeddings (`embd`) or /pooling (`pool`)."""
+    more: dict[str, Any] = {"task": body.task, "softmax": body.softmax} if isinstance(body, PoolingRequest) else {}
+    params = body.params(dimensions=body.dimensions, normalize=body.normalize, prompt_name=body.prompt_name, **more)
+    prompts = await inputs_of(service, body)
+    results, tokens = await service.pool_all(prompts, params, model.adapter, body.priority or 0)
+    dtype, order = body.embed_dtype or "float32", body.endianness or "native"
+    if body.encoding_format in ("bytes", "bytes_only"):
+        about = listed(service, model, kind, [], tokens) if body.encoding_format == "bytes" else None
+        content, headers = bytes_body(results, dtype, order, about)
+        return Response(content, headers=headers, media_type="application/octet-stream")
+    named, key = ("embedding", "embedding") if kind == "embd" else ("pooling", "data")
+    is_text = body.encoding_format == "base64"
+    values = [as_base64(array, dtype, order) if is_text else array.tolist() for array in results]
+    data = [{"index": i, "object": named, key: value} for i, value in enumerate(values)]
+    return json_response(listed(service, model, kind, data, tokens))
 
 
 async def classified(service: Service, model: ServedModel, body: ClassifyRequest) -> dict[str, Any]:
-    params = PoolingParams(truncate_prompt_tokens=body.truncate_prompt_tokens)
-    results, tokens = await service.pool_all(prompts_of(body.input), params, model.adapter)
+    prompts = await inputs_of(service, body)
+    results, tokens = await service.pool_all(prompts, body.params(), model.adapter, body.priority or 0)
     labels, data = service.ready.info.labels, []
     for i, probs in enumerate(results):
         best = int(probs.argmax())
@@ -69,11 +80,19 @@ async def classified(service: Service, model: ServedModel, body: ClassifyRequest
 
 
 async def scores(
-    service: Service, model: ServedModel, first: list[str], second: list[str], truncate: int | None
+    service: Service, model: ServedModel, body: Scored, first: list[str], second: list[str]
 ) -> tuple[list[float], int]:
     """How well texts go together, and how many tokens were read."""
-    plan = await service.plan_scores(first, second, truncate)
-    results, tokens = await service.pool_all(plan.prompts, plan.params, model.adapter)
+    options = ScoreOptions(
+        body.params(),
+        body.max_tokens_per_query or 0,
+        body.max_tokens_per_doc or 0,
+        service.chat_template,
+        body.template_variables,
+    )
+    plan = await service.plan_scores(first, second, options)
+    prompts = [{"prompt": p, "cache_salt": body.cache_salt} if isinstance(p, str) else p for p in plan.prompts]
+    results, tokens = await service.pool_all(prompts, plan.params, model.adapter, body.priority or 0)
     return plan.scores(results), tokens
 
 
@@ -83,12 +102,12 @@ def router(service: Service) -> APIRouter:
     @routes.post("/v1/embeddings", summary="Embed texts")
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         model = service.accept(body, "embedding")
-        return json_response(await while_connected(request, pooled(service, model, body, "embd")))
+        return await while_connected(request, pooled(service, model, body, "embd"))
 
     @routes.post("/pooling", summary="Pooled hidden states, rewards or scores")
     async def pooling(body: PoolingRequest, request: Request) -> Response:
-        model = service.accept(body, "embedding", "reward", "classify")
-        return json_response(await while_connected(request, pooled(service, model, body, "pool")))
+        model = service.accept(body, "embedding", "reward", "classify", "token_classify")
+        return await while_connected(request, pooled(service, model, body, "pool"))
 
     @routes.post("/classify", summary="Classes of texts")
     async def classify(body: ClassifyRequest, request: Request) -> Response:
@@ -99,10 +118,7 @@ def router(service: Service) -> APIRouter:
     @routes.post("/v1/score", summary="How well texts go together")
     async def score(body: ScoreRequest, request: Request) -> Response:
         model = service.accept(body, "embedding", "classify")
-        first = [body.text_1] if isinstance(body.text_1, str) else body.text_1
-        second = [body.text_2] if isinstance(body.text_2, str) else body.text_2
-        work = scores(service, model, first, second, body.truncate_prompt_tokens)
-        values, tokens = await while_connected(request, work)
+        values, tokens = await while_connected(request, scores(service, model, body, *body.pair()))
         data = [{"index": i, "object": "score", "score": s} for i, s in enumerate(values)]
         return json_response(listed(service, model, "score", data, tokens))
 
@@ -111,18 +127,18 @@ def router(service: Service) -> APIRouter:
     @routes.post("/v2/rerank", summary="Documents by how well they answer a query")
     async def rerank(body: RerankRequest, request: Request) -> Response:
         model = service.accept(body, "embedding", "classify")
-        work = scores(service, model, [body.query], body.documents, body.truncate_prompt_tokens)
-        values, tokens = await while_connected(request, work)
-        order = sorted(range(len(values)), key=lambda i: -values[i])[: body.top_n]
+        documents = texts_of(body.documents)
+        values, tokens = await while_connected(request, scores(service, model, body, texts_of(body.query), documents))
+        order = sorted(range(len(values)), key=lambda i: -values[i])[: body.top_n or None]
         results = [
             {
                 "index": i,
                 "relevance_score": values[i],
-                **({"document": {"text": body.documents[i]}} if body.return_documents else {}),
+                **({"document": {"text": documents[i]}} if body.return_documents else {}),
             }
             for i in order
         ]
-        usage = {"total_tokens": tokens}
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         named = {"id": service.new_id("rerank"), "model": model.name}
         return json_response({**named, "results": results, "usage": usage})
 

@@ -288,61 +288,6 @@ class ChatRequest(Sampling, Conversation):
         return {**own, **(self.chat_template_kwargs or {})}
 
 
-class Pooled(Request):
-    """Keys of requests whose hidden states are pooled."""
-
-    truncate_prompt_tokens: Int | None = None
-
-
-class ClassifyRequest(Pooled):
-    """/classify"""
-
-    input: Prompts
-
-
-class EmbeddingRequest(Pooled, Conversation):
-    """/v1/embeddings: of an `input`, or of `messages` by the chat template."""
-
-    input: Prompts | None = None
-    add_generation_prompt: bool | None = False
-    encoding_format: Literal["float", "base64"] | None = "float"
-    dimensions: Int | None = None
-    normalize: bool | None = None
-    prompt_name: str | None = None
-
-    @model_validator(mode="after")
-    def _one_input(self) -> "EmbeddingRequest":
-        if (self.input is None) == (self.messages is None):
-            both = "input and messages exclude each other" if self.input is not None else "an input is missing"
-            raise ValueError(f"{both}; give an input or messages.")
-        return self
-
-
-class PoolingRequest(EmbeddingRequest):
-    """/pooling"""
-
-    task: str | None = None
-    softmax: bool | None = None
-
-
-class ScoreRequest(Request):
-    """/score"""
-
-    text_1: str | Texts
-    text_2: str | Texts
-    truncate_prompt_tokens: Int | None = None
-
-
-class RerankRequest(Request):
-    """/rerank, /v1/rerank (Jina), /v2/rerank (Cohere)"""
-
-    query: str
-    documents: Texts
-    top_n: Int | None = Field(None, ge=0)
-    return_documents: bool | None = True
-    truncate_prompt_tokens: Int | None = None
-
-
 class TokenizeRequest(Conversation):
     """/tokenize: of a `prompt`, or of `messages` by the chat template."""
 

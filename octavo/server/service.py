@@ -15,7 +15,7 @@ import numpy as np
 from octavo.client.async_requests import AsyncRequests
 from octavo.client.output_processor import Chunk, OutputProcessor, PoolingProcessor
 from octavo.client.replicas import Replicas
-from octavo.client.scoring import ScorePlan, pair_up, plan_scores
+from octavo.client.scoring import ScoreOptions, ScorePlan, pair_up, plan_scores
 from octavo.config import EngineArgs
 from octavo.engine.messages import Ready, Stats
 from octavo.errors import InvalidRequestError, OctavoError, shorten
@@ -297,11 +297,10 @@ class Service:
                 raise InvalidRequestError(f"input {i}: {error}" if len(prompts) > 1 else str(error)) from error
         return checked
 
-    async def plan_scores(self, first: list[str], second: list[str], truncate: int | None) -> ScorePlan:
+    async def plan_scores(self, first: list[str], second: list[str], options: ScoreOptions) -> ScorePlan:
         """What gives the scores of texts and their partners; found off the event loop."""
-        assert self._checker is not None
         pairs = pair_up(first, second)
-        return await self.threads.run(size_of(pairs), plan_scores, pairs, self.ready, self._checker, truncate)
+        return await self.threads.template(size_of(pairs), plan_scores, pairs, self.ready, self.checker, options)
 
     @staticmethod
     def new_id(kind: str) -> str:
@@ -369,11 +368,12 @@ class Service:
         """A request's answers, when all are there."""
         return [answer async for answer in self.generate(run, priority, RequestOutputKind.FINAL_ONLY)]
 
-    async def pool(self, prompt: CheckedPrompt, params: PoolingParams) -> "np.ndarray[Any, Any]":
+    async def pool(self, prompt: CheckedPrompt, params: PoolingParams, priority: int = 0) -> "np.ndarray[Any, Any]":
         """A pooling request's result as float32."""
         assert self.metrics is not None
         clock, reason = RequestClock(self.metrics), "abort"
-        outputs = self.requests.generate(self.client, PoolingProcessor(self.new_id("pool"), prompt, params))
+        processor = PoolingProcessor(self.new_id("pool"), prompt, params)
+        outputs = self.requests.generate(self.client, processor, priority)
         try:
             async with contextlib.aclosing(outputs):
                 async for output in self._in_time(outputs):
@@ -385,11 +385,11 @@ class Service:
         raise OctavoError("the engine gave no result.")
 
     async def pool_all(
-        self, prompts: list[Any], params: PoolingParams, adapter: LoRARequest | None = None
+        self, prompts: list[Any], params: PoolingParams, adapter: LoRARequest | None = None, priority: int = 0
     ) -> "tuple[list[np.ndarray[Any, Any]], int]":
         """Results of many prompts, computed together, and how many tokens they had."""
         self.admission.admit(len(prompts))
         checked = await self.check_all(prompts, params, adapter)
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self.pool(c, params)) for c in checked]
+            tasks = [group.create_task(self.pool(c, params, priority)) for c in checked]
         return [t.result() for t in tasks], sum(len(c.token_ids) for c in checked)

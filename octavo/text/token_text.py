@@ -110,10 +110,22 @@ def token_spans(tokenizer: Tokenizer, text: str, token_ids: Sequence[int]) -> li
     return list(zip(begins, [*begins[1:], len(text)], strict=True))[-len(token_ids) :]
 
 
-def _encoding(inner: Any, text: str) -> tuple[list[int], list[tuple[int, int]]] | None:
+def first_tokens(tokenizer: Tokenizer, text: str, most: int) -> str:
+    """The beginning of a text that is no more than so many tokens, at least one, without special ones."""
+    while len(ids := tokenizer.encode(text, False)) > most:
+        encoded = _encoding(getattr(tokenizer, "inner", None), text, add_special_tokens=False)
+        if encoded is None:
+            return tokenizer.decode(ids[:most])
+        end = min(encoded[1][most - 1][1], encoded[1][most][0])  # not within a character that several tokens make
+        text = text[: min(end, len(text) - 1)]
+    return text
+
+
+def _encoding(inner: Any, text: str, add_special_tokens: bool = True) -> tuple[list[int], list[tuple[int, int]]] | None:
     """Token ids of a text, and what each covers."""
     inner = getattr(inner, "backend_tokenizer", inner)
     if not hasattr(inner, "encode_batch"):
         return None
-    encoding = inner.encode_batch([text])[0]  # unlike `encode`, it lets other threads run
+    # Unlike `encode`, it lets other threads run.
+    encoding = inner.encode_batch([text], add_special_tokens=add_special_tokens)[0]
     return encoding.ids, encoding.offsets
