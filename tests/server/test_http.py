@@ -279,7 +279,11 @@ def test_what_people_read_is_not_escaped() -> None:
 
 
 def test_head_is_get_without_a_body(tiny_server: Running) -> None:
-    paths = [p for p, methods in tiny_server.get("/openapi.json").json()["paths"].items() if "get" in methods]
+    paths = [
+        p
+        for p, methods in tiny_server.get("/openapi.json").json()["paths"].items()
+        if "get" in methods and "{" not in p
+    ]
     assert len(paths) > 4
     for path in (*paths, "/", "/stats", "/openapi.json"):
         answer = httpx.head(tiny_server.url + path)
