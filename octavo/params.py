@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import math
 import operator
 import types
 from collections.abc import Callable, Mapping
@@ -54,6 +55,7 @@ def _in_range(value: Any, kind: type[int | float], low: float | None, above: flo
     return (
         isinstance(value, (int, kind))
         and not isinstance(value, bool)
+        and math.isfinite(value)
         and (low is None or value >= low)
         and (above is None or value > above)
         and (high is None or value <= high)
@@ -71,6 +73,8 @@ def _check_range(
     if not _in_range(value, kind, low, above, high):
         if isinstance(value, bool) or not isinstance(value, (int, kind)):
             _reject(f"{name}={value!r} must be a {'whole number' if kind is int else 'number'}.")
+        if not math.isfinite(value):
+            _reject(f"{name}={value!r} is out of range: it must be finite.")
         bounds = (("above", above), ("at least", low), ("at most", high))
         text = " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
         _reject(f"{name}={value!r} is out of range: it must be {text}.")

@@ -27,7 +27,7 @@ from octavo.server.answer_reader import AnswerReader, AnswerReaders, model_forma
 from octavo.server.body import JSONRoute
 from octavo.server.event_stream import event_response, json_response, while_connected
 from octavo.server.logprobs import LogprobsWriter
-from octavo.server.protocol import ChatRequest, Conversation, StreamOptions
+from octavo.server.protocol import ChatRequest, Conversation
 from octavo.server.served_models import ServedModel
 from octavo.server.service import MediaPrompt, Run, Service, sent_bytes
 from octavo.server.tool_calls import call
@@ -112,6 +112,7 @@ class Chat:
         if request.max_completion_tokens is not None and "max_tokens" not in request.given():
             values["max_tokens"] = request.max_completion_tokens
         params = request.sampling_params(service.recommended, **values)
+        service.check_max_tokens(values.get("max_tokens", request.given().get("max_tokens")))
         if self.forced is not None:
             params.structured_outputs = self.forced
         service.admission.admit(1, params.n)
@@ -141,15 +142,23 @@ class Chat:
     def _logprobs(self, entries: list[TokenEntry]) -> dict[str, Any] | None:
         return self.writer.chat(entries, self.request.top_logprobs or 0) if self.request.logprobs else None
 
-    def _prompt_logprobs(self) -> dict[str, Any]:
-        if "prompt_logprobs" not in self.request.given():
-            return {}
-        return {"prompt_logprobs": self.writer.prompt(self.run.prompt_logprobs)}
+    def _about_prompt(self) -> dict[str, Any]:
+        """What the request asks to be told of the prompt."""
+        told = dict[str, Any]()
+        if "prompt_logprobs" in self.request.given():
+            told["prompt_logprobs"] = self.writer.prompt(self.run.prompt_logprobs)
+        if self.request.return_token_ids:
+            told["prompt_token_ids"] = self.run.prompt.token_ids
+        return told
+
+    def _ids(self, token_ids: list[int]) -> list[int] | None:
+        return token_ids if self.request.return_token_ids else None
 
     async def whole(self) -> dict[str, Any]:
         answers = await self.service.whole(self.run, self.request.priority or 0)
         choices = [self._choice(i, a) for i, a in enumerate(answers)]
-        return {**self.chunk("chat.completion", choices), "usage": self.run.usage(), **self._prompt_logprobs()}
+        about = {"prompt_logprobs": None, "prompt_token_ids": None, **self._about_prompt()}
+        return {**self.chunk("chat.completion", choices), "usage": self.run.usage(), **about}
 
     def _choice(self, index: int, chunk: Chunk) -> dict[str, Any]:
         answer = collect(self.new_reader().feed(chunk.text, finished=True))
@@ -160,6 +169,7 @@ class Chat:
             "logprobs": self._logprobs(chunk.entries),
             "finish_reason": "tool_calls" if answer.calls and finish == "stop" else finish,
             "stop_reason": chunk.stop_reason,
+            "token_ids": self._ids(chunk.token_ids),
         }
 
     def _message(self, answer: Answer) -> dict[str, Any]:
@@ -177,7 +187,7 @@ class Chat:
 
     async def events(self) -> AsyncGenerator[dict[str, Any], None]:
         """The chunks of a stream."""
-        kind, options = "chat.completion.chunk", self.request.stream_options or StreamOptions()
+        kind, options = "chat.completion.chunk", self.request.streams
         answers = [StreamedAnswer(self) for _ in range(self.run.params.n)]
         started: set[int] = set()
 
@@ -191,14 +201,15 @@ class Chat:
                 index, finished = piece.index, piece.finish_reason is not None
                 if index not in started:
                     started.add(index)
-                    about_prompt = self._prompt_logprobs() if len(started) == 1 else {}
+                    about_prompt = self._about_prompt() if len(started) == 1 else {}
                     yield {**choice(index, {"role": "assistant", "content": self.echoed}), **about_prompt}
                 deltas = answers[index].deltas(piece.text, finished)
-                logprobs = self._logprobs(piece.entries) if piece.entries else None
-                if logprobs and not deltas:
+                logprobs, ids = self._logprobs(piece.entries) if piece.entries else None, self._ids(piece.token_ids)
+                if (logprobs or ids) and not deltas:
                     deltas = [{"content": ""}]
                 for i, delta in enumerate(deltas):
-                    yield choice(index, delta, logprobs=None if i else logprobs)
+                    own = {} if i or ids is None else {"token_ids": ids}
+                    yield choice(index, delta, logprobs=None if i else logprobs, **own)
                 if finished:
                     is_call = answers[index].num_calls > 0 and piece.finish_reason == "stop"
                     reason = "tool_calls" if is_call else piece.finish_reason

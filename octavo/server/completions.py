@@ -14,9 +14,10 @@ from octavo.errors import InvalidRequestError
 from octavo.server.body import JSONRoute
 from octavo.server.event_stream import event_response, json_response, while_connected
 from octavo.server.logprobs import LogprobsWriter, prompt_texts
-from octavo.server.protocol import CompletionRequest, StreamOptions
+from octavo.server.protocol import CompletionRequest
 from octavo.server.served_models import ServedModel
 from octavo.server.service import Run, Service
+from octavo.text.fill_in import between
 from octavo.text.token_text import TokenText
 
 DEFAULT_TOKENS = 16
@@ -44,7 +45,7 @@ class Completions:
 
     def __init__(self, service: Service, request: CompletionRequest, model: ServedModel) -> None:
         self.service, self.request, self.model = service, request, model
-        self.options = request.stream_options or StreamOptions()
+        self.options = request.streams
         self.id, self.created = service.new_id("cmpl"), int(time.time())
         self.writer = LogprobsWriter(service.tokenizer, bool(request.return_tokens_as_token_ids))
         self.runs: list[Run] = []
@@ -54,19 +55,20 @@ class Completions:
     async def prepare(self) -> None:
         """Check everything before anything runs. Raises InvalidRequestError."""
         request, service = self.request, self.service
-        if request.suffix:
-            raise InvalidRequestError("suffix is not supported: models complete at the end of the prompt.")
         max_tokens = request.given().get("max_tokens", DEFAULT_TOKENS)
         only_prompt = max_tokens == 0 and bool(request.echo)  # the usual way to ask for a prompt's log-probabilities
         params = request.sampling_params(
             service.recommended, max_tokens=1 if only_prompt else max_tokens, logprobs=request.logprobs
         )
+        service.check_max_tokens(params.max_tokens)
         if request.best_of is not None and request.best_of != params.n:
             raise InvalidRequestError("best_of is not supported over HTTP; use n.")
         if request.echo and request.logprobs is not None:
             params.prompt_logprobs = request.logprobs
         self.only_prompt = only_prompt
         prompts = prompts_of(request.prompt)
+        if request.suffix:
+            prompts = [self._before_suffix(prompt, request.suffix) for prompt in prompts]
         service.admission.admit(len(prompts), params.n)
         checked = await service.check_all([with_options(p, request) for p in prompts], params, self.model.adapter)
         self.runs = [Run(f"{self.id}-{i}", prompt, params) for i, prompt in enumerate(checked)]
@@ -78,6 +80,14 @@ class Completions:
                     size, prompt_texts, service.tokenizer, prompt.text, prompt.token_ids, params
                 )
             self.prompts.append(texts)
+
+    def _before_suffix(self, prompt: Any, suffix: str) -> str:
+        """A prompt that asks for what stands between it and another text."""
+        if not isinstance(prompt, str) or self.service.tokenizer is None:
+            raise InvalidRequestError("suffix needs prompts that are texts, and a server with a tokenizer.")
+        if self.request.echo:
+            raise InvalidRequestError("suffix and echo exclude each other: the answer stands between the two texts.")
+        return between(self.service.tokenizer, prompt, suffix)
 
     def chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -106,10 +116,17 @@ class Completions:
         places = run.prompt_logprobs or [None] * len(prompt)
         return [TokenEntry(*of) for of in zip(run.prompt.token_ids, prompt, places, strict=False)]
 
-    def _prompt_logprobs(self, run: Run) -> dict[str, Any]:
-        if "prompt_logprobs" not in self.request.given():
-            return {}
-        return {"prompt_logprobs": self.writer.prompt(run.prompt_logprobs)}
+    def _about_prompt(self, run: Run) -> dict[str, Any]:
+        """What the request asks to be told of a prompt."""
+        told = dict[str, Any]()
+        if "prompt_logprobs" in self.request.given():
+            told["prompt_logprobs"] = self.writer.prompt(run.prompt_logprobs)
+        if self.request.return_token_ids:
+            told["prompt_token_ids"] = run.prompt.token_ids
+        return told
+
+    def _ids(self, token_ids: list[int]) -> list[int] | None:
+        return token_ids if self.request.return_token_ids else None
 
     async def whole(self) -> dict[str, Any]:
         priority = self.request.priority or 0
@@ -134,7 +151,10 @@ class Completions:
             "logprobs": logprobs,
             "finish_reason": answer.finish_reason,
             "stop_reason": answer.stop_reason,
-            **self._prompt_logprobs(run),
+            "token_ids": self._ids(answer.token_ids),
+            "prompt_logprobs": None,
+            "prompt_token_ids": None,
+            **self._about_prompt(run),
         }
 
     async def events(self) -> AsyncGenerator[dict[str, Any], None]:
@@ -176,21 +196,23 @@ class Completions:
         async with contextlib.aclosing(self.service.generate(run, self.request.priority or 0)) as pieces:
             async for piece in pieces:
                 text, entries, first = piece.text, piece.entries, piece.index not in offsets
+                ids = self._ids(piece.token_ids)
                 if self.only_prompt:
-                    text, entries = "", []
+                    text, entries, ids = "", [], None
                 if first:
                     text, entries = self._echoed(prompt) + text, self._echoed_entries(run, prompt) + entries
                 logprobs, offset = None, offsets.setdefault(piece.index, 0)
                 if self.request.logprobs is not None:
                     logprobs, offsets[piece.index] = self.writer.completion(entries, offset)
-                if text or piece.finish_reason or entries:
+                if text or piece.finish_reason or entries or ids:
                     choice = {
                         "index": first_index + piece.index,
                         "text": text,
                         "logprobs": logprobs,
                         "finish_reason": "length" if self.only_prompt else piece.finish_reason,
                         "stop_reason": piece.stop_reason,
-                        **(self._prompt_logprobs(run) if first else {}),
+                        **({} if ids is None else {"token_ids": ids}),
+                        **(self._about_prompt(run) if first else {}),
                     }
                     usage = {"usage": self.usage()} if self.options.continuous_usage_stats else {}
                     yield {**self.chunk([choice]), **usage}

@@ -149,12 +149,20 @@ class Sampling(Request):
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     return_tokens_as_token_ids: bool | None = False
+    return_token_ids: bool | None = False
 
     @model_validator(mode="after")
     def _options_of_a_stream(self) -> "Sampling":
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options are for requests with stream=true.")
         return self
+
+    @property
+    def streams(self) -> StreamOptions:
+        """What its stream holds: no usage at all unless that is asked for, also within it."""
+        given = self.stream_options or StreamOptions()
+        within = bool(given.include_usage and given.continuous_usage_stats)
+        return StreamOptions(include_usage=given.include_usage, continuous_usage_stats=within)
 
     def given(self) -> dict[str, Any]:
         """The sampling options that the request has."""
@@ -272,7 +280,7 @@ class ChatRequest(Sampling, Conversation):
     messages: Many[dict[str, Any]]
     max_completion_tokens: Int | None = None
     logprobs: bool | None = False
-    top_logprobs: Int | None = Field(None, ge=0)
+    top_logprobs: Int | None = Field(None, ge=-1)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = True
     echo: bool | None = False

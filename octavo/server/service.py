@@ -251,6 +251,15 @@ class Service:
         """The kinds of media that a prompt may have."""
         return [] if self.media is None else self.media.info.open_kinds
 
+    def check_max_tokens(self, max_tokens: int | None) -> None:
+        """Raises InvalidRequestError for longer answers than the model has place for."""
+        longest = self.ready.info.max_model_len
+        if max_tokens is not None and max_tokens > longest:
+            raise InvalidRequestError(
+                f"max_tokens={max_tokens} cannot be greater than max_model_len={longest}. Please request fewer output "
+                "tokens."
+            )
+
     async def check(
         self, prompt: Any, params: SamplingParams | PoolingParams, adapter: LoRARequest | None = None
     ) -> CheckedPrompt:

@@ -187,7 +187,7 @@ def complete(
     finish: str = "length",
     others: Sequence[int] = (),
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The choice of a completion, whole and put together of a stream's."""
+    """The choice of a completion, whole (without what was not asked for) and put together of a stream's."""
     ids = [[*answer, 0] if finish == "stop" else list(answer)]
 
     async def run() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -196,6 +196,8 @@ def complete(
         work = Completions(made, request, made.models.base)
         await work.prepare()
         whole = (await work.whole())["choices"][0]
+        optional = {"token_ids", "prompt_token_ids", "prompt_logprobs"}
+        whole = {key: value for key, value in whole.items() if key not in optional or value is not None}
         made = service(tokenizer, ScriptedClient(ids, finish, others))
         work = Completions(made, request, made.models.base)
         await work.prepare()
