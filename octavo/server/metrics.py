@@ -1,6 +1,8 @@
 """What /metrics tells, with vLLM's names where the meaning is the same, under `octavo:`."""
 
+import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -8,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from octavo.client.request_counts import FIRST_TOKEN, PER_TOKEN, WHOLE
 from octavo.engine.messages import Stats
 from octavo.server.adapter_metrics import AdapterMetrics
+from octavo.server.request_metrics import EndedRequests
 
 
 class Metrics:
@@ -16,10 +19,22 @@ class Metrics:
     Args:
         model: the name that clients know.
         max_loras: most adapters in a step; None where none are served.
+        max_model_len: most tokens of a request.
+        about: what is known of the KV cache, as labels.
+        also_vllm: tell all of it under vLLM's prefix too.
     """
 
-    def __init__(self, model: str, max_loras: int | None = None) -> None:
-        self.registry = CollectorRegistry()
+    def __init__(
+        self,
+        model: str,
+        max_loras: int | None = None,
+        max_model_len: int = 1 << 20,
+        about: Mapping[str, object] | None = None,
+        also_vllm: bool = False,
+    ) -> None:
+        self.registry, self._also_vllm = CollectorRegistry(), also_vllm
+        self.ended = EndedRequests(self.registry, model, max_model_len)
+        self._tell_cache(model, about or {})
         self.adapters = None if max_loras is None else AdapterMetrics(self.registry, model, max_loras)
         self._model = model
         self._last: dict[int, Stats] = {}
@@ -46,6 +61,8 @@ class Metrics:
         self.preemptions = counter("num_preemptions", "Sequences that were preempted and recomputed")
         self.media_items = counter("media_items", "Pictures, films and sounds that towers have read")
         self.media_hits = counter("media_cache_hits", "Pictures, films and sounds whose rows were there already")
+        self.mm_queries = counter("mm_cache_queries", "Pictures, films and sounds whose rows were needed")
+        self.mm_hits = counter("mm_cache_hits", "Pictures, films and sounds whose rows were there already")
         self.media_seconds = counter("media_tower_seconds", "Seconds that towers took")
         self.restarts = counter("engine_restarts", "Times that the engine died and was restarted")
         self.generation_tokens = Counter(
@@ -57,7 +74,11 @@ class Metrics:
         self.first_token = seconds(
             "time_to_first_token_seconds", "From a request's arrival to its first token", FIRST_TOKEN
         )
-        self.per_token = seconds("time_per_output_token_seconds", "Between two tokens of a request", PER_TOKEN)
+        self.per_token = [
+            seconds(name, "Between two tokens of a request", PER_TOKEN)
+            for name in ("time_per_output_token_seconds", "inter_token_latency_seconds")
+        ]
+        """Under the name that vLLM had, and the one that it has."""
         self.whole = seconds("e2e_request_latency_seconds", "From a request's arrival to its end", WHOLE)
         self.take(Stats(), 1, 0)
 
@@ -86,6 +107,8 @@ class Metrics:
             (self.preemptions, stats.preemptions, last.preemptions),
             (self.media_items, stats.num_media_items, last.num_media_items),
             (self.media_hits, stats.feature_hits, last.feature_hits),
+            (self.mm_hits, stats.feature_hits, last.feature_hits),
+            (self.mm_queries, _needed_media(stats), _needed_media(last)),
             (self.media_seconds, stats.media_seconds, last.media_seconds),
         ):
             counter.labels(*labels).inc(max(0, now - earlier))
@@ -109,7 +132,22 @@ class Metrics:
         self.whole.observe(seconds)
 
     def text(self) -> bytes:
-        return generate_latest(self.registry)
+        """All of it, in Prometheus' format."""
+        own = generate_latest(self.registry)
+        return own + _OWN_PREFIX.sub(rb"\1vllm:", own) if self._also_vllm else own
+
+    def _tell_cache(self, model: str, about: Mapping[str, object]) -> None:
+        """A gauge that is always 1, and says by its labels what is known of the KV cache."""
+        labels = {"model_name": model, **{name: str(value) for name, value in about.items()}}
+        text = "What is known of the KV cache"
+        Gauge("octavo:cache_config_info", text, list(labels), registry=self.registry).labels(**labels).set(1)
+
+
+_OWN_PREFIX = re.compile(rb"(?m)^(# HELP |# TYPE |)octavo:")
+
+
+def _needed_media(stats: Stats) -> int:
+    return stats.num_media_items + stats.feature_hits
 
 
 @dataclass
@@ -131,7 +169,8 @@ class RequestClock:
             self.first = now
             self.metrics.first_token.observe(now - self.arrival)
         else:
-            self.metrics.per_token.observe((now - self.last) / count)
+            for histogram in self.metrics.per_token:
+                histogram.observe((now - self.last) / count)
         self.last = now
         self.tokens += count
         self.metrics.generation_tokens.inc(count)

@@ -11,6 +11,7 @@ from octavo.server.reasoning_formats import REASONING_PARSERS
 from octavo.server.tool_formats import TOOL_PARSERS
 from octavo.sizes import parse_size
 
+METRICS_PREFIXES = ("octavo", "vllm")
 BODY, BODY_WITH_MEDIA = 4 << 20, 64 << 20
 """Bytes of the largest request unless an option says otherwise."""
 
@@ -101,6 +102,11 @@ class ServerOptions:
     )
     request_timeout: float = option(3600.0, "seconds after which a request is ended")
     shutdown_timeout: float = option(30.0, "seconds that running requests have to finish when the server is stopped")
+    metrics_prefix: str = option(
+        "octavo",
+        "vllm: /metrics tells all of it under vLLM's own names too, as dashboards ask",
+        choices=METRICS_PREFIXES,
+    )
     log_prompts: bool = option(False, "write prompts into the log")
     page: bool = option(True, "serve the chat page at / and the statistics at /stats")
 
@@ -132,6 +138,10 @@ class ServerOptions:
         if self.reasoning_parser not in REASONING_PARSERS:
             known = ", ".join(REASONING_PARSERS)
             raise ConfigError(f"reasoning_parser={self.reasoning_parser!r} is unknown; choose one of {known}.")
+        if self.metrics_prefix not in METRICS_PREFIXES:
+            raise ConfigError(
+                f"metrics_prefix={self.metrics_prefix!r} is unknown; choose one of {', '.join(METRICS_PREFIXES)}."
+            )
         if self.tool_parser not in TOOL_PARSERS:
             raise ConfigError(f"tool_parser={self.tool_parser!r} is unknown; choose one of {', '.join(TOOL_PARSERS)}.")
 

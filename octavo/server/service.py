@@ -146,7 +146,13 @@ class Service:
                     self.chat_template = file.read()
             except (OSError, UnicodeDecodeError) as error:
                 raise OctavoError(f"chat_template {self.options.chat_template} cannot be read: {error}") from error
-        self.metrics = Metrics(self.model_name, self.args.max_loras if self.args.enable_lora else None)
+        self.metrics = Metrics(
+            self.model_name,
+            self.args.max_loras if self.args.enable_lora else None,
+            ready.info.max_model_len,
+            {"block_size": self.args.block_size, "num_gpu_blocks": ready.num_blocks},
+            also_vllm=self.options.metrics_prefix == "vllm",
+        )
         self._checker = await asyncio.to_thread(ready.checker, self.tokenizer, self.args.max_logprobs, LIMITS)
         self.media = self._checker.media
         for module in self.options.lora_adapters:
@@ -344,8 +350,12 @@ class Service:
         finally:
             clock.end(reason)
             self._count_adapter(run.prompt, run.num_generated)
+            num_prompt = len(run.prompt.encoder_token_ids or run.prompt.token_ids)
+            self.metrics.ended.end(
+                processor.metrics, num_prompt, run.num_generated, run.params.n, run.params.max_tokens
+            )
             add_to_request_log(
-                prompt_tokens=len(run.prompt.encoder_token_ids or run.prompt.token_ids),
+                prompt_tokens=num_prompt,
                 completion_tokens=run.num_generated,
                 finish=reason,
                 **({"media": len(media)} if (media := run.prompt.media) else {}),
