@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.server.http_errors import CLIENT_GONE, error_response
 from octavo.server.request_log import Fields, begin_request_log, write_request_log
+from octavo.server.root_path import sent_path
 from octavo.server.server_options import ServerOptions
 
 OPEN = frozenset(["/health", "/ping", "/version", "/metrics", "/", "/stats", "/openapi.json"])
@@ -93,7 +94,7 @@ class AccessMiddleware:
                 self._write_log(scope, request_id, status, seconds, fields)
 
     def _allowed(self, scope: Scope, headers: dict[bytes, bytes]) -> bool:
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = sent_path(scope).removeprefix(scope.get("root_path", ""))  # which may have come with the prefix
         if not self.keys or path in OPEN or path.startswith(PAGE_FILES) or scope["method"] == "OPTIONS":
             return True
         # OpenAI's clients send one header, Anthropic's the other.

@@ -21,6 +21,7 @@ from octavo.server.access import AccessMiddleware
 from octavo.server.admission import AdmissionScope
 from octavo.server.body import JSONRoute
 from octavo.server.event_stream import json_response
+from octavo.server.root_path import RootPath
 from octavo.server.service import Service
 from octavo.version import __version__
 
@@ -44,6 +45,8 @@ def create_app(service: Service) -> ASGIApp:
         app.include_router(model_routes.updating(service))
     if "audio" in service.media_kinds:
         app.include_router(transcriptions.router(service))
+    if service.options.root_path:
+        app.add_middleware(RootPath, routes=app)
     if service.options.page:
         app.include_router(pages.router(service))
         app.include_router(pages.settings_router(service))

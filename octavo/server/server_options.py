@@ -62,7 +62,7 @@ class ServerOptions:
     api_key: list[str] = option([], "a key that clients must send as a bearer token (may repeat; also OCTAVO_API_KEY)")
     ssl_certfile: str | None = option(None, "certificate for TLS")
     ssl_keyfile: str | None = option(None, "its private key")
-    root_path: str = option("", "path prefix that a proxy in front of the server removes")
+    root_path: str = option("", "prefix of a proxy in front; paths are served with it and without")
     allowed_origins: list[str] = option([], "origins whose pages may call the server (CORS; may repeat, * for all)")
     chat_template: str | None = option(None, "a file with a chat template, instead of the model's")
     tool_parser: str = option(
@@ -111,6 +111,8 @@ class ServerOptions:
     page: bool = option(True, "serve the chat page at / and the statistics at /stats")
 
     def __post_init__(self) -> None:
+        root = self.root_path.strip("/")
+        self.root_path = f"/{root}" if root else ""
         if self.max_body_size is not None:
             self.max_body_size = parse_size(self.max_body_size, "max_body_size")
         self.max_queued_media = parse_size(self.max_queued_media, "max_queued_media")
