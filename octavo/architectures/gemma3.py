@@ -44,7 +44,12 @@ UNDO = {name: minus_one for name in GEMMA2_NAMES.table if name.endswith("norm")}
     "Gemma3ForCausalLM",
     about="Gemma 3 270M and 1B",
     examples=("google/gemma-3-1b-it", "google/gemma-3-270m-it"),
-    gguf=GGUFFormat("gemma3", config=_from_gguf, undo=UNDO),
+    gguf=GGUFFormat(
+        "gemma3",
+        config=_from_gguf,
+        undo=UNDO,
+        header=lambda c: {"rope.freq_base_swa": float(c.get("rope_local_base_freq", 10000.0))},
+    ),
 )
 def gemma3(c: Config) -> CausalLM:
     every = c.get("sliding_window_pattern", 6)

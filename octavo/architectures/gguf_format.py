@@ -55,6 +55,7 @@ class GGUFFormat:
         spelled: parts of published names that the `gguf` package has otherwise.
         when: which files this architecture serves, where several share `arch`.
         also: other names of the architecture in files, whose texts are read alike.
+        header: for writing: keys of the header from config.json, beside those of `octavo.loading.gguf_from_config`.
         section: of config.json, that has the language model's keys; empty where they are its own.
     """
 
@@ -67,6 +68,7 @@ class GGUFFormat:
     spelled: Mapping[str, str] = field(default_factory=dict)
     when: Callable[[GGUFHeader], bool] = lambda file: True
     also: tuple[str, ...] = ()
+    header: Callable[[Config], dict[str, Any]] = lambda c: {}
     section: str = ""
 
 
@@ -106,3 +108,7 @@ UNPERMUTE = {"model.layers.{i}.self_attn.{q|k}_proj": unpermute}
 def minus_one(weight: Tensor, c: Config) -> Tensor:
     """Norm weights that are published around 0 are stored with the 1 already added."""
     return weight - 1.0
+
+
+REDO: Mapping[Callable[[Tensor, Config], Tensor], Callable[[Tensor], Tensor]] = {minus_one: lambda weight: weight + 1.0}
+"""What makes llama.cpp's tensor of the published one again, of changes that do more than move rows."""

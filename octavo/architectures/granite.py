@@ -55,6 +55,16 @@ def granite_from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any
     }
 
 
+def _scales(c: Config) -> dict[str, float]:
+    """For a file's header."""
+    return {
+        "embedding_scale": float(c.embedding_multiplier),
+        "residual_scale": float(c.residual_multiplier),
+        "attention.scale": float(c.attention_multiplier),
+        "logit_scale": float(c.logits_scaling),
+    }
+
+
 GGUF_NAMES: dict[str, str | Into] = {
     "model.layers.{i}.block_sparse_moe.experts.{e}.{w1|w3}": EXPERT + ".gate_up.{gate|up}",
     "model.layers.{i}.block_sparse_moe.experts.{e}.w2": EXPERT + ".down",
@@ -71,7 +81,7 @@ def _has_shared(file: GGUFHeader) -> bool:
     "GraniteForCausalLM",
     about="Granite 3.0, PowerLM",
     examples=("ibm-granite/granite-3.0-2b-base", "ibm-granite/granite-3.0-8b-instruct", "ibm/PowerLM-3b"),
-    gguf=GGUFFormat("granite", config=granite_from_gguf, undo=UNPERMUTE),
+    gguf=GGUFFormat("granite", config=granite_from_gguf, undo=UNPERMUTE, header=_scales),
 )
 def granite(c: Config) -> CausalLM:
     return body(c, gated_mlp(c, c.mlp_bias))

@@ -156,11 +156,11 @@ def _quantize(commands: Any) -> None:
         "quantize",
         help="write a model in fewer bits",
         description="Write a model in fewer bits: a folder of floats as compressed-tensors (q4, int8), which vLLM "
-        "reads too; a GGUF file as one of another type. With --text, measure on a text what it costs.",
+        "reads too, or as a GGUF file; a GGUF file as one of another type. With --text, measure what it costs.",
     )
     quantize.add_argument("source", metavar="MODEL", help="the model, as --model takes it")
-    quantize.add_argument("out", metavar="OUT", help="the folder to write, or for a GGUF model the file")
-    quantize.add_argument("--to", required=True, metavar="KIND", help="q4, int8, or for a GGUF model a type like Q4_0")
+    quantize.add_argument("out", metavar="OUT", help="the folder to write, or the GGUF file (.gguf)")
+    quantize.add_argument("--to", required=True, metavar="KIND", help="q4, int8, or a GGUF type like Q4_0")
     quantize.add_argument("--text", metavar="FILE", help="print the perplexity of this text before and after")
     add_engine_flags(quantize)
 

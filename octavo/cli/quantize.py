@@ -12,9 +12,11 @@ from octavo.cli.flags import engine_args_of
 from octavo.config import EngineArgs
 from octavo.errors import InvalidRequestError
 from octavo.llm import LLM
+from octavo.loading.folder_to_gguf import folder_to_gguf
+from octavo.loading.gguf_writing import TYPES
 from octavo.loading.model_files import find_model
 from octavo.loading.quantize_folder import ROUNDINGS, folder_bytes, quantize_folder, size_text
-from octavo.loading.quantize_gguf import TYPES, quantize_gguf
+from octavo.loading.quantize_gguf import quantize_gguf
 from octavo.params import SamplingParams
 
 WINDOW = 1024
@@ -26,13 +28,15 @@ def run(namespace: argparse.Namespace) -> int:
     args = replace(engine_args_of(namespace), model=namespace.source)
     out, text = Path(namespace.out), _text(namespace.text)
     files = find_model(args)
-    is_gguf = files.is_gguf
-    kind = _kind(namespace.to, is_gguf, args.model)
+    kind = _kind(namespace.to, files.is_gguf or out.suffix == ".gguf")
+    is_gguf = kind in TYPES
     _check(out, is_gguf)
-    before = files.path.stat().st_size if is_gguf else folder_bytes(files.path)
+    before = files.path.stat().st_size if files.is_gguf else folder_bytes(files.path)
     with tqdm(total=before, unit="B", unit_scale=True, desc="Quantizing", disable=not sys.stderr.isatty()) as bar:
-        if is_gguf:
+        if files.is_gguf:
             kept = quantize_gguf(files.path, kind, out, bar.update)
+        elif is_gguf:
+            kept = folder_to_gguf(args, kind, out, bar.update)
         else:
             kept = quantize_folder(args, ROUNDINGS[kind], out, bar.update)
     after = out.stat().st_size if is_gguf else folder_bytes(out)
@@ -46,19 +50,22 @@ def run(namespace: argparse.Namespace) -> int:
     return 0
 
 
-def _kind(given: str, is_gguf: bool, model: str) -> str:
-    """The target, as its writer spells it. Raises InvalidRequestError for one that this checkpoint has no writer of."""
-    if is_gguf:
-        kind = {"int8": "Q8_0", "q4": "Q4_1"}.get(given.lower(), given.upper())
-        if kind not in TYPES:
-            raise InvalidRequestError(f"--to {given}: GGUF types that are written are {', '.join(TYPES)}.")
-        return kind
-    if given.lower() not in ROUNDINGS:
+def _kind(given: str, to_gguf: bool) -> str:
+    """The target, as its writer spells it: one of TYPES for a GGUF file, of ROUNDINGS for a folder.
+
+    Raises InvalidRequestError for what is neither.
+    """
+    of_gguf, of_folder = given.upper(), given.lower()
+    if to_gguf:
+        of_gguf = {"int8": "Q8_0", "q4": "Q4_1"}.get(of_folder, of_gguf)
+    elif of_folder in ROUNDINGS:
+        return of_folder
+    if of_gguf not in TYPES:
         raise InvalidRequestError(
-            f"--to {given}: {model} is a folder, which is written as {' or '.join(ROUNDINGS)} (compressed-tensors). "
-            "GGUF types are written from GGUF files."
+            f"--to {given}: a folder is written as {' or '.join(ROUNDINGS)} (compressed-tensors), and a GGUF file as "
+            f"{', '.join(TYPES)}."
         )
-    return given.lower()
+    return of_gguf
 
 
 def _check(out: Path, is_gguf: bool) -> None:
@@ -66,7 +73,7 @@ def _check(out: Path, is_gguf: bool) -> None:
     if not out.absolute().parent.is_dir():
         raise InvalidRequestError(f"{out}: there is no folder {out.absolute().parent}.")
     if is_gguf and out.suffix != ".gguf":
-        raise InvalidRequestError(f"{out}: the name must end in .gguf, as the model is a GGUF file.")
+        raise InvalidRequestError(f"{out}: the name of a GGUF file must end in .gguf.")
     if out.exists() and (is_gguf or not out.is_dir() or any(out.iterdir())):
         raise InvalidRequestError(f"{out} is there already. Name another place, or remove it.")
 

@@ -50,17 +50,24 @@ def open_checkpoint(args: EngineArgs) -> Checkpoint:
     return _open_gguf(files, args) if files.is_gguf else _open_folder(files, args)
 
 
-def _open_gguf(files: ModelFiles, args: EngineArgs) -> Checkpoint:
-    file = GGUFFile(files.path)
-    with sound_config(files.path):
-        architecture = _gguf_architecture(file)
-        assert architecture.gguf is not None
+def gguf_values(file: GGUFFile, architecture: Architecture) -> dict[str, Any]:
+    """What a config.json would say of the model of a file."""
+    assert architecture.gguf is not None
+    with sound_config(file.path):
         shared = shared_config(file)
         own = {**architecture.gguf.config(shared, file), "architectures": [architecture.name]}
     # llama.cpp turns whole heads unless a file says otherwise, whatever the published config's default is.
     values = {"partial_rotary_factor": 1.0, **shared, **own}
     if section := architecture.gguf.section:
         values = {**{key: values.get(key) for key in BESIDE_SECTION}, section: values}
+    return values
+
+
+def _open_gguf(files: ModelFiles, args: EngineArgs) -> Checkpoint:
+    file = GGUFFile(files.path)
+    with sound_config(files.path):
+        architecture = gguf_architecture(file)
+    values = gguf_values(file, architecture)
     if (mmproj := _mmproj(files, args, file)) is not None:
         with sound_config(mmproj.file.path):
             whole = mmproj.config(values, args.hf_overrides)
@@ -127,7 +134,8 @@ def _with_others(
     return values, JoinedWeights(weights, parts) if parts else weights
 
 
-def _gguf_architecture(file: GGUFFile) -> Architecture:
+def gguf_architecture(file: GGUFFile) -> Architecture:
+    """What reads a file. Raises UnsupportedModelError where nothing does."""
     served = [a for a in all_architectures().values() if a.gguf is not None]
     for architecture in served:
         format = architecture.gguf

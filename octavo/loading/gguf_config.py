@@ -12,7 +12,7 @@ from octavo.loading.gguf_reader import shown
 from octavo.loading.gguf_source import gguf_source
 from octavo.loading.gguf_vocab import token_id
 
-_KEYS: dict[str, tuple[str, ...]] = {
+KEYS: dict[str, tuple[str, ...]] = {
     "embedding_length": ("hidden_size", "n_embd"),
     "feed_forward_length": ("intermediate_size", "n_inner"),
     "context_length": ("max_position_embeddings", "n_positions"),
@@ -64,7 +64,7 @@ def shared_config(file: GGUFFile) -> dict[str, Any]:
     """
     check_sizes(file.metadata, file.arch, file.tensors)
     value, config = file.value, dict[str, Any]()
-    for key, names in _KEYS.items():
+    for key, names in KEYS.items():
         config |= dict.fromkeys(names, value(key))
     if config["num_key_value_heads"] is None:
         config["num_key_value_heads"] = value("attention.head_count")

@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,12 @@ class Layers:
         """What the tensor does; None for what goes nowhere."""
         slot = self._slot(name)
         return None if slot is None else slot.role
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Published names of parameters that tensors of these names leave empty."""
+        filled = {into.path.replace("{e}", "0") for name in names if (into := self.names.locate(name))}
+        filled |= {f"{path.rpartition('.')[0].rpartition('.')[0]}.{path.rpartition('.')[2]}" for path in filled}
+        return [self.names.published(path) for path in self._slots if path not in filled]
 
     def is_rounded(self, name: str, source: TensorSource) -> bool:
         """Whether the format has a place for it: a matrix `[outputs, inputs]` of a layer."""

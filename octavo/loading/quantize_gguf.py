@@ -9,14 +9,10 @@ import numpy as np
 from octavo.errors import ConfigError
 from octavo.loading.gguf_file import GGUFFile
 from octavo.loading.gguf_source import gguf_source
+from octavo.loading.gguf_writing import type_for
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, GGUFWriter
-
-TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
-"""Types that can be written, as `gguf` rounds to them."""
-HEADS = ("token_embd.weight", "output.weight")
-"""Tables and heads, which lose more by rounding: 8 bits at least."""
 
 
 def quantize_gguf(path: Path, kind: str, out: Path, progress: Callable[[int], object]) -> list[str]:
@@ -39,7 +35,7 @@ def quantize_gguf(path: Path, kind: str, out: Path, progress: Callable[[int], ob
     _copy_metadata(reader, writer, kind)
     kept = list[str]()
     for tensor in reader.tensors:
-        chosen = _type_for(tensor.name, list(tensor.shape), kind, kept)
+        chosen = type_for(tensor.name, tuple(tensor.shape[::-1]), kind, kept)
         data = tensor.data if chosen is None else _rounded(file, tensor.name, chosen)
         writer.add_tensor(tensor.name, data, raw_dtype=tensor.tensor_type if chosen is None else _of_gguf(chosen))
         progress(int(tensor.n_bytes))
@@ -54,19 +50,6 @@ def _of_gguf(kind: str) -> Any:
     from gguf import GGMLQuantizationType
 
     return GGMLQuantizationType[kind]
-
-
-def _type_for(name: str, shape: list[int], kind: str, kept: list[str]) -> str | None:
-    """The type that a tensor is written in; None for its own. `shape` begins with a row's values."""
-    from gguf import GGML_QUANT_SIZES
-
-    if len(shape) < 2 or not name.endswith(".weight") or "norm" in name or "_inp" in name or "ssm_conv" in name:
-        return None
-    block, _ = GGML_QUANT_SIZES[_of_gguf(kind)]
-    if shape[0] % block:
-        kept.append(name)
-        return None
-    return "Q8_0" if name in HEADS and block > 1 else kind
 
 
 def _rounded(file: GGUFFile, name: str, kind: str) -> "np.ndarray[Any, Any]":

@@ -66,7 +66,7 @@ def test_a_gguf_file_and_its_perplexity(smollm_file: Path, tmp_path: Path, capsy
     ("arguments", "match"),
     [
         (["--to", "q5", "{out}"], "q5.*q4 or int8"),
-        (["--to", "Q4_0", "{out}"], "written from GGUF files"),
+        (["--to", "Q4_0", "{out}"], "must end in .gguf"),
         (["--to", "q4", "{out}/deeper/still"], "no folder"),
         (["--to", "q4", "{source}"], "there already"),
         (["--to", "q4", "{out}", "--text", "{out}/none"], "cannot be read"),
