@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -96,21 +97,37 @@ class TransformedTensor(TensorSource):
     def read(self) -> Tensor:
         return self.transform(self.source.read())
 
+    def _whole(self) -> tuple[TensorSource, Transform]:
+        """What the tensor is made of, and all that is done to it: a change may take back another."""
+        source, change = self.source, self.transform
+        while isinstance(source, TransformedTensor):
+            change = partial(_both, source.transform, change)
+            source = source.source
+        return source, change
+
     def stored(self) -> StoredRows | None:
-        rows = self.source.stored()
+        source, change = self._whole()
+        rows = source.stored()
         if rows is None or rows.data.is_floating_point():
-            return None if rows is None else of_floats(self.transform(rows.data))
-        order = row_order(self.transform, self.source.shape)
-        return None if order is None else replace(rows, data=rows.data[order])
+            return None if rows is None else of_floats(change(rows.data))
+        order = row_order(change, source.shape)
+        if order is None or torch.equal(order, torch.arange(len(order))):
+            return None if order is None else rows
+        return replace(rows, data=rows.data[order])
 
     def part(self, shard: Shard) -> TensorSource:
-        if (order := row_order(self.transform, self.source.shape)) is not None:
+        source, change = self._whole()
+        if (order := row_order(change, source.shape)) is not None:
             ranges, places = _needed(order, shard.rows)
-            return TransformedTensor(self.source.part(Shard(ranges, shard.columns)), lambda w: w[places])
+            return TransformedTensor(source.part(Shard(ranges, shard.columns)), lambda w: w[places])
         if (order := _column_order(self.transform, self.source.shape)) is not None:
             ranges, places = _needed(order, shard.rows)
             return TransformedTensor(self.source.part(Shard(shard.columns, ranges)), lambda w: w.t()[places])
         return TensorPart(self, shard)
+
+
+def _both(first: Transform, second: Transform, tensor: Tensor) -> Tensor:
+    return second(first(tensor))
 
 
 class JoinedTensor(TensorSource):

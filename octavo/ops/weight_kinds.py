@@ -49,6 +49,13 @@ class WeightKind(IntEnum):
     """Floats of 8 bits, with a float32 scale for each 128 columns."""
     NF4 = 1007
     """Codes of 4 bits into bitsandbytes' table of normal floats, with a float32 scale for each 64 columns."""
+    FP4 = 1008
+    """The same with its table of floats of 4 bits."""
+    E5M2 = 1009
+    """Floats of 8 bits with 5 of exponent, with a float32 scale for each 128 columns."""
+    U8_MIN_32 = 1010
+    """Codes of 8 bits, with a float32 scale and min for each 32 columns; also for 128."""
+    U8_MIN_128 = 1011
 
 
 BITS_HELD = {

@@ -5,14 +5,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from octavo.loading.formats.codes import FP4, NF4, Codes
+from octavo.loading.formats.codes import BNB_FP4, FP4, NF4, Codes
 from octavo.ops.stored_rows import StoredRows
 from octavo.ops.weight_kinds import WeightKind
 
 GROUPED = {128: WeightKind.U4_128, 64: WeightKind.U4_64, 32: WeightKind.U4_32}
 """Kinds of 4-bit codes by the columns that share a scale."""
 BYTES = {128: WeightKind.U8_128, 32: WeightKind.U8_32}
-"""Kinds of 8-bit codes."""
+"""Kinds of 8-bit codes whose zero is the middle."""
+BYTES_WITH_MINS = {128: WeightKind.U8_MIN_128, 32: WeightKind.U8_MIN_32}
+TABLES = {NF4: WeightKind.NF4, BNB_FP4: WeightKind.FP4}
+FLOATS8 = {torch.float8_e4m3fn: WeightKind.E4M3, torch.float8_e5m2: WeightKind.E5M2}
+NOT_FINITE = {torch.float8_e4m3fn: 0x7F, torch.float8_e5m2: 0x7C}
+"""Bits that are all set in what is no number."""
 MXFP4_GROUP = 32
 FP4_GROUP = 16
 """Columns of e2m1 that share a scale in NVFP4."""
@@ -27,12 +32,18 @@ def stored_rows(codes: Codes) -> StoredRows | None:
         rows = None if ordered is None else stored_rows(ordered)
         return None if rows is None else replace(rows, order=order)
     if codes.table is not None:
-        return _mxfp4(codes) or _nvfp4(codes) if codes.table.tolist() == list(FP4) else _nf4(codes)
-    if codes.numbers.dtype == torch.float8_e4m3fn:
-        return _e4m3(codes)
+        return _mxfp4(codes) or _nvfp4(codes) if codes.table.tolist() == list(FP4) else _of_table(codes)
+    if codes.numbers.dtype in FLOATS8:
+        return _floats8(codes)
     if codes.numbers.dtype == torch.uint8:
         return _four_bits(codes) if int(codes.numbers.max()) < 16 else _eight_bits(codes)
     return _eight_bits(codes) if codes.numbers.dtype == torch.int8 else None
+
+
+def _mins(codes: Codes, zeros: Tensor, scales: Tensor) -> Tensor:
+    """[outputs, groups] what is added to a code times its scale."""
+    mins = -zeros.float() * scales
+    return (mins if codes.added is None else mins + codes.added).expand(scales.shape)
 
 
 def _four_bits(codes: Codes) -> StoredRows | None:
@@ -40,24 +51,25 @@ def _four_bits(codes: Codes) -> StoredRows | None:
     if size is None:
         return None
     scales = codes.row_scales()
-    mins = torch.zeros(()) if codes.zeros is None else -codes.zeros.float() * scales
-    if codes.added is not None:
-        mins = mins + codes.added
-    header = torch.stack([_spread(codes, values, size) for values in (scales, mins.expand(scales.shape))], dim=-1)
+    mins = _mins(codes, torch.zeros(()) if codes.zeros is None else codes.zeros, scales)
+    header = torch.stack([_spread(codes, values, size) for values in (scales, mins)], dim=-1)
     numbers = _padded(codes.numbers, size)
     return _rows(GROUPED[size], codes, header, numbers[..., 0::2] | numbers[..., 1::2] << 4)
 
 
 def _eight_bits(codes: Codes) -> StoredRows | None:
-    """Codes whose zero is the middle."""
     size = _columns(codes, BYTES)
+    if size is None:
+        return None
     is_signed = codes.numbers.dtype == torch.int8
     zeros = torch.zeros(1) if codes.zeros is None else codes.zeros.float()
-    if size is None or codes.added is not None or not bool((zeros == (0 if is_signed else 128)).all()):
-        return None
-    numbers = codes.numbers.view(torch.uint8) ^ 128 if is_signed else codes.numbers
-    header = _spread(codes, codes.row_scales(), size).unsqueeze(-1)
-    return _rows(BYTES[size], codes, header, _padded(numbers, size))
+    zeros = zeros + 128 if is_signed else zeros
+    numbers = _padded(codes.numbers.view(torch.uint8) ^ 128 if is_signed else codes.numbers, size)
+    scales = codes.row_scales()
+    if codes.added is None and bool((zeros == 128).all()):
+        return _rows(BYTES[size], codes, _spread(codes, scales, size).unsqueeze(-1), numbers)
+    header = torch.stack([_spread(codes, values, size) for values in (scales, _mins(codes, zeros, scales))], dim=-1)
+    return _rows(BYTES_WITH_MINS[size], codes, header, numbers)
 
 
 def _mxfp4(codes: Codes) -> StoredRows | None:
@@ -91,22 +103,24 @@ def _nvfp4(codes: Codes) -> StoredRows | None:
     return StoredRows(WeightKind.NVFP4, codes.shape[1], torch.cat(parts, dim=-1).flatten(1))
 
 
-def _e4m3(codes: Codes) -> StoredRows | None:
-    size, numbers = _columns(codes, {128: WeightKind.E4M3}), codes.numbers.view(torch.uint8)
-    if size is None or codes.zeros is not None or codes.added is not None or bool((numbers & 127 == 127).any()):
-        return None  # the last of these: a NaN
+def _floats8(codes: Codes) -> StoredRows | None:
+    kind, bits = FLOATS8[codes.numbers.dtype], NOT_FINITE[codes.numbers.dtype]
+    size, numbers = _columns(codes, {128: kind}), codes.numbers.view(torch.uint8)
+    if size is None or codes.zeros is not None or codes.added is not None or bool((numbers & bits == bits).any()):
+        return None
     header = _spread(codes, codes.row_scales(), size).unsqueeze(-1)
-    return _rows(WeightKind.E4M3, codes, header, _padded(numbers, size))
+    return _rows(kind, codes, header, _padded(numbers, size))
 
 
-def _nf4(codes: Codes) -> StoredRows | None:
+def _of_table(codes: Codes) -> StoredRows | None:
     assert codes.table is not None
-    size = _columns(codes, {64: WeightKind.NF4})
-    if size is None or codes.zeros is not None or codes.added is not None or codes.table.tolist() != list(NF4):
+    kind = TABLES.get(tuple(codes.table.tolist()))
+    size = None if kind is None else _columns(codes, {64: kind})
+    if kind is None or size is None or codes.zeros is not None or codes.added is not None:
         return None
     numbers = _padded(codes.numbers, size)
     header = _spread(codes, codes.row_scales(), size).unsqueeze(-1)
-    return _rows(WeightKind.NF4, codes, header, numbers[..., 0::2] | numbers[..., 1::2] << 4)
+    return _rows(kind, codes, header, numbers[..., 0::2] | numbers[..., 1::2] << 4)
 
 
 def _power_of_two(scales: Tensor) -> float:

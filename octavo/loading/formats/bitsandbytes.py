@@ -29,7 +29,7 @@ class BitsAndBytesWeights(QuantizedWeights):
 
     name = "bitsandbytes"
     reads = "nf4 and fp4, with double quantization or not; int8"
-    held = "nf4 codes with a float32 scale for each 64; codes of 8 bits; float16 for fp4"
+    held = "codes of nf4 and fp4 with a float32 scale for each 64; codes of 8 bits"
     of_weight = ("SCB", "weight.absmax")
     beside = (
         *("weight_format", "weight.quant_map", "weight.nested_absmax", "weight.nested_quant_map"),

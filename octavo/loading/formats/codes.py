@@ -20,6 +20,11 @@ NF4 = (
 """What those of bitsandbytes' normal floats mean (Dettmers et al. 2023), in float32."""
 
 
+_OF_12 = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
+BNB_FP4 = tuple(float(v) for v in torch.tensor([*_OF_12, *(-v for v in _OF_12)], dtype=torch.float32) / 12.0)
+"""What those of its floats of 4 bits mean, in float32."""
+
+
 @dataclass(frozen=True)
 class Codes:
     """A weight `[outputs, inputs]`, each value of which is `(number - zero) * scale + added`."""

@@ -25,7 +25,7 @@ class GPTQWeights(QuantizedWeights):
 
     name = "gptq"
     reads = "2, 3, 4 and 8 bits, symmetric or not, gptq and gptq_v2, `desc_act`, `dynamic` rules; a quantized head"
-    held = "codes of 4 or 8 bits with float32 scales; float16 for 8 bits with zeros of their own"
+    held = "codes of 4 or 8 bits with float32 scales"
     of_weight = ("qweight", "qzeros", "scales")
     beside = ("g_idx",)
     inputs_first = True

@@ -25,7 +25,7 @@ class HQQWeights(QuantizedWeights):
 
     name = "hqq"
     reads = "1, 2, 3, 4 and 8 bits, both axes"
-    held = "4-bit codes with a float32 scale and low; float16 for 8 bits and axis 0"
+    held = "codes of 4 or 8 bits with a float32 scale and low; float16 for axis 0, whose scales no columns share"
     of_weight = ("W_q",)
     beside = (
         *("scale", "zero", "nbits", "axis", "group_size", "shape", "packing", "unpack_view_dtype", "view_as_float"),

@@ -99,6 +99,8 @@ using U4_64 = Grouped<4, 64, true, 0>;
 using U4_128 = Grouped<4, 128, true, 0>;
 using U8_32 = Grouped<8, 32, false, 128>;
 using U8_128 = Grouped<8, 128, false, 128>;
+using U8_MIN_32 = Grouped<8, 32, true, 0>;
+using U8_MIN_128 = Grouped<8, 128, true, 0>;
 
 // 4-bit floats of 2 bits of exponent and 1 of mantissa (Open Compute Project 2023) are halves of whole numbers.
 INLINE uvec halves_of_e2m1(const uvec& codes) {
@@ -225,6 +227,8 @@ constexpr int64_t file_row_bytes(int64_t width) {
         case octavo::WeightKind::U4_128: { using F = octavo::U4_128; __VA_ARGS__; break; }         \
         case octavo::WeightKind::U8_32: { using F = octavo::U8_32; __VA_ARGS__; break; }           \
         case octavo::WeightKind::U8_128: { using F = octavo::U8_128; __VA_ARGS__; break; }         \
+        case octavo::WeightKind::U8_MIN_32: { using F = octavo::U8_MIN_32; __VA_ARGS__; break; }   \
+        case octavo::WeightKind::U8_MIN_128: { using F = octavo::U8_MIN_128; __VA_ARGS__; break; } \
         case octavo::WeightKind::NVFP4: { using F = octavo::NVFP4; __VA_ARGS__; break; }           \
     }
 

@@ -14,7 +14,6 @@ template <int BLOCK_, bool MIN, int CODE_BITS_>
 struct Shape {
     static constexpr int BLOCK = BLOCK_, CODE_BITS = CODE_BITS_;
     static constexpr bool HAS_MIN = MIN;
-    static_assert(!(CODE_BITS == 8 && MIN), "a min stands for no zero, and could not make up for what is taken off");
 };
 template <typename F>
 using ShapeOf = Shape<F::BLOCK, F::HAS_MIN, F::CODE_BITS>;
@@ -142,7 +141,11 @@ struct Packed {
     INLINE const uint8_t* chunk(int64_t c) const { return F::chunk(unit(c), part(c)); }
     static INLINE uvec step(const uint8_t* chunk, int s) { return F::step(chunk, s); }
     INLINE vec scale(int64_t c, int b) const { return F::scale(unit(c), part(c) * (CHUNK / F::BLOCK) + b); }
-    INLINE vec min(int64_t c, int b) const { return F::min(unit(c), part(c) * (CHUNK / F::BLOCK) + b); }
+    // Of the codes as they are multiplied: what is taken off them is added here.
+    INLINE vec min(int64_t c, int b) const {
+        const vec min = F::min(unit(c), part(c) * (CHUNK / F::BLOCK) + b);
+        return F::CODE_BITS == 8 && TAKEN_OFF > 0 ? min + scale(c, b) * static_cast<float>(TAKEN_OFF) : min;
+    }
     INLINE void prefetch(int64_t c) const {
         const uint8_t* p = chunk(c) + AHEAD;
         for (int i = 0; i < F::Bits::BYTES; i += 64) __builtin_prefetch(p + i);

@@ -67,6 +67,25 @@ struct E4M3 : ScaledCodes<8, 128> {
 #endif
 };
 
+// Floats of 8 bits: 5 of exponent, 2 of mantissa, which are the upper half of a float16.
+struct E5M2 : ScaledCodes<8, 128> {
+    static constexpr float FACTOR = 1.0f;
+
+    static INLINE vec weights(const uint8_t* panel, int64_t column) {
+        const uint8_t* p = panel + column * PANEL;
+#if defined(__AVX512BW__)
+        return (vec)_mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(load_as<__m128i>(p)), 8));
+#elif defined(__AVX2__) && defined(__F16C__)
+        const auto half = [](const uint8_t* bytes) {
+            return (reg)_mm256_cvtph_ps(_mm_slli_epi16(_mm_cvtepu8_epi16(_mm_loadu_si64(bytes)), 8));
+        };
+        return {half(p), half(p + 8)};
+#else
+        return widen(convert<uint16_t>(load_as<Lanes<uint8_t, LANES>>(p)) << 8, static_cast<const f16*>(nullptr));
+#endif
+    }
+};
+
 // Codes of 4 bits into a table.
 struct Table4 : ScaledCodes<4, 64> {
     static constexpr float FACTOR = 1.0f;
@@ -105,11 +124,23 @@ struct NF4 : Table4 {
     }
 };
 
+// bitsandbytes' floats of 4 bits: of 12, the largest.
+struct FP4 : Table4 {
+    static INLINE vec weights(const uint8_t* panel, int64_t column) {
+        static constexpr float VALUES[16] = {
+            0.0f,  0.0625f / 12.0f,  8.0f / 12.0f,  1.0f,  4.0f / 12.0f,  6.0f / 12.0f,  2.0f / 12.0f,  3.0f / 12.0f,
+            -0.0f, -0.0625f / 12.0f, -8.0f / 12.0f, -1.0f, -4.0f / 12.0f, -6.0f / 12.0f, -2.0f / 12.0f, -3.0f / 12.0f};
+        return look_up(panel, column, VALUES);
+    }
+};
+
 // Its last argument with S as the layout of such a WeightKind, which is only known when called.
 #define WITH_SCALED(kind, S, ...)                                                       \
     switch (kind) {                                                                     \
         case octavo::WeightKind::E4M3: { using S = octavo::E4M3; __VA_ARGS__; break; }  \
         case octavo::WeightKind::NF4: { using S = octavo::NF4; __VA_ARGS__; break; }    \
+        case octavo::WeightKind::FP4: { using S = octavo::FP4; __VA_ARGS__; break; }    \
+        case octavo::WeightKind::E5M2: { using S = octavo::E5M2; __VA_ARGS__; break; }  \
         default: break;                                                                 \
     }
 
