@@ -7,8 +7,8 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from octavo.errors import ConfigError, UnknownKeywordError, did_you_mean, names_closest, shorten
-from octavo.option_types import as_mapping, check_types
+from octavo.errors import ConfigError, UnknownKeywordError, did_you_mean, names_closest
+from octavo.option_types import as_mapping, check_choices, check_types
 from octavo.params import check_recommended
 from octavo.pooler_config import PoolerConfig as PoolerConfig
 from octavo.sizes import parse_size
@@ -197,6 +197,7 @@ class EngineArgs:
         'most items of a kind in a prompt, for example {"image": 4} or image=4,video=1 (default: what the model '
         "takes); 0 for all kinds loads no tower",
     )
+    language_model_only: bool = option(False, "take no pictures, films or sounds, and load no towers")
     mm_processor_kwargs: dict[str, Any] = option(
         {}, 'settings of the model\'s media processor, for example {"max_pixels": 1003520}'
     )
@@ -225,7 +226,7 @@ class EngineArgs:
 
     def __post_init__(self) -> None:
         _spell_out(self)
-        _check_choices(self)
+        check_choices(self)
         if not isinstance(self.model, str) or not self.model.strip():
             raise ConfigError(
                 f"model={self.model!r} names no model (is a variable unset?). Name a folder, a .gguf file or a hub "
@@ -321,6 +322,8 @@ def _spell_out(args: EngineArgs) -> None:
             )
         except (UnknownKeywordError, ConfigError) as error:
             raise ConfigError(f"override_pooler_config: {error}") from error
+    if args.language_model_only:
+        args.limit_mm_per_prompt = dict.fromkeys(MEDIA_KINDS, 0)
     if args.max_model_len in (-1, "auto"):
         args.max_model_len = None
 
@@ -353,14 +356,6 @@ def _check_kinds(args: EngineArgs) -> None:
         count = value.get("count") if isinstance(value, dict) else value
         if type(count) is not int or count < 0:
             raise ConfigError(f"limit_mm_per_prompt: {kind} is {value!r:.40}; give a number of items, 0 or more.")
-
-
-def _check_choices(args: EngineArgs) -> None:
-    for f in dataclasses.fields(args):
-        choices, value = f.metadata["choices"], getattr(args, f.name)
-        if choices and value is not None and value not in choices:
-            hint = did_you_mean(str(value), choices)
-            raise ConfigError(f"{f.name}={shorten(repr(value))} is unknown; choose one of {', '.join(choices)}.{hint}")
 
 
 def engine_args(model: str | os.PathLike[str], options: dict[str, Any]) -> tuple[EngineArgs, list[str]]:

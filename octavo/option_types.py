@@ -7,7 +7,7 @@ import types
 import typing
 from typing import Any
 
-from octavo.errors import ConfigError, shorten
+from octavo.errors import ConfigError, did_you_mean, shorten
 
 WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", list: "a list", dict: "a dict"}
 
@@ -82,3 +82,12 @@ def as_mapping(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise ConfigError(f'{name}={value!r:.100} must be a dict, or JSON such as {{"image": 1}}.')
     return value
+
+
+def check_choices(args: Any) -> None:
+    """Raises ConfigError for the first field of options whose value is none of its choices."""
+    for f in dataclasses.fields(args):
+        choices, value = f.metadata["choices"], getattr(args, f.name)
+        if choices and value is not None and value not in choices:
+            hint = did_you_mean(str(value), choices)
+            raise ConfigError(f"{f.name}={shorten(repr(value))} is unknown; choose one of {', '.join(choices)}.{hint}")

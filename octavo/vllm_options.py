@@ -83,6 +83,12 @@ mamba_backend | text | * | each device has one implementation of state-space lay
 mamba_ssu_algorithm | text | * | each device has one implementation of state-space layers
 enable_mamba_cache_stochastic_rounding | switch | * | states are kept in float32
 mamba_cache_philox_rounds | int | * | states are kept in float32
+structured_outputs_config | object | * | llguidance does the grammars, as docs/server.md says
+logits_processors | list | null, [] | give logits_processors in SamplingParams
+disable_log_stats | switch | * | no numbers are logged but a server's
+enable_log_requests | switch | * | requests are logged by a server
+otlp_traces_endpoint | text | null | there are no traces; leave it out
+logprobs_mode | text | "raw_logprobs" | log-probabilities are of the model's own distribution; leave it out
 reasoning_parser_plugin | text | null, "" | formats of thoughts are entries of octavo/server/reasoning_formats.py
 nnodes -n | int | 1 | for several machines give distributed_executor_backend="ray"
 node_rank -r | int | 0 | for several machines give distributed_executor_backend="ray"
@@ -293,6 +299,11 @@ h11_max_incomplete_event_size | int | * | headers may have 64 KiB; max_body_size
 h11_max_header_count | int | * | headers may have 64 KiB
 enable_offline_docs | switch | * | /openapi.json is there, and no pages that would load something from elsewhere
 enable_flash_late_interaction | switch | * | scores are computed by the engine
+enable_server_load_tracking | switch | false | the number of requests is in /metrics; leave it out
+enable_tokenizer_info_endpoint | switch | false | there is no such endpoint; leave it out
+exclude_tools_when_tool_choice_none | switch | * | such prompts have no tools anyway
+fingerprint_mode | text | "full", "hash", "none" | answers have no fingerprint
+fingerprint_value | text | null | answers have no fingerprint; leave it out
 enable_auto_tool_choice | switch | * | tools may always be chosen
 """
 

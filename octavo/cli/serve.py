@@ -5,7 +5,6 @@ import dataclasses
 
 from octavo.cli.flags import engine_args_of
 from octavo.errors import ConfigError
-from octavo.logs import log_to_stderr
 from octavo.server.run import serve
 from octavo.server.server_options import ServerOptions
 
@@ -20,7 +19,6 @@ def run(namespace: argparse.Namespace) -> int:
         if getattr(namespace, "enable_lora", None) is False:
             raise ConfigError("--lora-modules and --allow-runtime-lora-updating need --enable-lora.")
         args = dataclasses.replace(args, enable_lora=True)
-    log_to_stderr()
-    log_to_stderr("octavo.requests", "%(message)s")
+    options.start_logs()
     serve(args, options)
     return 0

@@ -1,7 +1,6 @@
 """What every HTTP request passes: keys, sizes, and the request log."""
 
 import hmac
-import os
 import re
 import time
 import uuid
@@ -10,6 +9,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.server.http_errors import CLIENT_GONE, error_response
+from octavo.server.http_options import keys_of
 from octavo.server.request_log import Fields, begin_request_log, write_request_log
 from octavo.server.root_path import sent_path
 from octavo.server.server_options import ServerOptions
@@ -35,8 +35,8 @@ class AccessMiddleware:
 
     def __init__(self, app: ASGIApp, options: ServerOptions, has_media: bool = False) -> None:
         self.app, self.limit = app, options.body_bytes(has_media)
-        of_environment = os.environ.get("OCTAVO_API_KEY", "")
-        self.keys = [key.encode() for key in [*options.api_key, *of_environment.split(",")] if key]
+        self.keys = [key.encode() for key in keys_of(options.api_key)]
+        self.quiet = QUIET | options.quiet_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -89,7 +89,7 @@ class AccessMiddleware:
                 raise
             # It is answered and logged: the connection may go on.
         finally:
-            if scope["path"] not in QUIET and not scope["path"].startswith(PAGE_FILES):
+            if scope["path"] not in self.quiet and not scope["path"].startswith(PAGE_FILES):
                 seconds = time.monotonic() - start
                 self._write_log(scope, request_id, status, seconds, fields)
 

@@ -21,6 +21,7 @@ from octavo.server.access import AccessMiddleware
 from octavo.server.admission import AdmissionScope
 from octavo.server.body import JSONRoute
 from octavo.server.event_stream import json_response
+from octavo.server.middleware import KeepAlive, add_middleware
 from octavo.server.root_path import RootPath
 from octavo.server.service import Service
 from octavo.version import __version__
@@ -29,7 +30,15 @@ from octavo.version import __version__
 def create_app(service: Service) -> ASGIApp:
     """The application over a service that has started."""
     # No redirects: they would go wherever the Host header says.
-    app = FastAPI(title="Octavo", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
+    described = None if service.options.disable_fastapi_docs else "/openapi.json"
+    app = FastAPI(
+        title="Octavo",
+        version=__version__,
+        openapi_url=described,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     for routes in (
         completions.router(service),
         chat_completions.router(service),
@@ -51,15 +60,19 @@ def create_app(service: Service) -> ASGIApp:
         app.include_router(pages.router(service))
         app.include_router(pages.settings_router(service))
     http_errors.install(app)
+    add_middleware(app, service.options.middleware)
     # Around the whole app, so that errors pass them too; pages may read refusals, so CORS is the outermost.
     access = AccessMiddleware(AdmissionScope(app, service.admission), service.options, bool(service.media_kinds))
-    if not service.options.allowed_origins:
-        return access
+    options = service.options
+    around = KeepAlive(access, options.sse_keep_alive_interval) if options.sse_keep_alive_interval else access
+    if not options.allowed_origins:
+        return around
     return CORSMiddleware(
-        access,
-        allow_origins=service.options.allowed_origins,
-        allow_methods=["*"],
-        allow_headers=["*"],
+        around,
+        allow_origins=options.allowed_origins,
+        allow_methods=options.allowed_methods,
+        allow_headers=options.allowed_headers,
+        allow_credentials=options.allow_credentials,
         expose_headers=["X-Request-Id", "Retry-After"],
     )
 

@@ -28,6 +28,7 @@ from octavo.server.body import JSONRoute
 from octavo.server.event_stream import event_response, json_response, while_connected
 from octavo.server.logprobs import LogprobsWriter
 from octavo.server.protocol import ChatRequest, Conversation
+from octavo.server.request_defaults import fill_in
 from octavo.server.served_models import ServedModel
 from octavo.server.service import MediaPrompt, Run, Service, sent_bytes
 from octavo.server.tool_calls import call
@@ -38,11 +39,13 @@ from octavo.text.media_chat import split_media
 
 async def prompt_of(service: Service, request: Conversation) -> dict[str, Any] | MediaPrompt:
     """The prompt of a conversation, by the chat template."""
+    fill_in(request, service.options)
     tokenizer, media = service.tokenizer, service.media
     if tokenizer is None:
         raise InvalidRequestError("this server has no tokenizer (--skip-tokenizer-init); use /v1/completions.")
-    if request.chat_template is not None and not service.args.trust_remote_code:
-        raise InvalidRequestError("chat_template in a request needs a server with --trust-remote-code.")
+    trusts = service.args.trust_remote_code or service.options.trust_request_chat_template
+    if request.chat_template is not None and not trusts:
+        raise InvalidRequestError("chat_template in a request needs a server with --trust-request-chat-template.")
     messages: Any = request.messages
     parts, options = list[MediaPart](), dict[str, Any]()
     if media is not None:
@@ -61,6 +64,7 @@ async def prompt_of(service: Service, request: Conversation) -> dict[str, Any] |
         tools=[t.model_dump(exclude_none=True) for t in tools] if tools else None,
         documents=request.documents,
         variables=request.template_variables,
+        content_format=service.options.chat_template_content_format,
         **options,
     )
     made = {**prompt, "add_special_tokens": bool(request.add_special_tokens)}
@@ -86,6 +90,7 @@ class Chat:
     """One request of /v1/chat/completions."""
 
     def __init__(self, service: Service, request: ChatRequest, model: ServedModel) -> None:
+        fill_in(request, service.options)
         self.service, self.request, self.model = service, request, model
         self.id, self.created = service.new_id("chatcmpl"), int(time.time())
         self.writer = LogprobsWriter(service.tokenizer, bool(request.return_tokens_as_token_ids))
@@ -174,7 +179,7 @@ class Chat:
 
     def _message(self, answer: Answer) -> dict[str, Any]:
         content = self.echoed + answer.content
-        message: dict[str, Any] = {"role": "assistant", "content": content}
+        message: dict[str, Any] = {"role": self.service.options.response_role, "content": content}
         if answer.thought and self.request.include_reasoning is not False:
             message |= {"reasoning": answer.thought, "reasoning_content": answer.thought}
         if answer.calls:
@@ -202,7 +207,8 @@ class Chat:
                 if index not in started:
                     started.add(index)
                     about_prompt = self._about_prompt() if len(started) == 1 else {}
-                    yield {**choice(index, {"role": "assistant", "content": self.echoed}), **about_prompt}
+                    first = {"role": self.service.options.response_role, "content": self.echoed}
+                    yield {**choice(index, first), **about_prompt}
                 deltas = answers[index].deltas(piece.text, finished)
                 logprobs, ids = self._logprobs(piece.entries) if piece.entries else None, self._ids(piece.token_ids)
                 if (logprobs or ids) and not deltas:

@@ -15,6 +15,7 @@ from octavo.server.body import JSONRoute
 from octavo.server.event_stream import event_response, json_response, while_connected
 from octavo.server.logprobs import LogprobsWriter, prompt_texts
 from octavo.server.protocol import CompletionRequest
+from octavo.server.request_defaults import fill_in
 from octavo.server.served_models import ServedModel
 from octavo.server.service import Run, Service
 from octavo.text.fill_in import between
@@ -44,6 +45,7 @@ class Completions:
     """One request of /v1/completions: a Run for each of its prompts."""
 
     def __init__(self, service: Service, request: CompletionRequest, model: ServedModel) -> None:
+        fill_in(request, service.options)
         self.service, self.request, self.model = service, request, model
         self.options = request.streams
         self.id, self.created = service.new_id("cmpl"), int(time.time())

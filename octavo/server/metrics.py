@@ -39,6 +39,9 @@ class Metrics:
         self._model = model
         self._last: dict[int, Stats] = {}
         self._restarts: dict[int, int] = {}
+        self._usage: dict[int, float] = {}
+        self.num_generated = 0
+        """Tokens generated."""
 
         def gauge(name: str, text: str, label: str = "engine") -> Gauge:
             return Gauge(f"octavo:{name}", text, ["model_name", label], registry=self.registry)
@@ -99,7 +102,8 @@ class Metrics:
         last = self._last.get(engine, Stats())
         self.running.labels(*labels).set(stats.running)
         self.waiting.labels(*labels).set(stats.waiting)
-        self.usage.labels(*labels).set(stats.used_blocks / max(1, num_blocks))
+        self._usage[engine] = stats.used_blocks / max(1, num_blocks)
+        self.usage.labels(*labels).set(self._usage[engine])
         for counter, now, earlier in (
             (self.prompt_tokens, stats.prompt_tokens, last.prompt_tokens),
             (self.prefix_queries, stats.prompt_tokens, last.prompt_tokens),
@@ -119,6 +123,16 @@ class Metrics:
                 sorted({name for one in latest for name in one.running_adapters}),
                 sorted({name for one in latest for name in one.waiting_adapters}),
             )
+
+    @property
+    def latest(self) -> list[Stats]:
+        """The last report of each engine."""
+        return list(self._last.values())
+
+    @property
+    def cache_usage(self) -> float:
+        """Share of the KV cache's blocks that sequences hold, of the engine that uses most."""
+        return max(self._usage.values(), default=0.0)
 
     def take_states(self, states: list[str]) -> None:
         """How the engines are now, by their numbers."""
@@ -174,6 +188,7 @@ class RequestClock:
         self.last = now
         self.tokens += count
         self.metrics.generation_tokens.inc(count)
+        self.metrics.num_generated += count
 
     def end(self, reason: str) -> None:
         self.metrics.end(reason, time.monotonic() - self.arrival)

@@ -10,6 +10,7 @@ from pydantic import (
     ConfigDict,
     FailFast,
     Field,
+    PrivateAttr,
     create_model,
     field_validator,
     model_validator,
@@ -51,6 +52,8 @@ class Request(BaseModel):
 
     model: str | None = None
     user: str | None = None
+    _is_filled_in: bool = PrivateAttr(False)
+    """Whether the operator's options have been added."""
 
 
 class StreamOptions(BaseModel):
@@ -248,11 +251,13 @@ class Conversation(Request):
     add_special_tokens: bool | None = False
     mm_processor_kwargs: dict[str, Any] | None = None
     media_io_kwargs: dict[str, dict[str, Any]] | None = None
+    _default_variables: dict[str, Any] = PrivateAttr(default_factory=dict)
+    """Names for the chat template that the operator gives."""
 
     @property
     def template_variables(self) -> dict[str, Any]:
         """More names for the chat template."""
-        return self.chat_template_kwargs or {}
+        return {**self._default_variables, **(self.chat_template_kwargs or {})}
 
     @field_validator("chat_template_kwargs", mode="after")
     @classmethod
@@ -293,7 +298,7 @@ class ChatRequest(Sampling, Conversation):
         effort = self.reasoning_effort
         off = {"enable_thinking": False, "thinking": False} if effort == "none" else {}
         own = {} if effort is None else {"reasoning_effort": effort, **off}
-        return {**own, **(self.chat_template_kwargs or {})}
+        return {**self._default_variables, **own, **(self.chat_template_kwargs or {})}
 
 
 class TokenizeRequest(Conversation):

@@ -1,9 +1,14 @@
 """The request log: a line of JSON for each HTTP request, with what it was about."""
 
+import dataclasses
 import json
 import logging
+from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any
+
+from octavo.client.output_processor import Answer
+from octavo.server.log_options import LogOptions
 
 log = logging.getLogger("octavo.requests")
 
@@ -25,6 +30,29 @@ def add_to_request_log(**values: Any) -> None:
     if fields is not None:
         for key, value in values.items():
             fields[key] = fields.get(key, 0) + value if isinstance(value, int) else value
+
+
+def changed_values(params: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are not as they are by default, as text where JSON has no such values."""
+    changed = dict[str, Any]()
+    for f in dataclasses.fields(params):
+        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        value = getattr(params, f.name)
+        if f.init and value != default and value not in ([], {}):
+            plain = isinstance(value, (str, int, float, list, dict)) or value is None
+            changed[f.name] = value if plain else str(value)
+    return changed
+
+
+def asked(options: LogOptions, params: Any, answers: Sequence[Answer]) -> Fields:
+    """What the log has of a request's values and of its answers, by the server's options."""
+    if not options.enable_log_requests:
+        return {}
+    fields: Fields = {"params": changed_values(params)}
+    if options.enable_log_outputs:
+        texts = ("" if answer.stream is None else answer.stream.text for answer in answers)
+        fields["answers"] = [options.shortened(text) for text in texts]
+    return fields
 
 
 def write_request_log(fields: Fields) -> None:

@@ -12,9 +12,11 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from octavo.config import EngineArgs
-from octavo.errors import ConfigError, OctavoError
+from octavo.errors import OctavoError
+from octavo.server.listening import address, listen, refresh_certificate
 from octavo.server.server_options import ServerOptions
 from octavo.server.service import Service
+from octavo.server.stats_log import StatsLog
 
 if TYPE_CHECKING:
     import uvicorn
@@ -27,7 +29,7 @@ ANSWER_WITHIN = 5
 
 def serve(args: EngineArgs, options: ServerOptions) -> None:
     """Serve the model of `args`. Raises OctavoError for an address in use or a model that does not load."""
-    listener = _listen(options)
+    listener = listen(options)
     service = Service(args, options)
     stop_signal = StopSignal()
     service.client.launch()  # the model loads while this process imports what it needs
@@ -64,22 +66,6 @@ class StopSignal:
             act(self.number)
 
 
-def _listen(options: ServerOptions) -> socket.socket:
-    """Taken before the model is loaded: an address in use is said at once."""
-    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((options.host, options.port))
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(
-            f"cannot listen at {options.host}:{options.port} ({error}). Choose another --port or --host."
-        ) from error
-    listener.listen(2048)
-    listener.setblocking(False)
-    return listener
-
-
 def _server(config: "uvicorn.Config") -> "uvicorn.Server":
     """A uvicorn server that leaves signals to us: its own way ends this process before the engine is stopped."""
     import uvicorn
@@ -109,6 +95,7 @@ async def _serve(service: Service, options: ServerOptions, listener: socket.sock
     from octavo.server.app import create_app
     from octavo.server.framing import StrictProtocol
 
+    beside: list[asyncio.Task[None]] = []
     try:
         if not await _start(service, stop_signal):
             await service.stop()
@@ -116,19 +103,21 @@ async def _serve(service: Service, options: ServerOptions, listener: socket.sock
             os._exit(0)  # threads that still load the tokenizer are not waited for
         config = uvicorn.Config(
             create_app(service),
-            log_level="warning",
+            log_level=options.uvicorn_log_level,
             access_log=False,
             http=StrictProtocol,
             ws="none",
             lifespan="off",
             ssl_certfile=options.ssl_certfile,
             ssl_keyfile=options.ssl_keyfile,
+            ssl_ca_certs=options.ssl_ca_certs,
+            ssl_cert_reqs=options.ssl_cert_reqs,
+            ssl_ciphers=options.ssl_ciphers or "TLSv1",  # uvicorn's own
             root_path=options.root_path,
             timeout_graceful_shutdown=int(options.shutdown_timeout) + ANSWER_WITHIN,
         )
         server = _server(config)
-        scheme, port = "https" if options.ssl_certfile else "http", listener.getsockname()[1]
-        log.info("serving %s at %s://%s:%d", service.model_name, scheme, options.host, port)
+        log.info("serving %s at %s", service.model_name, address(options, listener))
 
         def end(number: int) -> None:
             server.handle_exit(number, None)
@@ -136,8 +125,17 @@ async def _serve(service: Service, options: ServerOptions, listener: socket.sock
 
         stop_signal.then(end)
         service.client.on_failure = lambda: setattr(server, "should_exit", True)
+        if not options.disable_log_stats and service.metrics is not None:
+            beside.append(asyncio.create_task(StatsLog(service.metrics).run()))
+        if options.enable_ssl_refresh:
+            beside.append(asyncio.create_task(refresh_certificate(config, options)))
         await server.serve(sockets=[listener])
         if service.client.failure is not None:
             raise OctavoError(f"the server has lost its engine: {service.client.failure!r}")
     finally:
+        for task in beside:
+            task.cancel()
+        if options.uds is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(options.uds)
         await service.stop()

@@ -1,5 +1,6 @@
 """The server's own options, beside the engine's."""
 
+import dataclasses
 import json
 import os
 from dataclasses import dataclass
@@ -7,6 +8,10 @@ from typing import Any
 
 from octavo.config import option
 from octavo.errors import ConfigError, names_closest
+from octavo.option_types import as_mapping, check_choices, check_types
+from octavo.server.chat_options import ChatOptions
+from octavo.server.http_options import HTTPOptions, texts_of
+from octavo.server.log_options import LogOptions
 from octavo.server.reasoning_formats import REASONING_PARSERS
 from octavo.server.tool_formats import TOOL_PARSERS
 from octavo.sizes import parse_size
@@ -53,18 +58,14 @@ def lora_modules(given: Any) -> list[LoRAModule]:
 
 @names_closest
 @dataclass
-class ServerOptions:
+class ServerOptions(HTTPOptions, ChatOptions, LogOptions):
     """Every option of `octavo serve` that is not the engine's."""
 
-    host: str = option("127.0.0.1", "address to listen at; 0.0.0.0 for every network")
-    port: int = option(8000, "port to listen at; 0 for any that is free, which is then printed")
-    served_model_name: str | None = option(None, "the model's name for clients (default: as --model says)")
-    api_key: list[str] = option([], "a key that clients must send as a bearer token (may repeat; also OCTAVO_API_KEY)")
-    ssl_certfile: str | None = option(None, "certificate for TLS")
-    ssl_keyfile: str | None = option(None, "its private key")
-    root_path: str = option("", "prefix of a proxy in front; paths are served with it and without")
-    allowed_origins: list[str] = option([], "origins whose pages may call the server (CORS; may repeat, * for all)")
-    chat_template: str | None = option(None, "a file with a chat template, instead of the model's")
+    served_model_name: list[str] = option(
+        [],
+        "the model's names for clients; answers say the first (several, or may repeat; default: as --model says)",
+        several=True,
+    )
     tool_parser: str = option(
         "auto",
         "the format of the model's tool calls (auto: by its chat template)",
@@ -107,12 +108,24 @@ class ServerOptions:
         "vllm: /metrics tells all of it under vLLM's own names too, as dashboards ask",
         choices=METRICS_PREFIXES,
     )
-    log_prompts: bool = option(False, "write prompts into the log")
     page: bool = option(True, "serve the chat page at / and the statistics at /stats")
 
     def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            if f.type == list[str]:
+                setattr(self, f.name, texts_of(getattr(self, f.name), f.name))
+            elif f.type == dict[str, Any]:
+                setattr(self, f.name, as_mapping(getattr(self, f.name), f.name))
+        check_types(self, ConfigError)
         root = self.root_path.strip("/")
         self.root_path = f"/{root}" if root else ""
+        self.check_http()
+        self.check_chats()
+        self.check_logs()
+        thinks = self.structured_outputs_config.get("reasoning_parser")
+        if thinks and self.reasoning_parser == "auto":
+            self.reasoning_parser = thinks
+        check_choices(self)
         if self.max_body_size is not None:
             self.max_body_size = parse_size(self.max_body_size, "max_body_size")
         self.max_queued_media = parse_size(self.max_queued_media, "max_queued_media")
@@ -124,8 +137,6 @@ class ServerOptions:
         names = [adapter.name for adapter in self.lora_adapters]
         if repeated := next((name for name in names if names.count(name) > 1), None):
             raise ConfigError(f"lora_modules has two adapters of the name {repeated!r}. Give each its own.")
-        if not 0 <= self.port <= 65535:
-            raise ConfigError(f"port={self.port} must be from 0 to 65535.")
         for name in (
             "max_queued_requests",
             "max_queued_sequences",
@@ -135,17 +146,6 @@ class ServerOptions:
         ):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be above 0.")
-        if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
-            raise ConfigError("ssl_certfile and ssl_keyfile belong together; give both or neither.")
-        if self.reasoning_parser not in REASONING_PARSERS:
-            known = ", ".join(REASONING_PARSERS)
-            raise ConfigError(f"reasoning_parser={self.reasoning_parser!r} is unknown; choose one of {known}.")
-        if self.metrics_prefix not in METRICS_PREFIXES:
-            raise ConfigError(
-                f"metrics_prefix={self.metrics_prefix!r} is unknown; choose one of {', '.join(METRICS_PREFIXES)}."
-            )
-        if self.tool_parser not in TOOL_PARSERS:
-            raise ConfigError(f"tool_parser={self.tool_parser!r} is unknown; choose one of {', '.join(TOOL_PARSERS)}.")
 
     def body_bytes(self, has_media: bool = False) -> int:
         """The largest request in bytes, to a model that takes media or to one of text alone."""

@@ -30,7 +30,7 @@ from octavo.params import PoolingParams, RequestOutputKind, SamplingParams, reco
 from octavo.server.admission import Admission
 from octavo.server.metrics import Metrics, RequestClock
 from octavo.server.protocol import Request
-from octavo.server.request_log import add_to_request_log
+from octavo.server.request_log import add_to_request_log, asked
 from octavo.server.served_models import ServedModel, ServedModels
 from octavo.server.server_options import BODY_WITH_MEDIA, ServerOptions
 from octavo.server.work_threads import TextThreads, size_of
@@ -111,14 +111,13 @@ class Service:
 
     def __init__(self, args: EngineArgs, options: ServerOptions) -> None:
         self.args, self.options = args, options
-        self.model_name = options.served_model_name or args.model
-        self.models = ServedModels(
-            [self.model_name, args.model], self._load_adapter, self._drop_adapter, self._on_adapter
-        )
+        names = options.served_model_name or [args.model]
+        self.model_name = names[0]
+        self.models = ServedModels([*names, args.model], self._load_adapter, self._drop_adapter, self._on_adapter)
         self.requests = AsyncRequests()
         self.client = Replicas(args, self.requests.on_outputs, self._on_stats)
         self.tokenizer: Tokenizer | None = None
-        self.chat_template: str | None = None
+        self.chat_template = options.template_text()
         self.metrics: Metrics | None = None
         self.admission = Admission(options)
         self.accepting = True
@@ -140,12 +139,6 @@ class Service:
             await asyncio.gather(loading, return_exceptions=True)
             raise
         ready = await loading
-        if self.options.chat_template is not None:
-            try:
-                with open(self.options.chat_template, encoding="utf-8") as file:
-                    self.chat_template = file.read()
-            except (OSError, UnicodeDecodeError) as error:
-                raise OctavoError(f"chat_template {self.options.chat_template} cannot be read: {error}") from error
         self.metrics = Metrics(
             self.model_name,
             self.args.max_loras if self.args.enable_lora else None,
@@ -282,7 +275,8 @@ class Service:
             checked = await self.threads.run(size_of(prompts), self._checked, prompts, params, adapter)
         if self.options.log_prompts:
             for one in checked:
-                add_to_request_log(prompt=one.text if one.text is not None else one.token_ids)
+                prompt = one.text if one.text is not None else one.token_ids
+                add_to_request_log(prompt=self.options.shortened(prompt))
         return checked
 
     async def _check_media(
@@ -355,6 +349,7 @@ class Service:
                 processor.metrics, num_prompt, run.num_generated, run.params.n, run.params.max_tokens
             )
             add_to_request_log(
+                **asked(self.options, run.params, processor.answers),
                 prompt_tokens=num_prompt,
                 completion_tokens=run.num_generated,
                 finish=reason,
