@@ -55,6 +55,11 @@ def wrong_type(options: Any, name: str) -> str | None:
     kinds, value = _kinds(_hints(type(options))[name]), getattr(options, name)
     if any(_is_of(value, kind) for kind in kinds):
         return None
+    inner = next((kind for kind in kinds if typing.get_origin(kind) is list), None)
+    if inner is not None and isinstance(value, (list, tuple)):
+        of = _kinds((typing.get_args(inner) or (Any,))[0])
+        bad = next(one for one in value if not any(_is_of(one, kind) for kind in of))
+        return f"{name} holds {shorten(repr(bad), 60)}, and must be {_says(inner)}."
     words = dict.fromkeys(_says(kind) for kind in kinds if kind is not types.NoneType)
     if float in kinds and int in kinds:
         words.pop(WORDS[int])

@@ -6,12 +6,13 @@ import json
 import math
 import operator
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any
 
 from octavo.errors import ConfigError, InvalidRequestError, names_closest
+from octavo.option_types import check_types, wrong_type
 from octavo.transcripts import TranscriptRule
 
 SIDES = ("left", "right")
@@ -308,6 +309,7 @@ class SamplingParams:
     _stop_list: list[str] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._check_types()
         self._stop_list = [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
         self.stop = list(self._stop_list)
         self.stop_token_ids = list(self.stop_token_ids or [])
@@ -328,6 +330,29 @@ class SamplingParams:
             if self.n > 1:
                 _reject(f"n={self.n} with temperature=0: greedy sequences would all be the same; set n=1.")
             self.top_p, self.top_k, self.min_p = 1.0, 0, 0.0
+
+    def _check_types(self) -> None:
+        """Types of all but numbers, which have their own check. None stands for the default."""
+        numbers = {f.name for f, _ in _NUMBERS}
+        for name in ("stop_token_ids", "allowed_token_ids"):
+            value = getattr(self, name)
+            if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)):
+                setattr(self, name, [operator.index(one) if hasattr(one, "__index__") else one for one in value])
+        for f in fields(self):
+            if not f.init or f.name in numbers or f.name in ("logit_bias", "logits_processors"):
+                continue
+            if getattr(self, f.name) is None and f.default is not None:
+                setattr(self, f.name, f.default)
+            if (wrong := wrong_type(self, f.name)) is not None:
+                _reject(wrong)
+        if not isinstance(self.logits_processors, (list, tuple, type(None))):
+            _reject("logits_processors must be a list of callables f(output_token_ids, logits).")
+        if not isinstance(self.logit_bias, (Mapping, type(None))):
+            _reject(f"logit_bias={self.logit_bias!r:.60} must be a dict from token ids to numbers.")
+        for token, bias in (self.logit_bias or {}).items():
+            is_token = str(token).strip().isdecimal() and not isinstance(token, bool)
+            if not is_token or isinstance(bias, bool) or not isinstance(bias, (int, float)) or math.isnan(bias):
+                _reject(f"logit_bias holds {token!r:.40}: {bias!r:.40}; it must be a token id and a number.")
 
     def _check(self) -> None:
         for f, kind in _NUMBERS:
@@ -442,6 +467,7 @@ class BeamSearchParams:
     allowed_token_ids: list[int] | None = None
 
     def __post_init__(self) -> None:
+        check_types(self, InvalidRequestError)
         if self.structured_outputs is not None:
             _reject("beam search follows no structured_outputs; use generate with n and best_of.")
         if self.watermarking:
@@ -494,6 +520,7 @@ class PoolingParams:
             )
         if not isinstance(self.prompt_name, str | None):
             raise InvalidRequestError(f"prompt_name must be a text, not {type(self.prompt_name).__name__}.")
+        check_types(self, InvalidRequestError)
 
     def clone(self) -> "PoolingParams":
         return copy.copy(self)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +34,17 @@ def hub_of(args: EngineArgs) -> str:
     return args.hub or ("modelscope" if wants_modelscope else "huggingface")
 
 
+def hub_name_in(text: str) -> str:
+    """`" Did you mean owner/name?"` for an address of a hub's page, or an empty string."""
+    found = re.search(r"(?:huggingface\.co|hf\.co|modelscope\.cn)/(?:models/)?([\w.-]+/[\w.-]+)", text)
+    return f" Did you mean {found[1]}?" if found else ""
+
+
 def from_huggingface(repo: str, args: EngineArgs, revision: str | None, wanted: Wanted) -> Path:
     """The folder with a repository's files.
 
-    Raises ModelNotFoundError with what was tried, and what `wanted.choose` raises.
+    Raises ModelNotFoundError with what was tried, and what `wanted.choose` raises. The hub client's own error is not
+    told with it: it is fifty lines of its HTTP library, and says no more.
     """
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -51,28 +59,29 @@ def from_huggingface(repo: str, args: EngineArgs, revision: str | None, wanted: 
         return _snapshot(repo, args, revision, wanted)
     except CheckpointError:
         raise
-    except GatedRepoError as error:
+    except GatedRepoError:
         raise ModelNotFoundError(
             f"{noun} {repo!r} is gated: accept its terms on its page, then log in with `hf auth login` or give "
             "hf_token."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ModelNotFoundError(f"{noun} {repo!r} has no revision {revision!r}.") from error
-    except RepositoryNotFoundError as error:
+        ) from None
+    except RevisionNotFoundError:
+        raise ModelNotFoundError(f"{noun} {repo!r} has no revision {revision!r}.") from None
+    except RepositoryNotFoundError:
         raise ModelNotFoundError(
             f"{noun} {repo!r} was not found: {tried}. Check the spelling; a private {noun} needs hf_token."
-        ) from error
-    except HFValidationError as error:
+        ) from None
+    except HFValidationError:
         raise ModelNotFoundError(
             f"{noun} {repo!r} was not found: there is no such path, and it is not a hub name (owner/name)."
-        ) from error
+            f"{hub_name_in(repo)}"
+        ) from None
     except Exception as error:
         # What a missing network raises is up to the hub client's HTTP library; a cold cache has an error of its own.
         raise ModelNotFoundError(
             f"{noun} {repo!r} is not on this disk ({tried}'s cache), and the hub did not answer "
             f"({type(error).__name__}). If this machine has no network, download the {noun} elsewhere and give its "
             "folder's path; offline=True uses only what is in the cache."
-        ) from error
+        ) from None
 
 
 def _snapshot(repo: str, args: EngineArgs, revision: str | None, wanted: Wanted) -> Path:
