@@ -15,6 +15,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from docs.compatibility_tables import PAGE, filled  # noqa: E402
 from octavo.architectures import find_architecture  # noqa: E402
 from octavo.cli.models import inputs_of, markdown  # noqa: E402
 from octavo.loading.formats import QUANTIZED  # noqa: E402
@@ -77,16 +78,18 @@ def gguf_types() -> str:
 
 def with_table(place: Path) -> str:
     """A document with its marked place filled. Raises ValueError if it has none."""
+    if place == PAGE:
+        return filled(place.read_text())
     if place == PRECISION:
         text = FORMATS.sub(lambda m: f"{m[1]}{formats()}{m[2]}", place.read_text())
         return GGUF_TYPES.sub(lambda m: f"{m[1]}{gguf_types()}{m[2]}", text)
-    filled, count = MARKED.subn(lambda m: f"{m[1]}{markdown(*PLACES[place])}\n{m[2]}", place.read_text())
+    text, count = MARKED.subn(lambda m: f"{m[1]}{markdown(*PLACES[place])}\n{m[2]}", place.read_text())
     if count != 1:
         raise ValueError(f"{place} has no place for the table of models")
-    return filled
+    return text
 
 
 if __name__ == "__main__":
     CONFORMANCE.write_text(conformance())
-    for place in (*PLACES, PRECISION):
+    for place in (*PLACES, PRECISION, PAGE):
         place.write_text(with_table(place))

@@ -83,12 +83,7 @@ mamba_backend | text | * | each device has one implementation of state-space lay
 mamba_ssu_algorithm | text | * | each device has one implementation of state-space layers
 enable_mamba_cache_stochastic_rounding | switch | * | states are kept in float32
 mamba_cache_philox_rounds | int | * | states are kept in float32
-structured_outputs_config | object | * | llguidance does the grammars, as docs/server.md says
 logits_processors | list | null, [] | give logits_processors in SamplingParams
-disable_log_stats | switch | * | no numbers are logged but a server's
-enable_log_requests | switch | * | requests are logged by a server
-otlp_traces_endpoint | text | null | there are no traces; leave it out
-logprobs_mode | text | "raw_logprobs" | log-probabilities are of the model's own distribution; leave it out
 reasoning_parser_plugin | text | null, "" | formats of thoughts are entries of octavo/server/reasoning_formats.py
 nnodes -n | int | 1 | for several machines give distributed_executor_backend="ray"
 node_rank -r | int | 0 | for several machines give distributed_executor_backend="ray"
@@ -262,7 +257,6 @@ enable_log_requests | switch | * | requests are not logged
 logging_config | object | * | logs go where Python's logging of the name octavo says
 log_level | text | * | logs go where Python's logging of the name octavo says
 log_config_file | text | * | logs go where Python's logging of the name octavo says
-language_model_only | switch | false | limit_mm_per_prompt with 0 for all kinds has the same effect
 structured_outputs_config | object | * | grammars are checked and followed by llguidance
 reasoning_parser | text | null, "" | answers are given whole, with their thoughts; leave it out
 otlp_traces_endpoint | text | null | there are no traces of Python's calls; leave it out

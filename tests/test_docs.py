@@ -92,11 +92,12 @@ def test_readme_shows_the_two_commands() -> None:
 
 def test_tables_are_the_codes() -> None:
     sys.path.insert(0, str(ROOT / "docs"))
-    from tables import CONFORMANCE, PLACES, PRECISION, conformance, with_table
+    from tables import CONFORMANCE, PAGE, PLACES, PRECISION, conformance, with_table
 
     assert conformance() == CONFORMANCE.read_text(), "run `make docs`"
     assert with_table(PRECISION) == PRECISION.read_text(), "precision.md is out of date: run `make docs`"
     assert "| gptq |" in PRECISION.read_text()
+    assert with_table(PAGE) == PAGE.read_text(), "compatibility.md is out of date: run `make docs`"
     for place in PLACES:
         assert with_table(place) == place.read_text(), f"{place.name} is out of date: run `make docs`"
         assert "| LlamaForCausalLM |" in place.read_text()
