@@ -76,9 +76,13 @@ def _check_range(
             _reject(f"{name}={value!r} must be a {'whole number' if kind is int else 'number'}.")
         if not math.isfinite(value):
             _reject(f"{name}={value!r} is out of range: it must be finite.")
-        bounds = (("above", above), ("at least", low), ("at most", high))
-        text = " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
-        _reject(f"{name}={value!r} is out of range: it must be {text}.")
+        _reject(f"{name}={value!r} is out of range: it must be {range_text(low, above, high)}.")
+
+
+def range_text(low: float | None, above: float | None, high: float | None) -> str:
+    """What a number must be; nothing where it may be any."""
+    bounds = (("above", above), ("at least", low), ("at most", high))
+    return " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
 
 
 def _check_side(side: Any) -> None:

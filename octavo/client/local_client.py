@@ -200,12 +200,16 @@ class LocalRequests:
         params: SamplingParams | PoolingParams,
         priority: int = 0,
         adapter: LoRARequest | None = None,
+        shown: dict[int, str] | None = None,
     ) -> None:
         """Queue a request, of a prompt or one that `engine.checker` has checked (which has its adapter already).
 
         Raises InvalidRequestError, before anything runs, for one that cannot be served, and RequestFailedError for
         one that something unexpected happened to; then nothing of it stays. What takes time to be found out, such as
         whether a grammar can be used, comes as a Failed from `step`.
+
+        Args:
+            shown: special tokens that are in the text though others are skipped, and what stands for them.
         """
         if request_id in self._processors:
             raise InvalidRequestError(f"request id {request_id!r} is already in use.")
@@ -214,7 +218,7 @@ class LocalRequests:
                 checked = prompt
             else:
                 checked = self.engine.checker.prompt(prompt, params, adapter)
-            processor = processor_of(request_id, checked, params, self.engine.tokenizer)
+            processor = processor_of(request_id, checked, params, self.engine.tokenizer, shown)
             self.client.add(request_id, checked, processor.params, priority)
         except OctavoError:
             raise

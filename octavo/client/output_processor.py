@@ -334,12 +334,16 @@ Processor = OutputProcessor | PoolingProcessor
 
 
 def processor_of(
-    request_id: str, prompt: CheckedPrompt, params: SamplingParams | PoolingParams, tokenizer: Tokenizer | None
+    request_id: str,
+    prompt: CheckedPrompt,
+    params: SamplingParams | PoolingParams,
+    tokenizer: Tokenizer | None,
+    shown: dict[int, str] | None = None,
 ) -> Processor:
     """What makes a request's outputs."""
     if isinstance(params, PoolingParams):
         return PoolingProcessor(request_id, prompt, params)
-    return OutputProcessor(request_id, prompt, params, tokenizer)
+    return OutputProcessor(request_id, prompt, params, tokenizer, shown)
 
 
 def unpack_logprobs(packed: PackedLogprobs, texts: TokenTexts | None) -> TokenLogprobs:

@@ -23,10 +23,11 @@ from octavo.server.answer_events import (
     Thought,
     collect,
 )
-from octavo.server.answer_reader import AnswerReader, AnswerReaders, model_formats
+from octavo.server.answer_reader import AnswerReaders
 from octavo.server.body import JSONRoute
 from octavo.server.event_stream import event_response, json_response, while_connected
 from octavo.server.logprobs import LogprobsWriter
+from octavo.server.model_formats import AnswerReader, model_formats
 from octavo.server.protocol import ChatRequest, Conversation
 from octavo.server.request_defaults import fill_in
 from octavo.server.served_models import ServedModel

@@ -12,9 +12,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from octavo.params import SamplingParams, without_none
-from octavo.server.answer_reader import model_formats
 from octavo.server.body import JSONRoute
 from octavo.server.event_stream import json_response
+from octavo.server.model_formats import model_formats
 from octavo.server.reasoning import SWITCHES
 from octavo.server.service import Service
 from octavo.version import __version__

@@ -9,8 +9,9 @@ import pytest
 from octavo.executor.grammar_text import to_llguidance
 from octavo.params import StructuredOutputsParams
 from octavo.server.answer_events import collect
-from octavo.server.answer_reader import AnswerReaders, ModelFormats
+from octavo.server.answer_reader import AnswerReaders
 from octavo.server.harmony import CHANNEL, CONSTRAIN, END, MARKERS, MESSAGE, START
+from octavo.server.model_formats import ModelFormats
 from octavo.server.protocol import ChatRequest
 from octavo.server.reasoning_formats import FORMATS
 from octavo.text.tokenizer import Tokenizer

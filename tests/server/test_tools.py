@@ -13,9 +13,10 @@ import octavo.server.answer_reader as answer_reader
 import octavo.server.json_calls as json_calls_module
 import octavo.server.tool_calls as tool_calls_module
 from octavo.server.answer_events import collect
-from octavo.server.answer_reader import AnswerReaders, model_formats
+from octavo.server.answer_reader import AnswerReaders
 from octavo.server.forced_calls import ForcedParser, forced
 from octavo.server.json_scanner import MAX_DEPTH, JsonScanner, Scan
+from octavo.server.model_formats import model_formats
 from octavo.server.protocol import ChatRequest
 from octavo.server.tool_calls import call
 from octavo.server.tool_formats import FORMATS, format_of
