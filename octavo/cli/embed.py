@@ -38,11 +38,12 @@ def run(namespace: argparse.Namespace) -> int:
     embedded = embed_records(
         requests, records, params, next(iter(adapters_of(namespace)), None), window=2 * args.max_num_seqs
     )
+    embedded = _with_bar(records, embedded, output is not None)
     if output is not None and output.suffix == ".npy":
-        np.save(output, np.stack([row for _, row in _with_bar(records, embedded)]))
+        np.save(output, np.stack([row for _, row in embedded]))
         return 0
     with contextlib.nullcontext(sys.stdout) if output is None else open(output, "w", encoding="utf-8") as file:
-        _write_lines(file, _with_bar(records, embedded))
+        _write_lines(file, embedded)
     return 0
 
 
@@ -102,9 +103,11 @@ def _named(index: int) -> Iterator[None]:
         raise InvalidRequestError(f"text {index + 1}: {error}") from error
 
 
-def _with_bar(records: Records, embedded: Iterator[tuple[Record, Array]]) -> Iterator[tuple[Record, Array]]:
-    """The same, with a bar on the terminal."""
-    is_shown = sys.stderr.isatty() and records.total != 1
+def _with_bar(
+    records: Records, embedded: Iterator[tuple[Record, Array]], is_to_file: bool
+) -> Iterator[tuple[Record, Array]]:
+    """The same, with a bar on the terminal, unless the results are written there."""
+    is_shown = sys.stderr.isatty() and records.total != 1 and (is_to_file or not sys.stdout.isatty())
     with tqdm(total=records.total, desc="Embedding", unit="text", dynamic_ncols=True, disable=not is_shown) as bar:
         for pair in embedded:
             bar.total = records.total

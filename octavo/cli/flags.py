@@ -105,10 +105,12 @@ def length(text: str) -> int:
     return -1 if text.strip().lower() == "auto" else whole(text)
 
 
-def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags for the sampling options that people set by hand."""
-    defaults = {"max_tokens": MAX_TOKENS, "temperature": f"the model's own, or {TEMPERATURE:g}"}
-    add_flags(parser, SamplingParams, "sampling", defaults)
+def add_sampling_flags(
+    parser: argparse.ArgumentParser, defaults: Mapping[str, object] | None = None, without: Container[str] = ()
+) -> None:
+    """Flags for the sampling options that people set by hand; `defaults` of a command's own, for the help."""
+    defaults = {"max_tokens": MAX_TOKENS, "temperature": f"the model's own, or {TEMPERATURE:g}", **(defaults or {})}
+    add_flags(parser, SamplingParams, "sampling", defaults, without)
 
 
 def engine_args_of(namespace: argparse.Namespace) -> EngineArgs:

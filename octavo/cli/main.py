@@ -67,11 +67,22 @@ def _chat(commands: Any) -> None:
     chat = commands.add_parser(
         "chat",
         help="a conversation in the terminal",
-        description="Talk with a model. /help lists the commands; Ctrl-C stops an answer, Ctrl-D ends the talk.",
+        description="Talk with a model. /help lists the commands; Ctrl-C stops an answer, twice leaves. Of a pipe, "
+        "each line is a message, and answers alone are printed.",
     )
-    chat.add_argument("--system", metavar="TEXT", help="a system message at the beginning")
+    chat.add_argument("--url", help="a running server of OpenAI's API to talk with, instead of a model here")
+    chat.add_argument("--api-key", metavar="KEY", help="the server's (default: OCTAVO_API_KEY or OPENAI_API_KEY)")
+    chat.add_argument("--model-name", dest="model", default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # vLLM's
+    chat.add_argument("--system", "--system-prompt", metavar="TEXT", help="a system message at the beginning")
+    chat.add_argument("--quick", metavar="TEXT", help="answer this one message, and end")
+    chat.add_argument(
+        "--markdown", action=argparse.BooleanOptionalAction, default=True, help="show Markdown as such (default: yes)"
+    )
+    chat.add_argument(
+        "--history", action=argparse.BooleanOptionalAction, default=True, help="keep what you type for the next time"
+    )
     add_lora_flag(chat, "answer", several=True)
-    add_sampling_flags(chat)
+    add_sampling_flags(chat, {"max_tokens": "as the context holds"}, without=("n",))
     add_engine_flags(chat)
 
 
@@ -214,7 +225,7 @@ def _command(name: str, kind: str | None = None) -> Callable[[argparse.Namespace
     if name == "generate":
         from octavo.cli.generate import run
     elif name == "chat":
-        from octavo.cli.chat_session import run
+        from octavo.cli.chat.session import run
     elif name == "serve":
         from octavo.cli.serve import run
     elif name == "quantize":

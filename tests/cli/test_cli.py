@@ -1,9 +1,7 @@
 """The command line, as a user runs it."""
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -14,8 +12,7 @@ import numpy as np
 import pytest
 
 from octavo import LLM, AsyncLLM
-from octavo.cli.chat_session import Conversation
-from octavo.cli.flags import engine_args_of, sampling_params_of, sampling_values_of
+from octavo.cli.flags import engine_args_of, sampling_params_of
 from octavo.cli.main import build_parser, main
 from octavo.cli.models import markdown
 from octavo.config import EngineArgs
@@ -173,65 +170,6 @@ def test_answers_that_end_one_after_the_other_keep_their_reasons() -> None:
     answer = Answer(Any, ["a"], [1], ["error"], ["not finite"], 0.0, 0.0)  # type: ignore[arg-type]
     with pytest.raises(OctavoError, match="not finite"):
         answer.check()
-
-
-def test_set_keeps_the_models_other_values(recommending: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    engine = launch_engine(EngineArgs(str(recommending), kv_cache_memory="16MiB"))
-    parsed = build_parser().parse_args(["chat", "--temperature", "0"])
-    talk = Conversation(engine, sampling_values_of(parsed, engine.info.generation_config), None)
-    assert talk.params.greedy
-    talk.set_value("temperature 0.8")
-    assert (talk.params.temperature, talk.params.top_k, talk.params.top_p) == (0.8, 7, 0.9)
-
-
-def test_chat_marks_what_was_cut(model: Sequence[str]) -> None:
-    done = octavo("chat", "--max-tokens", "4", *model, stdin="Tell me a long story.\n")
-    assert "[cut after 4 tokens; /set max_tokens allows more.]" in done.stdout
-
-
-def test_chat(model: Sequence[str], tmp_path: Path) -> None:
-    saved = tmp_path / "talk.json"
-    lines = [
-        "What is the capital of France?",
-        "/set temprature 1",
-        "/nonsense",
-        "/retry",
-        f"/save {saved}",
-        "/reset",
-        "/history",
-        "/quit",
-    ]
-    done = octavo("chat", "--system", "Be brief.", "--max-tokens", "24", *model, stdin="\n".join(lines) + "\n")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Paris") >= 2
-    assert "Did you mean temperature?" in done.stdout
-    assert "no command /nonsense" in done.stdout
-    talk = json.loads(saved.read_text())
-    assert [m["role"] for m in talk] == ["system", "user", "assistant"]
-    again = octavo("chat", "--max-tokens", "4", *model, stdin=f"/load {saved}\n/history\n")
-    assert "assistant: " in again.stdout
-
-
-def test_interrupt_stops_the_answer_not_the_program(model: Sequence[str]) -> None:
-    command = [sys.executable, "-u", "-m", "octavo", "chat", "--max-tokens", "800", *model]
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    # As in a terminal: what runs in the background of a script inherits that interrupts are ignored.
-    process = subprocess.Popen(command, **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(b"Tell me a very long story about a dragon.\n")
-    process.stdin.flush()
-    seen = b""
-    while len(seen) < 200:  # the greeting, then words of the story
-        seen += os.read(process.stdout.fileno(), 100)
-    process.send_signal(signal.SIGINT)
-    while b"[stopped]" not in seen:
-        new = os.read(process.stdout.fileno(), 100)
-        assert new, seen
-        seen += new
-    out, err = process.communicate(b"/history\n/quit\n", timeout=60)
-    assert process.returncode == 0, err
-    assert b"user: Tell me" in out
 
 
 def test_bench(model: Sequence[str]) -> None:

@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 
 from octavo import LLM, LoRARequest, SamplingParams
-from octavo.cli.chat_session import Conversation
+from octavo.cli.chat.local_chat import LocalChat
 from octavo.cli.main import main
 from octavo.config import EngineArgs
-from octavo.errors import InvalidRequestError
-from octavo.launch import launch_engine
 from tests.adapter_folders import write_adapter
+from tests.cli.talking import Talk
 from tests.server.conftest import write_tiny
 
 FLAGS = ("--kv-cache-memory", "8MiB", "--max-tokens", "8", "--temperature", "0")
@@ -85,34 +84,26 @@ def test_embed_and_bench(model: Path, adapters: list[Path], tmp_path: Path, caps
         assert run(capsys, "bench", kind, *sizes, *flags)[0] == 0
 
 
-def conversation(model: Path, adapters: list[LoRARequest]) -> Conversation:
+def conversation(model: Path, adapters: list[LoRARequest]) -> Talk:
     options: dict[str, Any] = {"enable_lora": True, "max_lora_rank": 64, "kv_cache_memory": "8MiB"}
-    engine = launch_engine(EngineArgs(str(model), **options))
-    return Conversation(engine, {"max_tokens": 6, "temperature": 0.0, "ignore_eos": True}, None, adapters)
+    local = LocalChat(EngineArgs(str(model), **options), adapters)
+    return Talk(local, values={"max_tokens": 6, "temperature": 0.0, "ignore_eos": True})
 
 
-def test_chat(model: Path, adapters: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_chat(model: Path, adapters: list[Path]) -> None:
     talk = conversation(model, [LoRARequest(p.name, i + 1, str(p)) for i, p in enumerate(adapters)])
     said = {}
     for command in ("/lora a", "/lora b", "/lora off"):
-        assert talk.command(command)
-        talk.command("/reset")
-        talk.say("Hello")
-        said[command] = talk.messages[-1]["content"]
+        talk.type(f"{command}\n/reset\nHello\n")
+        said[command] = talk.conversation.messages[-1]["content"]
     assert len({*said.values()}) == 3
-    talk.command("/lora a")
-    talk.command("/retry")
-    assert talk.messages[-1]["content"] == said["/lora a"]
-    capsys.readouterr()
-    talk.command("/lora")
-    assert capsys.readouterr().out == f"* a: {adapters[0]}\n  b: {adapters[1]}\n"
-    with pytest.raises(InvalidRequestError, match="Did you mean a"):
-        talk.command("/lora aa")
+    talk.type("/lora a\n/retry\n")
+    assert talk.conversation.messages[-1]["content"] == said["/lora a"]
+    assert talk.type("/lora\n")[0] == f"* a: {adapters[0]}\n  b: {adapters[1]}\n"
+    assert "Did you mean a" in talk.type("/lora aa\n")[1]
     none = conversation(model, [])
-    none.command("/lora")
-    assert "--lora PATH" in capsys.readouterr().out
-    with pytest.raises(InvalidRequestError, match="--lora NAME=PATH"):
-        none.command("/lora somebody")
+    assert "--lora PATH" in none.type("/lora\n")[0]
+    assert "--lora NAME=PATH" in none.type("/lora somebody\n")[1]
 
 
 def test_names_that_two_have(adapters: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
