@@ -40,6 +40,7 @@ def transcribe_all(
     requests: LocalRequests,
     sounds: Iterable[Callable[[], Transcription | None]],
     on_progress: Callable[[int, Transcription], None] = lambda place, transcription: None,
+    on_done: Callable[[int, Transcription], None] = lambda place, transcription: None,
 ) -> dict[int, Transcription]:
     """Transcribe sounds, a few at a time: by their places, in order.
 
@@ -47,6 +48,7 @@ def transcribe_all(
         requests: the engine's.
         sounds: each makes a transcription when its turn comes, since sounds are large; None leaves one out.
         on_progress: called after each window with a sound's place and its transcription.
+        on_done: called so once it is complete.
 
     Raises what goes wrong with any of them; then nothing is left behind in the engine.
     """
@@ -62,10 +64,12 @@ def transcribe_all(
                     one.answers[request_id] = answer_of(outputs[request_id])
                 if (answers := one.take()) is None:
                     continue
-                if not _go_on(requests, one, answers):
+                is_done = not _go_on(requests, one, answers)
+                on_progress(one.place, one.transcription)
+                if is_done:
                     running.remove(one)
                     done[one.place] = one.transcription
-                on_progress(one.place, one.transcription)
+                    on_done(one.place, one.transcription)
             _fill(requests, waiting, running)
     except BaseException:
         requests.abort([request_id for one in running for request_id in one.answers])
@@ -81,6 +85,7 @@ def transcribe_sounds(
     adapter: LoRARequest | None = None,
     use_tqdm: bool = False,
     on_refused: Callable[[int, InvalidRequestError], None] | None = None,
+    on_done: Callable[[int, Transcript], None] = lambda place, transcript: None,
 ) -> dict[int, Transcript]:
     """Transcripts of sounds by their places, in order.
 
@@ -91,6 +96,7 @@ def transcribe_sounds(
         params, adapter: for all of them.
         use_tqdm: show a bar of the seconds that are done.
         on_refused: called with the place of a sound that cannot be read, which is left out; None to raise the error.
+        on_done: called with a sound's place and its transcript as soon as it is there.
     """
     params = params or TranscriptionParams()
     transcriber.check(params)
@@ -113,9 +119,15 @@ def transcribe_sounds(
         done[place] = transcription.seconds
         bar.update(round(sum(done)) - bar.n)
 
+    found = dict[int, Transcript]()
+
+    def tell(place: int, transcription: Transcription) -> None:
+        found[place] = transcription.transcript()
+        on_done(place, found[place])
+
     with bar:
-        made = transcribe_all(requests, [functools.partial(begin, place) for place in range(len(sounds))], show)
-    return {place: transcription.transcript() for place, transcription in made.items()}
+        made = transcribe_all(requests, [functools.partial(begin, place) for place in range(len(sounds))], show, tell)
+    return {place: found[place] for place in made}
 
 
 def _fill(

@@ -9,10 +9,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from octavo.batch_calls import final_only
 from octavo.cli.flags import adapters_of, engine_args_of, engine_flags_of
+from octavo.cli.run_bar import RunBar
+from octavo.engine.messages import Failed
 from octavo.errors import ConfigError, OctavoError
 from octavo.llm import LLM
-from octavo.outputs import RequestMetrics
+from octavo.outputs import RequestMetrics, RequestOutput
 from octavo.params import SamplingParams
 
 
@@ -21,8 +24,15 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 def _repeat(run: Callable[[], float], runs: int) -> dict[str, float]:
-    run()
-    return _spread([run() for _ in range(runs)])
+    bar = RunBar(runs + 1, 1)
+
+    def timed() -> float:
+        seconds = run()
+        bar.step()
+        bar.end_run()
+        return seconds
+
+    return _spread([timed() for _ in range(runs + 1)][1:])
 
 
 def startup(namespace: argparse.Namespace) -> dict[str, Any]:
@@ -65,21 +75,39 @@ def _random_prompts(llm: LLM, namespace: argparse.Namespace, salt: int) -> list[
     ]
 
 
-def _time_batch(llm: LLM, namespace: argparse.Namespace, salt: int) -> tuple[float, list[RequestMetrics]]:
+def _time_batch(llm: LLM, namespace: argparse.Namespace, salt: int, bar: RunBar) -> tuple[float, list[RequestMetrics]]:
     """Seconds of a batch's answers, and its requests' own times."""
     params = SamplingParams(temperature=0, max_tokens=namespace.output_len, ignore_eos=True, detokenize=False)
     prompts, adapter = _random_prompts(llm, namespace, salt), next(iter(adapters_of(namespace)), None)
+    metrics = list[RequestMetrics]()
     start = time.perf_counter()
-    outputs = llm.generate(list(prompts), params, use_tqdm=False, lora_request=adapter)
-    return time.perf_counter() - start, [output.metrics for output in outputs if output.metrics]
+    for i, prompt in enumerate(prompts):
+        llm.requests.add(str(i), prompt, final_only(params), adapter=adapter)
+    while llm.requests.has_work:
+        for output in llm.requests.step():
+            if isinstance(output, Failed):
+                raise output.exception()
+            if isinstance(output, RequestOutput) and output.metrics:
+                metrics.append(output.metrics)
+        bar.step()
+    seconds = time.perf_counter() - start
+    bar.end_run()
+    return seconds, metrics
+
+
+def _bar(llm: LLM, namespace: argparse.Namespace) -> RunBar:
+    """Of all runs, by the steps that a batch should take."""
+    chunks = -(-namespace.num_prompts * namespace.input_len // llm.engine.args.max_num_batched_tokens)
+    return RunBar(namespace.runs + 1, chunks + namespace.output_len)
 
 
 def latency(namespace: argparse.Namespace) -> dict[str, Any]:
     """The time to a batch's first tokens, and from token to token."""
     llm = LLM.from_args(engine_args_of(namespace))
     whole, first, between = [], [], []
+    bar = _bar(llm, namespace)
     for i in range(namespace.runs + 1):
-        seconds, requests = _time_batch(llm, namespace, i)
+        seconds, requests = _time_batch(llm, namespace, i, bar)
         firsts, lasts = [m.first_token_time or 0.0 for m in requests], [m.last_token_time or 0.0 for m in requests]
         whole.append(seconds)
         first.append(max(firsts) - min(m.arrival_time for m in requests))
@@ -94,7 +122,8 @@ def latency(namespace: argparse.Namespace) -> dict[str, Any]:
 def throughput(namespace: argparse.Namespace) -> dict[str, Any]:
     """Tokens a second for many requests at once."""
     llm = LLM.from_args(engine_args_of(namespace))
-    seconds = [_time_batch(llm, namespace, i)[0] for i in range(namespace.runs + 1)][1:]
+    bar = _bar(llm, namespace)
+    seconds = [_time_batch(llm, namespace, i, bar)[0] for i in range(namespace.runs + 1)][1:]
     count = namespace.num_prompts
     return {
         "output_tokens_per_second": _spread([count * namespace.output_len / s for s in seconds]),

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from tqdm import tqdm
+
 from octavo.cli.flags import adapters_of, engine_args_of
 from octavo.client.transcribing import Transcriber
 from octavo.errors import InvalidRequestError
@@ -30,6 +32,21 @@ FORMATS: dict[str, tuple[str, Callable[[Transcript], str]]] = {
 """Endings of files, and what writes them."""
 
 
+class InOrder:
+    """Does what belongs to each file in the order of the files, as soon as those before it are done."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._waiting: dict[int, Callable[[], None]] = {}
+
+    def add(self, place: int, act: Callable[[], None]) -> None:
+        """What is to be done for the file at this place."""
+        self._waiting[place] = act
+        while (first := self._waiting.pop(self._next, None)) is not None:
+            self._next += 1
+            first()
+
+
 def run(namespace: argparse.Namespace) -> int:
     files = [Path(name).expanduser() for name in namespace.files]
     if not hasattr(namespace, "model"):
@@ -46,14 +63,26 @@ def run(namespace: argparse.Namespace) -> int:
         refused.append(place)
         print(f"octavo: {files[place]}: {error}", file=sys.stderr)
 
-    made = transcribe_sounds(llm.requests, transcriber, files, params, adapter, sys.stderr.isatty(), refuse)
-    for place, transcript in made.items():
+    def write(place: int, transcript: Transcript) -> None:
         text = FORMATS[namespace.format][1](transcript)
-        if places is None:
-            sys.stdout.write(text)
-        else:
-            places[place].write_text(text, encoding="utf-8")
-            print(f"octavo: {places[place]}", file=sys.stderr)
+        with tqdm.external_write_mode(sys.stdout):  # a bar may be on the same terminal
+            if places is None:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+            else:
+                places[place].write_text(text, encoding="utf-8")
+                print(f"octavo: {places[place]}", file=sys.stderr)
+
+    in_order = InOrder()
+
+    def leave_out(place: int, error: InvalidRequestError) -> None:
+        refuse(place, error)
+        in_order.add(place, lambda: None)
+
+    def take(place: int, transcript: Transcript) -> None:
+        in_order.add(place, lambda: write(place, transcript))
+
+    transcribe_sounds(llm.requests, transcriber, files, params, adapter, sys.stderr.isatty(), leave_out, take)
     return 1 if refused else 0
 
 

@@ -2,10 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import octavo.transcribe
 from octavo.cli.main import main
+from octavo.cli.transcribe_files import InOrder
+from octavo.client.transcribing import Transcriber
 from tests.golden import case_named, write_model
 from tests.media.test_hostile import film
 from tests.server.test_transcriptions import as_wav
@@ -93,3 +97,28 @@ def test_models_that_do_not_transcribe(folder: Path, tmp_path: Path, capsys: pyt
     write_model(case_named("LlamaForCausalLM--gqa-tied"), tmp_path)
     assert main(["transcribe", sound, "--model", str(tmp_path), "--skip-tokenizer-init"]) == 1
     assert "this model does not transcribe sounds" in capsys.readouterr().err
+
+
+def test_transcripts_are_written_as_soon_as_they_are_there(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, seen = Transcriber.begin, list[int]()
+
+    def counted(self: Transcriber, *arguments: Any, **options: Any) -> Any:
+        seen.append(len(list(tmp_path.iterdir())))
+        return begin(self, *arguments, **options)
+
+    monkeypatch.setattr(Transcriber, "begin", counted)
+    monkeypatch.setattr(octavo.transcribe, "AT_ONCE", 1)
+    sounds = [str(folder / f"{name}.wav") for name in ("one", "notes", "two")]
+    assert run(folder, *sounds, "--output", str(tmp_path), "--temperature", "0") == 1
+    assert seen == [0, 1, 1]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["one.txt", "two.txt"]
+
+
+def test_what_is_done_out_of_order_waits_for_what_is_before_it() -> None:
+    done, in_order = list[int](), InOrder()
+    for place in (2, 0, 1):
+        in_order.add(place, lambda place=place: done.append(place))  # type: ignore[misc]
+        assert done == list(range(len(done)))
+    assert done == [0, 1, 2]
