@@ -1,6 +1,7 @@
 """Settings, themes, what the model is, and what is attached. Driven in a browser."""
 
 import base64
+import threading
 
 import pytest
 
@@ -88,8 +89,6 @@ def test_settings_are_checked(page: Page, script: Script, name: str, text: str, 
 
 
 def test_escape_closes_the_settings_alone(page: Page, script: Script) -> None:
-    import threading
-
     gate = threading.Event()
     script.say("Still ", gate, "writing.")
     page.send("Write")
@@ -102,6 +101,28 @@ def test_escape_closes_the_settings_alone(page: Page, script: Script) -> None:
     page.wait_answer("Still writing.")
     page.click("#settings-button")
     assert page.one("#system").get_attribute("value") == "Kept."
+
+
+def test_escape_stops_an_answer_where_nothing_is_open(page: Page, script: Script) -> None:
+    """Not in the search, a menu, or the list before the conversation."""
+    gate = threading.Event()
+    script.say("Still ", gate, "writing.")
+    page.send("Write")
+    until(lambda: page.answers() == ["Still"])
+    page.show_list()
+    page.type("writ", "#search")
+    page.escape()
+    page.show_list()
+    page.wait_for("await new Promise((r) => setTimeout(r, 300))")  # the list is drawn without the search
+    page.run("const menu = document.querySelector('.menu'); menu.open = true; menu.querySelector('summary').focus()")
+    page.escape()
+    until(lambda: not page.run("return document.querySelector('.menu').open"))
+    page.hide_list()
+    assert not page.all(".ending")
+    page.one("#question").click()
+    page.escape()
+    until(lambda: "You stopped" in " ".join(page.texts(".ending")))
+    gate.set()
 
 
 def background(page: Page) -> str:

@@ -105,17 +105,46 @@ def test_two_tabs_that_ask_at_once(page: Page, script: Script) -> None:
     page.show(address.removeprefix(page.url))
     page.wait_answer("One.", 1)
     second = driver.current_window_handle
-    gates = [threading.Event(), threading.Event()]
-    for window, question, gate in ((first, "Left?", gates[0]), (second, "Right?", gates[1])):
-        driver.switch_to.window(window)
-        script.say(f"{question} ", gate, "Yes.")
-        page.send(question)
-        until(lambda question=question: page.answers()[-1] == question)
-    for gate in gates:
-        gate.set()
-    until(lambda: sum(m["state"] == "done" and m["content"].endswith("Yes.") for m in page.stored()) == 2)
-    contents = sorted(m["content"] for m in page.stored())
-    assert contents == ["First", "Left?", "Left? Yes.", "One.", "Right?", "Right? Yes."]
+    gate = threading.Event()
+    driver.switch_to.window(first)
+    script.say("Left, ", gate, "yes.")
+    page.send("Left?")
+    until(lambda: page.answers()[-1] == "Left,")
+    driver.switch_to.window(second)
+    until(lambda: page.answers()[-1] == "Left,")
+    page.send("Right?")  # would follow half an answer
+    until(lambda: "Another tab is writing" in " ".join(page.texts(".toast")))
+    assert page.one("#question").get_attribute("value") == "Right?"
+    gate.set()
+    page.wait_answer("Left, yes.", 2)
+    script.say("Right, yes.")
+    page.click("#send")
+    page.wait_answer("Right, yes.", 3)
+    contents = [m["content"] for m in script.asked[-1]["messages"]]
+    assert contents == ["First", "One.", "Left?", "Left, yes.", "Right?"]
+    assert len(page.stored()) == 6
+
+
+@pytest.mark.parametrize("page", ["screen-light"], indirect=True)
+def test_a_tab_that_is_closed_in_mid_answer(page: Page, script: Script) -> None:
+    """The other one says that it was cut, and goes on with it."""
+    driver = page.driver
+    ask(page, script, "First", "One.")
+    first, address = driver.current_window_handle, driver.current_url
+    driver.switch_to.new_window("tab")
+    page.show(address.removeprefix(page.url))
+    page.wait_answer("One.", 1)
+    gate = threading.Event()
+    script.say("Half ", gate)
+    page.send("Second")
+    until(lambda: any(m["content"] == "Half " for m in page.stored()))
+    driver.close()
+    gate.set()
+    driver.switch_to.window(first)
+    until(lambda: page.answers()[-1] == "Half")
+    page.send("Are you there?")
+    until(lambda: len(page.texts(".user .content")) == 3)  # it waits for nobody
+    assert script.asked[-1]["messages"][-1]["content"] == "Are you there?"
 
 
 FULL = """

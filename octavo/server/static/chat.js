@@ -56,6 +56,8 @@ export class Chat extends EventTarget {
 
   #remember() {
     try { sessionStorage.setItem("octavo.shown", this.conversation.isEmpty ? "" : this.conversation.id); } catch { /* the address has it */ }
+    const { title } = this.conversation.record;
+    document.title = title ? `${title} – Octavo` : "Octavo";
     history.replaceState(null, "", this.conversation.isEmpty ? location.pathname + location.search : "#" + this.conversation.id);
   }
 
@@ -107,6 +109,13 @@ export class Chat extends EventTarget {
       grow(element, record, false);
       drawWaiting(element, record, 0);
     } else if (!$("talk").querySelector(".editing")) this.draw();
+  }
+
+  /** Whether another tab is writing the last answer here: what is asked meanwhile would follow half of it. */
+  async isWrittenElsewhere() {
+    const isWriting = () => !this.answer && this.conversation.path.at(-1)?.state === "writing";
+    if (isWriting()) await this.#findCut();
+    return isWriting();
   }
 
   // ---- asking ----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@ import { $, button, download, make, toast } from "./dom.js";
 import { exported, imported } from "./transfer.js";
 
 const UNDO = 10; // seconds
+const IMPORT_MAX = 256 << 20; // bytes
 
 const dayOf = (time) => {
   const day = new Date(time);
@@ -142,6 +143,7 @@ export class List {
     $("import-file").value = "";
     if (!file) return;
     try {
+      if (file.size > IMPORT_MAX) throw new Error("it is larger than 256 MiB");
       const count = await imported(this.store, await file.text());
       toast(`${count} ${count === 1 ? "conversation" : "conversations"} imported.`);
     } catch (error) {

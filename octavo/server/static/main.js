@@ -1,7 +1,7 @@
 // The page's parts, put together.
 import { attach, attachments, installAttachments } from "./attach.js";
 import { Chat } from "./chat.js";
-import { $, announce } from "./dom.js";
+import { $, announce, toast } from "./dom.js";
 import { List, closeDrawer, installDrawer } from "./list.js";
 import { installModels, learnModels } from "./models.js";
 import { installSettings } from "./settings.js";
@@ -37,6 +37,10 @@ $("form").addEventListener("submit", async (event) => {
   const text = question.value.trim();
   const media = attachments();
   if ((!text && !media.length) || chat.answer) return;
+  if (await chat.isWrittenElsewhere()) {
+    toast("Another tab is writing an answer here. Send this once it is there.");
+    return;
+  }
   attach([]);
   question.value = "";
   draft.keep();
@@ -47,7 +51,8 @@ $("stop").addEventListener("click", () => chat.stop());
 $("new").addEventListener("click", () => { closeDrawer(); chat.fresh(); });
 document.addEventListener("keydown", (event) => {
   // Escape closes what is open, and only where nothing is, stops the answer.
-  if (event.key === "Escape" && !event.defaultPrevented && !document.querySelector("dialog[open], details.menu[open]")) chat.stop();
+  const isFree = !event.target.closest?.("#side") && !$("chat").inert && !document.querySelector("dialog[open], details.menu[open]");
+  if (event.key === "Escape" && isFree) chat.stop();
   if (event.key === "Escape") for (const menu of document.querySelectorAll("details.menu[open]")) menu.open = false;
 });
 addEventListener("hashchange", () => { if (location.hash.slice(1) !== chat.conversation.id) chat.open(location.hash.slice(1)); });

@@ -5,7 +5,6 @@ import { newId } from "./dom.js";
 
 const FORMAT = "octavo-conversations";
 const ROLES = ["user", "assistant", "tool", "system"];
-const LARGEST = 256 << 20; // characters of a file
 const MEDIA = /^data:(image|video|audio)\/[\w.+-]+[;,]/;
 const STATES = ["done", "stopped", "cut", "failed"];
 
@@ -85,7 +84,6 @@ function conversation(given, index) {
 
 /** Read a file's text into the store; how many conversations it had. Raises an Error that says what is wrong. */
 export async function imported(store, source) {
-  if (source.length > LARGEST) throw new ImportError("the file is too large");
   let data;
   try { data = JSON.parse(source); } catch (error) { throw new ImportError(`it is not JSON: ${error.message}`); }
   const given = Array.isArray(data) ? [{ messages: data }] : data?.conversations ?? (data?.messages ? [data] : null);
