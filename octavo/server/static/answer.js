@@ -14,10 +14,22 @@ const fenced = ({ name, text }) => {
 function sent(message) {
   if (message.role === "tool") return { role: "tool", tool_call_id: message.answers, content: message.content };
   if (message.role === "assistant") {
-    const calls = message.calls?.map((one, i) => ({ id: one.id || `call_${i}`, type: "function", function: { name: one.name, arguments: one.arguments || "{}" } }));
-    return { role: "assistant", content: splitThought(message.content).text, ...(calls?.length && { tool_calls: calls }) };
+    const calls = message.calls?.map((one, i) => ({
+      id: one.id || `call_${i}`,
+      type: "function",
+      function: { name: one.name, arguments: one.arguments || "{}" },
+    }));
+    return {
+      role: "assistant",
+      content: splitThought(message.content).text,
+      ...(calls?.length && { tool_calls: calls }),
+    };
   }
-  const text = (message.media ?? []).filter((one) => one.kind === "text").map(fenced).join("") + message.content;
+  const text =
+    (message.media ?? [])
+      .filter((one) => one.kind === "text")
+      .map(fenced)
+      .join("") + message.content;
   const seen = (message.media ?? []).filter((one) => one.url);
   if (!seen.length) return { role: message.role, content: text };
   const parts = seen.map(({ kind, url }) => ({ type: kind + "_url", [kind + "_url"]: { url } }));
@@ -69,14 +81,22 @@ export class Answer {
     }
     try {
       await this.#save();
-      const response = await ask("v1/chat/completions", { method: "POST", body: JSON.stringify(body), signal: this.abort.signal });
+      const response = await ask("v1/chat/completions", {
+        method: "POST",
+        body: JSON.stringify(body),
+        signal: this.abort.signal,
+      });
       const complete = await this.#take(events(response));
       if (message.finish) message.state = "done";
       else if (complete) message.state = "done";
       else message.state = "cut";
     } catch (error) {
       if (error.name === "AbortError") message.state = "stopped";
-      else Object.assign(message, { state: "failed", error: { message: error.message, remedy: error.remedy ?? "", action: error.action ?? "retry" } });
+      else
+        Object.assign(message, {
+          state: "failed",
+          error: { message: error.message, remedy: error.remedy ?? "", action: error.action ?? "retry" },
+        });
     }
     this.#note();
     this.store.writing.delete(message.id);
@@ -108,7 +128,8 @@ export class Answer {
     }
     if (thought) message.reasoning = (message.reasoning ?? "") + thought;
     if (content) {
-      if (message.reasoning && !message.thoughtFor) message.thoughtFor = Math.round((performance.now() - this.first) / 1000);
+      if (message.reasoning && !message.thoughtFor)
+        message.thoughtFor = Math.round((performance.now() - this.first) / 1000);
       message.content += content;
     }
     for (const call of calls ?? []) this.#call(call);
@@ -137,7 +158,9 @@ export class Answer {
     await this.store.put("messages", this.message);
   }
 
-  stop() { this.abort.abort(); }
+  stop() {
+    this.abort.abort();
+  }
 }
 
 /** What a message that was cut goes on from. */
@@ -149,7 +172,8 @@ export function continuation(message) {
 /** Whether a message ended before it was done, and why; empty where it is done. */
 export function cutReason(message) {
   if (message.state === "stopped") return "You stopped this answer.";
-  if (message.state === "cut") return "This answer was cut off: the connection or the page was closed while it was written.";
+  if (message.state === "cut")
+    return "This answer was cut off: the connection or the page was closed while it was written.";
   if (message.state === "done" && message.finish === "length")
     return `This answer ends at the longest length (${message.tokens ?? "?"} tokens): max_tokens, or the model's context.`;
   if (message.state === "done" && !message.finish && !message.note) return "";

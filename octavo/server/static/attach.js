@@ -23,48 +23,68 @@ function figure({ kind, name, url, text }) {
   }
   if (kind === "text") {
     const lines = text.split("\n").length;
-    box.append(make("details", {}, make("summary", { textContent: `${name} (${lines} ${lines === 1 ? "line" : "lines"})` }),
-      make("pre", { textContent: text.slice(0, 20_000), tabIndex: 0, dir: "auto" })));
+    box.append(
+      make(
+        "details",
+        {},
+        make("summary", { textContent: `${name} (${lines} ${lines === 1 ? "line" : "lines"})` }),
+        make("pre", { textContent: text.slice(0, 20_000), tabIndex: 0, dir: "auto" }),
+      ),
+    );
   } else box.append(make("figcaption", { textContent: name, title: name }));
   return box;
 }
 
 export function attach(media) {
   attached = media;
-  $("attached").replaceChildren(...media.map((one) => {
-    const box = figure(one);
-    const remove = button("×", () => { attach(attached.filter((other) => other !== one)); $("question").focus(); }, { ariaLabel: "Remove " + one.name });
-    (box.querySelector("figcaption") ?? box).append(remove);
-    box.dataset.name = one.name;
-    return box;
-  }));
+  $("attached").replaceChildren(
+    ...media.map((one) => {
+      const box = figure(one);
+      const remove = button(
+        "×",
+        () => {
+          attach(attached.filter((other) => other !== one));
+          $("question").focus();
+        },
+        { ariaLabel: "Remove " + one.name },
+      );
+      (box.querySelector("figcaption") ?? box).append(remove);
+      box.dataset.name = one.name;
+      return box;
+    }),
+  );
 }
 
-const read = (file) => new Promise((done, failed) => {
-  const reader = new FileReader();
-  reader.onload = () => done(reader.result);
-  reader.onerror = () => failed(reader.error);
-  reader.readAsDataURL(file);
-});
+const read = (file) =>
+  new Promise((done, failed) => {
+    const reader = new FileReader();
+    reader.onload = () => done(reader.result);
+    reader.onerror = () => failed(reader.error);
+    reader.readAsDataURL(file);
+  });
 
 /** A file's text, or null where it is none. */
 async function textOf(file) {
   try {
     const text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
     return /[\u0000-\u0008\u000e-\u001a]/.test(text) ? null : text.replace(/\r\n?/g, "\n");
-  } catch { return null; }
+  } catch {
+    return null;
+  }
 }
 
 async function one(file) {
   const kind = file.type.split("/")[0];
   if (kinds.includes(kind)) {
     const used = attached.reduce((sum, other) => sum + (other.url?.length ?? 0), 0);
-    if (used + (file.size * 4) / 3 > largest) throw new Error(`it is too large: a request may have ${Math.round(largest / (1 << 20))} MiB in all.`);
+    if (used + (file.size * 4) / 3 > largest)
+      throw new Error(`it is too large: a request may have ${Math.round(largest / (1 << 20))} MiB in all.`);
     return { kind, name: file.name, url: await read(file) };
   }
   const takes = ["text", ...kinds].join(", ");
   if (["image", "video", "audio"].includes(kind)) throw new Error(`this model takes ${takes}.`);
-  if (file.size > TEXT_MAX) throw new Error(`it is too large: a text may have ${TEXT_MAX >> 20} MiB. Paste the part that matters.`);
+  if (file.size > TEXT_MAX)
+    throw new Error(`it is too large: a text may have ${TEXT_MAX >> 20} MiB. Paste the part that matters.`);
   const text = await textOf(file);
   if (text === null) throw new Error(`it is no text in UTF-8; this model takes ${takes}. Save it as plain text first.`);
   return { kind: "text", name: file.name, text };
@@ -72,7 +92,11 @@ async function one(file) {
 
 export async function take(files) {
   for (const file of files) {
-    try { attach([...attached, await one(file)]); } catch (error) { refuse(`${file.name}: ${error.message}`); }
+    try {
+      attach([...attached, await one(file)]);
+    } catch (error) {
+      refuse(`${file.name}: ${error.message}`);
+    }
   }
   $("question").focus();
 }
@@ -93,10 +117,16 @@ const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
 
 export function installAttachments() {
   $("attach").addEventListener("click", () => $("files").click());
-  $("files").addEventListener("change", () => { take([...$("files").files]); $("files").value = ""; });
+  $("files").addEventListener("change", () => {
+    take([...$("files").files]);
+    $("files").value = "";
+  });
   document.addEventListener("paste", (event) => {
     const files = [...event.clipboardData.files];
-    if (files.length && !document.querySelector("dialog[open]")) { event.preventDefault(); take(files); }
+    if (files.length && !document.querySelector("dialog[open]")) {
+      event.preventDefault();
+      take(files);
+    }
   });
   const dropping = (event, on) => {
     if (!hasFiles(event)) return;
@@ -104,7 +134,9 @@ export function installAttachments() {
     document.body.classList.toggle("dropping", on);
   };
   document.addEventListener("dragover", (event) => dropping(event, true));
-  document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) dropping(event, false); });
+  document.addEventListener("dragleave", (event) => {
+    if (!event.relatedTarget) dropping(event, false);
+  });
   document.addEventListener("drop", (event) => {
     dropping(event, false);
     if (event.dataTransfer?.files.length) take([...event.dataTransfer.files]);

@@ -26,11 +26,15 @@ export class Chat extends EventTarget {
       settings: () => openSettings("key"),
       result: (message) => this.sendResults(message),
     };
-    store.addEventListener("changed", ({ detail }) => { if (detail.other) this.#changedElsewhere(detail); });
+    store.addEventListener("changed", ({ detail }) => {
+      if (detail.other) this.#changedElsewhere(detail);
+    });
     setInterval(() => this.#tick(), 1000);
   }
 
-  get answer() { return this.running.get(this.conversation.id); }
+  get answer() {
+    return this.running.get(this.conversation.id);
+  }
 
   // ---- what is shown ---------------------------------------------------------------------------------------------------
   async open(id) {
@@ -55,15 +59,25 @@ export class Chat extends EventTarget {
   }
 
   #remember() {
-    try { sessionStorage.setItem("octavo.shown", this.conversation.isEmpty ? "" : this.conversation.id); } catch { /* the address has it */ }
+    try {
+      sessionStorage.setItem("octavo.shown", this.conversation.isEmpty ? "" : this.conversation.id);
+    } catch {
+      /* the address has it */
+    }
     const { title } = this.conversation.record;
     document.title = title ? `${title} – Octavo` : "Octavo";
-    history.replaceState(null, "", this.conversation.isEmpty ? location.pathname + location.search : "#" + this.conversation.id);
+    history.replaceState(
+      null,
+      "",
+      this.conversation.isEmpty ? location.pathname + location.search : "#" + this.conversation.id,
+    );
   }
 
   draw() {
     const { path } = this.conversation;
-    $("talk").replaceChildren(...(path.length ? path.map((one) => messageElement(one, this.conversation, this.act)) : [emptyElement()]));
+    $("talk").replaceChildren(
+      ...(path.length ? path.map((one) => messageElement(one, this.conversation, this.act)) : [emptyElement()]),
+    );
     this.#drawState();
   }
 
@@ -72,12 +86,19 @@ export class Chat extends EventTarget {
     $("send").hidden = isRunning;
     $("stop").hidden = !isRunning;
     $("talk").ariaBusy = String(isRunning);
-    drawContext(this.conversation.path.findLast((one) => one.usage), longest());
+    drawContext(
+      this.conversation.path.findLast((one) => one.usage),
+      longest(),
+    );
   }
 
-  toEnd() { $("talk").scrollTop = $("talk").scrollHeight; }
+  toEnd() {
+    $("talk").scrollTop = $("talk").scrollHeight;
+  }
 
-  #element(message) { return $("talk").querySelector(`[data-id="${message.id}"]`); }
+  #element(message) {
+    return $("talk").querySelector(`[data-id="${message.id}"]`);
+  }
 
   /** Answers that no tab writes any more were cut by a reload; they say so, and can be gone on with. */
   async #findCut() {
@@ -100,8 +121,12 @@ export class Chat extends EventTarget {
     const record = await this.store.get(table, id);
     if (here !== this.conversation) return;
     if (table === "conversations") {
-      if (record && !record.deleted) here.record = { ...record, chosen: { ...record.chosen, ...(this.answer && here.record.chosen) } };
-      else if (!record || record.deleted) { if (!this.answer) this.fresh(); return; }
+      if (record && !record.deleted)
+        here.record = { ...record, chosen: { ...record.chosen, ...(this.answer && here.record.chosen) } };
+      else if (!record || record.deleted) {
+        if (!this.answer) this.fresh();
+        return;
+      }
     } else if (record) here.put(record);
     else return;
     const element = table === "messages" && here.path.includes(record) && this.#element(record);
@@ -122,7 +147,7 @@ export class Chat extends EventTarget {
   /** A message of the person's, at the end or beside another one, and the answer to it. */
   async send(content, media, beside) {
     const { conversation } = this;
-    const parent = beside ? conversation.byId.get(beside.parent) ?? null : conversation.path.at(-1) ?? null;
+    const parent = beside ? (conversation.byId.get(beside.parent) ?? null) : (conversation.path.at(-1) ?? null);
     const message = conversation.add(parent, { role: "user", content, ...(media?.length && { media }), state: "done" });
     await this.#keep(conversation, message);
     await this.#answer(conversation, message);
@@ -140,7 +165,10 @@ export class Chat extends EventTarget {
     const model = chosenModel();
     const message = continued ?? conversation.add(parent, { role: "assistant", state: "writing", model });
     let body;
-    const answer = new Answer(message, this.store, { grown: (one) => this.#grown(one), ended: (one) => this.#ended(one) });
+    const answer = new Answer(message, this.store, {
+      grown: (one) => this.#grown(one),
+      ended: (one) => this.#ended(one),
+    });
     Object.assign(answer, { conversation, drawnAt: 0, cost: 0, timer: 0 });
     this.running.set(conversation.id, answer);
     message.state = "writing";
@@ -158,10 +186,13 @@ export class Chat extends EventTarget {
   #grown(answer) {
     if (answer.timer || answer.conversation !== this.conversation) return;
     const since = performance.now() - answer.drawnAt;
-    answer.timer = setTimeout(() => {
-      answer.timer = 0;
-      this.#drawGrown(answer, false);
-    }, Math.max(0, FRAME - since, REST * answer.cost - since));
+    answer.timer = setTimeout(
+      () => {
+        answer.timer = 0;
+        this.#drawGrown(answer, false);
+      },
+      Math.max(0, FRAME - since, REST * answer.cost - since),
+    );
   }
 
   #drawGrown(answer, ended) {
@@ -185,13 +216,18 @@ export class Chat extends EventTarget {
     if (conversation === this.conversation) {
       this.#drawGrown(answer, true);
       const element = this.#element(message);
-      for (const one of conversation.path.slice(-2)) { // the one before is no longer the last
+      for (const one of conversation.path.slice(-2)) {
+        // the one before is no longer the last
         const box = this.#element(one);
         if (box) drawFooter(box, one, conversation, this.act);
       }
       this.#drawState();
       if (element) announce(this.#said(message, element));
-      if (!document.querySelector("dialog[open]") && (document.activeElement === document.body || document.activeElement === null)) $("question").focus();
+      if (
+        !document.querySelector("dialog[open]") &&
+        (document.activeElement === document.body || document.activeElement === null)
+      )
+        $("question").focus();
     }
     if (message.state === "failed") learnModels();
     this.dispatchEvent(new Event("running"));
@@ -212,7 +248,9 @@ export class Chat extends EventTarget {
     if (element) drawWaiting(element, answer.message, (performance.now() - answer.started) / 1000);
   }
 
-  stop() { this.answer?.stop(); }
+  stop() {
+    this.answer?.stop();
+  }
 
   // ---- what the buttons below a message do -------------------------------------------------------------------------------
   /** Another answer beside this one, which stays. */
@@ -250,7 +288,13 @@ export class Chat extends EventTarget {
       } else if (message.role === "user") await this.send(text, message.media, message);
       else {
         const { conversation } = this;
-        const edited = conversation.add(conversation.byId.get(message.parent) ?? null, { role: "assistant", content: text, state: "done", finish: "stop", note: "edited by you" });
+        const edited = conversation.add(conversation.byId.get(message.parent) ?? null, {
+          role: "assistant",
+          content: text,
+          state: "done",
+          finish: "stop",
+          note: "edited by you",
+        });
         await this.#keep(conversation, edited);
         this.draw();
       }
@@ -264,7 +308,12 @@ export class Chat extends EventTarget {
     const fields = [...this.#element(message).querySelectorAll(".result textarea")];
     let last = message;
     for (const [i, call] of message.calls.entries()) {
-      last = conversation.add(last, { role: "tool", content: fields[i].value, answers: call.id || `call_${i}`, state: "done" });
+      last = conversation.add(last, {
+        role: "tool",
+        content: fields[i].value,
+        answers: call.id || `call_${i}`,
+        state: "done",
+      });
       await this.store.put("messages", last);
     }
     await this.#keep(conversation);

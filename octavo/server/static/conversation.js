@@ -23,8 +23,12 @@ export class Conversation {
     return new Conversation({ id: newId(), title: "", created: now, updated: now, chosen: {} });
   }
 
-  get id() { return this.record.id; }
-  get isEmpty() { return this.byId.size === 0; }
+  get id() {
+    return this.record.id;
+  }
+  get isEmpty() {
+    return this.byId.size === 0;
+  }
 
   /** A message that is new, or newer than the one of its id. */
   put(message) {
@@ -44,14 +48,19 @@ export class Conversation {
     this.put(message);
     this.choose(message);
     this.record.updated = Date.now();
-    if (!this.record.title && message.role === "user") this.record.title = titleOf(message.content || (message.media?.[0]?.name ?? ""));
+    if (!this.record.title && message.role === "user")
+      this.record.title = titleOf(message.content || (message.media?.[0]?.name ?? ""));
     return message;
   }
 
   /** Those that stand in each other's place, the oldest first. */
-  siblings(message) { return this.children.get(message.parent ?? "") ?? [message]; }
+  siblings(message) {
+    return this.children.get(message.parent ?? "") ?? [message];
+  }
 
-  choose(message) { this.record.chosen = { ...this.record.chosen, [message.parent ?? ""]: message.id }; }
+  choose(message) {
+    this.record.chosen = { ...this.record.chosen, [message.parent ?? ""]: message.id };
+  }
 
   /** What is shown, from the first message on. */
   get path() {
@@ -66,7 +75,8 @@ export class Conversation {
   /** The messages up to this one, with it. */
   upTo(message) {
     const found = [];
-    for (let here = message; here && found.length <= this.byId.size; here = this.byId.get(here.parent)) found.unshift(here);
+    for (let here = message; here && found.length <= this.byId.size; here = this.byId.get(here.parent))
+      found.unshift(here);
     return found;
   }
 }
@@ -78,5 +88,9 @@ export function splitThought(content) {
   const rest = content.slice(opened[0].length);
   const closed = rest.match(/<\/think(?:ing)?>\s*/);
   if (!closed) return { thought: rest.trim(), text: "", open: true };
-  return { thought: rest.slice(0, closed.index).trim(), text: rest.slice(closed.index + closed[0].length), open: false };
+  return {
+    thought: rest.slice(0, closed.index).trim(),
+    text: rest.slice(closed.index + closed[0].length),
+    open: false,
+  };
 }

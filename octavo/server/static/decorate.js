@@ -25,14 +25,24 @@ async function formula(code) {
   const box = make("span", { className: displayMode ? "formula display" : "formula", title: tex, dir: "ltr" });
   if (displayMode) box.tabIndex = 0;
   try {
-    (await katex).render(tex, box, { displayMode, throwOnError: true, trust: false, strict: "ignore", maxSize: 50, maxExpand: 500 });
+    (await katex).render(tex, box, {
+      displayMode,
+      throwOnError: true,
+      trust: false,
+      strict: "ignore",
+      maxSize: 50,
+      maxExpand: 500,
+    });
     code.replaceWith(box);
-  } catch { code.title = "KaTeX cannot draw this"; } // it stays as it was written
+  } catch {
+    code.title = "KaTeX cannot draw this";
+  } // it stays as it was written
 }
 
 /** What every drawing needs. */
 export function decorate(root) {
-  for (const element of root.querySelectorAll("p, h3, h4, h5, h6, ul, ol, li, blockquote, th, td")) element.dir = "auto";
+  for (const element of root.querySelectorAll("p, h3, h4, h5, h6, ul, ol, li, blockquote, th, td"))
+    element.dir = "auto";
   for (const table of root.querySelectorAll("table")) {
     const box = make("div", { className: "table", tabIndex: 0, role: "region", "aria-label": "Table" });
     table.replaceWith(box);
@@ -45,12 +55,21 @@ export function decorate(root) {
     pre.dir = "ltr";
     const box = make("div", { className: "code" });
     pre.replaceWith(box);
-    box.append(make("div", { className: "bar" }, make("span", { textContent: language || "text" }), copyButton(() => code.textContent, "this code")), pre);
+    box.append(
+      make(
+        "div",
+        { className: "bar" },
+        make("span", { textContent: language || "text" }),
+        copyButton(() => code.textContent, "this code"),
+      ),
+      pre,
+    );
   }
 }
 
 /** What is only worth it once an element does not change any more. */
 export function finish(root) {
-  for (const code of root.querySelectorAll("pre > code")) highlight(code, /language-(\S+)/.exec(code.className)?.[1] ?? "");
+  for (const code of root.querySelectorAll("pre > code"))
+    highlight(code, /language-(\S+)/.exec(code.className)?.[1] ?? "");
   for (const code of root.querySelectorAll("code.math")) formula(code);
 }

@@ -27,7 +27,12 @@ export function newId() {
 /** Text into the clipboard, also on pages that are not secure (http:// in a local network). */
 export async function copyText(text) {
   if (navigator.clipboard) {
-    try { await navigator.clipboard.writeText(text); return true; } catch { /* not permitted: the older way */ }
+    try {
+      await navigator.clipboard.writeText(text);
+      return true;
+    } catch {
+      /* not permitted: the older way */
+    }
   }
   const area = make("textarea", { value: text, className: "hidden", readOnly: true });
   const focused = document.activeElement;
@@ -41,10 +46,16 @@ export async function copyText(text) {
 
 /** A button that copies what `read` gives, and says that it has. */
 export function copyButton(read, what) {
-  const made = button("Copy", async () => {
-    made.textContent = (await copyText(read())) ? "Copied" : "Not permitted";
-    setTimeout(() => { made.textContent = "Copy"; }, 1500);
-  }, { className: "copy", "aria-label": what ? `Copy ${what}` : null });
+  const made = button(
+    "Copy",
+    async () => {
+      made.textContent = (await copyText(read())) ? "Copied" : "Not permitted";
+      setTimeout(() => {
+        made.textContent = "Copy";
+      }, 1500);
+    },
+    { className: "copy", "aria-label": what ? `Copy ${what}` : null },
+  );
   return made;
 }
 
@@ -74,10 +85,21 @@ export function toast(text, { action, act, seconds = 10, onend } = {}) {
     box.remove();
     onend?.(acted);
   };
-  const start = () => { if (seconds) timer = setTimeout(end, seconds * 1000, false); };
-  if (action) box.append(button(action, () => { act(); end(true); }));
+  const start = () => {
+    if (seconds) timer = setTimeout(end, seconds * 1000, false);
+  };
+  if (action)
+    box.append(
+      button(action, () => {
+        act();
+        end(true);
+      }),
+    );
   box.append(button("×", () => end(false), { "aria-label": "Close this message" }));
-  for (const [stop, go] of [["mouseenter", "mouseleave"], ["focusin", "focusout"]]) {
+  for (const [stop, go] of [
+    ["mouseenter", "mouseleave"],
+    ["focusin", "focusout"],
+  ]) {
     box.addEventListener(stop, () => clearTimeout(timer));
     box.addEventListener(go, start);
   }

@@ -8,11 +8,22 @@ const IMPORT_MAX = 256 << 20; // bytes
 const dayOf = (time) => {
   const day = new Date(time);
   const today = new Date();
-  if (day.toDateString() === today.toDateString()) return day.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
-  return day.toLocaleDateString([], { day: "numeric", month: "short", ...(day.getFullYear() !== today.getFullYear() && { year: "numeric" }) });
+  if (day.toDateString() === today.toDateString())
+    return day.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+  return day.toLocaleDateString([], {
+    day: "numeric",
+    month: "short",
+    ...(day.getFullYear() !== today.getFullYear() && { year: "numeric" }),
+  });
 };
 
-const fileName = (title) => `octavo-${title.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 40) || "chat"}.json`;
+const fileName = (title) =>
+  `octavo-${
+    title
+      .replace(/[^\p{L}\p{N}]+/gu, "-")
+      .replace(/^-|-$/g, "")
+      .slice(0, 40) || "chat"
+  }.json`;
 
 export class List {
   constructor(store, chat) {
@@ -20,7 +31,9 @@ export class List {
     this.chat = chat;
     this.drawn = 0; // how often
     this.drawing = ""; // what of
-    store.addEventListener("changed", ({ detail }) => { if (detail.table === "conversations" || $("search").value) this.draw(); });
+    store.addEventListener("changed", ({ detail }) => {
+      if (detail.table === "conversations" || $("search").value) this.draw();
+    });
     chat.addEventListener("shown", () => this.draw());
     chat.addEventListener("running", () => this.draw());
     $("search").addEventListener("input", () => this.draw());
@@ -38,7 +51,10 @@ export class List {
       if (!wanted || hit) found.push([record, hit]);
       if (turn !== this.drawn) return;
     }
-    const drawing = JSON.stringify([this.chat.conversation.id, ...found.map(([record, hit]) => [record, hit, this.chat.running.has(record.id)])]);
+    const drawing = JSON.stringify([
+      this.chat.conversation.id,
+      ...found.map(([record, hit]) => [record, hit, this.chat.running.has(record.id)]),
+    ]);
     if (drawing === this.drawing) return; // a row that is being clicked stays
     const focused = document.activeElement?.closest?.("#conversations li")?.dataset.id;
     if ($("conversations").querySelector(".renaming")) return;
@@ -54,7 +70,8 @@ export class List {
     if (record.title.toLowerCase().includes(wanted)) return true;
     for (const { content } of await this.store.messages(record.id)) {
       const at = content.toLowerCase().indexOf(wanted);
-      if (at >= 0) return (at > 20 ? "…" : "") + content.slice(Math.max(0, at - 20), at + wanted.length + 40).replace(/\s+/g, " ");
+      if (at >= 0)
+        return (at > 20 ? "…" : "") + content.slice(Math.max(0, at - 20), at + wanted.length + 40).replace(/\s+/g, " ");
     }
     return null;
   }
@@ -64,9 +81,22 @@ export class List {
     const name = record.title || "New chat";
     const when = this.chat.running.has(record.id) ? "writing…" : dayOf(record.updated);
     const open = button("", () => this.open(record.id), { className: "open", "aria-current": isShown ? "true" : null });
-    open.append(make("span", { className: "title", dir: "auto", textContent: name }), make("span", { className: "when", textContent: typeof hit === "string" && hit ? hit : when, dir: "auto" }));
-    const menu = make("details", { className: "menu" }, make("summary", { "aria-label": `More for ${name}`, textContent: "⋯" }),
-      make("div", {}, button("Rename", () => this.rename(record)), button("Export", () => this.export(record)), button("Delete", () => this.remove(record), { className: "delete" })));
+    open.append(
+      make("span", { className: "title", dir: "auto", textContent: name }),
+      make("span", { className: "when", textContent: typeof hit === "string" && hit ? hit : when, dir: "auto" }),
+    );
+    const menu = make(
+      "details",
+      { className: "menu" },
+      make("summary", { "aria-label": `More for ${name}`, textContent: "⋯" }),
+      make(
+        "div",
+        {},
+        button("Rename", () => this.rename(record)),
+        button("Export", () => this.export(record)),
+        button("Delete", () => this.remove(record), { className: "delete" }),
+      ),
+    );
     const row = make("li", {}, open, menu);
     row.dataset.id = record.id;
     return row;
@@ -78,7 +108,9 @@ export class List {
     if (!matchMedia("(pointer: coarse)").matches) $("question").focus();
   }
 
-  #rowOf(id) { return $("conversations").querySelector(`li[data-id="${id}"]`); }
+  #rowOf(id) {
+    return $("conversations").querySelector(`li[data-id="${id}"]`);
+  }
 
   rename(record) {
     const row = this.#rowOf(record.id);
@@ -94,8 +126,16 @@ export class List {
       await this.draw();
       this.#rowOf(record.id)?.querySelector(".open").focus();
     };
-    form.addEventListener("submit", (event) => { event.preventDefault(); end(true); });
-    field.addEventListener("keydown", (event) => { if (event.key === "Escape") { event.stopPropagation(); end(false); } });
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      end(true);
+    });
+    field.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") {
+        event.stopPropagation();
+        end(false);
+      }
+    });
     field.addEventListener("blur", () => end(true));
     this.drawing = "";
     row.replaceChildren(form);
@@ -175,16 +215,29 @@ export function installDrawer() {
     showDrawer(shown);
     if (shown) $("close-lists").focus();
   });
-  $("close-lists").addEventListener("click", () => { showDrawer(false); $("lists").focus(); });
-  $("shade").addEventListener("click", () => { showDrawer(false); $("lists").focus(); });
+  $("close-lists").addEventListener("click", () => {
+    showDrawer(false);
+    $("lists").focus();
+  });
+  $("shade").addEventListener("click", () => {
+    showDrawer(false);
+    $("lists").focus();
+  });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && isNarrow() && document.body.classList.contains("listed") && !document.querySelector("dialog[open]")) {
+    if (
+      event.key === "Escape" &&
+      isNarrow() &&
+      document.body.classList.contains("listed") &&
+      !document.querySelector("dialog[open]")
+    ) {
       event.stopImmediatePropagation();
       showDrawer(false);
       $("lists").focus();
     }
   });
-  document.addEventListener("click", (event) => { // one menu at a time
-    for (const menu of document.querySelectorAll("details.menu[open]")) if (!menu.contains(event.target)) menu.open = false;
+  document.addEventListener("click", (event) => {
+    // one menu at a time
+    for (const menu of document.querySelectorAll("details.menu[open]"))
+      if (!menu.contains(event.target)) menu.open = false;
   });
 }

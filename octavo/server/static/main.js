@@ -22,10 +22,25 @@ const grow = () => {
   question.style.height = question.scrollHeight + 2 + "px";
 };
 const draft = {
-  keep() { try { sessionStorage.setItem("octavo.draft", question.value); } catch { /* private mode */ } },
-  read() { try { return sessionStorage.getItem("octavo.draft") ?? ""; } catch { return ""; } },
+  keep() {
+    try {
+      sessionStorage.setItem("octavo.draft", question.value);
+    } catch {
+      /* private mode */
+    }
+  },
+  read() {
+    try {
+      return sessionStorage.getItem("octavo.draft") ?? "";
+    } catch {
+      return "";
+    }
+  },
 };
-question.addEventListener("input", () => { grow(); draft.keep(); });
+question.addEventListener("input", () => {
+  grow();
+  draft.keep();
+});
 question.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing || matchMedia("(pointer: coarse)").matches) return;
   event.preventDefault();
@@ -48,14 +63,20 @@ $("form").addEventListener("submit", async (event) => {
   chat.send(text, media);
 });
 $("stop").addEventListener("click", () => chat.stop());
-$("new").addEventListener("click", () => { closeDrawer(); chat.fresh(); });
+$("new").addEventListener("click", () => {
+  closeDrawer();
+  chat.fresh();
+});
 document.addEventListener("keydown", (event) => {
   // Escape closes what is open, and only where nothing is, stops the answer.
-  const isFree = !event.target.closest?.("#side") && !$("chat").inert && !document.querySelector("dialog[open], details.menu[open]");
+  const isFree =
+    !event.target.closest?.("#side") && !$("chat").inert && !document.querySelector("dialog[open], details.menu[open]");
   if (event.key === "Escape" && isFree) chat.stop();
   if (event.key === "Escape") for (const menu of document.querySelectorAll("details.menu[open]")) menu.open = false;
 });
-addEventListener("hashchange", () => { if (location.hash.slice(1) !== chat.conversation.id) chat.open(location.hash.slice(1)); });
+addEventListener("hashchange", () => {
+  if (location.hash.slice(1) !== chat.conversation.id) chat.open(location.hash.slice(1));
+});
 
 // ---- what the browser cannot keep ----------------------------------------------------------------------------------------
 store.addEventListener("problem", ({ detail: error }) => {
@@ -69,7 +90,9 @@ store.addEventListener("problem", ({ detail: error }) => {
   $("unkept-text").textContent = text;
 });
 $("unkept-again").addEventListener("click", () => store.retry());
-addEventListener("beforeunload", (event) => { if (store.hasUnsaved) event.preventDefault(); });
+addEventListener("beforeunload", (event) => {
+  if (store.hasUnsaved) event.preventDefault();
+});
 
 async function begin() {
   installSettings(() => learnModels());
@@ -90,5 +113,9 @@ async function begin() {
 }
 
 function shownBefore() {
-  try { return sessionStorage.getItem("octavo.shown") ?? ""; } catch { return ""; }
+  try {
+    return sessionStorage.getItem("octavo.shown") ?? "";
+  } catch {
+    return "";
+  }
 }

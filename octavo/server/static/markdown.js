@@ -6,7 +6,10 @@ import { decorate, finish } from "./decorate.js";
 import { math } from "./math.js";
 
 const HARMLESS = /^<\/?(?:br|sub|sup|kbd|mark|u|small)\s*\/?>$/i;
-const TAGS = "p br strong em s code pre h3 h4 h5 h6 ul ol li blockquote table thead tbody tr th td a hr input sub sup kbd mark u small span".split(" ");
+const TAGS =
+  "p br strong em s code pre h3 h4 h5 h6 ul ol li blockquote table thead tbody tr th td a hr input sub sup kbd mark u small span".split(
+    " ",
+  );
 const PURIFY = {
   ALLOWED_TAGS: TAGS,
   ALLOWED_ATTR: ["href", "title", "class", "start", "type", "checked", "disabled", "target", "rel", "aria-label"],
@@ -30,7 +33,9 @@ const escape = md.utils.escapeHtml;
 rules.html_inline = (tokens, i) => (HARMLESS.test(tokens[i].content) ? tokens[i].content : escape(tokens[i].content));
 rules.image = (tokens, i) => {
   const [href, name] = [tokens[i].attrGet("src") ?? "", tokens[i].content || "picture"];
-  return /^https?:/i.test(href) ? `<a href="${escape(href)}" target="_blank" rel="noopener noreferrer">${escape(name)}</a>` : escape(name);
+  return /^https?:/i.test(href)
+    ? `<a href="${escape(href)}" target="_blank" rel="noopener noreferrer">${escape(name)}</a>`
+    : escape(name);
 };
 rules.fence = (tokens, i) => {
   const language = (tokens[i].info.trim().split(/\s+/)[0] ?? "").replace(/[^\w+#.-]/g, "").slice(0, 30);
@@ -43,7 +48,8 @@ rules.link_open = (tokens, i, options, env, self) => {
   return self.renderToken(tokens, i, options);
 };
 for (const name of ["th_open", "td_open"])
-  rules[name] = (tokens, i, options, env, self) => { // styles are not allowed to stand in the text
+  rules[name] = (tokens, i, options, env, self) => {
+    // styles are not allowed to stand in the text
     const side = /text-align:(\w+)/.exec(tokens[i].attrGet("style") ?? "")?.[1];
     tokens[i].attrs = side ? [["class", "align-" + side]] : null;
     return self.renderToken(tokens, i, options);
@@ -69,7 +75,8 @@ md.core.ruler.after("inline", "tasks", ({ tokens, Token }) => {
     tokens[i - 2].attrJoin("class", "task");
   }
 });
-rules.task = (tokens, i) => `<input type="checkbox" disabled aria-label="${tokens[i].meta ? "done" : "to do"}"${tokens[i].meta ? " checked" : ""}> `;
+rules.task = (tokens, i) =>
+  `<input type="checkbox" disabled aria-label="${tokens[i].meta ? "done" : "to do"}"${tokens[i].meta ? " checked" : ""}> `;
 
 function parse(source, env) {
   work.parsed += source.length;
@@ -137,7 +144,8 @@ export class GrowingMarkdown {
     for (const node of this.tail) node.remove();
     if (cut.item) this.#settleItems(tokens, cut, text);
     else {
-      for (const node of this.#append(tokens.slice(0, cut.tokens))) if (node.nodeType === Node.ELEMENT_NODE) finish(node);
+      for (const node of this.#append(tokens.slice(0, cut.tokens)))
+        if (node.nodeType === Node.ELEMENT_NODE) finish(node);
       if (cut.tokens) this.list = null;
       this.settled += offsetOf(text, cut.line);
       const { heading } = this.env; // of what stays
@@ -151,12 +159,17 @@ export class GrowingMarkdown {
   #lastBlock(tokens, text) {
     const lines = text.split("\n");
     const isSure = (line) => line < lines.length - 1 || lines[line].trim().length >= DECISIVE;
-    const tops = tokens.map((token, i) => ({ token, i })).filter(({ token }) => token.level === 0 && token.nesting >= 0 && token.map);
+    const tops = tokens
+      .map((token, i) => ({ token, i }))
+      .filter(({ token }) => token.level === 0 && token.nesting >= 0 && token.map);
     let last = tops.pop();
     if (last && !isSure(last.token.map[0])) last = tops.pop();
     if (!last) return { tokens: 0, line: 0 };
-    if (tops.length || !/^(bullet|ordered)_list_open$/.test(last.token.type)) return { tokens: last.i, line: last.token.map[0] };
-    const items = tokens.map((token, i) => ({ token, i })).filter(({ token }) => token.type === "list_item_open" && token.level === 1);
+    if (tops.length || !/^(bullet|ordered)_list_open$/.test(last.token.type))
+      return { tokens: last.i, line: last.token.map[0] };
+    const items = tokens
+      .map((token, i) => ({ token, i }))
+      .filter(({ token }) => token.type === "list_item_open" && token.level === 1);
     const item = items.filter(({ token }) => isSure(token.map[0])).at(-1);
     if (!item || item === items[0]) return { tokens: 0, line: 0 };
     return { tokens: 0, line: item.token.map[0], item: items.indexOf(item) };
@@ -197,7 +210,9 @@ export class GrowingMarkdown {
     if (token?.type !== "fence" || token.level !== 0) return;
     const lines = text.split("\n");
     const opening = /^(`{3,}|~{3,})/.exec(lines[token.map[0]]);
-    const isClosed = new RegExp(`^ {0,3}${token.markup[0]}{${token.markup.length},}[ \\t]*$`).test(lines.slice(token.map[0] + 1).findLast((line) => line.trim()) ?? "");
+    const isClosed = new RegExp(`^ {0,3}${token.markup[0]}{${token.markup.length},}[ \\t]*$`).test(
+      lines.slice(token.map[0] + 1).findLast((line) => line.trim()) ?? "",
+    );
     const code = this.box.lastElementChild?.querySelector("code");
     if (!opening || isClosed || !code) return;
     const shown = text.lastIndexOf("\n") + 1; // whole lines only

@@ -16,7 +16,11 @@ function inlineDollar(state, silent) {
   const marker = src[pos + 1] === "$" ? "$$" : "$";
   const start = pos + marker.length;
   if (marker === "$" && /\s/.test(src[start] ?? " ")) return false;
-  for (let end = next(src, marker, start, posMax); end >= 0; end = next(src, marker, end + 1, Math.min(posMax, start + LONGEST))) {
+  for (
+    let end = next(src, marker, start, posMax);
+    end >= 0;
+    end = next(src, marker, end + 1, Math.min(posMax, start + LONGEST))
+  ) {
     if (src[end - 1] === "\\") continue;
     if (marker === "$" && (/\s/.test(src[end - 1]) || /\d/.test(src[end + 1] ?? ""))) return false;
     if (end === start) return false;

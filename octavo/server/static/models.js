@@ -68,10 +68,17 @@ function rows() {
 export function installModels() {
   $("models").addEventListener("change", () => values.set("model", $("models").value));
   $("trouble-again").addEventListener("click", learnModels);
-  addEventListener("focus", () => { if (document.visibilityState === "visible") learnModels(); });
+  addEventListener("focus", () => {
+    if (document.visibilityState === "visible") learnModels();
+  });
   $("details-button").addEventListener("click", async () => {
     await learn().catch(() => {});
-    $("details-list").replaceChildren(...rows().flatMap(([name, value]) => [make("dt", { textContent: name }), make("dd", { textContent: value, dir: "auto" })]));
+    $("details-list").replaceChildren(
+      ...rows().flatMap(([name, value]) => [
+        make("dt", { textContent: name }),
+        make("dd", { textContent: value, dir: "auto" }),
+      ]),
+    );
     $("details").showModal();
   });
   $("details-done").addEventListener("click", () => $("details").close());

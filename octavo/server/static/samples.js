@@ -19,7 +19,9 @@ export function parseMetrics(text) {
 }
 
 export class Samples {
-  constructor() { this.all = []; }
+  constructor() {
+    this.all = [];
+  }
 
   /** `values` null: there were none, as the server did not answer or the engine was down. */
   add(time, values) {
@@ -53,10 +55,12 @@ export const mean = (name) => (samples) => {
   const there = known(samples);
   return there.length ? there.reduce((sum, { values }) => sum + (values[name] ?? 0), 0) / there.length : null;
 };
-export const latest = (name, of = (values) => values[name] ?? 0) => (samples) => {
-  const last = samples.at(-1);
-  return last?.values ? of(last.values) : null;
-};
+export const latest =
+  (name, of = (values) => values[name] ?? 0) =>
+  (samples) => {
+    const last = samples.at(-1);
+    return last?.values ? of(last.values) : null;
+  };
 export const perSecond = (name) => (samples) => {
   const there = known(samples);
   const grown = growth(samples, name);
@@ -75,8 +79,13 @@ export const average = (name) => (samples) => {
 export function quantile(samples, name, part) {
   const last = known(samples).at(-1);
   if (!last) return null;
-  const bounds = Object.keys(last.values).filter((key) => key.startsWith(name + "_bucket ")).map((key) => key.split(" ")[1]);
-  const counts = bounds.map((bound) => [bound === "+Inf" ? Infinity : Number(bound), growth(samples, `${name}_bucket ${bound}`)]);
+  const bounds = Object.keys(last.values)
+    .filter((key) => key.startsWith(name + "_bucket "))
+    .map((key) => key.split(" ")[1]);
+  const counts = bounds.map((bound) => [
+    bound === "+Inf" ? Infinity : Number(bound),
+    growth(samples, `${name}_bucket ${bound}`),
+  ]);
   const all = counts.find(([bound]) => bound === Infinity)?.[1];
   if (!all) return null;
   return counts.sort(([a], [b]) => a - b).find(([, count]) => count >= part * all)[0];

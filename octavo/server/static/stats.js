@@ -8,7 +8,8 @@ const POINTS = 60; // of a curve
 const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [300, 110, 46, 6, 8, 18];
 
 const seconds = (value) => (value < 1 ? `${digits(1000 * value)} ms` : `${digits(value)} s`);
-const digits = (value) => (value >= 100 ? Math.round(value).toLocaleString("en") : String(+value.toFixed(value < 10 ? 2 : 1)));
+const digits = (value) =>
+  value >= 100 ? Math.round(value).toLocaleString("en") : String(+value.toFixed(value < 10 ? 2 : 1));
 const percent = (value) => `${digits(value)} %`;
 const within = (name) => (samples) => {
   const bound = quantile(samples, name, 0.95);
@@ -21,19 +22,52 @@ const TILES = [
   { title: "Requests waiting", read: latest("num_requests_waiting"), curve: mean("num_requests_waiting") },
   { title: "Tokens written a second", read: perSecond("generation_tokens_total") },
   { title: "Prompt tokens read a second", read: perSecond("prompt_tokens_total") },
-  { title: "Time to the first token", read: average("time_to_first_token_seconds"), format: seconds, more: within("time_to_first_token_seconds") },
-  { title: "Time between two tokens", read: average("time_per_output_token_seconds"), format: seconds, more: within("time_per_output_token_seconds") },
-  { title: "KV cache in use", read: latest("", (v) => (100 * (v.kv_cache_usage_perc ?? 0)) / Math.max(1, engines(v))), format: percent, top: 100 },
-  { title: "Prompt tokens from the prefix cache", read: share("prefix_cache_hits_total", "prefix_cache_queries_total"), format: percent, top: 100 },
+  {
+    title: "Time to the first token",
+    read: average("time_to_first_token_seconds"),
+    format: seconds,
+    more: within("time_to_first_token_seconds"),
+  },
+  {
+    title: "Time between two tokens",
+    read: average("time_per_output_token_seconds"),
+    format: seconds,
+    more: within("time_per_output_token_seconds"),
+  },
+  {
+    title: "KV cache in use",
+    read: latest("", (v) => (100 * (v.kv_cache_usage_perc ?? 0)) / Math.max(1, engines(v))),
+    format: percent,
+    top: 100,
+  },
+  {
+    title: "Prompt tokens from the prefix cache",
+    read: share("prefix_cache_hits_total", "prefix_cache_queries_total"),
+    format: percent,
+    top: 100,
+  },
   { title: "Preemptions", read: latest("num_preemptions_total"), unit: "since the start" },
   { title: "Pictures, films, sounds read", read: latest("media_items_total"), unit: "since the start" },
 ];
-const engines = (values) => ["running", "starting", "restarting", "dead"].reduce((sum, state) => sum + (values["replicas " + state] ?? 0), 0);
+const engines = (values) =>
+  ["running", "starting", "restarting", "dead"].reduce((sum, state) => sum + (values["replicas " + state] ?? 0), 0);
 
 const samples = new Samples();
 const tiles = TILES.map((tile) => {
-  const made = { format: digits, curve: tile.read, ...tile, out: make("output", { textContent: "–" }), under: make("p", { className: "more", textContent: tile.unit ?? "" }) };
-  made.box = make("section", { className: "tile", "aria-label": tile.title }, make("h2", { textContent: tile.title }), made.out, made.under);
+  const made = {
+    format: digits,
+    curve: tile.read,
+    ...tile,
+    out: make("output", { textContent: "–" }),
+    under: make("p", { className: "more", textContent: tile.unit ?? "" }),
+  };
+  made.box = make(
+    "section",
+    { className: "tile", "aria-label": tile.title },
+    make("h2", { textContent: tile.title }),
+    made.out,
+    made.under,
+  );
   made.svg = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" });
   made.box.append(made.svg);
   $("tiles").append(made.box);
@@ -80,15 +114,27 @@ function drawCurve(tile, now, span) {
     svg("text", { x: LEFT, y: HEIGHT - 3 }, spanName(span)),
     svg("text", { x: WIDTH - RIGHT, y: HEIGHT - 3, "text-anchor": "end" }, "now"),
   ];
-  for (let i = 0; i < found.length; ) { // a line for each run of numbers; a number alone is a dot
+  for (let i = 0; i < found.length;) {
+    // a line for each run of numbers; a number alone is a dot
     let end = i;
     while (end < found.length && found[end] !== null) end++;
     if (end - i === 1) parts.push(svg("circle", { class: "dot", cx: x(i), cy: y(found[i]), r: 2 }));
-    else if (end > i) parts.push(svg("polyline", { class: "line", points: found.slice(i, end).map((value, k) => `${x(i + k)},${y(value)}`).join(" ") }));
+    else if (end > i)
+      parts.push(
+        svg("polyline", {
+          class: "line",
+          points: found
+            .slice(i, end)
+            .map((value, k) => `${x(i + k)},${y(value)}`)
+            .join(" "),
+        }),
+      );
     i = Math.max(end, i + 1);
   }
   tile.svg.replaceChildren(...parts);
-  const range = values.length ? `from ${tile.format(Math.min(...values))} to ${tile.format(Math.max(...values))}` : "no numbers";
+  const range = values.length
+    ? `from ${tile.format(Math.min(...values))} to ${tile.format(Math.max(...values))}`
+    : "no numbers";
   tile.svg.setAttribute("aria-label", `${tile.title}, ${$("window").selectedOptions[0].text}: ${range}`);
 }
 
@@ -125,7 +171,11 @@ async function ask() {
     else {
       const [up, all] = [values.engine_up, Math.max(1, engines(values))];
       isDown = up < 1;
-      if (isDown) show("down", `Down: the engine is ${values["replicas starting"] || values["replicas restarting"] ? "starting again" : "not running"}.`);
+      if (isDown)
+        show(
+          "down",
+          `Down: the engine is ${values["replicas starting"] || values["replicas restarting"] ? "starting again" : "not running"}.`,
+        );
       else show("up", up < all ? `Up: ${up} of ${all} engines run.` : "Up: the engine runs.");
     }
     samples.add(Date.now() / 1000, isDown ? null : values);

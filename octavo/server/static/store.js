@@ -5,10 +5,11 @@
 const NAME = "octavo";
 const TABLES = ["conversations", "messages"];
 
-const done = (request) => new Promise((resolve, reject) => {
-  request.onsuccess = () => resolve(request.result);
-  request.onerror = () => reject(request.error);
-});
+const done = (request) =>
+  new Promise((resolve, reject) => {
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
 
 function connect() {
   return new Promise((resolve, reject) => {
@@ -39,7 +40,9 @@ export class Store extends EventTarget {
   async open() {
     try {
       this.db = await connect();
-      this.db.onclose = () => { this.db = null; }; // the person has cleared it, or the disk is gone
+      this.db.onclose = () => {
+        this.db = null;
+      }; // the person has cleared it, or the disk is gone
       navigator.storage?.persist?.().catch(() => {}); // not to be cleared when the disk runs low
     } catch (error) {
       this.#failed(error ?? new Error("the browser keeps nothing here"));
@@ -52,9 +55,11 @@ export class Store extends EventTarget {
     const found = new Map();
     if (this.db) {
       const source = this.db.transaction(table).objectStore(table);
-      for (const record of await done(index ? source.index(index).getAll(key) : source.getAll())) found.set(record.id, record);
+      for (const record of await done(index ? source.index(index).getAll(key) : source.getAll()))
+        found.set(record.id, record);
     }
-    for (const record of this.unsaved[table].values()) if (!index || record[index] === key) found.set(record.id, record);
+    for (const record of this.unsaved[table].values())
+      if (!index || record[index] === key) found.set(record.id, record);
     return [...found.values()];
   }
 
@@ -109,7 +114,9 @@ export class Store extends EventTarget {
       const transaction = this.db.transaction(TABLES, "readwrite");
       transaction.objectStore("conversations").delete(id);
       for (const message of messages) transaction.objectStore("messages").delete(message.id);
-      await new Promise((resolve) => { transaction.oncomplete = transaction.onabort = resolve; });
+      await new Promise((resolve) => {
+        transaction.oncomplete = transaction.onabort = resolve;
+      });
     }
     this.#tell({ kind: "changed", table: "conversations", id, conversation: id });
     await this.retry();
@@ -117,7 +124,8 @@ export class Store extends EventTarget {
 
   /** Conversations whose deletion can no longer be undone. */
   async purge(before) {
-    for (const one of await this.#all("conversations")) if (one.deleted && one.deleted < before) await this.remove(one.id);
+    for (const one of await this.#all("conversations"))
+      if (one.deleted && one.deleted < before) await this.remove(one.id);
   }
 
   /** Write what could not be written. */
@@ -154,7 +162,8 @@ export class Store extends EventTarget {
 
   #heard(data) {
     if (data.kind === "changed") this.dispatchEvent(new CustomEvent("changed", { detail: { ...data, other: true } }));
-    else if (data.kind === "who writes" && this.writing.has(data.id)) this.channel.postMessage({ kind: "I write", id: data.id });
+    else if (data.kind === "who writes" && this.writing.has(data.id))
+      this.channel.postMessage({ kind: "I write", id: data.id });
     else if (data.kind === "I write") this.asked.get(data.id)?.(true);
   }
 
@@ -163,7 +172,10 @@ export class Store extends EventTarget {
     if (this.writing.has(id)) return Promise.resolve(true);
     if (!this.channel) return Promise.resolve(false);
     return new Promise((resolve) => {
-      const answer = (value) => { this.asked.delete(id); resolve(value); };
+      const answer = (value) => {
+        this.asked.delete(id);
+        resolve(value);
+      };
       this.asked.set(id, answer);
       this.channel.postMessage({ kind: "who writes", id });
       setTimeout(answer, wait, false);
@@ -174,10 +186,25 @@ export class Store extends EventTarget {
 /** Small values (settings, the chosen model), which may be forbidden too. */
 export const values = {
   get(name, otherwise) {
-    try { return JSON.parse(localStorage.getItem("octavo." + name)) ?? otherwise; } catch { return otherwise; }
+    try {
+      return JSON.parse(localStorage.getItem("octavo." + name)) ?? otherwise;
+    } catch {
+      return otherwise;
+    }
   },
   set(name, value) {
-    try { localStorage.setItem("octavo." + name, JSON.stringify(value)); return true; } catch { return false; }
+    try {
+      localStorage.setItem("octavo." + name, JSON.stringify(value));
+      return true;
+    } catch {
+      return false;
+    }
   },
-  remove(name) { try { localStorage.removeItem("octavo." + name); } catch { /* then there is none */ } },
+  remove(name) {
+    try {
+      localStorage.removeItem("octavo." + name);
+    } catch {
+      /* then there is none */
+    }
+  },
 };

@@ -20,11 +20,15 @@
     try {
       if (theme === "system") localStorage.removeItem(KEY);
       else localStorage.setItem(KEY, JSON.stringify(theme));
-    } catch { /* it holds for this tab */ }
+    } catch {
+      /* it holds for this tab */
+    }
     show(theme);
   };
   show(read());
-  addEventListener("storage", (event) => { if (event.key === KEY || event.key === null) show(read()); });
+  addEventListener("storage", (event) => {
+    if (event.key === KEY || event.key === null) show(read());
+  });
   addEventListener("DOMContentLoaded", () => {
     show(document.documentElement.dataset.theme ?? "system");
     document.getElementById("theme")?.addEventListener("change", (event) => choose(event.target.value));
