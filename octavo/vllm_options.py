@@ -338,8 +338,9 @@ disable_logprobs_during_spec_decoding | switch | * | there is no speculative dec
 """
 
 
-def _rows(table: str, of: str) -> Iterator[VllmOption]:
-    for line in table.strip().splitlines():
+def rows_of(table: str, of: str) -> Iterator[VllmOption]:
+    """The options of a table: name and short spellings | kind | values that are accepted | why."""
+    for line in filter(str.strip, table.splitlines()):
         names, kind, taken, why = (part.strip() for part in line.split(" | ", 3))
         name, *shorts = names.split()
         values = None if taken == "*" else tuple(json.loads(f"[{taken}]"))
@@ -350,7 +351,7 @@ def _rows(table: str, of: str) -> Iterator[VllmOption]:
 def vllm_options() -> dict[str, VllmOption]:
     """All of them by their names."""
     rows = [
-        row for table, of in ((_OLDER, "older"), (_SERVER, "server"), (_ENGINE, "engine")) for row in _rows(table, of)
+        row for table, of in ((_OLDER, "older"), (_SERVER, "server"), (_ENGINE, "engine")) for row in rows_of(table, of)
     ]
     return {row.name: row for row in rows}
 

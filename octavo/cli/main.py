@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from octavo.cli.bench_flags import add_bench
 from octavo.cli.flags import add_engine_flags, add_flags, add_lora_flag, add_sampling_flags
 from octavo.cli.parser import Parser
 from octavo.cli.vllm_flags import add_vllm_flags
@@ -38,7 +39,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"octavo {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for add in (_generate, _chat, _serve, _embed, _transcribe, _quantize, _bench, _models, _env):
+    for add in (
+        _generate,
+        _chat,
+        _serve,
+        _embed,
+        _transcribe,
+        _quantize,
+        add_bench,
+        _models,
+        _env,
+    ):
         add(commands)
     return parser
 
@@ -176,47 +187,15 @@ def _quantize(commands: Any) -> None:
     add_engine_flags(quantize)
 
 
-def _bench(commands: Any) -> None:
-    bench = commands.add_parser("bench", help="measure start-up, latency, throughput, or a server under load")
-    kinds = bench.add_subparsers(dest="kind", metavar="KIND", required=True)
-    startup = kinds.add_parser("startup", help="seconds from a new process to its first token")
-    latency = kinds.add_parser("latency", help="seconds for one batch, and the time of a token")
-    throughput = kinds.add_parser("throughput", help="tokens a second for many requests at once")
-    for each in (startup, latency, throughput):
-        each.add_argument("--runs", type=int, default=5, help="counted runs, after one warm-up (default: 5)")
-        each.add_argument("--json", action="store_true", help="print one JSON object")
-    for each, count in ((latency, 1), (throughput, 64)):
-        each.add_argument("--num-prompts", type=int, default=count, help=f"requests (default: {count})")
-        each.add_argument("--input-len", type=int, default=128, help="tokens of each prompt (default: 128)")
-        each.add_argument("--output-len", type=int, default=64, help="tokens of each answer (default: 64)")
-    for each in (startup, latency, throughput):
-        add_lora_flag(each, "measure")
-        add_engine_flags(each)
-
-    serve = kinds.add_parser("serve", help="load on a running server, this one or another, by OpenAI's API")
-    serve.add_argument("--url", default="http://127.0.0.1:8000", help="where it is (default: %(default)s)")
-    serve.add_argument("--model", help="the model's name there (default: the first that it lists)")
-    serve.add_argument("--api-key", help="sent as a bearer token")
-    serve.add_argument("--num-prompts", type=int, default=200, help="requests (default: %(default)s)")
-    serve.add_argument("--request-rate", type=float, help="requests a second, Poisson arrivals (default: all at once)")
-    serve.add_argument("--max-concurrency", type=int, default=64, help="most at a time (default: %(default)s)")
-    serve.add_argument("--input-len", type=int, default=128, help="mean tokens of a prompt (default: %(default)s)")
-    serve.add_argument(
-        "--input-distribution", choices=("fixed", "uniform", "exponential"), default="fixed", help="of prompts' lengths"
-    )
-    serve.add_argument("--output-len", type=int, default=64, help="tokens of an answer (default: %(default)s)")
-    serve.add_argument("--seed", type=int, default=0, help="of prompts and arrivals (default: %(default)s)")
-    serve.add_argument("--save", metavar="FOLDER", help="write results.json and a plot, times.svg, there")
-    serve.add_argument("--json", action="store_true", help="print one JSON object")
-
-
 def _models(commands: Any) -> None:
     models = commands.add_parser("models", help="the architectures that Octavo has")
     models.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="default: text")
 
 
 def _env(commands: Any) -> None:
-    environment = commands.add_parser("env", help="this machine, the versions, and which operations run here")
+    environment = commands.add_parser(
+        "env", aliases=["collect-env"], help="this machine, the versions, and which operations run here"
+    )
     environment.add_argument("--json", action="store_true", help="print one JSON object")
 
 

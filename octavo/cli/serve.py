@@ -9,12 +9,17 @@ from octavo.server.run import serve
 from octavo.server.server_options import ServerOptions
 
 
+def server_options_of(namespace: argparse.Namespace) -> ServerOptions:
+    """ServerOptions of the flags that were given."""
+    names = {f.name for f in dataclasses.fields(ServerOptions)}
+    return ServerOptions(**{k: v for k, v in vars(namespace).items() if k in names})
+
+
 def run(namespace: argparse.Namespace) -> int:
     args = engine_args_of(namespace)
     if namespace.served is not None:
         args = dataclasses.replace(args, model=namespace.served)
-    names = {f.name for f in dataclasses.fields(ServerOptions)}
-    options = ServerOptions(**{k: v for k, v in vars(namespace).items() if k in names})
+    options = server_options_of(namespace)
     if options.lora_modules or getattr(namespace, "allow_runtime_lora_updating", False):
         if getattr(namespace, "enable_lora", None) is False:
             raise ConfigError("--lora-modules and --allow-runtime-lora-updating need --enable-lora.")

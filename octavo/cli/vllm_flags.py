@@ -3,7 +3,7 @@
 import argparse
 import json
 import logging
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from typing import Any
 
 from octavo.errors import ConfigError
@@ -47,12 +47,17 @@ def _value(text: str) -> Any:
 
 def add_vllm_flags(parser: argparse.ArgumentParser, of: Container[str] = ("engine", "older")) -> None:
     """Flags for vLLM's options that the parser has none for. They are not in its help."""
-    for option in vllm_options().values():
+    add_table_flags(parser, (option for option in vllm_options().values() if option.of in of))
+
+
+def add_table_flags(parser: argparse.ArgumentParser, options: Iterable[VllmOption]) -> None:
+    """Flags for these options, those aside that the parser has already."""
+    for option in options:
         names = [option.flag, *option.shorts]
         if option.kind == "switch":
             names.append("--no-" + option.flag[2:])
         free = [name for name in names if name not in parser._option_string_actions]
-        if option.of in of and option.flag in free:
+        if option.flag in free:
             nargs: Any = {"switch": 0, "list": "*"}.get(option.kind)
             parser.add_argument(
                 *free, action=_Taken, option=option, nargs=nargs, dest=option.name, default=argparse.SUPPRESS,
