@@ -19,7 +19,8 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Octavo needs Python 3.11 or newer; this is %d.%d. Say which: make PYTHON=python3.12" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check -c constraints.txt torch
-	OCTAVO_INSTRUCTIONS=none $(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	OCTAVO_INSTRUCTIONS=none $(BIN)/pip install --disable-pip-version-check -c constraints.txt \
+	  --config-settings editable_mode=compat -e '.[dev]'  # else a folder that holds a clone hides the package
 	$(BIN)/python setup.py -q build_ext --inplace  # the core, where its progress is seen
 	touch $(READY)
 

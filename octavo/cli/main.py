@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     for add in (
         _generate,
         _chat,
+        _complete,
         _serve,
         _embed,
         _transcribe,
@@ -110,6 +111,23 @@ def _serve(commands: Any) -> None:
     add_flags(serve, ServerOptions, "server")
     add_vllm_flags(serve, ("server",))
     add_engine_flags(serve)
+
+
+def _complete(commands: Any) -> None:
+    complete = commands.add_parser(
+        "complete",
+        help="text that goes on, from a running server",
+        description="Have a running server of OpenAI's API continue a text, or each line of standard input.",
+    )
+    complete.add_argument("prompt", nargs="?", help="the text; lines of standard input if left out")
+    complete.add_argument("--url", default="http://127.0.0.1:8000/v1", help="where it is (default: %(default)s)")
+    complete.add_argument(
+        "--model-name", "--model", metavar="NAME", help="its model (default: the first that it lists)"
+    )
+    complete.add_argument("--api-key", metavar="KEY", help="the server's (default: OCTAVO_API_KEY or OPENAI_API_KEY)")
+    complete.add_argument("-q", "--quick", metavar="TEXT", help="the text, as vLLM has it")
+    complete.add_argument("--stats", action="store_true", help="say how long it took, and tokens a second")
+    add_sampling_flags(complete)
 
 
 def _embed(commands: Any) -> None:
@@ -207,6 +225,8 @@ def _command(name: str, kind: str | None = None) -> Callable[[argparse.Namespace
         from octavo.cli.chat.session import run
     elif name == "serve":
         from octavo.cli.serve import run
+    elif name == "complete":
+        from octavo.cli.complete import run
     elif name == "quantize":
         from octavo.cli.quantize import run
     elif name == "embed":

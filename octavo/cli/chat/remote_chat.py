@@ -137,14 +137,18 @@ class RemoteChat:
             body["chat_template_kwargs"] = dict.fromkeys(SWITCHES, thinks)
         # A server that does not tell thoughts apart leaves them in the text.
         reader, deltas = AnswerReader([ReasoningParser(THINK, "")]), _Deltas()
-        with contextlib.closing(self._ask("POST", "/chat/completions", body)) as response:
-            for event in _events(response):
-                yield from deltas.read(event, reader)
+        for event in self.events("/chat/completions", body):
+            yield from deltas.read(event, reader)
         yield from reader.feed("", finished=True)
         yield from deltas.end()
         if deltas.reason is None:
             raise OctavoError("the server broke the answer off. /retry asks again.")
         yield AnswerEnd(deltas.reason, deltas.num_tokens, time.perf_counter() - begun, deltas.prompt_tokens)
+
+    def events(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """The events of a stream as they come. Raises OctavoError that says what to do."""
+        with contextlib.closing(self._ask("POST", path, body)) as response:
+            yield from _events(response)
 
     def load(self, name: str) -> None:
         self.name, self.context_length = self._find(name)
