@@ -1,5 +1,7 @@
 """The HTTP application: routes, the page, and what surrounds them."""
 
+from pathlib import Path
+
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import Response
 from starlette.middleware.cors import CORSMiddleware
@@ -9,6 +11,7 @@ from octavo.server import (
     anthropic_messages,
     chat_completions,
     completions,
+    file_routes,
     http_errors,
     model_routes,
     pages,
@@ -27,8 +30,11 @@ from octavo.server.service import Service
 from octavo.version import __version__
 
 
-def create_app(service: Service) -> ASGIApp:
-    """The application over a service that has started."""
+def inner_app(service: Service) -> AdmissionScope:
+    """The application over a service that has started, without keys: for requests from within, too.
+
+    Raises ConfigError for a --files-folder that cannot be used.
+    """
     # No redirects: they would go wherever the Host header says.
     described = None if service.options.disable_fastapi_docs else "/openapi.json"
     app = FastAPI(
@@ -61,8 +67,16 @@ def create_app(service: Service) -> ASGIApp:
         app.include_router(pages.settings_router(service))
     http_errors.install(app)
     add_middleware(app, service.options.middleware)
+    inner = AdmissionScope(app, service.admission)
+    if service.options.files_folder is not None:
+        app.include_router(file_routes.router(service, Path(service.options.files_folder), inner))
+    return inner
+
+
+def create_app(service: Service) -> ASGIApp:
+    """The same with what HTTP needs around it."""
     # Around the whole app, so that errors pass them too; pages may read refusals, so CORS is the outermost.
-    access = AccessMiddleware(AdmissionScope(app, service.admission), service.options, bool(service.media_kinds))
+    access = AccessMiddleware(inner_app(service), service.options, bool(service.media_kinds))
     options = service.options
     around = KeepAlive(access, options.sse_keep_alive_interval) if options.sse_keep_alive_interval else access
     if not options.allowed_origins:

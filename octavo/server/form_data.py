@@ -11,6 +11,7 @@ MAX_HEADER = 4096
 """Bytes of a part's headers."""
 _BOUNDARY = re.compile(r"""boundary=(?:"([^"\r\n]{1,70})"|([^\s";,]{1,70}))""", re.IGNORECASE)
 _NAME = re.compile(rb"""[;\s]name="([^"\r\n]{0,200})\"""")
+_FILENAME = re.compile(rb"""filename="([^"\r\n]{0,1000})\"""", re.IGNORECASE)
 _DISPOSITION = re.compile(rb"^content-disposition:\s*form-data\s*;(.*)$", re.IGNORECASE | re.MULTILINE)
 
 
@@ -20,6 +21,8 @@ class FormPart:
 
     data: bytes
     is_file: bool
+    filename: str = ""
+    """As the client calls it: any text."""
 
     def text(self, name: str) -> str:
         """A field's value. Raises InvalidRequestError for a file, and for what is not UTF-8."""
@@ -52,7 +55,9 @@ def read_form(content_type: str, body: bytes) -> dict[str, FormPart]:
         name = None if disposition is None else _NAME.search(b";" + disposition[1])
         if not blank or len(head) > MAX_HEADER or disposition is None or name is None:
             raise InvalidRequestError("the form has a part without a name.")
-        part = FormPart(data, b"filename" in disposition[1].lower())
+        filename = _FILENAME.search(disposition[1])
+        called = "" if filename is None else filename[1].decode("utf-8", "replace")
+        part = FormPart(data, b"filename" in disposition[1].lower(), called)
         key = name[1].decode("utf-8", "replace")
         if key.endswith("[]") and key in form:
             part = FormPart(form[key].data + b"," + data, part.is_file or form[key].is_file)

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError
 from octavo.server.admission import OverloadedError
 from octavo.server.body import MediaTypeError
+from octavo.server.request_errors import NotFoundError
 from octavo.server.served_models import ModelUnknownError
 from octavo.server.service import RequestTimeoutError
 
@@ -47,10 +48,6 @@ CLIENT_GONE = 499
 
 class ClientGoneError(Exception):
     """The client has closed the connection; nobody reads an answer."""
-
-
-class NotFoundError(OctavoError):
-    """What the client names is not here."""
 
 
 def error_body(status: int, message: str, param: str | None = None, path: str = "") -> dict[str, Any]:

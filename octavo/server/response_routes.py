@@ -10,8 +10,8 @@ from fastapi.responses import Response
 
 from octavo.server.body import BodyError, JSONRoute
 from octavo.server.event_stream import event_response, json_response, while_connected
-from octavo.server.http_errors import NotFoundError
 from octavo.server.inner_chat import count_tokens
+from octavo.server.request_errors import NotFoundError
 from octavo.server.response_items import input_items, messages_of
 from octavo.server.response_request import CountInputRequest, ResponsesRequest
 from octavo.server.response_store import Kept, ResponseStore

@@ -12,8 +12,9 @@ from octavo.errors import InvalidRequestError
 from octavo.server.answer_events import Event, Text, Thought
 from octavo.server.body import BodyError
 from octavo.server.chat_completions import Chat
-from octavo.server.http_errors import NotFoundError, as_event_body
+from octavo.server.http_errors import as_event_body
 from octavo.server.inner_chat import answer_pieces, num_tokens
+from octavo.server.request_errors import NotFoundError
 from octavo.server.response_events import OutputItems, ended
 from octavo.server.response_items import input_items, messages_of
 from octavo.server.response_request import ResponsesRequest

@@ -19,6 +19,8 @@ from octavo.sizes import parse_size
 METRICS_PREFIXES = ("octavo", "vllm")
 BODY, BODY_WITH_MEDIA = 4 << 20, 64 << 20
 """Bytes of the largest request unless an option says otherwise."""
+FORM_BYTES = 64 << 10
+"""Of what is around the file in a form."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,11 @@ class ServerOptions(HTTPOptions, ChatOptions, LogOptions):
         16384, "answers (prompts times n) that may be running or waiting; more are answered with 429"
     )
     max_request_sequences: int = option(1024, "answers (prompts times n) that one request may ask for")
+    files_folder: str | None = option(
+        None, "a folder for /v1/files and /v1/batches, which only this server uses (default: without them)"
+    )
+    files_size: int | str = option("10GiB", "what the files in --files-folder may take together")
+    max_file_size: int | str = option("200MiB", "largest file that /v1/files takes")
     response_store_size: int | str = option(
         "256MiB", "memory of the responses that /v1/responses keeps for later requests; 0 keeps none"
     )
@@ -129,6 +136,8 @@ class ServerOptions(HTTPOptions, ChatOptions, LogOptions):
         if self.max_body_size is not None:
             self.max_body_size = parse_size(self.max_body_size, "max_body_size")
         self.max_queued_media = parse_size(self.max_queued_media, "max_queued_media")
+        self.files_size = parse_size(self.files_size, "files_size")
+        self.max_file_size = parse_size(self.max_file_size, "max_file_size")
         self.response_store_size = parse_size(self.response_store_size, "response_store_size", zero=True)
         if self.allow_runtime_lora_updating is None:
             of_environment = os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "")
@@ -162,3 +171,12 @@ class ServerOptions(HTTPOptions, ChatOptions, LogOptions):
     def response_store_bytes(self) -> int:
         """`response_store_size` in bytes."""
         return int(self.response_store_size)
+
+    @property
+    def files_bytes(self) -> int:
+        """`files_size` in bytes."""
+        return int(self.files_size)
+
+    def upload_bytes(self) -> int | None:
+        """The largest upload in bytes, the form around its file included; None where there are no files."""
+        return None if self.files_folder is None else int(self.max_file_size) + FORM_BYTES

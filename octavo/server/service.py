@@ -28,6 +28,7 @@ from octavo.media.model_media import ModelMedia
 from octavo.outputs import TokenLogprobs
 from octavo.params import PoolingParams, RequestOutputKind, SamplingParams, recommended_sampling
 from octavo.server.admission import Admission
+from octavo.server.file_store import FileStore
 from octavo.server.metrics import Metrics, RequestClock
 from octavo.server.protocol import Request
 from octavo.server.request_log import add_to_request_log, asked
@@ -125,6 +126,8 @@ class Service:
         self.fetcher = MediaFetcher.of_options(args, LIMITS)
         self.media: ModelMedia | None = None
         """What the model takes beside text; None for text alone."""
+        self.files: FileStore | None = None
+        """What /v1/files has, where there is that."""
         self._checker: InputChecker | None = None
         self._media_gates = {remote: asyncio.Semaphore(MEDIA_REQUESTS) for remote in (False, True)}
         self._stopping: asyncio.Task[None] | None = None
