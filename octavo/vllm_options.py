@@ -293,8 +293,7 @@ h11_max_incomplete_event_size | int | * | headers may have 64 KiB; max_body_size
 h11_max_header_count | int | * | headers may have 64 KiB
 enable_offline_docs | switch | * | /openapi.json is there, and no pages that would load something from elsewhere
 enable_flash_late_interaction | switch | * | scores are computed by the engine
-enable_server_load_tracking | switch | false | the number of requests is in /metrics; leave it out
-enable_tokenizer_info_endpoint | switch | false | there is no such endpoint; leave it out
+enable_server_load_tracking | switch | * | /load always tells it
 exclude_tools_when_tool_choice_none | switch | * | such prompts have no tools anyway
 fingerprint_mode | text | "full", "hash", "none" | answers have no fingerprint
 fingerprint_value | text | null | answers have no fingerprint; leave it out

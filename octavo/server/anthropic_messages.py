@@ -27,7 +27,7 @@ class MessageWork:
     def __init__(self, service: Service, request: MessagesRequest, model: ServedModel) -> None:
         self.request, self.model = request, model
         self.chat = Chat(service, request.chat(), model)
-        self.id = service.new_id("msg").replace("-", "_")
+        self.chat.id = self.id = service.new_id("msg").replace("-", "_")
 
     def _blocks(self, is_told: bool) -> ContentBlocks:
         return ContentBlocks(self.chat.readers.call_id, is_told, self.request.shows_thoughts)

@@ -9,13 +9,17 @@ from starlette.types import ASGIApp
 
 from octavo.server import (
     anthropic_messages,
+    chat_batch,
     chat_completions,
+    cohere_embed,
     completions,
+    dev_routes,
     file_routes,
     http_errors,
     model_routes,
     pages,
     pooling_routes,
+    render_routes,
     response_routes,
     token_routes,
     transcriptions,
@@ -24,6 +28,7 @@ from octavo.server.access import AccessMiddleware
 from octavo.server.admission import AdmissionScope
 from octavo.server.body import JSONRoute
 from octavo.server.event_stream import json_response
+from octavo.server.invocations import Invocations
 from octavo.server.middleware import KeepAlive, add_middleware
 from octavo.server.root_path import RootPath
 from octavo.server.service import Service
@@ -48,9 +53,12 @@ def inner_app(service: Service) -> AdmissionScope:
     for routes in (
         completions.router(service),
         chat_completions.router(service),
+        chat_batch.router(service),
+        render_routes.router(service),
         response_routes.router(service),
         anthropic_messages.router(service),
         pooling_routes.router(service),
+        cohere_embed.router(service),
         model_routes.router(service),
         token_routes.router(service),
         plain(service),
@@ -58,8 +66,13 @@ def inner_app(service: Service) -> AdmissionScope:
         app.include_router(routes)
     if service.options.allow_runtime_lora_updating:
         app.include_router(model_routes.updating(service))
+    if service.options.server_dev_mode:
+        app.include_router(dev_routes.router(service))
+    if service.options.enable_tokenizer_info_endpoint:
+        app.include_router(token_routes.tokenizer_info(service))
     if "audio" in service.media_kinds:
         app.include_router(transcriptions.router(service))
+    app.add_middleware(Invocations, service=service)
     if service.options.root_path:
         app.add_middleware(RootPath, routes=app)
     if service.options.page:
@@ -105,6 +118,10 @@ def plain(service: Service) -> APIRouter:
     @routes.get("/version", summary="Octavo's version")
     async def version() -> Response:
         return json_response({"version": __version__})
+
+    @routes.get("/load", summary="Requests that are running or waiting")
+    async def load() -> Response:
+        return json_response({"server_load": service.admission.load.requests})
 
     @routes.get("/metrics", summary="Numbers for Prometheus")
     async def metrics() -> Response:

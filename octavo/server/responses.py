@@ -48,6 +48,7 @@ class ResponseWork:
         messages = messages_of(request.instructions, [*so_far, *items], first=-len(so_far))
         self.chat = Chat(service, request.chat(messages), model)
         self.kept = Kept(self._begun(), items, before)
+        self.chat.id = self.kept.id
         self._num_events = 0
         self._waiting = list[Any]()
         """Entries of tokens whose place in the answer is not certain yet."""

@@ -58,6 +58,11 @@ def lora_modules(given: Any) -> list[LoRAModule]:
     return modules
 
 
+def _is_set(name: str) -> bool:
+    """Whether a switch of the environment is on."""
+    return os.environ.get(name, "").strip().lower() in ("1", "true")
+
+
 @names_closest
 @dataclass
 class ServerOptions(HTTPOptions, ChatOptions, LogOptions):
@@ -86,6 +91,14 @@ class ServerOptions(HTTPOptions, ChatOptions, LogOptions):
         None,
         "load and unload adapters by /v1/load_lora_adapter and /v1/unload_lora_adapter (default: no, or as "
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING says); whoever may call them can have any path of this machine read",
+    )
+    server_dev_mode: bool | None = option(
+        None,
+        "vLLM's routes for who develops: /server_info, /abort_requests, /reset_prefix_cache, /sleep, /wake_up, "
+        "/is_sleeping (default: no, or as VLLM_SERVER_DEV_MODE says); whoever may call them can stop others' requests",
+    )
+    enable_tokenizer_info_endpoint: bool = option(
+        False, "tell of the tokenizer, with its chat template, at /tokenizer_info"
     )
     max_body_size: int | str | None = option(
         None, "largest request (default: 4MiB, or 64MiB where the model takes pictures, films or sounds)"
@@ -140,8 +153,9 @@ class ServerOptions(HTTPOptions, ChatOptions, LogOptions):
         self.max_file_size = parse_size(self.max_file_size, "max_file_size")
         self.response_store_size = parse_size(self.response_store_size, "response_store_size", zero=True)
         if self.allow_runtime_lora_updating is None:
-            of_environment = os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "")
-            self.allow_runtime_lora_updating = of_environment.strip().lower() in ("1", "true")
+            self.allow_runtime_lora_updating = _is_set("VLLM_ALLOW_RUNTIME_LORA_UPDATING")
+        if self.server_dev_mode is None:
+            self.server_dev_mode = _is_set("VLLM_SERVER_DEV_MODE")
         self.lora_adapters = [adapter for given in self.lora_modules for adapter in lora_modules(given)]
         names = [adapter.name for adapter in self.lora_adapters]
         if repeated := next((name for name in names if names.count(name) > 1), None):

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from octavo.client.async_requests import AsyncRequests
 from octavo.client.output_processor import Chunk, OutputProcessor, PoolingProcessor
 from octavo.client.replicas import Replicas
 from octavo.client.scoring import ScoreOptions, ScorePlan, pair_up, plan_scores
@@ -30,6 +29,7 @@ from octavo.params import PoolingParams, RequestOutputKind, SamplingParams, reco
 from octavo.server.admission import Admission
 from octavo.server.file_store import FileStore
 from octavo.server.metrics import Metrics, RequestClock
+from octavo.server.pausing import PausingRequests
 from octavo.server.protocol import Request
 from octavo.server.request_log import add_to_request_log, asked
 from octavo.server.served_models import ServedModel, ServedModels
@@ -115,7 +115,7 @@ class Service:
         names = options.served_model_name or [args.model]
         self.model_name = names[0]
         self.models = ServedModels([*names, args.model], self._load_adapter, self._drop_adapter, self._on_adapter)
-        self.requests = AsyncRequests()
+        self.requests = PausingRequests()
         self.client = Replicas(args, self.requests.on_outputs, self._on_stats)
         self.tokenizer: Tokenizer | None = None
         self.chat_template = options.template_text()

@@ -61,3 +61,25 @@ def router(service: Service) -> APIRouter:
         return json_response({"prompt": await service.threads.run(len(body.tokens), work)})
 
     return routes
+
+
+def tokenizer_info(service: Service) -> APIRouter:
+    """The route that tells of the tokenizer, under the names of tokenizer_config.json."""
+    routes = APIRouter(route_class=JSONRoute)
+
+    @routes.get("/tokenizer_info", summary="What the tokenizer is, and its chat template")
+    async def info() -> Response:
+        tokenizer = service.tokenizer
+        if tokenizer is None:
+            raise InvalidRequestError("this server has no tokenizer (--skip-tokenizer-init).")
+        templates = tokenizer.chat_templates
+        known = {
+            "tokenizer_class": type(tokenizer).__name__,
+            "vocab_size": tokenizer.vocab_size,
+            "model_max_length": service.ready.info.max_model_len,
+            "chat_template": service.chat_template or templates.get("default"),
+            **getattr(tokenizer, "special_tokens", {}),
+        }
+        return json_response(known)
+
+    return routes
