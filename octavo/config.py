@@ -11,6 +11,7 @@ from octavo.errors import ConfigError, UnknownKeywordError, did_you_mean, names_
 from octavo.option_types import as_mapping, check_choices, check_types
 from octavo.params import check_recommended
 from octavo.pooler_config import PoolerConfig as PoolerConfig
+from octavo.processor_classes import named
 from octavo.sizes import parse_size
 from octavo.vllm_options import vllm_keywords
 
@@ -222,6 +223,11 @@ class EngineArgs:
         "number type of adapters: auto (as the model's weights before any rounding), float32, bfloat16 or float16",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
+    logits_processors: list[Any] | None = option(
+        None,
+        "classes that change the logits of whole batches, as vllm.v1's LogitsProcessor: module:Class, several",
+        several=True,
+    )
     max_logprobs: int = option(20, "most log-probabilities a token that a request may ask for (-1: no limit)")
 
     def __post_init__(self) -> None:
@@ -253,6 +259,8 @@ class EngineArgs:
                 f"max_cpu_loras={self.max_cpu_loras!r} must be a whole number of at least max_loras, {self.max_loras}."
             )
         check_types(self, ConfigError)
+        alone = self.num_ranks == self.data_parallel_size == 1 and self.distributed_executor_backend != "ray"
+        self.logits_processors = named(self.logits_processors, alone)
         self.task, self.runner, self.convert = _task_of(self), None, None
         if self.block_size not in (1, 2, 4, 8, 16, 32, 64, 128):
             raise ConfigError(f"block_size={self.block_size!r} must be a power of two from 1 to 128.")

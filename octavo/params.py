@@ -306,7 +306,9 @@ class SamplingParams:
     transcript: TranscriptRule | None = sampling_option(
         None, "the rule of a transcript's tokens; log-probabilities are of what it leaves", http=False
     )
-    extra_args: dict[str, Any] | None = sampling_option(None, "refused: nothing reads it", http=False)
+    extra_args: dict[str, Any] | None = sampling_option(
+        None, "values for the engine's own logits_processors, which read them", http=False
+    )
     skip_reading_prefix_cache: bool | None = sampling_option(
         None, "compute the whole prompt, whatever the prefix cache has", http=False
     )
@@ -380,8 +382,8 @@ class SamplingParams:
             _reject(f"transcript is a TranscriptRule, not {type(self.transcript).__name__}.")
         if any(not callable(p) for p in self.logits_processors or []):
             _reject("logits_processors must be callables f(output_token_ids, logits).")
-        if self.extra_args:
-            _reject("extra_args is not supported: nothing reads it. Use logits_processors for sampling of your own.")
+        if self.extra_args is not None and not isinstance(self.extra_args, dict):
+            _reject(f"extra_args must be a dict, not {type(self.extra_args).__name__}.")
 
     def _check_bad_words(self) -> None:
         words = self.bad_words or []

@@ -11,6 +11,7 @@ from octavo.errors import InvalidRequestError
 from octavo.executor.step import SequenceStart
 from octavo.loading.model_info import ModelInfo
 from octavo.params import PoolingParams, SamplingParams
+from octavo.processor_classes import check_params, load_class
 from octavo.text.inputs import CheckedPrompt, InputChecker
 
 
@@ -30,6 +31,7 @@ class RequestMaker:
         """Most tokens of a sequence."""
         self._last_seq_id = 0
         self._random = random.Random(args.seed)
+        self._processors = [load_class(one) for one in args.logits_processors or ()]
 
     def make(
         self,
@@ -125,6 +127,7 @@ class RequestMaker:
         starts: list[SequenceStart],
     ) -> GenerationRequest:
         self._checker.sampling(params)
+        check_params(self._processors, params)
         params = params.clone()
         params.logits_processors = None
         eos = frozenset() if params.ignore_eos else self._info.eos_token_ids

@@ -9,6 +9,7 @@ from torch import Tensor
 from octavo.config import EngineArgs
 from octavo.errors import failure
 from octavo.executor.adapter_slots import Adapters
+from octavo.executor.batch_logits import batch_logits
 from octavo.executor.caches import Caches, allocate_caches
 from octavo.executor.feature_rows import FeatureRows, in_place, num_rows
 from octavo.executor.grammar import late_grammars
@@ -72,6 +73,7 @@ class ModelRunner:
         """The largest of recorded steps: all of them read the same buffers."""
         self._recorded = self.backend.record_decode(self._decode, tables, shape.max_sequences)
         self.adapters = Adapters(loaded, args) if args.enable_lora else None
+        self._batch = batch_logits(args, loaded.info, self.backend, shape.num_blocks)
         self._recorded_with_adapters = (
             None
             if self.adapters is None
@@ -112,8 +114,7 @@ class ModelRunner:
             self._fail_non_finite(hidden[:count], self.batches.decoder_batch(steps, states, slots), steps, results)
         if not self.model.stage.is_last:
             return results
-        first = 0
-        sampled: list[tuple[int, int]] = []
+        first, sampled = 0, list[tuple[int, int]]()
         for i, step in enumerate(steps):
             last = first + len(step.token_ids)
             if results[i].error is None:
@@ -336,7 +337,8 @@ class ModelRunner:
 
     def _choose(self, logits: Tensor, samplings: Sequence[SamplingState], results: Sequence[SequenceResult]) -> None:
         """A token of each row of `logits`, for the sequence and into the result of the same place."""
-        for sampling, result, choice in zip(samplings, results, sample(logits, samplings, self.backend), strict=True):
+        chosen = sample(logits, samplings, self.backend, self._batch)
+        for sampling, result, choice in zip(samplings, results, chosen, strict=True):
             sampling.late_logits = None
             result.error, result.is_invalid = choice.error, choice.is_invalid
             if choice.token_id is None:
@@ -361,8 +363,7 @@ class ModelRunner:
     def _prompt_logprobs(
         self, hidden: Tensor, batch: Batch, targets: list[int], slot: int | None, count: int
     ) -> list[PackedLogprobs]:
-        out: list[PackedLogprobs] = []
-        problem: BaseException | None = None
+        out, problem = list[PackedLogprobs](), None
         for first in range(0, len(targets), LOGITS_ROWS):
             part = targets[first : first + LOGITS_ROWS]
             logits = self.model.logits(hidden[first : first + len(part)], batch, slot)

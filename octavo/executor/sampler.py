@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import failure
+from octavo.executor.batch_logits import BatchLogits
 from octavo.executor.grammar import Grammar, apply_grammars
 from octavo.executor.sampling_state import GREEDY, SamplingState
 from octavo.ops import NOT_FINITE, Backend, DrawBy
@@ -33,13 +34,15 @@ class Choice:
     """Whether the error is of the request's own values."""
 
 
-def sample(logits: Tensor, states: Sequence[SamplingState], backend: Backend) -> list[Choice]:
+def sample(
+    logits: Tensor, states: Sequence[SamplingState], backend: Backend, batch: BatchLogits | None = None
+) -> list[Choice]:
     """Choose a token for each row of `logits` `[rows, vocab]` (float32, changed in place).
 
     The order is vLLM's: structured outputs, allowed tokens, bad words, min_tokens, logit bias, the request's own
-    processors, penalties, temperature, min_p, top_k, top_p. Log-probabilities are of the model's own distribution,
-    before all of these, or of what a transcript's rule leaves of it. What goes wrong with one row's values is that
-    row's `error`, and changes no other row.
+    processors, those of the whole `batch`, penalties, temperature, min_p, top_k, top_p. Log-probabilities are of the
+    model's own distribution, before all of these, or of what a transcript's rule leaves of it. What goes wrong with
+    one row's values is that row's `error`, and changes no other row.
     """
     choices = [Choice() for _ in states]
     _transcribe(logits, states, choices)
@@ -50,10 +53,14 @@ def sample(logits: Tensor, states: Sequence[SamplingState], backend: Backend) ->
     if structured:
         _follow(logits, structured, choices)
     # Where a grammar may end, in rows that a request's own values may leave without any token.
-    ends = {i: logits[i, g.end_ids] for i, g in structured.items() if states[i].acts_on_tokens}
+    restricted = [i for i, s in enumerate(states) if s.acts_on_tokens or batch is not None]
+    ends = {i: logits[i, structured[i].end_ids] for i in restricted if i in structured}
     _restrict(logits, states, choices)
+    if batch is not None and (problem := batch.apply(logits, states)) is not None:
+        for choice in choices:
+            choice.error = choice.error or problem
     _penalize(logits, states, choices)
-    _keep_one(logits, states, ends, choices)
+    _keep_one(logits, states, restricted, ends, choices)
     tokens = backend.sample(logits, _draws(states, choices))
     for choice, token in zip(choices, tokens.tolist(), strict=True):
         if token == NOT_FINITE:
@@ -164,14 +171,21 @@ def _restrict_row(logits: Tensor, state: SamplingState) -> None:
         logits[index] += torch.tensor(list(p.logit_bias.values()), device=logits.device)
 
 
-def _keep_one(logits: Tensor, states: Sequence[SamplingState], ends: dict[int, Tensor], choices: list[Choice]) -> None:
-    """See that each row whose request acts on single tokens has one left.
+def _keep_one(
+    logits: Tensor,
+    states: Sequence[SamplingState],
+    restricted: Sequence[int],
+    ends: dict[int, Tensor],
+    choices: list[Choice],
+) -> None:
+    """See that each of the `restricted` rows, of whose tokens something acts on single ones, has one left.
 
-    Where it forbids all that its grammar allows, and the grammar may end here, it ends: `ends` has the logits of end
+    Where that forbids all that its grammar allows, and the grammar may end here, it ends: `ends` has the logits of end
     tokens in such rows. Where it may not, that is the request's error.
     """
-    for i, state in enumerate(states):
-        if not state.acts_on_tokens or choices[i].error is not None or float(logits[i].max()) > -math.inf:
+    for i in restricted:
+        state = states[i]
+        if choices[i].error is not None or float(logits[i].max()) > -math.inf:
             continue
         if state.grammar is not None and bool((ends[i] > -math.inf).any()):
             logits[i, state.grammar.end_ids] = ends[i]

@@ -42,6 +42,8 @@ class SamplingState:
     output_token_ids: list[int] = field(default_factory=list)
     late_logits: Tensor | None = None
     """Logits `[vocab]` of the next token, kept while its mask is being found."""
+    ended: bool = False
+    """Whether no further token will be chosen."""
     _counts: Tensor | None = None
     _in_prompt: Tensor | None = None
     _counted: int = 0

@@ -151,6 +151,8 @@ class SequenceStates:
                 continue
             self._waiting.pop(seq_id, None)
             self._late.pop(seq_id, None)
+            if state.sampling is not None:
+                state.sampling.ended = True
             if self._adapters is not None and state.has_adapter and state.start.adapter is not None:
                 self._adapters.end(state.start.adapter)
             first = seq_id - state.start.index
