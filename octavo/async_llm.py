@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import itertools
 import os
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from functools import cached_property, partial
 from typing import Any
 
 from octavo.batch_calls import as_tensor
@@ -15,16 +16,30 @@ from octavo.client.output_processor import processor_of
 from octavo.client.replica_engine import ReplicaEngine
 from octavo.client.transcribing import Question, Transcriber
 from octavo.config import DEFAULT_MODEL, EngineArgs
-from octavo.errors import EngineDeadError, OctavoError, RequestFailedError, failure
+from octavo.engine.upkeep import reset_caches
+from octavo.errors import (
+    ConfigError,
+    EngineDeadError,
+    InvalidRequestError,
+    OctavoError,
+    RequestFailedError,
+    failure,
+)
 from octavo.launch import launch_engine
 from octavo.llm import args_of
+from octavo.llm_engine import SLEEP_MODES
+from octavo.loading.engine_config import ModelConfig, VllmConfig
 from octavo.lora import AdapterRef, LoRARequest
 from octavo.outputs import CompletionOutput, PoolingOutput, PoolingRequestOutput, RequestOutput
 from octavo.params import PoolingParams, SamplingParams
 from octavo.prompts import Prompt
 from octavo.text.inputs import CheckedPrompt
+from octavo.text.users_tokenizer import users_tokenizer
 from octavo.transcribe import answer_of, transcribe_async
 from octavo.transcripts import Transcript, TranscriptionParams
+
+LOOK_AGAIN = 0.02
+"""Seconds after which somebody who waits for all requests sees whether one still runs."""
 
 
 class AsyncLLM:
@@ -38,16 +53,17 @@ class AsyncLLM:
         self._start(args_of(model, options))
 
     @classmethod
-    def from_engine_args(cls, args: EngineArgs) -> "AsyncLLM":
-        """An AsyncLLM of options that are already an EngineArgs."""
+    def from_engine_args(cls, engine_args: EngineArgs, **_: Any) -> "AsyncLLM":
+        """An AsyncLLM of options that are already an EngineArgs. What vLLM takes beside them has no effect."""
         llm = cls.__new__(cls)
-        llm._start(args)
+        llm._start(engine_args)
         return llm
 
     def _start(self, args: EngineArgs) -> None:
         self._ids = itertools.count()
         self._requests = AsyncRequests()
         self._added_adapters: dict[int, AdapterRef] = {}
+        self._is_paused = False
         self.engine: KnownEngine
         self.client: ThreadClient | ReplicaEngine
         if args.data_parallel_size > 1:
@@ -151,9 +167,85 @@ class AsyncLLM:
         """The numbers of adapters that `add_lora` has loaded, and `remove_lora` has not removed."""
         return set(self._added_adapters)
 
-    async def abort(self, request_id: str) -> None:
-        """End a request; its iterator gets a last output with finish_reason "abort"."""
-        self._requests.abort(self.client, request_id)
+    async def abort(self, request_id: str | Iterable[str]) -> None:
+        """End requests; their iterators get a last output with finish_reason "abort"."""
+        for one in [request_id] if isinstance(request_id, str) else request_id:
+            self._requests.abort(self.client, one)
+
+    async def pause_generation(self, *, mode: str = "abort", clear_cache: bool = True) -> None:
+        """Compute nothing until `resume_generation`. Requests may be added meanwhile.
+
+        Args:
+            mode: what becomes of requests that run: abort ends them, wait computes them first, keep goes on with them
+                afterwards.
+            clear_cache: forget the KV cache of earlier prompts too; not with mode="keep".
+
+        Raises InvalidRequestError for another mode, and ConfigError with data_parallel_size above 1.
+        """
+        if mode not in SLEEP_MODES:
+            raise InvalidRequestError(f"mode={mode!r:.40} is unknown; it is one of {', '.join(SLEEP_MODES)}.")
+        client = self._own_thread("pause_generation")
+        if mode == "abort":
+            await self.abort(self._requests.unfinished)
+        while mode == "wait" and self._requests.unfinished:
+            await asyncio.sleep(LOOK_AGAIN)
+        client.pause(True)
+        self._is_paused = True
+        if clear_cache and mode != "keep":
+            await self.reset_prefix_cache()
+
+    async def resume_generation(self) -> None:
+        """Go on after `pause_generation`."""
+        self._own_thread("resume_generation").pause(False)
+        self._is_paused = False
+
+    async def is_paused(self) -> bool:
+        """Whether `pause_generation` was called last."""
+        return self._is_paused
+
+    async def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
+        """As LLM.reset_prefix_cache."""
+        client = self._own_thread("reset_prefix_cache")
+        reset = partial(client.between_steps, lambda engine: reset_caches(engine.scheduler, reset_running_requests))
+        return bool(await asyncio.to_thread(reset))
+
+    def _own_thread(self, name: str) -> ThreadClient:
+        if not isinstance(self.client, ThreadClient):
+            raise ConfigError(f"{name} needs one engine in this process; start it with data_parallel_size=1.")
+        return self.client
+
+    @cached_property
+    def vllm_config(self) -> VllmConfig:
+        """The engine's options and model, by vLLM's names."""
+        ready = self.engine.ready
+        return VllmConfig.of(self.engine.args, self.engine.info, ready.num_blocks, ready.prefix_block_size > 0)
+
+    @property
+    def model_config(self) -> ModelConfig:
+        return self.vllm_config.model_config
+
+    async def get_tokenizer(self) -> Any:
+        """The model's tokenizer, as one of transformers'. Raises InvalidRequestError with skip_tokenizer_init."""
+        if self.engine.tokenizer is None:
+            raise InvalidRequestError("skip_tokenizer_init=True: there is no tokenizer.")
+        return users_tokenizer(self.engine.tokenizer, self.model_config.tokenizer, self.engine.max_model_len)
+
+    async def check_health(self) -> None:
+        """Raises EngineDeadError if the engine has stopped."""
+        self.client.check_alive()
+
+    @property
+    def errored(self) -> bool:
+        """Whether the engine has stopped."""
+        try:
+            self.client.check_alive()
+        except EngineDeadError:
+            return True
+        return False
+
+    @property
+    def is_running(self) -> bool:
+        return not self.errored
 
     def shutdown(self) -> None:
         """Stop the engine. Requests that run are ended."""

@@ -85,6 +85,11 @@ class AsyncRequests:
         """The engine's name of each request's id."""
         self._numbers = itertools.count()
 
+    @property
+    def unfinished(self) -> list[str]:
+        """The ids of requests that have not ended."""
+        return list(self._names)
+
     def __len__(self) -> int:
         """Requests that have not ended."""
         return len(self._streams)

@@ -4,6 +4,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from typing import Any
 
 from octavo.client.engine_client import KnownEngine, StepClient
@@ -95,7 +96,7 @@ class ThreadClient:
         self._on_outputs, self._on_death = on_outputs, on_death
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
-        self._closing = False
+        self._closing = self._is_paused = False
         self._death: str | None = None
         self._thread = threading.Thread(target=self._run, name="octavo-engine", daemon=True)
         self._thread.start()
@@ -128,6 +129,26 @@ class ThreadClient:
     def abort(self, request_id: str) -> None:
         self._post(lambda: self._local.abort(request_id))
 
+    def pause(self, is_paused: bool) -> None:
+        """Compute no further step until it is called with False. Requests may come and go meanwhile."""
+        with self._wake:
+            self._is_paused = is_paused
+            self._wake.notify()
+
+    def between_steps(self, action: Callable[[Engine], Any]) -> Any:
+        """What `action` gives, done with the engine between two steps. Raises what it raises."""
+        self.check_alive()
+        done: Future[Any] = Future()
+
+        def act() -> None:
+            try:
+                done.set_result(action(self._local.engine))
+            except Exception as error:
+                done.set_exception(error)
+
+        self._post(act)
+        return done.result()
+
     def close(self) -> None:
         """Stop the thread. Requests that run are ended."""
         with self._wake:
@@ -151,7 +172,7 @@ class ThreadClient:
         try:
             while True:
                 with self._wake:
-                    while not (self._inbox or self._closing or self._local.has_work):
+                    while not (self._inbox or self._closing or (self._local.has_work and not self._is_paused)):
                         self._wake.wait()
                     if self._closing:
                         break
@@ -159,7 +180,7 @@ class ThreadClient:
                     actions = [self._inbox.popleft() for _ in range(min(len(self._inbox), ACTIONS_PER_STEP))]
                 for action in actions:
                     action()
-                self._on_outputs(self._local.receive())
+                self._on_outputs(self._local.pending() if self._is_paused else self._local.receive())
         except BaseException as error:
             log.exception("the engine has stopped")
             reason = f": {error}"
