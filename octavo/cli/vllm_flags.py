@@ -15,7 +15,7 @@ OTHERS = "vllm_flags"
 """Where a namespace has those that were given."""
 
 
-class _Taken(argparse.Action):
+class Taken(argparse.Action):
     """Keeps a flag's value beside its option; `--no-x` of a switch is False."""
 
     def __init__(self, option_strings: list[str], dest: str, option: VllmOption, **more: Any) -> None:
@@ -45,13 +45,17 @@ def _value(text: str) -> Any:
         return text
 
 
-def add_vllm_flags(parser: argparse.ArgumentParser, of: Container[str] = ("engine", "older")) -> None:
-    """Flags for vLLM's options that the parser has none for. They are not in its help."""
-    add_table_flags(parser, (option for option in vllm_options().values() if option.of in of))
+def add_vllm_flags(
+    parser: argparse.ArgumentParser, of: Container[str] = ("engine", "older"), action: type[Taken] = Taken
+) -> None:
+    """Flags for vLLM's options that the parser has none for. They are not in its help; `action` keeps their values."""
+    add_table_flags(parser, (option for option in vllm_options().values() if option.of in of), action)
 
 
-def add_table_flags(parser: argparse.ArgumentParser, options: Iterable[VllmOption]) -> None:
-    """Flags for these options, those aside that the parser has already."""
+def add_table_flags(
+    parser: argparse.ArgumentParser, options: Iterable[VllmOption], action: type[Taken] = Taken
+) -> None:
+    """Flags for these options, those aside that the parser has already; `action` keeps their values."""
     for option in options:
         names = [option.flag, *option.shorts]
         if option.kind == "switch":
@@ -60,7 +64,7 @@ def add_table_flags(parser: argparse.ArgumentParser, options: Iterable[VllmOptio
         if option.flag in free:
             nargs: Any = {"switch": 0, "list": "*"}.get(option.kind)
             parser.add_argument(
-                *free, action=_Taken, option=option, nargs=nargs, dest=option.name, default=argparse.SUPPRESS,
+                *free, action=action, option=option, nargs=nargs, dest=option.name, default=argparse.SUPPRESS,
                 help=argparse.SUPPRESS,
             )  # fmt: skip
 

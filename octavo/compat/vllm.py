@@ -1,118 +1,74 @@
-"""Run an unmodified script that imports vllm: `python -m octavo.compat.vllm script.py [arguments]`.
+"""Run what imports vllm, unmodified: `python -m octavo.compat.vllm script.py [arguments]`, or `-m module [arguments]`.
 
-`import vllm` and the submodules that scripts use are answered with Octavo's classes of the same names.
+`import vllm` and the submodules that scripts use are answered with Octavo's classes of the same names, in the processes
+that they start as well. `--install` has all of this environment's programs find them, without this one, until
+`--uninstall`: then `lm_eval --model vllm` or `python -m vllm.entrypoints.openai.api_server` run as they are.
 """
 
+import importlib.metadata
+import os
 import runpy
 import sys
-import types
+import sysconfig
 from pathlib import Path
-from typing import Any
 
-import octavo
-
-_SUBMODULES: dict[str, dict[str, str]] = {
-    "": {
-        "LLM": "octavo.llm:LLM",
-        "AsyncLLMEngine": "octavo.async_llm:AsyncLLM",
-        "EngineArgs": "octavo.config:EngineArgs",
-        "AsyncEngineArgs": "octavo.config:EngineArgs",
-        "PoolerConfig": "octavo.config:PoolerConfig",
-        **{name: f"octavo.params:{name}" for name in ("SamplingParams", "PoolingParams")},
-        **{
-            name: f"octavo.outputs:{name}"
-            for name in (
-                "RequestOutput",
-                "CompletionOutput",
-                "PoolingOutput",
-                "PoolingRequestOutput",
-                "EmbeddingOutput",
-                "EmbeddingRequestOutput",
-                "ClassificationOutput",
-                "ClassificationRequestOutput",
-                "ScoringOutput",
-                "ScoringRequestOutput",
-            )
-        },
-        "TextPrompt": "octavo.prompts:TextPrompt",
-        "TokensPrompt": "octavo.prompts:TokensPrompt",
-        "PromptType": "octavo.prompts:Prompt",
-    },
-    "sampling_params": {
-        name: f"octavo.params:{name}"
-        for name in (
-            "SamplingParams",
-            "BeamSearchParams",
-            "RequestOutputKind",
-            "StructuredOutputsParams",
-            "GuidedDecodingParams",
-        )
-    },
-    "pooling_params": {"PoolingParams": "octavo.params:PoolingParams"},
-    "outputs": {
-        name: f"octavo.outputs:{name}"
-        for name in ("RequestOutput", "CompletionOutput", "PoolingOutput", "PoolingRequestOutput")
-    },
-    "inputs": {"TextPrompt": "octavo.prompts:TextPrompt", "TokensPrompt": "octavo.prompts:TokensPrompt"},
-    "engine": {},
-    "engine.arg_utils": {"EngineArgs": "octavo.config:EngineArgs", "AsyncEngineArgs": "octavo.config:EngineArgs"},
-    "engine.async_llm_engine": {"AsyncLLMEngine": "octavo.async_llm:AsyncLLM"},
-    "v1": {},
-    "v1.engine": {},
-    "v1.engine.async_llm": {"AsyncLLM": "octavo.async_llm:AsyncLLM"},
-    "lora": {},
-    "lora.request": {"LoRARequest": "octavo.lora:LoRARequest"},
-    "config": {"PoolerConfig": "octavo.config:PoolerConfig"},
-    "sequence": {"Logprob": "octavo.outputs:Logprob"},
-    "logprobs": {"Logprob": "octavo.outputs:Logprob"},
-}
-
-
-class _Answer(types.ModuleType):
-    """A module of vllm's, whose names are Octavo's."""
-
-    def __init__(self, name: str, names: dict[str, str]) -> None:
-        super().__init__(name, f"Octavo in place of {name}.")
-        self.__path__: list[str] = []
-        self._names = names
-        self.__all__ = sorted(names)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        if name not in self._names:
-            raise AttributeError(
-                f"{self.__name__}.{name} has no counterpart in Octavo; there are {', '.join(self.__all__) or 'none'}."
-            )
-        module, _, attribute = self._names[name].partition(":")
-        value = getattr(__import__(module, fromlist=[attribute]), attribute)
-        setattr(self, name, value)
-        return value
+PACKAGES = Path(__file__).parent / "packages"
+"""Where `vllm` is, as it is answered."""
+PATH_FILE = "octavo_vllm.pth"
 
 
 def install() -> None:
-    """Answer `import vllm` with Octavo in this process."""
-    for name, names in _SUBMODULES.items():
-        full = f"vllm.{name}" if name else "vllm"
-        module = sys.modules[full] = _Answer(full, names)
-        parent, _, child = full.rpartition(".")
-        if parent:
-            setattr(sys.modules[parent], child, module)
-    sys.modules["vllm"].__version__ = octavo.__version__  # type: ignore[attr-defined]
+    """Answer `import vllm` with Octavo, in this process and those that it starts."""
+    for loaded in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
+        del sys.modules[loaded]
+    sys.path.insert(0, str(PACKAGES))
+    inherited = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(PACKAGES), *([inherited] if inherited else [])])
+
+
+def _path_file() -> Path:
+    return Path(sysconfig.get_path("purelib"), PATH_FILE)
+
+
+def install_for_all() -> str:
+    """Have all programs of this environment find it; what was done, in words."""
+    try:
+        found = importlib.metadata.distribution("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        found = None
+    if found is not None and not found.version.endswith("+octavo"):
+        return f"vLLM {found.version} itself is installed here. Uninstall it first, or use an environment of its own."
+    _path_file().write_text(f"{PACKAGES}\n")
+    return f"Programs of this environment find Octavo as vllm from now on ({_path_file()}). --uninstall ends that."
 
 
 def main(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
+    first = arguments[0] if arguments else "-h"
+    if first in ("-h", "--help"):
         print(__doc__)
         return 0 if arguments else 2
-    script = Path(arguments[0])
-    if not script.is_file():
+    if first == "--install":
+        print(install_for_all())
+        return 0 if _path_file().exists() else 1
+    if first == "--uninstall":
+        _path_file().unlink(missing_ok=True)
+        print("Programs of this environment find no vllm of Octavo's any more.")
+        return 0
+    is_module = first == "-m"
+    script = Path(arguments[1] if is_module and len(arguments) > 1 else first)
+    if is_module and len(arguments) < 2:
+        print("octavo: -m needs the name of a module.", file=sys.stderr)
+        return 2
+    if not is_module and not script.is_file():
         print(f"octavo: there is no script {script}.", file=sys.stderr)
         return 2
+    sys.argv = arguments[1:] if is_module else arguments
+    sys.path[0] = str(Path.cwd() if is_module else script.resolve().parent)
     install()
-    sys.argv = arguments
-    sys.path[0] = str(script.resolve().parent)
-    runpy.run_path(str(script), run_name="__main__")
+    if is_module:
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(str(script), run_name="__main__")
     return 0
 
 
