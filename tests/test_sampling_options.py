@@ -62,9 +62,9 @@ def test_recommendations_out_of_range_are_left_out() -> None:
 
 
 def test_what_nothing_reads_is_refused() -> None:
-    with pytest.raises(InvalidRequestError, match="extra_args is not supported"):
-        SamplingParams(extra_args={"a": 1})
-    assert SamplingParams(extra_args={}).extra_args == {}
+    with pytest.raises(InvalidRequestError, match="extra_args must be a dict"):
+        SamplingParams(extra_args=["a"])  # type: ignore[arg-type]
+    assert SamplingParams(extra_args={"a": 1}).extra_args == {"a": 1}
 
 
 @pytest.mark.parametrize(
