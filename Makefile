@@ -13,7 +13,7 @@ OR_NONE := $(if $(ARGS),|| [ $$? = 5 ])
 
 UNITS := $(addprefix tests/,architectures engine executor loading media parts text tools)
 
-.PHONY: demo check test parallel values sanitize lint format docs bench clean
+.PHONY: demo check test parallel values clients sanitize lint format docs bench clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Octavo needs Python 3.11 or newer; this is %d.%d. Say which: make PYTHON=python3.12" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
@@ -42,6 +42,15 @@ parallel: $(READY)  ## every golden case in several processes, in all layouts an
 
 values: $(READY)  ## every wrong value of every key of every row's config.json (`make test`: half of them in each row)
 	$(SIDE_BY_SIDE) tests/architectures/test_wrong_values.py --all-values $(ARGS)
+
+CLIENTS := build/clients
+# In an environment of their own, which sees what this one has: together they would take minutes and a gigabyte.
+clients: $(READY)  ## programs that use vLLM, installed from PyPI and run as they are
+	$(PYTHON) -m venv $(CLIENTS)
+	echo "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+	> "$$($(CLIENTS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/octavo.pth"
+	$(CLIENTS)/bin/pip install --disable-pip-version-check -q 'lm_eval>=0.4.9'
+	PYTHONPATH=. $(CLIENTS)/bin/python tests/compat/clients/lm_eval_runs.py
 
 SANITIZED := build/sanitized
 # With -O3, GCC takes minutes for a file of products when it has checks to place between.

@@ -25,9 +25,22 @@ class PoolerConfig:
     """With `softmax`, each class by itself: a sigmoid."""
     step_tag_id: int | None = None
     returned_token_ids: list[int] | None = None
+    task: str | None = None
+    """What requests that do not say it are pooled for, as PoolingParams.task."""
+    seq_pooling_type: str | None = None
+    """vLLM's way of saying a pooling_type that gives one answer."""
+    tok_pooling_type: str | None = None
+    """Likewise of one that gives rows."""
+    use_activation: bool | None = None
+    """vLLM's way of saying normalize, and softmax."""
 
     def __post_init__(self) -> None:
         check_types(self, ConfigError)
+        self.pooling_type = self.pooling_type or self.seq_pooling_type or self.tok_pooling_type
+        if self.use_activation is not None:
+            self.normalize = self.use_activation if self.normalize is None else self.normalize
+            self.softmax = self.use_activation if self.softmax is None else self.softmax
+        self.seq_pooling_type = self.tok_pooling_type = self.use_activation = None
         if self.pooling_type is not None:
             self.pooling_type = self.pooling_type.upper()
             ways = self.pooling_type.split("+")

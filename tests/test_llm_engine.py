@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from octavo import LLM, BeamSearchParams, EngineArgs, LLMEngine, SamplingParams
+from octavo import LLM, BeamSearchParams, EngineArgs, LLMEngine, PoolerConfig, PoolingParams, SamplingParams
 from octavo.client.request_counts import Counter, Gauge, Histogram
 from octavo.errors import ConfigError, InvalidRequestError
 from octavo.outputs import FlatLogprobs
@@ -294,3 +294,23 @@ def test_shutdown(folder: Path) -> None:
     llm.enqueue("Hello", GREEDY)
     llm.shutdown()
     assert not llm.llm_engine.has_unfinished_requests()
+
+
+def test_pooler_config_as_vllm_has_it(folder: Path) -> None:
+    options: dict[str, Any] = {"runner": "pooling", "kv_cache_memory": "16MiB"}
+    config = PoolerConfig(task="token_embed", use_activation=False, seq_pooling_type="mean")
+    assert (config.pooling_type, config.normalize, config.softmax, config.use_activation) == (
+        "MEAN",
+        False,
+        False,
+        None,
+    )
+    llm = LLM(str(folder), pooler_config=config, **options)
+    (rows,), (one,) = llm.encode("Hello", use_tqdm=False), llm.encode("Hello", pooling_task="embed", use_tqdm=False)
+    assert rows.outputs.data.shape == (5, 64)
+    assert one.outputs.data.shape == (64,)
+    assert float(one.outputs.data.norm()) > 1.5  # it is not scaled
+    (cut,) = llm.embed("Hello", PoolingParams(task="embed"), tokenization_kwargs={"truncate_prompt_tokens": 2})
+    assert len(cut.prompt_token_ids) == 2
+    with pytest.raises(ConfigError, match=r"PoolerConfig\.task='classify': this engine pools for embed, token_embed"):
+        LLM(str(folder), pooler_config={"task": "classify"}, **options)

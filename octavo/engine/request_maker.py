@@ -7,7 +7,7 @@ from octavo.config import EngineArgs
 from octavo.engine.engine_request import Completion, GenerationRequest, PoolingRequest, Request
 from octavo.engine.kv_cache import HashChain, KVCacheManager, prompt_chain
 from octavo.engine.sequence import Sequence
-from octavo.errors import InvalidRequestError
+from octavo.errors import ConfigError, InvalidRequestError
 from octavo.executor.step import SequenceStart
 from octavo.loading.model_info import ModelInfo
 from octavo.params import PoolingParams, SamplingParams
@@ -31,6 +31,9 @@ class RequestMaker:
         """Most tokens of a sequence."""
         self._last_seq_id = 0
         self._random = random.Random(args.seed)
+        usual = info.pooling.task
+        if usual is not None and usual not in info.pooling_tasks:
+            raise ConfigError(f"PoolerConfig.task={usual!r}: this engine pools for {', '.join(info.pooling_tasks)}.")
         self._processors = [load_class(one) for one in args.logits_processors or ()]
 
     def make(
@@ -52,6 +55,9 @@ class RequestMaker:
             )
         if isinstance(params, SamplingParams):
             return self._generation(request_id, checked, params, priority, starts)
+        if params.task is None and self._info.pooling.task is not None:
+            params = params.clone()
+            params.task = self._info.pooling.task
         self._check_pooling(params)
         of_last = self._info.pooling.pooling_type == "LAST" and params.task in (None, "embed", "classify")
         reads_cache = of_last  # others need the hidden states of every token

@@ -153,6 +153,8 @@ class Sampling(Request):
     stream_options: StreamOptions | None = None
     return_tokens_as_token_ids: bool | None = False
     return_token_ids: bool | None = False
+    vllm_xargs: dict[str, str | int | float | bool | Many[Any] | None] | None = None
+    """Values for the engine's own logits_processors, as SamplingParams.extra_args."""
 
     @model_validator(mode="after")
     def _options_of_a_stream(self) -> "Sampling":
@@ -176,7 +178,8 @@ class Sampling(Request):
 
         Raises InvalidRequestError for a value that cannot be.
         """
-        values = {"max_tokens": None, **recommended, **self.given(), **more}
+        extra = {} if self.vllm_xargs is None else {"extra_args": dict(self.vllm_xargs)}
+        values = {"max_tokens": None, **recommended, **self.given(), **extra, **more}
         params = SamplingParams(**values, structured_outputs=self.structured())
         if params.n > MAX_ANSWERS:
             raise InvalidRequestError(f"n={params.n} is more than {MAX_ANSWERS}.")

@@ -130,7 +130,9 @@ async def main():
         while len(tokens) < 2:
             await asyncio.sleep(0.001)
         await engine.pause_generation(mode="keep")
-        await asyncio.sleep(0.2)  # what was on its way has come
+        assert await engine.reset_prefix_cache(reset_running_requests=True)  # between two steps
+        for _ in range(50):
+            await asyncio.sleep(0)  # what was on its way has come
         before = tokens[-1]
         await asyncio.sleep(0.3)
         pauses.append(tokens[-1] - before)
