@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo.cli.main import build_parser
-from octavo.cli.vllm_flags import _Taken
+from octavo.cli.vllm_flags import Taken
 from octavo.config import EngineArgs
 from octavo.errors import ConfigError
 from octavo.server.app import create_app
@@ -50,7 +50,7 @@ def flags() -> str:
 
 
 def _does(action: argparse.Action, name: str) -> str:
-    if not isinstance(action, _Taken):
+    if not isinstance(action, Taken):
         own = next(flag for flag in action.option_strings if flag.startswith("--"))
         return str(action.help) if own == name else f"as `{own}`: {action.help}"
     if action.option.taken is None:

@@ -83,7 +83,6 @@ mamba_backend | text | * | each device has one implementation of state-space lay
 mamba_ssu_algorithm | text | * | each device has one implementation of state-space layers
 enable_mamba_cache_stochastic_rounding | switch | * | states are kept in float32
 mamba_cache_philox_rounds | int | * | states are kept in float32
-logits_processors | list | null, [] | give logits_processors in SamplingParams
 reasoning_parser_plugin | text | null, "" | formats of thoughts are entries of octavo/server/reasoning_formats.py
 nnodes -n | int | 1 | for several machines give distributed_executor_backend="ray"
 node_rank -r | int | 0 | for several machines give distributed_executor_backend="ray"

@@ -17,7 +17,7 @@ import pytest
 
 from octavo.cli.main import build_parser
 from octavo.cli.parser import Parser
-from octavo.cli.vllm_flags import _Taken
+from octavo.cli.vllm_flags import Taken
 from octavo.errors import ConfigError
 from octavo.server import listening
 from octavo.server.app import create_app
@@ -70,7 +70,7 @@ def test_flags_take_what_vllm_has_behind_them() -> None:
 
 def test_what_is_built_is_built() -> None:
     flags = serve_parser().flags
-    assert [name for name in BUILT.split() if isinstance(flags[name], _Taken)] == []
+    assert [name for name in BUILT.split() if isinstance(flags[name], Taken)] == []
 
 
 @pytest.fixture(scope="module")
