@@ -382,8 +382,6 @@ class SamplingParams:
             _reject(f"transcript is a TranscriptRule, not {type(self.transcript).__name__}.")
         if any(not callable(p) for p in self.logits_processors or []):
             _reject("logits_processors must be callables f(output_token_ids, logits).")
-        if self.extra_args is not None and not isinstance(self.extra_args, dict):
-            _reject(f"extra_args must be a dict, not {type(self.extra_args).__name__}.")
 
     def _check_bad_words(self) -> None:
         words = self.bad_words or []
