@@ -107,6 +107,8 @@ class StructuredOutputsParams:
     """In Lark's or GBNF's notation."""
     json_object: bool | None = None
     """Any JSON object."""
+    structural_tag: str | dict[str, Any] | None = None
+    """Text in which what stands between certain marks follows a schema, in xgrammar's notation."""
     preamble: str | None = None
     """What comes before it, and is no part of it, such as a thought: a grammar in Lark's notation, of which the answer
     itself is `@answer`. It belongs to whoever knows the model's formats, and is no way of saying what to follow."""
@@ -117,8 +119,10 @@ class StructuredOutputsParams:
         if len(given) != 1:
             names = ", ".join(known)
             _reject(f"structured_outputs needs exactly one of {names}; it has {', '.join(given) or 'none'}.")
-        if self.json is not None and not isinstance(self.json, (str, dict)):
-            _reject("structured_outputs: json must be a schema, as a text or a dict.")
+        for name in ("json", "structural_tag"):
+            if (value := getattr(self, name)) is not None and not isinstance(value, (str, dict)):
+                what = "a schema" if name == "json" else "a structural tag"
+                _reject(f"structured_outputs: {name} must be {what}, as a text or a dict.")
         for name in ("regex", "grammar"):
             if (text := getattr(self, name)) is not None and (not isinstance(text, str) or not text):
                 _reject(f"structured_outputs: {name} must be a text that is not empty.")
@@ -145,19 +149,23 @@ class StructuredOutputsParams:
         return (kind, text) if self.preamble is None else ("answer", json.dumps([self.preamble, kind, text]))
 
     def _as_text(self) -> tuple[str, str]:
+        if self.structural_tag is not None:
+            return "structural_tag", _as_json(self.structural_tag, "structural tag")
         if self.json is not None or self.json_object:
-            schema = {"type": "object"} if self.json is None else self.json
-            try:
-                text = schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False, allow_nan=False)
-            except (TypeError, ValueError, RecursionError) as error:
-                raise InvalidRequestError(f"structured_outputs: the schema is not JSON: {error}") from error
-            return "json_schema", text
+            return "json_schema", _as_json({"type": "object"} if self.json is None else self.json, "schema")
         if self.choice is not None:
             return "choice", json.dumps(self.choice, ensure_ascii=False)
         return ("regex", self.regex) if self.regex is not None else ("grammar", str(self.grammar))
 
 
 GuidedDecodingParams = StructuredOutputsParams
+
+
+def _as_json(value: str | dict[str, Any], what: str) -> str:
+    try:
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"structured_outputs: the {what} is not JSON: {error}") from error
 
 
 def sampling_option(

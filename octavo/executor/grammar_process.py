@@ -20,7 +20,7 @@ import sys
 import time
 from typing import Any
 
-from octavo.executor.grammar_text import to_llguidance
+from octavo.executor.grammar_text import has_tags, special_tokens, to_llguidance
 
 COMMAND = struct.Struct("<cQ")
 START, SLOW, END = b"s", b"l", b"e"
@@ -165,7 +165,8 @@ def _matcher(kind: str, text: str, tokenizer: Any) -> tuple[Any, str]:
         max_items_in_row=50_000, step_max_items=500_000, initial_lexer_fuel=10_000_000, verbose_errors=False
     )
     try:
-        matcher = llguidance.LLMatcher(tokenizer, to_llguidance(kind, text), log_level=0, limits=limits)
+        grammar = to_llguidance(kind, text, special_tokens(tokenizer) if has_tags(kind, text) else None)
+        matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
     except RecursionError:
         return None, "it is nested too deeply"
     except Exception as error:  # whatever a grammar makes a library raise

@@ -1,17 +1,33 @@
 """Grammars as users write them, in llguidance's notation. Called in the process of grammars, within its limits."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from octavo.executor.json_schema import closed
+from octavo.executor.structural_tag import tag_grammar
 
 WHITESPACE = " "
 """What may stand between JSON's tokens: at most this. Where new lines may come some models write them without end;
 SmolLM2 needs 65 tokens for an answer of four fields so, and 73 with new lines and indentation."""
 
 
-def to_llguidance(kind: str, text: str) -> str:
+def has_tags(kind: str, text: str) -> bool:
+    """Whether a grammar, or the answer behind a preamble, is one of structural tags."""
+    return kind == "structural_tag" or (kind == "answer" and json.loads(text)[1] == "structural_tag")
+
+
+def special_tokens(tokenizer: Any) -> dict[str, int]:
+    """The special tokens of an LLTokenizer, by their texts."""
+    special = (i for i in range(tokenizer.vocab_size) if tokenizer.is_special_token(i))
+    return {tokenizer.decode_str([i]): i for i in special}
+
+
+def to_llguidance(kind: str, text: str, special: Mapping[str, int] | None = None) -> str:
     """The grammar for LLMatcher. `kind` and `text` are StructuredOutputsParams.as_grammar's.
+
+    Args:
+        special: the tokenizer's special tokens by their texts, which structural tags may name.
 
     Raises ValueError for what is none.
     """
@@ -19,7 +35,9 @@ def to_llguidance(kind: str, text: str) -> str:
 
     if kind == "answer":
         preamble, kind, text = json.loads(text)
-        return _behind(preamble, to_llguidance(kind, text))
+        return _behind(preamble, to_llguidance(kind, text, special))
+    if kind == "structural_tag":
+        return tag_grammar(text, to_llguidance, special or {})
     if kind == "json_schema":
         schema = closed(json.loads(text))
         if not isinstance(schema, (dict, bool)) or schema is False:

@@ -62,16 +62,28 @@ class StreamOptions(BaseModel):
 
 
 class ResponseFormat(BaseModel):
-    """`text`, `json_object`, or `json_schema` with the schema under `json_schema.schema`."""
+    """`text`, `json_object`, `json_schema` with the schema under `json_schema.schema`, or `structural_tag`.
 
-    type: Literal["text", "json_object", "json_schema"]
+    The last has a format, or in its older spelling structures and triggers.
+    """
+
+    type: Literal["text", "json_object", "json_schema", "structural_tag"]
     json_schema: dict[str, Any] | None = None
+    format: dict[str, Any] | None = None
+    structures: Many[dict[str, Any]] | None = None
+    triggers: Many[str] | None = None
 
     def structured(self) -> StructuredOutputsParams | None:
         if self.type == "text":
             return None
         if self.type == "json_object":
             return StructuredOutputsParams(json_object=True)
+        if self.type == "structural_tag":
+            names = ("format",) if self.format is not None else ("structures", "triggers")
+            tag = {name: getattr(self, name) for name in names}
+            if None in tag.values():
+                raise InvalidRequestError("response_format: structural_tag needs a format, or structures and triggers.")
+            return StructuredOutputsParams(structural_tag=tag)
         schema = (self.json_schema or {}).get("schema")
         if not isinstance(schema, dict):
             raise InvalidRequestError("response_format: json_schema needs its schema under json_schema.schema.")
@@ -88,6 +100,7 @@ class StructuredOutputs(BaseModel):
     choice: Many[str] | None = None
     grammar: str | None = None
     json_object: bool | None = None
+    structural_tag: str | dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _known(self) -> "StructuredOutputs":

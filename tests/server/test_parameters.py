@@ -1,6 +1,7 @@
 """Parameters of chats and completions that vLLM's clients send: what is told of tokens, and what is refused."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -185,3 +186,28 @@ def test_prompt_logprobs_of_a_chat(tiny_server: Running) -> None:
     assert answer["prompt_logprobs"][0] is None
     assert all(entry["logprob"] <= 0 for place in answer["prompt_logprobs"][1:] for entry in place.values())
     assert tiny_server.post("/v1/chat/completions", CHAT).json()["prompt_logprobs"] is None
+
+
+TAG = {"type": "tag", "begin": "<a>", "content": {"type": "regex", "pattern": "[0-9]{2}"}, "end": "</a>"}
+
+
+@pytest.mark.parametrize(("path", "body"), PATHS)
+def test_an_answer_follows_a_structural_tag(tiny_server: Running, path: str, body: dict[str, Any]) -> None:
+    long = {**body, "max_tokens": 40}
+    own = {"type": "structural_tag", "format": TAG}
+    for asked in ({"response_format": own}, {"structured_outputs": {"structural_tag": json.dumps({"format": TAG})}}):
+        answer = tiny_server.post(path, {**long, **asked})
+        assert answer.status_code == 200, answer.text
+        (choice,) = answer.json()["choices"]
+        text = choice["message"]["content"] if "message" in choice else choice["text"]
+        assert re.fullmatch("<a>[0-9]{2}</a>", text)
+    older = {"type": "structural_tag", "structures": [{"begin": "<a>", "schema": {}, "end": "</a>"}], "triggers": ["<"]}
+    assert tiny_server.post(path, {**body, "response_format": older}).status_code == 200
+    for wrong, message in (
+        ({"type": "structural_tag"}, "needs a format, or structures and triggers"),
+        ({**own, "format": {"type": "mystery"}}, "'mystery' is unknown"),
+        ({**older, "triggers": ["<b"]}, "begins with none of the triggers"),
+    ):
+        answer = tiny_server.post(path, {**body, "response_format": wrong})
+        assert answer.status_code == 400
+        assert message in answer.json()["error"]["message"]
