@@ -45,6 +45,13 @@ def processes(folder: Path) -> list[psutil.Process]:
     return found
 
 
+def goes_on(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
 def until(test: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + WITHIN
     while not test():
@@ -135,3 +142,26 @@ def test_without_the_kernels_help(folder: Path) -> None:
     parent.kill()
     parent.wait()
     until(lambda: not processes(folder), "the child goes on")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
+def test_all_that_was_started_ends(tiny_model: Path, folder: Path, number: signal.Signals) -> None:
+    """Ranks, grammars and templates too, each in the midst of its work."""
+    options = ("--kv-cache-memory", "64MiB", "--shutdown-timeout", "1", "--tensor-parallel-size", "2")
+    with server(str(tiny_model), *options, TMPDIR=str(folder)) as running:
+        chat = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1500, "n": 4}
+        bodies = [("/v1/completions", LOAD), ("/v1/chat/completions", {**chat, "guided_regex": "a{1400}"})]
+
+        def ask(path: str, body: dict[str, object]) -> None:
+            with contextlib.suppress(httpx.HTTPError):
+                httpx.post(running.url + path, json=body, timeout=WITHIN)
+
+        for path, body in bodies:
+            threading.Thread(target=ask, args=(path, body), daemon=True).start()
+        running.until(lambda: running.metric("num_requests_running") >= 12)
+        started = psutil.Process(running.process.pid).children(recursive=True)
+        assert len(started) >= 4  # two ranks, what finds masks, what renders
+        running.process.send_signal(number)
+        running.process.wait(WITHIN)
+
+        until(lambda: not any(map(goes_on, started)), "processes go on")
