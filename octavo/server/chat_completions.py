@@ -28,7 +28,7 @@ from octavo.server.body import JSONRoute
 from octavo.server.event_stream import event_response, json_response, while_connected
 from octavo.server.logprobs import LogprobsWriter
 from octavo.server.model_formats import AnswerReader, model_formats
-from octavo.server.protocol import ChatRequest, Conversation
+from octavo.server.protocol import ChatRequest, Conversation, NamedTool
 from octavo.server.request_defaults import fill_in
 from octavo.server.served_models import ServedModel
 from octavo.server.service import MediaPrompt, Run, Service, sent_bytes
@@ -168,15 +168,19 @@ class Chat:
 
     def _choice(self, index: int, chunk: Chunk) -> dict[str, Any]:
         answer = collect(self.new_reader().feed(chunk.text, finished=True))
-        finish = chunk.finish_reason
         return {
             "index": index,
             "message": self._message(answer),
             "logprobs": self._logprobs(chunk.entries),
-            "finish_reason": "tool_calls" if answer.calls and finish == "stop" else finish,
+            "finish_reason": self.finish_reason(chunk.finish_reason, bool(answer.calls)),
             "stop_reason": chunk.stop_reason,
             "token_ids": self._ids(chunk.token_ids),
         }
+
+    def finish_reason(self, reason: str | None, has_calls: bool) -> str | None:
+        """As OpenAI tells it: a tool that tool_choice names is called and has stopped, a cut stays a cut."""
+        is_named = isinstance(self.request.tool_choice, NamedTool)
+        return "tool_calls" if has_calls and reason == "stop" and not is_named else reason
 
     def _message(self, answer: Answer) -> dict[str, Any]:
         content = self.echoed + answer.content
@@ -218,8 +222,7 @@ class Chat:
                     own = {} if i or ids is None else {"token_ids": ids}
                     yield choice(index, delta, logprobs=None if i else logprobs, **own)
                 if finished:
-                    is_call = answers[index].num_calls > 0 and piece.finish_reason == "stop"
-                    reason = "tool_calls" if is_call else piece.finish_reason
+                    reason = self.finish_reason(piece.finish_reason, answers[index].num_calls > 0)
                     yield choice(index, {}, finish_reason=reason, stop_reason=piece.stop_reason)
         if options.include_usage:
             yield {**self.chunk(kind, []), "usage": self.run.usage()}

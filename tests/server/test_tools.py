@@ -496,7 +496,7 @@ def test_calls_of_a_chat() -> None:
             {"type": "function", "function": {"name": "f"}},
             '{"x": 1}',
             "stop",
-            Said("", [("f", {"x": 1})], "tool_calls"),
+            Said("", [("f", {"x": 1})], "stop"),
         ),
         (
             {"type": "function", "function": {"name": "f"}},
