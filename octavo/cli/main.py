@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from octavo.cli.bench_flags import add_bench
-from octavo.cli.flags import add_engine_flags, add_flags, add_lora_flag, add_sampling_flags
+from octavo.cli.flags import add_engine_flags, add_flags, add_lora_flag, add_sampling_flags, whole
 from octavo.cli.parser import Parser
 from octavo.cli.vllm_flags import add_vllm_flags
 from octavo.errors import OctavoError
@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         _chat,
         _complete,
         _serve,
+        _run_batch,
         _embed,
         _transcribe,
         _quantize,
@@ -128,6 +129,28 @@ def _complete(commands: Any) -> None:
     complete.add_argument("-q", "--quick", metavar="TEXT", help="the text, as vLLM has it")
     complete.add_argument("--stats", action="store_true", help="say how long it took, and tokens a second")
     add_sampling_flags(complete)
+
+
+def _run_batch(commands: Any) -> None:
+    from octavo.server.server_options import ServerOptions
+
+    batch = commands.add_parser(
+        "run-batch",
+        help="answer a file of requests in OpenAI's Batch format",
+        description="Answer the requests of a file as a server would, lines of JSON with custom_id, url and body. "
+        "Answers come into another file in the same order, each with its custom_id.",
+    )
+    batch.add_argument("served", nargs="?", metavar="MODEL", help="the model, as --model takes it")
+    batch.add_argument("-i", "--input-file", required=True, metavar="FILE", help="a path, an http(s) URL, or -")
+    batch.add_argument(
+        "-o", "--output-file", required=True, metavar="FILE", help="a path, an http(s) URL to PUT it to, or -"
+    )
+    batch.add_argument("--output-tmp-dir", metavar="FOLDER", help="where files of URLs lie meanwhile")
+    batch.add_argument("--max-inflight", type=whole, help="most requests at a time (default: 1024, or more)")
+    batch.add_argument("--enable-metrics", action="store_true", help="numbers for Prometheus at --host and --port")
+    add_flags(batch, ServerOptions, "answers")
+    add_vllm_flags(batch, ("server",))
+    add_engine_flags(batch)
 
 
 def _embed(commands: Any) -> None:
@@ -225,6 +248,8 @@ def _command(name: str, kind: str | None = None) -> Callable[[argparse.Namespace
         from octavo.cli.chat.session import run
     elif name == "serve":
         from octavo.cli.serve import run
+    elif name == "run-batch":
+        from octavo.cli.run_batch import run
     elif name == "complete":
         from octavo.cli.complete import run
     elif name == "quantize":
