@@ -45,6 +45,7 @@ class Subject:
 
 def token_ids(model: Path) -> list[list[int]]:
     tokenizer = LLM(str(model), kv_cache_memory="64MiB", max_model_len=1024).engine.tokenizer
+    assert tokenizer is not None
     return [tokenizer.encode(text.read_text())[:TOKENS] for text in TEXTS]
 
 

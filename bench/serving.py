@@ -114,7 +114,7 @@ def throughput() -> None:
     prompts = [[(11 * i + j) % 16000 for j in range(64)] for i in range(requests)]
     with tempfile.TemporaryDirectory() as folder:
         write_random_model(REALISTIC, Path(folder))
-        options = {"kv_cache_memory": "1GiB", "max_num_seqs": 64, "enable_prefix_caching": False}
+        options: dict[str, Any] = {"kv_cache_memory": "1GiB", "max_num_seqs": 64, "enable_prefix_caching": False}
         llm = LLM(folder, skip_tokenizer_init=True, dtype="float32", **options)
         params = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True)
         llm.generate(prompts[:64], params, use_tqdm=False)
