@@ -19,6 +19,16 @@ GENERATE: dict[str, dict[str, Any]] = {
     "/tokenize": {"prompt": "x"},
     "/detokenize": {"tokens": [1]},
 }
+CHATS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions/batch": {"messages": [[{"role": "user", "content": "x"}]], "max_tokens": 1},
+    "/v1/chat/completions/render": {"messages": [{"role": "user", "content": "x"}]},
+    "/v1/completions/render": {"prompt": "x"},
+    "/v1/responses": {"input": "x", "max_output_tokens": 16},
+    "/v1/responses/input_tokens": {"input": "x"},
+    "/v1/messages": {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1},
+    "/v1/messages/count_tokens": {"messages": [{"role": "user", "content": "x"}]},
+}
+"""What becomes requests of the two above, whose fields are tried there: of these, some values each."""
 EMBED: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"input": "x"},
     "/pooling": {"input": "x"},
@@ -27,20 +37,27 @@ EMBED: dict[str, dict[str, Any]] = {
     "/rerank": {"query": "x", "documents": ["y"]},
     "/v1/rerank": {"query": "x", "documents": ["y"]},
     "/v2/rerank": {"query": "x", "documents": ["y"]},
+    "/v2/embed": {"texts": ["x"], "input_type": "search_query", "embedding_types": ["float"]},
 }
 CLASSIFY: dict[str, dict[str, Any]] = {
     "/classify": {"input": "x"},
     "/pooling": {"input": "x"},
     "/score": {"text_1": "x", "text_2": "y"},
 }
-STREAMED = ("/v1/completions", "/v1/chat/completions")
+STREAMED = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages")
 FLAGS = ("--kv-cache-memory", "16MiB", "--max-model-len", "64", "--request-timeout", "60")
+SHARE = 7
+"""Of so many cases of these, one: it does not divide the number of values, so that each has its turn in some field."""
 UNKNOWN = ("user", "model")
 """Fields whose errors are of another kind."""
 
 ALIASES = {
     **dict.fromkeys(("input", "documents", "query", "text_1", "text_2"), "prompt"),
     "messages": "message ",
+    **dict.fromkeys(("instructions", "system"), "prompt"),
+    "top_logprobs": "logprobs",
+    **dict.fromkeys(("max_completion_tokens", "max_output_tokens"), "max_tokens"),
+    "previous_response_id": "Response with id",
     **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar"), "structured_outputs"),
 }
 """What else errors may call a field."""
@@ -62,19 +79,20 @@ def ask(client: httpx.Client, path: str, body: str) -> tuple[int, list[dict[str,
     return answer.status_code, [answer.json()]
 
 
-def complaint(status: int, answers: list[dict[str, Any]], field: str) -> str | None:
+def complaint(path: str, status: int, answers: list[dict[str, Any]], field: str) -> str | None:
     """What is wrong with an answer, if anything is."""
-    errors = [a["error"] for a in answers if "error" in a]
-    if status >= 500 or any(e["code"] >= 500 for e in errors):
+    errors = [a["error"] for a in answers if isinstance(a, dict) and a.get("error")]
+    keys = {"type", "message"} if path.startswith("/v1/messages") else {"message", "type", "param", "code"}
+    if status >= 500 or any(e["type"] == "api_error" or e.get("code", status) >= 500 for e in errors):
         return f"status {status}, {errors}"
     if status >= 400 and not errors:
         return f"status {status} without an error"
     for error in errors:
-        if set(error) != {"message", "type", "param", "code"} or not isinstance(error["message"], str):
-            return f"no error of OpenAI's shape: {error}"
+        if set(error) != keys or not isinstance(error["message"], str):
+            return f"no error of the API's shape: {error}"
         if len(error["message"]) > 1100:
             return f"a message of {len(error['message'])} characters"
-        first, said = field.split(".")[0], f"{error['param']} {error['message']}"
+        first, said = field.split(".")[0], f"{error.get('param')} {error['message']}"
         if first not in said and ALIASES.get(first, first) not in said:
             return f"the error does not name the field: {error}"
     return None
@@ -87,7 +105,7 @@ def try_all(running: Running, cases: list[tuple[str, str, str, str]]) -> None:
         def send(case: tuple[str, str, str, str]) -> str | None:
             path, field, what, body = case
             try:
-                found = complaint(*ask(client, path, body), field)
+                found = complaint(path, *ask(client, path, body), field)
             except httpx.HTTPError as error:
                 found = f"no answer: {error!r}"
             return found and f"{path} {field} ({what}), {body[:200]}: {found}"
@@ -113,7 +131,8 @@ def generated(running: Running, endpoints: dict[str, dict[str, Any]]) -> list[tu
 
 def test_every_endpoint_is_tried(generating: Running) -> None:
     paths = generating.get("/openapi.json").json()["paths"]
-    assert {path for path, methods in paths.items() if "post" in methods} == {*GENERATE, *EMBED, *CLASSIFY}
+    with_bodies = {path for path, methods in paths.items() if "requestBody" in methods.get("post", {})}
+    assert with_bodies == {*GENERATE, *CHATS, *EMBED, *CLASSIFY}
 
 
 def test_every_field_of_what_generates(generating: Running) -> None:
@@ -123,6 +142,12 @@ def test_every_field_of_what_generates(generating: Running) -> None:
     try_all(generating, cases)
     answer = generating.post("/v1/completions", {"prompt": "x", "max_tokens": 2})
     assert answer.json()["usage"]["completion_tokens"] == 2
+
+
+def test_every_field_of_other_chats(generating: Running) -> None:
+    cases = generated(generating, CHATS)
+    assert {c[1] for c in cases} > {"instructions", "system", "max_output_tokens"}
+    try_all(generating, cases[::SHARE])
 
 
 def test_bodies_that_no_schema_tells_of(generating: Running) -> None:
