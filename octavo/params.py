@@ -85,6 +85,11 @@ def range_text(low: float | None, above: float | None, high: float | None) -> st
     return " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
 
 
+def _check_kept(tokens: int | None) -> None:
+    if tokens == 0:
+        _reject("truncate_prompt_tokens=0 must be -1 or at least 1.")
+
+
 def _check_side(side: Any) -> None:
     if side is not None and side not in SIDES:
         _reject(f"truncation_side={side!r:.60} must be left or right.")
@@ -376,8 +381,7 @@ class SamplingParams:
             _reject(f"best_of={self.best_of} must be at least n={self.n}.")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             _reject(f"min_tokens={self.min_tokens} must be at most max_tokens={self.max_tokens}.")
-        if self.truncate_prompt_tokens == 0:
-            _reject("truncate_prompt_tokens=0 must be -1 or at least 1.")
+        _check_kept(self.truncate_prompt_tokens)
         _check_side(self.truncation_side)
         if any(not isinstance(s, str) or not s for s in self._stop_list):
             _reject(f"stop={self.stop!r} holds an empty string or something that is not a string.")
@@ -533,6 +537,7 @@ class PoolingParams:
         if not isinstance(self.prompt_name, str | None):
             raise InvalidRequestError(f"prompt_name must be a text, not {type(self.prompt_name).__name__}.")
         check_types(self, InvalidRequestError)
+        _check_kept(self.truncate_prompt_tokens)
 
     def clone(self) -> "PoolingParams":
         return copy.copy(self)

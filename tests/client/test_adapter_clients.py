@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from octavo import LLM, AsyncLLM, LoRARequest, SamplingParams
+from octavo import LLM, AsyncLLM, LoRARequest, RequestOutputKind, SamplingParams
 from octavo.client.output_processor import processor_of
 from octavo.config import EngineArgs
 from octavo.errors import InvalidRequestError
@@ -87,7 +87,7 @@ def test_waiting_for_room_can_be_ended(name: str, model: Path, adapters: list[Lo
 
     async def main() -> None:
         async with CLIENTS[name](EngineArgs(**options(model))) as (requests, client):
-            long = SamplingParams(max_tokens=1900, n=8, ignore_eos=True, output_kind=1)  # type: ignore[arg-type]
+            long = SamplingParams(max_tokens=1900, n=8, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
             checked = CheckedPrompt(None, PROMPT, adapter=refer(adapters[0]))
             running = requests.generate(client, processor_of("long", checked, long, None))
             await anext(running)

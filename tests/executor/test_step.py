@@ -15,6 +15,7 @@ from octavo.features import Feature, encoder_feature
 from octavo.loading.model_info import ModelInfo
 from octavo.media.model_media import MediaInfo
 from octavo.params import PoolingParams, SamplingParams, StructuredOutputsParams
+from octavo.text.pair_template import PairTemplate
 from octavo.text.text_prompts import TextPrompts
 from octavo.transcripts import TranscriptRule
 
@@ -129,6 +130,7 @@ def test_a_models_info() -> None:
         "serves_adapters": True,
         "pooling_tasks": ["token_classify"],
         "dimensions": [8, 16],
+        "pair_template": PairTemplate(name="rerank", variables={"instruction": "find"}),
         "prompts": TextPrompts(texts={"query": "find: "}, default="query", are_pooled=False),
         "media": MediaInfo(processor="module:Name", takes={"image": None}, config={"vision_config": {"depth": 2}}),
     }

@@ -51,11 +51,14 @@ SHARE = 7
 UNKNOWN = ("user", "model")
 """Fields whose errors are of another kind."""
 
-ALIASES = {
-    **dict.fromkeys(("input", "documents", "query", "text_1", "text_2"), "prompt"),
+ALIASES: dict[str, str | tuple[str, ...]] = {
+    "input": ("prompt", "message "),  # a list of objects is a conversation
+    **dict.fromkeys(("documents", "query", "text_1", "text_2", "texts"), "prompt"),
     "messages": "message ",
     **dict.fromkeys(("instructions", "system"), "prompt"),
     "top_logprobs": "logprobs",
+    "output_dimension": "dimensions",
+    "max_tokens": "truncate_prompt_tokens",  # of embeddings
     **dict.fromkeys(("max_completion_tokens", "max_output_tokens"), "max_tokens"),
     "previous_response_id": "Response with id",
     **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar"), "structured_outputs"),
@@ -93,7 +96,8 @@ def complaint(path: str, status: int, answers: list[dict[str, Any]], field: str)
         if len(error["message"]) > 1100:
             return f"a message of {len(error['message'])} characters"
         first, said = field.split(".")[0], f"{error.get('param')} {error['message']}"
-        if first not in said and ALIASES.get(first, first) not in said:
+        names = ALIASES.get(first, first)
+        if not any(name in said for name in (first, *([names] if isinstance(names, str) else names))):
             return f"the error does not name the field: {error}"
     return None
 

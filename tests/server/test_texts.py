@@ -314,7 +314,7 @@ def test_an_agents_second_turn_over_http(smollm_server: Running) -> None:
 def test_hostile_templates_over_http(tiny_server: Running) -> None:
     """One chat's template does not keep the others from theirs; it is not taken at all without trust."""
     body = {"messages": [{"role": "user", "content": "x"}], "chat_template": "{{ 1 / 0 }}", "max_tokens": 1}
-    assert "trust-remote-code" in tiny_server.post("/v1/chat/completions", body).json()["error"]["message"]
+    assert "--trust-request-chat-template" in tiny_server.post("/v1/chat/completions", body).json()["error"]["message"]
     named = {"messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": {"loop": 1}, "max_tokens": 1}
     answer = tiny_server.post("/v1/chat/completions", named)
     assert (answer.status_code, "loop" in answer.text) == (400, True)
