@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import sys
 import types
 import typing
 from typing import Any
@@ -10,6 +11,11 @@ from typing import Any
 from octavo.errors import ConfigError, did_you_mean, shorten
 
 WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", list: "a list", dict: "a dict"}
+
+
+def is_finite(value: float) -> bool:
+    """Whether float64 has the number, which integers may exceed: `math.isfinite` raises for those."""
+    return abs(value) <= sys.float_info.max
 
 
 _known: dict[type, dict[str, Any]] = {}

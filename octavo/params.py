@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Any
 
 from octavo.errors import ConfigError, InvalidRequestError, names_closest
-from octavo.option_types import check_types, wrong_type
+from octavo.option_types import check_types, is_finite, wrong_type
 from octavo.transcripts import TranscriptRule
 
 SIDES = ("left", "right")
@@ -56,7 +56,7 @@ def _in_range(value: Any, kind: type[int | float], low: float | None, above: flo
     return (
         isinstance(value, (int, kind))
         and not isinstance(value, bool)
-        and math.isfinite(value)
+        and (kind is int or is_finite(value))
         and (low is None or value >= low)
         and (above is None or value > above)
         and (high is None or value <= high)
@@ -74,8 +74,8 @@ def _check_range(
     if not _in_range(value, kind, low, above, high):
         if isinstance(value, bool) or not isinstance(value, (int, kind)):
             _reject(f"{name}={value!r} must be a {'whole number' if kind is int else 'number'}.")
-        if not math.isfinite(value):
-            _reject(f"{name}={value!r} is out of range: it must be finite.")
+        if kind is float and not is_finite(value):
+            _reject(f"{name}={value!r:.60} is out of range: it must be finite.")
         _reject(f"{name}={value!r} is out of range: it must be {range_text(low, above, high)}.")
 
 
@@ -370,7 +370,8 @@ class SamplingParams:
             _reject(f"logit_bias={self.logit_bias!r:.60} must be a dict from token ids to numbers.")
         for token, bias in (self.logit_bias or {}).items():
             is_token = str(token).strip().isdecimal() and not isinstance(token, bool)
-            if not is_token or isinstance(bias, bool) or not isinstance(bias, (int, float)) or math.isnan(bias):
+            is_bias = isinstance(bias, (int, float)) and not isinstance(bias, bool)
+            if not is_token or not is_bias or not (is_finite(bias) or bias in (math.inf, -math.inf)):
                 _reject(f"logit_bias holds {token!r:.40}: {bias!r:.40}; it must be a token id and a number.")
 
     def _check(self) -> None:

@@ -16,6 +16,7 @@ from octavo.loading.adapter_paths import TENSORS
 from octavo.loading.formats.plain import safetensors_tensors
 from octavo.loading.pickled import pickled_tensors
 from octavo.lora import CONFIG, AdapterRef
+from octavo.option_types import is_finite
 
 KINDS = ("LORA",)
 REPEATED, REPEATED_GROUP, MOST_REPEATED = r"(?<!\\)[*+{]", r"\)\s*[*+{]", 3
@@ -124,7 +125,7 @@ def _is_before(version: Any, first: tuple[int, int]) -> bool:
 
 
 def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not is_finite(value):
         raise InvalidRequestError(f"{CONFIG}: {name} is {shorten(value, 40)!r}, and must be a number.")
     return float(value)
 
