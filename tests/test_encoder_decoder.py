@@ -65,7 +65,7 @@ def test_beams_keep_their_encoder(bart: LLM) -> None:
         ({"encoder_prompt": [400], "decoder_prompt": [START]}, "encoder_prompt holds 400"),
         ({"encoder_prompt": [1] * 129, "decoder_prompt": [START]}, "has 129 tokens, and this encoder takes 128"),
         ({"encoder_prompt": SOURCE, "decoder_prompt": []}, "prompt is empty"),
-        ({"encoder_prompt": SOURCE, "decoder_prompt": [START] * 128}, "takes 127"),
+        ({"encoder_prompt": SOURCE, "decoder_prompt": [START] * 128}, "maximum context length is 128"),
     ],
 )
 def test_bad_prompts(bart: LLM, prompt: Any, message: str) -> None:
