@@ -1,4 +1,4 @@
-"""What weights of quantized checkpoints cost in products: `python bench/quantized.py`.
+"""What weights of quantized checkpoints cost: `python bench/quantized.py`, with --write into docs/performance.md.
 
 The layers of a 1.1B model (2,048 wide, 5,632 inside), eight of them so that their weights come from memory, as each
 format's tensors are held: 1 row (decode) and 512 (prefill). Medians of rounds, all by turns, and beside each the speed
@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import document
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from octavo.cli.env import processor
 from octavo.loading.formats.as_stored import stored_rows
 from octavo.loading.formats.codes import FP4, NF4, Codes
 from octavo.ops import Backend, PackedLinear, StoredRows, select_backend
@@ -112,7 +112,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", nargs="+", choices=FORMATS, default=list(FORMATS), help="formats beside their peers")
+    parser.add_argument("--write", action="store_true", help="into docs/performance.md")
     args = parser.parse_args()
+    with document.printed("bench/quantized.py", args.write):
+        compare(args)
+
+
+def compare(args: argparse.Namespace) -> None:
     backend = select_backend("cpu", "auto")
     backend.set_threads(args.threads)
     peers = {FORMATS[name][1] for name in args.only}
@@ -132,7 +138,7 @@ def main() -> None:
                     for linear, (_, inputs) in zip(each, SHAPES * LAYERS, strict=True):
                         linear(x[inputs])
                     times.setdefault((name, rows), []).append(time.perf_counter() - begin)
-    print(f"{processor()}, {backend.name}, {args.threads} threads; milliseconds a layer\n")
+    print(f"`python bench/quantized.py`: products of {args.threads} threads, {backend.name}; milliseconds a layer.\n")
     print("| | MiB a layer | 1 row | over its peer | 512 rows | over its peer |\n| --- | --- | --- | --- | --- | --- |")
     for name, (_, peer) in chosen.items():
         cells = [f"{size[name] / LAYERS / 2**20:.1f}"]
