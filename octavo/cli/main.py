@@ -1,14 +1,11 @@
 """The command `octavo`."""
 
 import argparse
-import contextlib
 import gc
 import logging
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from octavo.cli.bench_flags import add_bench
@@ -272,20 +269,6 @@ def _command(name: str, kind: str | None = None) -> Callable[[argparse.Namespace
     return run
 
 
-@contextlib.contextmanager
-def _interrupted_at_once() -> Iterator[None]:
-    """While modules are imported, Ctrl-C ends the process: Python loses a KeyboardInterrupt in callbacks of imports."""
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; its exit status. Errors are one line on stderr, without a stack."""
     log_to_stderr(level=logging.WARNING)
@@ -297,8 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         # What is imported stays: looking through it for garbage takes a tenth of the time, and finds nothing.
         gc.disable()
-        with _interrupted_at_once():
-            run = _command(namespace.command, getattr(namespace, "kind", None))
+        run = _command(namespace.command, getattr(namespace, "kind", None))
         gc.freeze()
         gc.enable()
         return run(namespace)
