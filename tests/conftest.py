@@ -1,6 +1,7 @@
 """Fixtures: tiny models made on the spot, and the small real one; and what processes that test side by side share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Of several test processes (`-n 2`), each computes with its part of the processors, as what it starts does."""
+    """Of several test processes (`-n 2`), each computes with its part of the processors, as what it starts does.
+
+    And all can be interrupted: a shell starts what runs in its background with SIGINT ignored, which children inherit.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))) > 1:
         threads.divide(cores=workers, time=workers)
         torch.set_num_threads(threads.default_threads())
