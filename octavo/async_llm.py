@@ -5,18 +5,18 @@ import contextlib
 import itertools
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 from octavo.batch_calls import as_tensor
 from octavo.client.async_requests import AsyncRequests
-from octavo.client.engine_client import KnownEngine
 from octavo.client.local_client import ThreadClient
 from octavo.client.output_processor import processor_of
 from octavo.client.replica_engine import ReplicaEngine
 from octavo.client.transcribing import Question, Transcriber
 from octavo.config import DEFAULT_MODEL, EngineArgs
 from octavo.engine.upkeep import reset_caches
+from octavo.engine_facts import EngineFacts
 from octavo.errors import (
     ConfigError,
     EngineDeadError,
@@ -28,13 +28,11 @@ from octavo.errors import (
 from octavo.launch import launch_engine
 from octavo.llm import args_of
 from octavo.llm_engine import SLEEP_MODES
-from octavo.loading.engine_config import ModelConfig, VllmConfig
 from octavo.lora import AdapterRef, LoRARequest
 from octavo.outputs import CompletionOutput, PoolingOutput, PoolingRequestOutput, RequestOutput
 from octavo.params import PoolingParams, SamplingParams
 from octavo.prompts import Prompt
 from octavo.text.inputs import CheckedPrompt
-from octavo.text.users_tokenizer import users_tokenizer
 from octavo.transcribe import answer_of, transcribe_async
 from octavo.transcripts import Transcript, TranscriptionParams
 
@@ -42,7 +40,7 @@ LOOK_AGAIN = 0.02
 """Seconds after which somebody who waits for all requests sees whether one still runs."""
 
 
-class AsyncLLM:
+class AsyncLLM(EngineFacts):
     """A model that answers many requests at a time, each as its own async iterator.
 
     Args are those of octavo.LLM. The engine runs in a thread of its own until `shutdown()`, or, with
@@ -64,7 +62,6 @@ class AsyncLLM:
         self._requests = AsyncRequests()
         self._added_adapters: dict[int, AdapterRef] = {}
         self._is_paused = False
-        self.engine: KnownEngine
         self.client: ThreadClient | ReplicaEngine
         if args.data_parallel_size > 1:
             self.engine = self.client = ReplicaEngine(args, self._requests.on_outputs)
@@ -214,21 +211,9 @@ class AsyncLLM:
             raise ConfigError(f"{name} needs one engine in this process; start it with data_parallel_size=1.")
         return self.client
 
-    @cached_property
-    def vllm_config(self) -> VllmConfig:
-        """The engine's options and model, by vLLM's names."""
-        ready = self.engine.ready
-        return VllmConfig.of(self.engine.args, self.engine.info, ready.num_blocks, ready.prefix_block_size > 0)
-
-    @property
-    def model_config(self) -> ModelConfig:
-        return self.vllm_config.model_config
-
     async def get_tokenizer(self) -> Any:
         """The model's tokenizer, as one of transformers'. Raises InvalidRequestError with skip_tokenizer_init."""
-        if self.engine.tokenizer is None:
-            raise InvalidRequestError("skip_tokenizer_init=True: there is no tokenizer.")
-        return users_tokenizer(self.engine.tokenizer, self.model_config.tokenizer, self.engine.max_model_len)
+        return self._needed_tokenizer()
 
     async def check_health(self) -> None:
         """Raises EngineDeadError if the engine has stopped."""

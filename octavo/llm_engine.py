@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable, Iterable
-from functools import cached_property
 from typing import Any
 
 from octavo.batch_calls import tokenized_so
@@ -11,21 +10,20 @@ from octavo.config import EngineArgs
 from octavo.engine.engine import Engine
 from octavo.engine.messages import Failed
 from octavo.engine.upkeep import gauges, reset_caches
+from octavo.engine_facts import EngineFacts
 from octavo.errors import ConfigError, InvalidRequestError
 from octavo.executor.local import LocalExecutor
 from octavo.launch import start_requests
-from octavo.loading.engine_config import ModelConfig, VllmConfig
 from octavo.lora import AdapterRef, LoRARequest
 from octavo.outputs import PoolingOutput, PoolingRequestOutput, RequestOutput
 from octavo.params import PoolingParams, SamplingParams
 from octavo.prompts import Prompt
-from octavo.text.users_tokenizer import users_tokenizer
 from octavo.worker import Worker
 
 SLEEP_MODES = ("abort", "wait", "keep")
 
 
-class LLMEngine:
+class LLMEngine(EngineFacts):
     """Takes requests, and computes a step whenever `step` is called.
 
     Args:
@@ -46,29 +44,9 @@ class LLMEngine:
         """An engine of these options. What vLLM takes beside them has no effect: how usage is told, statistics."""
         return cls(engine_args)
 
-    @cached_property
-    def vllm_config(self) -> VllmConfig:
-        """The engine's options and model, by vLLM's names."""
-        ready = self.engine.ready
-        return VllmConfig.of(self.engine.args, self.engine.info, ready.num_blocks, ready.prefix_block_size > 0)
-
-    @property
-    def model_config(self) -> ModelConfig:
-        return self.vllm_config.model_config
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """As `get_tokenizer` gives it; None with skip_tokenizer_init."""
-        tokenizer, args = self.engine.tokenizer, self.engine.args
-        if tokenizer is None:
-            return None
-        return users_tokenizer(tokenizer, args.tokenizer or args.model, self.engine.max_model_len)
-
     def get_tokenizer(self) -> Any:
         """The model's tokenizer, as one of transformers'. Raises InvalidRequestError with skip_tokenizer_init."""
-        if self.tokenizer is None:
-            raise InvalidRequestError("skip_tokenizer_init=True: there is no tokenizer.")
-        return self.tokenizer
+        return self._needed_tokenizer()
 
     def get_supported_tasks(self) -> tuple[str, ...]:
         """What requests may ask for."""

@@ -101,6 +101,9 @@ def add_bench(commands: Any) -> None:
     throughput.add_argument("--output-len", type=whole, help="tokens of each answer (default: 64, or as the file has)")
     throughput.add_argument("--prefix-len", type=whole, default=0, help="tokens with which all prompts begin")
     _add_dataset(throughput)
+    throughput.add_argument(
+        "--custom-output-len", "--sharegpt-output-len", dest="output_len", type=whole, help="as --output-len"
+    )
     for each, table in ((startup, _STARTUP), (latency, _LATENCY), (throughput, _THROUGHPUT)):
         add_lora_flag(each, "measure")
         add_table_flags(each, rows_of(_ALL + table, "bench"))
@@ -115,9 +118,6 @@ def _add_dataset(parser: Any) -> None:
         help="prompts: random tokens, or of a file: sharegpt (conversations), custom (lines of JSON with a prompt)",
     )  # fmt: skip
     parser.add_argument("--dataset-path", metavar="FILE", help="the file of sharegpt or custom")
-    parser.add_argument(
-        "--custom-output-len", "--sharegpt-output-len", dest="output_len", type=whole, help="as --output-len"
-    )
 
 
 def _add_serve(kinds: Any) -> None:
@@ -157,7 +157,7 @@ def _add_serve(kinds: Any) -> None:
     )
     serve.add_argument("--random-range-ratio", type=float, default=0.0, help="share of the mean by which lengths vary")
     serve.add_argument("--random-prefix-len", type=whole, default=0, help="tokens with which all prompts begin")
-    _add_dataset_of_serve(serve)
+    _add_dataset(serve)
     for name, kind in SENT.items():
         serve.add_argument("--" + name.replace("_", "-"), type=kind, help="sent with each request")
     serve.add_argument(
@@ -168,6 +168,11 @@ def _add_serve(kinds: Any) -> None:
     serve.add_argument("--request-id-prefix", default="bench-", help="of X-Request-Id (default: %(default)s)")
     serve.add_argument("--ready-check-timeout-sec", type=whole, default=0, help="wait so long for the server")
     serve.add_argument("--seed", type=whole, default=0, help="of prompts and arrivals (default: %(default)s)")
+    _add_results(serve)
+    add_table_flags(serve, rows_of(_ALL + _SERVE, "bench"))
+
+
+def _add_results(serve: Any) -> None:
     serve.add_argument("--percentile-metrics", metavar="NAMES", help="of ttft, tpot, itl, e2el, which are told (all)")
     serve.add_argument("--metric-percentiles", default="50,90,99", metavar="N,N", help="default: %(default)s")
     serve.add_argument(
@@ -183,12 +188,3 @@ def _add_serve(kinds: Any) -> None:
     serve.add_argument("--label", help="kept in the result")
     serve.add_argument("--disable-tqdm", action="store_true", help="no progress bar")
     serve.add_argument("--json", action="store_true", help="print one JSON object")
-    add_table_flags(serve, rows_of(_ALL + _SERVE, "bench"))
-
-
-def _add_dataset_of_serve(serve: Any) -> None:
-    serve.add_argument(
-        "--dataset-name", choices=("random", "sharegpt", "custom"), default="random",
-        help="prompts: random tokens, or of a file: sharegpt (conversations), custom (lines of JSON with a prompt)",
-    )  # fmt: skip
-    serve.add_argument("--dataset-path", metavar="FILE", help="the file of sharegpt or custom")

@@ -2,7 +2,7 @@
 
 import asyncio
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, Response
@@ -16,7 +16,7 @@ from octavo.server.body import BodyError, JSONRoute
 from octavo.server.event_stream import json_response
 from octavo.server.file_store import FileStore
 from octavo.server.form_data import FormPart, read_form
-from octavo.server.request_errors import NotFoundError
+from octavo.server.listing import page
 from octavo.server.response_request import Metadata
 from octavo.server.service import Service
 from octavo.server.transcriptions import check_origin
@@ -34,19 +34,6 @@ class BatchRequest(BaseModel):
     endpoint: str
     completion_window: Literal["24h"] = "24h"
     metadata: Metadata | None = None
-
-
-def page(objects: list[dict[str, Any]], limit: int, after: str | None) -> Response:
-    """So many of a list, from behind one of its ids. Raises NotFoundError for another id."""
-    first = 0
-    if after is not None:
-        found = next((i for i, one in enumerate(objects) if one["id"] == after), None)
-        if found is None:
-            raise NotFoundError(f"there is no {after!r:.80} to list from.")
-        first = found + 1
-    data = objects[first : first + limit]
-    ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
-    return json_response({"object": "list", "data": data, **ends, "has_more": first + limit < len(objects)})
 
 
 def router(service: Service, folder: Path, app: ASGIApp) -> APIRouter:

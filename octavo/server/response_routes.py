@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from octavo.server.body import BodyError, JSONRoute
 from octavo.server.event_stream import event_response, json_response, while_connected
 from octavo.server.inner_chat import count_tokens
-from octavo.server.request_errors import NotFoundError
+from octavo.server.listing import page
 from octavo.server.response_items import input_items, messages_of
 from octavo.server.response_request import CountInputRequest, ResponsesRequest
 from octavo.server.response_store import Kept, ResponseStore
@@ -156,14 +156,6 @@ def router(service: Service) -> APIRouter:
         after: str | None = None,
     ) -> Response:
         data = found(response_id).input()
-        data = data if order == "asc" else data[::-1]
-        if after is not None:
-            at = next((i for i, item in enumerate(data) if item["id"] == after), None)
-            if at is None:
-                raise NotFoundError(f"there is no item {after!r:.80}.")
-            data = data[at + 1 :]
-        page = data[:limit]
-        ends = {"first_id": page[0]["id"] if page else None, "last_id": page[-1]["id"] if page else None}
-        return json_response({"object": "list", "data": page, **ends, "has_more": len(data) > limit})
+        return page(data if order == "asc" else data[::-1], limit, after)
 
     return routes
