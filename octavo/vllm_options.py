@@ -157,7 +157,6 @@ offload_prefetch_step | int | * | weights stay where the device is
 offload_params | list | * | weights stay where the device is
 enable_mm_embeds | switch | * | models that take embeddings do so without it
 mm_processor_cache_gb | float | * | what processors make is not cached; feature_cache_memory bounds what towers make
-disable_mm_preprocessor_cache | switch | * | what processors make is not cached, only what towers do
 mm_processor_cache_type | text | * | what processors make is not cached, only what towers do
 mm_shm_cache_max_object_size_mb | int | * | what processors make is not cached, only what towers do
 mm_hasher_algorithm | text | * | media are known by blake2b
@@ -261,7 +260,6 @@ reasoning_parser | text | null, "" | answers are given whole, with their thought
 otlp_traces_endpoint | text | null | there are no traces of Python's calls; leave it out
 enable_mm_processor_stats | switch | * | RequestOutput.metrics has a request's times
 mamba_config | object | * | each device has one implementation of state-space layers
-tokens_only | switch | false | skip_tokenizer_init has the same effect
 shutdown_timeout | int | * | shutdown() ends at once
 """
 
@@ -345,13 +343,16 @@ def rows_of(table: str, of: str) -> Iterator[VllmOption]:
         yield VllmOption(name, kind, of, values, why, tuple(shorts))
 
 
+def all_rows() -> Iterator[VllmOption]:
+    """Those of all tables, the oldest first."""
+    for table, of in ((_OLDER, "older"), (_SERVER, "server"), (_ENGINE, "engine")):
+        yield from rows_of(table, of)
+
+
 @functools.cache
 def vllm_options() -> dict[str, VllmOption]:
     """All of them by their names."""
-    rows = [
-        row for table, of in ((_OLDER, "older"), (_SERVER, "server"), (_ENGINE, "engine")) for row in rows_of(table, of)
-    ]
-    return {row.name: row for row in rows}
+    return {row.name: row for row in all_rows()}
 
 
 def vllm_keywords(built: Container[str]) -> dict[str, VllmOption]:

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import dataclasses
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ from octavo.server.middleware import KeepAlive
 from octavo.server.server_options import ServerOptions
 from octavo.server.stats_log import StatsLog
 from octavo.text.chat_prompt import chat_prompt
+from octavo.vllm_options import all_rows
 from tests.server.running import Running, server
 from tests.server.scripted import ScriptedClient, byte_tokenizer, service
 
@@ -66,6 +68,14 @@ def test_flags_take_what_vllm_has_behind_them() -> None:
         if alone != (kind == "switch") or (kind == "list" and not several):
             wrong.append(names[0])
     assert wrong == []
+
+
+def test_the_table_has_each_option_once_and_none_that_the_server_has() -> None:
+    rows = list(all_rows())
+    names = [row.name for row in rows]
+    assert sorted(names) == sorted({*names})
+    servers = {f.name for f in dataclasses.fields(ServerOptions)}
+    assert [row.name for row in rows if row.of == "server" and row.name in servers] == []
 
 
 def test_what_is_built_is_built() -> None:
