@@ -229,6 +229,12 @@ class EngineArgs:
         several=True,
     )
     max_logprobs: int = option(20, "most log-probabilities a token that a request may ask for (-1: no limit)")
+    logprobs_mode: str = option(
+        "raw_logprobs",
+        "what is told as log-probabilities: these, or logits; as the model has them (raw), or as tokens are drawn "
+        "(processed)",
+        choices=("raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"),
+    )
 
     def __post_init__(self) -> None:
         _spell_out(self)

@@ -249,7 +249,6 @@ fail_on_environ_validation | switch | * | variables of the environment are not c
 model_weights | text | null, "" | weights are read from the model's own folder; leave it out
 served_model_name | list | * | outputs carry no model's name
 max_num_queued_reqs | int | null | prompts wait as long as it takes; leave it out
-logprobs_mode | text | null, "raw_logprobs" | log-probabilities are the model's own; leave it out
 disable_log_stats | switch | * | no statistics are logged; LLM.get_metrics has them
 enable_log_requests | switch | * | requests are not logged
 logging_config | object | * | logs go where Python's logging of the name octavo says

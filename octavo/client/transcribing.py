@@ -20,7 +20,7 @@ from octavo.media.windows import LONG_SOUNDS, SoundWindows
 from octavo.outputs import CompletionOutput
 from octavo.params import RequestOutputKind, SamplingParams
 from octavo.text.inputs import CheckedPrompt, InputChecker
-from octavo.transcripts import Transcript, TranscriptionParams, TranscriptSegment
+from octavo.transcripts import Transcript, TranscriptionParams, TranscriptRule, TranscriptSegment
 
 KEEP_TEXT_BELOW = 0.5
 """A window that needed a higher temperature, and those before it, are not shown to the next one."""
@@ -195,6 +195,7 @@ class Transcription:
             temperature=0,
             max_tokens=1,
             allowed_token_ids=token_ids,
+            transcript=TranscriptRule(),  # whatever the engine's logprobs_mode
             logprobs=0,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,

@@ -20,6 +20,7 @@ from octavo.executor.shape import CacheShape
 from octavo.executor.step import Pooled, SequenceResult, SequenceStep
 from octavo.executor.step_batches import StepBatches
 from octavo.executor.step_runs import encoded, seen_rows
+from octavo.executor.token_scores import TokenScores
 from octavo.features import ENCODER, Feature
 from octavo.loading.model import LoadedModel
 from octavo.ops import BlockTables, DecodeInputs, SequenceRun
@@ -42,8 +43,7 @@ class ModelRunner:
     """
 
     def __init__(self, loaded: LoadedModel, args: EngineArgs) -> None:
-        self.model, self.backend = loaded.model, loaded.backend
-        self.device = loaded.backend.device
+        self.model, self.backend, self.device = loaded.model, loaded.backend, loaded.backend.device
         self.caches: Caches = allocate_caches(
             loaded.model.states,
             args,
@@ -66,7 +66,6 @@ class ModelRunner:
             )
             for group in range(len(shape.windows))
         ]
-
         self.batches = StepBatches(self.backend, self.caches, self._tables, shape, self.feature_rows)
         tables = BlockTables(self._tables, shape.block_size, shape.windows, shape.encoder_group)
         self._decode_batch: Batch | None = None
@@ -74,6 +73,7 @@ class ModelRunner:
         self._recorded = self.backend.record_decode(self._decode, tables, shape.max_sequences)
         self.adapters = Adapters(loaded, args) if args.enable_lora else None
         self._batch = batch_logits(args, loaded.info, self.backend, shape.num_blocks)
+        self._scores = TokenScores(args.logprobs_mode)
         self._recorded_with_adapters = (
             None
             if self.adapters is None
@@ -337,7 +337,7 @@ class ModelRunner:
 
     def _choose(self, logits: Tensor, samplings: Sequence[SamplingState], results: Sequence[SequenceResult]) -> None:
         """A token of each row of `logits`, for the sequence and into the result of the same place."""
-        chosen = sample(logits, samplings, self.backend, self._batch)
+        chosen = sample(logits, samplings, self.backend, self._batch, self._scores)
         for sampling, result, choice in zip(samplings, results, chosen, strict=True):
             sampling.late_logits = None
             result.error, result.is_invalid = choice.error, choice.is_invalid
@@ -371,7 +371,7 @@ class ModelRunner:
                 continue  # the other ranks compute all logits, and need this one for it
             try:
                 chosen = torch.tensor(part, device=self.device)
-                out += describe(torch.log_softmax(logits, -1), chosen, [count] * len(part))
+                out += describe(self._scores.of_prompt(logits), chosen, [count] * len(part))
             except BaseException as error:
                 problem = error
         if problem is not None:

@@ -13,6 +13,7 @@ from octavo.errors import failure
 from octavo.executor.batch_logits import BatchLogits
 from octavo.executor.grammar import Grammar, apply_grammars
 from octavo.executor.sampling_state import GREEDY, SamplingState
+from octavo.executor.token_scores import TokenScores
 from octavo.ops import NOT_FINITE, Backend, DrawBy
 from octavo.outputs import PackedLogprobs
 
@@ -35,19 +36,25 @@ class Choice:
 
 
 def sample(
-    logits: Tensor, states: Sequence[SamplingState], backend: Backend, batch: BatchLogits | None = None
+    logits: Tensor,
+    states: Sequence[SamplingState],
+    backend: Backend,
+    batch: BatchLogits | None = None,
+    scores: TokenScores | None = None,
 ) -> list[Choice]:
     """Choose a token for each row of `logits` `[rows, vocab]` (float32, changed in place).
 
     The order is vLLM's: structured outputs, allowed tokens, bad words, min_tokens, logit bias, the request's own
-    processors, those of the whole `batch`, penalties, temperature, min_p, top_k, top_p. Log-probabilities are of the
-    model's own distribution, before all of these, or of what a transcript's rule leaves of it. What goes wrong with
-    one row's values is that row's `error`, and changes no other row.
+    processors, those of the whole `batch`, penalties, temperature, min_p, top_k, top_p. Log-probabilities are those
+    that `scores` has, by default of the model's own distribution, before all of these, or of what a transcript's rule
+    leaves of it. What goes wrong with one row's values is that row's `error`, and changes no other row.
     """
     choices = [Choice() for _ in states]
     _transcribe(logits, states, choices)
+    scores = scores or TokenScores()
     reported = [i for i, s in enumerate(states) if s.params.logprobs is not None]
-    raw = torch.log_softmax(logits[reported], -1) if reported else None
+    asking = [states[i] for i in reported]
+    told = scores.before(logits[reported], asking) if reported else None
 
     structured = {i: s.grammar for i, s in enumerate(states) if s.grammar is not None}
     if structured:
@@ -61,15 +68,17 @@ def sample(
             choice.error = choice.error or problem
     _penalize(logits, states, choices)
     _keep_one(logits, states, restricted, ends, choices)
-    tokens = backend.sample(logits, _draws(states, choices))
+    draws = _draws(states, choices)
+    tokens = backend.sample(logits, draws)
     for choice, token in zip(choices, tokens.tolist(), strict=True):
         if token == NOT_FINITE:
             choice.error = choice.error or NOT_FINITE_MESSAGE
         else:
             choice.token_id = None if choice.error else token
-    if raw is not None:
-        wanted = [states[i].params.logprobs or 0 for i in reported]
-        described = describe(raw, tokens.clamp(min=0)[torch.tensor(reported, device=tokens.device)], wanted)
+    if told is not None:
+        chosen = tokens.clamp(min=0)[torch.tensor(reported, device=tokens.device)]
+        told = scores.after(told, logits[reported], asking, [draws[i] for i in reported], chosen)
+        described = describe(told, chosen, [state.params.logprobs or 0 for state in asking])
         for i, logprobs in zip(reported, described, strict=True):
             choices[i].logprobs = logprobs
     return choices

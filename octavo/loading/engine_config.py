@@ -31,7 +31,7 @@ class ModelConfig:
         self.tokenizer_mode, self.tokenizer_revision = "auto", args.tokenizer_revision
         self.trust_remote_code, self.revision = args.trust_remote_code, args.revision
         self.skip_tokenizer_init, self.max_logprobs = args.skip_tokenizer_init, args.max_logprobs
-        self.served_model_name = args.model
+        self.logprobs_mode, self.served_model_name = args.logprobs_mode, args.model
         self.enforce_eager = True
         self.task = args.task if info is None else info.task
         self.runner_type = "generate" if self.task in ("auto", "generate") else "pooling"

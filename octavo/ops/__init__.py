@@ -54,6 +54,7 @@ from octavo.ops.specs import (
 from octavo.ops.stored_rows import StoredRows
 from octavo.ops.streams import StreamSpec
 from octavo.ops.torch.activations import ACTIVATIONS
+from octavo.ops.torch.sampling import left_to_draw
 from octavo.rank_place import RankLink, RankPlace
 
 __all__ = [
@@ -101,6 +102,7 @@ __all__ = [
     "SequenceRun",
     "StoredRows",
     "StreamSpec",
+    "left_to_draw",
     "plan_attention",
     "plan_recurrent",
     "select_backend",

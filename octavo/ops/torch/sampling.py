@@ -30,27 +30,59 @@ def sample(logits: Tensor, by: Sequence[DrawBy]) -> Tensor:
     return torch.where(non_finite, NOT_FINITE, tokens)
 
 
-def _draw(logits: Tensor, by: Sequence[DrawBy]) -> Tensor:
-    device, vocab = logits.device, logits.shape[1]
-    scaled = logits / torch.tensor([b.temperature for b in by], device=device).unsqueeze(1)
+def left_to_draw(logits: Tensor, by: Sequence[DrawBy], chosen: Tensor) -> Tensor:
+    """`logits` `[rows, vocab]` as tokens are drawn by them: divided by the temperature, -inf where min_p, top_k and
+    top_p leave out.
+
+    Args:
+        logits: in float32; rows whose temperature is 0 stay as they are.
+        by: of each row.
+        chosen: the rows' tokens, which were left `[rows]`.
+    """
+    left = logits.clone()
+    if drawn := [i for i, b in enumerate(by) if b.temperature != 0]:
+        of_drawn, own = [by[i] for i in drawn], chosen[drawn]
+        scaled, out = _scaled(logits[drawn], of_drawn)
+        for row, b in enumerate(of_drawn):
+            if (more := _left_out(torch.exp(scaled[row]), b)) is not None:
+                out[row] |= more
+        # Where a sum lies at the border, another backend's rounding may have left a token more.
+        out[torch.arange(len(drawn), device=out.device), own] = False
+        heat = torch.tensor([b.temperature for b in of_drawn], device=logits.device).unsqueeze(1)
+        left[drawn] = (logits[drawn] / heat).masked_fill_(out, -torch.inf)
+    return left
+
+
+def _scaled(logits: Tensor, by: Sequence[DrawBy]) -> tuple[Tensor, Tensor]:
+    """Logits divided by the temperature, below the largest; -inf where min_p leaves out, and where that is."""
+    scaled = logits / torch.tensor([b.temperature for b in by], device=logits.device).unsqueeze(1)
     scaled -= scaled.amax(-1, keepdim=True)
+    out = torch.zeros_like(scaled, dtype=torch.bool)
     if any(b.min_p for b in by):
-        floor = torch.tensor([b.min_p for b in by], device=device).log().unsqueeze(1)
-        scaled.masked_fill_(scaled < floor, -torch.inf)
+        floor = torch.tensor([b.min_p for b in by], device=logits.device).log().unsqueeze(1)
+        out = scaled < floor
+        scaled.masked_fill_(out, -torch.inf)
+    return scaled, out
+
+
+def _draw(logits: Tensor, by: Sequence[DrawBy]) -> Tensor:
+    scaled, _ = _scaled(logits, by)
     weights = torch.exp(scaled)
     for row, b in enumerate(by):
-        if 0 < b.top_k < vocab or b.top_p < 1:
-            _keep(weights[row], b)
-    return _look_up(weights.double(), torch.tensor([b.draw for b in by], dtype=torch.float64, device=device))
+        if (out := _left_out(weights[row], b)) is not None:
+            weights[row].masked_fill_(out, 0.0)
+    return _look_up(weights.double(), torch.tensor([b.draw for b in by], dtype=torch.float64, device=logits.device))
 
 
-def _keep(weights: Tensor, by: DrawBy) -> None:
-    """Take the weight of what top_k and top_p leave out."""
+def _left_out(weights: Tensor, by: DrawBy) -> Tensor | None:
+    """Where top_k and top_p leave out `[vocab]`; None for nowhere."""
+    if not (0 < by.top_k < len(weights) or by.top_p < 1):
+        return None
     vocab = len(weights)
     limit = by.top_k if 0 < by.top_k < vocab else vocab
     whole = weights.sum(dtype=torch.float64)
     if not whole > 0:  # a row that is not a distribution: `sample` says so
-        return
+        return None
     found = torch.topk(weights, min(CANDIDATES, vocab)).values.sum(dtype=torch.float64)
     if limit <= CANDIDATES or bool(found >= by.top_p * whole):
         # Of equal ones at the border, topk takes any: they are put in order among all that reach it.
@@ -65,7 +97,7 @@ def _keep(weights: Tensor, by: DrawBy) -> None:
     kept = int((ends - values[: len(ends)] < target).sum()) if by.top_p < 1 else len(ends)
     left_out = torch.ones(vocab, dtype=torch.bool, device=weights.device)
     left_out[ids[: max(1, kept)]] = False
-    weights.masked_fill_(left_out, 0.0)
+    return left_out
 
 
 def _look_up(weights: Tensor, draws: Tensor) -> Tensor:
