@@ -12,7 +12,7 @@ from typing import Any
 
 from octavo.batch_calls import final_only
 from octavo.cli.bench_prompts import file_prompts
-from octavo.cli.flags import adapters_of, engine_args_of, engine_flags_of
+from octavo.cli.flags import adapters_of, engine_args_of, engine_flags_of, take_model
 from octavo.cli.run_bar import RunBar
 from octavo.engine.messages import Failed
 from octavo.errors import ConfigError, OctavoError
@@ -154,8 +154,7 @@ def run(namespace: argparse.Namespace) -> int:
         raise ConfigError(f"--runs {namespace.runs} must be at least 1.")
     if namespace.warmups < 0:
         raise ConfigError(f"--warmups {namespace.warmups} must be at least 0.")
-    if namespace.served is not None:
-        namespace.model = namespace.served
+    take_model(namespace, namespace.served)
     if getattr(namespace, "dataset_name", None):
         file_prompts(namespace)  # what is wrong with its file is said before a model is loaded
     measured = {"startup": startup, "latency": latency, "throughput": throughput}[namespace.kind](namespace)

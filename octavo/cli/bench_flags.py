@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from octavo.cli.flags import add_engine_flags, add_lora_flag, whole
+from octavo.cli.flags import add_engine_flags, add_lora_flag, add_model_argument, whole
 from octavo.cli.vllm_flags import add_table_flags
 from octavo.vllm_options import rows_of
 
@@ -85,7 +85,7 @@ def add_bench(commands: Any) -> None:
     throughput = kinds.add_parser("throughput", help="tokens a second for many requests at once")
     counts = {startup: "--num-iters-cold", latency: "--num-iters", throughput: "--num-iters"}
     for each, runs in counts.items():
-        each.add_argument("served", nargs="?", metavar="MODEL", help="the model, as --model takes it")
+        add_model_argument(each)
         each.add_argument("--runs", runs, type=whole, default=5, help="counted runs (default: 5)")
         each.add_argument(
             *("--warmups", "--num-iters-warmup", "--num-warmups"),
@@ -122,6 +122,7 @@ def _add_dataset(parser: Any) -> None:
 
 def _add_serve(kinds: Any) -> None:
     serve = kinds.add_parser("serve", help="load on a running server, this one or another, by OpenAI's API")
+    serve.add_argument("served", nargs="?", metavar="MODEL", help="the model's name there, as --model takes it")
     serve.add_argument("--url", "--base-url", help="where it is (default: http://127.0.0.1:8000)")
     serve.add_argument("--host", default="127.0.0.1", help="its host, where there is no --url (default: %(default)s)")
     serve.add_argument("--port", type=whole, default=8000, help="its port (default: %(default)s)")

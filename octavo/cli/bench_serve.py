@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from octavo.cli.bench_flags import SENT
 from octavo.cli.bench_prompts import file_prompts
+from octavo.cli.flags import take_model
 from octavo.cli.vllm_flags import say_vllm_flags
 from octavo.errors import ConfigError, InvalidRequestError
 from octavo.option_types import as_mapping
@@ -326,6 +327,7 @@ def write_result(namespace: argparse.Namespace, result: dict[str, Any], outcomes
 
 
 def run(namespace: argparse.Namespace) -> int:
+    take_model(namespace, namespace.served)
     check(namespace)
     outcomes, seconds = asyncio.run(load(namespace))
     result = summary(outcomes, seconds, ranks_of(namespace))

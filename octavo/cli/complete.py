@@ -9,6 +9,7 @@ from typing import Any
 
 from octavo.cli.chat.remote_chat import RemoteChat
 from octavo.cli.flags import SAMPLING_FLAGS, check_sampling_flags
+from octavo.cli.model_argument import text_after_model
 from octavo.errors import InvalidRequestError, OctavoError, shorten
 
 
@@ -47,12 +48,9 @@ class Completion:
         return f"TTFT: {first}, TPS: {self.num_tokens / seconds:.2f} tokens/s ({self.num_tokens} in {seconds:.2f} s)"
 
 
-def _prompts(namespace: argparse.Namespace) -> Iterator[str]:
-    given = [text for text in (namespace.prompt, namespace.quick) if text is not None]
-    if len(given) > 1:
-        raise InvalidRequestError("give the text once: as an argument, or with --quick.")
-    if given:
-        yield given[0]
+def _prompts(given: str | None) -> Iterator[str]:
+    if given is not None:
+        yield given
         return
     if sys.stdin.isatty():
         print("octavo: a text on each line; Ctrl-D ends.", file=sys.stderr)
@@ -63,9 +61,12 @@ def _prompts(namespace: argparse.Namespace) -> Iterator[str]:
 
 def run(namespace: argparse.Namespace) -> int:
     check_sampling_flags(namespace)
+    word = text_after_model(namespace, namespace.words, "model_name")
+    if word is not None and namespace.quick is not None:
+        raise InvalidRequestError("give the text once: as an argument, or with --quick.")
     values = {k: v for k, v in vars(namespace).items() if k in SAMPLING_FLAGS}
     with contextlib.closing(RemoteChat(namespace.url, namespace.model_name, namespace.api_key)) as server:
-        for prompt in _prompts(namespace):
+        for prompt in _prompts(namespace.quick if word is None else word):
             completion = Completion(server, prompt, values)
             for text in completion.pieces():
                 print(text, end="", flush=True)

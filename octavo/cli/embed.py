@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from octavo.cli.flags import adapters_of, engine_args_of
+from octavo.cli.model_argument import after_model
 from octavo.cli.text_records import Record, Records, records_from
 from octavo.client.local_client import LocalRequests
 from octavo.engine.messages import Failed
@@ -26,6 +27,7 @@ ADDED_PER_STEP = 32
 
 
 def run(namespace: argparse.Namespace) -> int:
+    namespace.texts = after_model(namespace, namespace.texts)
     records = records_from(namespace)
     records.check()
     output = None if namespace.output is None else _writable(Path(namespace.output))

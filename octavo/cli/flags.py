@@ -12,7 +12,7 @@ from typing import Any
 
 from octavo.cli.vllm_flags import add_vllm_flags, say_vllm_flags
 from octavo.config import EngineArgs
-from octavo.errors import InvalidRequestError
+from octavo.errors import InvalidRequestError, shorten
 from octavo.lora import LoRARequest, refer
 from octavo.params import SamplingParams, recommended_sampling
 
@@ -111,6 +111,26 @@ def add_sampling_flags(
     """Flags for the sampling options that people set by hand; `defaults` of a command's own, for the help."""
     defaults = {"max_tokens": MAX_TOKENS, "temperature": f"the model's own, or {TEMPERATURE:g}", **(defaults or {})}
     add_flags(parser, SamplingParams, "sampling", defaults, without)
+
+
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    """`MODEL`, which `take_model` makes the model that --model would say."""
+    parser.add_argument("served", nargs="?", metavar="MODEL", help="the model, as --model takes it")
+
+
+def take_model(namespace: argparse.Namespace, given: str | None, dest: str = "model") -> None:
+    """Make the model that is `given` as an argument the one that --model says, under `dest`; None for none.
+
+    Raises InvalidRequestError where the command line says another with --model. One that --config's file has gives way.
+    """
+    said = getattr(namespace, dest, None)
+    if given is None:
+        return
+    if said not in (None, given) and dest not in getattr(namespace, "of_file", ()):
+        raise InvalidRequestError(
+            f"the model is given twice, as {shorten(repr(given))} and as --model {shorten(said)}. Leave one out."
+        )
+    setattr(namespace, dest, given)
 
 
 def engine_args_of(namespace: argparse.Namespace) -> EngineArgs:

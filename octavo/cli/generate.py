@@ -8,6 +8,7 @@ from typing import Any
 from octavo.cli.answers import Answer, limit_hit, stream_answer
 from octavo.cli.flags import adapters_of, check_sampling_flags, engine_args_of, sampling_params_of
 from octavo.cli.media_files import Parts, check_parts, named_media, raw_prompt
+from octavo.cli.model_argument import text_after_model
 from octavo.client.engine_client import KnownEngine
 from octavo.errors import InvalidRequestError
 from octavo.launch import start_requests
@@ -48,8 +49,11 @@ def run(namespace: argparse.Namespace) -> int:
 
 
 def _prompt(namespace: argparse.Namespace) -> str:
-    if namespace.prompt is not None:
-        return str(namespace.prompt)
+    text = text_after_model(namespace, namespace.words)
+    if text is not None and namespace.file:
+        raise InvalidRequestError("give the prompt once: as an argument, or with --file.")
+    if text is not None:
+        return text
     if namespace.file:
         try:
             with open(namespace.file, encoding="utf-8") as file:
@@ -57,7 +61,10 @@ def _prompt(namespace: argparse.Namespace) -> str:
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidRequestError(f"--file {namespace.file} cannot be read: {error}") from error
     if sys.stdin.isatty():
-        raise InvalidRequestError('give a prompt: octavo generate "Hello", --file PATH, or text on standard input.')
+        taken = "" if not namespace.words else f" ({namespace.words[0]} was taken as the model)"
+        raise InvalidRequestError(
+            f'give a prompt: octavo generate "Hello", --file PATH, or text on standard input{taken}.'
+        )
     return sys.stdin.read()
 
 

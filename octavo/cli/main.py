@@ -9,7 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from octavo.cli.bench_flags import add_bench
-from octavo.cli.flags import add_engine_flags, add_flags, add_lora_flag, add_sampling_flags, whole
+from octavo.cli.flags import (
+    add_engine_flags,
+    add_flags,
+    add_lora_flag,
+    add_model_argument,
+    add_sampling_flags,
+    whole,
+)
 from octavo.cli.parser import Parser
 from octavo.cli.vllm_flags import add_vllm_flags
 from octavo.errors import OctavoError
@@ -63,7 +70,12 @@ def _generate(commands: Any) -> None:
         description="Answer one prompt. Models with a chat template get the prompt as a user message; with --raw the "
         "text is continued as it is. Without --model it is SmolLM2-135M-Instruct, fetched once.",
     )
-    generate.add_argument("prompt", nargs="?", help="the prompt; from --file or standard input if left out")
+    generate.add_argument(
+        "words",
+        nargs="*",
+        metavar="[MODEL] [PROMPT]",
+        help="the model, as --model takes it, and the prompt; from --file or standard input if left out",
+    )
     generate.add_argument("--file", metavar="PATH", help="read the prompt from a file")
     generate.add_argument("--system", metavar="TEXT", help="a system message before the prompt")
     for kind, what in (("image", "a picture"), ("video", "a film"), ("audio", "a sound")):
@@ -83,6 +95,7 @@ def _chat(commands: Any) -> None:
         description="Talk with a model. /help lists the commands; Ctrl-C stops an answer, twice leaves. Of a pipe, "
         "each line is a message, and answers alone are printed.",
     )
+    add_model_argument(chat)
     chat.add_argument("--url", help="a running server of OpenAI's API to talk with, instead of a model here")
     chat.add_argument("--api-key", metavar="KEY", help="the server's (default: OCTAVO_API_KEY or OPENAI_API_KEY)")
     chat.add_argument("--model-name", dest="model", default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # vLLM's
@@ -108,7 +121,7 @@ def _serve(commands: Any) -> None:
         description="Serve a model over HTTP: OpenAI's API with vLLM's extensions, a chat page at /, statistics at "
         "/stats, numbers for Prometheus at /metrics. SIGTERM and Ctrl-C let running requests finish first.",
     )
-    serve.add_argument("served", nargs="?", metavar="MODEL", help="the model, as --model takes it")
+    add_model_argument(serve)
     add_flags(serve, ServerOptions, "server")
     add_vllm_flags(serve, ("server",))
     add_engine_flags(serve)
@@ -120,7 +133,12 @@ def _complete(commands: Any) -> None:
         help="text that goes on, from a running server",
         description="Have a running server of OpenAI's API continue a text, or each line of standard input.",
     )
-    complete.add_argument("prompt", nargs="?", help="the text; lines of standard input if left out")
+    complete.add_argument(
+        "words",
+        nargs="*",
+        metavar="[MODEL] [TEXT]",
+        help="the model's name there, and the text; lines of standard input if left out",
+    )
     complete.add_argument("--url", default="http://127.0.0.1:8000/v1", help="where it is (default: %(default)s)")
     complete.add_argument(
         "--model-name", "--model", metavar="NAME", help="its model (default: the first that it lists)"
@@ -140,7 +158,7 @@ def _run_batch(commands: Any) -> None:
         description="Answer the requests of a file as a server would, lines of JSON with custom_id, url and body. "
         "Answers come into another file in the same order, each with its custom_id.",
     )
-    batch.add_argument("served", nargs="?", metavar="MODEL", help="the model, as --model takes it")
+    add_model_argument(batch)
     batch.add_argument("-i", "--input-file", required=True, metavar="FILE", help="a path, an http(s) URL, or -")
     batch.add_argument(
         "-o", "--output-file", required=True, metavar="FILE", help="a path, an http(s) URL to PUT it to, or -"
@@ -160,7 +178,12 @@ def _embed(commands: Any) -> None:
         description="Embed texts: the arguments, or the lines of --file or standard input. Prints a JSON object each, "
         "with the text and its embedding.",
     )
-    embed.add_argument("texts", nargs="*", metavar="TEXT", help="texts to embed")
+    embed.add_argument(
+        "texts",
+        nargs="*",
+        metavar="[MODEL] [TEXT ...]",
+        help="texts to embed; without --model, a first one that names a model (a folder, .gguf file, owner/name) is it",
+    )
     embed.add_argument("--file", metavar="PATH", help="read texts from a file, a line each (.jsonl: JSON lines)")
     embed.add_argument(
         "--jsonl",
@@ -186,7 +209,9 @@ def _transcribe(commands: Any) -> None:
         description="Write down what is said in sounds (of films, in their sound), by a Whisper model. The text goes "
         "to standard output, or with --output into a file for each.",
     )
-    transcribe.add_argument("files", nargs="+", metavar="FILE", help="sounds or films")
+    transcribe.add_argument(
+        "files", nargs="+", metavar="[MODEL] FILE ...", help="the model, as --model takes it, and sounds or films"
+    )
     transcribe.add_argument("--language", help="what is spoken, such as en or German (default: found out)")
     transcribe.add_argument(
         "--task",

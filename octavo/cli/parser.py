@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NoReturn
 
 from octavo.cli.config_file import flags_of, read_config_file
@@ -19,6 +19,8 @@ MANY = 20
 
 def _shown(action: argparse.Action) -> str:
     name = action.metavar if isinstance(action.metavar, str) else action.dest
+    if name.startswith("["):
+        return name  # which says itself what may be left out
     return {"?": f"[{name}]", "*": f"[{name} ...]", "+": f"{name} [...]"}.get(str(action.nargs), name)
 
 
@@ -29,6 +31,9 @@ class Parser(argparse.ArgumentParser):
     `--hf-overrides.rope_scaling.factor=4` are taken. An unknown flag or command is answered with the closest.
     """
 
+    _of_file: Collection[str] = ()
+    """What --config's file says, and the command line does not."""
+
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
@@ -36,8 +41,15 @@ class Parser(argparse.ArgumentParser):
         if self._subparsers is not None:
             return super().parse_known_args(given, namespace)
         found, unknown = super().parse_known_args(self.spelled_out(given), namespace)
+        rest = next((a for a in self._actions if not a.option_strings and a.nargs in ("*", "+")), None)
+        if rest is not None and not any(one.startswith("-") for one in unknown):
+            # Arguments behind flags that stand among them.
+            setattr(found, rest.dest, [*getattr(found, rest.dest), *unknown])
+            unknown = []
         if unknown:
             self.error(self._unknown(unknown))
+        if self._of_file:
+            found.of_file = self._of_file
         return found, unknown
 
     def format_help(self) -> str:
@@ -72,7 +84,9 @@ class Parser(argparse.ArgumentParser):
         at = files[0]
         name = spelled[at].partition("=")[2] if "=" in spelled[at] else "".join(spelled[at + 1 : at + 2])
         given = [one.partition("=")[0] for one in spelled[:ends]]
-        return [*flags_of(read_config_file(name), self.flags, given, name), *spelled]
+        added = flags_of(read_config_file(name), self.flags, given, name)
+        self._of_file = {self.flags[flag].dest for one in added if (flag := one.partition("=")[0]) in self.flags}
+        return [*added, *spelled]
 
     def _spelled(self, arguments: Sequence[str]) -> list[str]:
         spelled, objects, rest = list[str](), dict[str, Any](), iter(arguments)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from octavo.cli.flags import engine_args_of
+from octavo.cli.flags import engine_args_of, take_model
 from octavo.config import EngineArgs
 from octavo.errors import InvalidRequestError
 from octavo.llm import LLM
@@ -25,7 +25,8 @@ TOKENS_MAX = 32 * WINDOW
 
 
 def run(namespace: argparse.Namespace) -> int:
-    args = replace(engine_args_of(namespace), model=namespace.source)
+    take_model(namespace, namespace.source)
+    args = engine_args_of(namespace)
     out, text = Path(namespace.out), _text(namespace.text)
     files = find_model(args)
     kind = _kind(namespace.to, files.is_gguf or out.suffix == ".gguf")

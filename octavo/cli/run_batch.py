@@ -15,7 +15,7 @@ import prometheus_client
 from prometheus_client import CollectorRegistry
 from tqdm import tqdm
 
-from octavo.cli.flags import engine_args_of
+from octavo.cli.flags import engine_args_of, take_model
 from octavo.cli.serve import server_options_of
 from octavo.config import EngineArgs
 from octavo.errors import ConfigError, OctavoError, shorten
@@ -110,9 +110,8 @@ class Job:
 
 
 def run(namespace: argparse.Namespace) -> int:
+    take_model(namespace, namespace.served)
     args, options = engine_args_of(namespace), server_options_of(namespace)
-    if namespace.served is not None:
-        args = dataclasses.replace(args, model=namespace.served)
     if options.lora_modules:
         args = dataclasses.replace(args, enable_lora=True)
     inflight = namespace.max_inflight

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 
-from octavo.cli.flags import engine_args_of
+from octavo.cli.flags import engine_args_of, take_model
 from octavo.errors import ConfigError
 from octavo.server.run import serve
 from octavo.server.server_options import ServerOptions
@@ -16,9 +16,8 @@ def server_options_of(namespace: argparse.Namespace) -> ServerOptions:
 
 
 def run(namespace: argparse.Namespace) -> int:
+    take_model(namespace, namespace.served)
     args = engine_args_of(namespace)
-    if namespace.served is not None:
-        args = dataclasses.replace(args, model=namespace.served)
     options = server_options_of(namespace)
     if options.lora_modules or getattr(namespace, "allow_runtime_lora_updating", False):
         if getattr(namespace, "enable_lora", None) is False:

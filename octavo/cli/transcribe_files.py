@@ -9,8 +9,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from octavo.cli.flags import adapters_of, engine_args_of
+from octavo.cli.model_argument import after_model
 from octavo.client.transcribing import Transcriber
-from octavo.errors import InvalidRequestError
+from octavo.errors import InvalidRequestError, shorten
 from octavo.llm import LLM
 from octavo.text.languages import language_code
 from octavo.text.subtitles import as_srt, as_text, as_tsv, as_verbose, as_vtt
@@ -48,7 +49,9 @@ class InOrder:
 
 
 def run(namespace: argparse.Namespace) -> int:
-    files = [Path(name).expanduser() for name in namespace.files]
+    files = [Path(name).expanduser() for name in after_model(namespace, namespace.files)]
+    if not files:
+        raise InvalidRequestError(f"name a sound or a film behind the model {shorten(namespace.model)}.")
     if not hasattr(namespace, "model"):
         raise InvalidRequestError("name a model that transcribes, such as --model openai/whisper-small.")
     places = output_places(files, namespace.output, FORMATS[namespace.format][0])

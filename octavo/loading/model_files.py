@@ -51,7 +51,7 @@ def find_model(args: EngineArgs) -> ModelFiles:
     return replace(files, mmproj=_find_mmproj(files, args))
 
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 def find_other(name: object, key: str, args: EngineArgs, *, weights: bool = True) -> ModelFiles:
@@ -61,7 +61,7 @@ def find_other(name: object, key: str, args: EngineArgs, *, weights: bool = True
     may, with hf_overrides. No code of such a checkpoint is fetched.
     """
     is_users = isinstance(name, str) and args.hf_overrides.get(key) == name
-    if not isinstance(name, str) or not (is_users or _HUB_NAME.fullmatch(name)):
+    if not isinstance(name, str) or not (is_users or HUB_NAME.fullmatch(name)):
         raise CheckpointError(
             f"config.json: {key} is {str(name)[:80]!r}, and must be a name on a hub, such as openai/whisper-small."
         )

@@ -45,7 +45,7 @@ def test_objects_by_their_keys() -> None:
 
 
 def test_what_is_behind_two_hyphens_stays() -> None:
-    assert parsed("generate", "--raw", "--", "--max_tokens").prompt == "--max_tokens"
+    assert parsed("generate", "--raw", "--", "--max_tokens").words == ["--max_tokens"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from octavo.cli.chat.chat_view import PlainView, View
 from octavo.cli.chat.conversation import Conversation
 from octavo.cli.chat.message_input import LineReader, Reader
 from octavo.cli.chat.turns import Turns
-from octavo.cli.flags import SAMPLING_FLAGS, adapters_of, check_sampling_flags, engine_args_of
+from octavo.cli.flags import SAMPLING_FLAGS, adapters_of, check_sampling_flags, engine_args_of, take_model
 from octavo.config import EngineArgs
 from octavo.errors import InvalidRequestError, OctavoError
 
@@ -73,6 +73,7 @@ def run(namespace: argparse.Namespace) -> int:
 
 def _model(namespace: argparse.Namespace, view: View) -> ChatModel:
     """Who answers. What only this command's terminal needs is imported as it is needed."""
+    take_model(namespace, namespace.served)
     if namespace.url is not None:
         from octavo.cli.chat.remote_chat import RemoteChat
 
