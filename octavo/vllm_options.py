@@ -256,7 +256,7 @@ log_level | text | * | logs go where Python's logging of the name octavo says
 log_config_file | text | * | logs go where Python's logging of the name octavo says
 structured_outputs_config | object | * | grammars are checked and followed by llguidance
 reasoning_parser | text | null, "" | answers are given whole, with their thoughts; leave it out
-otlp_traces_endpoint | text | null | there are no traces of Python's calls; leave it out
+otlp_traces_endpoint | text | null | traces are of a server's requests; give it to octavo serve
 enable_mm_processor_stats | switch | * | RequestOutput.metrics has a request's times
 mamba_config | object | * | each device has one implementation of state-space layers
 shutdown_timeout | int | * | shutdown() ends at once
@@ -266,7 +266,7 @@ _SERVER = """
 headless | switch | false | a server has its own HTTP process; for several machines see docs/parallel.md
 grpc | switch | false | the server speaks HTTP; leave it out
 grpc_port | int | null | the server speaks HTTP; leave it out
-api_server_count -asc | int | 1 | one process speaks HTTP for all replicas, with threads for texts; leave it out
+api_server_count -asc | int | * | one process speaks HTTP for all replicas, with threads for texts
 trust_request_mm_kwargs | switch | * | a request's settings of media are always bounded
 tool_parser_plugin | text | null, "" | formats of calls are entries of octavo/server/tool_formats.py
 tool_strict_level | text | null, "auto" | a tool's own `strict`, and tool_choice, say what holds

@@ -13,6 +13,7 @@ from octavo.server.http_options import keys_of
 from octavo.server.request_log import Fields, begin_request_log, write_request_log
 from octavo.server.root_path import sent_path
 from octavo.server.server_options import ServerOptions
+from octavo.server.tracing import note_parent
 
 OPEN = frozenset(["/health", "/ping", "/version", "/metrics", "/", "/stats", "/openapi.json"])
 """Paths that need no key: none of them runs the model or shows prompts."""
@@ -50,6 +51,7 @@ class AccessMiddleware:
         limit = self._limit(scope)
         start, status, too_large, refused, size = time.monotonic(), 0, False, False, 0
         fields = begin_request_log()
+        note_parent(headers)
 
         async def counted() -> Message:
             nonlocal size, too_large

@@ -12,6 +12,7 @@ from octavo.config import option
 from octavo.errors import CheckpointError, ConfigError, did_you_mean
 from octavo.files import read_json
 from octavo.logs import log_to_stderr
+from octavo.server.tracing import check_endpoint
 
 LEVELS = ("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG", "NOTSET")
 UVICORN_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
@@ -46,6 +47,11 @@ class LogOptions:
         None,
         "paths whose requests get no such line, with commas between; /health, /ping and /metrics get none",
     )
+    otlp_traces_endpoint: str | None = option(
+        None,
+        "OpenTelemetry collector that gets a span of each request: http://HOST:4318/v1/traces, or grpc://HOST:4317; "
+        "needs opentelemetry-sdk and opentelemetry-exporter-otlp-proto-http or -grpc",
+    )
     uvicorn_log_level: str = option("warning", "least important messages of the HTTP server", choices=UVICORN_LEVELS)
     log_level: str | None = option(
         None, "least important messages of Octavo (default: INFO, or as VLLM_LOGGING_LEVEL says)", choices=LEVELS
@@ -69,6 +75,8 @@ class LogOptions:
             raise ConfigError(f"logging_config: formatter={formatter!r:.60} is unknown; choose text or json.")
         if self.max_log_len is not None and self.max_log_len < 0:
             raise ConfigError(f"max_log_len={self.max_log_len} must be 0 or more.")
+        if self.otlp_traces_endpoint is not None:
+            check_endpoint(self.otlp_traces_endpoint)
         if self.enable_log_outputs and not self.enable_log_requests:
             raise ConfigError("enable_log_outputs needs enable_log_requests.")
 

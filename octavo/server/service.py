@@ -34,6 +34,7 @@ from octavo.server.protocol import Request
 from octavo.server.request_log import add_to_request_log, asked
 from octavo.server.served_models import ServedModel, ServedModels
 from octavo.server.server_options import BODY_WITH_MEDIA, ServerOptions
+from octavo.server.tracing import Traces
 from octavo.server.work_threads import TextThreads, size_of
 from octavo.text.chat_prompt import chat_prompt
 from octavo.text.inputs import CheckedPrompt, InputChecker
@@ -120,6 +121,7 @@ class Service:
         self.tokenizer: Tokenizer | None = None
         self.chat_template = options.template_text()
         self.metrics: Metrics | None = None
+        self.traces = Traces.of(options.otlp_traces_endpoint, self.model_name)
         self.admission = Admission(options)
         self.accepting = True
         self.threads = TextThreads()
@@ -176,6 +178,8 @@ class Service:
         await self.begin_stop()
         self.threads.stop()
         self.fetcher.close()
+        if self.traces is not None:
+            await self.traces.stop()
 
     async def _stop(self) -> None:
         self.accepting = False
@@ -351,6 +355,10 @@ class Service:
             self.metrics.ended.end(
                 processor.metrics, num_prompt, run.num_generated, run.params.n, run.params.max_tokens
             )
+            if self.traces is not None:
+                self.traces.generated(
+                    run.request_id, run.params, processor.metrics, num_prompt, run.num_generated, reason
+                )
             add_to_request_log(
                 **asked(self.options, run.params, processor.answers),
                 prompt_tokens=num_prompt,
@@ -398,6 +406,8 @@ class Service:
                     return output.outputs.data  # type: ignore[no-any-return]
         finally:
             clock.end(reason)
+            if self.traces is not None:
+                self.traces.pooled(processor.request_id, time.monotonic() - clock.arrival, len(prompt.token_ids))
             self._count_adapter(prompt, 0)
         raise OctavoError("the engine gave no result.")
 
