@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from docs.compatibility_tables import PAGE, filled  # noqa: E402
 from octavo.architectures import find_architecture  # noqa: E402
+from octavo.architectures.families import INDEX, made_index  # noqa: E402
 from octavo.cli.models import inputs_of, markdown  # noqa: E402
 from octavo.loading.formats import QUANTIZED  # noqa: E402
 from octavo.loading.formats.quantized import QuantizedWeights  # noqa: E402
@@ -90,6 +91,7 @@ def with_table(place: Path) -> str:
 
 
 if __name__ == "__main__":
+    INDEX.write_text(made_index())
     CONFORMANCE.write_text(conformance())
     for place in (*PLACES, PRECISION, PAGE):
         place.write_text(with_table(place))

@@ -1,6 +1,11 @@
 """One file a family: from a published config to a composition of parts, and the published names of its tensors."""
 
-from octavo.architectures.families import all_architectures, find_architecture, register_architecture
+from octavo.architectures.families import (
+    all_architectures,
+    find_architecture,
+    gguf_architectures,
+    register_architecture,
+)
 from octavo.architectures.gguf_format import GGUFFormat
 from octavo.architectures.model_config import Config
 from octavo.architectures.registry import Architecture, architecture
@@ -12,5 +17,6 @@ __all__ = [
     "all_architectures",
     "architecture",
     "find_architecture",
+    "gguf_architectures",
     "register_architecture",
 ]

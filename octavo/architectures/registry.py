@@ -1,5 +1,6 @@
 """The table of architectures: a row for each name that config.json's `architectures` uses. Families fill it."""
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,6 +66,8 @@ class Architecture:
     """How llama.cpp stores its towers and projectors; none where such files are not read."""
     others: Mapping[str, OtherCheckpoint] = field(default_factory=dict)
     """Checkpoints that its parts may be, by the key that names each."""
+    home: str = ""
+    """The module that registers it."""
 
     def processor(self, config: Config) -> type[Processor] | None:
         """What makes features of the media of a model with this config."""
@@ -78,7 +81,7 @@ class Architecture:
 
 
 ARCHITECTURES: dict[str, Architecture] = {}
-"""Those of the families that were imported; `find_architecture` imports all."""
+"""Those of the families that were imported; `all_architectures` imports all."""
 
 
 def architecture(
@@ -95,12 +98,13 @@ def architecture(
     others: Mapping[str, OtherCheckpoint] | None = None,
 ) -> Callable[[Build], Build]:
     """Register a function from config to model under `name`, and under aliases that published configs use."""
+    home: str = sys._getframe(1).f_globals["__name__"]
 
     def register(build: Build) -> Build:
         same = next((a.defaults for a in ARCHITECTURES.values() if a.build is build), {})
         known = defaults if defaults is not None else defaults_of(name) or same
         made = Architecture(
-            name, build, about, examples, gguf, read_as, tasks, aliases, media, known, mmproj, others or {}
+            name, build, about, examples, gguf, read_as, tasks, aliases, media, known, mmproj, others or {}, home
         )
         for each in (name, *aliases):
             if each in ARCHITECTURES:

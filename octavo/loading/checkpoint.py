@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from octavo.architectures import Architecture, Config, all_architectures, find_architecture
+from octavo.architectures import Architecture, Config, all_architectures, find_architecture, gguf_architectures
 from octavo.architectures.mistral_params import mistral_config
 from octavo.config import EngineArgs
 from octavo.errors import CheckpointError, OctavoError, UnsupportedModelError, did_you_mean
@@ -136,12 +136,10 @@ def _with_others(
 
 def gguf_architecture(file: GGUFFile) -> Architecture:
     """What reads a file. Raises UnsupportedModelError where nothing does."""
-    served = [a for a in all_architectures().values() if a.gguf is not None]
-    for architecture in served:
-        format = architecture.gguf
-        if format and file.arch in (format.arch, *format.also) and format.when(file):
+    for architecture in gguf_architectures(file.arch):
+        if architecture.gguf is not None and architecture.gguf.when(file):
             return architecture
-    known = {arch for a in served if a.gguf for arch in (a.gguf.arch, *a.gguf.also)}
+    known = {arch for a in all_architectures().values() if a.gguf for arch in (a.gguf.arch, *a.gguf.also)}
     raise UnsupportedModelError(
         f"{file.path} is a GGUF of architecture {shown(file.arch)}, which Octavo does not read."
         f"{did_you_mean(file.arch, known)} It reads {', '.join(sorted(known))}."

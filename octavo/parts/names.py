@@ -12,6 +12,7 @@ component of a tensor's name (weight, bias) is carried over. A right side that n
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import MappingProxyType
 
 import torch
@@ -147,8 +148,15 @@ class Names:
         """Published name to place, alternatives expanded, numbers still templates."""
         self.ignored = ignored
         self.prefix, self.spellings, self.beside = prefix, spellings, beside
-        self._ignored = [self._pattern(i, "") for i in ignored]
-        self._entries = [
+
+    @cached_property
+    def _ignored(self) -> list[re.Pattern[str]]:
+        return [self._pattern(i, "") for i in self.ignored]
+
+    @cached_property
+    def _entries(self) -> list[_Entry]:
+        """The table's, compiled when a name is first looked for: most tables are only the makings of another."""
+        return [
             _Entry(name, into, self._pattern(name, "" if into.full_name else r"\.(?P<suffix>[^.]+)"))
             for name, into in self.table.items()
         ]

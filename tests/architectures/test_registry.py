@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import octavo
-from octavo.architectures import all_architectures, find_architecture
+from octavo.architectures import all_architectures, families, find_architecture, gguf_architectures
+from octavo.architectures.families import INDEX, made_index
 from octavo.errors import ConfigError, UnsupportedModelError
 
 
@@ -20,6 +21,35 @@ def test_aliases_name_the_same_row() -> None:
         ("ChatGLMForConditionalGeneration", "ChatGLMModel"),
     ):
         assert all_architectures()[alias].name == name
+
+
+def test_the_index_of_families_is_theirs() -> None:
+    assert made_index() == INDEX.read_text(), "run `make docs`"
+
+
+ALONE = """
+import sys
+from octavo.architectures import all_architectures, find_architecture, gguf_architectures
+alone = find_architecture(["QuantMixtralForCausalLM"])
+readers = [next(gguf_architectures(arch)).name for arch in ("llama", "gemma2")]
+assert not {f"octavo.architectures.{family}" for family in ("whisper", "bert", "qwen2_vl")} & sys.modules.keys()
+whole = all_architectures()
+assert "octavo.architectures.whisper" in sys.modules and whole["QuantMixtralForCausalLM"] is alone
+assert list(whole) == sorted(whole, key=lambda name: whole[name].home)
+print(alone.name, *readers)
+"""
+
+
+def test_a_model_imports_its_own_family_alone() -> None:
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["MixtralForCausalLM", "LlamaForCausalLM", "Gemma2ForCausalLM"], done.stderr
+
+
+def test_what_the_index_lacks_is_looked_for_in_all_families(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "_index", lambda: {"modules": {}, "gguf": {"gemma2": ["LlamaForCausalLM"]}})
+    monkeypatch.setattr(families, "ARCHITECTURES", dict(all_architectures()))
+    assert find_architecture(["RWForCausalLM"]).name == "FalconForCausalLM"
+    assert [row.name for row in gguf_architectures("gemma2")] == ["Gemma2ForCausalLM"]
 
 
 def test_classifiers_of_every_family_are_known() -> None:
