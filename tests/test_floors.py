@@ -22,6 +22,9 @@ FLOORS |= {"": FLOORS["llm"], "__main__": FLOORS["cli"]}  # `octavo` itself, who
 LATE = {
     ("cli.main", "cli"): "a command loads what it needs, and --help nothing",
     ("cli.main", "server.server_options"): "as above",
+    ("cli.parser", "cli.config_file"): "few commands are given a file of flags, in YAML",
+    ("launch", "client.replica_engine"): "most engines are one, in this process",
+    ("launch", "executor"): "as above",
     ("cli.chat.session", "cli.chat"): "a pipe needs no terminal, and a conversation with a server no engine",
     ("executor.process_worker", "executor.local"): "it sees to it that it ends with its parent before it loads torch",
     ("executor.process_worker", "loading.model"): "as above",

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from octavo.cli.bench_flags import add_bench
 from octavo.cli.flags import (
     add_engine_flags,
     add_flags,
@@ -37,7 +36,8 @@ Octavo runs language models: text from a prompt, a conversation, embeddings, a s
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser of all commands; of one alone, which is sooner made, where `command` names it."""
     parser = Parser(
         "octavo",
         description=DESCRIPTION,
@@ -46,21 +46,28 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"octavo {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for add in (
-        _generate,
-        _chat,
-        _complete,
-        _serve,
-        _run_batch,
-        _embed,
-        _transcribe,
-        _quantize,
-        add_bench,
-        _models,
-        _env,
-    ):
+    adds = _adds()
+    for add in [adds[command]] if command in adds else dict.fromkeys(adds.values()):
         add(commands)
     return parser
+
+
+def _adds() -> dict[str, Callable[[Any], None]]:
+    """What adds each command, in the order in which they are listed."""
+    return {
+        "generate": _generate,
+        "chat": _chat,
+        "complete": _complete,
+        "serve": _serve,
+        "run-batch": _run_batch,
+        "embed": _embed,
+        "transcribe": _transcribe,
+        "quantize": _quantize,
+        "bench": _bench,
+        "models": _models,
+        "env": _env,
+        "collect-env": _env,
+    }
 
 
 def _generate(commands: Any) -> None:
@@ -253,6 +260,12 @@ def _quantize(commands: Any) -> None:
     add_engine_flags(quantize)
 
 
+def _bench(commands: Any) -> None:
+    from octavo.cli.bench_flags import add_bench
+
+    add_bench(commands)
+
+
 def _models(commands: Any) -> None:
     models = commands.add_parser("models", help="the architectures that Octavo has")
     models.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="default: text")
@@ -297,9 +310,10 @@ def _command(name: str, kind: str | None = None) -> Callable[[argparse.Namespace
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; its exit status. Errors are one line on stderr, without a stack."""
     log_to_stderr(level=logging.WARNING)
-    parser = build_parser()
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    parser = build_parser(given[0] if given else None)
     try:
-        namespace = parser.parse_args(arguments)
+        namespace = parser.parse_args(given)
         if namespace.command is None:
             parser.print_help()
             return 0

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NoReturn
 
-from octavo.cli.config_file import flags_of, read_config_file
 from octavo.errors import ConfigError, did_you_mean, shorten
 
 OPPOSITES = {"--enable-": "--no-enable-", "--disable-": "--no-disable-"}
@@ -81,6 +80,8 @@ class Parser(argparse.ArgumentParser):
             raise ConfigError("--config may be given once.")
         if not files:
             return spelled
+        from octavo.cli.config_file import flags_of, read_config_file
+
         at = files[0]
         name = spelled[at].partition("=")[2] if "=" in spelled[at] else "".join(spelled[at + 1 : at + 2])
         given = [one.partition("=")[0] for one in spelled[:ends]]

@@ -1,6 +1,5 @@
 """Media among the content parts of chat messages: taken out, fetched, decoded, and marked where they were."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,6 +95,8 @@ def fetch_media(parts: Sequence[MediaPart], fetcher: MediaFetcher) -> MediaData:
 
 async def fetch_media_async(parts: Sequence[MediaPart], fetcher: MediaFetcher) -> MediaData:
     """The same, fetched several at a time, while the event loop goes on."""
+    import asyncio
+
     total = 0
     gate = asyncio.Semaphore(4)
 
@@ -125,6 +126,8 @@ async def load_media_async(
     parts: Sequence[MediaPart], fetcher: MediaFetcher, io_options: IOOptions | None = None
 ) -> MediaItems:
     """The same, fetched several at a time, while the event loop goes on."""
+    import asyncio
+
     data = await fetch_media_async(parts, fetcher)
     return await asyncio.to_thread(read_media, data, io_options, fetcher.policy.limits)
 

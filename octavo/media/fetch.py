@@ -1,6 +1,5 @@
 """Bytes behind an address: data: URLs, and, where options allow it, http(s) servers and files of one folder."""
 
-import asyncio
 import base64
 import binascii
 import ipaddress
@@ -10,14 +9,16 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, unquote, unquote_to_bytes, urljoin, urlsplit
-
-import httpx
 
 from octavo.config import EngineArgs
 from octavo.errors import ConfigError, InvalidRequestError, shorten
 from octavo.media.limits import DEFAULT_LIMITS, MediaLimits
 from octavo.media.sources import check_bytes, check_length, read_media_file
+
+if TYPE_CHECKING:
+    import httpx
 
 PIECE = 1 << 20
 """Characters of base64 that are decoded at a time."""
@@ -79,6 +80,8 @@ class MediaFetcher:
 
     async def fetch_async(self, url: str, name: str = "the URL") -> bytes:
         """Like `fetch`, on a thread, so that the event loop goes on."""
+        import asyncio
+
         pool = self._pool if is_remote(url) else None  # who waits for other machines holds nobody else up
         work = asyncio.get_running_loop().run_in_executor(pool, self.fetch, url, name)
         try:
@@ -118,6 +121,8 @@ class MediaFetcher:
         return read_media_file(path, self.policy.limits, name)
 
     def _follow(self, url: str, name: str) -> bytes:
+        import httpx
+
         deadline = time.monotonic() + self.policy.timeout
         for _ in range(self.policy.max_redirects + 1):
             try:
@@ -135,6 +140,8 @@ class MediaFetcher:
 
     def _ask(self, url: str, deadline: float, name: str) -> bytes | str:
         """What a server answers: the bytes, or where else they are."""
+        import httpx
+
         parts = _split(url, name)
         address = self._address(parts, name)
         host, port = parts.hostname or "", f":{parts.port}" if parts.port else ""
@@ -158,7 +165,7 @@ class MediaFetcher:
                 raise InvalidRequestError(f"{name} is answered with status {response.status_code}. Check it.")
             return self._body(response, deadline, name)
 
-    def _body(self, response: httpx.Response, deadline: float, name: str) -> bytes:
+    def _body(self, response: "httpx.Response", deadline: float, name: str) -> bytes:
         limits = self.policy.limits
         pieces, size = [], 0
         for piece in response.iter_raw():

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import av
 import numpy as np
 from PIL import Image
 
@@ -104,6 +103,8 @@ def _frames_of_array(array: Array, limits: MediaLimits, name: str) -> Array:
 def open_container(data: bytes) -> Any:
     """A container of those that are read, over bytes; nothing in it can open another file or address."""
     options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "crypto"}
+    import av
+
     return av.open(io.BytesIO(data), mode="r", container_options=options, metadata_errors="replace")
 
 

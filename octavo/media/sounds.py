@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import av
 import numpy as np
-import soxr
 
 from octavo.errors import InvalidRequestError, shorten
 from octavo.media.films import open_container
@@ -28,6 +26,8 @@ class Sound:
         """The same sound with `rate` samples a second."""
         if rate == self.rate:
             return self
+        import soxr
+
         return Sound(soxr.resample(self.samples, self.rate, rate, quality="HQ").astype(np.float32, copy=False), rate)
 
 
@@ -101,6 +101,9 @@ def _decode_file(data: bytes, limits: MediaLimits, name: str, rate: int | None) 
 
 
 def _collect(container: Any, stream: Any, limits: MediaLimits, name: str, to_rate: int | None) -> Sound:
+    import av
+    import soxr
+
     rate, pieces, length = int(stream.rate), list[Array](), 0
     change = soxr.ResampleStream(rate, to_rate, 1, "float32") if to_rate not in (None, rate) else None
     to_floats = av.AudioResampler(format="fltp")

@@ -1,7 +1,5 @@
 """Regular expressions of checkpoints, which say what holds for which modules. They come from outside."""
 
-import regex
-
 from octavo.errors import CheckpointError, shorten
 
 LENGTH_MAX = 1000
@@ -13,6 +11,8 @@ def matches(pattern: str, module: str) -> bool:
     """Whether a module's name begins with a match. Raises CheckpointError for an expression that is none."""
     if not isinstance(pattern, str) or len(pattern) > LENGTH_MAX:
         raise CheckpointError(f"{shorten(pattern, 200)!r} of the quantization's settings is no expression of names.")
+    import regex
+
     try:
         return regex.match(pattern, module, timeout=SECONDS_MAX) is not None
     except (regex.error, TimeoutError, RecursionError, OverflowError) as error:
