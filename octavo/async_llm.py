@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from octavo.batch_calls import as_tensor
 from octavo.client.async_requests import AsyncRequests
 from octavo.client.local_client import ThreadClient
 from octavo.client.output_processor import processor_of
+from octavo.client.output_streams import OneAnswer, OutputStream
 from octavo.client.replica_engine import ReplicaEngine
 from octavo.client.transcribing import Question, Transcriber
 from octavo.config import DEFAULT_MODEL, EngineArgs
@@ -69,7 +70,7 @@ class AsyncLLM(EngineFacts):
             self.engine = engine = launch_engine(args)
             self.client = ThreadClient(engine, self._requests.on_outputs, self._requests.fail_all)
 
-    async def generate(
+    def generate(
         self,
         prompt: Prompt,
         sampling_params: SamplingParams,
@@ -77,7 +78,7 @@ class AsyncLLM(EngineFacts):
         *,
         priority: int = 0,
         lora_request: LoRARequest | None = None,
-    ) -> AsyncIterator[RequestOutput]:
+    ) -> OutputStream[RequestOutput]:
         """Outputs of one request as they come, by its output kind. Closing the iterator aborts the request.
 
         Who reads more slowly than the model writes finds what came meanwhile in one output.
@@ -86,18 +87,25 @@ class AsyncLLM(EngineFacts):
         the engine has stopped.
         """
         run = self._run(prompt, sampling_params, request_id, priority, lora_request)
-        async with contextlib.aclosing(run) as outputs:
-            async for output in outputs:
-                yield output
+        return OutputStream(run, "AsyncLLM.generate")
 
-    async def encode(
+    def encode(
         self,
         prompt: Prompt,
         pooling_params: PoolingParams | None = None,
         request_id: str | None = None,
         lora_request: LoRARequest | None = None,
+    ) -> OneAnswer[PoolingRequestOutput[PoolingOutput]]:
+        """The pooled answer of one request, as a tensor: to be awaited, or by `async for`, which gives it alone."""
+        return OneAnswer(partial(self._encode, prompt, pooling_params, request_id, lora_request))
+
+    async def _encode(
+        self,
+        prompt: Prompt,
+        pooling_params: PoolingParams | None,
+        request_id: str | None,
+        lora_request: LoRARequest | None,
     ) -> PoolingRequestOutput[PoolingOutput]:
-        """The pooled answer of one request, as a tensor."""
         run = self._run(prompt, pooling_params or PoolingParams(), request_id, 0, lora_request)
         async with contextlib.aclosing(run) as outputs:
             async for output in outputs:

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 
 import pytest
+import torch
 
-from octavo import LLM, AsyncLLM, RequestOutputKind, SamplingParams
+from octavo import LLM, AsyncLLM, PoolingParams, RequestOutputKind, SamplingParams
 from octavo.errors import EngineDeadError, InvalidRequestError
+from octavo.outputs import PoolingOutput, PoolingRequestOutput
 
 
 @pytest.fixture
@@ -145,5 +147,42 @@ def test_shutdown_ends_streams(tiny_folder: str) -> None:
 def test_embedding(tiny_folder: str) -> None:
     llm = AsyncLLM(str(tiny_folder), skip_tokenizer_init=True, kv_cache_memory="8MiB", task="embedding")
     output = asyncio.run(llm.encode([1, 2, 3]))
+
+    async def by_vllms_way() -> list[PoolingRequestOutput[PoolingOutput]]:
+        return [one async for one in llm.encode([1, 2, 3], PoolingParams(), "mine")]
+
+    (other,) = asyncio.run(by_vllms_way())
+    assert other.request_id == "mine"
+    assert torch.equal(other.outputs.data, output.outputs.data)
+    llm.encode([1, 2, 3]).close()  # nobody has asked for anything
     assert output.outputs.data.norm() == pytest.approx(1.0, abs=1e-3)
     llm.shutdown()
+
+
+def test_who_awaits_outputs_is_told_how_they_are_read(llm: AsyncLLM) -> None:
+    async def main() -> None:
+        await llm.generate([1, 2, 3], params(2))  # type: ignore[misc]
+
+    with pytest.raises(TypeError, match=r"cannot be awaited: read them by `async for output in AsyncLLM.generate"):
+        asyncio.run(main())
+    for run in (asyncio.run, lambda outputs: asyncio.new_event_loop().create_task(outputs)):
+        with pytest.raises((TypeError, ValueError), match=r"outputs of AsyncLLM.generate, to be read by `async for`"):
+            run(llm.generate([1, 2, 3], params(2)))
+    assert asyncio.run(collect(llm, [1, 2, 3], 2))
+
+
+def test_outputs_are_an_async_generator(llm: AsyncLLM) -> None:
+    async def main() -> None:
+        outputs = llm.generate([1, 2, 3], params(200, output_kind=RequestOutputKind.DELTA))
+        assert isinstance(outputs, AsyncGenerator)
+        assert (await anext(outputs)).outputs[0].token_ids
+        await outputs.aclose()
+        assert [one async for one in outputs] == []
+        await idle(llm)
+        thrown = llm.generate([1, 2, 3], params(200))
+        await anext(thrown)
+        with pytest.raises(KeyError):
+            await thrown.athrow(KeyError("x"))
+        await idle(llm)
+
+    asyncio.run(main())

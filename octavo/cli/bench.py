@@ -13,6 +13,7 @@ from typing import Any
 from octavo.batch_calls import final_only
 from octavo.cli.bench_prompts import file_prompts
 from octavo.cli.flags import adapters_of, engine_args_of, engine_flags_of, take_model
+from octavo.cli.load_spinner import loading
 from octavo.cli.run_bar import RunBar
 from octavo.engine.messages import Failed
 from octavo.errors import ConfigError, OctavoError
@@ -108,6 +109,12 @@ def _time_batch(llm: LLM, namespace: argparse.Namespace, salt: int, bar: RunBar)
     return seconds, outputs
 
 
+def _load(namespace: argparse.Namespace) -> LLM:
+    args = engine_args_of(namespace)
+    with loading(args.model):
+        return LLM.from_args(args)
+
+
 def _bar(llm: LLM, namespace: argparse.Namespace) -> RunBar:
     """Of all runs, by the steps that a batch should take."""
     chunks = -(-namespace.num_prompts * namespace.input_len // llm.engine.args.max_num_batched_tokens)
@@ -116,7 +123,7 @@ def _bar(llm: LLM, namespace: argparse.Namespace) -> RunBar:
 
 def latency(namespace: argparse.Namespace) -> dict[str, Any]:
     """The time to a batch's first tokens, and from token to token."""
-    llm = LLM.from_args(engine_args_of(namespace))
+    llm = _load(namespace)
     whole, first, between = [], [], []
     skipped, bar = namespace.warmups, _bar(llm, namespace)
     for i in range(skipped + namespace.runs):
@@ -135,7 +142,7 @@ def latency(namespace: argparse.Namespace) -> dict[str, Any]:
 
 def throughput(namespace: argparse.Namespace) -> dict[str, Any]:
     """Tokens a second for many requests at once."""
-    llm = LLM.from_args(engine_args_of(namespace))
+    llm = _load(namespace)
     bar = _bar(llm, namespace)
     rates: dict[str, list[float]] = {"output_tokens": [], "total_tokens": [], "requests": []}
     for i in range(namespace.warmups + namespace.runs):

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from octavo.cli.flags import adapters_of, engine_args_of
+from octavo.cli.load_spinner import loading
 from octavo.cli.model_argument import after_model
 from octavo.cli.text_records import Record, Records, records_from
 from octavo.client.local_client import LocalRequests
@@ -36,7 +37,8 @@ def run(namespace: argparse.Namespace) -> int:
     params = PoolingParams(
         dimensions=namespace.dimensions, normalize=namespace.normalize, prompt_name=namespace.prompt_name
     )
-    requests = start_requests(args)
+    with loading(args.model):
+        requests = start_requests(args)
     embedded = embed_records(
         requests, records, params, next(iter(adapters_of(namespace)), None), window=2 * args.max_num_seqs
     )

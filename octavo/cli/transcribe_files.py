@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from octavo.cli.flags import adapters_of, engine_args_of
+from octavo.cli.load_spinner import loading
 from octavo.cli.model_argument import after_model
 from octavo.client.transcribing import Transcriber
 from octavo.errors import InvalidRequestError, shorten
@@ -57,7 +58,9 @@ def run(namespace: argparse.Namespace) -> int:
     places = output_places(files, namespace.output, FORMATS[namespace.format][0])
     check_files(files)
     params = params_of(namespace)
-    llm = LLM.from_args(engine_args_of(namespace))
+    args = engine_args_of(namespace)
+    with loading(args.model):
+        llm = LLM.from_args(args)
     adapter = next(iter(adapters_of(namespace)), None)
     transcriber = Transcriber(llm.engine.info, llm.engine.checker)
     refused: list[int] = []

@@ -2,63 +2,61 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from octavo.errors import ConfigError
 from octavo.loading.gguf_file import GGUFFile
 from octavo.loading.gguf_source import gguf_source
-from octavo.loading.gguf_writing import type_for
+from octavo.loading.gguf_writing import Planned, TensorWriter, type_for
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, GGUFWriter
+
+
+MADE = ("general.architecture", "general.file_type", "general.alignment")
+"""Keys that the writer makes itself, or that tell of the old file."""
 
 
 def quantize_gguf(path: Path, kind: str, out: Path, progress: Callable[[int], object]) -> list[str]:
     """Write the file at `path` to `out`, with its layers in the type `kind`, all else as it is.
 
     Args:
-        progress: is told the bytes of each tensor that has been read.
+        progress: is told the bytes of each tensor, as it was, once it is written.
 
     Returns: names of matrices that stay as they are, since their rows are no multiple of the type's blocks.
 
     Raises ConfigError for a split file, CheckpointError for one that is not sound.
     """
-    from gguf import GGUFReader, GGUFWriter
-
     file = GGUFFile(path)
     if any(tensor.part for tensor in file.tensors.values()):
         raise ConfigError(f"{path} is a part of a split file, which is not supported. Join the parts first.")
-    reader = GGUFReader(path)
+    try:
+        return _write(file, kind, out, progress)
+    except BaseException:
+        out.unlink(missing_ok=True)
+        raise
+
+
+def _write(file: GGUFFile, kind: str, out: Path, progress: Callable[[int], object]) -> list[str]:
+    from gguf import GGUFReader, GGUFWriter
+
+    reader = GGUFReader(file.path)
     writer = GGUFWriter(out, file.arch)
     _copy_metadata(reader, writer, kind)
-    kept = list[str]()
+    kept, planned = list[str](), list[Planned]()
+    changed = set[str]()
     for tensor in reader.tensors:
-        chosen = type_for(tensor.name, tuple(tensor.shape[::-1]), kind, kept)
-        data = tensor.data if chosen is None else _rounded(file, tensor.name, chosen)
-        writer.add_tensor(tensor.name, data, raw_dtype=tensor.tensor_type if chosen is None else _of_gguf(chosen))
+        shape = tuple(int(size) for size in tensor.shape[::-1])
+        chosen = type_for(tensor.name, shape, kind, kept)
+        planned.append(Planned(tensor.name, shape, chosen or tensor.tensor_type.name))
+        changed |= set() if chosen is None else {tensor.name}
+    target = TensorWriter(writer, out, planned)
+    for tensor, plan in zip(reader.tensors, planned, strict=True):
+        is_changed = tensor.name in changed
+        target.write(plan.data(gguf_source(file, tensor.name).read().float().numpy()) if is_changed else tensor.data)
         progress(int(tensor.n_bytes))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    target.close()
     return kept
-
-
-def _of_gguf(kind: str) -> Any:
-    from gguf import GGMLQuantizationType
-
-    return GGMLQuantizationType[kind]
-
-
-def _rounded(file: GGUFFile, name: str, kind: str) -> "np.ndarray[Any, Any]":
-    from gguf.quants import quantize
-
-    source = gguf_source(file, name)
-    floats = source.read().float().numpy()
-    made: np.ndarray[Any, Any] = quantize(floats, _of_gguf(kind))
-    return made
 
 
 def _copy_metadata(reader: "GGUFReader", writer: "GGUFWriter", kind: str) -> None:
@@ -66,7 +64,7 @@ def _copy_metadata(reader: "GGUFReader", writer: "GGUFWriter", kind: str) -> Non
     from gguf import GGUFValueType, LlamaFileType
 
     for field in reader.fields.values():
-        if field.name.startswith("GGUF.") or field.name in ("general.architecture", "general.file_type"):
+        if field.name.startswith("GGUF.") or field.name in MADE:
             continue
         values = field.contents()
         of = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,6 +13,8 @@ from octavo import LLM, SamplingParams
 from octavo.cli.main import main
 from octavo.loading.formats import folder_format
 from octavo.loading.formats.quantized_tensor import QuantizedTensor
+from octavo.loading.gguf_file import GGUFFile
+from octavo.loading.quantize_gguf import quantize_gguf
 from octavo.parts import Names
 from tests.golden import case_named, write_model
 
@@ -86,3 +89,47 @@ def test_what_is_quantized_already(tmp_path: Path) -> None:
     assert main(["quantize", str(source), "--to", "q4", str(first)]) == 0
     assert main(["quantize", str(first), "--to", "int8", str(second)]) != 0
     assert not second.exists()
+
+
+def test_a_gguf_file_grows_with_each_tensor(smollm_file: Path, tmp_path: Path) -> None:
+    """So that a bar moves, and no more than a tensor is in memory."""
+    out, sizes, told = tmp_path / "out.gguf", list[int](), list[int]()
+
+    def progress(count: int) -> None:
+        sizes.append(out.stat().st_size)
+        told.append(count)
+
+    quantize_gguf(smollm_file, "Q4_0", out, progress)
+    assert len(told) == len(GGUFFile(out).tensors)
+    assert smollm_file.stat().st_size * 0.9 < sum(told) <= smollm_file.stat().st_size
+    assert len(set(sizes)) > len(sizes) / 4  # the smallest are written together
+    assert sizes[len(sizes) // 2] > sizes[0]
+
+
+def test_a_gguf_file_of_another_alignment_and_one_that_fails(
+    smollm_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gguf import GGUFReader, GGUFWriter
+
+    source = tmp_path / "source.gguf"
+    writer = GGUFWriter(source, "llama")
+    writer.add_custom_alignment(128)
+    rows = np.arange(96, dtype=np.float32).reshape(3, 32)
+    for name in ("blk.0.attn_norm.weight", "blk.0.ffn_up.weight"):
+        writer.add_tensor(name, rows)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    out = tmp_path / "out.gguf"
+    quantize_gguf(source, "Q8_0", out, lambda count: None)
+    found = {tensor.name: tensor for tensor in GGUFReader(out).tensors}
+    np.testing.assert_array_equal(found["blk.0.attn_norm.weight"].data, rows)
+    assert found["blk.0.ffn_up.weight"].tensor_type.name == "Q8_0"
+
+    def fail(count: int) -> None:
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        quantize_gguf(source, "Q8_0", tmp_path / "failed.gguf", fail)
+    assert not (tmp_path / "failed.gguf").exists()
