@@ -105,6 +105,11 @@ class AsyncRequests:
         for stream in list(self._streams.values()):
             stream.put(error)
 
+    def fail(self, request_id: str, error: OctavoError) -> None:
+        """End a request with an error, which its reader gets after what has come. An unknown id is ignored."""
+        if (stream := self._streams.get(self._names.get(request_id, ""))) is not None:
+            stream.put(error)
+
     def abort(self, client: EngineClient, request_id: str) -> None:
         """Have the engine end a request; its reader gets a last output, "abort". An unknown id is ignored."""
         if (name := self._names.get(request_id)) is not None:
@@ -129,6 +134,7 @@ class AsyncRequests:
         if the engine dies or does not run.
         """
         request_id = processor.request_id
+        await self._begin(processor)
         if request_id in self._names:
             raise InvalidRequestError(f"request id {request_id!r} is already in use.")
         name = self._names[request_id] = f"{next(self._numbers)}:{request_id}"
@@ -152,6 +158,9 @@ class AsyncRequests:
             self._forget(request_id, name)
             if is_running:
                 client.abort(name)
+
+    async def _begin(self, processor: Processor) -> None:
+        """What a request waits for before it is sent."""
 
     async def load_adapter(self, client: EngineClient, adapter: AdapterRef) -> None:
         """Have an adapter loaded, and wait until it is there. Ending the wait leaves the engine without it.

@@ -15,10 +15,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 import zmq
-import zmq.asyncio
 
 from octavo.config import EngineArgs
 from octavo.engine.messages import (
@@ -92,8 +90,11 @@ class ProcessClient:
         """starting, running, restarting or dead."""
         self.process: subprocess.Popen[str] | None = None
         self._folder: Path | None = None
-        self._context = zmq.asyncio.Context()
-        self._socket: zmq.asyncio.Socket | None = None
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket: zmq.Socket[bytes] | None = None
+        self._arrived = asyncio.Event()
+        """Set when there may be something to read."""
+        self._unwatch: Callable[[], object] = lambda: None
         self._restarts: collections.deque[float] = collections.deque()
         self._starts = 0
         self._keeper: asyncio.Task[None] | None = None
@@ -109,8 +110,7 @@ class ProcessClient:
         The process ends with the thread that calls this. Raises OSError where no process can be started.
         """
         self._drop_process()
-        if self._socket is not None:
-            self._socket.close(0)
+        self._close_socket()
         self._starts += 1
         self._folder = Path(tempfile.mkdtemp(prefix="octavo-"))  # nobody else may connect: it is this user's alone
         address = f"ipc://{self._folder}/engine"
@@ -149,6 +149,7 @@ class ProcessClient:
         return self._ready
 
     async def _await_ready(self) -> Ready:
+        self._watch()
         while not isinstance(report := await self._receive(), Ready):
             if isinstance(report, LoadFailed):
                 raise OctavoError(report.error)
@@ -158,16 +159,46 @@ class ProcessClient:
 
     async def _receive(self) -> Report | None:
         """The next report that can be read; None if the process has died."""
-        assert self._socket is not None
-        assert self.process is not None
-        while True:
-            while not await self._socket.poll(int(1000 * CHECK_EVERY)):
-                if self.process.poll() is not None and not await self._socket.poll(0):
-                    return None
+        while (message := await self._next_message()) is not None:
             try:
-                return decode_report(await self._socket.recv())
+                return decode_report(message)
             except (ValueError, UnicodeDecodeError) as error:  # msgspec's errors are ValueErrors
                 log.error("a message of the engine could not be read: %s", error)
+        return None
+
+    async def _next_message(self) -> bytes | None:
+        """The next message; None if the process has died."""
+        assert self.process is not None
+        await asyncio.sleep(0)  # those whom the last one woke go first
+        while (message := self._read()) is None:
+            if self.process.poll() is not None:
+                return self._read()
+            timer = asyncio.get_running_loop().call_later(CHECK_EVERY, self._arrived.set)
+            await self._arrived.wait()
+            timer.cancel()
+        return message
+
+    def _read(self) -> bytes | None:
+        """A message that has come. ZeroMQ tells of further ones only once there is none left."""
+        assert self._socket is not None
+        self._arrived.clear()
+        try:
+            return self._socket.recv(zmq.DONTWAIT)
+        except zmq.Again:
+            return None
+
+    def _watch(self) -> None:
+        """Have the event loop say when something comes. A reader of the loop costs less than zmq.asyncio's futures."""
+        assert self._socket is not None
+        loop, number = asyncio.get_running_loop(), int(self._socket.get(zmq.FD))
+        loop.add_reader(number, self._arrived.set)
+        self._unwatch = lambda: loop.remove_reader(number)
+
+    def _close_socket(self) -> None:
+        unwatch, self._unwatch = self._unwatch, lambda: None
+        unwatch()
+        if self._socket is not None:
+            self._socket.close(0)
 
     async def _keep(self) -> None:
         """Hand out what comes; when the process dies, say so to all who wait, and start another."""
@@ -259,10 +290,10 @@ class ProcessClient:
                 f"the request holds a value that cannot be sent to the engine: {error}"
             ) from error
         try:
-            sent = cast("asyncio.Future[object]", self._socket.send(message, zmq.DONTWAIT))
-            sent.result()  # which is there at once: it was sent, or never will be
-        except (zmq.ZMQError, asyncio.InvalidStateError) as error:
+            self._socket.send(message, zmq.DONTWAIT)
+        except zmq.ZMQError as error:
             raise EngineDeadError("the engine is not running. Try again in a moment.") from error
+        self._arrived.set()  # to send may take ZeroMQ's sign that something has come
 
     def add(
         self, request_id: str, prompt: CheckedPrompt, params: SamplingParams | PoolingParams, priority: int = 0
@@ -307,4 +338,5 @@ class ProcessClient:
                 await asyncio.sleep(0.01)  # no thread waits: as the interpreter ends, none can be started
         self._drop_process()
         self.state = "dead"
+        self._close_socket()
         self._context.destroy(linger=0)

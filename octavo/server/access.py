@@ -75,6 +75,9 @@ class AccessMiddleware:
             await self._refusal(status, scope["path"], limit)(scope, receive, answer)
 
         async def passed_on(message: Message) -> None:
+            if status and not refused:  # in the midst of an answer, as most are
+                await send(message)
+                return
             if too_large and not status:
                 await refuse(413)
             if not refused:

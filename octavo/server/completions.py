@@ -161,6 +161,15 @@ class Completions:
 
     async def events(self) -> AsyncGenerator[dict[str, Any], None]:
         """The chunks of a stream: those of all prompts as they come."""
+        merged = self._merged() if len(self.runs) > 1 else self._follow(self.runs[0], self.prompts[0], 0)
+        async with contextlib.aclosing(merged) as chunks:
+            async for chunk in chunks:
+                yield chunk
+        if self.options.include_usage:
+            yield {**self.chunk([]), "usage": self.usage()}
+
+    async def _merged(self) -> AsyncGenerator[dict[str, Any], None]:
+        """The chunks of several prompts, each followed by a task of its own."""
         queue: asyncio.Queue[dict[str, Any] | BaseException | None] = asyncio.Queue(maxsize=64)
 
         async def follow(run: Run, prompt: list[TokenText], first_index: int) -> None:
@@ -188,8 +197,6 @@ class Completions:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        if self.options.include_usage:
-            yield {**self.chunk([]), "usage": self.usage()}
 
     async def _follow(
         self, run: Run, prompt: list[TokenText], first_index: int

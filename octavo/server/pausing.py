@@ -1,12 +1,12 @@
 """Requests that wait while the engine is to compute nothing."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from octavo.client.async_requests import AsyncRequests
 from octavo.client.engine_client import EngineClient
 from octavo.client.output_processor import Processor
+from octavo.errors import OctavoError
 
 
 class PausingRequests(AsyncRequests):
@@ -15,17 +15,17 @@ class PausingRequests(AsyncRequests):
     def __init__(self) -> None:
         super().__init__()
         self._num_resets = 0
-        self._may_run = asyncio.Event()
-        self._may_run.set()
+        self._held: dict[str, asyncio.Future[None]] | None = None
+        """While requests wait: what each waits for, by its id."""
 
     @property
     def is_paused(self) -> bool:
         """Whether new requests wait."""
-        return not self._may_run.is_set()
+        return self._held is not None
 
     def pause(self) -> None:
         """Have new requests wait until `resume`."""
-        self._may_run.clear()
+        self._held = {} if self._held is None else self._held
 
     def forget_prompts(self) -> None:
         """Have later requests find nothing of earlier ones in the prefix cache, whose blocks others then take.
@@ -36,25 +36,30 @@ class PausingRequests(AsyncRequests):
 
     def resume(self) -> None:
         """Let them run."""
-        self._may_run.set()
+        held, self._held = self._held or {}, None
+        for future in held.values():
+            if not future.done():
+                future.set_result(None)
 
-    async def generate(
-        self,
-        client: EngineClient,
-        processor: Processor,
-        priority: int = 0,
-        on_tokens: Callable[[int], None] = lambda count: None,
-    ) -> AsyncGenerator[Any, None]:
-        """As AsyncRequests.generate, once requests may run."""
-        await self._may_run.wait()
+    def fail(self, request_id: str, error: OctavoError) -> None:
+        future = None if self._held is None else self._held.get(request_id)
+        if future is None:
+            super().fail(request_id, error)
+        elif not future.done():
+            future.set_exception(error)
+
+    async def _begin(self, processor: Processor) -> None:
+        """Wait until requests may run."""
+        while (held := self._held) is not None:
+            request_id = processor.request_id
+            future = held[request_id] = asyncio.get_running_loop().create_future()
+            try:
+                await future
+            finally:
+                if held.get(request_id) is future:
+                    del held[request_id]
         if self._num_resets:  # no client can send a salt that is such a one: each has it before its own
             processor.prompt.cache_salt = f"{self._num_resets}\0{processor.prompt.cache_salt}"
-        outputs = super().generate(client, processor, priority, on_tokens)
-        try:
-            async for output in outputs:
-                yield output
-        finally:
-            await outputs.aclose()
 
     def abort_those(self, client: EngineClient, ids: Sequence[str] | None) -> int:
         """End requests by what answers call them, or all of them; how many there were."""

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -343,11 +343,12 @@ class Service:
         try:
             outputs = self.requests.generate(self.client, processor, priority, on_tokens)
             async with contextlib.aclosing(outputs):
-                async for output in self._in_time(outputs):
-                    if output.finished:
-                        reason = output.outputs[-1].finish_reason
-                    for chunk in output.outputs:
-                        yield chunk
+                with self._in_time(run.request_id):
+                    async for output in outputs:
+                        if output.finished:
+                            reason = output.outputs[-1].finish_reason
+                        for chunk in output.outputs:
+                            yield chunk
         finally:
             clock.end(reason)
             self._count_adapter(run.prompt, run.num_generated)
@@ -374,20 +375,19 @@ class Service:
             num_tokens = len(prompt.encoder_token_ids or prompt.token_ids)
             self.metrics.adapters.end(prompt.adapter.name, num_tokens, generated)
 
-    async def _in_time(self, outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
-        """What `outputs` gives. Raises RequestTimeoutError where it does not end within the server's limit."""
-        deadline = asyncio.get_running_loop().time() + self.options.request_timeout
-        while True:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    output = await anext(outputs)
-            except StopAsyncIteration:
-                return
-            except TimeoutError as error:
-                raise RequestTimeoutError(
-                    f"the request was ended after {self.options.request_timeout:g} s. Ask for less."
-                ) from error
-            yield output
+    @contextlib.contextmanager
+    def _in_time(self, request_id: str) -> Iterator[None]:
+        """Within it a request's outputs are read. They end with a RequestTimeoutError at the server's limit.
+
+        A timer for the whole of it: one for each token would cost more than what it waits for.
+        """
+        seconds = self.options.request_timeout
+        error = RequestTimeoutError(f"the request was ended after {seconds:g} s. Ask for less.")
+        timer = asyncio.get_running_loop().call_later(seconds, self.requests.fail, request_id, error)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     async def whole(self, run: Run, priority: int = 0) -> list[Chunk]:
         """A request's answers, when all are there."""
@@ -401,9 +401,10 @@ class Service:
         outputs = self.requests.generate(self.client, processor, priority)
         try:
             async with contextlib.aclosing(outputs):
-                async for output in self._in_time(outputs):
-                    reason = "stop"
-                    return output.outputs.data  # type: ignore[no-any-return]
+                with self._in_time(processor.request_id):
+                    async for output in outputs:
+                        reason = "stop"
+                        return output.outputs.data  # type: ignore[no-any-return]
         finally:
             clock.end(reason)
             if self.traces is not None:
