@@ -173,6 +173,12 @@ class EngineArgs:
     max_model_len: int | None = option(None, "longest prompt plus answer, in tokens (default: what the model allows)")
     max_num_seqs: int = option(256, "most requests that run at a time")
     max_num_batched_tokens: int = option(512, "most tokens computed in one step (the chunk of a long prompt)")
+    max_step_ms: float | None = option(
+        None,
+        "milliseconds that a step may take in which prompts are computed beside running answers: chunks are made as "
+        "long as fits, by measurement, so that a long prompt leaves others' gaps between tokens short (default: no "
+        "limit)",
+    )
     block_size: int = option(16, "tokens in a block of the KV cache (a power of two from 1 to 128)")
     kv_cache_memory: int | str | None = option(
         None,
@@ -275,6 +281,8 @@ class EngineArgs:
         for name in ("media_fetch_timeout", "distributed_timeout_seconds"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}={getattr(self, name)!r} must be a number of seconds above 0.")
+        if self.max_step_ms is not None and not 0 < self.max_step_ms < math.inf:
+            raise ConfigError(f"max_step_ms={self.max_step_ms!r} must be a number of milliseconds above 0.")
         if self.kv_cache_memory is not None:
             self.kv_cache_memory = parse_size(self.kv_cache_memory, "kv_cache_memory")
         self.feature_cache_memory = parse_size(self.feature_cache_memory, "feature_cache_memory")

@@ -14,6 +14,7 @@ from octavo.engine.messages import Failed, Loaded, Output, Pooled, Ready
 from octavo.engine.request_maker import RequestMaker
 from octavo.engine.scheduler import ScheduledSequence, Scheduler
 from octavo.engine.sequence import Sequence, Status
+from octavo.engine.step_clock import StepClock, step_budget
 from octavo.errors import ConfigError, EngineDeadError, InvalidRequestError, OctavoError, RequestFailedError, failure
 from octavo.executor.executor import Executor
 from octavo.executor.step import SequenceResult, SequenceStart, SequenceStep, Step, StepResult
@@ -47,7 +48,9 @@ class Engine:
             shape.max_feature_rows,
             args.max_loras,
             executor.max_steps,
+            step_budget(args, executor.max_steps),
         )
+        self.step_clock = StepClock(self.scheduler.step_budget)
         max_model_len = min(executor.info.max_model_len, self.cache.longest_sequence(args.max_num_batched_tokens))
         if max_model_len < 2:
             raise ConfigError("kv_cache_memory is too little for a single token; give more.")
@@ -292,6 +295,7 @@ class Engine:
         step = Step(self._starts, steps, self._ended, dropped, self._dropped_adapters)
         self._starts, self._ended, self._dropped_adapters = [], [], []
         self.scheduler.submitted(scheduled)
+        self.step_clock.submitted(len(self.scheduler.in_flight))
         try:
             self.executor.submit(step)
         except BaseException:
@@ -311,7 +315,9 @@ class Engine:
                 raise EngineDeadError(self._death) from error
             raise
         self.media_seconds += done.media_seconds
-        return self.scheduler.collected(), done
+        scheduled = self.scheduler.collected()
+        self.step_clock.collected(scheduled, done.media_seconds)
+        return scheduled, done
 
     def _lose_steps(self) -> None:
         """The steps on their way are not computed."""

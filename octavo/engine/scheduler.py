@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from octavo.engine.feature_cache import FeatureCache
 from octavo.engine.kv_cache import KVCacheManager
 from octavo.engine.sequence import Sequence, Status
+from octavo.engine.step_budget import StepBudget
 
 MOST_OVERTAKES = 64
 """How many sequences may start before one whose adapter finds no room: then those that run are left to end."""
@@ -47,6 +48,7 @@ class Scheduler:
         max_feature_rows: most rows of features that are kept.
         max_adapters: most adapters that the running sequences have among them.
         max_steps: most steps that are on their way at a time.
+        step_budget: limits steps in which prompts and answers meet further; None for no such limit.
     """
 
     def __init__(
@@ -57,13 +59,14 @@ class Scheduler:
         max_feature_rows: int = 1 << 62,
         max_adapters: int = 1,
         max_steps: int = 1,
+        step_budget: StepBudget | None = None,
     ) -> None:
         self.cache = cache
         self.max_steps = max_steps
         self.in_flight: deque[tuple[int, list[ScheduledSequence]]] = deque()
         """Steps that are on their way, with their numbers."""
         self._last_step = 0
-        self.max_tokens = max_tokens
+        self.max_tokens, self.step_budget = max_tokens, step_budget
         self.features = FeatureCache(max_feature_rows, max_tokens)
         # A decoding sequence takes a token a step: more of them than the budget would only wait for each other.
         self.max_sequences = min(max_sequences, max_tokens)
@@ -140,7 +143,7 @@ class Scheduler:
 
     def _continue_running(self, scheduled: dict[int, ScheduledSequence]) -> tuple[int, bool]:
         """Entries of sequences that run already; what is left of the budget, and whether one had to be preempted."""
-        budget, preempted = self.max_tokens, False
+        preempted = False
         decoding, prefilling = list[tuple[Sequence, int]](), list[tuple[Sequence, int]]()
         for sequence in self.running:
             if sequence.held:
@@ -152,6 +155,7 @@ class Scheduler:
                 prefilling.append((sequence, remaining))
         if self.max_steps > 1:  # steps that are alike keep all processes at work
             decoding = decoding[: -(-len(self.running) // self.max_steps)]
+        budget = self.max_tokens if self.step_budget is None else self.step_budget.tokens(len(decoding))
         for sequence, remaining in decoding + prefilling:
             if sequence.status is not Status.RUNNING:  # preempted earlier in this loop
                 continue
