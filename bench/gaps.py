@@ -1,4 +1,4 @@
-"""The largest gap of a running stream while each hostile input is served: `python bench/serving.py 6 [--tree PATH]`."""
+"""The largest gap of a running stream while each hostile input is served: `python bench/serving.py 4 [--tree PATH]`."""
 
 import contextlib
 import json
