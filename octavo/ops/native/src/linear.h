@@ -17,7 +17,7 @@ namespace octavo {
 constexpr int TILE = std::min(8, REGISTERS * REGISTER / 128);
 constexpr int WIDE_TILE = 16;
 constexpr int GROUP = 128;    // columns that are summed before the sum joins the others
-constexpr int AHEAD = 4096;   // bytes of weights asked for before they are needed
+constexpr int AHEAD = 8192;   // bytes of weights asked for before they are needed, of all panels read together
 
 // A product, of all rows or of those of one expert.
 struct Product : arguments::linear {

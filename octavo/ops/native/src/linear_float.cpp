@@ -14,11 +14,12 @@ constexpr int64_t BLOCK_ROWS = 96, BLOCK_PANELS = 8;
 constexpr int64_t ROWS_AT_ONCE = 1024;  // rows that are laid out before they are multiplied
 constexpr int64_t FEW = 32;             // rows of which reading the weights takes the time
 constexpr int MOST_PANELS = 4;          // that one pass through the columns multiplies
+constexpr int GROUPS_AHEAD = 4;         // whose scales are asked for before they are needed
 
 // What all kinds of steps are unless they say otherwise.
 struct Step {
     static constexpr bool PAIRS = false, SCALED = false;
-    static constexpr int COLUMNS = 1, GROUPED = GROUP;
+    static constexpr int COLUMNS = 1, GROUPED = GROUP, STEPS_OF_LINE = 1;
     static const float* scales(const uint8_t*, int64_t) { return nullptr; }
 };
 
@@ -56,7 +57,7 @@ using Pairs = Columns<bf16>;
 template <typename F>
 struct ScaledColumns : Columns<float> {
     static constexpr bool WIDENED = true, SCALED = true;
-    static constexpr int GROUPED = F::GROUPED;
+    static constexpr int GROUPED = F::GROUPED, STEPS_OF_LINE = 64 / F::code_bytes(1);
     static int64_t step_bytes(int64_t steps) { return F::code_bytes(steps); }
     static int64_t panel_bytes(int64_t columns) { return F::panel_bytes(columns); }
     static INLINE const float* scales(const uint8_t* panel, int64_t columns) { return F::scales(panel, columns); }
@@ -69,7 +70,7 @@ struct ScaledColumns : Columns<float> {
 template <typename F>
 struct ScaledPairs : Pairs {
     static constexpr bool WIDENED = true, SCALED = true;
-    static constexpr int GROUPED = F::GROUPED;
+    static constexpr int GROUPED = F::GROUPED, STEPS_OF_LINE = 64 / F::code_bytes(2);
     static int64_t step_bytes(int64_t steps) { return F::code_bytes(2 * steps); }
     static int64_t panel_bytes(int64_t columns) { return F::panel_bytes(columns); }
     static INLINE const float* scales(const uint8_t* panel, int64_t columns) { return F::scales(panel, columns); }
@@ -91,10 +92,12 @@ struct Wide : std::conditional_t<S::PAIRS, Pairs, Columns<float>> {
 template <typename S>
 constexpr int64_t STEPS = SLICE / S::COLUMNS;
 
-// Where slices of some panels begin, of which the results stand side by side.
+// Where slices of some panels begin, of which the results stand side by side; how far ahead of what is multiplied is
+// asked for, and how much farther what comes behind a panel's end.
 struct Slices {
     const uint8_t* codes[MOST_PANELS];
     const float* scales[MOST_PANELS];
+    int64_t ahead = 0, skip = 0;
 };
 
 // Panels that R rows meet together: sums that do not wait for each other, where few rows have too few.
@@ -106,29 +109,48 @@ constexpr int panels_for(int rows) {
 }
 
 // R rows, STEPS apart, with slices of P panels: `sums` gets each group's sum in turn, times its scale where there are
-// any, a panel's `apart` from the next one's. What lies `ahead` of each is asked for.
+// any, a panel's `apart` from the next one's.
 template <typename S, int R, int P>
-void multiply(const Slices& of, int64_t ahead, const float* x, int64_t steps, vec* sums, int64_t apart) {
+void multiply(const Slices& of, const float* x, int64_t steps, vec* sums, int64_t apart) {
     constexpr int64_t group = S::GROUPED / S::COLUMNS;
     for (int64_t first = 0; first < steps; first += group) {
         const int64_t last = std::min(first + group, steps);
+        const int64_t each = of.ahead / P;
+        const int64_t ahead = S::step_bytes(first) + each < S::step_bytes(steps) ? each : each + of.skip;
         vec total[P][R];
         clear(total);
-#pragma GCC unroll 4
-        for (int64_t k = first; k < last; ++k) {
-#pragma GCC unroll 4
-            for (int p = 0; p < P; ++p) {
-                __builtin_prefetch(of.codes[p] + ahead + S::step_bytes(k));
-                const vec w = S::weights(of.codes[p], k);
+        const auto step = [&](int64_t k, int p) {
+            const vec w = S::weights(of.codes[p], k);
 #pragma GCC unroll 16
-                for (int r = 0; r < R; ++r) total[p][r] = S::add(total[p][r], w, x[r * STEPS<S> + k]);
+            for (int r = 0; r < R; ++r) total[p][r] = S::add(total[p][r], w, x[r * STEPS<S> + k]);
+        };
+        if constexpr (S::STEPS_OF_LINE == 1) {
+#pragma GCC unroll 4
+            for (int64_t k = first; k < last; ++k) {
+#pragma GCC unroll 4
+                for (int p = 0; p < P; ++p) {
+                    __builtin_prefetch(of.codes[p] + ahead + S::step_bytes(k));
+                    step(k, p);
+                }
+            }
+        } else {
+            for (int64_t k = first; k < last; k += S::STEPS_OF_LINE) {
+#pragma GCC unroll 4
+                for (int p = 0; p < P; ++p) __builtin_prefetch(of.codes[p] + ahead + S::step_bytes(k));
+#pragma GCC unroll 8
+                for (int i = 0; i < S::STEPS_OF_LINE; ++i) {
+#pragma GCC unroll 4
+                    for (int p = 0; p < P; ++p) step(k + i, p);
+                }
             }
         }
 #pragma GCC unroll 4
         for (int p = 0; p < P; ++p) {
             vec* to = sums + p * apart;
             if constexpr (S::SCALED) {
-                const vec scale = load(of.scales[p] + first / group * PANEL);
+                const float* scales = of.scales[p] + first / group * PANEL;
+                __builtin_prefetch(scales + GROUPS_AHEAD * PANEL);
+                const vec scale = load(scales);
 #pragma GCC unroll 16
                 for (int r = 0; r < R; ++r) to[r] = fmadd(total[p][r], scale, to[r]);
             } else {
@@ -192,7 +214,9 @@ private:
             const float* x = x_ + step * rows_ + row * STEPS<S>;
             const int64_t wide = rows_ <= FEW ? count : 1;
             for (int64_t i = 0; i < count; i += wide) {
-                Slices of;
+                Slices of{.ahead = AHEAD};
+                // Behind these panels' ends are others of this pass: the next pass's come first.
+                if (step + slice >= steps_) of.skip = panels * S::panel_bytes(columns_) - S::step_bytes(steps_);
                 for (int64_t j = 0; j < wide; ++j) {
                     const int64_t at = panel + (i + j) / halves + (i + j) % halves * panels_;
                     const uint8_t* begin = p_.weight + at * S::panel_bytes(columns_);
@@ -221,27 +245,26 @@ private:
                     store(wide + k * PANEL, S::weights(of.codes[p], k));
                 }
                 const Slices widened{{reinterpret_cast<const uint8_t*>(wide)}, {of.scales[p]}};
-                pass<Wide<S>>(widened, 1, 0, x, rows, steps, sums + p * rows);
+                pass<Wide<S>>(widened, 1, x, rows, steps, sums + p * rows);
             }
         } else {
-            pass<S>(of, panels, AHEAD, x, rows, steps, sums);
+            pass<S>(of, panels, x, rows, steps, sums);
         }
     }
 
     template <typename Step>
-    static void pass(const Slices& of, int64_t panels, int64_t ahead, const float* x, int64_t rows, int64_t steps,
-                     vec* sums) {
-        for (int64_t r = 0, size; r < rows; r += size, ahead = 0) {
+    static void pass(const Slices& of, int64_t panels, const float* x, int64_t rows, int64_t steps, vec* sums) {
+        for (int64_t r = 0, size; r < rows; r += size) {
             size = next_rows(rows - r, MOST);
             with_rows<MOST>(static_cast<int>(size), [&](auto number) {
                 constexpr int R = decltype(number)::value, P = panels_for(R);
                 int64_t p = 0;
                 const auto next = [&](auto together) {
                     constexpr int T = decltype(together)::value;
-                    Slices some;
+                    Slices some{.ahead = r == 0 ? of.ahead : 0, .skip = r == 0 ? of.skip : 0};
                     std::copy_n(of.codes + p, T, some.codes);
                     std::copy_n(of.scales + p, T, some.scales);
-                    multiply<Step, R, T>(some, ahead, x + r * STEPS<Step>, steps, sums + p * rows + r, rows);
+                    multiply<Step, R, T>(some, x + r * STEPS<Step>, steps, sums + p * rows + r, rows);
                 };
                 for (; p + P <= panels; p += P) next(std::integral_constant<int, P>());
                 for (; p < panels; ++p) next(std::integral_constant<int, 1>());

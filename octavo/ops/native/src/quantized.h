@@ -147,8 +147,9 @@ struct Packed {
         return F::CODE_BITS == 8 && TAKEN_OFF > 0 ? min + scale(c, b) * static_cast<float>(TAKEN_OFF) : min;
     }
     INLINE void prefetch(int64_t c) const {
-        const uint8_t* p = chunk(c) + AHEAD;
-        for (int i = 0; i < F::Bits::BYTES; i += 64) __builtin_prefetch(p + i);
+        constexpr int SHARE = F::UNIT_BYTES / (F::UNIT / CHUNK);  // of a unit, its scales too
+        const uint8_t* p = unit(c) + part(c) * SHARE + AHEAD;
+        for (int i = 0; i < SHARE; i += 64) __builtin_prefetch(p + i);
     }
 };
 

@@ -17,7 +17,7 @@ struct ScaledCodes {
     static constexpr int64_t UNIT_BYTES = 4 + COLUMNS * BITS / 8;
 
     static int64_t padded(int64_t width) { return round_up(width, COLUMNS); }
-    static int64_t code_bytes(int64_t columns) { return columns * PANEL * BITS / 8; }
+    static constexpr int64_t code_bytes(int64_t columns) { return columns * PANEL * BITS / 8; }
     static int64_t panel_bytes(int64_t columns) { return code_bytes(columns) + columns / COLUMNS * PANEL * 4; }
     static INLINE const float* scales(const uint8_t* panel, int64_t columns) {
         return reinterpret_cast<const float*>(panel + code_bytes(columns));
