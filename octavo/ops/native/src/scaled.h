@@ -34,35 +34,52 @@ struct ScaledCodes {
 };
 
 // Floats of 8 bits: 4 of exponent, 3 of mantissa. As float16 with the same bits they are a 256th of what they are, and
-// their scales are packed times 256.
+// their scales are packed times 256. Two columns lie together, output by output, as in panels of bfloat16.
 struct E4M3 : ScaledCodes<8, 128> {
     static constexpr float FACTOR = 256.0f;
 
+    static void put(uint8_t* panel, int64_t column, int64_t output, const uint8_t* codes, int64_t within) {
+        panel[(column / 2 * PANEL + output) * 2 + column % 2] = codes[within];
+    }
+
     static INLINE vec weights(const uint8_t* panel, int64_t column) {
-        const uint8_t* p = panel + column * PANEL;
+        const uint8_t* p = panel + column / 2 * 2 * PANEL;
 #if defined(__AVX512BW__)
-        const __m256i wide = _mm256_cvtepi8_epi16(load_as<__m128i>(p));
-        return (vec)_mm512_cvtph_ps(_mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16(-16512)));
+        const __m256i two = load_as<__m256i>(p), own = column % 2 ? two : _mm256_slli_epi16(two, 8);
+        return (vec)_mm512_cvtph_ps(_mm256_and_si256(_mm256_srai_epi16(own, 1), _mm256_set1_epi16(-16512)));
 #elif defined(__AVX2__) && defined(__F16C__)
-        const auto half = [](const uint8_t* bytes) {
-            const __m128i wide = _mm_cvtepi8_epi16(_mm_loadu_si64(bytes));
-            return (reg)_mm256_cvtph_ps(_mm_and_si128(_mm_slli_epi16(wide, 7), _mm_set1_epi16(-16512)));
+        const auto half = [&](const uint8_t* bytes) {
+            const __m128i two = load_as<__m128i>(bytes), own = column % 2 ? two : _mm_slli_epi16(two, 8);
+            return (reg)_mm256_cvtph_ps(_mm_and_si128(_mm_srai_epi16(own, 1), _mm_set1_epi16(-16512)));
         };
-        return {half(p), half(p + 8)};
+        return {half(p), half(p + 16)};
 #else
-        const hvec bits = convert<uint16_t>(load_as<Lanes<uint8_t, LANES>>(p));
-        return widen((bits & uint16_t(0x7f)) << 7 | (bits & uint16_t(0x80)) << 8, static_cast<const f16*>(nullptr));
+        const hvec two = load_as<hvec>(p), own = column % 2 ? two : two << 8;
+        return widen((own & uint16_t(0x7f00)) >> 1 | (own & uint16_t(0x8000)), static_cast<const f16*>(nullptr));
 #endif
     }
 
 #if defined(__AVX512BW__)
-    // Two columns as pairs of bfloat16, which have all of such a float.
+    // Two columns as pairs of bfloat16, which have all of such a float: its bits with another exponent, to which those
+    // with the exponent of zero add what makes them numbers without one.
     static INLINE vec pairs(const uint8_t* panel, int64_t column) {
+        static constexpr int16_t NORMAL = 112 << 7;
+        alignas(64) static constexpr int16_t SMALL[32] = {
+            0,
+            (110 << 7) - (1 << 4),
+            (111 << 7) - (2 << 4),
+            (111 << 7 | 64) - (3 << 4),
+            (112 << 7) - (4 << 4),
+            (112 << 7 | 32) - (5 << 4),
+            (112 << 7 | 64) - (6 << 4),
+            (112 << 7 | 96) - (7 << 4),
+        };
         const __m512i wide = _mm512_cvtepi8_epi16(load_as<__m256i>(panel + column * PANEL));
-        const __m512i halves = _mm512_and_si512(_mm512_slli_epi16(wide, 7), _mm512_set1_epi16(-16512));
-        const __m512i first = (__m512i)_mm512_cvtph_ps(_mm512_castsi512_si256(halves));
-        const __m512i second = (__m512i)_mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1));
-        return (vec)_mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(first, 16), second);
+        const __m512i bits = _mm512_and_si512(_mm512_slli_epi16(wide, 4), _mm512_set1_epi16(-30736));
+        const __mmask32 small = _mm512_testn_epi16_mask(wide, _mm512_set1_epi16(0x78));
+        const __m512i normal = _mm512_set1_epi16(NORMAL), of_small = _mm512_load_si512(SMALL);
+        const __m512i add = _mm512_mask_permutexvar_epi16(normal, small, wide, of_small);
+        return (vec)_mm512_add_epi16(bits, add);
     }
 #endif
 };
