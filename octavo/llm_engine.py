@@ -135,7 +135,8 @@ class LLMEngine(EngineFacts):
         """Compute nothing until `wake_up`. Requests may be added meanwhile.
 
         Args:
-            level: 0 keeps all caches; from 1 on, what they hold is forgotten. Weights stay where they are.
+            level: 0 keeps all caches; from 1 on, what they hold is forgotten, and on Linux's CPUs their memory given
+                back, where the model runs in this process. Weights stay where they are.
             mode: what becomes of requests that run: abort ends them, wait computes them first, keep goes on with them
                 after `wake_up`.
 
@@ -148,7 +149,10 @@ class LLMEngine(EngineFacts):
         while mode == "wait" and self.requests.has_work:
             self.requests.step()
         if level > 0:
-            reset_caches(self._own_engine("sleep").scheduler, preempt=True)
+            engine = self._own_engine("sleep")
+            reset_caches(engine.scheduler, preempt=True)
+            if isinstance(engine.executor, LocalExecutor):
+                engine.executor.forget_caches()
         self._sleep_level = level
 
     def wake_up(self, tags: list[str] | None = None) -> bool:

@@ -1,6 +1,9 @@
 """What scripts written for vLLM ask of an LLM and its engine beside answers."""
 
 import copy
+import ctypes
+import mmap
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import torch
 from octavo import LLM, BeamSearchParams, EngineArgs, LLMEngine, PoolerConfig, PoolingParams, SamplingParams
 from octavo.client.request_counts import Counter, Gauge, Histogram
 from octavo.errors import ConfigError, InvalidRequestError
+from octavo.executor.local import LocalExecutor
 from octavo.outputs import FlatLogprobs
 from tests.server.conftest import write_tiny
 
@@ -142,6 +146,32 @@ def test_sleep(llm: LLM) -> None:
     assert (output.request_id, output.outputs[0].token_ids) == (name, before)
     with pytest.raises(InvalidRequestError, match="mode='hard'"):
         llm.sleep(mode="hard")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes memory back so")
+def test_sleep_gives_the_caches_memory_back(folder: Path) -> None:
+    def resident(tensor: torch.Tensor) -> int:
+        """Pages of it that are in memory, those at its ends left out."""
+        first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        pages = (tensor.data_ptr() + tensor.nbytes - first) // mmap.PAGESIZE
+        found = (ctypes.c_ubyte * pages)()
+        assert ctypes.CDLL(None).mincore(ctypes.c_void_p(first), ctypes.c_size_t(pages * mmap.PAGESIZE), found) == 0
+        return sum(page & 1 for page in found)
+
+    llm = LLM(str(folder), kv_cache_memory="16MiB")
+    executor = llm.llm_engine.engine.executor
+    assert isinstance(executor, LocalExecutor)
+    keys = [cache.keys for cache in executor.runner.caches.paged if cache is not None]
+    before = answer(llm)
+    assert all(resident(one) for one in keys)
+    llm.enqueue("Hello", GREEDY)
+    llm.llm_engine.step()
+    llm.sleep(level=1, mode="keep")
+    assert not any(resident(one) for one in keys)
+    assert llm.wake_up()
+    (output,) = llm.wait_for_completion(use_tqdm=False)
+    assert output.outputs[0].token_ids == before
+    assert answer(llm) == before
 
 
 def test_metrics(folder: Path) -> None:

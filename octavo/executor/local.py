@@ -10,6 +10,7 @@ from octavo.executor.runner import ModelRunner
 from octavo.executor.sequences import SequenceStates
 from octavo.executor.step import SequenceResult, Step, StepResult
 from octavo.loading.model import LoadedModel
+from octavo.ops.host_memory import forget
 from octavo.params import LogitsProcessor
 
 
@@ -64,6 +65,17 @@ class LocalExecutor:
     def _start(self, step: Step) -> list[SequenceResult]:
         started = (self.sequences.start(s, self._processors.pop(s.seq_id, ())) for s in step.starts)
         return [refusal for refusal in started if refusal is not None]
+
+    def forget_caches(self) -> None:
+        """Give back the memory of caches that no sequence has a row of: it is taken again as they fill."""
+        caches = self.runner.caches
+        for paged in caches.paged:
+            if paged is not None:
+                forget(paged.keys)
+                forget(paged.values)
+        for named in caches.recurrent:
+            for state in (named or {}).values():
+                forget(state)
 
     def check(self) -> None:
         """It ends with this process only."""

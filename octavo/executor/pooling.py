@@ -35,7 +35,8 @@ class Pooling:
             assert heads is not None
             return Pooler("ALL", score=heads.weights, left_out=(heads.first, heads.last), is_flat=True)
         unit = _first(params.normalize, params.use_activation, True)
-        embed, first = (None, None) if heads is None else (heads.vectors, heads.first)
+        own = self.embed if self.config.pooling_type == "ALL" else None  # layers that were made for tokens
+        embed, first = (own, None) if heads is None else (heads.vectors, heads.first)
         return Pooler("ALL", embed=embed, left_out=(first, None), normalize=unit, dimensions=params.dimensions)
 
     def _embedder(self, params: PoolingParams, skipped: int) -> Pooler:

@@ -37,7 +37,8 @@ FUNCTIONS = {
 """Modules of PyTorch that a Dense may have behind it, and what we call them."""
 IDLE = ("Transformer", "Dropout")
 """What is the model itself, or does nothing but in training."""
-POOLED = "sentence_embedding"
+POOLED, TOKENS = "sentence_embedding", "token_embeddings"
+"""What modules change: one row, or in a folder without a pooling, as PyLate's of ColBERT, each token's."""
 
 
 @dataclass
@@ -73,6 +74,8 @@ def sentence_modules(folder: Path, hidden_size: int) -> SentenceModules:
     Args:
         hidden_size: of the rows that are pooled.
 
+    Layers of a folder without a pooling are for each token, whose vectors have length one (ColBERT).
+
     Raises CheckpointError for damaged files or a path out of the folder, UnsupportedModelError for modules that Octavo
     does not have.
     """
@@ -80,14 +83,16 @@ def sentence_modules(folder: Path, hidden_size: int) -> SentenceModules:
     if not path.is_file():
         return SentenceModules()
     found, size, is_pooled = SentenceModules(), hidden_size, True
-    for kind, own in _modules(folder, path):
+    modules = list(_modules(folder, path))
+    changed = POOLED if any(kind == "Pooling" for kind, _ in modules) else TOKENS
+    for kind, own in modules:
         if kind in IDLE:
             continue
         config = {} if own is None or not (own / "config.json").exists() else read_json(own / "config.json")
-        if (name := config.get("module_input_name", POOLED)) != POOLED or config.get(
+        if (name := config.get("module_input_name", changed)) not in (changed, POOLED) or config.get(
             "module_output_name", name
         ) != name:
-            raise UnsupportedModelError(f"{path}: {kind} changes {str(name)[:60]!r}; only {POOLED} is supported.")
+            raise UnsupportedModelError(f"{path}: {kind} changes {str(name)[:60]!r}; only {changed} is supported.")
         if kind == "Pooling":
             ways = _ways(own, config)
             found.pooling.pooling_type = "+".join(ways)
@@ -106,6 +111,8 @@ def sentence_modules(folder: Path, hidden_size: int) -> SentenceModules:
     found.pooling.normalize = bool(found.layers) and isinstance(found.layers[-1], UnitLength)
     if found.pooling.normalize:  # the last may be switched off by a request
         found.layers.pop()
+    if found.folders and changed == TOKENS:
+        found.pooling.pooling_type, found.pooling.normalize = "ALL", True
     found.prompts = _prompts(folder, is_pooled)
     return found
 

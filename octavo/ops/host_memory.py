@@ -72,6 +72,19 @@ def give_back() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+def forget(buffer: Tensor) -> None:
+    """Have the system take the whole pages of an Arena's buffer back, which are zero at the same place from now on.
+
+    Only Linux does so; elsewhere, and on other devices, the buffer stays as it is.
+    """
+    if buffer.device.type != "cpu" or sys.platform != "linux":
+        return
+    first = -(-buffer.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = (buffer.data_ptr() + buffer.numel() * buffer.element_size() - first) // mmap.PAGESIZE * mmap.PAGESIZE
+    if size > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
+
+
 def _mapping(size: int) -> mmap.mmap:
     size = -(-size // LARGE_PAGE) * LARGE_PAGE
     if sys.platform == "win32":

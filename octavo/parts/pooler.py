@@ -197,7 +197,7 @@ class Pooler:
         """`[hidden_size]` or `[scores]`; for ALL and STEP one such row a token."""
         pooled = torch.cat([way.result() for way in self._ways], dim=-1)
         if self.embed is not None:
-            pooled = self.embed(pooled, batch)
+            pooled = torch.cat([self.embed(rows, batch) for rows in torch.split(pooled, SCORED_ROWS)])
         if self.score is not None:
             pooled = torch.cat([self._scores(rows, batch) for rows in torch.split(pooled, SCORED_ROWS)])
         if self.dimensions is not None:

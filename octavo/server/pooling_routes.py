@@ -1,5 +1,6 @@
 """/v1/embeddings, /pooling, /classify, /score, /rerank"""
 
+import asyncio
 import time
 from typing import Any
 
@@ -93,7 +94,7 @@ async def scores(
     plan = await service.plan_scores(first, second, options)
     prompts = [{"prompt": p, "cache_salt": body.cache_salt} if isinstance(p, str) else p for p in plan.prompts]
     results, tokens = await service.pool_all(prompts, plan.params, model.adapter, body.priority or 0)
-    return plan.scores(results), tokens
+    return await asyncio.to_thread(plan.scores, results), tokens  # many vectors take their time
 
 
 def router(service: Service) -> APIRouter:

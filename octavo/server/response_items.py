@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from octavo.server.body import BodyError
+from octavo.server.input_files import file_text
 
 ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 """Of messages, and what chat templates call them."""
@@ -138,4 +139,8 @@ def _part(part: Any, place: str) -> dict[str, Any]:
         return {"type": "image_url", "image_url": {"url": url}}
     if kind == "input_audio" and isinstance(part.get("input_audio"), dict):
         return {"type": "input_audio", "input_audio": part["input_audio"]}
-    raise BodyError(f"{kind!r:.60} is no part that is supported: send input_text or input_image.", f"{place}.type")
+    if kind == "input_file":
+        return {"type": "text", "text": file_text(part, place)}
+    raise BodyError(
+        f"{kind!r:.60} is no part that is supported: send input_text, input_image or input_file.", f"{place}.type"
+    )

@@ -6,15 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from octavo import LLM, PoolingParams
+from octavo import LLM, PoolerConfig, PoolingParams
 from octavo.config import EngineArgs
 from octavo.errors import CheckpointError, InvalidRequestError, OctavoError, UnsupportedModelError
 from octavo.loading.model_files import _files_to_download
 from octavo.loading.sentence_modules import sentence_modules
 from octavo.parts.pooled_layers import PooledDense, PooledNorm, UnitLength
 from tests.golden import case_named, write_model
-from tests.test_golden import load
+from tests.test_golden import load, opened
 
 IDENTITY = "torch.nn.modules.linear.Identity"
 
@@ -87,7 +89,7 @@ def test_layers_come_in_their_order_and_the_last_length_is_a_request_s(tmp_path:
             "os.system",
         ),
         (
-            ("Transformer", "Normalize"),
+            ("Transformer", "Pooling", "Normalize"),
             {"Normalize": {"module_input_name": "token_embeddings"}},
             UnsupportedModelError,
             "token_embeddings",
@@ -155,3 +157,28 @@ def test_a_dense_layer_without_its_weights_is_named(tmp_path: Path) -> None:
     (tmp_path / "3_Dense" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="3_Dense"):
         LLM(str(tmp_path), task="embedding", kv_cache_memory="8MiB")
+
+
+COLBERT = {"in_features": 64, "out_features": 12, "bias": False, "activation_function": IDENTITY, "use_residual": False}
+
+
+@pytest.mark.parametrize("more", [{}, {"module_input_name": "token_embeddings"}], ids=["PyLate", "newer"])
+def test_layers_of_a_folder_without_a_pooling_are_for_each_token(tmp_path: Path, more: dict[str, Any]) -> None:
+    case = case_named("BertModel--minilm-mean")
+    model = write_model(case, tmp_path / "model")
+    for one in model.glob("*_*/config.json"):
+        one.unlink()
+        one.parent.rmdir()
+    (model / "modules.json").unlink(missing_ok=True)
+    plain = opened(case, model, override_pooler_config=PoolerConfig(pooling_type="ALL"))
+    size = case["config"]["hidden_size"]
+    weight = torch.randn(12, size, generator=torch.Generator().manual_seed(1))
+    folder(model, "Transformer", "Dense", Dense={**COLBERT, "in_features": size, **more})
+    save_file({"linear.weight": weight}, model / "1_Dense" / "model.safetensors")
+    llm = opened(case, model)
+    texts: list[Any] = [[5, 6, 7], [8, 9, 10, 11], [6, 12], [30] * 20]
+    hidden = [o.outputs.data for o in plain.encode(texts, PoolingParams(normalize=False), use_tqdm=False)]
+    want = [torch.nn.functional.normalize(rows @ weight.T, dim=-1) for rows in hidden]
+    for params in (PoolingParams(), PoolingParams(task="token_embed")):
+        for output, rows in zip(llm.encode(texts, params, use_tqdm=False), want, strict=True):
+            torch.testing.assert_close(output.outputs.data, rows, atol=1e-5, rtol=1e-5)

@@ -269,6 +269,11 @@ def test_in_the_background() -> None:
     asyncio.run(run())
 
 
+def of_file(**values: Any) -> dict[str, Any]:
+    part = {"type": "input_file", **values}
+    return {"input": [{"role": "user", "content": [part, {"type": "input_text", "text": "What is it?"}]}]}
+
+
 BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"input": []}, "input"),
     ({"input": 5}, "input"),
@@ -277,6 +282,12 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"input": [{"role": "user"}]}, r"input\[0\].content"),
     ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, r"input\[0\].content\[0\]"),
     ({"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "x"}]}]}, "URL"),
+    (of_file(file_id="file-1"), "file_data, in base64; file_id and file_url are not supported"),
+    (of_file(file_url="https://a.org/b.txt"), "file_id and file_url are not supported"),
+    (of_file(file_data="a&b"), "it is not base64"),
+    (of_file(file_data="data:text/plain,abc"), "a data URL must be in base64"),
+    (of_file(file_data="JVBERi0xLjUKJeLjz9M=", filename="a.pdf"), "no UTF-8 text, and other files are not read"),
+    (of_file(file_data="YQ==", filename=5), r"input\[0\].content\[0\].filename"),
     ({"input": [{"type": "function_call", "name": "f"}]}, r"input\[0\].call_id"),
     ({"input": [{"type": "function_call_output", "call_id": "a", "output": 5}]}, r"input\[0\].output"),
     ({"tools": [{"type": "web_search"}]}, r"tools\[0\].type"),
@@ -326,6 +337,25 @@ def test_an_engine_that_fails_behind_the_first_event() -> None:
     assert events[-1].type == "response.failed"
     assert events[-1].response.status == "failed"
     assert "overflowed" in events[-1].response.error.message
+
+
+def test_text_files_are_read_as_text() -> None:
+    for data in ("YWAKw6kK", "data:text/plain;base64,YWAKw6kK"):
+        (message,) = messages_of(None, of_file(file_data=data, filename="notes.md")["input"])
+        texts = [part["text"] for part in message["content"]]
+        assert texts == ["notes.md:\n```\na`\né\n```", "What is it?"]
+    (message,) = messages_of(None, of_file(file_data="YGBgYA==")["input"])
+    assert message["content"][0]["text"] == "file.txt:\n`````\n````\n`````"
+
+    async def work(client: openai.AsyncOpenAI) -> None:
+        answer = await client.responses.create(model="scripted", **of_file(file_data="YWJj", filename="a.txt"))
+        assert answer.output_text == "Hello"
+        assert answer.usage is not None
+        plain = await client.responses.create(model="scripted", input="What is it?")
+        assert plain.usage is not None
+        assert answer.usage.input_tokens > plain.usage.input_tokens
+
+    with_client("Hello", work)
 
 
 def test_messages_of_items() -> None:

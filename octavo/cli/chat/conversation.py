@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from octavo.errors import InvalidRequestError, OctavoError, did_you_mean
 from octavo.media.limits import DEFAULT_LIMITS
 from octavo.media.sources import read_media_file
 from octavo.server.answer_events import CallArguments, CallBegin, CallBroken, CallEnd, Text
+from octavo.text.text_files import fenced
 
 FILE_BYTES = 1 << 20
 """Of a text file that is sent with a message."""
@@ -133,8 +133,7 @@ class Conversation:
             raise InvalidRequestError(
                 f"{file} is no UTF-8 text. /image, /audio and /video send other files."
             ) from error
-        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-        self.attached.append({"type": "text", "text": f"{file.name}:\n{fence}\n{text.rstrip()}\n{fence}"})
+        self.attached.append({"type": "text", "text": fenced(file.name, text)})
         return len(text)
 
     def choose_adapter(self, name: str) -> None:
