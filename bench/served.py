@@ -1,7 +1,8 @@
-"""What HTTP and the second process cost: `python bench/served.py [--tree PATH] [--write]`, about three minutes.
+"""What HTTP and the second process cost: `python bench/served.py [--tree PATH] [--write]`, about five minutes.
 
 The model of `make demo`. A round has every measurement once, one after the other, so that a drift of the machine's
-speed meets all; the table has medians of rounds.
+speed meets all. Times are lower quartiles, which a machine with other work moves least; throughputs are medians, and
+what is lost is taken within each round.
 
 1. Time to first token: streamed over HTTP on a connection that is kept, less that of the engine's steps in this
    process.
@@ -17,7 +18,7 @@ import logging
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,9 @@ BODY: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "stream": True}
 PROMPT = [(7 * i) % 5000 + 10 for i in range(32)]
 FIRST_TOKENS = 16
 """Tokens of an answer whose first is timed."""
-REQUESTS, TOKENS, CONCURRENCY = 128, 64, 64
+PAUSE = 0.02
+"""Seconds before each, as a machine that waits for requests has them."""
+REQUESTS, TOKENS, CONCURRENCY = 128, 48, 64
 
 
 def crowd() -> list[list[int]]:
@@ -61,6 +64,7 @@ class Inside:
     def first(self) -> tuple[float, float]:
         """Seconds to the first token, and of each later one."""
         engine, self._count = engine_of(self.llm), self._count + 1
+        time.sleep(PAUSE)
         begin = time.perf_counter()
         params = SamplingParams(temperature=0, max_tokens=FIRST_TOKENS, ignore_eos=True)
         add(self.llm, f"first {self._count}", PROMPT, params)
@@ -94,7 +98,7 @@ class Served:
         request = request_bytes("/v1/completions", {**BODY, "prompt": PROMPT, "max_tokens": FIRST_TOKENS})
         with contextlib.closing(connect(self.running.url)) as connection:
             stream_stamps(connection, request)  # it is kept from here on
-            time.sleep(0.02)
+            time.sleep(PAUSE)
             stamps = stream_stamps(connection, request)[:FIRST_TOKENS]
         return stamps[0], (stamps[-1] - stamps[0]) / (len(stamps) - 1)
 
@@ -128,6 +132,11 @@ def servers(tree: str | None) -> Iterator[dict[str, Served]]:
         yield found
 
 
+def quartile(seconds: Sequence[float]) -> float:
+    """Milliseconds that a quarter of them are below."""
+    return 1e3 * statistics.quantiles(seconds, n=4)[0]
+
+
 def measure(rounds: int, tree: str | None) -> None:
     """The tables, in Markdown."""
     inside, firsts, rates = Inside(), dict[str, list[tuple[float, float]]](), dict[str, list[float]]()
@@ -143,15 +152,13 @@ def measure(rounds: int, tree: str | None) -> None:
     print("| | to the first token | each later one | tokens/s at concurrency 64 | CPU of HTTP | CPU of the engine |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for name, found in firsts.items():
-        first, later = (1e3 * statistics.median(k) for k in zip(*found, strict=True))
+        first, later = map(quartile, zip(*found, strict=True))
         computed = "| | |" if name not in busy else "| {:.3f} ms a token | {:.3f} ms |".format(*busy[name])
         print(f"| {name} | {first:.2f} ms | {later:.2f} ms | {statistics.median(rates[name]):.0f} {computed}")
     print()
     for name in served:
-        first, later = (
-            1e3 * (statistics.median(a) - statistics.median(b))
-            for a, b in zip(zip(*firsts[name], strict=True), zip(*firsts["in one process"], strict=True), strict=True)
-        )
+        alone = map(quartile, zip(*firsts["in one process"], strict=True))
+        first, later = (a - b for a, b in zip(map(quartile, zip(*firsts[name], strict=True)), alone, strict=True))
         lost = [1 - a / b for a, b in zip(rates[name], rates["in one process"], strict=True)]
         added = f"{first:.1f} ms more to the first token, {later:.2f} ms to each later one"
         spread = f"of rounds {min(lost):.0%} to {max(lost):.0%}"
