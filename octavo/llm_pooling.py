@@ -110,8 +110,9 @@ class LLMPooling(LLMBatches):
     ) -> list[ScoringRequestOutput]:
         """How well texts go together: one with each of many, or each of many with its partner.
 
-        An embedding engine gives the cosine of their embeddings. A classifier of one or two classes reads both texts
-        as one input and gives the probability of its last class.
+        An embedding engine gives the cosine of their embeddings or, where each token has one, for each token of the
+        first text the highest with one of the second's, added up (ColBERT's late interaction). A classifier of one or
+        two classes reads both texts as one input and gives the probability of its last class.
         """
         pairs = pair_up(prompt_list(text_1), prompt_list(text_2))
         if self.engine.info.task != "classify":

@@ -16,6 +16,9 @@ from octavo.text.token_text import first_tokens
 
 Array = np.ndarray[Any, Any]
 
+TOKENS_AT_A_TIME = 256
+"""Tokens of a first text that are compared at once, so that two long ones make no matrix of both lengths."""
+
 
 @dataclass
 class ScorePlan:
@@ -26,15 +29,27 @@ class ScorePlan:
     places: list[tuple[int, ...]]
 
     def scores(self, results: Sequence[Array]) -> list[float]:
-        """The score of each pair: a classifier's probability of its last class, or the cosine of two embeddings.
+        """The score of each pair.
+
+        That is a classifier's probability of its last class, the cosine of two embeddings or, where each token has an
+        embedding, ColBERT's late interaction: for each token of the first text the highest cosine with one of the
+        second's, added up.
 
         Args:
-            results: of each of the prompts, probabilities `[classes]` or an embedding `[hidden_size]` of length one.
+            results: of each of the prompts, probabilities `[classes]`, an embedding `[hidden_size]` of length one, or
+                those of its tokens `[tokens, hidden_size]`.
         """
         return [
-            float(results[places[0]][-1] if len(places) == 1 else results[places[0]] @ results[places[1]])
+            float(results[places[0]][-1]) if len(places) == 1 else _nearness(*(results[place] for place in places))
             for places in self.places
         ]
+
+
+def _nearness(first: Array, second: Array) -> float:
+    if first.ndim == 1:
+        return float(first @ second)
+    slices = (first[start : start + TOKENS_AT_A_TIME] for start in range(0, len(first), TOKENS_AT_A_TIME))
+    return float(sum((rows @ second.T).max(1).sum(dtype=np.float64) for rows in slices))
 
 
 def pair_up(first: Sequence[Prompt], second: Sequence[Prompt]) -> list[tuple[Prompt, Prompt]]:
