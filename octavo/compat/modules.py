@@ -20,6 +20,8 @@ _OUTPUTS = (
 )
 _CONFIGS = "CompilationConfig ProfilerConfig StructuredOutputsConfig AttentionConfig KVTransferConfig SpeculativeConfig"
 _V1_PROCESSORS = "LogitsProcessor AdapterLogitsProcessor BatchUpdate MoveDirectionality"
+_BYTES = "EMBED_DTYPES ENDIANNESS binary2tensor tensor2binary tensor2base64"
+_ITEMS = "MetadataItem build_metadata_items decode_pooling_output"
 _METRICS = "Counter Gauge Histogram Metric Vector"
 
 # A module of vLLM's, `: names` of it, `@` the module of Octavo's that has them (a name may be `theirs=ours`).
@@ -87,6 +89,8 @@ utils.argparse_utils: FlexibleArgumentParser=Parser @ octavo.cli.parser
 utils.counter: Counter @ octavo.compat.script_tools
 utils.network_utils: get_open_port @ octavo.compat.script_tools
 utils.system_utils: set_ulimit @ octavo.compat.script_tools
+utils.serial_utils: {_BYTES} @ octavo.compat.embedding_tensors
+entrypoints.pooling.utils: {_ITEMS} @ octavo.compat.embedding_tensors
 utils.print_utils: print_embeddings @ octavo.compat.script_tools
 utils.torch_utils: set_random_seed @ octavo.compat.script_tools
 utils.mem_utils: cleanup_dist_env_and_memory @ octavo.compat.machine

@@ -3,13 +3,25 @@
 import base64
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from octavo import LLM, PoolingParams
+from octavo.compat.embedding_tensors import (
+    EMBED_DTYPES,
+    ENDIANNESS,
+    MetadataItem,
+    binary2tensor,
+    build_metadata_items,
+    decode_pooling_output,
+    tensor2binary,
+)
+from octavo.errors import InvalidRequestError
 from tests.golden import case_named, write_model
 from tests.server.running import Running, server
 from tests.test_pooling import OPTIONS, classifier
@@ -178,6 +190,41 @@ def test_embeddings_as_bytes(embedding_server: Running) -> None:
         bare = embedding_server.post("/v1/embeddings", {**own, "encoding_format": "bytes_only"})
         assert bare.content == answer.content
         assert "metadata" not in bare.headers
+
+
+def test_bytes_are_read_as_scripts_for_vllm_do(embedding_server: Running) -> None:
+    body = {"input": ["red", "blue"]}
+    want = torch.tensor([one["embedding"] for one in embedding_server.post("/v1/embeddings", body).json()["data"]])
+    for dtype, kind in EMBED_DTYPES.items():
+        for endianness in ENDIANNESS:
+            own = {**body, "embed_dtype": dtype, "endianness": endianness}
+            answer = embedding_server.post("/v1/embeddings", {**own, "encoding_format": "bytes"})
+            items = [MetadataItem(**one) for one in json.loads(answer.headers["metadata"])["data"]]
+            made = torch.stack(decode_pooling_output(items, answer.content))
+            assert torch.equal(made.float(), want.to(kind).float())
+            assert build_metadata_items(dtype, endianness, tuple(made.shape[1:]), 2) == [
+                replace(item, shape=tuple(item.shape)) for item in items
+            ]
+            assert tensor2binary(made, dtype, endianness) == answer.content
+    for wrong in (("float64", "big"), ("float32", "middle")):
+        with pytest.raises(InvalidRequestError, match="is unknown; it is one of"):
+            binary2tensor(b"", (0,), *wrong)
+
+
+def test_late_interaction(tiny_model: Path) -> None:
+    texts = ["red sky", "a blue sky at night", "red"]
+    with server(str(tiny_model), "--runner", "pooling", "--pooler-config.task", "token_embed") as running:
+        rows = [np.array(one["data"]) for one in running.post("/pooling", {"input": texts}).json()["data"]]
+        assert [len(one) for one in rows] == [len(text) for text in texts]
+        body = {"text_1": texts[0], "text_2": texts[1:]}
+        scores = [one["score"] for one in running.post("/score", body).json()["data"]]
+        ranked = running.post("/rerank", {"query": texts[0], "documents": texts[1:]}).json()["results"]
+    want = [(rows[0] @ other.T).max(1).sum() for other in rows[1:]]
+    assert scores == pytest.approx(want, rel=1e-5)
+    assert [one["relevance_score"] for one in ranked] == pytest.approx(sorted(want, reverse=True), rel=1e-5)
+    llm = LLM(str(tiny_model), runner="pooling", pooler_config={"task": "token_embed"}, kv_cache_memory="64MiB")
+    own = llm.score(texts[0], texts[1:], use_tqdm=False)
+    assert [one.outputs.score for one in own] == pytest.approx(want, rel=1e-5)
 
 
 def test_embeddings_of_conversations(embedding_server: Running) -> None:
