@@ -87,6 +87,11 @@ def _echoed(request: ChatRequest) -> str:
     return "".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
 
 
+EMPTY_FIELDS = dict.fromkeys(("refusal", "annotations", "audio", "function_call", "reasoning"))
+"""Fields of a whole answer's message that are there also where nothing is in them, as clients of OpenAI's and vLLM's
+expect them."""
+
+
 class Chat:
     """One request of /v1/chat/completions."""
 
@@ -184,7 +189,7 @@ class Chat:
 
     def _message(self, answer: Answer) -> dict[str, Any]:
         content = self.echoed + answer.content
-        message: dict[str, Any] = {"role": self.service.options.response_role, "content": content}
+        message: dict[str, Any] = {"role": self.service.options.response_role, "content": content, **EMPTY_FIELDS}
         if answer.thought and self.request.include_reasoning is not False:
             message |= {"reasoning": answer.thought, "reasoning_content": answer.thought}
         if answer.calls:

@@ -1,10 +1,12 @@
 """/v1/models; /v1/load_lora_adapter and /v1/unload_lora_adapter, where the operator allows them."""
 
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse, Response
 from pydantic import BaseModel, ConfigDict
+from starlette.convertors import StringConvertor, register_url_convertor
 
 from octavo.server.body import JSONRoute
 from octavo.server.event_stream import json_response, while_connected
@@ -12,6 +14,15 @@ from octavo.server.protocol import Int
 from octavo.server.request_log import add_to_request_log
 from octavo.server.served_models import ServedModel
 from octavo.server.service import Service
+
+
+class _Name(StringConvertor):
+    """The name of a model in a path: it may have slashes, and is not empty."""
+
+    regex = ".+"
+
+
+register_url_convertor("model_name", _Name())
 
 
 class LoadAdapterRequest(BaseModel):
@@ -50,11 +61,20 @@ def router(service: Service) -> APIRouter:
             "input_modalities": ["text", *service.media_kinds],
         }
 
-    @routes.get("/v1/models", summary="The model that is served, and its adapters")
+    def called(name: str) -> ServedModel:
+        """The model by this one of its names, or an adapter. Raises ModelUnknownError."""
+        found = service.models.find(name)
+        return replace(found, name=name) if found.adapter is None else found
+
+    @routes.get("/v1/models", summary="The model by each of its names, and its adapters")
     async def models() -> Response:
-        return json_response(
-            {"object": "list", "data": [card(m) for m in (service.models.base, *service.models.adapters)]}
-        )
+        names = service.options.served_model_name or [service.args.model]
+        data = [card(one) for one in (*map(called, names), *service.models.adapters)]
+        return json_response({"object": "list", "data": data})
+
+    @routes.get("/v1/models/{name:model_name}", summary="One of these, by its name")
+    async def model(name: str) -> Response:
+        return json_response(card(called(name)))
 
     return routes
 

@@ -123,6 +123,12 @@ def test_names(running: Running) -> None:
         answer = running.post("/v1/completions", {"model": name, "prompt": "a", "max_tokens": 1}, headers=key())
         assert answer.json()["model"] == "tiny"
     assert running.post("/v1/completions", {"model": "x", "prompt": "a"}, headers=key()).status_code == 404
+    cards = running.get("/v1/models", headers=key()).json()["data"]
+    assert [card["id"] for card in cards] == ["tiny", "small"]
+    for card in (*cards, {**cards[0], "id": cards[0]["root"]}):  # the folder is a name with slashes
+        assert running.get(f"/v1/models/{card['id']}", headers=key()).json() == card
+    assert running.get("/v1/models/x", headers=key()).status_code == 404
+    assert running.get("/v1/models/tiny").status_code == 401
 
 
 def test_middleware_and_documents(running: Running) -> None:
