@@ -43,14 +43,9 @@ parallel: $(READY)  ## every golden case in several processes, in all layouts an
 values: $(READY)  ## every wrong value of every key of every row's config.json (`make test`: half of them in each row)
 	$(SIDE_BY_SIDE) tests/architectures/test_wrong_values.py --all-values $(ARGS)
 
-CLIENTS := build/clients
-# In an environment of their own, which sees what this one has: together they would take minutes and a gigabyte.
-clients: $(READY)  ## programs that use vLLM, installed from PyPI and run as they are
-	$(PYTHON) -m venv $(CLIENTS)
-	echo "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
-	> "$$($(CLIENTS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/octavo.pth"
-	$(CLIENTS)/bin/pip install --disable-pip-version-check -q 'lm_eval>=0.4.9'
-	PYTHONPATH=. $(CLIENTS)/bin/python tests/compat/clients/lm_eval_runs.py
+# Each in an environment of its own under build/clients: together they would take many minutes and gigabytes of .venv.
+clients: $(READY)  ## programs that use such servers, or vLLM, installed from PyPI and run; ARGS="--only litellm" for some
+	PYTHONPATH=. $(BIN)/python tests/compat/clients/run.py --write $(ARGS)
 
 SANITIZED := build/sanitized
 # With -O3, GCC takes minutes for a file of products when it has checks to place between.
