@@ -178,7 +178,7 @@ class AsyncLLM(EngineFacts):
             self._requests.abort(self.client, one)
 
     async def pause_generation(self, *, mode: str = "abort", clear_cache: bool = True) -> None:
-        """Compute nothing until `resume_generation`. Requests may be added meanwhile.
+        """Compute nothing until `resume_generation`, nor give anything. Requests may be added meanwhile.
 
         Args:
             mode: what becomes of requests that run: abort ends them, wait computes them first, keep goes on with them
@@ -196,6 +196,8 @@ class AsyncLLM(EngineFacts):
             await asyncio.sleep(LOOK_AGAIN)
         client.pause(True)
         self._is_paused = True
+        # The step that was computed has ended then, and its tokens are with those who wait for them.
+        await asyncio.to_thread(client.between_steps, lambda engine: None)
         if clear_cache and mode != "keep":
             await self.reset_prefix_cache()
 

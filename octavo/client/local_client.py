@@ -4,7 +4,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any
 
 from octavo.client.engine_client import KnownEngine, StepClient
@@ -22,6 +22,8 @@ log = logging.getLogger("octavo")
 
 ACTIONS_PER_STEP = 32
 """Most requests that are added or ended between two steps."""
+LOOK_AGAIN = 0.5
+"""Seconds after which who waits for the engine's thread sees whether it is still there."""
 
 
 class LocalClient:
@@ -136,7 +138,10 @@ class ThreadClient:
             self._wake.notify()
 
     def between_steps(self, action: Callable[[Engine], Any]) -> Any:
-        """What `action` gives, done with the engine between two steps. Raises what it raises."""
+        """What `action` gives, done with the engine between two steps; what steps before it gave has been handed over.
+
+        Raises what it raises, and EngineDeadError if the engine ends before.
+        """
         self.check_alive()
         done: Future[Any] = Future()
 
@@ -147,6 +152,8 @@ class ThreadClient:
                 done.set_exception(error)
 
         self._post(act)
+        while not wait([done], LOOK_AGAIN).done:
+            self.check_alive()
         return done.result()
 
     def close(self) -> None:

@@ -131,17 +131,20 @@ async def main():
             await asyncio.sleep(0.001)
         await engine.pause_generation(mode="keep")
         assert await engine.reset_prefix_cache(reset_running_requests=True)  # between two steps
-        for _ in range(50):
-            await asyncio.sleep(0)  # what was on its way has come
-        before = tokens[-1]
-        await asyncio.sleep(0.3)
-        pauses.append(tokens[-1] - before)
-        assert await engine.is_paused()
+        for _ in range(5):
+            before = tokens[-1]
+            await asyncio.sleep(0.1)
+            pauses.append(tokens[-1] - before)
+            assert await engine.is_paused()
+            await engine.resume_generation()
+            while tokens[-1] == before and tokens[-1] < 400:
+                await asyncio.sleep(0.001)
+            await engine.pause_generation(mode="keep")
         await engine.resume_generation()
 
     final, _ = await asyncio.gather(write(), control())
     assert final.finished and len(final.outputs[0].token_ids) == 400
-    assert pauses == [0], pauses
+    assert pauses == [0] * 5, pauses
     engine.shutdown()
     print("DONE")
 
