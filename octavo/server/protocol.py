@@ -251,6 +251,18 @@ class NamedTool(BaseModel):
     function: NamedFunction
 
 
+class AllowedTools(BaseModel):
+    """Those of the tools that may be called, and whether one must be."""
+
+    mode: Literal["auto", "required"]
+    tools: Many[NamedTool]
+
+
+class ToolsAllowed(BaseModel):
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
 ENDINGS = {"add_generation_prompt", "continue_final_message"}
 
 
@@ -302,11 +314,22 @@ class ChatRequest(Sampling, Conversation):
     max_completion_tokens: Int | None = None
     logprobs: bool | None = False
     top_logprobs: Int | None = Field(None, ge=-1)
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolsAllowed | NamedTool | None = None
+    """`allowed_tools` has become its mode, and `tools` those that it allows."""
     parallel_tool_calls: bool | None = True
     echo: bool | None = False
     include_reasoning: bool | None = True
     reasoning_effort: str | None = Field(None, max_length=32)
+
+    @model_validator(mode="after")
+    def _allowed_alone(self) -> "ChatRequest":
+        if isinstance(self.tool_choice, ToolsAllowed):
+            choice, there = self.tool_choice.allowed_tools, {tool.function.name: tool for tool in self.tools or ()}
+            names = dict.fromkeys(one.function.name for one in choice.tools)
+            if unknown := [name for name in names if name not in there]:
+                raise ValueError(f"tool_choice: {unknown[0]!r:.60} is none of the tools.")
+            self.tools, self.tool_choice = [there[name] for name in names], choice.mode
+        return self
 
     @property
     def template_variables(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 import octavo.server.answer_reader as answer_reader
 import octavo.server.json_calls as json_calls_module
@@ -538,6 +539,21 @@ MESSAGES = [{"role": "user", "content": "x"}]
 
 def asking(choice: Any, **more: Any) -> ChatRequest:
     return ChatRequest.model_validate({"messages": MESSAGES, "tools": TOOLS, "tool_choice": choice, **more})
+
+
+def test_some_of_the_tools_are_allowed() -> None:
+    def allowed(mode: str, *names: str) -> ChatRequest:
+        some = [{"type": "function", "function": {"name": name}} for name in names]
+        return asking({"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": some}})
+
+    all_names = [tool["function"]["name"] for tool in TOOLS]
+    for mode in ("auto", "required"):
+        request = allowed(mode, all_names[-1], all_names[-1])
+        assert request.tool_choice == mode
+        assert [tool.function.name for tool in request.tools or ()] == all_names[-1:]
+    for mode, name in (("auto", "no such"), ("none", all_names[0])):
+        with pytest.raises(ValidationError, match=r"is none of the tools|'auto' or 'required'"):
+            allowed(mode, name)
 
 
 def read(request: ChatRequest, text: str) -> Calls:
