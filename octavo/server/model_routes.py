@@ -1,6 +1,7 @@
 """/v1/models; /v1/load_lora_adapter and /v1/unload_lora_adapter, where the operator allows them."""
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -52,6 +53,9 @@ def router(service: Service) -> APIRouter:
         return {
             "id": model.name,
             "object": "model",
+            "type": "model",  # this and the next two are Anthropic's names, as `has_more` of the list
+            "display_name": model.name,
+            "created_at": datetime.fromtimestamp(model.created, UTC).isoformat(),
             "created": model.created,
             "owned_by": "octavo",
             "root": service.args.model if adapter is None else adapter.lora_path,
@@ -70,7 +74,8 @@ def router(service: Service) -> APIRouter:
     async def models() -> Response:
         names = service.options.served_model_name or [service.args.model]
         data = [card(one) for one in (*map(called, names), *service.models.adapters)]
-        return json_response({"object": "list", "data": data})
+        ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"], "has_more": False}
+        return json_response({"object": "list", "data": data, **ends})
 
     @routes.get("/v1/models/{name:model_name}", summary="One of these, by its name")
     async def model(name: str) -> Response:

@@ -125,7 +125,8 @@ def test_names(running: Running) -> None:
     assert running.post("/v1/completions", {"model": "x", "prompt": "a"}, headers=key()).status_code == 404
     cards = running.get("/v1/models", headers=key()).json()["data"]
     assert [card["id"] for card in cards] == ["tiny", "small"]
-    for card in (*cards, {**cards[0], "id": cards[0]["root"]}):  # the folder is a name with slashes
+    root = cards[0]["root"]  # a name with slashes
+    for card in (*cards, {**cards[0], "id": root, "display_name": root}):
         assert running.get(f"/v1/models/{card['id']}", headers=key()).json() == card
     assert running.get("/v1/models/x", headers=key()).status_code == 404
     assert running.get("/v1/models/tiny").status_code == 401

@@ -67,4 +67,8 @@ for error, change in [
         assert told.body["error"]["message"], told
     else:
         raise AssertionError(change)
+(listed,) = [one for one in client.models.list(limit=20) if one.id == "chat"]
+assert client.models.retrieve("chat") == listed
+assert (listed.id, listed.type, listed.display_name) == ("chat", "model", "chat")
+assert listed.created_at.tzinfo is not None
 asyncio.run(asynchronous())
