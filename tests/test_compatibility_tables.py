@@ -50,6 +50,6 @@ def test_parameters() -> None:
 
 def test_a_page_without_its_places() -> None:
     text = PAGE.read_text()
-    assert filled(text).count("<!-- end of ") == 3
+    assert filled(text).count(": made by `make docs` -->") == 3
     with pytest.raises(ValueError, match="2 of 3"):
         filled(text.replace("<!-- flags:", "<!-- gone:"))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.compat.clients.hub import write_kind
+from tests.compat.clients.run import traces
 from tests.server.running import server
 
 
@@ -21,3 +22,4 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         server(embed, "--runner", "pooling", *flags, "embed") as embeddings,
     ):
         yield {"chat": chats.url, "embed": embeddings.url}
+        assert not traces(chats, embeddings)

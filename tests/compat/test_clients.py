@@ -13,11 +13,8 @@ NEEDS = {
     "anthropic": ["anthropic"],
     "langchain": ["langchain_openai", "langchain_anthropic"],
     "pydantic_ai": ["pydantic_ai"],
-    "instructor": ["instructor"],
-    "litellm": ["litellm", "tenacity"],
-    "llama_index": ["llama_index.llms.openai_like"],
 }
-"""Programs, and what they import; what is not among the packages for tests is run where it is there."""
+"""Programs, and what they import."""
 
 
 def is_there(module: str) -> bool:

@@ -31,7 +31,7 @@ KINDS = {
     "matryoshka": "XLMRobertaModel--bge-m3",
 }
 """Kinds of models, and the golden cases that they are made of."""
-DEPTH = 40
+DEPTH = 150
 """Layers of the deep one, whose tokens take so long that a program can do something between two of them."""
 
 

@@ -14,14 +14,14 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from octavo.config import EngineArgs
 from octavo.loading.model_files import find_model
 from tests.compat.clients.hub import write_kind
 from tests.conftest import SMOLLM
-from tests.server.running import server
+from tests.server.running import Running, server
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "compatibility.md"
@@ -164,6 +164,12 @@ def run(client: Client, places: dict[str, str]) -> Report:
     return Report(client, version(python, client.name), fault)
 
 
+def traces(*servers: Running) -> str:
+    """What servers told of errors that they did not expect; empty for none."""
+    log = "".join("".join(one.log) for one in servers)
+    return log[max(at - 3000, 0) : at + 3000] if (at := log.find("Traceback")) >= 0 else ""
+
+
 def all_reports(only: list[str]) -> Iterator[Report]:
     """The reports of all clients, one after another."""
     model = str(find_model(EngineArgs(model=SMOLLM)).path)
@@ -179,7 +185,8 @@ def all_reports(only: list[str]) -> Iterator[Report]:
             places = {"chat": chat.url, "embed": pooled.url, "tiny": str(tiny), "made": made}
             for client in CLIENTS:
                 if not only or client.name in only:
-                    yield run(client, places)
+                    report, left = run(client, places), traces(chat, pooled)
+                    yield replace(report, fault=report.fault or left)
 
 
 EXAMPLE = Client(
