@@ -185,6 +185,9 @@ class EngineArgs:
         "memory of the KV cache, for example 4GiB (default: from what is free and what the model can use)",
         also=("kv_cache_memory_bytes",),
     )
+    packed_cache: int | str | None = option(
+        None, "disk for packed weights, which later starts map; 0 for none (default: OCTAVO_PACKED_CACHE, or 8GiB)"
+    )
     feature_cache_memory: int | str = option(
         "512MiB", "memory for what towers make of pictures, films and sounds, kept for prompts that bring them again"
     )

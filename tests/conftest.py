@@ -26,6 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     And all can be interrupted: a shell starts what runs in its background with SIGINT ignored, which children inherit.
     """
+    os.environ["OCTAVO_PACKED_CACHE"] = "0"  # tests of copies have folders of their own
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))) > 1:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from octavo.loading.packed_copies import copies_folder, copies_limit
 from octavo.ops import host_memory, select_backend
 from octavo.ops.cpu_binding import describe_nodes
 from octavo.sizes import format_size
@@ -53,6 +54,13 @@ def linear_is_batch_invariant(dtype: torch.dtype) -> bool:
     return True
 
 
+def packed_weights() -> str:
+    """Where packed weights are kept for the next start, and how much."""
+    folder, limit = copies_folder(), copies_limit()
+    sizes = [path.stat().st_size for path in folder.glob("*")] if folder.is_dir() else []
+    return f"{folder} ({format_size(sum(sizes))} of {format_size(limit)})" if limit else "none are kept"
+
+
 def describe() -> dict[str, Any]:
     """The facts, by name."""
     backend, dtypes = select_backend("cpu"), {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -65,6 +73,7 @@ def describe() -> dict[str, Any]:
         "NUMA nodes": describe_nodes(),
         "threads": backend.threads,
         "operations": backend.name,
+        "packed weights": packed_weights(),
         "memory free": format_size(host_memory.available()),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         **_versions(),

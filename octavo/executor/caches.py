@@ -119,8 +119,8 @@ def _report(shape: CacheShape, block_bytes: int, slot_bytes: int, max_model_len:
         size = format_size(shape.num_blocks * block_bytes)
         requests = tokens / max_model_len
         parts.append(
-            f"KV cache: {size}, {shape.num_blocks} blocks of {shape.block_size} tokens, {tokens} tokens, "
-            f"{requests:.1f} requests of {max_model_len} tokens"
+            f"KV cache: memory is taken as texts need it, for {tokens} tokens at most ({size} in {shape.num_blocks} "
+            f"blocks of {shape.block_size} tokens; {requests:.1f} requests of {max_model_len} tokens)"
         )
     if slot_bytes:
         parts.append(f"states: {format_size(slot_bytes)} a request, {shape.max_sequences} requests")

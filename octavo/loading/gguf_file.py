@@ -28,8 +28,9 @@ class GGUFFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         named = read_header(path)
-        paths = _part_paths(path, named[1])
-        parts = [named if p == path else read_header(p) for p in paths]
+        self.paths = _part_paths(path, named[1])
+        """Of all its parts."""
+        parts = [named if p == path else read_header(p) for p in self.paths]
         self._maps: list[mmap.mmap] = [data for data, _, _ in parts]
         self.metadata: Metadata = parts[0][1]
         self.tensors: dict[str, GGUFTensor] = {}

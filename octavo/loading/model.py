@@ -23,6 +23,7 @@ from octavo.loading.head_files import token_heads
 from octavo.loading.model_files import ModelFiles
 from octavo.loading.model_info import ModelInfo
 from octavo.loading.model_tokenizer import model_tokenizer
+from octavo.loading.packed_copies import packed_copy
 from octavo.loading.pooling_config import (
     choose_pooling,
     gguf_pooling,
@@ -132,7 +133,10 @@ def load_model(args: EngineArgs, place: RankPlace = ALONE, link: RankLink = NO_L
             places[path] = replace(places[path], shard=slot.shard)
         backend.join(place, link)
     with sound_config(checkpoint.files.path, config):
-        weight_bytes = load_weights(model, weights, precision, backend, str(checkpoint.files.path))
+        # Weights that ranks share, and those beside a model's own, are packed anew.
+        own = place.size == 1 and weights is checkpoint.weights
+        copy = packed_copy(args, checkpoint, task, precision, backend) if own else None
+        weight_bytes = load_weights(model, weights, precision, backend, str(checkpoint.files.path), copy)
     return LoadedModel(
         model=model.eval(),
         config=config,

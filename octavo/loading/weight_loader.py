@@ -3,10 +3,10 @@
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
+from itertools import count, takewhile
 from typing import Protocol, cast
 
 import torch
@@ -14,10 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from octavo.errors import CheckpointError, shorten
+from octavo.loading.expert_stacks import num_stacked, unstacked
 from octavo.loading.formats import WeightFormat
+from octavo.loading.packed_copies import PackedCopy
 from octavo.loading.precision import Precision
-from octavo.loading.tensor_source import ExpertStack, TensorInMemory, TensorSource, TransformedTensor
-from octavo.ops import Backend, StoredRows
+from octavo.loading.tensor_source import TensorSource, TransformedTensor
+from octavo.ops import Backend, PackedLinear, StoredRows
 from octavo.ops.host_memory import give_back
 from octavo.ops.stored_rows import FLOATS, of_floats
 from octavo.parts import CausalLM, Into, Names
@@ -28,19 +30,27 @@ PROGRESS_ABOVE = 1 << 30
 """Bytes of weights from which loading shows a progress bar."""
 
 
-def load_weights(model: CausalLM, weights: WeightFormat, precision: Precision, backend: Backend, where: str) -> int:
+def load_weights(
+    model: CausalLM,
+    weights: WeightFormat,
+    precision: Precision,
+    backend: Backend,
+    where: str,
+    copy: PackedCopy | None = None,
+) -> int:
     """Fill `model`, built on the meta device, with the weights of a checkpoint: then it is ready to compute.
 
     Args:
         where: the checkpoint's place, for messages.
+        copy: of its packed weights, which are taken from there, or kept there.
 
-    Returns: how many bytes it holds.
-
-    Raises CheckpointError that names every tensor at fault.
+    Returns how many bytes it holds. Raises CheckpointError that names every tensor at fault.
     """
     names = weights.names(model.names)
-    loader = WeightLoader(model, names, precision, backend)
+    loader = WeightLoader(model, names, precision, backend, copy)
     loader.load(weights.weights(names), where)
+    if copy is not None:
+        copy.keep(loader.packed)
     weights.drop_pages()
     model.prepare(backend)
     return loader.num_bytes
@@ -50,6 +60,7 @@ def load_weights(model: CausalLM, weights: WeightFormat, precision: Precision, b
 class _Filling:
     """A slot that is being filled."""
 
+    path: str
     slot: WeightSlot
     missing: set[str | None]
     """Segments that are still to come; None for a slot without."""
@@ -57,6 +68,8 @@ class _Filling:
     """Those that no tensor's name and shape says it fills."""
     is_misshapen: bool = False
     """A tensor for it has a wrong shape: loading will fail, and it is never whole."""
+    is_copied: bool = False
+    """It was packed by an earlier start."""
     floats: Tensor | None = None
     stored: dict[str | None, StoredRows] = field(default_factory=dict)
     """What is packed as it is stored. A file may have what is made of segments as one tensor (None)."""
@@ -77,6 +90,9 @@ class _Place:
     """What this rank takes of it, as the slot has it."""
     rows: slice
     """Which rows of what the rank takes of the slot."""
+
+
+_Planned = tuple[str, TensorSource, Into | _Place]
 
 
 @dataclass
@@ -124,28 +140,37 @@ class WeightLoader:
         names: the table from published names.
         precision: the number types that weights are held in.
         backend: what computes.
+        copy: of packed weights, which need not be read.
     """
 
-    def __init__(self, model: TakesCheckpoint, names: Names, precision: Precision, backend: Backend) -> None:
+    def __init__(
+        self,
+        model: TakesCheckpoint,
+        names: Names,
+        precision: Precision,
+        backend: Backend,
+        copy: PackedCopy | None = None,
+    ) -> None:
         self.model, self.names, self.precision, self.backend = model, names, precision, backend
         self._kinds = backend.capabilities.weight_kinds
         self._lock = threading.Lock()
         self._fillings = dict[str, _Filling]()
         self.num_bytes = 0
         """Of the weights that parts have taken, as they are stored."""
+        self._copy = copy
+        self.packed = dict[str, tuple[PackedLinear, int]]()
+        """Those that were packed here."""
         for path, slot in model.weight_slots_in(precision.activations, precision.round_towers).items():
             segments: set[str | None] = {*slot.segments} or {None}
-            self._fillings[path] = _Filling(slot, segments, segments.copy())
+            self._fillings[path] = _Filling(path, slot, segments, segments.copy())
 
     def load(self, tensors: Iterable[tuple[str, TensorSource]], where: str) -> None:
-        """Fill the whole model. Raises CheckpointError that names every tensor at fault.
-
-        By their names and shapes, all are held against the model before any is read.
-        """
+        """Fill the whole model. Raises CheckpointError that names every tensor at fault, most before any is read."""
         problems = _Problems()
         plan = self._plan(tensors, problems)
         self._leave_out()
         problems.raise_if_any(where, self._missing([f.unclaimed for f in self._fillings.values()]))
+        plan = self._without_copied(plan)
         itemsize = self.precision.weights.itemsize
         total = sum(math.prod(f.shape) for f in self._fillings.values()) * itemsize
         bar = tqdm(
@@ -156,10 +181,11 @@ class WeightLoader:
             disable=total < PROGRESS_ABOVE or not sys.stderr.isatty(),
         )
 
-        def place(planned: tuple[str, TensorSource, Into | _Place]) -> None:
+        def place(planned: _Planned) -> None:
             name, source, to = planned
             for each in self._of_stack(name, source, to, problems) if isinstance(to, Into) else [to]:
-                self._place(each)
+                if not each.filling.is_copied:
+                    self._place(each)
                 bar.update(math.prod(each.source.shape) * itemsize)
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -169,11 +195,27 @@ class WeightLoader:
         problems.raise_if_any(where, self._missing([f.missing for f in self._fillings.values()]))
         give_back()
 
-    def _plan(
-        self, tensors: Iterable[tuple[str, TensorSource]], problems: _Problems
-    ) -> list[tuple[str, TensorSource, Into | _Place]]:
+    def _without_copied(self, plan: list[_Planned]) -> list[_Planned]:
+        """Fill what is packed already, and leave of the plan what is to be read for the rest."""
+        for path, filling in self._fillings.items():
+            found = None if self._copy is None else self._copy.take(path, filling.shape)
+            if found is not None and self.precision.is_packed(filling.slot.role):
+                filling.missing.clear()
+                filling.is_copied = True
+                self.num_bytes += found[1]
+                filling.slot.load(found[0])
+
+        def is_copied(to: Into | _Place) -> bool:
+            if isinstance(to, _Place):
+                return to.filling.is_copied
+            experts = takewhile(bool, (self._find(to.path.replace("{e}", str(e))) for e in count()))
+            return all(place is not None and place[0].is_copied for place in experts)
+
+        return [planned for planned in plan if not is_copied(planned[2])]
+
+    def _plan(self, tensors: Iterable[tuple[str, TensorSource]], problems: _Problems) -> list[_Planned]:
         """Where each tensor goes. What goes nowhere is noted in `problems`."""
-        plan = list[tuple[str, TensorSource, Into | _Place]]()
+        plan = list[_Planned]()
         given = [(name, source, self.names.locate(name)) for name, source in tensors if not self.names.is_ignored(name)]
         self._cut_segments(given)
         for name, source, into in given:
@@ -184,7 +226,7 @@ class WeightLoader:
                     experts += 1
                 if not experts and self.model.does_without(into.path):
                     continue
-                if _num_stacked(source, into) == experts:
+                if num_stacked(source, into) == experts:
                     plan.append((name, source, into))
                 else:
                     problems.misshapen.append(f"{name} {list(source.shape)} (expected: {experts} experts)")
@@ -263,7 +305,7 @@ class WeightLoader:
 
     def _of_stack(self, name: str, source: TensorSource, into: Into, problems: _Problems) -> Iterator[_Place]:
         """Where the parts of a tensor go that stacks one for each expert."""
-        for e, own in enumerate(_unstacked(source, into)):
+        for e, own in enumerate(unstacked(source, into)):
             expert = Into(into.path.replace("{e}", str(e)))
             with self._lock:
                 place = self._locate(f"{name}[{e}]", own, expert, problems)
@@ -306,7 +348,7 @@ class WeightLoader:
     def _finish(self, filling: _Filling) -> None:
         """Hand a slot that is whole to its part."""
         slot, role, floats, stored = filling.slot, filling.slot.role, filling.floats, filling.stored
-        filling.floats, filling.stored = None, {}
+        filling.floats, filling.stored, fine = None, {}, self.precision.is_fine(role)
         if stored:
             segments = [None] if None in stored else slot.segments
             taken = {s: _taken(slot, s)[1] for s in segments}
@@ -315,19 +357,22 @@ class WeightLoader:
                 for s in segments
                 if taken[s].start != taken[s].stop
             ]
-            self.num_bytes += sum(part.data.nbytes for part in rows)
-            slot.load(self.backend.stored_linear(rows, self.precision.is_fine(role)))
+            self._give(filling, self.backend.stored_linear(rows, fine), sum(part.data.nbytes for part in rows))
             return
         assert floats is not None
-        self.num_bytes += floats.nbytes
         if not self.precision.is_packed(role) or (role is Role.TABLE and floats.dtype == self.precision.activations):
+            self.num_bytes += floats.nbytes
             slot.load(floats)
         elif self.precision.rounding_of(role) is None:
-            slot.load(self.backend.linear(floats))
+            self._give(filling, self.backend.linear(floats), floats.nbytes)
         else:
             rounded = self._rounded(floats, role)
-            self.num_bytes += rounded.data.nbytes - floats.nbytes
-            slot.load(self.backend.stored_linear([rounded], self.precision.is_fine(role)))
+            self._give(filling, self.backend.stored_linear([rounded], fine), rounded.data.nbytes)
+
+    def _give(self, filling: _Filling, weight: PackedLinear, size: int) -> None:
+        self.num_bytes += size
+        self.packed[filling.path] = weight, size
+        filling.slot.load(weight)
 
     def _rounded(self, weight: Tensor, role: Role) -> StoredRows:
         kind = self.precision.rounding_of(role)
@@ -353,32 +398,3 @@ def _taken(slot: WeightSlot, segment: str | None) -> tuple[Ranges | None, slice]
             taken.append((low - rows.start, high - rows.start))
         at += stop - begin
     return tuple(taken) or ((0, 0),), slice(first, end)
-
-
-def _unstacked(source: TensorSource, into: Into) -> Iterator[TensorSource]:
-    """The tensors that one stacks, read one by one where it is stored as it is."""
-    if isinstance(source, ExpertStack):
-        change = Tensor.t if into.transform is None else partial(_of_one_expert, into.transform)
-        for e in range(source.shape[0]):
-            yield TransformedTensor(source.expert(e), change)
-    elif into.transform is not None:
-        yield from map(TensorInMemory, into.transform(source.read()))
-    else:
-        for e in range(source.shape[0]):
-            yield TensorInMemory(source.part(Shard(((e, e + 1),))).read()[0])
-
-
-def _of_one_expert(transform: Callable[[Tensor], Tensor], weight: Tensor) -> Tensor:
-    """What a change of stacks `[experts, inputs, outputs]` makes of one `[outputs, inputs]`."""
-    return transform(weight.t().unsqueeze(0))[0]
-
-
-def _num_stacked(source: TensorSource, into: Into) -> int | None:
-    """For how many experts a tensor is; None where its shape is none of a stack."""
-    shape = source.shape
-    if into.transform is not None:
-        try:
-            shape = tuple(into.transform(torch.empty(shape, device="meta")).shape)
-        except RuntimeError:  # the transform's reshape does not fit
-            return None
-    return shape[0] if shape else None

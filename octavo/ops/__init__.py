@@ -51,7 +51,7 @@ from octavo.ops.specs import (
     RotaryTable,
     RouterSpec,
 )
-from octavo.ops.stored_rows import StoredRows
+from octavo.ops.stored_rows import PackedRows, StoredRows
 from octavo.ops.streams import StreamSpec
 from octavo.ops.torch.activations import ACTIVATIONS
 from octavo.ops.torch.sampling import left_to_draw
@@ -86,6 +86,7 @@ __all__ = [
     "PackedExperts",
     "PackedHeads",
     "PackedLinear",
+    "PackedRows",
     "PoolSpec",
     "PooledKeys",
     "PositionScores",

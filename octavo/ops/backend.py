@@ -40,7 +40,7 @@ from octavo.ops.specs import (
     RotaryTable,
     RouterSpec,
 )
-from octavo.ops.stored_rows import StoredRows
+from octavo.ops.stored_rows import PackedRows, StoredRows
 from octavo.ops.streams import Streams
 from octavo.ops.weight_kinds import WeightKind
 from octavo.token_windows import Window
@@ -236,6 +236,22 @@ class Backend(Ranks, PooledAttention, Streams, AlternatingStreams, Protocol):
 
     def quantize(self, weight: Tensor, kind: WeightKind) -> StoredRows:
         """A weight `[out, in]` rounded to the nearest values of one of `capabilities.weight_kinds`."""
+        ...
+
+    @property
+    def packed_layout(self) -> str:
+        """What decides how weights are laid out; empty where they cannot be kept so for another process."""
+        ...
+
+    def packed_rows(self, weight: PackedLinear) -> list[PackedRows]:
+        """A weight's parts as they are laid out; none where it has more to it."""
+        ...
+
+    def packed_linear(self, parts: Sequence[PackedRows]) -> PackedLinear:
+        """The weight of parts that `packed_rows` gave, in this process or another of the same `packed_layout`.
+
+        Raises ValueError for a part that has another size.
+        """
         ...
 
     def adapter_table(self, slots: int, experts: int = 1) -> AdapterTable:

@@ -28,6 +28,19 @@ class StoredRows:
         return bool(torch.equal(self.order, other.order))
 
 
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows of a weight `[outputs, width]` as a backend has laid them out for computing."""
+
+    kind: WeightKind
+    outputs: int
+    width: int
+    data: Tensor
+    """[bytes] uint8"""
+    fine: bool = False
+    """As of `stored_linear`, for the whole weight."""
+
+
 def of_floats(weight: Tensor) -> StoredRows:
     """A weight `[outputs, width]` in a float dtype."""
     return StoredRows(FLOATS[weight.dtype], weight.shape[1], weight)

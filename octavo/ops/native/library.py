@@ -74,7 +74,7 @@ class Library:
         path = _path(f"_core_{name}")
         if path is None:
             raise OSError(f"octavo was installed without its library for {name}")
-        self.name = name
+        self.name, self.path = name, path
         self._functions = {bound.signature.name: bound for bound in bind(ctypes.CDLL(str(path)))}
         self.is_recording = False
         self.failure: Callable[[], Exception] | None = None

@@ -9,6 +9,7 @@ from torch import Tensor
 from octavo.ops.backend import PackedExperts, PackedLinear, RowAdapters
 from octavo.ops.host_memory import Arena
 from octavo.ops.native.adapter_tables import NativeAdapterTable, NativeUpdate
+from octavo.ops.native.binding import digest
 from octavo.ops.native.description import (
     PANEL,
     RouterScores,
@@ -17,7 +18,7 @@ from octavo.ops.native.library import Library
 from octavo.ops.native.native_elementwise import ACTIVATIONS, rows_of
 from octavo.ops.native.native_products import NativeExperts, NativeHeads, NativeLinear
 from octavo.ops.native.native_recurrent import NativeRecurrent
-from octavo.ops.native.packed_weight import DTYPES, pack, quantize
+from octavo.ops.native.packed_weight import DTYPES, PackedWeight, pack, quantize
 from octavo.ops.native.recorded_steps import RecordedSteps
 from octavo.ops.paged_cache import KVCache
 from octavo.ops.plans import (
@@ -38,7 +39,7 @@ from octavo.ops.specs import (
     LinearUpdate,
     RouterSpec,
 )
-from octavo.ops.stored_rows import StoredRows, of_floats
+from octavo.ops.stored_rows import PackedRows, StoredRows, of_floats
 from octavo.ops.torch import TorchBackend
 from octavo.ops.weight_kinds import WeightKind
 from octavo.token_windows import Window
@@ -131,6 +132,23 @@ class NativeBackend(NativeRecurrent):
 
     def quantize(self, weight: Tensor, kind: WeightKind) -> StoredRows:
         return quantize(self.library, weight, kind)
+
+    @property
+    def packed_layout(self) -> str:
+        state = self.library.path.stat()
+        return f"{self.library.name} {digest()} {state.st_size} {state.st_mtime_ns}"
+
+    def packed_rows(self, weight: PackedLinear) -> list[PackedRows]:
+        if not isinstance(weight, NativeLinear) or any(part.order is not None for part in weight.parts):
+            return []
+        return [PackedRows(p.kind, p.outputs, p.width, p.data, weight.fine) for p in weight.parts]
+
+    def packed_linear(self, parts: Sequence[PackedRows]) -> NativeLinear:
+        made = [PackedWeight(self.library, p.kind, p.outputs, p.width, p.data) for p in parts]
+        for part in made:
+            if part.data.nbytes != self.library.core.packed_bytes(kind=part.kind, rows=part.outputs, inputs=part.width):
+                raise ValueError(f"{part.data.nbytes} bytes are no weight of {part.outputs} by {part.width}")
+        return NativeLinear(made, parts[0].fine)
 
     def adapter_table(self, slots: int, experts: int = 1) -> NativeAdapterTable:
         return NativeAdapterTable(self.library, slots, experts)

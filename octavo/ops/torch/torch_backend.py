@@ -37,7 +37,7 @@ from octavo.ops.specs import (
     RotaryTable,
     RouterSpec,
 )
-from octavo.ops.stored_rows import StoredRows
+from octavo.ops.stored_rows import PackedRows, StoredRows
 from octavo.ops.streams import StreamSpec
 from octavo.ops.torch import (
     delta_rule,
@@ -148,6 +148,14 @@ class TorchBackend(TorchPooledAttention, TorchAlternating, DistributedRanks):
 
     def quantize(self, weight: Tensor, kind: WeightKind) -> StoredRows:
         raise NotImplementedError("the reference computes with floats")
+
+    packed_layout = ""
+
+    def packed_rows(self, weight: PackedLinear) -> list[PackedRows]:
+        return []
+
+    def packed_linear(self, parts: Sequence[PackedRows]) -> PackedLinear:
+        raise NotImplementedError("the reference lays nothing out")
 
     def table_rows(self, table: Tensor, ids: Tensor, first: int | None = None) -> Tensor:
         return table_rows(table, ids, first)
