@@ -26,8 +26,8 @@ MEMORY = """
 import json, sys
 from pathlib import Path
 from octavo import LLM, SamplingParams
-llm = LLM(sys.argv[1])
-llm.generate([list(range(200, 328))], SamplingParams(max_tokens=64, ignore_eos=True), use_tqdm=False)
+llm = LLM(sys.argv[1], skip_tokenizer_init=True)
+llm.generate([list(range(200, 328))], SamplingParams(max_tokens=64, ignore_eos=True, detokenize=False), use_tqdm=False)
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
 print(json.dumps({name: int(status[name].split()[0]) * 1024 for name in ("VmRSS", "RssAnon", "RssFile")}
     | {"weights": llm.engine.executor.rank_weight_bytes[0]}))
@@ -59,8 +59,13 @@ class Contender:
 
 
 def octavo(model: Path, tree: Path) -> tuple[list[str], dict[str, str]]:
+    """The command; of a folder, which has no tokenizer, what is measured of peers."""
+    settings = {"PYTHONPATH": str(tree), "PYTHONSAFEPATH": "1"}
+    if model.is_dir():
+        threads = str(len(os.sched_getaffinity(0)))
+        return [sys.executable, str(WORKER), "octavo", str(model), "cold", threads], settings
     command = [sys.executable, "-m", "octavo", "generate", "Once", "--raw", "--max-tokens", "1", "--model", str(model)]
-    return command, {"PYTHONPATH": str(tree), "PYTHONSAFEPATH": "1"}
+    return command, settings
 
 
 def contenders(model: Path, cache: Path, options: argparse.Namespace) -> list[Contender]:

@@ -38,15 +38,19 @@ class Arena:
         self._lock = threading.Lock()
 
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Zeros whose pages the system provides when they are first written."""
-        count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        return self.bytes(count).view(dtype).view(shape) if count else torch.zeros(shape, dtype=dtype)
+        """Zeros whose pages the system provides when they are first written.
 
-    def bytes(self, size: int) -> Tensor:
-        """[size] uint8, zero."""
+        Those at the beginning are small: for a short text, two caches of each of 22 layers would take 90 MB otherwise.
+        That costs a context of 4,000 tokens, 90 MB that are read in each step, half a millisecond.
+        """
+        count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        return self.bytes(count, LARGE_PAGE).view(dtype).view(shape) if count else torch.zeros(shape, dtype=dtype)
+
+    def bytes(self, size: int, small: int = 0) -> Tensor:
+        """[size] uint8, zero; so many bytes at the beginning of what has a mapping of its own are in `small` pages."""
         with self._lock:
             if self._memory is None or self._start + size > len(self._memory):
-                self._memory, self._start = _mapping(max(size, self._chunk)), 0
+                self._memory, self._start = _mapping(max(size, self._chunk), small), 0
             buffer = torch.frombuffer(self._memory, dtype=torch.uint8, count=size, offset=self._start)
             self._start += -(-size // ALIGNMENT) * ALIGNMENT
         return buffer
@@ -85,7 +89,7 @@ def forget(buffer: Tensor) -> None:
         ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
 
 
-def _mapping(size: int) -> mmap.mmap:
+def _mapping(size: int, small: int) -> mmap.mmap:
     size = -(-size // LARGE_PAGE) * LARGE_PAGE
     if sys.platform == "win32":
         return mmap.mmap(-1, size)
@@ -93,5 +97,5 @@ def _mapping(size: int) -> mmap.mmap:
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # from a kernel without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
+            memory.madvise(mmap.MADV_HUGEPAGE, small)
     return memory

@@ -1,6 +1,7 @@
 """The compiled core beside its arithmetic: threads, recordings, memory, and what happens without it."""
 
 import logging
+import mmap
 import os
 import subprocess
 import sys
@@ -200,6 +201,18 @@ class TestMemory:
 
     def test_nothing(self) -> None:
         assert host_memory.Arena().zeros((4, 0), torch.float32).shape == (4, 0)
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+    def test_a_short_text_takes_little_of_a_cache(self) -> None:
+        def resident() -> int:
+            return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+        arena = host_memory.Arena()
+        caches = [arena.zeros((host_memory.CHUNK + 1,), torch.uint8) for _ in range(16)]
+        before = resident()
+        for cache in caches:
+            cache[0] = 1
+        assert resident() - before < 8 * host_memory.LARGE_PAGE
 
 
 @pytest.mark.parametrize(("files", "reason"), [((), "compiler"), (("_core_processor", "_core_base"), "base alone")])
