@@ -24,12 +24,13 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from octavo.architectures import Architecture
 from octavo.config import EngineArgs
 from octavo.loading.checkpoint import Checkpoint
 from octavo.loading.formats import JoinedWeights
 from octavo.loading.model_files import cache_folder
 from octavo.loading.precision import Precision
-from octavo.ops import Backend, PackedLinear, PackedRows
+from octavo.ops import Backend, PackedLinear, PackedRows, host_memory
 from octavo.ops.weight_kinds import WeightKind
 from octavo.sizes import format_size, parse_size
 from octavo.version import __version__
@@ -82,7 +83,7 @@ class PackedCopy:
 
     def keep(self, packed: Packed) -> threading.Thread | None:
         """Write a copy where there is none, on a thread, which a process that ends waits for."""
-        rows = {path: (self._backend.packed_rows(weight), size) for path, (weight, size) in packed.items()}
+        rows = {path: (self._backend.packed_rows(weight), size) for path, (weight, size) in sorted(packed.items())}
         kept = {path: (parts, size) for path, (parts, size) in rows.items() if parts}
         total = sum(part.data.nbytes for parts, _ in kept.values() for part in parts)
         if self._found or not SMALLEST <= total <= self._limit:
@@ -97,6 +98,7 @@ class PackedCopy:
             with open(self.path, "rb") as file:
                 header, data = _opened(file, self._key)
                 found = _weights(header, data)
+                host_memory.count_mapped(data)
             os.utime(self.path)  # the oldest go first
         except FileNotFoundError:
             return {}
@@ -147,8 +149,9 @@ def packed_copy(
     Raises ConfigError for a size that is none.
     """
     limit = copies_limit(args)
-    if not limit or not backend.packed_layout or isinstance(checkpoint.weights, JoinedWeights):
-        return None
+    known = checkpoint.architecture.home.startswith(f"{Architecture.__module__.rpartition('.')[0]}.")
+    if not limit or not backend.packed_layout or isinstance(checkpoint.weights, JoinedWeights) or not known:
+        return None  # of a plugin's architectures, nothing here tells when their code has changed
     try:
         key = {
             "files": [_file_state(path) for path in _files(checkpoint)],

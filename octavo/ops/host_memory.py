@@ -9,6 +9,7 @@ import ctypes
 import mmap
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -56,9 +57,25 @@ class Arena:
         return buffer
 
 
+_mapped = 0
+"""Bytes of files that are read all the time. The system calls their memory free, since it could read them again."""
+
+
+def count_mapped(file: mmap.mmap) -> None:
+    """Take a mapped file's bytes for used memory as long as it is mapped: weights, which every step reads."""
+    global _mapped
+    _mapped += len(file)
+    weakref.finalize(file, _forget, len(file))
+
+
+def _forget(size: int) -> None:
+    global _mapped
+    _mapped -= size
+
+
 def available() -> int:
     """Bytes that are free, also within this process's control group."""
-    free = int(psutil.virtual_memory().available)
+    free = int(psutil.virtual_memory().available) - _mapped
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),

@@ -1,19 +1,25 @@
 """Copies of packed weights: the same bits as when they are packed, and never those of another state of the files."""
 
+import gc
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from octavo import LLM, SamplingParams
+from octavo.architectures import find_architecture
+from octavo.architectures.registry import ARCHITECTURES
 from octavo.config import EngineArgs
 from octavo.errors import ConfigError
 from octavo.loading import packed_copies
 from octavo.loading.model import load_model
 from octavo.loading.packed_copies import ENDING, copies_folder, make_room
 from octavo.loading.weight_loader import WeightLoader
+from octavo.ops import host_memory
 from octavo.ops.native.native_products import NativeLinear
 from octavo.ops.native.packed_weight import PackedWeight
 from tests.golden import case_named, write_model
@@ -168,6 +174,26 @@ def test_nothing_is_kept_where_that_is_said(
     monkeypatch.setenv("OCTAVO_PACKED_CACHE", "much")
     with pytest.raises(ConfigError, match="OCTAVO_PACKED_CACHE='much' is not a size"):
         loaded(tiny_folder)
+
+
+def test_mapped_weights_are_not_free_memory(tiny_folder: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 33))
+    loaded(tiny_folder)
+    (path,), before = copies(folder), host_memory.available()
+    kept = loaded(tiny_folder)
+    assert before - host_memory.available() == path.stat().st_size
+    del kept
+    gc.collect()
+    assert host_memory.available() == before
+
+
+def test_an_architecture_from_elsewhere_has_no_copies(
+    tiny_folder: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = find_architecture(["LlamaForCausalLM"])
+    monkeypatch.setitem(ARCHITECTURES, "LlamaForCausalLM", replace(row, home="somebodys"))
+    loaded(tiny_folder)
+    assert copies(folder) == []
 
 
 def test_a_folder_that_cannot_be_written_keeps_nothing(tiny_folder: Path, folder: Path) -> None:
