@@ -70,6 +70,7 @@ pooling/embed/embed_matryoshka_fy_offline.py
 pooling/reward/sequence_reward_offline.py
 pooling/reward/token_reward_offline.py
 pooling/token_classify/ner_offline.py
+pooling/token_embed/multi_vector_retrieval_offline.py
 rl/batch_invariance/reproducibility_offline.py
 rl/pause_resume/pause_resume_offline.py
 """
@@ -83,6 +84,8 @@ basic/online_serving/openai_completion_client.py --stream
 features/structured_outputs/structured_outputs_client.py
 features/structured_outputs/structured_outputs_client.py --stream --reasoning
 generate/batched_chat_completions_online.py
+reasoning/openai_chat_completion_with_reasoning.py
+reasoning/openai_chat_completion_with_reasoning_streaming.py
 reasoning/openai_responses_client.py
 tool_calling/openai_chat_completion_client_with_tools_required.py
 tool_calling/openai_responses_client_with_tools.py
@@ -93,11 +96,18 @@ pooling/score/rerank_api_online.py
 pooling/score/score_api_online.py
 """,
     "jason9693/Qwen2.5-1.5B-apeach": "pooling/classify/classification_online.py",
-    "intfloat/e5-small --runner pooling": "pooling/embed/openai_embedding_client.py",
+    "intfloat/e5-small --runner pooling": """
+pooling/embed/embedding_requests_base64_online.py
+pooling/embed/embedding_requests_bytes_online.py
+pooling/embed/openai_embedding_client.py
+""",
     "jinaai/jina-embeddings-v3 --runner pooling": "pooling/embed/openai_embedding_matryoshka_fy_client.py",
     "boltuix/NeuroBERT-NER": "pooling/token_classify/ner_online.py",
     "Skywork/Skywork-Reward-V2-Qwen3-0.6B": "pooling/reward/sequence_reward_online.py",
     "internlm/internlm2-1_8b-reward": "pooling/reward/token_reward_online.py",
+    "BAAI/bge-m3 --runner pooling --pooler-config.task token_embed": (
+        "pooling/token_embed/multi_vector_retrieval_online.py"
+    ),
 }
 """What is served, and the clients of it; the first, of text, is a small real model."""
 
