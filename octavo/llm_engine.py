@@ -9,7 +9,7 @@ from octavo.client.request_counts import Metric
 from octavo.config import EngineArgs
 from octavo.engine.engine import Engine
 from octavo.engine.messages import Failed
-from octavo.engine.upkeep import gauges, reset_caches
+from octavo.engine.upkeep import counters_of, gauges, reset_caches
 from octavo.engine_facts import EngineFacts
 from octavo.errors import ConfigError, InvalidRequestError
 from octavo.executor.local import LocalExecutor
@@ -202,8 +202,9 @@ class LLMEngine(EngineFacts):
         """Counts of this engine's requests, and how full it is, by the names of vLLM's metrics."""
         engine = self.engine if isinstance(self.engine, Engine) else None
         now = {} if engine is None else gauges(engine.scheduler)
-        preemptions = 0 if engine is None else engine.scheduler.num_preemptions
-        return self.requests.counts.snapshot(self.engine.args.model, now, preemptions)
+        counters = {"num_preemptions": 0} if engine is None else counters_of(engine.scheduler, engine.speculation)
+        by_place = [] if engine is None or engine.speculation is None else engine.speculation.accepted_by_place
+        return self.requests.counts.snapshot(self.engine.args.model, now, counters, by_place)
 
     def do_log_stats(self) -> None:
         """No statistics are logged; `get_metrics` has them."""

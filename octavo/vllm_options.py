@@ -188,7 +188,7 @@ max_lora_cls_labels | int | * | an adapter's head may have as many classes as it
 default_mm_loras | object | null | give each prompt its lora_request
 show_hidden_metrics_for_version | text | * | no metrics are hidden
 collect_detailed_traces | list | null | traces tell of requests, not of steps; leave it out
-per_request_spec_decode_metrics | text | "none" | there is no speculative decoding; leave it out
+per_request_spec_decode_metrics | text | "none" | /metrics counts drafts of all requests together; leave it out
 kv_cache_metrics | switch | * | /metrics has the share of blocks that are used, not how long they stay
 kv_cache_metrics_sample | float | * | /metrics has the share of blocks that are used, not how long they stay
 custom_histogram_buckets | object | null | the bounds of histograms are fixed; leave it out
@@ -227,10 +227,6 @@ sparse_indexer_topk_backend | text | * | each device has one implementation of a
 gdn_prefill_backend | text | * | each device has one implementation of an operation
 kda_prefill_backend | text | * | each device has one implementation of an operation
 kda_decode_backend | text | * | each device has one implementation of an operation
-speculative_config -sc | object | null | there is no speculative decoding; leave it out
-spec_method | text | null | there is no speculative decoding; leave it out
-spec_model | text | null | there is no speculative decoding; leave it out
-spec_tokens | int | null | there is no speculative decoding; leave it out
 watermark_config | object | null | answers carry no watermark; leave it out
 diffusion_config -dc | object | null | there are no models that answer by diffusion; leave it out
 kv_transfer_config | object | null | prompts and answers are computed by one engine; leave it out
@@ -305,7 +301,7 @@ disable_log_requests | switch | * | requests are logged where enable_log_request
 use_v2_block_manager | switch | * | there is one block manager
 num_scheduler_steps | int | * | each step is scheduled
 multi_step_stream_outputs | switch | * | each step is scheduled
-num_lookahead_slots | int | * | there is no speculative decoding
+num_lookahead_slots | int | * | blocks for drafts are taken as they are needed
 worker_use_ray | switch | * | distributed_executor_backend says what places ranks
 preemption_mode | text | * | preempted requests are recomputed
 guided_decoding_backend | text | * | llguidance does the grammars
@@ -324,12 +320,12 @@ rope_scaling | object | null | give hf_overrides={"rope_scaling": ...}
 rope_theta | float | null | give hf_overrides={"rope_theta": ...}
 enable_multimodal_encoder_data_parallel | switch | * | towers are cut as the rest of the model is
 disable_mm_preprocessor_cache | switch | * | what processors make is not cached, only what towers do
-num_speculative_tokens | int | null | there is no speculative decoding; leave it out
-speculative_model | text | null | there is no speculative decoding; leave it out
+num_speculative_tokens | int | null | give speculative_config
+speculative_model | text | null | give speculative_config
 qlora_adapter_name_or_path | text | null | give enable_lora, and the adapter in lora_modules
 max_prompt_adapters | int | * | there are no prompt adapters
 enable_prompt_adapter | switch | false | there are no prompt adapters; leave it out
-disable_logprobs_during_spec_decoding | switch | * | there is no speculative decoding
+disable_logprobs_during_spec_decoding | switch | * | log-probabilities are as they are without speculation
 """
 
 

@@ -169,6 +169,9 @@ class EngineServer:
         self.stats.running, self.stats.waiting = len(scheduler.running), scheduler.num_waiting
         self.stats.used_blocks = pool.num_blocks - pool.num_free
         self.stats.preemptions = scheduler.num_preemptions
+        if (guessed := self.engine.speculation) is not None:
+            self.stats.num_drafts, self.stats.num_draft_tokens = guessed.num_drafts, guessed.num_draft_tokens
+            self.stats.accepted_by_place = guessed.accepted_by_place
         self.stats.running_adapters, self.stats.waiting_adapters = self.engine.adapter_names()
         self.stats.num_media_items = scheduler.features.num_computed
         self.stats.feature_hits, self.stats.media_seconds = scheduler.features.num_hits, self.engine.media_seconds

@@ -117,17 +117,20 @@ class RequestCounts:
         if first is not None and last is not None and length > 1:
             self.seconds["request_time_per_output_token_seconds"].add((last - first) / (length - 1))
 
-    def snapshot(self, model: str, gauges: dict[str, float], preemptions: int) -> list[Metric]:
+    def snapshot(
+        self, model: str, gauges: dict[str, float], counters: dict[str, int], accepted_by_place: list[int]
+    ) -> list[Metric]:
         """All of them now.
 
         Args:
             model: the label `model_name`.
             gauges: what only the engine knows, by names without `vllm:`.
-            preemptions: how often sequences were preempted.
+            counters: the same of what only goes up.
+            accepted_by_place: drafts that were right, by place; empty without speculation.
         """
         labels = {"model_name": model, "engine": "0"}
         counters = {
-            "num_preemptions": preemptions,
+            **counters,
             "prefix_cache_queries": self.prompt_tokens,
             "prefix_cache_hits": self.cached_tokens,
             "prompt_tokens": self.prompt_tokens,
@@ -139,6 +142,11 @@ class RequestCounts:
             *(
                 Counter("vllm:request_success", {**labels, "finished_reason": reason}, self.ended[reason])
                 for reason in ("stop", "length", "abort", "error")
+            ),
+            *(
+                [Vector("vllm:spec_decode_num_accepted_tokens_per_pos", labels, list(accepted_by_place))]
+                if accepted_by_place
+                else []
             ),
             *(observed.histogram(f"vllm:{name}", labels) for name, observed in self.seconds.items()),
         ]

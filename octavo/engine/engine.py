@@ -14,6 +14,7 @@ from octavo.engine.messages import Failed, Loaded, Output, Pooled, Ready
 from octavo.engine.request_maker import RequestMaker
 from octavo.engine.scheduler import ScheduledSequence, Scheduler
 from octavo.engine.sequence import Sequence, Status
+from octavo.engine.speculation import speculation
 from octavo.engine.step_clock import StepClock, step_budget
 from octavo.errors import ConfigError, EngineDeadError, InvalidRequestError, OctavoError, RequestFailedError, failure
 from octavo.executor.executor import Executor
@@ -49,8 +50,10 @@ class Engine:
             args.max_loras,
             executor.max_steps,
             step_budget(args, executor.max_steps),
+            shape.recurrent,
         )
-        self.step_clock = StepClock(self.scheduler.step_budget)
+        self.speculation = speculation(args)
+        self.step_clock = StepClock(self.scheduler.step_budget, self.speculation)
         max_model_len = min(executor.info.max_model_len, self.cache.longest_sequence(args.max_num_batched_tokens))
         if max_model_len < 2:
             raise ConfigError("kv_cache_memory is too little for a single token; give more.")
@@ -344,6 +347,8 @@ class Engine:
                     owner[0].scheduled_time = now
                 if (message := self._take(*owner, result, entry.start)) is not None:
                     outputs.append(message)
+                if self.speculation is not None and owner[1] is not None:
+                    self.speculation.take(self.scheduler, entry, owner[1], result)
         for result in done.late:
             owner = self._owner.get(result.seq_id)
             if owner is not None and (message := self._take(*owner, result, 0)) is not None:
@@ -358,16 +363,20 @@ class Engine:
         step = SequenceStep(
             seq_id=sequence.seq_id,
             row=sequence.row,
-            token_ids=sequence.tokens[start:end],
+            token_ids=sequence.tokens[start:end] + entry.drafts,
             start=start,
             length=len(sequence.tokens),
             new_blocks=self.cache.take_new_blocks(sequence.blocks),
             num_cross_rows=sequence.blocks.num_cross_rows,
             is_new=entry.is_new,
             encodes=entry.encodes,
+            num_drafts=len(entry.drafts),
+            rewinds=sequence.rewinds,
         )
         if isinstance(request, GenerationRequest) and completion is not None:
             step.num_samples = int(end == len(sequence.tokens))
+            if step.num_samples and self.speculation is not None:
+                step.next_drafts = self.speculation.next_drafts(completion)
             # Only the first sequence reports the prompt, and not again what it reported before a preemption.
             reported = request.prompt_logprobs
             step.prompt_logprobs = reported is not None and completion.index == 0 and end >= len(reported)
@@ -388,17 +397,19 @@ class Engine:
             request.prompt_logprobs += result.prompt_logprobs[max(0, known) :]
         if result.error is None and not result.token_ids:
             return None
-        token_ids = [] if result.error is not None else result.token_ids
+        token_ids, last = list[int](), len(result.token_ids) - 1
         try:
-            for place, token_id in enumerate(token_ids):
-                ended = result.ended and place == len(token_ids) - 1
-                completion.append(token_id, self.info.eos_token_ids, ended)
+            for place, token_id in enumerate(result.token_ids):
+                completion.append(token_id, self.info.eos_token_ids, result.ended and place == last)
+                token_ids.append(token_id)
+                if completion.finish_reason is not None:
+                    break  # what was chosen after a draft that ends the answer
         except BaseException as error:  # of this sequence alone
             result.error = failure(error)
-        if result.error is not None:
+        if result.error is not None and completion.finish_reason is None:
             completion.finish_reason, completion.stop_reason = "error", result.error
             completion.is_invalid = result.is_invalid
-        message = request.message(completion, token_ids, result.logprobs)
+        message = request.message(completion, token_ids, result.logprobs[: len(token_ids)])
         sequence = completion.sequence
         if completion.finish_reason is not None:
             self._finish(sequence)

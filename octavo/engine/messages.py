@@ -194,6 +194,11 @@ class Stats(Message):
     cached_tokens: int = 0
     preemptions: int = 0
     steps: int = 0
+    num_drafts: int = 0
+    """How often a sequence had guessed tokens computed."""
+    num_draft_tokens: int = 0
+    accepted_by_place: list[int] = []
+    """How many of those were right, by their place after the sequence's last token; empty without speculation."""
     num_media_items: int = 0
     """Pictures, films and sounds that towers have read."""
     feature_hits: int = 0

@@ -1,6 +1,8 @@
 """Who computes how many tokens in the next step. Pure Python over integers: no tensors, no text, no clock."""
 
 import heapq
+import itertools
+import operator
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
@@ -26,6 +28,18 @@ class ScheduledSequence:
     is_new: bool = False
     encodes: list[int] = field(default_factory=list)
     """Which of its features' rows are computed first, in this step."""
+    drafts: list[int] = field(default_factory=list)
+    """Guesses at the tokens that follow, which are computed too; they do not count in `num_tokens`."""
+
+    @property
+    def num_rows(self) -> int:
+        """Tokens and guesses."""
+        return self.num_tokens + len(self.drafts)
+
+
+def num_right(drafts: list[int], token_ids: list[int]) -> int:
+    """How many of the first drafts are the tokens that were chosen."""
+    return sum(1 for _ in itertools.takewhile(bool, map(operator.eq, drafts, token_ids)))
 
 
 class Scheduler:
@@ -49,6 +63,7 @@ class Scheduler:
         max_adapters: most adapters that the running sequences have among them.
         max_steps: most steps that are on their way at a time.
         step_budget: limits steps in which prompts and answers meet further; None for no such limit.
+        recurrent: whether sequences have states of fixed size.
     """
 
     def __init__(
@@ -60,9 +75,10 @@ class Scheduler:
         max_adapters: int = 1,
         max_steps: int = 1,
         step_budget: StepBudget | None = None,
+        recurrent: bool = False,
     ) -> None:
         self.cache = cache
-        self.max_steps = max_steps
+        self.max_steps, self.recurrent = max_steps, recurrent
         self.in_flight: deque[tuple[int, list[ScheduledSequence]]] = deque()
         """Steps that are on their way, with their numbers."""
         self._last_step = 0
@@ -130,8 +146,11 @@ class Scheduler:
         """The step that was scheduled last is on its way."""
         self.in_flight.append((self._last_step, scheduled))
         for entry in scheduled:
-            entry.sequence.num_computed = entry.start + entry.num_tokens
-            entry.sequence.num_in_flight += 1
+            sequence = entry.sequence
+            sequence.num_computed, sequence.rewinds = entry.start + entry.num_tokens, False
+            sequence.num_in_flight += 1
+            if not sequence.remaining:  # a token comes, which they may not follow
+                sequence.drafts = []
 
     def collected(self) -> list[ScheduledSequence]:
         """The oldest step on its way is computed."""
@@ -149,13 +168,14 @@ class Scheduler:
             if sequence.held:
                 self._release_passed(sequence)
             remaining = len(sequence.tokens) - sequence.num_computed
-            if remaining == 1:
-                decoding.append((sequence, 1))
+            if remaining == 1 or sequence.rewinds:
+                decoding.append((sequence, remaining))
             elif remaining > 1:
                 prefilling.append((sequence, remaining))
         if self.max_steps > 1:  # steps that are alike keep all processes at work
             decoding = decoding[: -(-len(self.running) // self.max_steps)]
         budget = self.max_tokens if self.step_budget is None else self.step_budget.tokens(len(decoding))
+        for_drafts = budget - sum(remaining for _, remaining in decoding)
         for sequence, remaining in decoding + prefilling:
             if sequence.status is not Status.RUNNING:  # preempted earlier in this loop
                 continue
@@ -168,14 +188,37 @@ class Scheduler:
                 preempted = True
                 victim = max(self.running, key=lambda s: s.order)
                 if dropped := scheduled.pop(victim.seq_id, None):
-                    budget += dropped.num_tokens
+                    budget += dropped.num_rows
                 self.preempt(victim)
                 if victim is sequence:
                     break
             else:
-                scheduled[sequence.seq_id] = ScheduledSequence(sequence, count, sequence.num_computed)
+                entry = scheduled[sequence.seq_id] = ScheduledSequence(sequence, count, sequence.num_computed)
                 budget -= count
+                if sequence.drafts and count == remaining:
+                    entry.drafts = self._drafts(sequence, count, for_drafts)
+                    for_drafts -= len(entry.drafts)
+                    budget -= len(entry.drafts)
         return budget, preempted
+
+    def _drafts(self, sequence: Sequence, count: int, room: int) -> list[int]:
+        """Those of a sequence's drafts that are computed with its next `count` tokens: nobody makes way for them."""
+        drafts = sequence.drafts[: max(0, room)]
+        return drafts if drafts and self._extend(sequence, count + len(drafts)) else []
+
+    def verified(self, entry: ScheduledSequence, token_ids: list[int]) -> None:
+        """What a step gave, for a sequence that took part with drafts: how many of these it went on with.
+
+        Keys of wrong drafts are written over; a state of fixed size has to be had again, and then all that came after
+        it is computed anew.
+        """
+        sequence, right = entry.sequence, num_right(entry.drafts, token_ids)
+        if sequence.status is not Status.RUNNING:
+            return
+        if right < len(entry.drafts) and self.recurrent:
+            sequence.num_computed, sequence.rewinds = entry.start, True
+        else:
+            sequence.num_computed = entry.start + entry.num_tokens + right
 
     def _admit(self, scheduled: dict[int, ScheduledSequence], budget: int) -> None:
         """Start waiting sequences while there is room for them."""
@@ -314,7 +357,7 @@ class Scheduler:
         """Take everything from a running sequence; it is queued again, and will be computed anew."""
         self.running.remove(sequence)
         self._give_back(sequence)
-        sequence.num_computed = 0
+        sequence.num_computed, sequence.drafts, sequence.rewinds = 0, [], False
         sequence.num_preemptions += 1
         self.num_preemptions += 1
         self.add(sequence)

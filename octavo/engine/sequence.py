@@ -5,6 +5,9 @@ from enum import Enum
 
 from octavo.engine.kv_cache import HashChain, SequenceBlocks
 
+PRIOR_RATE = 0.7
+"""What share of a sequence's drafts is expected to be right before there were any."""
+
 
 class Status(Enum):
     PREPARING = "preparing"
@@ -45,6 +48,12 @@ class Sequence:
     num_cached: int = 0
     """Tokens of its first run that the prefix cache gave."""
     num_preemptions: int = 0
+    drafts: list[int] = field(default_factory=list)
+    """Guesses at the tokens that follow, to be computed with the last of them."""
+    rewinds: bool = False
+    """Whether its states of fixed size went on with drafts that were wrong."""
+    draft_rate: float = PRIOR_RATE
+    """The share of drafts that was right of late."""
     row: int = -1
     """Its row in the executor while it runs."""
     blocks: SequenceBlocks | None = None

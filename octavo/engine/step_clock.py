@@ -1,10 +1,11 @@
-"""Measures an engine's steps for its StepBudget."""
+"""Measures an engine's steps, for those that decide by what steps take."""
 
 import time
 from collections.abc import Callable, Sequence
 
 from octavo.config import EngineArgs
 from octavo.engine.scheduler import ScheduledSequence
+from octavo.engine.speculation import Speculation
 from octavo.engine.step_budget import StepBudget
 
 
@@ -16,24 +17,33 @@ def step_budget(args: EngineArgs, max_steps: int) -> StepBudget | None:
 
 
 class StepClock:
-    """Tells a budget what steps take: from the end of the one before, or from its own start where none was on its way.
+    """Tells what steps take: from the end of the one before, or from its own start where none was on its way.
 
     Args:
-        budget: is told; None measures nothing.
+        budget: is told, if there is one.
+        speculation: likewise.
         clock: seconds of any origin.
     """
 
-    def __init__(self, budget: StepBudget | None, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.budget, self.clock = budget, clock
+    def __init__(
+        self,
+        budget: StepBudget | None,
+        speculation: Speculation | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.budget, self.speculation, self.clock = budget, speculation, clock
         self._since = 0.0
 
     def submitted(self, num_in_flight: int) -> None:
         """A step is on its way, one of so many."""
-        if self.budget is not None and num_in_flight == 1:
+        if num_in_flight == 1:
             self._since = self.clock()
 
     def collected(self, scheduled: Sequence[ScheduledSequence], apart: float) -> None:
         """The oldest step is computed; so many seconds of it are no matter of its tokens."""
+        since, self._since = self._since, self.clock()
+        seconds = self._since - since - apart
         if self.budget is not None:
-            since, self._since = self._since, self.clock()
-            self.budget.took(sum(entry.num_tokens for entry in scheduled), self._since - since - apart)
+            self.budget.took(sum(entry.num_rows for entry in scheduled), seconds)
+        if self.speculation is not None:
+            self.speculation.stepped(scheduled, seconds)

@@ -1,6 +1,7 @@
 """What is done with an engine between its steps, and what it says of itself."""
 
 from octavo.engine.scheduler import Scheduler
+from octavo.engine.speculation import Speculation
 
 
 def reset_caches(scheduler: Scheduler, preempt: bool = False) -> bool:
@@ -15,6 +16,16 @@ def reset_caches(scheduler: Scheduler, preempt: bool = False) -> bool:
     scheduler.cache.pool.reset()
     scheduler.features.reset()
     return True
+
+
+def counters_of(scheduler: Scheduler, speculation: Speculation | None) -> dict[str, int]:
+    """What the engine alone counts, by the names of vLLM's metrics, without `vllm:`."""
+    counters = {"num_preemptions": scheduler.num_preemptions}
+    if speculation is not None:
+        counters["spec_decode_num_drafts"] = speculation.num_drafts
+        counters["spec_decode_num_draft_tokens"] = speculation.num_draft_tokens
+        counters["spec_decode_num_accepted_tokens"] = sum(speculation.accepted_by_place)
+    return counters
 
 
 def gauges(scheduler: Scheduler) -> dict[str, float]:

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from octavo.config import EngineArgs
+from octavo.executor.drafting import drafter_of, propose
 from octavo.executor.grammar import GrammarCompiler
 from octavo.executor.pooling import Pooling
 from octavo.executor.runner import ModelRunner
@@ -31,6 +32,7 @@ class LocalExecutor:
         self.sequences = SequenceStates(
             grammars, Pooling(self.info.task, loaded.model, self.info.pooling), self.runner.adapters
         )
+        self.drafter = drafter_of(loaded, args)
         self._steps: deque[Step] = deque()
         self._processors: dict[int, Sequence[LogitsProcessor]] = {}
 
@@ -47,6 +49,8 @@ class LocalExecutor:
         refused = self._start(step) if step.starts else []
         if step.ended:
             self.sequences.end(step.ended)
+            if self.drafter is not None:
+                self.drafter.end(step.ended)
             for seq_id in step.ended if self._processors else ():
                 self._processors.pop(seq_id, None)
         self.runner.feature_rows.drop(step.dropped)
@@ -54,13 +58,17 @@ class LocalExecutor:
         if step.sequences:
             states = [self.sequences[s.seq_id] for s in step.sequences]
             results = self.runner.execute(step.sequences, states)
+            if self.drafter is not None:
+                propose(self.drafter, self.info.vocab_size, step.sequences, states, results)
             self.sequences.keep_late(states)
         seconds, self.runner.feature_rows.seconds = self.runner.feature_rows.seconds, 0.0
         if not self.sequences.waits:
             return StepResult(results, refused=refused, media_seconds=seconds)
         ready, more = self.sequences.collect(not step.sequences)
         late = self.sequences.take_on_time()
-        return StepResult(results, self.runner.sample_late(late) if late else [], ready, refused + more, seconds)
+        return StepResult(
+            results, self.runner.chooser.choose_late(late) if late else [], ready, refused + more, seconds
+        )
 
     def _start(self, step: Step) -> list[SequenceResult]:
         started = (self.sequences.start(s, self._processors.pop(s.seq_id, ())) for s in step.starts)

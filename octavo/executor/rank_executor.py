@@ -174,7 +174,11 @@ def _merge(result: StepResult, results: Sequence[StepResult]) -> None:
     result.media_seconds = max(each.media_seconds for each in results)
     for sequence, *others in zip(result.sequences, *(each.sequences for each in results), strict=True):
         for other in others:
-            sequence.error = sequence.error or other.error
+            if other.error is not None:  # what was chosen is of no use
+                sequence.error, sequence.token_ids, sequence.logprobs = sequence.error or other.error, [], []
+            if other.draft_overflowed:
+                sequence.draft_overflowed = True
+                sequence.token_ids, sequence.logprobs = sequence.token_ids[:1], sequence.logprobs[:1]
             sequence.non_finite = sequence.non_finite or other.non_finite
 
 

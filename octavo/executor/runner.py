@@ -11,10 +11,9 @@ from octavo.errors import failure
 from octavo.executor.adapter_slots import Adapters
 from octavo.executor.batch_logits import batch_logits
 from octavo.executor.caches import Caches, allocate_caches
+from octavo.executor.choosing import Chooser, Sampled
 from octavo.executor.feature_rows import FeatureRows, in_place, num_rows
-from octavo.executor.grammar import late_grammars
-from octavo.executor.sampler import describe, sample
-from octavo.executor.sampling_state import SamplingState
+from octavo.executor.sampler import describe
 from octavo.executor.sequences import SequenceState
 from octavo.executor.shape import CacheShape
 from octavo.executor.step import Pooled, SequenceResult, SequenceStep
@@ -30,6 +29,7 @@ from octavo.parts.pooler import SCORED_ROWS
 
 CROSS_BLOCKS = 4096
 """Most blocks of cross-attention's rows that a sequence's table has room for, if it has no more for tokens."""
+NOT_FINITE_HERE = "the model computed values that are not finite; try dtype='float32', or check the checkpoint"
 LOGITS_ROWS = 64
 """Rows of logits held at a time for log-probabilities of a prompt."""
 
@@ -72,8 +72,11 @@ class ModelRunner:
         """The largest of recorded steps: all of them read the same buffers."""
         self._recorded = self.backend.record_decode(self._decode, tables, shape.max_sequences)
         self.adapters = Adapters(loaded, args) if args.enable_lora else None
-        self._batch = batch_logits(args, loaded.info, self.backend, shape.num_blocks)
         self._scores = TokenScores(args.logprobs_mode)
+        processors = batch_logits(args, loaded.info, self.backend, shape.num_blocks)
+        self.chooser = Chooser(self.backend, processors, self._scores)
+        self._kept: dict[int, list[Tensor]] = {}
+        """By row, the states of fixed size before its last step, if that had drafts."""
         self._recorded_with_adapters = (
             None
             if self.adapters is None
@@ -114,13 +117,14 @@ class ModelRunner:
             self._fail_non_finite(hidden[:count], self.batches.decoder_batch(steps, states, slots), steps, results)
         if not self.model.stage.is_last:
             return results
-        first, sampled = 0, list[tuple[int, int]]()
+        first, sampled = 0, list[Sampled]()
         for i, step in enumerate(steps):
             last = first + len(step.token_ids)
             if results[i].error is None:
                 if step.num_samples:
                     states[i].length = step.length
-                    sampled.append((i, last - 1))
+                    drafts = step.token_ids[len(step.token_ids) - step.num_drafts :]
+                    sampled.append(Sampled(i, last - 1 - len(drafts), [] if results[i].draft_overflowed else drafts))
                 try:
                     if step.prompt_logprobs or states[i].pooler is not None:
                         slot = None if slots is None else slots[i]
@@ -132,14 +136,12 @@ class ModelRunner:
             self._sample(hidden, projected, batch, some, states, results, slot)
         return results
 
-    def _by_vocabulary(
-        self, sampled: list[tuple[int, int]], slots: list[int] | None
-    ) -> list[tuple[int | None, list[tuple[int, int]]]]:
+    def _by_vocabulary(self, sampled: list[Sampled], slots: list[int] | None) -> list[tuple[int | None, list[Sampled]]]:
         """`sampled` in groups of one vocabulary: the model's (None), and those of adapters (their slots) with more."""
-        groups: dict[int | None, list[tuple[int, int]]] = {}
-        for i, row in sampled:
-            slot = None if slots is None or not self.model.has_more_tokens(slots[i]) else slots[i]
-            groups.setdefault(slot, []).append((i, row))
+        groups: dict[int | None, list[Sampled]] = {}
+        for one in sampled:
+            slot = None if slots is None or not self.model.has_more_tokens(slots[one.place]) else slots[one.place]
+            groups.setdefault(slot, []).append(one)
         return list(groups.items())
 
     def _adapter_slots(self, states: Sequence[SequenceState]) -> list[int] | None:
@@ -214,31 +216,38 @@ class ModelRunner:
     def _run_recorded(
         self, steps: Sequence[SequenceStep], states: Sequence[SequenceState], slots: list[int] | None
     ) -> tuple[Tensor, ...] | None:
-        """What `_decode` gives for a step in which every sequence takes one token; None for other steps."""
+        """What `_decode` gives for a step in which every sequence takes one token, and drafts; None for other steps.
+
+        A draft is a row as if it were of a sequence of its own: each operation is done for all rows before the next, so
+        that what a row sees of those before it is stored by then.
+        """
         recording = self._recorded if slots is None else self._recorded_with_adapters
-        if recording is None or len(steps) > recording.max_rows:
+        if recording is None or sum(len(s.token_ids) for s in steps) > recording.max_rows:
             return None
         if slots is not None and self.adapters is not None:
             refs = [state.start.adapter for state in states]
             if not all(self.adapters.of(ref).only_tables for ref in refs if ref is not None):
                 return None
-        if any(len(s.token_ids) != 1 or s.is_new or not s.num_samples for s in steps):
+        if any(len(s.token_ids) != 1 + s.num_drafts or s.is_new or not s.num_samples for s in steps):
             return None
-        first_keys, crosses = [0] * len(steps), self.shape.encoder_group is not None
+        if self.shape.recurrent and any(s.num_drafts for s in steps):
+            return None  # a row's state is of one token
+        rows = [(i, after) for i, step in enumerate(steps) for after in range(len(step.token_ids))]
+        first_keys, crosses = [0] * len(rows), self.shape.encoder_group is not None
         if crosses:
-            seen = [seen_rows(state.start.features, s.start) for s, state in zip(steps, states, strict=True)]
+            seen = [seen_rows(states[i].start.features, steps[i].start + after) for i, after in rows]
             if any(end == 0 for _, end in seen):
                 return None
             first_keys = [first for first, _ in seen]
         return recording.run(
-            [s.token_ids[0] for s in steps],
-            [s.row for s in steps],
-            [s.start for s in steps],
-            [s.start + state.offset for s, state in zip(steps, states, strict=True)],
-            [s.length for s in steps],
-            [s.num_cross_rows for s in steps] if not crosses else [end for _, end in seen],
+            [steps[i].token_ids[after] for i, after in rows],
+            [steps[i].row for i, _ in rows],
+            [steps[i].start + after for i, after in rows],
+            [steps[i].start + after + states[i].offset for i, after in rows],
+            [steps[i].length + after for i, after in rows],
+            [steps[i].num_cross_rows for i, _ in rows] if not crosses else [end for _, end in seen],
             first_keys,
-            slots or (),
+            () if slots is None else [slots[i] for i, _ in rows],
         )
 
     def _read(
@@ -269,7 +278,8 @@ class ModelRunner:
     ) -> None:
         """Fail the sequences whose values overflowed, and take what they wrote out of the caches.
 
-        A value that is not finite would reach the others: zero weight times infinity is not a number.
+        A value that is not finite would reach the others: zero weight times infinity is not a number. Where only drafts
+        overflowed, that is no failure: the sequence itself would never have come there.
         """
         sound = torch.isfinite(hidden).all(-1)
         first = 0
@@ -279,7 +289,10 @@ class ModelRunner:
             if bool(sound[rows].all()):
                 continue
             result.non_finite = True
-            result.error = "the model computed values that are not finite; try dtype='float32', or check the checkpoint"
+            own = slice(rows.start, rows.stop - step.num_drafts)
+            result.draft_overflowed = bool(step.num_drafts and sound[own].all())
+            if not result.draft_overflowed:
+                result.error = NOT_FINITE_HERE
             for view, group in zip(batch.states, self.caches.group_of, strict=True):
                 if isinstance(view, PagedView) and group != self.shape.encoder_group:
                     # Whole blocks, however a block is laid out: none that is still to be filled is shared.
@@ -303,62 +316,18 @@ class ModelRunner:
         hidden: Tensor,
         projected: Tensor | None,
         batch: Batch,
-        sampled: list[tuple[int, int]],
+        sampled: list[Sampled],
         states: Sequence[SequenceState],
         results: list[SequenceResult],
         slot: int | None,
     ) -> None:
-        """Choose the next token of each of `sampled`, pairs of a place in `states` and a row of `hidden`.
-
-        `slot`: of the adapter whose vocabulary they have.
-        """
-        rows = hidden if projected is None else projected
-        if len(sampled) < rows.shape[0]:
-            places = torch.tensor([row for _, row in sampled], device=self.device)
+        """Choose the next tokens of `sampled`; `slot` is of the adapter whose vocabulary they have."""
+        rows, wanted = hidden if projected is None else projected, [row for one in sampled for row in one.rows]
+        if len(wanted) < rows.shape[0]:
+            places = torch.tensor(wanted, device=self.device)
             rows, batch = rows[places], batch.of_rows(places)
         logits = self.model.process_logits(self.model.project(rows, batch, slot) if projected is None else rows)
-        # Only here may ranks differ: the others do not sample, and nobody else knows what went wrong above.
-        wanted = [k for k, (i, _) in enumerate(sampled) if states[i].waits_for_token and results[i].error is None]
-        if len(wanted) < len(sampled):
-            if not wanted:
-                return
-            logits, sampled = logits[torch.tensor(wanted, device=self.device)], [sampled[k] for k in wanted]
-        samplings = [s for i, _ in sampled if (s := states[i].sampling) is not None]
-        chosen = [results[i] for i, _ in sampled]
-        if late := late_grammars([s.grammar for s in samplings]):
-            for place in late:
-                samplings[place].late_logits = logits[place].clone()
-            on_time = [i for i in range(len(samplings)) if i not in late]
-            samplings, chosen = [samplings[i] for i in on_time], [chosen[i] for i in on_time]
-            if not samplings:
-                return
-            logits = logits[torch.tensor(on_time, device=self.device)]
-        self._choose(logits, samplings, chosen)
-
-    def _choose(self, logits: Tensor, samplings: Sequence[SamplingState], results: Sequence[SequenceResult]) -> None:
-        """A token of each row of `logits`, for the sequence and into the result of the same place."""
-        chosen = sample(logits, samplings, self.backend, self._batch, self._scores)
-        for sampling, result, choice in zip(samplings, results, chosen, strict=True):
-            sampling.late_logits = None
-            result.error, result.is_invalid = choice.error, choice.is_invalid
-            if choice.token_id is None:
-                continue
-            result.token_ids = [choice.token_id]
-            if choice.logprobs is not None:
-                result.logprobs = [choice.logprobs]
-            try:
-                result.ended = sampling.accept(choice.token_id)
-            except BaseException as error:  # the grammar's, and so of this sequence alone
-                result.error = failure(error)
-
-    def sample_late(self, states: Sequence[SequenceState]) -> list[SequenceResult]:
-        """Choose the tokens whose logits were kept, now that their masks are there."""
-        results = [SequenceResult(s.start.seq_id) for s in states]
-        samplings = [s.sampling for s in states if s.sampling is not None]
-        with torch.inference_mode(), self.backend.computing():
-            kept = [s.late_logits for s in samplings if s.late_logits is not None]
-            self._choose(torch.stack(kept), samplings, results)
-        return results
+        self.chooser.choose(logits, sampled, states, results)
 
     def _prompt_logprobs(
         self, hidden: Tensor, batch: Batch, targets: list[int], slot: int | None, count: int
@@ -386,6 +355,18 @@ class ModelRunner:
                     table[step.row, at : at + len(blocks)] = torch.tensor(blocks, dtype=torch.int64, device=self.device)
             if step.is_new:
                 self._zero(step.row)
+            if self.shape.recurrent:
+                self._keep_states(step)
+
+    def _keep_states(self, step: SequenceStep) -> None:
+        """Fixed-size states as they were before drafts that turned out wrong; and those before a step with drafts."""
+        tensors = [tensor for named in self.caches.recurrent for tensor in (named or {}).values()]
+        kept = self._kept.pop(step.row, None)
+        if step.rewinds and kept is not None:
+            for tensor, before in zip(tensors, kept, strict=True):
+                tensor[step.row] = before
+        if step.num_drafts:
+            self._kept[step.row] = [tensor[step.row].clone() for tensor in tensors]
 
     def _zero(self, row: int) -> None:
         for tensors in self.caches.recurrent:

@@ -69,8 +69,15 @@ class SequenceStep(msgspec.Struct):
     """The row begins a sequence, or begins one anew: its fixed-size states are zeroed."""
     encodes: list[int] = []
     """Which of its features' rows are to be computed first; those of others are there already."""
+    num_drafts: int = 0
+    """How many of `token_ids`, the last ones, are guesses at what follows the others (speculation)."""
+    next_drafts: int = 0
+    """How many guesses at what follows are wanted back."""
+    rewinds: bool = False
+    """Whether its fixed-size states are to be those from before the row's last step that had drafts."""
     num_samples: int = 0
-    """How many tokens to choose after the last one; 0 while more of the prompt is to come, and for pooling."""
+    """1 to choose a token after the last that is no draft, and one after each draft that was right; 0 while more of
+    the prompt is to come, and for pooling."""
     prompt_logprobs: bool = False
     """Whether the log-probabilities of the prompt's own next tokens are wanted."""
 
@@ -103,6 +110,8 @@ class SequenceResult(msgspec.Struct):
     seq_id: int
     token_ids: list[int] = []
     """The tokens that were chosen. None are while the next one waits for a grammar's mask: it comes `late`."""
+    drafts: list[int] = []
+    """Guesses at the tokens that follow those."""
     logprobs: list[PackedLogprobs] = []
     """Of each chosen token and its likeliest alternatives, where they were asked for."""
     prompt_logprobs: list[PackedLogprobs] = []
@@ -115,6 +124,8 @@ class SequenceResult(msgspec.Struct):
     """Whether the error is of the request's own values, and not of the model or the machine."""
     non_finite: bool = False
     """Whether it overflowed, and what it wrote was taken out of the caches again."""
+    draft_overflowed: bool = False
+    """Whether only its drafts did: it is to be computed anew, without any."""
 
 
 class StepResult(msgspec.Struct, tag=True):

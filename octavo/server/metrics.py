@@ -62,6 +62,15 @@ class Metrics:
         self.prefix_queries = counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache")
         self.prefix_hits = counter("prefix_cache_hits", "Prompt tokens that the prefix cache had")
         self.preemptions = counter("num_preemptions", "Sequences that were preempted and recomputed")
+        self.drafts = counter("spec_decode_num_drafts", "Times that a sequence had guessed tokens computed")
+        self.draft_tokens = counter("spec_decode_num_draft_tokens", "Tokens that were guessed and computed")
+        self.accepted = counter("spec_decode_num_accepted_tokens", "Guessed tokens that were right")
+        self.accepted_by_place = Counter(
+            "octavo:spec_decode_num_accepted_tokens_per_pos",
+            "Guessed tokens that were right, by their place after the last token",
+            ["model_name", "engine", "position"],
+            registry=self.registry,
+        )
         self.media_items = counter("media_items", "Pictures, films and sounds that towers have read")
         self.media_hits = counter("media_cache_hits", "Pictures, films and sounds whose rows were there already")
         self.mm_queries = counter("mm_cache_queries", "Pictures, films and sounds whose rows were needed")
@@ -109,6 +118,9 @@ class Metrics:
             (self.prefix_queries, stats.prompt_tokens, last.prompt_tokens),
             (self.prefix_hits, stats.cached_tokens, last.cached_tokens),
             (self.preemptions, stats.preemptions, last.preemptions),
+            (self.drafts, stats.num_drafts, last.num_drafts),
+            (self.draft_tokens, stats.num_draft_tokens, last.num_draft_tokens),
+            (self.accepted, sum(stats.accepted_by_place), sum(last.accepted_by_place)),
             (self.media_items, stats.num_media_items, last.num_media_items),
             (self.media_hits, stats.feature_hits, last.feature_hits),
             (self.mm_hits, stats.feature_hits, last.feature_hits),
@@ -116,6 +128,9 @@ class Metrics:
             (self.media_seconds, stats.media_seconds, last.media_seconds),
         ):
             counter.labels(*labels).inc(max(0, now - earlier))
+        for place, right in enumerate(stats.accepted_by_place):
+            before = last.accepted_by_place[place] if last.accepted_by_place else 0
+            self.accepted_by_place.labels(*labels, str(place)).inc(max(0, right - before))
         self._last[engine] = stats
         if self.adapters is not None:
             latest = self._last.values()

@@ -43,6 +43,8 @@ class Task:
     encodes: list[int]
     is_new: bool
     new_blocks: list[tuple[int, list[int]]]
+    drafts: list[int]
+    rewinds: bool
 
 
 @dataclass
@@ -59,6 +61,16 @@ class Machine:
     max_feature_rows: int = 1 << 62
     max_adapters: int = 1
     max_steps: int = 1
+    recurrent: bool = False
+    """Whether sequences have a state of fixed size too, which goes on with every token."""
+    guesses: random.Random | None = None
+    """Makes drafts, some of them wrong; None for none."""
+    states: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """By row, the tokens that its state has gone on with."""
+    kept: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """What that was before the row's last step with drafts."""
+    num_right: int = 0
+    num_wrong: int = 0
     tables: dict[tuple[int, int], list[int]] = field(default_factory=dict)
     memory: dict[tuple[int, int, int], tuple[int, int]] = field(default_factory=dict)
     wanted: dict[int, int] = field(default_factory=dict)
@@ -72,11 +84,17 @@ class Machine:
 
     def __post_init__(self) -> None:
         shape = CacheShape(
-            self.num_blocks, self.block_size, self.windows, self.encoder_group, False, self.max_sequences
+            self.num_blocks, self.block_size, self.windows, self.encoder_group, self.recurrent, self.max_sequences
         )
         self.cache = KVCacheManager(shape, self.prefix_caching)
         self.scheduler = Scheduler(
-            self.cache, self.max_sequences, self.max_tokens, self.max_feature_rows, self.max_adapters, self.max_steps
+            self.cache,
+            self.max_sequences,
+            self.max_tokens,
+            self.max_feature_rows,
+            self.max_adapters,
+            self.max_steps,
+            recurrent=self.recurrent,
         )
 
     def add(
@@ -110,7 +128,7 @@ class Machine:
         if not scheduled:
             return scheduled
         spans = [s.num_tokens for s in scheduled if s.sequence.chain.both_ways and s.num_tokens > 1]
-        assert sum(s.num_tokens for s in scheduled) <= self.max_tokens + max(spans, default=0)
+        assert sum(s.num_tokens + len(s.drafts) for s in scheduled) <= self.max_tokens + max(spans, default=0)
         cross = [s for s in scheduled if any(s.sequence.chain.features[i].kind == ENCODER for i in s.encodes)]
         encoders = [len(encoder_tokens(s.sequence)) for s in cross]
         assert sum(encoders) <= max(self.max_tokens, *encoders, 0)  # one may be longer than the budget
@@ -121,7 +139,9 @@ class Machine:
             s, new_blocks = entry.sequence, self.cache.take_new_blocks(entry.sequence.blocks)
             assert entry.start == s.num_computed
             end = entry.start + entry.num_tokens
-            tasks.append(Task(s, s.row, entry.start, end, len(s.tokens), entry.encodes, entry.is_new, new_blocks))
+            assert not entry.drafts or end == len(s.tokens)
+            told = (entry.encodes, entry.is_new, new_blocks, entry.drafts, s.rewinds)
+            tasks.append(Task(s, s.row, entry.start, end, len(s.tokens), *told))
         self.steps.append((tasks, self.scheduler.features.take_dropped()))
         self.scheduler.submitted(scheduled)
         self.check_references()
@@ -133,13 +153,15 @@ class Machine:
         self._compute_rows(tasks, dropped)
         for task in tasks:
             self._learn(task)
+        for task in tasks if self.recurrent else ():
+            self._go_on(task)
         for task in tasks:  # like the real one: all keys of a step are written before any is read
             self._write(task)
         for task in tasks:
             self._read(task)
         scheduled = self.scheduler.collected()
-        for task in tasks:
-            self._advance(task)
+        for task, entry in zip(tasks, scheduled, strict=True):
+            self._advance(task, entry)
         self.check_references()
         return scheduled
 
@@ -172,10 +194,23 @@ class Machine:
             table = self.tables.setdefault((entry.row, group), [])
             table[at : at + len(blocks)] = blocks
 
-    def _digest(self, sequence: Sequence, position: int) -> int:
+    def _go_on(self, entry: Task) -> None:
+        """The state of a row takes in the tokens of a step."""
+        if entry.is_new:
+            self.states[entry.row] = ()
+        if entry.rewinds:
+            self.states[entry.row] = self.kept[entry.row]
+        state, tokens = self.states[entry.row], entry.sequence.tokens
+        assert state == tuple(tokens[: entry.start])
+        if entry.drafts:
+            self.kept[entry.row] = state
+        self.states[entry.row] = (*tokens[: entry.end], *entry.drafts)
+
+    def _digest(self, sequence: Sequence, position: int, drafts: tuple[int, ...] = ()) -> int:
         seen = self._seen(sequence, position)
         pictures = [(f.offset, f.digest) for f in sequence.chain.features if f.offset is not None and f.offset < seen]
-        return hash((encoder_tokens(sequence), tuple(sequence.tokens[:seen]), tuple(pictures), sequence.adapter))
+        tokens = (*sequence.tokens, *drafts)[:seen]
+        return hash((encoder_tokens(sequence), tokens, tuple(pictures), sequence.adapter))
 
     @staticmethod
     def _seen(sequence: Sequence, position: int) -> int:
@@ -199,13 +234,14 @@ class Machine:
             assert entry.is_new
             self.num_encoded += 1
             self.memory.update(self._encoder_cells(entry))
-        for position in range(entry.start, entry.end):
+        for position in range(entry.start, entry.end + len(entry.drafts)):
             for group in range(len(self.windows)):
                 if group == self.encoder_group:
                     continue
                 block = self.tables[entry.row, group][position // self.block_size]
                 assert block != 0
-                self.memory[group, block, position % self.block_size] = (position, self._digest(s, position))
+                digest = self._digest(s, position, tuple(entry.drafts))
+                self.memory[group, block, position % self.block_size] = (position, digest)
 
     def _read(self, entry: Task) -> None:
         s = entry.sequence
@@ -222,15 +258,34 @@ class Machine:
                         self._digest(s, position),
                     )
 
-    def _advance(self, entry: Task) -> None:
+    def _advance(self, entry: Task, scheduled: ScheduledSequence) -> None:
         s = entry.sequence
         if entry.end < entry.length or s.status is Status.FINISHED:
             return
         assert len(s.tokens) == entry.length  # nobody chooses a token twice
-        s.tokens.append(next_token(s.tokens))
+        chosen = list[int]()
+        for draft in [*entry.drafts, None]:
+            chosen.append(next_token(s.tokens))
+            s.tokens.append(chosen[-1])
+            if len(s.tokens) >= self.wanted[s.seq_id] or chosen[-1] != draft:
+                break
         if len(s.tokens) >= self.wanted[s.seq_id]:
             self.scheduler.finish(s)
             self.finished.append(s)
+        if entry.drafts:
+            self.scheduler.verified(scheduled, chosen)
+            self.num_right += len(chosen) - 1
+            self.num_wrong += len(entry.drafts) >= len(chosen)
+        if self.guesses is not None and s.status is Status.RUNNING:
+            s.drafts = self._guess(s, self.guesses)
+
+    @staticmethod
+    def _guess(sequence: Sequence, rng: random.Random) -> list[int]:
+        """Up to five tokens that follow, now and then a wrong one."""
+        tokens, count = list(sequence.tokens), rng.randrange(6)
+        for _ in range(count):
+            tokens.append(next_token(tokens) if rng.random() < 0.7 else rng.randrange(7))
+        return tokens[len(sequence.tokens) :]
 
     def check_references(self) -> None:
         """Every block is held exactly as often as it stands in the tables of running sequences."""

@@ -41,6 +41,32 @@ def test_random_schedules_with_several_steps_on_their_way(seed: int, max_steps: 
     run_random_schedule(*random_machine(seed, max_steps))
 
 
+@settings(max_examples=1000, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 3), st.booleans())
+def test_random_schedules_with_drafts(seed: int, max_steps: int, recurrent: bool) -> None:
+    """Wrong guesses leave nothing behind: not in blocks, not in what later prompts find, not in fixed-size states."""
+    machine, rng = random_machine(seed, max_steps)
+    machine.guesses, machine.recurrent, machine.scheduler.recurrent = rng, recurrent, recurrent
+    if recurrent:
+        machine.cache.prefix_caching = False  # as for all models with such states
+    run_random_schedule(machine, rng)
+
+
+def test_right_drafts_save_steps() -> None:
+    def steps(guesses: random.Random | None) -> int:
+        machine = Machine(num_blocks=20, guesses=guesses)
+        machine.add([1, 2, 3], 30)
+        count = 0
+        while machine.scheduler.has_work:
+            machine.step()
+            count += 1
+        assert machine.finished[0].tokens == expected([1, 2, 3], 30)
+        assert guesses is None or (machine.num_right and machine.num_wrong)
+        return count
+
+    assert steps(random.Random(3)) < steps(None) == 30
+
+
 def run_random_schedule(machine: Machine, rng: random.Random) -> None:
     shared = [rng.randrange(5) for _ in range(30)]
     sequences = {}

@@ -1,0 +1,119 @@
+"""Speculation's options, by vLLM's names: how tokens ahead are guessed, to be computed together."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from octavo.errors import ConfigError, did_you_mean
+from octavo.option_types import as_mapping
+
+METHODS = ("ngram", "draft_model")
+NGRAM_NAMES = ("ngram", "[ngram]", "prompt_lookup")
+NOT_HERE = (
+    "eagle",
+    "eagle3",
+    "medusa",
+    "mlp_speculator",
+    "mtp",
+    "suffix",
+    "ngram_gpu",
+    "dflash",
+    "extract_hidden_states",
+)
+"""vLLM's other methods."""
+IGNORED = {
+    "draft_tensor_parallel_size": (None, 1),
+    "tensor_parallel_size": (None, 1),
+    "disable_logprobs": None,
+    "disable_padded_drafter_batch": None,
+    "enforce_eager": None,
+    "parallel_drafting": (None, False),
+    "draft_sample_method": None,
+    "rejection_sample_method": None,
+    "use_local_argmax_reduction": None,
+    "attention_backend": None,
+    "moe_backend": None,
+    "max_model_len": None,
+    "tokenizer": None,
+}
+"""vLLM's keys that change nothing here, and which of their values may be given; None for any."""
+
+
+@dataclass(frozen=True)
+class SpeculativeConfig:
+    """What of speculation was asked for, checked."""
+
+    method: str
+    """ngram: what followed the last tokens where they stood before (prompt lookup). draft_model: a smaller model."""
+    num_speculative_tokens: int
+    """Most tokens that are guessed at a time."""
+    model: str | None = None
+    """The smaller model, as `model` names one."""
+    revision: str | None = None
+    quantization: str | None = None
+    dtype: str = "auto"
+    prompt_lookup_max: int = 5
+    """How many of the last tokens are looked for, at most."""
+    prompt_lookup_min: int = 5
+    """And at least."""
+    disable_by_batch_size: int | None = None
+    """From how many running sequences on nothing is guessed."""
+
+
+DEFAULT_DRAFTS = {"ngram": 8, "draft_model": 4}
+
+
+def speculative_config(given: Any, where: str = "speculative_config") -> SpeculativeConfig:
+    """The options in a dict, or in JSON. Raises ConfigError, which names what is wrong with them."""
+    values = {key.replace("-", "_"): value for key, value in as_mapping(given, where).items() if value is not None}
+    method = _method(values, where)
+    for key in [key for key in values if key in IGNORED]:
+        allowed, value = IGNORED[key], values.pop(key)
+        if allowed is not None and value not in allowed:
+            raise ConfigError(f"{where}: {key}={value!r} is not supported; leave it out.")
+    names = [f.name for f in dataclasses.fields(SpeculativeConfig)]
+    for key in values:
+        if key not in names:
+            raise ConfigError(
+                f"{where} has an unknown key {key!r}.{did_you_mean(key, names)} It takes {', '.join(names)}."
+            )
+    values["method"] = method
+    values.setdefault("num_speculative_tokens", DEFAULT_DRAFTS[method])
+    lookups = ("prompt_lookup_min", "prompt_lookup_max")
+    for key in ("num_speculative_tokens", "disable_by_batch_size", *lookups):
+        if key in values and (type(values[key]) is not int or not 1 <= values[key] <= 1 << 16):
+            raise ConfigError(f"{where}: {key}={values[key]!r} must be a whole number of at least 1.")
+    for one, other in (lookups, lookups[::-1]):
+        if one in values:
+            values.setdefault(other, values[one])
+    for key in ("model", "revision", "quantization", "dtype"):
+        if key in values and not isinstance(values[key], str):
+            raise ConfigError(f"{where}: {key}={values[key]!r} must be a text.")
+    config = SpeculativeConfig(**values)
+    if config.prompt_lookup_min > config.prompt_lookup_max:
+        raise ConfigError(
+            f"{where}: prompt_lookup_min={config.prompt_lookup_min} is more than "
+            f"prompt_lookup_max={config.prompt_lookup_max}."
+        )
+    return config
+
+
+def _method(values: dict[str, Any], where: str) -> str:
+    """The method that is meant, taken out of `values`; a model alone means a draft model."""
+    method, model = values.pop("method", None), values.get("model")
+    if model in NGRAM_NAMES and method in (None, *NGRAM_NAMES):
+        method = values.pop("model")
+    if method is None:
+        method = "draft_model" if model is not None else None
+    method = "ngram" if method in NGRAM_NAMES else method
+    known = " or ".join(METHODS)
+    if method is None:
+        raise ConfigError(f"{where} names no method: give one of {known}, or the model of draft_model.")
+    if method in NOT_HERE:
+        raise ConfigError(f"{where}: method={method!r} is not supported; give {known}.")
+    if method not in METHODS:
+        raise ConfigError(f"{where}: method={method!r} is unknown; give {known}.{did_you_mean(str(method), METHODS)}")
+    if (method == "draft_model") != (values.get("model") is not None):
+        what = "needs a model to draft with" if method == "draft_model" else "takes no model"
+        raise ConfigError(f"{where}: method={method!r} {what}.")
+    return str(method)
