@@ -18,7 +18,7 @@ class LoadedRanks:
         self._ranks: LocalRanks | None = None
 
     def load(self, args: EngineArgs) -> RankExecutor:
-        """In place of `octavo.launch.load_ranks`."""
+        """In place of `octavo.executor.rank_executor.load_ranks`."""
         size, tensor_size = self._args.num_ranks, self._args.tensor_parallel_size
         self._ranks = self._ranks or LocalRanks(size, tensor_size, args.distributed_timeout_seconds, self._models)
         try:

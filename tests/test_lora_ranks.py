@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-import octavo.launch
 from octavo import SamplingParams
 from octavo.config import EngineArgs
 from octavo.errors import InvalidRequestError
+from octavo.executor import rank_executor
 from tests.adapters import LORA_CASES, adapter_tensors, lora_case, requests_of, save_adapter
 from tests.golden import prompt_of, read_case
 from tests.loaded_ranks import LoadedRanks
@@ -30,7 +30,7 @@ def ranks() -> Iterator[LoadedRanks]:
 
 @pytest.mark.parametrize("path", CASES)
 def test_reference_answers(path: Path, ranks: LoadedRanks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(octavo.launch, "load_ranks", ranks.load)
+    monkeypatch.setattr(rank_executor, "load_ranks", ranks.load)
     agrees(read_case(path), tmp_path, tensor_parallel_size=2)
 
 

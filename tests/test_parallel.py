@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-import octavo.launch
 from octavo.config import EngineArgs
 from octavo.errors import ConfigError
+from octavo.executor import rank_executor
 from tests.golden import CASES, read_case
 from tests.loaded_ranks import LoadedRanks
 from tests.test_golden import agrees
@@ -50,7 +50,7 @@ def ranks(layout: str) -> Iterator[LoadedRanks]:
 def test_every_row(
     layout: str, path: Path, ranks: LoadedRanks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(octavo.launch, "load_ranks", ranks.load)
+    monkeypatch.setattr(rank_executor, "load_ranks", ranks.load)
     try:
         agrees(read_case(path), tmp_path, **LAYOUTS[layout], threads=1)
     except ConfigError as error:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo import launch
 from octavo.config import EngineArgs
+from octavo.executor import rank_executor
 from octavo.executor.process import Load
 from octavo.executor.process_worker import Worker
 from octavo.executor.rank_executor import RankExecutor
@@ -116,5 +116,5 @@ def stages_are_threads() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("join", "send", "receive", "least", "_group"):
             patch.setattr(NativeBackend, name, vars(_Meets)[name], raising=False)
-        patch.setattr(launch, "load_ranks", lambda args: RankExecutor(ThreadStages(args.num_ranks), args))
+        patch.setattr(rank_executor, "load_ranks", lambda args: RankExecutor(ThreadStages(args.num_ranks), args))
         yield
