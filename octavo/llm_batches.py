@@ -21,7 +21,7 @@ from octavo.batch_calls import (
 from octavo.client.engine_client import KnownEngine
 from octavo.client.local_client import LocalRequests
 from octavo.engine.messages import Failed
-from octavo.errors import ConfigError, InvalidRequestError
+from octavo.errors import ConfigError, InvalidRequestError, RequestFailedError
 from octavo.llm_control import LLMControl
 from octavo.lora import LoRARequest
 from octavo.outputs import RequestOutput
@@ -161,6 +161,8 @@ class LLMBatches(LLMControl):
                 _advance(bar, read, written)
             if len(done) == len(ids):
                 break
+            if not self.requests.has_work:
+                raise RequestFailedError(f"{len(ids) - len(done)} of {len(ids)} requests were aborted meanwhile.")
             came = self.requests.step()
         bar.close()
         return [done[i] for i in ids]

@@ -145,9 +145,9 @@ class LLMEngine(EngineFacts):
         if mode not in SLEEP_MODES:
             raise InvalidRequestError(f"mode={mode!r:.40} is unknown; it is one of {', '.join(SLEEP_MODES)}.")
         if mode == "abort":
-            self.abort_request(self.requests.unfinished)
-        while mode == "wait" and self.requests.has_work:
-            self.requests.step()
+            self.requests.keep(self.requests.abort(self.requests.unfinished))
+        while mode == "wait" and self.requests.unfinished:
+            self.requests.keep(self.requests.step())
         if level > 0:
             engine = self._own_engine("sleep")
             reset_caches(engine.scheduler, preempt=True)

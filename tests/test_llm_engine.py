@@ -12,7 +12,7 @@ import torch
 
 from octavo import LLM, BeamSearchParams, EngineArgs, LLMEngine, PoolerConfig, PoolingParams, SamplingParams
 from octavo.client.request_counts import Counter, Gauge, Histogram
-from octavo.errors import ConfigError, InvalidRequestError
+from octavo.errors import ConfigError, InvalidRequestError, RequestFailedError
 from octavo.executor.local import LocalExecutor
 from octavo.outputs import FlatLogprobs
 from tests.server.conftest import write_tiny
@@ -146,6 +146,31 @@ def test_sleep(llm: LLM) -> None:
     assert (output.request_id, output.outputs[0].token_ids) == (name, before)
     with pytest.raises(InvalidRequestError, match="mode='hard'"):
         llm.sleep(mode="hard")
+
+
+@pytest.mark.parametrize("mode", ["abort", "wait", "keep"])
+def test_what_is_queued_before_a_sleep_is_waited_for_after_it(llm: LLM, mode: str) -> None:
+    before = answer(llm)
+    names = llm.enqueue(["Hello", "Hello"], GREEDY)
+    llm.llm_engine.step()
+    llm.sleep(level=1, mode=mode)
+    llm.wake_up()
+    outputs = llm.wait_for_completion(use_tqdm=False)
+    assert [output.request_id for output in outputs] == names
+    if mode == "abort":
+        assert [output.outputs[0].finish_reason for output in outputs] == ["abort"] * 2
+        assert outputs[0].outputs[0].token_ids == before[:1]
+    else:
+        assert [output.outputs[0].token_ids for output in outputs] == [before] * 2
+    assert not llm.llm_engine.has_unfinished_requests()
+
+
+def test_what_is_aborted_is_not_waited_for(llm: LLM) -> None:
+    names = llm.enqueue(["Hello", "Hello"], GREEDY)
+    llm.llm_engine.abort_request(names[0])
+    with pytest.raises(RequestFailedError, match="1 of 2 requests were aborted meanwhile"):
+        llm.wait_for_completion(use_tqdm=False)
+    assert answer(llm)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes memory back so")

@@ -20,6 +20,8 @@ from octavo.text.inputs import CheckedPrompt
 
 log = logging.getLogger("octavo")
 
+AnyOutput = RequestOutput | PoolingRequestOutput[PoolingOutput] | Failed
+
 ACTIONS_PER_STEP = 32
 """Most requests that are added or ended between two steps."""
 LOOK_AGAIN = 0.5
@@ -210,11 +212,12 @@ class LocalRequests:
         self.engine, self.client = engine, client
         self.counts = RequestCounts()
         self._processors: dict[str, Processor] = {}
+        self._kept: list[AnyOutput] = []
 
     @property
     def has_work(self) -> bool:
-        """Whether a request has not ended."""
-        return bool(self._processors)
+        """Whether a request has not ended, or `step` has something to give of one that has."""
+        return bool(self._processors or self._kept)
 
     @property
     def unfinished(self) -> list[str]:
@@ -254,7 +257,7 @@ class LocalRequests:
             raise RequestFailedError(f"the request could not be prepared: {failure(error)}") from error
         self._processors[request_id] = processor
 
-    def abort(self, request_ids: Iterable[str]) -> list[RequestOutput | PoolingRequestOutput[PoolingOutput] | Failed]:
+    def abort(self, request_ids: Iterable[str]) -> list[AnyOutput]:
         """End requests now and free what they hold. Unknown ids are ignored. Their last outputs."""
         for request_id in request_ids:
             self.client.abort(request_id)
@@ -263,9 +266,14 @@ class LocalRequests:
             self._processors.pop(request_id, None)
         return outputs
 
-    def step(self) -> list[RequestOutput | PoolingRequestOutput[PoolingOutput] | Failed]:
+    def keep(self, outputs: Iterable[AnyOutput]) -> None:
+        """Have `step` give outputs that came while somebody else computed or ended requests."""
+        self._kept += outputs
+
+    def step(self) -> list[AnyOutput]:
         """Compute one step, and the outputs that are due after it."""
-        return self._process(self.client.receive())
+        kept, self._kept = self._kept, []
+        return kept + self._process(self.client.receive())
 
     def load_adapter(self, adapter: LoRARequest) -> AdapterRef:
         """Load an adapter, and wait until it is there, while other requests go on.
@@ -284,8 +292,8 @@ class LocalRequests:
             self.client.abort(request_id)
             raise
 
-    def _process(self, messages: list[Output]) -> list[RequestOutput | PoolingRequestOutput[PoolingOutput] | Failed]:
-        outputs: list[RequestOutput | PoolingRequestOutput[PoolingOutput] | Failed] = []
+    def _process(self, messages: list[Output]) -> list[AnyOutput]:
+        outputs: list[AnyOutput] = []
         touched: dict[str, Processor] = {}
         for message in messages:
             request_id = message.request_id
