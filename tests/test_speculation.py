@@ -151,6 +151,7 @@ def answers_of(expected: dict[str, Any]) -> list[list[int]]:
     [
         {},
         {"max_num_batched_tokens": 5},
+        {"max_num_seqs": 1},
         {"max_num_seqs": 2},
         {"kv_cache_memory": "256KiB"},
         {"block_size": 1},

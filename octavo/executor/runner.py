@@ -70,7 +70,9 @@ class ModelRunner:
         tables = BlockTables(self._tables, shape.block_size, shape.windows, shape.encoder_group)
         self._decode_batch: Batch | None = None
         """The largest of recorded steps: all of them read the same buffers."""
-        self._recorded = self.backend.record_decode(self._decode, tables, shape.max_sequences)
+        drafts = 0 if args.speculation is None else args.speculation.num_speculative_tokens
+        most_rows = shape.max_sequences * (1 + drafts)
+        self._recorded = self.backend.record_decode(self._decode, tables, most_rows)
         self.adapters = Adapters(loaded, args) if args.enable_lora else None
         self._scores = TokenScores(args.logprobs_mode)
         processors = batch_logits(args, loaded.info, self.backend, shape.num_blocks)
@@ -80,7 +82,7 @@ class ModelRunner:
         self._recorded_with_adapters = (
             None
             if self.adapters is None
-            else self.backend.record_decode(self._decode, tables, shape.max_sequences, adapters=True)
+            else self.backend.record_decode(self._decode, tables, most_rows, adapters=True)
         )
 
     @property

@@ -118,7 +118,7 @@ class RecordedDecode(Protocol):
     """Decode steps, which run again from a recording."""
 
     max_rows: int
-    """Sequences that a step may have."""
+    """Rows that a step may have."""
 
     def run(
         self,
@@ -131,7 +131,7 @@ class RecordedDecode(Protocol):
         first_keys: Sequence[int],
         adapters: Sequence[int] = (),
     ) -> tuple[Tensor, ...] | None:
-        """What the recorded function gives for one token of each sequence; None where it cannot be recorded.
+        """What the recorded function gives for these rows; None where it cannot be recorded.
 
         The block tables hold the tokens' blocks already. Results are valid until the next call.
 
@@ -215,8 +215,9 @@ class Backend(Ranks, PooledAttention, Streams, AlternatingStreams, Protocol):
         max_rows: int,
         adapters: bool = False,
     ) -> RecordedDecode | None:
-        """Have decode steps of up to `max_rows` sequences run from a recording of `function`; None where none can.
+        """Have decode steps of up to `max_rows` rows run from a recording of `function`; None where none can.
 
+        A row is a sequence's next token, or a guess at one after it: an operation is done for all rows before the next.
         `adapters`: its inputs have the slots of adapters.
         """
         ...

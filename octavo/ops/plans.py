@@ -107,7 +107,7 @@ def plan_recurrent(runs: Sequence[SequenceRun]) -> RecurrentPlan:
 
 @dataclass
 class DecodeInputs:
-    """What a recorded decode step reads: buffers that each step fills anew, a row for each sequence."""
+    """What a recorded decode step reads: buffers that each step fills anew, a row for each token."""
 
     tokens: Tensor
     """[rows] int64, as all of these"""

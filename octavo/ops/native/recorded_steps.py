@@ -21,7 +21,7 @@ from octavo.ops.plans import AttentionPlan, BlockTables, DecodeInputs, Recurrent
 log = logging.getLogger("octavo")
 
 MAX_ROWS = 64
-"""Sequences in a recorded step. Beyond, a Python call for each operation is little beside the operation itself."""
+"""Rows in a recorded step. Beyond, a Python call for each operation is little beside the operation itself."""
 
 
 class _BySequence(Sequence[Any]):
@@ -41,7 +41,7 @@ class RecordedSteps:
         library: what computes.
         function: what is run.
         tables: the block tables that it reads.
-        max_rows: sequences that a step may have.
+        max_rows: rows that a step may have.
         adapters: whether sequences have adapters.
     """
 
