@@ -75,7 +75,7 @@ def answer(llm: LLM, task: str, count: int, temperature: float) -> tuple[float, 
     params = SamplingParams(temperature=temperature, seed=1, max_tokens=TOKENS, logprobs=0)
     conversations = [[{"role": "user", "content": task}] for _ in range(count)]
     start = time.perf_counter()
-    outputs = [output.outputs[0] for output in llm.chat(conversations, params, use_tqdm=False)]
+    outputs: list[Any] = [output.outputs[0] for output in llm.chat(conversations, params, use_tqdm=False)]
     seconds = time.perf_counter() - start
     tokens = [(o.token_ids, [entry.logprob for step in o.logprobs for entry in step.values()]) for o in outputs]
     return sum(len(o.token_ids) for o in outputs) / seconds, tokens
