@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -11,6 +11,26 @@ from octavo.client.request_counts import FIRST_TOKEN, PER_TOKEN, WHOLE
 from octavo.engine.messages import Stats
 from octavo.server.adapter_metrics import AdapterMetrics
 from octavo.server.request_metrics import EndedRequests
+
+COUNTERS: tuple[tuple[str, str, Callable[[Stats], float]], ...] = (
+    ("prompt_tokens", "Tokens of prompts", lambda s: s.prompt_tokens),
+    ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache", lambda s: s.prompt_tokens),
+    ("prefix_cache_hits", "Prompt tokens that the prefix cache had", lambda s: s.cached_tokens),
+    ("num_preemptions", "Sequences that were preempted and recomputed", lambda s: s.preemptions),
+    ("spec_decode_num_drafts", "Times that a sequence had guessed tokens computed", lambda s: s.num_drafts),
+    ("spec_decode_num_draft_tokens", "Tokens that were guessed and computed", lambda s: s.num_draft_tokens),
+    ("spec_decode_num_accepted_tokens", "Guessed tokens that were right", lambda s: sum(s.accepted_by_place)),
+    ("media_items", "Pictures, films and sounds that towers have read", lambda s: s.num_media_items),
+    ("media_cache_hits", "Pictures, films and sounds whose rows were there already", lambda s: s.feature_hits),
+    (
+        "mm_cache_queries",
+        "Pictures, films and sounds whose rows were needed",
+        lambda s: s.num_media_items + s.feature_hits,
+    ),
+    ("mm_cache_hits", "Pictures, films and sounds whose rows were there already", lambda s: s.feature_hits),
+    ("media_tower_seconds", "Seconds that towers took", lambda s: s.media_seconds),
+)
+"""What engines count: names and texts, and what of their reports is meant."""
 
 
 class Metrics:
@@ -58,24 +78,13 @@ class Metrics:
         self.usage = gauge("kv_cache_usage_perc", "Share of the KV cache's blocks that sequences hold, from 0 to 1")
         self.up = gauge("engine_up", "1 while the engine runs")
         self.replicas = gauge("replicas", "Engines by state: running, starting, restarting, dead", "state")
-        self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts")
-        self.prefix_queries = counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache")
-        self.prefix_hits = counter("prefix_cache_hits", "Prompt tokens that the prefix cache had")
-        self.preemptions = counter("num_preemptions", "Sequences that were preempted and recomputed")
-        self.drafts = counter("spec_decode_num_drafts", "Times that a sequence had guessed tokens computed")
-        self.draft_tokens = counter("spec_decode_num_draft_tokens", "Tokens that were guessed and computed")
-        self.accepted = counter("spec_decode_num_accepted_tokens", "Guessed tokens that were right")
+        self._counters = [(counter(name, text), value) for name, text, value in COUNTERS]
         self.accepted_by_place = Counter(
             "octavo:spec_decode_num_accepted_tokens_per_pos",
             "Guessed tokens that were right, by their place after the last token",
             ["model_name", "engine", "position"],
             registry=self.registry,
         )
-        self.media_items = counter("media_items", "Pictures, films and sounds that towers have read")
-        self.media_hits = counter("media_cache_hits", "Pictures, films and sounds whose rows were there already")
-        self.mm_queries = counter("mm_cache_queries", "Pictures, films and sounds whose rows were needed")
-        self.mm_hits = counter("mm_cache_hits", "Pictures, films and sounds whose rows were there already")
-        self.media_seconds = counter("media_tower_seconds", "Seconds that towers took")
         self.restarts = counter("engine_restarts", "Times that the engine died and was restarted")
         self.generation_tokens = Counter(
             "octavo:generation_tokens", "Tokens generated", ["model_name"], registry=self.registry
@@ -113,21 +122,8 @@ class Metrics:
         self.waiting.labels(*labels).set(stats.waiting)
         self._usage[engine] = stats.used_blocks / max(1, num_blocks)
         self.usage.labels(*labels).set(self._usage[engine])
-        for counter, now, earlier in (
-            (self.prompt_tokens, stats.prompt_tokens, last.prompt_tokens),
-            (self.prefix_queries, stats.prompt_tokens, last.prompt_tokens),
-            (self.prefix_hits, stats.cached_tokens, last.cached_tokens),
-            (self.preemptions, stats.preemptions, last.preemptions),
-            (self.drafts, stats.num_drafts, last.num_drafts),
-            (self.draft_tokens, stats.num_draft_tokens, last.num_draft_tokens),
-            (self.accepted, sum(stats.accepted_by_place), sum(last.accepted_by_place)),
-            (self.media_items, stats.num_media_items, last.num_media_items),
-            (self.media_hits, stats.feature_hits, last.feature_hits),
-            (self.mm_hits, stats.feature_hits, last.feature_hits),
-            (self.mm_queries, _needed_media(stats), _needed_media(last)),
-            (self.media_seconds, stats.media_seconds, last.media_seconds),
-        ):
-            counter.labels(*labels).inc(max(0, now - earlier))
+        for counter, value in self._counters:
+            counter.labels(*labels).inc(max(0, value(stats) - value(last)))
         for place, right in enumerate(stats.accepted_by_place):
             before = last.accepted_by_place[place] if last.accepted_by_place else 0
             self.accepted_by_place.labels(*labels, str(place)).inc(max(0, right - before))
@@ -173,10 +169,6 @@ class Metrics:
 
 
 _OWN_PREFIX = re.compile(rb"(?m)^(# HELP |# TYPE |)octavo:")
-
-
-def _needed_media(stats: Stats) -> int:
-    return stats.num_media_items + stats.feature_hits
 
 
 @dataclass
