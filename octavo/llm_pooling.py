@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from octavo.batch_calls import Adapters, ShowsProgress, as_tensor, prompt_list, with_value
-from octavo.client.scoring import pair_up, plan_scores
+from octavo.client.scoring import ScoreOptions, pair_up, plan_scores
 from octavo.errors import InvalidRequestError
 from octavo.llm_batches import LLMBatches
 from octavo.lora import LoRARequest
@@ -20,10 +20,13 @@ from octavo.outputs import (
 )
 from octavo.params import PoolingParams
 from octavo.prompts import Prompt
+from octavo.text.template_files import given_template
 
 
 class LLMPooling(LLMBatches):
     """The part of an LLM that pools."""
+
+    chat_template: str | None
 
     def encode(
         self,
@@ -106,19 +109,25 @@ class LLMPooling(LLMBatches):
         text_2: Prompt | Sequence[Prompt],
         *,
         use_tqdm: ShowsProgress = True,
+        pooling_params: PoolingParams | None = None,
         lora_request: LoRARequest | None = None,
+        tokenization_kwargs: dict[str, Any] | None = None,
+        chat_template: str | None = None,
     ) -> list[ScoringRequestOutput]:
         """How well texts go together: one with each of many, or each of many with its partner.
 
         An embedding engine gives the cosine of their embeddings or, where each token has one, for each token of the
         first text the highest with one of the second's, added up (ColBERT's late interaction). A classifier of one or
-        two classes reads both texts as one input and gives the probability of its last class.
+        two classes reads both texts as one input and gives the probability of its last class; `chat_template` says how
+        they are written then, by the roles query and document, instead of what the model's files say.
         """
         pairs = pair_up(prompt_list(text_1), prompt_list(text_2))
         if self.engine.info.task != "classify":
             self._need_task("embedding")
-        plan = plan_scores(pairs, self.engine.ready, self.engine.checker)
-        outputs = self._pool(plan.prompts, plan.params, use_tqdm, lora_request)
+        template = self.chat_template if chat_template is None else given_template(chat_template)
+        options = ScoreOptions(pooling_params or PoolingParams(), template=template)
+        plan = plan_scores(pairs, self.engine.ready, self.engine.checker, options)
+        outputs = self._pool(plan.prompts, plan.params, use_tqdm, lora_request, tokenization_kwargs)
         scores = plan.scores([output.outputs.data for output in outputs])
         return [
             ScoringRequestOutput(

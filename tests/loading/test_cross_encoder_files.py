@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from octavo import LLM
+from octavo import LLM, PoolingParams
 from octavo.errors import CheckpointError, InvalidRequestError
 from octavo.loading.cross_encoder_files import pair_template
 from octavo.text.pair_template import PairTemplate
@@ -66,6 +66,20 @@ def test_scores_are_those_of_the_written_text(tmp_path: Path) -> None:
     (score,) = llm.score("sky", "red", use_tqdm=False)
     (written,) = llm.classify("red sky blue red", use_tqdm=False)
     assert score.outputs.score == written.outputs.probs[-1]
+
+
+def test_a_template_and_values_of_the_call(tmp_path: Path) -> None:
+    """They go before what the files say, in the call and for the whole LLM."""
+    folder = classifier(tmp_path)
+    template = "{{ messages[1].content }} {{ messages[0].content }}"
+    raw = PoolingParams(use_activation=False)
+    llm = LLM(str(folder), **OPTIONS)
+    (score,) = llm.score("sky", "red", chat_template=template, pooling_params=raw, use_tqdm=False)
+    (written,) = llm.classify("red sky", raw, use_tqdm=False)
+    assert score.outputs.score == written.outputs.probs[-1]
+    (usual,) = LLM(str(folder), chat_template=template, **OPTIONS).score("sky", "red", use_tqdm=False)
+    (written,) = llm.classify("red sky", use_tqdm=False)
+    assert usual.outputs.score == written.outputs.probs[-1] != score.outputs.score
 
 
 def test_a_template_that_is_not_there_is_named(tmp_path: Path) -> None:
