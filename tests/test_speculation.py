@@ -399,3 +399,20 @@ def test_what_overflows_only_as_a_draft_is_no_failure(tmp_path: Path) -> None:
     guess(llm.engine, [[*expected[0][:3], bad, bad]], wrong=0)
     assert bits(llm.generate(prompt, params, use_tqdm=False)[0]) == expected
     assert llm.engine.scheduler.num_preemptions > 0
+
+
+def test_what_is_told_of_it(tiny_model: Path) -> None:
+    """By vLLM's names: the configuration, and what guesses came to."""
+    llm = LLM(str(tiny_model), kv_cache_memory="16MiB", speculative_config={"method": "ngram", "prompt_lookup_min": 1})
+    llm.generate("a b a b a b a b", SamplingParams(temperature=0, max_tokens=40, ignore_eos=True), use_tqdm=False)
+    config = llm.llm_engine.vllm_config.speculative_config
+    assert config is not None
+    assert (config.method, config.num_speculative_tokens) == ("ngram", 8)
+    metrics: dict[str, Any] = {metric.name.removeprefix("vllm:spec_decode_"): metric for metric in llm.get_metrics()}
+    assert 0 < metrics["num_drafts"].value <= metrics["num_draft_tokens"].value
+    by_place = metrics["num_accepted_tokens_per_pos"].values
+    assert metrics["num_accepted_tokens"].value == sum(by_place) <= metrics["num_draft_tokens"].value
+    assert by_place == sorted(by_place, reverse=True)
+    assert not any(
+        "spec_decode" in metric.name for metric in LLM(str(tiny_model), kv_cache_memory="16MiB").get_metrics()
+    )

@@ -12,6 +12,7 @@ from octavo.files import read_json
 from octavo.loading.model_files import find_model
 from octavo.loading.model_info import ModelInfo
 from octavo.params import recommended_sampling
+from octavo.speculative_config import SpeculativeConfig
 
 DTYPES = {"float": "float32", "half": "float16"}
 
@@ -163,7 +164,7 @@ class VllmConfig:
     scheduler_config: SchedulerConfig
     device_config: DeviceConfig
     lora_config: LoRAConfig | None = None
-    speculative_config: None = None
+    speculative_config: SpeculativeConfig | None = None
     kv_transfer_config: None = None
     reasoning_config: None = None
     additional_config: dict[str, Any] = field(default_factory=dict)
@@ -205,4 +206,5 @@ class VllmConfig:
             ),
             DeviceConfig(device or torch.device("cpu" if args.device == "auto" else args.device)),
             LoRAConfig(args.max_loras, args.max_lora_rank, args.max_cpu_loras) if args.enable_lora else None,
+            args.speculation,
         )
