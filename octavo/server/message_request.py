@@ -1,6 +1,6 @@
 """What /v1/messages takes: Anthropic's request."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -126,7 +126,7 @@ class MessagesRequest(CountMessagesRequest):
     """/v1/messages"""
 
     max_tokens: Int = Field(ge=1)
-    stop_sequences: Many[str] | None = None
+    stop_sequences: Many[Annotated[str, Field(min_length=1)]] | None = None
     stream: bool | None = False
     temperature: float | None = None
     top_k: Int | None = None

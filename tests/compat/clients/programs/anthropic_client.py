@@ -22,7 +22,7 @@ TOOL = {
         "additionalProperties": False,
     },
 }
-FORCED = {**ASK, "tools": [TOOL], "tool_choice": {"type": "tool", "name": "look"}, "max_tokens": 80}
+FORCED = {**ASK, "tools": [TOOL], "tool_choice": {"type": "tool", "name": "look"}, "max_tokens": 200}
 
 
 async def asynchronous() -> None:

@@ -11,7 +11,7 @@ from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 from pydantic import BaseModel, Field
 
 CHAT, EMBEDDINGS = sys.argv[1:3]
-HERE = {"base_url": CHAT + "/v1", "api_key": "none", "model": "chat", "temperature": 0, "max_tokens": 60}
+HERE = {"base_url": CHAT + "/v1", "api_key": "none", "model": "chat", "temperature": 0, "max_tokens": 200}
 MODELS = {
     "chat": ChatOpenAI(**HERE),
     "responses": ChatOpenAI(use_responses_api=True, **HERE),

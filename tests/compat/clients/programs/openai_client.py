@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 CHAT, EMBEDDINGS = sys.argv[1:3]
 HELLO = [{"role": "user", "content": "What is the capital of France?"}]
 ASK = {"model": "chat", "messages": HELLO, "max_tokens": 60, "temperature": 0}
+LONG = {**ASK, "max_tokens": 200}  # a call's JSON, of which a tiny model writes each letter as a token
 RESPOND = {"model": "chat", "input": "What is the capital of France?", "max_output_tokens": 60, "temperature": 0}
 client = openai.OpenAI(base_url=CHAT + "/v1", api_key="none", max_retries=2)
 
@@ -27,10 +28,10 @@ def chats() -> None:
     assert said.content and said.reasoning is None and said.tool_calls is None
     with client.chat.completions.stream(**ASK) as stream:
         assert "".join(event.delta for event in stream if event.type == "content.delta") == said.content
-    parsed = client.chat.completions.parse(**ASK, response_format=Person).choices[0].message.parsed
+    parsed = client.chat.completions.parse(**LONG, response_format=Person).choices[0].message.parsed
     assert parsed.mood in ("glad", "sad")
     tools = [openai.pydantic_function_tool(Person)]
-    with client.chat.completions.stream(**ASK, tools=tools, tool_choice="required") as stream:
+    with client.chat.completions.stream(**LONG, tools=tools, tool_choice="required") as stream:
         (call,) = stream.get_final_completion().choices[0].message.tool_calls
     assert call.function.parsed_arguments.mood in ("glad", "sad")
     again = [

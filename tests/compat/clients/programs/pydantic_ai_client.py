@@ -19,7 +19,7 @@ MODELS = {
     "responses": OpenAIResponsesModel("chat", provider=OPENAI),
     "messages": AnthropicModel("chat", provider=AnthropicProvider(base_url=URL, api_key="none")),
 }
-SETTINGS = {"temperature": 0.0, "max_tokens": 80}
+SETTINGS = {"temperature": 0.0, "max_tokens": 200}
 
 
 class Person(BaseModel):
