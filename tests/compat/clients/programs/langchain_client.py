@@ -50,10 +50,10 @@ async def model(name: str) -> None:
     forced = {"type": "any"} if name == "messages" else "required"
     looking = llm.bind_tools([Look], tool_choice=forced)
     called = looking.invoke(HELLO)
-    (call,) = called.tool_calls
+    call = called.tool_calls[0]  # or more
     assert call["name"] == "Look" and call["args"]["city"] in ("Paris", "Rome"), name
     streamed = gathered([piece async for piece in looking.astream(HELLO)])
-    assert [one["args"] for one in streamed.tool_calls] == [call["args"]], name
+    assert [one["args"] for one in streamed.tool_calls] == [one["args"] for one in called.tool_calls], name
     assert llm.bind_tools([Look]).invoke([*HELLO, called, ToolMessage("It is there", tool_call_id=call["id"])]), name
     methods = [None] if name == "messages" else ["function_calling", "json_schema"]
     for method in methods:
