@@ -94,9 +94,9 @@ def test_a_prompt_goes_where_it_was_read(url: str, client: OpenAI) -> None:
 
 
 def test_who_closes_a_stream_ends_the_request(url: str, client: OpenAI) -> None:
-    stream = ask(client, "Hello", max_tokens=1500, stream=True)
+    stream = ask(client, "Hello", max_tokens=1900, n=16, temperature=1, stream=True)  # it runs on while that is asked
     next(iter(stream))
-    assert sum(numbers(url, "num_requests_running")) == 1
+    assert sum(numbers(url, "num_requests_running")) > 0
     stream.close()
     wait_for(lambda: sum(numbers(url, "num_requests_running")) == 0)
     ended = httpx.get(f"{url}/metrics", timeout=60).text
