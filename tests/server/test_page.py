@@ -15,21 +15,23 @@ from tests.server.running import Running, server
 pytestmark = NEEDS_BROWSER
 
 
-def opened(browser: Any, running: Running, path: str = "/", max_tokens: int | None = None) -> Page:
-    """A page of a server, with nothing kept but how long answers are."""
+def opened(browser: Any, running: Running, path: str = "/", **sampling: Any) -> Page:
+    """A page of a server, with nothing kept but sampling values."""
     page = Page(browser, running.url)
     page.clear()
     page.show(path)
-    if max_tokens is not None:  # a model of random weights would write until its context is full
-        page.run(
-            "localStorage['octavo.settings'] = JSON.stringify({ sampling: { max_tokens: arguments[0] } })", max_tokens
-        )
-        page.reload()
+    if sampling:
+        set_sampling(page, **sampling)
     return page
 
 
+def set_sampling(page: Page, **values: Any) -> None:
+    page.run("localStorage['octavo.settings'] = JSON.stringify({ sampling: arguments[0] })", values)
+    page.reload()
+
+
 def test_a_conversation(chrome: Any, smollm_server: Running) -> None:
-    page = opened(chrome, smollm_server)
+    page = opened(chrome, smollm_server, ignore_eos=True)  # the story is not over before it is stopped
     assert page.driver.switch_to.active_element == page.one("#question")  # one may type at once
     page.send("Tell me a long story about a lighthouse.")
     until(lambda: page.answers() and len(page.answers()[0]) > 20)
@@ -47,6 +49,7 @@ def test_a_conversation(chrome: Any, smollm_server: Running) -> None:
     page.click("#stop")
     until(lambda: page.one("#send").is_displayed())
 
+    set_sampling(page)
     page.send("What is the capital of France?")
     until(lambda: len(page.texts(".assistant .note")) == 2 and "tokens/s" in page.texts(".assistant .note")[1])
     assert "tokens" in page.one("#context").text
