@@ -61,6 +61,13 @@ class SpeculativeConfig:
 
 
 DEFAULT_DRAFTS = {"ngram": 8, "draft_model": 4}
+MOST = {
+    "num_speculative_tokens": 256,
+    "prompt_lookup_min": 1 << 16,
+    "prompt_lookup_max": 1 << 16,
+    "disable_by_batch_size": 1 << 16,
+}
+"""Keys that are numbers, and the largest that each may be."""
 
 
 def speculative_config(given: Any, where: str = "speculative_config") -> SpeculativeConfig:
@@ -79,10 +86,10 @@ def speculative_config(given: Any, where: str = "speculative_config") -> Specula
             )
     values["method"] = method
     values.setdefault("num_speculative_tokens", DEFAULT_DRAFTS[method])
+    for key, most in MOST.items():
+        if key in values and (type(values[key]) is not int or not 1 <= values[key] <= most):
+            raise ConfigError(f"{where}: {key}={values[key]!r} must be a whole number from 1 to {most}.")
     lookups = ("prompt_lookup_min", "prompt_lookup_max")
-    for key in ("num_speculative_tokens", "disable_by_batch_size", *lookups):
-        if key in values and (type(values[key]) is not int or not 1 <= values[key] <= 1 << 16):
-            raise ConfigError(f"{where}: {key}={values[key]!r} must be a whole number of at least 1.")
     for one, other in (lookups, lookups[::-1]):
         if one in values:
             values.setdefault(other, values[one])

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from octavo.config import EngineArgs
-from octavo.errors import ConfigError
+from octavo.errors import ConfigError, OctavoError
 from octavo.executor.runner import ModelRunner
 from octavo.executor.sampling_state import SamplingState
 from octavo.executor.sequences import SequenceState
@@ -52,8 +52,7 @@ class DraftModel:
         args: the engine's options.
         config: which model guesses.
 
-    Raises ConfigError for a model that cannot guess for `target`, and the errors of octavo.errors where it cannot be
-    loaded.
+    Raises ConfigError for a model that cannot guess for `target`, or cannot be loaded.
     """
 
     def __init__(self, target: LoadedModel, args: EngineArgs, config: SpeculativeConfig) -> None:
@@ -61,7 +60,10 @@ class DraftModel:
         options = {name: getattr(args, name) for name in TAKEN}
         options |= {"revision": config.revision, "quantization": config.quantization, "dtype": config.dtype}
         args = EngineArgs(model=config.model, language_model_only=True, skip_tokenizer_init=True, **options)
-        loaded = load_model(args)
+        try:
+            loaded = load_model(args)
+        except OctavoError as error:
+            raise ConfigError(f"speculative_config: {error}") from error
         _check(loaded, target, config.model)
         self._runner = ModelRunner(loaded, args)
         self._max_length, self._max_tokens = loaded.info.max_model_len, args.max_num_batched_tokens

@@ -28,8 +28,8 @@ class Drafter(Protocol):
 def drafter_of(loaded: LoadedModel, args: EngineArgs) -> Drafter | None:
     """The drafter that `args` ask for; None for none, and on ranks that choose no tokens.
 
-    Raises ConfigError for a model that generates nothing, and the errors of octavo.errors for a draft model that
-    cannot be loaded, or is of another vocabulary.
+    Raises ConfigError for a model that generates nothing, and for a draft model that cannot be loaded or is of another
+    vocabulary.
     """
     config = args.speculation
     if config is None:

@@ -93,11 +93,6 @@ def router(service: Service) -> APIRouter:
     store = ResponseStore(service.options.response_store_bytes)
     background = Background(service, store)
 
-    def found(id: str) -> Kept:
-        kept = earlier(store, id)
-        assert kept is not None
-        return kept
-
     @routes.post("/v1/responses", summary="Answer by OpenAI's Responses API")
     async def responses(body: ResponsesRequest, request: Request) -> Response:
         work = ResponseWork(service, body, service.accept(body, "generate"), store)
@@ -119,6 +114,18 @@ def router(service: Service) -> APIRouter:
         chat = body.chat(messages_of(body.instructions, items))
         count = await count_tokens(service, chat, model)
         return json_response({"object": "response.input_tokens", "input_tokens": count})
+
+    _add_kept(routes, store, background)
+    return routes
+
+
+def _add_kept(routes: APIRouter, store: ResponseStore, background: Background) -> None:
+    """What is done with responses that are kept."""
+
+    def found(id: str) -> Kept:
+        kept = earlier(store, id)
+        assert kept is not None
+        return kept
 
     @routes.get("/v1/responses/{response_id}", summary="A response that is kept, or its events")
     async def retrieve(
@@ -157,5 +164,3 @@ def router(service: Service) -> APIRouter:
     ) -> Response:
         data = found(response_id).input()
         return page(data if order == "asc" else data[::-1], limit, after)
-
-    return routes
