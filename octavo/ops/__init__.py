@@ -4,15 +4,7 @@ Each operation is *batch invariant*: a row of its result is computed by the same
 rows around it. docs/design.md says how; tests/ops holds every operation to it.
 """
 
-from octavo.ops.backend import (
-    AdapterTable,
-    Backend,
-    PackedExperts,
-    PackedHeads,
-    PackedLinear,
-    RecordedDecode,
-    RowAdapters,
-)
+from octavo.ops.backend import Backend
 from octavo.ops.paged_cache import KVCache
 from octavo.ops.plans import (
     NOT_FINITE,
@@ -31,6 +23,14 @@ from octavo.ops.plans import (
     plan_recurrent,
 )
 from octavo.ops.pooled_keys import PooledKeys, PoolSpec
+from octavo.ops.prepared import (
+    AdapterTable,
+    PackedExperts,
+    PackedHeads,
+    PackedLinear,
+    RecordedDecode,
+    RowAdapters,
+)
 from octavo.ops.rank_operations import Ranks
 from octavo.ops.selection import select_backend
 from octavo.ops.specs import (

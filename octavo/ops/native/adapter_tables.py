@@ -66,7 +66,7 @@ class NativeAdapterTable:
         self._updates: dict[tuple[int, int], NativeUpdate] = {}
 
     def put(self, slot: int, update: object | None, expert: int = 0) -> None:
-        """See octavo.ops.backend.AdapterTable."""
+        """See octavo.ops.prepared.AdapterTable."""
         assert update is None or isinstance(update, NativeUpdate)
         self._addresses[slot, expert] = 0 if update is None else update.address
         self._updates.pop((slot, expert), None)
@@ -74,7 +74,7 @@ class NativeAdapterTable:
             self._updates[slot, expert] = update
 
     def apply(self, x: Tensor, y: Tensor, slots: Tensor, chosen: Tensor | None = None) -> None:
-        """See octavo.ops.backend.AdapterTable."""
+        """See octavo.ops.prepared.AdapterTable."""
         assert y.stride(1) == 1, "results of a product lie side by side"
         if x.stride(1) != 1:
             x = x.contiguous()

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from octavo.ops.backend import PackedExperts, PackedLinear, RowAdapters
 from octavo.ops.host_memory import Arena
 from octavo.ops.native.adapter_tables import NativeAdapterTable, NativeUpdate
 from octavo.ops.native.binding import digest
@@ -32,6 +31,7 @@ from octavo.ops.plans import (
     plan_attention,
     plan_recurrent,
 )
+from octavo.ops.prepared import PackedExperts, PackedLinear, RowAdapters
 from octavo.ops.specs import (
     CacheSpec,
     Capabilities,

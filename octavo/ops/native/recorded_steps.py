@@ -84,7 +84,7 @@ class RecordedSteps:
         first_keys: Sequence[int],
         adapters: Sequence[int] = (),
     ) -> tuple[Tensor, ...] | None:
-        """See octavo.ops.backend.RecordedDecode."""
+        """See octavo.ops.prepared.RecordedDecode."""
         program, count = self._program(self.max_rows), len(tokens)
         if program is not None and program.torch_calls:
             program = self._program(min(self.max_rows, 1 << (count - 1).bit_length()))

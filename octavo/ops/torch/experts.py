@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from octavo.ops.backend import PackedLinear
+from octavo.ops.prepared import PackedLinear
 
 
 class EachExpert:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from octavo.ops import host_memory
-from octavo.ops.backend import PackedExperts, PackedHeads, PackedLinear, RecordedDecode, RowAdapters
 from octavo.ops.paged_cache import KVCache, block_bytes, make_cache
 from octavo.ops.plans import (
     AttentionPlan,
@@ -25,6 +24,7 @@ from octavo.ops.plans import (
     plan_attention,
     plan_recurrent,
 )
+from octavo.ops.prepared import PackedExperts, PackedHeads, PackedLinear, RecordedDecode, RowAdapters
 from octavo.ops.specs import (
     AttentionSpec,
     CacheSpec,
