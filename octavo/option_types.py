@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
+import operator
 import sys
 import types
 import typing
@@ -78,6 +80,14 @@ def check_types(options: Any, error: type[Exception]) -> None:
     for f in dataclasses.fields(options):
         if f.init and (wrong := wrong_type(options, f.name)) is not None:
             raise error(wrong)
+
+
+def without_none(annotation: Any) -> Any:
+    """`T` of `T | None`; any other type as it is."""
+    if not isinstance(annotation, types.UnionType):
+        return annotation
+    kinds = [kind for kind in annotation.__args__ if kind is not types.NoneType]
+    return functools.reduce(operator.or_, kinds)
 
 
 def as_mapping(value: Any, name: str) -> dict[str, Any]:

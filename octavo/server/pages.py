@@ -11,7 +11,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from octavo.params import SamplingParams, without_none
+from octavo.option_types import without_none
+from octavo.params import SamplingParams
 from octavo.server.body import JSONRoute
 from octavo.server.event_stream import json_response
 from octavo.server.model_formats import model_formats

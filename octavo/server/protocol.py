@@ -17,7 +17,8 @@ from pydantic import (
 )
 
 from octavo.errors import InvalidRequestError, did_you_mean
-from octavo.params import SamplingParams, StructuredOutputsParams, without_none
+from octavo.option_types import without_none
+from octavo.params import SamplingParams, StructuredOutputsParams
 from octavo.text.chat_prompt import RESERVED
 
 T = TypeVar("T")

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from octavo.errors import InvalidRequestError, did_you_mean
-from octavo.params import SamplingParams, range_text, without_none
+from octavo.option_types import without_none
+from octavo.params import SamplingParams, range_text
 
 NOT_HERE = ("n", "prompt_logprobs")
 """What asks for more than one answer, or for what is not shown."""
