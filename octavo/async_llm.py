@@ -33,7 +33,7 @@ from octavo.lora import AdapterRef, LoRARequest
 from octavo.outputs import CompletionOutput, PoolingOutput, PoolingRequestOutput, RequestOutput
 from octavo.params import PoolingParams, SamplingParams
 from octavo.prompts import Prompt
-from octavo.text.inputs import CheckedPrompt
+from octavo.text.checked_prompt import CheckedPrompt
 from octavo.transcribe import answer_of, transcribe_async
 from octavo.transcripts import Transcript, TranscriptionParams
 

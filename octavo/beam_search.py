@@ -10,7 +10,7 @@ from octavo.lora import LoRARequest
 from octavo.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
 from octavo.params import BeamSearchParams, SamplingParams
 from octavo.prompts import Prompt
-from octavo.text.inputs import CheckedPrompt
+from octavo.text.checked_prompt import CheckedPrompt
 from octavo.text.tokenizer import Tokenizer
 
 

@@ -18,7 +18,7 @@ from octavo import LLM, SamplingParams
 from octavo.features import Feature, Positions
 from octavo.media.feature import pack
 from octavo.parts import CausalLM, MediaData, MediaTower
-from octavo.text.inputs import CheckedPrompt
+from octavo.text.checked_prompt import CheckedPrompt
 from tests.golden import case_named
 from tests.preemption import preempt_all
 from tests.test_golden import load

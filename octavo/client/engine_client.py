@@ -7,7 +7,8 @@ from octavo.engine.messages import Output, Ready
 from octavo.loading.model_info import ModelInfo
 from octavo.lora import AdapterRef
 from octavo.params import PoolingParams, SamplingParams
-from octavo.text.inputs import CheckedPrompt, InputChecker
+from octavo.text.checked_prompt import CheckedPrompt
+from octavo.text.inputs import InputChecker
 from octavo.text.tokenizer import Tokenizer
 
 

@@ -16,7 +16,7 @@ from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError, Req
 from octavo.lora import AdapterRef, LoRARequest
 from octavo.outputs import PoolingOutput, PoolingRequestOutput, RequestOutput
 from octavo.params import PoolingParams, SamplingParams
-from octavo.text.inputs import CheckedPrompt
+from octavo.text.checked_prompt import CheckedPrompt
 
 log = logging.getLogger("octavo")
 

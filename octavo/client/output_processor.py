@@ -23,8 +23,8 @@ from octavo.outputs import (
     TokenLogprobs,
 )
 from octavo.params import PoolingParams, RequestOutputKind, SamplingParams
+from octavo.text.checked_prompt import CheckedPrompt
 from octavo.text.detokenizer import TextStream
-from octavo.text.inputs import CheckedPrompt
 from octavo.text.token_text import TokenText, TokenTexts, token_texts
 from octavo.text.tokenizer import Tokenizer
 

@@ -42,7 +42,7 @@ from octavo.engine.messages import (
 from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError
 from octavo.lora import AdapterRef
 from octavo.params import PoolingParams, SamplingParams
-from octavo.text.inputs import CheckedPrompt
+from octavo.text.checked_prompt import CheckedPrompt
 
 log = logging.getLogger("octavo")
 

@@ -15,7 +15,7 @@ from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError
 from octavo.loading.model_tokenizer import model_tokenizer
 from octavo.lora import AdapterRef
 from octavo.params import PoolingParams, SamplingParams
-from octavo.text.inputs import CheckedPrompt
+from octavo.text.checked_prompt import CheckedPrompt
 
 LOOK_AGAIN = 0.5
 """Seconds after which somebody who waits for a message sees whether one may still come."""

@@ -19,7 +19,7 @@ from octavo.engine.messages import Failed, Loaded, Output, Ready, Stats, Tokens
 from octavo.errors import EngineDeadError, OctavoError
 from octavo.lora import AdapterRef
 from octavo.params import PoolingParams, SamplingParams
-from octavo.text.inputs import CheckedPrompt
+from octavo.text.checked_prompt import CheckedPrompt
 
 log = logging.getLogger("octavo")
 

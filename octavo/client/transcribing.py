@@ -19,7 +19,8 @@ from octavo.media.speech_tokens import SpeechTokens
 from octavo.media.windows import LONG_SOUNDS, SoundWindows
 from octavo.outputs import CompletionOutput
 from octavo.params import RequestOutputKind, SamplingParams
-from octavo.text.inputs import CheckedPrompt, InputChecker
+from octavo.text.checked_prompt import CheckedPrompt
+from octavo.text.inputs import InputChecker
 from octavo.transcripts import Transcript, TranscriptionParams, TranscriptRule, TranscriptSegment
 
 KEEP_TEXT_BELOW = 0.5

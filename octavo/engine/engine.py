@@ -21,7 +21,7 @@ from octavo.executor.executor import Executor
 from octavo.executor.step import SequenceResult, SequenceStart, SequenceStep, Step, StepResult
 from octavo.lora import AdapterRef
 from octavo.params import PoolingParams, SamplingParams
-from octavo.text.inputs import CheckedPrompt
+from octavo.text.checked_prompt import CheckedPrompt
 from octavo.text.tokenizer import Tokenizer
 
 log = logging.getLogger("octavo")

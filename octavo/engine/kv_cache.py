@@ -9,7 +9,7 @@ from octavo.engine.block_pool import NULL_BLOCK, BlockKey, BlockPool
 from octavo.errors import InvalidRequestError
 from octavo.executor.shape import CacheShape
 from octavo.features import Feature
-from octavo.text.inputs import CheckedPrompt
+from octavo.text.checked_prompt import CheckedPrompt
 from octavo.token_windows import Window, first_seen, most_seen
 
 HASH_BYTES = 32

@@ -15,7 +15,8 @@ from octavo.media.limits import DEFAULT_LIMITS, MediaLimits
 from octavo.media.model_media import ModelMedia
 from octavo.outputs import PackedLogprobs
 from octavo.params import PoolingParams, SamplingParams, StructuredOutputsParams
-from octavo.text.inputs import CheckedPrompt, EncoderInput, InputChecker
+from octavo.text.checked_prompt import CheckedPrompt, EncoderInput
+from octavo.text.inputs import InputChecker
 from octavo.text.tokenizer import Tokenizer
 from octavo.transcripts import TranscriptRule
 

@@ -12,7 +12,8 @@ from octavo.executor.step import SequenceStart
 from octavo.loading.model_info import ModelInfo
 from octavo.params import PoolingParams, SamplingParams
 from octavo.processor_classes import check_params, load_class
-from octavo.text.inputs import CheckedPrompt, InputChecker
+from octavo.text.checked_prompt import CheckedPrompt
+from octavo.text.inputs import InputChecker
 
 
 class RequestMaker:

@@ -37,7 +37,8 @@ from octavo.server.server_options import BODY_WITH_MEDIA, ServerOptions
 from octavo.server.tracing import Traces
 from octavo.server.work_threads import TextThreads, size_of
 from octavo.text.chat_prompt import chat_prompt
-from octavo.text.inputs import CheckedPrompt, InputChecker
+from octavo.text.checked_prompt import CheckedPrompt
+from octavo.text.inputs import InputChecker
 from octavo.text.tokenizer import Tokenizer
 
 log = logging.getLogger("octavo")

@@ -1,73 +1,26 @@
 """Prompts and sampling values, checked at the boundary: what passes here can run."""
 
-from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
 
 from octavo.errors import InvalidRequestError
-from octavo.features import ENCODER, Feature, Positions, encoder_feature
+from octavo.features import ENCODER, encoder_feature
 from octavo.lora import AdapterRef, LoRARequest, refer
 from octavo.media.items import count_items
 from octavo.media.model_media import ModelMedia, feature_of, positions_of
 from octavo.params import PoolingParams, SamplingParams
 from octavo.prompts import media_of_encoder
+from octavo.text.checked_prompt import CheckedPrompt, EncoderInput
 from octavo.text.text_prompts import NO_PROMPTS, TextPrompts, prompt_tokens
+from octavo.text.token_ids import NO_TOKENS, KnownTokens, as_token_ids
 from octavo.text.tokenizer import Tokenizer
 from octavo.text.truncation import side_of, sliced, truncated, truncated_pair
 
-NO_TOKENS: frozenset[int] = frozenset()
 MOST_TOKENS = 1 << 24
 """No vocabulary has as many, whatever an adapter adds to it."""
 REMEMBERED = 4096
 """Adapters whose files are known as they were last."""
 ENCODER_KEYS = ("encoder_prompt", "decoder_prompt")
-
-
-@dataclass
-class CheckedPrompt:
-    """A prompt that the model can take."""
-
-    text: str | None
-    token_ids: list[int]
-    cache_salt: str = ""
-    encoder_text: str | None = None
-    features: list[Feature] = field(default_factory=list)
-    """Inputs that are not tokens of the prompt: what the model's encoder reads, pictures, films, sounds."""
-    positions: Positions | None = None
-    both_ways: list[tuple[int, int]] = field(default_factory=list)
-    """First token and end of spans in which every token sees all of the span, and not only what is before it."""
-    adapter: AdapterRef | None = None
-    """Which adapter the model answers it with."""
-    token_types: list[int] = field(default_factory=list)
-    """Which of a pair of texts each token is of, 0 or 1; empty where all are of the first."""
-    unpooled: int = 0
-    """How many of its first tokens are a prompt that is not pooled."""
-
-    @property
-    def media(self) -> list[Feature]:
-        """Its pictures, films and sounds."""
-        return [feature for feature in self.features if feature.kind != ENCODER]
-
-    @property
-    def encoder_token_ids(self) -> list[int]:
-        """What the model's encoder reads; empty where it has none."""
-        for feature in self.features:
-            if feature.kind == ENCODER:
-                return list(feature.data)
-        return []
-
-
-@dataclass(frozen=True)
-class EncoderInput:
-    """What a model with an encoder takes.
-
-    Args:
-        max_tokens: longest input of the encoder.
-        start_token_id: begins every answer, unless the decoder's prompt is given as token ids.
-    """
-
-    max_tokens: int
-    start_token_id: int | None
 
 
 def _media_of(prompt: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -128,7 +81,7 @@ class InputChecker:
     ) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
-        self.num_embeddings = num_embeddings or vocab_size
+        self._tokens = KnownTokens(vocab_size, num_embeddings or vocab_size, tokenizer)
         self.max_model_len = max_model_len
         self.max_logprobs = max_logprobs
         self.encoder, self.prompts = encoder, prompts
@@ -148,7 +101,7 @@ class InputChecker:
         if adapter is None:
             return self._prompt(prompt, params, NO_TOKENS)
         ref = self.adapter(adapter)
-        checked = self._prompt(prompt, params, range(self.num_embeddings, MOST_TOKENS))
+        checked = self._prompt(prompt, params, range(self._tokens.prompts, MOST_TOKENS))
         checked.adapter = ref
         # What a tower makes of pictures may depend on the adapter.
         checked.features = [f if f.kind == ENCODER else f.under(ref.digest) for f in checked.features]
@@ -245,8 +198,8 @@ class InputChecker:
         else:
             rest = {k: v for k, v in prompt.items() if k != "multi_modal_data"}
             text, ids, salt = self._read(rest, self._room(params))
-        ids = self._ids(ids)
-        self._check_prompt(ids, "prompt_token_ids", text, media.placeholders)
+        ids = as_token_ids(ids)
+        self._tokens.check_prompt(ids, "prompt_token_ids", text, media.placeholders)
         processed = media.process(ids, data, options, reading)
         checked = self._checked(text, processed.token_ids, salt, params, media.placeholders)
         checked.features = [feature_of(feature) for feature in processed.features]
@@ -264,7 +217,7 @@ class InputChecker:
         encoder_text, encoder_ids, salt = self._read(source, encoder.max_tokens)
         if not encoder_ids:
             raise InvalidRequestError("the encoder's prompt is empty; give at least one token.")
-        self._check_prompt(encoder_ids, "encoder_prompt", encoder_text)
+        self._tokens.check_prompt(encoder_ids, "encoder_prompt", encoder_text)
         if len(encoder_ids) > encoder.max_tokens:
             raise InvalidRequestError(
                 f"the encoder's prompt has {len(encoder_ids)} tokens, and this encoder takes {encoder.max_tokens}. "
@@ -274,7 +227,7 @@ class InputChecker:
         if isinstance(target, Mapping) and target.get("prompt_token_ids") is not None:
             text, ids, _ = self._read(target, self._room(params))
         elif isinstance(target, Sequence) and not isinstance(target, str):
-            ids = self._ids(target)
+            ids = as_token_ids(target)
         else:
             if encoder.start_token_id is None:
                 raise InvalidRequestError(
@@ -298,7 +251,7 @@ class InputChecker:
         ids = truncated(text, ids, params, self._bare, self.max_model_len)
         if not ids:
             raise InvalidRequestError("the prompt is empty; give at least one token.")
-        self._check_prompt(ids, "prompt_token_ids", text, placeholders)
+        self._tokens.check_prompt(ids, "prompt_token_ids", text, placeholders)
         self.length(ids, params)
         return CheckedPrompt(text, ids, salt)
 
@@ -330,12 +283,12 @@ class InputChecker:
             text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
             salt = str(prompt.get("cache_salt") or "")
             if ids is not None:
-                return text, self._ids(ids), salt
+                return text, as_token_ids(ids), salt
             if isinstance(text, str):
                 return text, self._encode(text, room, prompt.get("add_special_tokens") is not False), salt
             raise InvalidRequestError(f"a prompt dict needs prompt or prompt_token_ids; it has {sorted(prompt)}.")
         if isinstance(prompt, Sequence):
-            return None, self._ids(prompt), ""
+            return None, as_token_ids(prompt), ""
         raise InvalidRequestError(f"a prompt is text, a list of token ids or a dict, not {type(prompt).__name__}.")
 
     def encode_pair(self, first: Any, second: Any, params: PoolingParams) -> list[int]:
@@ -382,38 +335,6 @@ class InputChecker:
         ids = self.media.encode(text) if add_special_tokens and self.media is not None else None
         return self.tokenizer.encode(text, add_special_tokens) if ids is None else ids
 
-    @staticmethod
-    def _ids(ids: Any) -> list[int]:
-        try:
-            return [int(i) for i in ids]
-        except (TypeError, ValueError) as error:
-            raise InvalidRequestError("prompt_token_ids must be a list of integers.") from error
-
-    def _check_prompt(
-        self, ids: Iterable[int], name: str, text: str | None = None, placeholders: Container[int] = NO_TOKENS
-    ) -> None:
-        """Refuse token ids that the model has no row for, but `placeholders`, whose rows are media's."""
-        wrong = next((i for i in ids if not 0 <= i < self.num_embeddings and i not in placeholders), None)
-        if wrong is None:
-            return
-        token = None if self.tokenizer is None or text is None else self.tokenizer.token(wrong)
-        if token is not None:
-            raise InvalidRequestError(
-                f"the prompt holds {token!r}, which the tokenizer knows as token {wrong} and the model does not: its "
-                f"vocabulary has {self.vocab_size} tokens. Leave it out, or use the tokenizer that the model came with."
-            )
-        self._refuse_id(wrong, name, self.num_embeddings)
-
-    def _check_ids(self, ids: Iterable[int], name: str) -> None:
-        """Refuse token ids that no answer can have."""
-        wrong = next((i for i in ids if not 0 <= i < self.vocab_size), None)
-        if wrong is not None:
-            self._refuse_id(wrong, name, self.vocab_size)
-
-    @staticmethod
-    def _refuse_id(wrong: int, name: str, size: int) -> NoReturn:
-        raise InvalidRequestError(f"{name} holds {wrong}, outside this model's vocabulary (0 to {size - 1}).")
-
     def sampling(self, params: SamplingParams) -> None:
         """Raises InvalidRequestError for values that this model cannot honour."""
         for name in ("logprobs", "prompt_logprobs"):
@@ -422,10 +343,10 @@ class InputChecker:
                 raise InvalidRequestError(
                     f"{name}={wanted} is more than max_logprobs={self.max_logprobs}; start with a larger one."
                 )
-        self._check_ids(list(params.logit_bias or ()), "logit_bias")
-        self._check_ids(params.allowed_token_ids or (), "allowed_token_ids")
-        self._check_ids(params.stop_token_ids or (), "stop_token_ids")
-        self._check_ids(params.transcript.token_ids() if params.transcript is not None else (), "transcript")
+        self._tokens.check_answer(list(params.logit_bias or ()), "logit_bias")
+        self._tokens.check_answer(params.allowed_token_ids or (), "allowed_token_ids")
+        self._tokens.check_answer(params.stop_token_ids or (), "stop_token_ids")
+        self._tokens.check_answer(params.transcript.token_ids() if params.transcript is not None else (), "transcript")
         if self.tokenizer is None:
             for name in ("stop", "bad_words"):
                 if getattr(params, name):

@@ -12,7 +12,7 @@ from octavo.config import EngineArgs
 from octavo.errors import InvalidRequestError
 from octavo.launch import launch_engine
 from octavo.lora import refer
-from octavo.text.inputs import CheckedPrompt
+from octavo.text.checked_prompt import CheckedPrompt
 from tests.adapter_folders import write_adapter
 from tests.client.test_engine_clients import CLIENTS
 from tests.server.conftest import write_tiny

@@ -20,7 +20,7 @@ from octavo.engine.messages import Failed
 from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError
 from octavo.launch import launch_engine
 from octavo.params import PoolingParams, RequestOutputKind, SamplingParams, StructuredOutputsParams
-from octavo.text.inputs import CheckedPrompt
+from octavo.text.checked_prompt import CheckedPrompt
 from octavo.text.tokenizer import Tokenizer
 from tests.server.conftest import write_tiny
 

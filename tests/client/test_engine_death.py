@@ -14,7 +14,7 @@ from octavo.client.process_client import ProcessClient
 from octavo.config import EngineArgs
 from octavo.errors import EngineDeadError
 from octavo.params import SamplingParams
-from octavo.text.inputs import CheckedPrompt
+from octavo.text.checked_prompt import CheckedPrompt
 from tests.server.conftest import write_tiny
 
 DYING = """

@@ -9,7 +9,7 @@ from octavo.client.async_requests import RequestStream
 from octavo.client.output_processor import Chunk, OutputProcessor
 from octavo.engine.messages import Tokens
 from octavo.params import RequestOutputKind, SamplingParams
-from octavo.text.inputs import CheckedPrompt
+from octavo.text.checked_prompt import CheckedPrompt
 from tests.server.scripted import byte_tokenizer
 
 TOKENIZER = byte_tokenizer("</s>")

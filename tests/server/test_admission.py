@@ -16,7 +16,7 @@ from octavo.server.app import create_app
 from octavo.server.metrics import Metrics
 from octavo.server.server_options import ServerOptions
 from octavo.server.service import Service
-from octavo.text.inputs import CheckedPrompt
+from octavo.text.checked_prompt import CheckedPrompt
 from tests.engine.machine import Machine
 from tests.server.running import Running
 

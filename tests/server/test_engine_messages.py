@@ -26,7 +26,7 @@ from octavo.errors import EngineDeadError, InvalidRequestError
 from octavo.launch import launch_engine
 from octavo.params import SamplingParams
 from octavo.server.metrics import Metrics
-from octavo.text.inputs import CheckedPrompt
+from octavo.text.checked_prompt import CheckedPrompt
 from tests.server.running import server
 
 COUNTERS = ("prompt_tokens_total", "generation_tokens_total", "prefix_cache_queries_total", "engine_restarts_total")

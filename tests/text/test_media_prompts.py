@@ -14,7 +14,8 @@ from octavo.media.feature import unpack
 from octavo.media.model_media import MediaInfo, ModelMedia, describe_media
 from octavo.media.processor import Processor
 from octavo.params import PoolingParams, SamplingParams
-from octavo.text.inputs import CheckedPrompt, InputChecker
+from octavo.text.checked_prompt import CheckedPrompt
+from octavo.text.inputs import InputChecker
 from tests.media.cases import CASES, load, media, path_of, read_case
 
 PICTURE = Image.fromarray(np.random.default_rng(1).integers(0, 256, (30, 40, 3), dtype=np.uint8))
