@@ -168,7 +168,9 @@ class EngineArgs:
         60.0, "seconds after which a rank that does not answer, or does not come to the others, counts as dead"
     )
     ops: str = option(
-        "auto", "implementation of the operations: auto, or torch for the reference", choices=("auto", "torch")
+        "auto",
+        "implementation of the operations: auto, torch for the reference, or triton for the kernels of GPUs",
+        choices=("auto", "torch", "triton"),
     )
     seed: int = option(0, "the same seed gives the same answers; requests may bring their own")
     max_model_len: int | None = option(None, "longest prompt plus answer, in tokens (default: what the model allows)")

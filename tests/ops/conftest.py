@@ -1,5 +1,7 @@
 """Every implementation of the operations that this machine can run, each as a test of its own."""
 
+import os
+
 import pytest
 import torch
 
@@ -22,8 +24,24 @@ def native(request: pytest.FixtureRequest) -> NativeBackend:
     return native_backend(request.param)
 
 
-@pytest.fixture(params=["torch", *runnable()])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """With --interpreted (`make triton`), Triton's kernels too, which takes many minutes."""
+    if "backend" in metafunc.fixturenames:
+        triton = ["triton"] if metafunc.config.getoption("--interpreted") else []
+        metafunc.parametrize("backend", ["torch", *runnable(), *triton], indirect=True)
+
+
+@pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Backend:
-    if request.param == "torch":
-        return select_backend("cpu", "torch")
+    if request.param in ("torch", "triton"):
+        return select_backend("cpu", request.param)
     return native_backend(request.param)
+
+
+@pytest.fixture(scope="session")
+def triton_backend() -> Backend:
+    """Triton's kernels, on the processor."""
+    pytest.importorskip("triton")
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("this process has Triton compile for the GPU: set TRITON_INTERPRET=1")
+    return select_backend("cpu", "triton")

@@ -1,0 +1,73 @@
+"""What all kernels share: whether they are interpreted, sizes of tiles, and the few functions that they are made of.
+
+On the processor, kernels run under Triton's interpreter (`TRITON_INTERPRET=1` before triton is imported): very slowly,
+and with the results that a GPU has but for rounding. A launch there takes five milliseconds and each program one or
+more, so that tiles are larger.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def wide(x):
+    """`x` in float32, in which everything is computed."""
+    return x.to(tl.float32)
+
+
+INTERPRETED = not isinstance(wide, triton.JITFunction)
+"""Whether kernels run under Triton's interpreter, on tensors of the processor."""
+
+WIDENS = tl.constexpr(INTERPRETED)
+"""The interpreter's products of bfloat16 are wrong, and those of float16 slow: it is given float32."""
+
+
+@triton.jit
+def dot(a, b, total):
+    """`total + a @ b`, `[m, k]` by `[k, n]`, summed up in float32; of float32 without TensorFloat's rounding.
+
+    The order of the sum over k is the instruction's, and the same for every row of a tile of the same shape.
+    """
+    if WIDENS:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, total, input_precision="ieee")
+
+
+ROWS = 8 if INTERPRETED else 1
+"""Rows of a program, where a row is computed by itself (norms, activations)."""
+MAX_COLUMNS = 4096
+"""Columns of such a row that a program computes at a time."""
+PRODUCT_ROWS = 16
+"""The fewest rows, columns and terms of `dot`."""
+
+
+def columns_of(width: int) -> int:
+    """Columns at a time of rows of so many: what a kernel's COLUMNS is, a power of two."""
+    return min(MAX_COLUMNS, power_of_two(width))
+
+
+def power_of_two(size: int) -> int:
+    """The least power of two that is not below `size`."""
+    return 1 << max(0, size - 1).bit_length()
+
+
+def cdiv(size: int, each: int) -> int:
+    """How many times `each` covers `size`."""
+    return -(-size // each)
+
+
+def warps_of(columns: int) -> int:
+    """Warps of a program that computes rows of so many columns at a time: a value or a few for each thread."""
+    return min(8, max(1, columns // 256))
+
+
+def together(x: Tensor) -> Tensor:
+    """The tensor with the values of each row side by side; rows may lie apart."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def on_device(x: Tensor, device: torch.device) -> Tensor:
+    """What a plan has made on the host, where kernels read it; the copy does not wait for the device."""
+    return x if x.device == device else x.to(device, non_blocking=True)
