@@ -44,9 +44,12 @@ def stream_stamps(connection: socket.socket, request: bytes) -> list[float]:
     return stamps
 
 
-def run_all(url: str, requests: Sequence[bytes], concurrency: int) -> float:
-    """Seconds for all requests, streamed, so many at a time. Raises AssertionError for an answer that is no stream."""
-    left, done, selector = list(requests)[::-1], 0, selectors.DefaultSelector()
+def run_all(url: str, requests: Sequence[bytes], concurrency: int) -> tuple[float, int]:
+    """Seconds for all requests, streamed, so many at a time, and the events that came of them.
+
+    Raises AssertionError for an answer that is no stream.
+    """
+    left, done, selector, events = list(requests)[::-1], 0, selectors.DefaultSelector(), 0
     tails = dict[socket.socket, bytes]()
     begin = time.perf_counter()
     with contextlib.ExitStack() as stack:
@@ -60,11 +63,11 @@ def run_all(url: str, requests: Sequence[bytes], concurrency: int) -> float:
                 data, tail = lane.recv(1 << 16), tails.get(lane, b"")
                 assert data, "the server has closed a connection"
                 assert tail or data.startswith(b"HTTP/1.1 200"), data[:300]
-                tails[lane] = (tail + data)[-len(END) :]
+                tails[lane], events = (tail + data)[-len(END) :], events + data.count(b"data: {")
                 if tails[lane] == END:
                     done, tails[lane] = done + 1, b""
                     if left:
                         lane.sendall(left.pop())
                     else:
                         selector.unregister(lane)
-        return time.perf_counter() - begin
+        return time.perf_counter() - begin, events

@@ -41,17 +41,23 @@ OPTIONS: dict[str, Any] = {
     "max_num_seqs": 64,
 }
 BODY: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "stream": True}
-PROMPT = [(7 * i) % 5000 + 10 for i in range(32)]
 FIRST_TOKENS = 16
 """Tokens of an answer whose first is timed."""
+PROMPT_TOKENS = 32
 PAUSE = 0.02
 """Seconds before each, as a machine that waits for requests has them."""
 REQUESTS, TOKENS, CONCURRENCY = 128, 48, 64
 
 
-def crowd() -> list[list[int]]:
-    """The prompts of the throughput's requests."""
-    return [[(11 * i + j) % 16000 + 10 for j in range(32)] for i in range(REQUESTS)]
+def prompts(llm: LLM) -> list[list[int]]:
+    """As tokens: texts that count. Each token of an answer has text of its own, and so comes in an event of its own."""
+    texts = [", ".join(str(10 * i + j) for j in range(PROMPT_TOKENS)) for i in range(REQUESTS)]
+    return [llm.get_tokenizer().encode(text)[:PROMPT_TOKENS] for text in texts]
+
+
+def _check(events: int, tokens: int) -> None:
+    """A server that is late tells two tokens in one event. Many such would hide what a token costs."""
+    assert events > 0.8 * tokens, f"{events} events for {tokens} tokens"
 
 
 class Inside:
@@ -59,6 +65,7 @@ class Inside:
 
     def __init__(self) -> None:
         self.llm = LLM(MODEL, **OPTIONS)
+        self.prompts = prompts(self.llm)
         self._count = 0
 
     def first(self) -> tuple[float, float]:
@@ -73,7 +80,7 @@ class Inside:
         engine, self._count = engine_of(self.llm), self._count + 1
         begin = time.perf_counter()
         params = SamplingParams(temperature=0, max_tokens=FIRST_TOKENS, ignore_eos=True)
-        add(self.llm, f"first {self._count}", PROMPT, params)
+        add(self.llm, f"first {self._count}", self.prompts[0], params)
         stamps = list[float]()
         while engine.has_work:
             engine.step()
@@ -84,15 +91,15 @@ class Inside:
         """Tokens a second."""
         params = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
         begin = time.perf_counter()
-        self.llm.generate([{"prompt_token_ids": one} for one in crowd()], params, use_tqdm=False)
+        self.llm.generate([{"prompt_token_ids": one} for one in self.prompts], params, use_tqdm=False)
         return REQUESTS * TOKENS / (time.perf_counter() - begin)
 
 
 class Served:
     """A server."""
 
-    def __init__(self, running: Running) -> None:
-        self.running = running
+    def __init__(self, running: Running, prompts: list[list[int]]) -> None:
+        self.running, self.prompts = running, prompts
         own = psutil.Process(running.process.pid)
         self._engines = [psutil.Process(pid) for pid in running.engine_pids()]
         self._http = [own]
@@ -101,19 +108,22 @@ class Served:
 
     def first(self) -> tuple[float, float]:
         """As Inside.first, through HTTP."""
-        request = request_bytes("/v1/completions", {**BODY, "prompt": PROMPT, "max_tokens": FIRST_TOKENS})
+        request = request_bytes("/v1/completions", {**BODY, "prompt": self.prompts[0], "max_tokens": FIRST_TOKENS})
         with contextlib.closing(connect(self.running.url)) as connection:
             stream_stamps(connection, request)  # it is kept from here on
             time.sleep(PAUSE)
-            stamps = stream_stamps(connection, request)[:FIRST_TOKENS]
-        return stamps[0], (stamps[-1] - stamps[0]) / (len(stamps) - 1)
+            stamps = stream_stamps(connection, request)[:-1]
+        _check(len(stamps), FIRST_TOKENS)
+        return stamps[0], (stamps[-1] - stamps[0]) / (FIRST_TOKENS - 1)
 
     def throughput(self) -> float:
         """Tokens a second."""
-        requests = [request_bytes("/v1/completions", {**BODY, "prompt": one, "max_tokens": TOKENS}) for one in crowd()]
+        bodies = [{**BODY, "prompt": one, "max_tokens": TOKENS} for one in self.prompts]
+        requests = [request_bytes("/v1/completions", body) for body in bodies]
         before = self._computed()
-        seconds = run_all(self.running.url, requests, CONCURRENCY)
+        seconds, events = run_all(self.running.url, requests, CONCURRENCY)
         after, tokens = self._computed(), REQUESTS * TOKENS
+        _check(events, tokens)
         self.busy.append((1e3 * (after[0] - before[0]) / tokens, 1e3 * (after[1] - before[1]) / tokens))
         return tokens / seconds
 
@@ -125,16 +135,16 @@ class Served:
 
 
 @contextlib.contextmanager
-def servers(tree: str | None) -> Iterator[dict[str, Served]]:
+def servers(tree: str | None, prompts: list[list[int]]) -> Iterator[dict[str, Served]]:
     """This checkout's server, and another's."""
     with contextlib.ExitStack() as stack:
         found = dict[str, Served]()
         if tree is not None:
             with contextlib.chdir(tree):  # where `python -m` looks first
                 found["served by the other checkout"] = Served(
-                    stack.enter_context(server(MODEL, *FLAGS, PYTHONPATH=tree))
+                    stack.enter_context(server(MODEL, *FLAGS, PYTHONPATH=tree)), prompts
                 )
-        found["served"] = Served(stack.enter_context(server(MODEL, *FLAGS)))
+        found["served"] = Served(stack.enter_context(server(MODEL, *FLAGS)), prompts)
         yield found
 
 
@@ -146,7 +156,7 @@ def quartile(seconds: Sequence[float]) -> float:
 def measure(rounds: int, tree: str | None) -> None:
     """The tables, in Markdown."""
     inside, firsts, rates = Inside(), dict[str, list[tuple[float, float]]](), dict[str, list[float]]()
-    with servers(tree) as served:
+    with servers(tree, inside.prompts) as served:
         places: dict[str, Inside | Served] = {"in one process": inside, **served}
         for turn in range(rounds + 1):
             for name, place in places.items():
