@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from octavo.ops.grids import codes_of_points
 from octavo.ops.host_memory import Arena
 from octavo.ops.native.description import PANEL, Activation, DType
-from octavo.ops.native.grids import codes_of_points
 from octavo.ops.native.library import Library
 from octavo.ops.stored_rows import StoredRows
 from octavo.ops.weight_kinds import WeightKind

@@ -21,7 +21,8 @@ INTERPRETED = not isinstance(wide, triton.JITFunction)
 """Whether kernels run under Triton's interpreter, on tensors of the processor."""
 
 WIDENS = tl.constexpr(INTERPRETED)
-"""The interpreter's products of bfloat16 are wrong, and those of float16 slow: it is given float32."""
+"""The interpreter's products of bfloat16 are wrong, and the order of its sums is a library's, which depends on a tile's
+sizes: it is given float64, of which float32 has the same bits in any order but for rare ties."""
 
 
 @triton.jit
@@ -31,8 +32,21 @@ def dot(a, b, total):
     The order of the sum over k is the instruction's, and the same for every row of a tile of the same shape.
     """
     if WIDENS:
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, total, input_precision="ieee")
+        wider = tl.dot(a.to(tl.float64), b.to(tl.float64), total.to(tl.float64), out_dtype=tl.float64)
+        return wider.to(tl.float32)
+    else:
+        return tl.dot(a, b, total, input_precision="ieee")
+
+
+@triton.jit
+def rounded(x, DTYPE: tl.constexpr):
+    """`x` in another dtype, to the nearest number, of two as near the even one (the interpreter cuts bfloat16 off)."""
+    if WIDENS and tl.bfloat16 == DTYPE and x.dtype == tl.float32:
+        bits = x.to(tl.int32, bitcast=True)
+        up = bits + 0x7FFF + ((bits >> 16) & 1)
+        return tl.where(x == x, up & -65536, bits).to(tl.float32, bitcast=True).to(tl.bfloat16)
+    else:
+        return x.to(DTYPE)
 
 
 ROWS = 8 if INTERPRETED else 1

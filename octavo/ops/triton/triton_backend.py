@@ -7,6 +7,7 @@ import torch
 from octavo.ops.torch import TorchBackend
 from octavo.ops.triton.launching import INTERPRETED
 from octavo.ops.triton.triton_norms import TritonNorms
+from octavo.ops.triton.triton_stored import TritonStored
 
 log = logging.getLogger("octavo")
 
@@ -18,7 +19,7 @@ PLAIN = {"add", "finite", "floats", "side_by_side", "table_rows"}
 NEED_NO_KERNEL = RANKS | PLANS | MACHINE | PLAIN
 
 
-class TritonBackend(TritonNorms, TorchBackend):
+class TritonBackend(TritonNorms, TritonStored, TorchBackend):
     """Kernels of octavo.ops.triton; operations that have none are the reference's.
 
     Args:
