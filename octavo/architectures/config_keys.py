@@ -47,8 +47,8 @@ _BY_KIND: dict[Kind, str] = {
         attn_layer_period n_group topk_group moe_top_k moe_num_experts no_rope_layer_interval num_heads heads
         mamba_n_heads mamba_num_heads n_mamba_heads mamba_n_groups mamba_ngroups n_groups num_mem_blocks
         linear_num_key_heads linear_num_value_heads full_attention_interval cross_attention_frequency
-        spatial_pool_stride spatial_merge_size temporal_patch_size stack_factor conv_groups index_n_heads
-        hc_mult hc_sinkhorn_iters o_groups compress_rate_csa compress_rate_hca altup_num_inputs""",
+        spatial_pool_stride spatial_merge_size tokens_per_second temporal_patch_size stack_factor conv_groups
+        index_n_heads hc_mult hc_sinkhorn_iters o_groups compress_rate_csa compress_rate_hca altup_num_inputs""",
     COUNT_OR_NONE: """global_attn_every_n_layers num_shared_experts moe_num_shared_experts
         moe_layer_start_index num_dense_layers num_experts num_local_experts n_routed_experts n_shared_experts
         num_experts_per_tok num_experts_per_token first_k_dense_replace max_window_layers expert_layer_offset
@@ -70,7 +70,7 @@ _BY_KIND: dict[Kind, str] = {
         num_mel_bins max_source_positions block_ff_dim block_multiple_of mamba_d_ssm mamba_head_dim mamba_headdim
         ssm_state_size adapter_rank lru_width attention_window_size moe_shared_expert_intermediate_size moe_latent_size
         linear_key_head_dim linear_value_head_dim linear_head_dim pooler_hidden_size attention_head_size index_head_dim
-        index_topk o_lora_rank intermediate_size_mlp laurel_rank""",
+        index_topk o_lora_rank intermediate_size_mlp laurel_rank window_size""",
     integer(2, 1 << 12): "conv_kernel mamba_d_conv conv_L_cache conv1d_width linear_conv_kernel_dim"
     " short_conv_kernel_size",
     LENGTH: """max_target_positions max_position_embeddings n_positions max_seq_len n_ctx
@@ -126,7 +126,7 @@ _BY_KIND: dict[Kind, str] = {
     OBJECTS: "block_configs",
     INDICES: """full_attn_idxs full_attn_layers attn_layer_indices hybrid_layer_ids
         cross_attention_layers intermediate_layers_indices attention_layers expert_layers mlp_only_layers bskcn_1
-        bskcn_2 bskcn_3 bskcn_4 moe_layers""",
+        bskcn_2 bskcn_3 bskcn_4 moe_layers fullatt_block_indexes deepstack_visual_indexes""",
     GRIDS: "supported_aspect_ratios",
     integers(0, MAX_COUNT): "compress_ratios",
     integers(0, MAX_SIZE): "dummy_token_indices image_default_input_size classifier_token_ids",

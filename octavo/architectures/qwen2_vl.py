@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.architectures.composite import text_alone
 from octavo.architectures.model_config import Config
 from octavo.architectures.pixtral_config import axial_base
 from octavo.architectures.projector_format import ProjectorFormat, ProjectorHeader
@@ -24,18 +23,16 @@ from octavo.parts import (
     CausalLM,
     EncoderAttention,
     EncoderLayers,
+    GridTower,
     Into,
     LayerNorm,
-    Linear,
     MediaData,
-    MediaTower,
     PreNorm,
     SpanBatch,
     flat_convolution,
-    grid_angles,
+    frame_runs,
     together,
 )
-from octavo.parts.rotary_embedding import frequencies
 
 BLOCK, LAYER = "visual.blocks.{i}", "media.encoder.layers.{i}"
 NAMES: dict[str, str | Into] = {
@@ -78,7 +75,7 @@ VISION: Mapping[str, Any] = {
 """What the published config classes take for keys that are left out."""
 
 
-class Qwen2VLTower(MediaTower):
+class Qwen2VLTower(GridTower):
     """Patches that see those of their own pair of frames; neighbours two by two make a row.
 
     Args:
@@ -87,41 +84,22 @@ class Qwen2VLTower(MediaTower):
     """
 
     def __init__(self, c: Config, hidden_size: int) -> None:
-        super().__init__()
-        size, self.merge = c.embed_dim, c.spatial_merge_size
+        size, heads = c.embed_dim, c.num_heads
+        values = c.in_channels * c.temporal_patch_size * c.patch_size**2
+        super().__init__(values, size, size // heads, axial_base(c), c.spatial_merge_size)
         norm = partial(LayerNorm, size, 1e-6)
-        self.patches = Linear(c.in_channels * c.temporal_patch_size * c.patch_size**2, size)
-        self.table = frequencies(size // c.num_heads // 2, axial_base(c))
 
         def layer(i: int) -> PreNorm:
-            attn = EncoderAttention(size, c.num_heads, bias=True)
+            attn = EncoderAttention(size, heads, bias=True)
             return PreNorm(norm, attn=attn, mlp=MLP(size, int(size * c.mlp_ratio), c.hidden_act, True))
 
         self.encoder, self.norm = EncoderLayers(layer, c.depth), norm()
-        self.merged = size * self.merge**2
         self.merger = MLP(self.merged, self.merged, "gelu", True, output_size=hidden_size)
 
     def forward(self, kind: str, items: Sequence[MediaData]) -> list[Tensor]:
-        names = ("pixel_values", "image_grid_thw") if kind == "image" else ("pixel_values_videos", "video_grid_thw")
-        grids = [[int(n) for n in item[names[1]]] for item in items]
-        patches = together([item[names[0]].to(self.dtype) for item in items], self.patches)
-        runs, first = list[tuple[int, int]](), 0
-        for frames, rows, columns in grids:
-            runs += [(first + i * rows * columns, rows * columns) for i in range(frames)]
-            first += frames * rows * columns
-        places = [torch.cat(axis) for axis in zip(*(self._places(grid) for grid in grids), strict=True)]
-        angles = grid_angles([self.table, self.table], places)
-        x = self.norm(self.encoder(torch.cat(patches), SpanBatch(runs, angles=angles)))
-        counts = [len(each) // self.merge**2 for each in patches]
-        return together(torch.split(x.view(-1, self.merged), counts), self.merger)
-
-    def _places(self, grid: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Row and column of each patch, `[patches]` int64 each; neighbours that make one row follow each other."""
-        frames, rows, columns = grid
-        blocks = (frames, rows // self.merge, columns // self.merge, self.merge, self.merge)
-        row = torch.arange(rows).view(1, blocks[1], 1, self.merge, 1).expand(blocks)
-        column = torch.arange(columns).view(1, 1, blocks[2], 1, self.merge).expand(blocks)
-        return row.flatten(), column.flatten()
+        patches, grids = self.read(kind, items)
+        x = self.encoder(torch.cat(patches), SpanBatch(frame_runs(grids), angles=self.angles(grids)))
+        return together(torch.split(self.norm(x).view(-1, self.merged), self.merged_counts(grids)), self.merger)
 
 
 def _mmproj_names(file: ProjectorHeader) -> dict[str, str | Into]:
@@ -172,33 +150,26 @@ def _mmproj_preprocessor(file: ProjectorHeader) -> dict[str, Any]:
     ),
 )
 def qwen2_vl(c: Config) -> CausalLM:
-    section = text_config(c)
-    section = Config({**section.values, **_tied(c)}, TEXT, section.path)
-    if not rope_settings(section).get(AXES):
-        raise CheckpointError(f"config.json: rope_scaling has no {AXES}, which positions on three axes need.")
-    if rope_settings(section).get("mrope_interleaved"):
-        raise CheckpointError("config.json: rope_scaling has mrope_interleaved, which Qwen2-VL has not.")
-    text = qwen2(section)
-    text.tied_if_absent = True
+    text = text_on_axes(c)
     tower = Qwen2VLTower(c.section("vision_config"), text.hidden_size)
     model = text.with_media(tower, NAMES)
     model.names = model.names.spelled(SPELLINGS)
     return model
 
 
-@architecture(
-    "Qwen2_5_VLForConditionalGeneration",
-    about="Qwen2.5-VL (text)",
-    examples=("Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2.5-VL-3B-Instruct"),
-    defaults=TEXT,
-    read_as="qwen2vl",
-)
-def qwen2_5_vl(c: Config) -> CausalLM:
-    """The text's keys stand in a section, or beside everything else."""
+def text_on_axes(c: Config) -> CausalLM:
+    """The language model, whose keys stand in a section or beside everything else."""
     section = text_config(c)
-    return text_alone(c, qwen2(Config({**section.values, **_tied(c)}, TEXT, section.path)), "visual.", begins="model.")
+    section = Config({**section.values, **tied(c)}, TEXT, section.path)
+    if not rope_settings(section).get(AXES):
+        raise CheckpointError(f"config.json: rope_scaling has no {AXES}, which positions on three axes need.")
+    if rope_settings(section).get("mrope_interleaved"):
+        raise CheckpointError("config.json: rope_scaling has mrope_interleaved, which Qwen2-VL has not.")
+    text = qwen2(section)
+    text.tied_if_absent = True
+    return text
 
 
-def _tied(c: Config) -> dict[str, Any]:
+def tied(c: Config) -> dict[str, Any]:
     """Whether head and table are one, which stands beside the text's section where there is one."""
     return {key: c.values[key] for key in ("tie_word_embeddings",) if key in c}

@@ -167,8 +167,9 @@ class Option(NamedTuple):
     """A setting that a request may change: its least and greatest values."""
 
     name: str
-    low: int
-    high: int
+    low: float
+    high: float
+    """Both whole, of a setting that is a whole number."""
 
 
 def checked_options(options: Mapping[str, Any], known: Sequence[Option], family: str) -> dict[str, Any]:
@@ -179,6 +180,7 @@ def checked_options(options: Mapping[str, Any], known: Sequence[Option], family:
             names = ", ".join(bounds) or "none"
             raise InvalidRequestError(f"{family} has no mm_processor_kwargs {name!r:.80}; it has {names}.")
         low, high = bounds[name]
-        if type(value) is not type(low) or not low <= value <= high:
+        kinds = {type(low), int} if isinstance(low, float) else {type(low)}
+        if type(value) not in kinds or not low <= value <= high:
             raise InvalidRequestError(f"mm_processor_kwargs {name} is {value!r:.80}. Give {low} to {high}.")
     return dict(options)

@@ -11,6 +11,7 @@ from octavo.parts.disentangled import DisentangledAttention, DistanceVectors
 from octavo.parts.embedding import AliasedEmbedding, Embedding, FixedPositions, NormedEmbedding, PositionedEmbedding
 from octavo.parts.encoder import CrossAttention, EncoderAttention
 from octavo.parts.gated_attention import GatedAttention, gates_first
+from octavo.parts.grid_tower import Grid, GridTower, frame_runs
 from octavo.parts.group_linear import GroupLinear
 from octavo.parts.hyper_connections import HyperConnected, HyperConnectedLM, RepeatedEmbedding, StreamWeights
 from octavo.parts.intern_vit import InternViT, LayerScale, pixel_shuffle
@@ -102,6 +103,8 @@ __all__ = [
     "GatedMLP",
     "GatedPreNorm",
     "GatedRMSNorm",
+    "Grid",
+    "GridTower",
     "GroupLinear",
     "GroupedRMSNorm",
     "HeadNorm",
@@ -180,6 +183,7 @@ __all__ = [
     "bucketed_positions",
     "clip_tower",
     "flat_convolution",
+    "frame_runs",
     "gate_second",
     "gates_first",
     "grid_angles",

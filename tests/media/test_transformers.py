@@ -27,6 +27,7 @@ CASES = {
     "MllamaForConditionalGeneration--11b": ("mllama", "Mllama"),
     "PaliGemmaForConditionalGeneration": ("siglip", "Siglip"),
     "Qwen2VLForConditionalGeneration--7b": ("qwen2_vl", "Qwen2VL"),
+    "Qwen2_5_VLForConditionalGeneration--7b": ("qwen2_vl", "Qwen2VL"),
 }
 SIZES = [
     (1, 1), (1, 9), (7, 5), (13, 200), (200, 13), (28, 28), (29, 56), (56, 29), (57, 55), (64, 64), (97, 101),

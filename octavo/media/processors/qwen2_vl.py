@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -46,7 +47,7 @@ class Qwen2VLProcessor(Processor):
     family = "Qwen2-VL"
     takes = IMAGES_AND_VIDEOS
     embeds = IMAGE_AND_VIDEO_ROWS
-    options = (
+    options: ClassVar[tuple[Option, ...]] = (
         Option("min_pixels", 1, 1 << 24),
         Option("max_pixels", 1, 1 << 24),
     )
@@ -88,9 +89,15 @@ class Qwen2VLProcessor(Processor):
             grid = feature.data.get("grid", feature.data.get(f"{feature.kind}_grid_thw"))
             assert grid is not None
             shape = int(grid[0]), int(grid[1]) // self.merge, int(grid[2]) // self.merge
-            spans.append((feature.offset, np.indices(shape).reshape(3, -1)))
+            inner = np.indices(shape).reshape(3, -1)
+            inner[0] = inner[0] * self.pair_positions(feature.kind)
+            spans.append((feature.offset, inner))
         positions = spread_positions(len(processed.token_ids), 3, spans)
         return dataclasses.replace(processed, positions=positions)
+
+    def pair_positions(self, kind: str) -> float:
+        """How far apart pairs of frames are on the axis of time; what is no whole number there is cut off."""
+        return 1.0
 
     def _span(self, kind: str, grid: Array) -> Span:
         return Span([self.tokens[kind]] * (int(grid.prod()) // self.merge**2))
@@ -107,3 +114,22 @@ class Qwen2VLProcessor(Processor):
         ).transpose(0, 3, 6, 4, 7, 2, 1, 5, 8)
         flat = blocks.reshape(times * rows * columns, 3 * self.pair * self.patch**2)
         return flat, np.array([times, rows, columns])
+
+
+class Qwen2_5VLProcessor(Qwen2VLProcessor):
+    """Qwen2_5_VLForConditionalGeneration: the same, with positions in time that follow a film's seconds.
+
+    Frames are taken to be `fps` a second: a setting of the film's processor, or of the prompt.
+    """
+
+    family = "Qwen2.5-VL"
+    options = (*Qwen2VLProcessor.options, Option("fps", 0.01, 1000.0))
+
+    def setup(self, config: Config) -> None:
+        super().setup(config)
+        fps = self.settings.get("fps") or self.files.video.get("fps") or 2.0
+        vision = config.get("vision_config") or {}
+        self.time_step = vision.get("tokens_per_second", 4) * self.pair / fps
+
+    def pair_positions(self, kind: str) -> float:
+        return self.time_step if kind == "video" else 1.0
