@@ -28,6 +28,7 @@ HAS_NO_DEFAULT = {
     },
     "DeepseekV2ForCausalLM": {"num_experts_per_tok": 2},
     "Qwen2VLForConditionalGeneration": {"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}},
+    "Qwen2_5_VLForConditionalGeneration": {"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}},
 }
 
 
