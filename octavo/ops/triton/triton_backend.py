@@ -5,9 +5,15 @@ import logging
 import torch
 
 from octavo.ops.torch import TorchBackend
+from octavo.ops.triton.attention_operations import TritonAttention
+from octavo.ops.triton.interpreted import set_up
 from octavo.ops.triton.launching import INTERPRETED
 from octavo.ops.triton.triton_norms import TritonNorms
+from octavo.ops.triton.triton_recurrent import TritonRecurrent
 from octavo.ops.triton.triton_stored import TritonStored
+
+if INTERPRETED:
+    set_up()
 
 log = logging.getLogger("octavo")
 
@@ -19,7 +25,7 @@ PLAIN = {"add", "finite", "floats", "side_by_side", "table_rows"}
 NEED_NO_KERNEL = RANKS | PLANS | MACHINE | PLAIN
 
 
-class TritonBackend(TritonNorms, TritonStored, TorchBackend):
+class TritonBackend(TritonAttention, TritonRecurrent, TritonNorms, TritonStored, TorchBackend):
     """Kernels of octavo.ops.triton; operations that have none are the reference's.
 
     Args:

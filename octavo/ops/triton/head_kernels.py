@@ -1,0 +1,218 @@
+"""What is done to each head before attention: norms, a clip, rope, and the way into the cache."""
+
+import triton
+import triton.language as tl
+
+from octavo.ops.triton.numbers import nearest, rounded
+
+NO_NORM: tl.constexpr = tl.constexpr(0)
+RMS: tl.constexpr = tl.constexpr(1)
+LAYER: tl.constexpr = tl.constexpr(2)
+
+
+@triton.jit
+def _clipped(x, LIMIT: tl.constexpr, DTYPE: tl.constexpr):
+    if LIMIT is not None:
+        x = rounded(tl.minimum(tl.maximum(x, -LIMIT), LIMIT), DTYPE).to(tl.float32)
+    return x
+
+
+@triton.jit
+def _norm_factors(x, columns, DIM: tl.constexpr, KIND: tl.constexpr, eps):
+    """Mean and factor of each row of `x`, whose columns past DIM are zero."""
+    mean = tl.sum(x, 1) * 0.0
+    if KIND == LAYER:
+        mean = tl.sum(x, 1) / DIM
+    off = tl.where((columns < DIM)[None, :], x - mean[:, None], 0.0)
+    return mean, 1.0 / tl.sqrt_rn(tl.sum(off * off, 1) / DIM + eps)
+
+
+@triton.jit
+def _normed(x, mean, factor, weight, bias, columns, is_column, KIND: tl.constexpr, DTYPE: tl.constexpr):
+    if KIND != NO_NORM:
+        x = (x - mean[:, None]) * factor[:, None]
+        if weight is not None:
+            x *= tl.load(weight + columns, mask=is_column, other=0.0)[None, :]
+        if bias is not None:
+            x += tl.load(bias + columns, mask=is_column, other=0.0)[None, :]
+        x = rounded(x, DTYPE).to(tl.float32)
+    return x
+
+
+@triton.jit
+def _store(cache, x, slots, is_row, head, columns, HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr):
+    """Rows `x` `[rows, columns]` of a head to their slots, as the cache has numbers."""
+    IS_INT8: tl.constexpr = cache.dtype.element_ty == tl.int8
+    ROW: tl.constexpr = DIM + 4 if IS_INT8 else DIM
+    place = cache + ((slots // BLOCK * HEADS + head) * BLOCK + slots % BLOCK) * ROW
+    mask = is_row[:, None] & (columns < DIM)[None, :]
+    if IS_INT8:
+        peak = tl.max(tl.abs(tl.where((columns < DIM)[None, :], x, 0.0)), 1)
+        factor = tl.where(peak > 0, tl.div_rn(127.0, tl.where(peak > 0, peak, 1.0)), 0.0)
+        codes = nearest(x * factor[:, None])
+        tl.store(place[:, None] + columns[None, :], codes.to(tl.int32).to(tl.int8), mask=mask)
+        bits = tl.div_rn(peak, tl.full(peak.shape, 127.0, tl.float32)).to(tl.int32, bitcast=True)
+        for i in tl.static_range(4):
+            tl.store(place + DIM + i, ((bits >> (8 * i)) & 255).to(tl.int8), mask=is_row)
+    else:
+        tl.store(place[:, None] + columns[None, :], rounded(x, cache.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def store_kernel(
+    x,
+    cache,
+    slots,
+    count,
+    row_stride,
+    head_stride,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Rows of all heads to the cache. Program ids: which ROWS of them; the head."""
+    rows, columns = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
+    own = tl.load(slots + rows, mask=rows < count, other=-1)
+    is_row, head = own >= 0, tl.program_id(1)
+    place = x + rows.to(tl.int64)[:, None] * row_stride + head * head_stride + columns[None, :]
+    given = tl.load(place, mask=is_row[:, None] & (columns < DIM)[None, :], other=0.0).to(tl.float32)
+    _store(cache, given, own, is_row, head, columns, HEADS, DIM, BLOCK)
+
+
+@triton.jit
+def heads_kernel(
+    qkv,
+    row_stride,
+    query,
+    keys,
+    values,
+    slots,
+    count,
+    cos,
+    sin,
+    query_weight,
+    query_bias,
+    query_eps,
+    key_weight,
+    key_bias,
+    key_eps,
+    value_weight,
+    value_bias,
+    value_eps,
+    column_weights,
+    row_factors,
+    NUM_HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    WIDTH: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    PAIRS: tl.constexpr,
+    IS_INTERLEAVED: tl.constexpr,
+    CLIP_BEFORE: tl.constexpr,
+    CLIP_AFTER: tl.constexpr,
+    QUERY_NORM: tl.constexpr,
+    KEY_NORM: tl.constexpr,
+    VALUE_NORM: tl.constexpr,
+    WEIGHT_STEP: tl.constexpr,
+    KEY_WEIGHT_STEP: tl.constexpr,
+):
+    """Queries to `query`, keys and values to the cache.
+
+    Program ids: which ROWS of the rows; the head, of queries, keys and values one after the other.
+    """
+    DTYPE: tl.constexpr = qkv.dtype.element_ty
+    rows, head = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1)
+    own = tl.load(slots + rows, mask=rows < count, other=-1)
+    is_row = rows < count
+    base = qkv + rows.to(tl.int64) * row_stride
+    if head >= NUM_HEADS + KV_HEADS:
+        columns, kv_head = tl.arange(0, VALUE_WIDTH), head - NUM_HEADS - KV_HEADS
+        is_column = columns < VALUE_DIM
+        mask = is_row[:, None] & is_column[None, :]
+        place = base + (NUM_HEADS + KV_HEADS) * DIM + kv_head * VALUE_DIM
+        x = tl.load(place[:, None] + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+        x = _clipped(x, CLIP_BEFORE, DTYPE)
+        mean, factor = _norm_factors(x, columns, VALUE_DIM, VALUE_NORM, value_eps)
+        x = _normed(x, mean, factor, value_weight, value_bias, columns, is_column, VALUE_NORM, DTYPE)
+        x = _clipped(x, CLIP_AFTER, DTYPE)
+        _store(values, x, own, is_row & (own >= 0), kv_head, columns, KV_HEADS, VALUE_DIM, BLOCK)
+    else:
+        columns = tl.arange(0, WIDTH)
+        if IS_INTERLEAVED:
+            other, pair, is_first = columns ^ 1, columns // 2, columns % 2 == 0
+        else:
+            is_first = columns < PAIRS
+            other = tl.where(is_first, columns + PAIRS, columns - PAIRS)
+            pair = tl.minimum(columns, other)
+        turns = columns < 2 * PAIRS
+        other = tl.where(turns, other, columns)
+        if head < NUM_HEADS:
+            x = _placed(
+                base + head * DIM, is_row, columns, other, turns, is_first, pair, cos, sin, rows,
+                query_weight, query_bias, query_eps, head * WEIGHT_STEP,
+                DIM, PAIRS, CLIP_BEFORE, CLIP_AFTER, QUERY_NORM, DTYPE,
+            )  # fmt: skip
+            if column_weights is not None:
+                x *= tl.load(column_weights + columns, mask=columns < DIM, other=0.0)[None, :]
+            if row_factors is not None:
+                x *= tl.load(row_factors + rows, mask=is_row, other=0.0)[:, None]
+            place = query + (rows.to(tl.int64)[:, None] * NUM_HEADS + head) * DIM + columns[None, :]
+            mask = is_row[:, None] & (columns < DIM)[None, :]
+            tl.store(place, rounded(x, query.dtype.element_ty), mask=mask)
+        else:
+            kv_head = head - NUM_HEADS
+            x = _placed(
+                base + head * DIM, is_row, columns, other, turns, is_first, pair, cos, sin, rows,
+                key_weight, key_bias, key_eps, kv_head * KEY_WEIGHT_STEP,
+                DIM, PAIRS, CLIP_BEFORE, CLIP_AFTER, KEY_NORM, DTYPE,
+            )  # fmt: skip
+            _store(keys, x, own, is_row & (own >= 0), kv_head, columns, KV_HEADS, DIM, BLOCK)
+
+
+@triton.jit
+def _placed(
+    place,
+    is_row,
+    columns,
+    other,
+    turns,
+    is_first,
+    pair,
+    cos,
+    sin,
+    rows,
+    weight,
+    bias,
+    eps,
+    weight_at,
+    DIM: tl.constexpr,
+    PAIRS: tl.constexpr,
+    CLIP_BEFORE: tl.constexpr,
+    CLIP_AFTER: tl.constexpr,
+    NORM: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """A head's rows, normed, clipped and rotated; `other` is the column that a column makes a pair with."""
+    if weight is not None:
+        weight += weight_at
+    if bias is not None:
+        bias += weight_at
+    is_column = columns < DIM
+    x = tl.load(place[:, None] + columns[None, :], mask=is_row[:, None] & is_column[None, :], other=0.0)
+    x = _clipped(x.to(tl.float32), CLIP_BEFORE, DTYPE)
+    mean, factor = _norm_factors(x, columns, DIM, NORM, eps)
+    x = _clipped(_normed(x, mean, factor, weight, bias, columns, is_column, NORM, DTYPE), CLIP_AFTER, DTYPE)
+    if PAIRS > 0:
+        mask = is_row[:, None] & turns[None, :]
+        y = _clipped(tl.load(place[:, None] + other[None, :], mask=mask, other=0.0).to(tl.float32), CLIP_BEFORE, DTYPE)
+        y = _clipped(_normed(y, mean, factor, weight, bias, other, turns, NORM, DTYPE), CLIP_AFTER, DTYPE)
+        angles = rows[:, None] * PAIRS + pair[None, :]
+        c, s = tl.load(cos + angles, mask=mask, other=1.0), tl.load(sin + angles, mask=mask, other=0.0)
+        turned = tl.where(is_first[None, :], x * c - y * s, x * c + y * s)
+        x = tl.where(turns[None, :], turned, x)
+    return x

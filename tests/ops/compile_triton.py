@@ -1,0 +1,156 @@
+"""Compiles launches of Triton's kernels for GPUs that need not be there: a program, as the interpreter must be off.
+
+Says of each kernel the target, shared memory, and for NVIDIA's registers what the assembler says of spilling.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from octavo.ops import (
+    AttentionSpec,
+    CacheSpec,
+    DeltaInput,
+    DistanceBias,
+    GatedRecurrenceInput,
+    HeadNorms,
+    HeadScanInput,
+    NormSpec,
+    ScanInput,
+    SequenceRun,
+    plan_recurrent,
+)
+from octavo.ops.specs import BlockSparse, DeltaSpec
+from octavo.ops.triton import (
+    TritonBackend,
+    attention_kernel,
+    attention_launch,
+    head_kernels,
+    key_lists_kernel,
+    recurrent_kernels,
+)
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+MODULES = [attention_kernel, head_kernels, key_lists_kernel, recurrent_kernels]
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+NAMES |= {torch.int8: "i8", torch.int32: "i32", torch.int64: "i64"}
+ALIGNED = [["tt.divisibility", 16]]
+MOST_SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "gfx942": 64 << 10}
+
+
+class Compiled:
+    """In a kernel's place: compiles what is launched, and launches nothing."""
+
+    def __init__(self, kernel: Any, target: str) -> None:
+        self.kernel, self.target = kernel, target
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        return self.compile
+
+    def compile(self, *arguments: Any, **named: Any) -> None:
+        given = dict(zip(self.kernel.arg_names, arguments, strict=False)) | named
+        options = {name: given.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion") if name in given}
+        signature, constants, attributes = {}, {}, {}
+        for place, parameter in enumerate(self.kernel.params):
+            value = given.pop(parameter.name)
+            if parameter.is_constexpr or value is None:
+                signature[parameter.name] = "constexpr"
+                constants[(place,)] = value.value if isinstance(value, tl.constexpr) else value
+            elif isinstance(value, Tensor):
+                signature[parameter.name], attributes[(place,)] = "*" + NAMES[value.dtype], ALIGNED
+            else:
+                signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
+                if isinstance(value, int) and value % 16 == 0:
+                    attributes[(place,)] = ALIGNED
+        assert not given, f"not arguments of {self.kernel.__name__}: {list(given)}"
+        source = ASTSource(self.kernel, signature, constants, attributes)
+        made = triton.compile(source, target=TARGETS[self.target], options=options)
+        shared = made.metadata.shared
+        print(self.kernel.__name__, self.target, f"shared {shared}", flush=True)
+        assert shared <= MOST_SHARED[self.target]
+
+
+def attend(backend: TritonBackend, sizes: tuple[int, int, int, int], dtype: torch.dtype, **options: Any) -> None:
+    """A decode step, whose splits are shared out."""
+    kv_heads, heads, dim, value_dim = sizes
+    cache = backend.make_cache(CacheSpec(kv_heads, dim, value_dim), 4, 16, dtype)
+    table = torch.zeros(1, 60, dtype=torch.int64)
+    plan = backend.plan_attention([SequenceRun(0, 1, 900, 0)], table, 16, options.pop("window", None), 1)
+    rows = torch.bfloat16 if dtype != torch.float32 else dtype
+    lists = torch.zeros(1, 2048, dtype=torch.int32) if options.pop("lists", False) else None
+    spec = AttentionSpec(heads, kv_heads, dim, 0.25, **options)
+    if value_dim:
+        qkv = torch.zeros(1, (heads + kv_heads) * dim + kv_heads * value_dim, dtype=rows)
+        angles = torch.zeros(1, dim // 2), torch.zeros(1, dim // 2)
+        backend.attend(qkv, cache, plan, spec, angles)
+    else:
+        query = torch.zeros(1, heads, dim)
+        backend.store(query[:, :1], None, cache, plan)
+        backend.attend_stored(query, cache, plan, spec, 1, torch.float32, lists)
+        if lists is not None:
+            backend.select_keys(query, query[..., 0], cache, plan, 2048, 1)
+
+
+def attention(backend: TritonBackend) -> None:
+    norms = (HeadNorms(NormSpec("rms", torch.ones(128), None, 1e-5), NormSpec("rms", torch.ones(128), None, 1e-5)),)
+    attend(backend, (8, 32, 128, 128), torch.bfloat16, transforms=norms)
+    attend(backend, (8, 32, 128, 128), torch.int8, alibi_slopes=torch.ones(32))
+    attend(backend, (8, 32, 128, 128), torch.float32, interleaved=True)
+    attend(backend, (4, 32, 64, 64), torch.float16, sinks=torch.ones(32), window=128)
+    attend(backend, (8, 8, 80, 80), torch.bfloat16, sparse=BlockSparse(64, 16, 8, 1))
+    attend(backend, (2, 8, 256, 256), torch.bfloat16, softcap=50.0, window=4096)
+    attend(backend, (2, 8, 256, 256), torch.float32, distance_bias=DistanceBias(torch.ones(8, 40), 30))
+    attend(backend, (1, 128, 576, 0), torch.bfloat16)
+    attend(backend, (1, 16, 576, 0), torch.float32)
+    attend(backend, (1, 64, 576, 0), torch.bfloat16, lists=True)
+    for dtype in (torch.float32, torch.bfloat16):
+        query = torch.zeros(50, 16, 80, dtype=dtype)
+        backend.full_attention(query, query, query, 0.25, [(0, 50, 0, 50)])
+
+
+def recurrences(backend: TritonBackend) -> None:
+    plan = plan_recurrent([SequenceRun(0, 1, 0, 0), SequenceRun(1, 99, 0, 0)])
+
+    def rows(*shape: int) -> Tensor:
+        return torch.zeros(100, *shape, dtype=torch.bfloat16)
+
+    x, states = rows(4096), torch.zeros(1)
+    backend.convolve(x, states, torch.zeros(4096, 4), torch.zeros(4096), "silu", plan)
+    a, d = torch.zeros(4096, 16), torch.zeros(4096)
+    backend.scan(ScanInput(x, x, a, rows(16), rows(16), d, x, "silu"), torch.zeros(1, 3, 4096, 16), plan)
+    of_heads = torch.zeros(64)
+    heads = HeadScanInput(
+        x, rows(64), of_heads, (0.0, 1.0), of_heads, rows(1024), rows(1024), of_heads, 8, None, "silu"
+    )
+    backend.scan_heads(heads, torch.zeros(1, 64, 128, 64), plan)
+    backend.gated_recurrence(GatedRecurrenceInput(x, x, d, x, d, d, torch.zeros(100, dtype=torch.int64)), states, plan)
+    spec = DeltaSpec(32, 16, 128, 128, 1.0, 1e-6)
+    keys, values = rows(2048), rows(4096)
+    delta = DeltaInput(keys, keys, values, rows(32), rows(32), torch.zeros(32), torch.zeros(32))
+    backend.delta_rule(delta, torch.zeros(1, 32, 128, 128), plan, spec)
+
+
+def main(target: str) -> None:
+    for module in MODULES:
+        for name, kernel in list(vars(module).items()):
+            if name.endswith("_kernel"):
+                setattr(module, name, Compiled(kernel, target))
+    attention_launch.HAS_LITTLE_SHARED = TARGETS[target].backend == "hip"
+    backend = TritonBackend(torch.device("cpu"))
+    attention(backend)
+    recurrences(backend)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
