@@ -19,6 +19,13 @@ def native_backend(name: str) -> NativeBackend:
     return backend
 
 
+def rounds_queries(backend: Backend, dtype: torch.dtype) -> bool:
+    """Whether products are of queries and weights rounded as keys are, in place of float32."""
+    if backend.name.startswith("triton"):
+        return dtype in (torch.bfloat16, torch.float16)
+    return dtype == torch.bfloat16 and backend.name in ("native (avx512_bf16)", "native (amx)")
+
+
 @pytest.fixture(params=runnable())
 def native(request: pytest.FixtureRequest) -> NativeBackend:
     return native_backend(request.param)

@@ -21,6 +21,7 @@ from octavo.ops import (
 )
 from octavo.ops.torch.rope import rotate
 from octavo.token_windows import Chunk, Window, first_seen
+from tests.ops.conftest import rounds_queries
 
 
 def as_cached(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -176,8 +177,8 @@ def test_agrees_with_the_plain_formula(
     for (row, start, q), got in zip(queries, cache.attend(queries, **options), strict=True):
         # A chunk may not look at keys after its end, though they are there.
         want = cache.reference(row, start, q, **options)
-        if dtype == torch.bfloat16 and backend.name in ("native (avx512_bf16)", "native (amx)"):
-            # The processor's product of bfloat16 pairs: queries and weights are rounded too, to 8 bits. A score of
+        if rounds_queries(backend, dtype):
+            # Products of pairs of bfloat16: queries and weights are rounded too, to 8 bits. A score of
             # 10, which widths of 256 reach here, is off by 10 / 512, so that a weight is by 2%.
             torch.testing.assert_close(got.double(), want, rtol=4e-2, atol=4e-2)
         else:
@@ -292,7 +293,7 @@ def test_runs_that_see_both_ways_or_not_from_the_first_key(
     together = cache.attend(queries, seeing=seeing, **options)
     for (row, start, q), (sees_all, first_key), got in zip(queries, seeing, together, strict=True):
         want = cache.reference(row, start, q, sees_all=sees_all, first_key=first_key, **options)
-        if dtype == torch.bfloat16 and backend.name in ("native (avx512_bf16)", "native (amx)"):
+        if rounds_queries(backend, dtype):
             torch.testing.assert_close(got.double(), want, rtol=4e-2, atol=4e-2)  # see above
         else:
             torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)

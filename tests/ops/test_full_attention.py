@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from octavo.ops import Backend, DistanceBias, PositionScores
+from tests.ops.conftest import rounds_queries
 
 
 def reference(query: Tensor, key: Tensor, value: Tensor, scale: float, bias: DistanceBias | None = None) -> Tensor:
@@ -49,7 +50,7 @@ def test_agrees_with_the_plain_formula(
     got = backend.full_attention(query, key, value, dim**-0.5, runs)
     assert got.dtype == dtype
     assert got.shape == (700, heads, value_dim)
-    pairs = dtype == torch.bfloat16 and backend.name in ("native (avx512_bf16)", "native (amx)")
+    pairs = dtype == torch.bfloat16 and rounds_queries(backend, dtype)
     tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 4e-2 if pairs else 1e-2}[dtype]
     for first, count, first_key, keys in runs:
         seen = slice(first_key, first_key + keys)
@@ -97,7 +98,7 @@ def test_scores_with_vectors_of_distances(
         return PositionScores(*given, numbers, reach)
 
     got = backend.full_attention(query, key, value, 0.2, runs, scores(slice(None)))
-    pairs = dtype == torch.bfloat16 and backend.name in ("native (avx512_bf16)", "native (amx)")
+    pairs = dtype == torch.bfloat16 and rounds_queries(backend, dtype)
     tolerance = 1e-5 if dtype == torch.float32 else 4e-2 if pairs else 1e-2
     for first, count, _, _ in runs:
         own, at = slice(first, first + count), torch.arange(count)

@@ -7,6 +7,7 @@ So it makes no difference to any bit whether one program goes over all splits, o
 `join_kernel` joins in the same order. Keys that a row does not see weigh zero, and leave all sums as they are.
 
 The number of QUERIES and KEYS follows from the layer and the dtypes alone (`attention_launch`), never from the batch.
+Kernels are not compiled anew for a batch's numbers, as Triton would for those that 16 divides.
 """
 
 import triton
@@ -157,7 +158,7 @@ def _put(pointer, rows, x, is_row, FIRST: tl.constexpr, WIDTH: tl.constexpr, DIM
     tl.store(place, rounded(x, pointer.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits", "part_rows"])
 def attend_kernel(
     query,
     keys,
@@ -331,7 +332,7 @@ def attend_kernel(
             _put(out, out_rows, mixed_rest / whole, is_row, VALUE_WIDTH, VALUE_REST, VALUE_DIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["part_rows"])
 def join_kernel(
     part_mixed,
     part_sums,

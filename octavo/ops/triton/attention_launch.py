@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.ops.plans import AttentionPlan
+from octavo.ops.plans import AttentionPlan, RecurrentPlan
 from octavo.ops.triton.launching import on_device, power_of_two
 
 MAX_DIM = 1024
@@ -70,23 +70,27 @@ class PlanTables:
     """The end of the last key that any query sees; of a plan that is filled in later, of any that it could."""
 
 
+def are_known(plan: AttentionPlan | RecurrentPlan) -> bool:
+    """Whether a plan's runs can be looked at: those of a step that is recorded are filled in later."""
+    return isinstance(plan.runs, list | tuple)
+
+
 def plan_tables(plan: AttentionPlan, tokens: int) -> PlanTables:
     """For tiles of at most so many tokens.
 
-    A plan with as many runs as tokens has runs of one token each, so that its runs need not be looked at: those of a
-    step that is recorded are filled in later. A run may have no token then, and is passed over.
+    A plan with as many runs as tokens has runs of one token each, so that its runs need not be looked at. In a recorded
+    step a run may have no token, and is passed over.
     """
     key = ("tiles", tokens)
     if key not in plan.memo:
         device, runs = plan.block_table.device, plan.run_table
-        listed = isinstance(plan.runs, list | tuple)
         if len(runs) == plan.num_tokens:
             numbers = torch.arange(len(runs), dtype=torch.int32, device=device)
             tiles = torch.stack([numbers, torch.zeros_like(numbers)], 1)
         else:
             tiles = cut([r.num_tokens for r in plan.runs], tokens).to(device)
         end = plan.block_table.shape[1] * plan.block_size
-        if listed:
+        if are_known(plan):
             end = max((r.start + r.num_tokens for r in plan.runs), default=0)
         plan.memo[key] = PlanTables(_runs(plan), tiles, end)
     tables: PlanTables = plan.memo[key]

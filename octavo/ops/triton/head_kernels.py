@@ -58,7 +58,7 @@ def _store(cache, x, slots, is_row, head, columns, HEADS: tl.constexpr, DIM: tl.
         tl.store(place[:, None] + columns[None, :], rounded(x, cache.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def store_kernel(
     x,
     cache,
@@ -81,7 +81,7 @@ def store_kernel(
     _store(cache, given, own, is_row, head, columns, HEADS, DIM, BLOCK)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def heads_kernel(
     qkv,
     row_stride,

@@ -11,7 +11,7 @@ SPLIT = tl.constexpr(512)
 """Keys of a program."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width"])
 def key_scores_kernel(
     query,
     weights,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from octavo.ops.paged_cache import KVCache
 from octavo.ops.plans import AttentionPlan, FullRun
 from octavo.ops.specs import AttentionSpec, DistanceBias, PositionScores
 from octavo.ops.triton import attention_kernel, attention_launch
-from octavo.ops.triton.attention_launch import PlanTables, Tiles, plan_tables, split_width, tiles_for
+from octavo.ops.triton.attention_launch import PlanTables, Tiles, are_known, plan_tables, split_width, tiles_for
 from octavo.ops.triton.launching import power_of_two
 from octavo.token_windows import Chunk, Window
 
@@ -159,7 +160,9 @@ def attend_stored(
     )
     compute = compute_dtype(cache.keys.dtype, dtype)
     held = _Keys(cache.keys, cache.values, plan.block_table, plan.block_size, spec.num_kv_heads, cache.dims, compute)
-    out = torch.zeros(rows, spec.num_heads, cache.dims[1], dtype=dtype, device=query.device)
+    fills = rows == plan.num_tokens and not plan.has_gaps and are_known(plan)
+    make = torch.empty if fills else torch.zeros
+    out = make(rows, spec.num_heads, cache.dims[1], dtype=dtype, device=query.device)
     sizes = tiles_for(*cache.dims, compute)
     tile_heads = min(spec.num_heads // spec.num_kv_heads, sizes.queries)
     if key_lists is not None:  # of one token each
@@ -233,6 +236,16 @@ def _launch(
         )
 
 
+@lru_cache(maxsize=16)
+def _full_tables(runs: tuple[FullRun, ...], tokens: int, device: torch.device) -> PlanTables:
+    """Of runs that see all of their keys, which an encoder's layers have in common."""
+    seen = [run for run in runs if run[1] and run[3]]
+    table = [(first, count, keys - count, first_key, keys, 0) for first, count, first_key, keys in seen]
+    tiles = attention_launch.cut([count for _, count, _, _ in seen], tokens)
+    of_runs = torch.tensor(table, dtype=torch.int64).view(-1, 6)
+    return PlanTables(of_runs.to(device), tiles.to(device), max((keys for *_, keys in seen), default=0))
+
+
 def full_attention(
     query: Tensor,
     key: Tensor,
@@ -246,14 +259,7 @@ def full_attention(
     out = torch.zeros(*query.shape[:2], value_dim, dtype=query.dtype, device=query.device)
     sizes = tiles_for(dim, value_dim, key.dtype)
     tile_heads = min(heads // kv_heads, sizes.queries)
-    seen = [run for run in runs if run[1] and run[3]]
-    table = [(first, count, keys - count, first_key, keys, 0) for first, count, first_key, keys in seen]
-    tiles = attention_launch.cut([run[1] for run in seen], sizes.queries // tile_heads)
-    tables = PlanTables(
-        torch.tensor(table, dtype=torch.int64).view(-1, 6).to(query.device),
-        tiles.to(query.device),
-        max((run[3] for run in seen), default=0),
-    )
+    tables = _full_tables(tuple(runs), sizes.queries // tile_heads, query.device)
     held = _Keys(key.contiguous(), value.contiguous(), None, 0, kv_heads, (dim, value_dim), key.dtype)
     scores = _Scores(scale, attention_kernel.FULL, 0, bias=bias)
     _launch(query, held, scores, tables, out, sizes, tile_heads)

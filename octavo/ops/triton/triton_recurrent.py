@@ -13,6 +13,7 @@ from octavo.ops.plans import DeltaInput, GatedRecurrenceInput, HeadScanInput, Re
 from octavo.ops.specs import DeltaSpec
 from octavo.ops.torch import TorchBackend
 from octavo.ops.triton import recurrent_kernels
+from octavo.ops.triton.attention_launch import are_known
 from octavo.ops.triton.launching import on_device, power_of_two, together
 
 CONVOLVED_CHANNELS = 128
@@ -43,7 +44,7 @@ def _table(plan: RecurrentPlan, x: Tensor) -> Tensor:
 
 def _longest(plan: RecurrentPlan, rows: int) -> int:
     """Tokens of the longest run; with as many runs as rows each has one, whatever a recorded step's runs are."""
-    if len(plan.table) == rows or not isinstance(plan.runs, list | tuple):
+    if len(plan.table) == rows or not are_known(plan):
         return 1
     return max((run.num_tokens for run in plan.runs), default=0)
 
