@@ -7,14 +7,39 @@ from typing import Any
 from octavo.errors import ConfigError, did_you_mean
 from octavo.option_types import as_mapping
 
-METHODS = ("ngram", "draft_model")
+METHODS = ("ngram", "draft_model", "mtp")
 NGRAM_NAMES = ("ngram", "[ngram]", "prompt_lookup")
+MTP_NAMES = (
+    "mtp",
+    "deepseek_mtp",
+    "ernie_mtp",
+    "glm4_moe_lite_mtp",
+    "glm4_moe_mtp",
+    "hy_v3_mtp",
+    "mimo_v2_mtp",
+    "qwen3_5_mtp",
+    "qwen3_next_mtp",
+)
+"""vLLM's names for the layers that checkpoints have: those of families that are here."""
+MTP_NOT_HERE = (
+    "bailing_hybrid_mtp",
+    "exaone4_5_mtp",
+    "exaone_moe_mtp",
+    "gemma4_mtp",
+    "glm_ocr_mtp",
+    "longcat_flash_mtp",
+    "mimo_mtp",
+    "minimax_m3_mtp",
+    "nemotron_h_mtp",
+    "pangu_ultra_moe_mtp",
+    "step3p5_mtp",
+)
+"""And of others."""
 NOT_HERE = (
     "eagle",
     "eagle3",
     "medusa",
     "mlp_speculator",
-    "mtp",
     "suffix",
     "ngram_gpu",
     "dflash",
@@ -44,7 +69,8 @@ class SpeculativeConfig:
     """What of speculation was asked for, checked."""
 
     method: str
-    """ngram: what followed the last tokens where they stood before (prompt lookup). draft_model: a smaller model."""
+    """ngram: what followed the last tokens where they stood before (prompt lookup). draft_model: a smaller model. mtp:
+    the layer that the model's checkpoint has for it (multi-token prediction)."""
     num_speculative_tokens: int
     """Most tokens that are guessed at a time."""
     model: str | None = None
@@ -59,8 +85,14 @@ class SpeculativeConfig:
     disable_by_batch_size: int | None = None
     """From how many running sequences on nothing is guessed."""
 
+    @property
+    def keeps_keys(self) -> bool:
+        """Whether who guesses has keys in the model's own blocks."""
+        return self.method in KEEP_KEYS
 
-DEFAULT_DRAFTS = {"ngram": 8, "draft_model": 4}
+
+KEEP_KEYS = ("mtp",)
+DEFAULT_DRAFTS = {"ngram": 8, "draft_model": 4, "mtp": 3}
 MOST = {
     "num_speculative_tokens": 256,
     "prompt_lookup_min": 1 << 16,
@@ -113,10 +145,11 @@ def _method(values: dict[str, Any], where: str) -> str:
     if method is None:
         method = "draft_model" if model is not None else None
     method = "ngram" if method in NGRAM_NAMES else method
-    known = " or ".join(METHODS)
+    method = "mtp" if method in MTP_NAMES else method
+    known = f"{', '.join(METHODS[:-1])} or {METHODS[-1]}"
     if method is None:
         raise ConfigError(f"{where} names no method: give one of {known}, or the model of draft_model.")
-    if method in NOT_HERE:
+    if method in (*NOT_HERE, *MTP_NOT_HERE):
         raise ConfigError(f"{where}: method={method!r} is not supported; give {known}.")
     if method not in METHODS:
         raise ConfigError(f"{where}: method={method!r} is unknown; give {known}.{did_you_mean(str(method), METHODS)}")

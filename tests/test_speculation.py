@@ -229,7 +229,7 @@ def test_in_two_stages(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     prompts = [prompt_of(c) for c in case["cases"]]
     expected = [bits(o) for o in load(case, tmp_path).generate(prompts, PARAMS, use_tqdm=False)]
     prophet = Prophet([one[0] for one in expected])
-    monkeypatch.setattr(local, "drafter_of", lambda loaded, args: prophet if loaded.backend.place.is_output else None)
+    monkeypatch.setattr(local, "drafter_of", lambda loaded, *_: prophet if loaded.backend.place.is_output else None)
     with stages_are_threads():
         llm = load(case, tmp_path, pipeline_parallel_size=2, max_num_batched_tokens=16, speculative_config=SPECULATION)
         always(llm.engine)
@@ -335,7 +335,9 @@ def test_prompt_lookup_finds_what_a_search_finds(prompt: list[int], answer: list
     ("config", "said"),
     [
         ({"method": "ngramm"}, "'ngramm' is unknown.* Did you mean ngram"),
-        ({"method": "eagle", "model": "x"}, "'eagle' is not supported; give ngram or draft_model"),
+        ({"method": "suffix"}, "'suffix' is not supported; give ngram, draft_model or mtp"),
+        ({"method": "longcat_flash_mtp"}, "'longcat_flash_mtp' is not supported; give ngram"),
+        ({"method": "mtp", "model": "x"}, "'mtp' takes no model"),
         ({"num_speculative_tokens": 3}, "names no method"),
         ({"method": "ngram", "model": "some/model"}, "takes no model"),
         ({"method": "draft_model"}, "needs a model"),
@@ -365,6 +367,10 @@ def test_spellings_of_options() -> None:
     assert EngineArgs("m", speculative_config=None).speculation is None
     with pytest.raises(ConfigError, match="spec_tokens=2 and speculative_config, with 3, contradict"):
         EngineArgs("m", speculative_config={"method": "ngram", "num_speculative_tokens": 3}, spec_tokens=2)
+    for method in ("mtp", "deepseek_mtp", "qwen3_next_mtp", "glm4_moe_mtp", "ernie_mtp"):
+        own = EngineArgs("m", speculative_config={"method": method}).speculation
+        assert own is not None
+        assert (own.method, own.num_speculative_tokens) == ("mtp", 3)
     with pytest.raises(ConfigError, match="generates no text"):
         EngineArgs("m", task="embed", speculative_config={"method": "ngram"})
 

@@ -52,7 +52,7 @@ _BY_KIND: dict[Kind, str] = {
     COUNT_OR_NONE: """global_attn_every_n_layers num_shared_experts moe_num_shared_experts
         moe_layer_start_index num_dense_layers num_experts num_local_experts n_routed_experts n_shared_experts
         num_experts_per_tok num_experts_per_token first_k_dense_replace max_window_layers expert_layer_offset
-        attn_layer_offset dense_attention_every_n_layers type_vocab_size conv_kernel_size
+        num_nextn_predict_layers attn_layer_offset dense_attention_every_n_layers type_vocab_size conv_kernel_size
         num_hash_layers interleave_moe_layer_step altup_active_idx""",
     integer(-1, MAX_COUNT): "moe_layer_end_index",
     integer(0, MAX_SIZE): "shared_intermediate_size index_topk_freq index_skip_topk_offset",

@@ -14,6 +14,7 @@ from octavo.architectures.deepseek_v2 import LATENT, latent_attention
 from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.latent_gguf import LATENT_PARTS, balances, latent_from_gguf
 from octavo.architectures.model_config import Config
+from octavo.architectures.mtp import after_layers
 from octavo.architectures.registry import architecture
 from octavo.errors import UnsupportedModelError
 from octavo.parts import CausalLM, Into, LatentAttention, PreNorm
@@ -55,14 +56,17 @@ def body(
     """Layers whose feed-forwards are of these types.
 
     Args:
-        attention: makes that of the layer of a given index, whose tensors `table` names; None for the usual one.
+        attention: makes that of the layer of a given index, and of one more, whose tensors `table` names; None for the
+            usual one.
     """
     if (scores := c.get("scoring_func", "sigmoid")) != "sigmoid":
         raise UnsupportedModelError(f"config.json: scoring_func {scores[:60]!r} is unknown here; it is sigmoid.")
     route = partial(sigmoid_route, c, c.routed_scaling_factor, c.norm_topk_prob, by_groups=True)
-    norm, mlp = rms_norm(c), by_layer(c, types, shared_experts(c, route, c.get("n_shared_experts", 0)))
+    norm, sparse = rms_norm(c), shared_experts(c, route, c.get("n_shared_experts", 0))
+    mlp = by_layer(c, types, sparse)
     if attention is None:
         attn = latent_attention(c, c.get("rope_interleave", True), EPS)
         attention = lambda i: attn()  # noqa: E731
     names = without_more_layers(c, DEEPSEEK_NAMES.replacing(table))
-    return decoder(c, norm, lambda i: PreNorm(norm, attn=attention(i), mlp=mlp[i]), names)
+    model = decoder(c, norm, lambda i: PreNorm(norm, attn=attention(i), mlp=mlp[i]), names)
+    return after_layers(model, c, norm, lambda: PreNorm(norm, attn=attention(c.num_hidden_layers), mlp=sparse()))

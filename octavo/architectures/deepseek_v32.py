@@ -93,14 +93,14 @@ def list_types(c: Config) -> list[str]:
     examples=("deepseek-ai/DeepSeek-V3.2-Exp", "deepseek-ai/DeepSeek-V3.2"),
 )
 def deepseek_v32(c: Config) -> CausalLM:
-    types = [OWN] * c.num_hidden_layers
+    types = [OWN] * (c.num_hidden_layers + 1)
     return body(c, feed_forward_types(c), sparse_attention(c, False, types), TABLE)
 
 
 @architecture("GlmMoeDsaForCausalLM", about="GLM-5", examples=("zai-org/GLM-5",))
 def glm_moe_dsa(c: Config) -> CausalLM:
     types = list_types(c)
-    model = body(c, feed_forward_types(c), sparse_attention(c, True, types), TABLE)
+    model = body(c, feed_forward_types(c), sparse_attention(c, True, [*types, OWN]), TABLE)
     unused = (INDEXER.replace("{i}", str(i)) for i, kind in enumerate(types) if kind == SHARED)
     model.names = model.names.leaving_out(*unused)
     return model

@@ -8,6 +8,7 @@ from octavo.architectures.decoder import attention, decoder, head_norms, rms_nor
 from octavo.architectures.deepseek import DEEPSEEK_NAMES
 from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader, input_biases
 from octavo.architectures.model_config import Config
+from octavo.architectures.mtp import after_layers
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope_settings import SLIDING, layer_type, layer_types
 from octavo.parts import CausalLM, PreNorm, QKTransform
@@ -18,14 +19,16 @@ def body(c: Config, out_bias: bool, has_norms: bool, window: int | list[int | No
     first = c.first_k_dense_replace if c.get("n_routed_experts") else c.num_hidden_layers
     types = [DENSE if i < first else SPARSE for i in range(c.num_hidden_layers)]
     route = partial(sigmoid_route, c, c.routed_scaling_factor, c.norm_topk_prob, by_groups=True)
-    norm, mlp = rms_norm(c), by_layer(c, types, shared_experts(c, route, c.get("n_shared_experts", 0)))
-    norms = head_norms(c)
+    norm, sparse = rms_norm(c), shared_experts(c, route, c.get("n_shared_experts", 0))
+    mlp, norms = by_layer(c, types, sparse), head_norms(c)
 
     def transform() -> QKTransform | None:
         return norms() if has_norms else None
 
     attn = attention(c, window=window, qk_transform=transform, bias=c.attention_bias, out_bias=out_bias)
-    return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp[i]), without_more_layers(c, DEEPSEEK_NAMES))
+    names, last = without_more_layers(c, DEEPSEEK_NAMES), c.num_hidden_layers - 1
+    model = decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp[i]), names)
+    return after_layers(model, c, norm, lambda: PreNorm(norm, attn=attn(last), mlp=sparse()))
 
 
 def _from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Hunyuan A13B and 3 (Tencent 2025), MiniMax-M2 (MiniMax 2025), ERNIE 4.5 MoE (Baidu 2025): many experts."""
+"""Hunyuan A13B and 3 (Tencent 2025) and MiniMax-M2 (MiniMax 2025): many experts."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,9 +15,10 @@ from octavo.architectures.decoder import (
     rms_norm,
     without_more_layers,
 )
-from octavo.architectures.deepseek import DEEPSEEK_NAMES, MoEWithShared
+from octavo.architectures.deepseek import MoEWithShared
 from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
+from octavo.architectures.mtp import MIMO, after_layers
 from octavo.architectures.registry import architecture
 from octavo.ops import RouterSpec
 from octavo.parts import CausalLM, Linear, PreNorm, QKNorm, RMSNorm, RotatedQKNorm, parameter, softmax_then_topk
@@ -45,11 +46,6 @@ MINIMAX_NAMES = NAMES.replacing(
         "model.layers.{i}.block_sparse_moe.experts.{e}.w2": EXPERTS + ".down",
     }
 )
-ERNIE_NAMES = DEEPSEEK_NAMES.replacing(
-    {
-        "model.layers.{i}.mlp.moe_statics.e_score_correction_bias": parameter(CHOICE_BIAS, lambda b: b.flatten()),
-    }
-).leaving_out("model.mtp_")
 
 
 def rotated_norms(c: Config) -> Callable[[], RotatedQKNorm]:
@@ -61,18 +57,6 @@ def rotated_norms(c: Config) -> Callable[[], RotatedQKNorm]:
 def _of_experts(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
     """The size of experts is the only one."""
     return {"intermediate_size": file.value("expert_feed_forward_length")}
-
-
-def _ernie_from_gguf(shared: dict[str, Any], file: GGUFHeader) -> dict[str, Any]:
-    return {
-        "use_bias": shared["attention_bias"],
-        "moe_k": file.value("expert_used_count"),
-        "moe_num_experts": file.value("expert_count"),
-        "moe_num_shared_experts": file.value("expert_shared_count", 0),
-        "moe_layer_start_index": file.value("leading_dense_block_count", 0),
-        "moe_layer_end_index": -1,
-        "moe_layer_interval": file.value("interleave_moe_layer_step", 1),
-    }
 
 
 @architecture(
@@ -114,9 +98,10 @@ def hy_v3(c: Config) -> CausalLM:
     attn = attention(c, qk_transform=head_norms(c), bias=bias, out_bias=bias)
     route = partial(sigmoid_route, c, c.router_scaling_factor)
     types = c.get("mlp_layer_types", [DENSE, *[SPARSE] * (c.num_hidden_layers - 1)])
-    mlp = by_layer(c, types, shared_experts(c, route, c.get("num_shared_experts", 0), c.mlp_bias), c.mlp_bias)
-    names = without_more_layers(c, HY_V3_NAMES)
-    return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp[i]), names)
+    sparse = shared_experts(c, route, c.get("num_shared_experts", 0), c.mlp_bias)
+    mlp, names = by_layer(c, types, sparse, c.mlp_bias), without_more_layers(c, HY_V3_NAMES)
+    model = decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp[i]), names)
+    return after_layers(model, c, norm, lambda: PreNorm(norm, attn=attn(0), mlp=sparse()), MIMO)
 
 
 @architecture(
@@ -136,23 +121,3 @@ def minimax_m2(c: Config) -> CausalLM:
     norm, mlp = rms_norm(c), moe(c, gated_mlp(c), c.num_local_experts, route)
     names = without_more_layers(c, MINIMAX_NAMES)
     return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp()), names)
-
-
-@architecture(
-    "Ernie4_5_MoeForCausalLM",
-    "Ernie4_5_MoEForCausalLM",
-    about="ERNIE 4.5 MoE",
-    examples=("baidu/ERNIE-4.5-21B-A3B-PT", "baidu/ERNIE-4.5-300B-A47B-PT"),
-    gguf=GGUFFormat("ernie4_5-moe", config=_ernie_from_gguf),
-)
-def ernie4_5_moe(c: Config) -> CausalLM:
-    bias, first, end = c.use_bias, c.moe_layer_start_index, c.moe_layer_end_index
-    last = c.num_hidden_layers - 1 if end == -1 else end
-    is_sparse = [first <= i <= last and (i + 1) % c.moe_layer_interval == 0 for i in range(c.num_hidden_layers)]
-    route = RouterSpec(c.moe_k, norm=1.0, min_norm=c.moe_norm_min, is_biased=True)
-    sparse = shared_experts(
-        c.replace(num_experts=c.moe_num_experts), lambda: route, c.get("moe_num_shared_experts", 0), bias
-    )
-    norm, mlp = rms_norm(c), by_layer(c, [SPARSE if each else DENSE for each in is_sparse], sparse, bias)
-    attn = attention(c, bias=bias, out_bias=bias, interleaved=True)
-    return decoder(c, norm, lambda i: PreNorm(norm, attn=attn(i), mlp=mlp[i]), ERNIE_NAMES, head_bias=bias)

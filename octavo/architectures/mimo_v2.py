@@ -6,9 +6,10 @@ from typing import Any
 from torch import Tensor
 
 from octavo.architectures.balanced_experts import DENSE, SPARSE, by_layer, shared_experts, sigmoid_route
-from octavo.architectures.decoder import NAMES, attention, decoder, rms_norm, without_more_layers
+from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp, rms_norm, without_more_layers
 from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
+from octavo.architectures.mtp import MIMO, beside
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope_settings import FULL, SLIDING, layer_types
 from octavo.parts import Attention, Batch, CausalLM, PreNorm, parameter
@@ -78,4 +79,14 @@ def mimo_v2_flash(c: Config) -> CausalLM:
     norm = rms_norm(c)
     mlp = by_layer(c, c.get("mlp_layer_types", [DENSE, *[SPARSE] * (count - 1)]), shared_experts(c, route, 0))
     names = without_more_layers(c, MIMO_NAMES)
-    return decoder(c, norm, lambda i: PreNorm(norm, attn=attn[types[i]](i), mlp=mlp[i]), names)
+    model = decoder(c, norm, lambda i: PreNorm(norm, attn=attn[types[i]](i), mlp=mlp[i]), names)
+    if SLIDING not in types:
+        return model
+    slides, begins = types.index(SLIDING), "model.mtp.layers.0."
+
+    def predictor() -> PreNorm:
+        return PreNorm(norm, attn=sliding(slides), mlp=gated_mlp(c)())
+
+    own = {begins + name: path for name, path in MIMO.items()}
+    renamed = {"post_attention_layernorm": "pre_mlp_layernorm"}
+    return beside(model, c, norm, predictor, "model.mtp.", begins, own, renamed=renamed)

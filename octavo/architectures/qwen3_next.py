@@ -10,6 +10,7 @@ from octavo.architectures.balanced_experts import STACKED_EXPERTS
 from octavo.architectures.decoder import attention, decoder, gated_mlp
 from octavo.architectures.mamba import drop_middle
 from octavo.architectures.model_config import Config
+from octavo.architectures.mtp import QWEN, beside
 from octavo.architectures.qwen2_moe import QWEN2_MOE_NAMES, MoEWithGatedShared
 from octavo.architectures.qwen3_next_gguf import gated_net_format
 from octavo.architectures.registry import architecture
@@ -76,7 +77,12 @@ def gated_body(c: Config, names: Names, joined: tuple[str, ...], mlp: Callable[[
         mixer = attn(i) if types[i] == "full_attention" else _delta_net(c, joined)
         return PreNorm(norm, attn=mixer, mlp=mlp(i))
 
-    return decoder(c, norm, layer, names)
+    model, last = decoder(c, norm, layer, names), c.num_hidden_layers - 1
+
+    def predictor() -> PreNorm:
+        return PreNorm(norm, attn=attn(last), mlp=mlp(last))
+
+    return beside(model, c, norm, predictor, "mtp.", "mtp.layers.0.", QWEN)
 
 
 def shared_experts(c: Config, renormalize: bool) -> MoEWithGatedShared:

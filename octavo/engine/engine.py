@@ -53,6 +53,8 @@ class Engine:
             shape.recurrent,
         )
         self.speculation = speculation(args)
+        self.cache.most_tokens = executor.info.max_model_len
+        self.cache.num_reread = int(self.speculation is not None and self.speculation.config.keeps_keys)
         self.step_clock = StepClock(self.scheduler.step_budget, self.speculation)
         max_model_len = min(executor.info.max_model_len, self.cache.longest_sequence(args.max_num_batched_tokens))
         if max_model_len < 2:
@@ -360,6 +362,10 @@ class Engine:
         request, completion = self._owner[sequence.seq_id]
         assert sequence.blocks is not None
         start, end = entry.start, entry.start + entry.num_tokens
+        chooses = completion is not None and end == len(sequence.tokens)
+        next_drafts = 0
+        if chooses and completion is not None and self.speculation is not None:
+            next_drafts = self.speculation.next_drafts(self.scheduler, entry, completion)
         step = SequenceStep(
             seq_id=sequence.seq_id,
             row=sequence.row,
@@ -374,9 +380,7 @@ class Engine:
             rewinds=sequence.rewinds,
         )
         if isinstance(request, GenerationRequest) and completion is not None:
-            step.num_samples = int(end == len(sequence.tokens))
-            if step.num_samples and self.speculation is not None:
-                step.next_drafts = self.speculation.next_drafts(completion)
+            step.num_samples, step.next_drafts = int(chooses), next_drafts
             # Only the first sequence reports the prompt, and not again what it reported before a preemption.
             reported = request.prompt_logprobs
             step.prompt_logprobs = reported is not None and completion.index == 0 and end >= len(reported)

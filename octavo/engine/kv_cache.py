@@ -122,6 +122,10 @@ class KVCacheManager:
         self._has_windows = any(window is not None for window in shape.windows)
         self.encoder_group, self.max_cross_rows = shape.encoder_group, shape.max_cross_rows
         self.prefix_caching = prefix_caching and bool(shape.windows)
+        self.most_tokens = 1 << 62
+        """Of a sequence, for which its tables have room."""
+        self.num_reread = 0
+        """How many of a cached prefix's last tokens are computed again, since a head reads what is made of them."""
         self.pool = BlockPool(shape.num_blocks)
 
     def longest_sequence(self, max_step: int) -> int:
@@ -217,7 +221,7 @@ class KVCacheManager:
 
     def _first_needed(self, window: Window | None, count: int) -> int:
         """The first of `count` full blocks that the token after them sees anything of; `count` if it sees nothing."""
-        return first_seen(window, count * self.block_size) // self.block_size
+        return first_seen(window, max(0, count * self.block_size - self.num_reread)) // self.block_size
 
     def _cuts_span(self, chain: HashChain, length: int) -> bool:
         """Whether what is left after `length` tokens begins in a span whose beginning a window would hide."""
@@ -227,6 +231,10 @@ class KVCacheManager:
     def _growing(self) -> list[tuple[int, Window | None]]:
         """Groups whose tables grow with a sequence, and their windows."""
         return [(g, w) for g, w in enumerate(self.windows) if g != self.encoder_group]
+
+    def first_computed(self, cached: int) -> int:
+        """Where a sequence begins to be computed whose first `cached` tokens are cached."""
+        return max(0, cached - self.num_reread)
 
     def extend(self, blocks: SequenceBlocks, num_computed: int, num_new: int) -> bool:
         """Blocks for `num_new` more tokens after `num_computed`; False, and nothing taken, where there are too few."""

@@ -206,6 +206,14 @@ class Scheduler:
         drafts = sequence.drafts[: max(0, room)]
         return drafts if drafts and self._extend(sequence, count + len(drafts)) else []
 
+    def look_ahead(self, entry: ScheduledSequence, count: int) -> bool:
+        """Blocks for `count` tokens after those of a step, for the keys of who guesses them; False where there are too
+        few, or a table is too short."""
+        blocks, num_new = entry.sequence.blocks, entry.num_rows + count
+        if blocks is None or entry.start + num_new > self.cache.most_tokens:
+            return False
+        return self.cache.extend(blocks, entry.start, num_new)
+
     def verified(self, entry: ScheduledSequence, token_ids: list[int]) -> None:
         """What a step gave, for a sequence that took part with drafts: how many of these it went on with.
 
@@ -244,14 +252,15 @@ class Scheduler:
             reads = sequence.read_prefix_cache
             cached = self.cache.find_prefix(blocks, sequence.chain, sequence.tokens) if reads else 0
             budget = max(1, budget - encoded)
-            count = min(len(sequence.tokens) - cached, budget)
+            start = self.cache.first_computed(cached)
+            count = min(len(sequence.tokens) - start, budget)
             if sequence.is_whole and count < len(sequence.tokens):
                 # One that is longer than the budget is computed by itself.
                 if scheduled:
                     self.cache.release(blocks)
                     return
                 count = len(sequence.tokens)
-            sequence.blocks, sequence.num_computed = blocks, cached
+            sequence.blocks, sequence.num_computed = blocks, start
             count = self._fit(sequence, count) if sequence.is_constrained else count
             if count < 1 or not self._extend(sequence, count):
                 self.cache.release(blocks)
@@ -264,7 +273,7 @@ class Scheduler:
             if sequence.num_preemptions == 0:
                 sequence.num_cached = cached
             self._run(sequence)
-            entry = scheduled[sequence.seq_id] = ScheduledSequence(sequence, count, cached, is_new=True)
+            entry = scheduled[sequence.seq_id] = ScheduledSequence(sequence, count, start, is_new=True)
             budget -= count
             started = True
             # What is computed in this step serves others that start in it: keys are written before any are read.

@@ -86,10 +86,13 @@ class Speculation:
         whole, more = self.costs.of(self._running)
         self._step = whole / max(1, self._running), more
 
-    def next_drafts(self, completion: Completion) -> int:
+    def next_drafts(self, scheduler: Scheduler, entry: ScheduledSequence, completion: Completion) -> int:
         """How many drafts are wanted of what follows the tokens that a step will choose."""
         room = completion.max_tokens - len(completion.token_ids) - 2  # beside the tokens before and after them
-        return max(0, min(self.most_drafts(completion.sequence), room))
+        count = max(0, min(self.most_drafts(completion.sequence), room))
+        if count and self.config.keeps_keys and not scheduler.look_ahead(entry, count):
+            return 0
+        return count
 
     def take(
         self, scheduler: Scheduler, entry: ScheduledSequence, completion: Completion, result: SequenceResult

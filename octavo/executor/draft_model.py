@@ -5,17 +5,15 @@ from dataclasses import dataclass, field
 
 from octavo.config import EngineArgs
 from octavo.errors import ConfigError, OctavoError
+from octavo.executor.draft_sampling import draft_sampling
 from octavo.executor.runner import ModelRunner
 from octavo.executor.sampling_state import SamplingState
 from octavo.executor.sequences import SequenceState
 from octavo.executor.step import SequenceResult, SequenceStart, SequenceStep
 from octavo.loading.model import LoadedModel, load_model
-from octavo.params import SamplingParams
 from octavo.parts import Recurrent
 from octavo.speculative_config import SpeculativeConfig
 
-SAME = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-"""Sampling values that the smaller model follows too, with the same draws: so it is right more often."""
 _OF_FILES = ("download_dir", "hub", "hf_token", "offline", "trust_remote_code")
 _OF_STEPS = ("device", "threads", "ops", "max_num_seqs", "max_num_batched_tokens", "max_model_len")
 TAKEN = (*_OF_FILES, *_OF_STEPS, "block_size", "kv_cache_memory", "kv_cache_dtype")
@@ -123,9 +121,9 @@ class DraftModel:
         if max(start.prompt_token_ids, default=0) >= self._num_embeddings:
             self._drafts[start.seq_id] = None
             return None
-        params = SamplingParams(**{name: getattr(state.sampling.params, name) for name in SAME})
-        sampling = SamplingState(params, state.sampling.seed, start.prompt_token_ids, frozenset())
-        own = SequenceState(SequenceStart(start.seq_id, start.prompt_token_ids, sampling=params), sampling=sampling)
+        sampling = draft_sampling(state)
+        told = SequenceStart(start.seq_id, start.prompt_token_ids, sampling=sampling.params)
+        own = SequenceState(told, sampling=sampling)
         draft = self._drafts[start.seq_id] = _Draft(own, sampling, self._free_rows.pop())
         return draft
 

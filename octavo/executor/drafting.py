@@ -2,12 +2,16 @@
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
 
 from octavo.config import EngineArgs
 from octavo.errors import ConfigError
 from octavo.executor.draft_model import DraftModel
+from octavo.executor.head_drafting import HeadDrafter, is_wanted
 from octavo.executor.prompt_lookup import PromptLookup
+from octavo.executor.runner import ModelRunner
 from octavo.executor.sequences import SequenceState
 from octavo.executor.step import SequenceResult, SequenceStep
 from octavo.loading.model import LoadedModel
@@ -25,7 +29,27 @@ class Drafter(Protocol):
         ...
 
 
-def drafter_of(loaded: LoadedModel, args: EngineArgs) -> Drafter | None:
+@runtime_checkable
+class HiddenDrafter(Drafter, Protocol):
+    """A Drafter that reads what the model has made of tokens."""
+
+    def read(
+        self,
+        steps: Sequence[SequenceStep],
+        states: Sequence[SequenceState],
+        results: Sequence[SequenceResult],
+        hidden: Tensor,
+    ) -> None:
+        """Take in a step, before anything is asked of what follows it: every step of the model.
+
+        Args:
+            steps, states, results: of the step's sequences.
+            hidden: `[rows, hidden_size]` of its tokens and guesses, in their order; of the caller, who overwrites it.
+        """
+        ...
+
+
+def drafter_of(loaded: LoadedModel, args: EngineArgs, runner: ModelRunner) -> Drafter | None:
     """The drafter that `args` ask for; None for none, and on ranks that choose no tokens.
 
     Raises ConfigError for a model that generates nothing, and for a draft model that cannot be loaded or is of another
@@ -40,7 +64,7 @@ def drafter_of(loaded: LoadedModel, args: EngineArgs) -> Drafter | None:
         return None
     if config.method == "ngram":
         return PromptLookup(config.prompt_lookup_min, config.prompt_lookup_max)
-    return DraftModel(loaded, args, config)
+    return DraftModel(loaded, args, config) if config.method == "draft_model" else HeadDrafter(loaded, runner)
 
 
 def propose(
@@ -51,11 +75,7 @@ def propose(
     results: Sequence[SequenceResult],
 ) -> None:
     """Put drafts into the `results` of those sequences for which some are wanted."""
-    wanted = [
-        (i, step.next_drafts)
-        for i, step in enumerate(steps)
-        if step.next_drafts and results[i].token_ids and results[i].error is None and not results[i].ended
-    ]
+    wanted = [(i, step.next_drafts) for i, step in enumerate(steps) if is_wanted(step, results[i])]
     if not wanted:
         return
     made = drafter.propose([states[i] for i, _ in wanted], [count for _, count in wanted])

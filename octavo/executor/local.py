@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from octavo.config import EngineArgs
-from octavo.executor.drafting import drafter_of, propose
+from octavo.executor.drafting import HiddenDrafter, drafter_of, propose
 from octavo.executor.grammar import GrammarCompiler
 from octavo.executor.pooling import Pooling
 from octavo.executor.runner import ModelRunner
@@ -32,7 +32,7 @@ class LocalExecutor:
         self.sequences = SequenceStates(
             grammars, Pooling(self.info.task, loaded.model, self.info.pooling), self.runner.adapters
         )
-        self.drafter = drafter_of(loaded, args)
+        self.drafter = drafter_of(loaded, args, self.runner)
         self._steps: deque[Step] = deque()
         self._processors: dict[int, Sequence[LogitsProcessor]] = {}
 
@@ -58,6 +58,8 @@ class LocalExecutor:
         if step.sequences:
             states = [self.sequences[s.seq_id] for s in step.sequences]
             results = self.runner.execute(step.sequences, states)
+            if isinstance(self.drafter, HiddenDrafter):
+                self.drafter.read(step.sequences, states, results, self.runner.hidden)
             if self.drafter is not None:
                 propose(self.drafter, self.info.vocab_size, step.sequences, states, results)
             self.sequences.keep_late(states)

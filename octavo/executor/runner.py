@@ -77,6 +77,8 @@ class ModelRunner:
         self._scores = TokenScores(args.logprobs_mode)
         processors = batch_logits(args, loaded.info, self.backend, shape.num_blocks)
         self.chooser = Chooser(self.backend, processors, self._scores)
+        self.hidden = torch.empty(0, self.model.hidden_size)
+        """`[rows, hidden_size]` of the last step's tokens, after the last norm."""
         self._kept: dict[int, list[Tensor]] = {}
         """By row, the states of fixed size before its last step, if that had drafts."""
         self._recorded_with_adapters = (
@@ -115,6 +117,7 @@ class ModelRunner:
         if self.model.media is not None:
             self._fail_without_rows(steps, states, results)
         count = sum(len(s.token_ids) for s in steps)
+        self.hidden = hidden[:count]
         if not self.backend.finite(hidden[:count]):
             self._fail_non_finite(hidden[:count], self.batches.decoder_batch(steps, states, slots), steps, results)
         if not self.model.stage.is_last:
@@ -297,8 +300,10 @@ class ModelRunner:
                 result.error = NOT_FINITE_HERE
             for view, group in zip(batch.states, self.caches.group_of, strict=True):
                 if isinstance(view, PagedView) and group != self.shape.encoder_group:
-                    # Whole blocks, however a block is laid out: none that is still to be filled is shared.
-                    blocks = view.plan.slot_mapping[rows] // self.shape.block_size
+                    # Whole blocks, however a block is laid out: none that is still to be filled is shared. The block
+                    # of a token that is there already, and computed again for what a head reads of it, is.
+                    again = self.model.draft_head is not None and step.is_new and step.start > 0
+                    blocks = view.plan.slot_mapping[rows.start + again : rows.stop] // self.shape.block_size
                     view.cache.clear(blocks)
             self._forget_encoder(step, batch)
             self._zero(step.row)

@@ -35,13 +35,22 @@ class StepBatches:
         self._feature_rows = feature_rows
 
     def decoder_batch(
-        self, steps: Sequence[SequenceStep], states: Sequence[SequenceState], slots: list[int] | None
+        self,
+        steps: Sequence[SequenceStep],
+        states: Sequence[SequenceState],
+        slots: list[int] | None,
+        first_key: int = 0,
     ) -> Batch:
-        """The tokens of a step's sequences, one after the other; `slots` are those of their adapters."""
+        """The tokens of a step's sequences, one after the other.
+
+        Args:
+            slots: those of their adapters.
+            first_key: the first place of a sequence that its tokens see anything of.
+        """
         tokens: list[int] = []
         runs = []
         for step in steps:
-            runs.append(SequenceRun(len(tokens), len(step.token_ids), step.start, step.row))
+            runs.append(SequenceRun(len(tokens), len(step.token_ids), step.start, step.row, first_key=first_key))
             tokens += step.token_ids
         count = len(tokens)
         counts = [r.num_tokens for r in runs]
@@ -121,7 +130,8 @@ class StepBatches:
         """A plan for each group of block tables."""
         plans = []
         for group, (table, window) in enumerate(zip(self._tables, self._shape.windows, strict=True)):
-            seen = cross_runs(runs, states)[0] if group == self._shape.encoder_group else cut_at_spans(runs, states)
+            is_cross = group == self._shape.encoder_group
+            seen = cross_runs(runs, states)[0] if is_cross else cut_at_spans(runs, states)
             plans.append(self._backend.plan_attention(seen, table, self._shape.block_size, window, count))
         return plans
 

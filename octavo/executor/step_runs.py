@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def cut_at_spans(runs: Sequence[SequenceRun], states: Sequence[SequenceState]) -
         starts = sorted(edges)
         for start, stop in itertools.pairwise(starts):
             row = run.first_row + start - run.start
-            cut.append(SequenceRun(row, stop - start, start, run.table_row, edges[start]))
+            cut.append(replace(run, first_row=row, num_tokens=stop - start, start=start, sees_all=edges[start]))
     return cut
 
 

@@ -17,6 +17,7 @@ from octavo.errors import CheckpointError, ConfigError, UnsupportedModelError, s
 from octavo.files import read_json
 from octavo.loading.checkpoint import Checkpoint, open_checkpoint, sound_config
 from octavo.loading.cross_encoder_files import pair_template
+from octavo.loading.draft_heads import take_predictor
 from octavo.loading.formats import WeightFormat, WeightsBeside
 from octavo.loading.head_files import NAMES as HEAD_NAMES
 from octavo.loading.head_files import token_heads
@@ -121,6 +122,8 @@ def load_model(args: EngineArgs, place: RankPlace = ALONE, link: RankLink = NO_L
         model.drop_head()
         if checkpoint.gguf is None:
             sentences, weights = _with_modules(checkpoint, model)
+    elif args.speculation is not None and args.speculation.method == "mtp" and task == "generate":
+        take_predictor(model, checkpoint)
     media = _media(args, checkpoint, model.hidden_size)
     if media is not None and not media.open_kinds:
         model.drop_media()

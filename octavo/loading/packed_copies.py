@@ -156,13 +156,18 @@ def packed_copy(
         key = {
             "files": [_file_state(path) for path in _files(checkpoint)],
             "config": hashlib.blake2b(_text(checkpoint.config.values).encode()).hexdigest(),
-            "asked": [task, args.load_format, repr(precision), type(checkpoint.weights).__name__],
+            "asked": [task, args.load_format, repr(precision), type(checkpoint.weights).__name__, _has_predictor(args)],
             "octavo": [__version__, backend.packed_layout, *_code_state()],
         }
         return PackedCopy(copies_folder(), _text(key), backend, limit)
     except (OSError, RuntimeError) as error:  # no home folder
         log.info("packed weights are not kept: %s", error)
         return None
+
+
+def _has_predictor(args: EngineArgs) -> bool:
+    """Whether the model's weights are more than those of its layers."""
+    return args.speculation is not None and args.speculation.method == "mtp"
 
 
 def make_room(folder: Path, left: int, keep: Path | None = None) -> None:

@@ -12,6 +12,7 @@ from octavo.config import PoolerConfig
 from octavo.errors import ConfigError
 from octavo.ops import Backend, PackedLinear
 from octavo.parts.batch import Batch, CrossBatch, EncoderBatch
+from octavo.parts.draft_head import DraftHead, Predictor
 from octavo.parts.embedding import Embedding
 from octavo.parts.encoder import CrossAttention
 from octavo.parts.linear_layer import Linear
@@ -90,6 +91,9 @@ class CausalLM(nn.Module):
         self.pooled: nn.Module | None = None
         self.token_heads: TokenHeads | None = None
         self.media: MediaTower | None = None
+        self.predictor: Predictor | None = None
+        """Of the head that its checkpoints have for guessing tokens; None where they have none, or it is not read."""
+        self.draft_head: DraftHead | None = None
         self.tied_if_absent = tied_if_absent
         self.pooling = PoolerConfig()
         """How rows become one answer, as far as the architecture says it."""
@@ -315,6 +319,11 @@ class CausalLM(nn.Module):
         self.score = score
         self.names = self.names.extended(names)
         return self
+
+    def guess_with(self, head: DraftHead) -> None:
+        """Have a head's keys lie with those of the layers. The model itself computes as without it."""
+        self.draft_head = head
+        self._number_states()
 
     def with_media(self, tower: MediaTower, names: Mapping[str, str | Into], text: str = "") -> Self:
         """Have `tower` make rows of media; it lies at `media`.

@@ -188,6 +188,11 @@ class Names:
         """This table for checkpoints that have more than the model: what begins so is none of it."""
         return Names(self.table, self.ignored, self.prefix, self.spellings, (*self.beside, *beginnings))
 
+    def taking(self, table: Mapping[str, str | Into], begins: str, ignored: tuple[str, ...]) -> "Names":
+        """This table for a model that has what it leaves out elsewhere: tensors that begin so, named by `table`."""
+        beside = tuple(name for name in self.beside if not begins.startswith(name))
+        return Names({**table, **self.table}, (*self.ignored, *ignored), self.prefix, self.spellings, beside)
+
     def replacing(self, table: Mapping[str, str | Into]) -> "Names":
         """This table with other entries for the parameters, or parts of them, that `table` has names for."""
         paths = [into.path for into in Names(table).table.values()]

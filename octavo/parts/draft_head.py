@@ -1,0 +1,81 @@
+"""Heads that guess the tokens after the next one from what the model has made of those before: MTP layers, EAGLE."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from octavo.ops import Backend
+from octavo.parts.batch import Batch
+from octavo.parts.linear_layer import Linear
+from octavo.parts.names import Into, Names
+from octavo.parts.norms import norm_rows
+
+
+class DraftHead(nn.Module):
+    """`layer(project([embed_norm(e), hidden_norm(h)]))` of a token's embedding and the hidden row of the one before it.
+
+    A multi-token prediction layer (DeepSeek-AI 2024, section 2.2). What it makes of a row, normed, goes through the
+    model's own head, which gives the token that follows; and it stands for the hidden row of its token, which is not
+    computed yet, where further tokens are guessed. Its keys lie where those of the model's layers do, at the place of
+    the row's token: they depend on no token after it.
+
+    Args:
+        hidden_size: of both rows.
+        layer: the family's own decoder layer.
+        embed_norm, hidden_norm: of the two rows; None for none.
+        norm: before the head; None for none.
+        carries_norm: whether the next row is guessed from the normed result.
+        bias: whether the projection has one.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        layer: nn.Module,
+        *,
+        embed_norm: nn.Module | None,
+        hidden_norm: nn.Module | None,
+        norm: nn.Module | None,
+        carries_norm: bool = True,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.embed_norm, self.hidden_norm = embed_norm, hidden_norm
+        self.project = Linear(2 * hidden_size, hidden_size, bias)
+        self.layer, self.norm = layer, norm
+        self.carries_norm = carries_norm
+
+    def prepare(self, backend: Backend) -> None:
+        self._side_by_side = backend.side_by_side
+
+    def forward(self, embedded: Tensor, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Rows for the model's head, and in place of hidden rows: `[rows, hidden_size]` each.
+
+        Args:
+            embedded: `[rows, hidden_size]` of the batch's tokens.
+            hidden: `[rows, hidden_size]` of the tokens before them, after the model's last norm.
+            batch: the rows' places.
+        """
+        e = embedded if self.embed_norm is None else norm_rows(self.embed_norm, embedded, batch)
+        h = hidden if self.hidden_norm is None else norm_rows(self.hidden_norm, hidden, batch)
+        x: Tensor = self.layer(self.project(self._side_by_side(e, h), batch), batch)
+        normed = x if self.norm is None else norm_rows(self.norm, x, batch)
+        return normed, normed if self.carries_norm else x
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """The head that a family's checkpoints have beside the model, which is made only where it is asked for."""
+
+    make: Callable[[], DraftHead]
+    table: Mapping[str, str | Into]
+    """Published names of its tensors to paths in the model, where it is `draft_head`."""
+    begins: str
+    """How the published names of its tensors begin."""
+    ignored: tuple[str, ...] = ()
+    """Those of them that it has from the model: the token table, the head."""
+
+    def names(self, names: Names) -> Names:
+        """A model's table with the head's tensors."""
+        return names.taking(self.table, self.begins, self.ignored)
