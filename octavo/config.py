@@ -239,10 +239,11 @@ class EngineArgs:
         {},
         "guess tokens ahead and compute them together, which changes no answer, as JSON: "
         """'{"method": "ngram"}' looks for what was written before, '{"model": NAME}' asks a smaller model, """
-        """'{"method": "mtp"}' the layer that the checkpoint has for it; num_speculative_tokens is how many at most""",
+        """'{"method": "mtp"}' the layer that the checkpoint has for it, eagle, eagle3 and medusa a head; """
+        "num_speculative_tokens is how many at most",
         short="-sc",
     )
-    spec_method: str | None = option(None, "method of speculative_config: ngram, draft_model or mtp")
+    spec_method: str | None = option(None, "method of speculative_config: ngram, draft_model, mtp, eagle, medusa ...")
     spec_model: str | None = option(None, "model of speculative_config")
     spec_tokens: int | None = option(None, "num_speculative_tokens of speculative_config")
     logits_processors: list[Any] | None = option(
@@ -385,7 +386,7 @@ def _join_speculation(args: EngineArgs) -> None:
         setattr(args, name, None)
     if args.speculative_config:
         speculative_config(args.speculative_config, ", ".join(["speculative_config", *short]))
-        if args.speculation is not None and args.speculation.keeps_keys and args.num_ranks > 1:
+        if args.speculation is not None and args.speculation.reads_hidden and args.num_ranks > 1:
             raise ConfigError(
                 f"speculative_config: method={args.speculation.method!r} is computed by one process; leave "
                 "tensor_parallel_size and pipeline_parallel_size out, or give ngram or draft_model."

@@ -7,7 +7,7 @@ from typing import Any
 from octavo.errors import ConfigError, did_you_mean
 from octavo.option_types import as_mapping
 
-METHODS = ("ngram", "draft_model", "mtp")
+METHODS = ("ngram", "draft_model", "mtp", "eagle", "eagle3", "medusa")
 NGRAM_NAMES = ("ngram", "[ngram]", "prompt_lookup")
 MTP_NAMES = (
     "mtp",
@@ -17,6 +17,7 @@ MTP_NAMES = (
     "glm4_moe_mtp",
     "hy_v3_mtp",
     "mimo_v2_mtp",
+    "nemotron_h_mtp",
     "qwen3_5_mtp",
     "qwen3_next_mtp",
 )
@@ -30,15 +31,11 @@ MTP_NOT_HERE = (
     "longcat_flash_mtp",
     "mimo_mtp",
     "minimax_m3_mtp",
-    "nemotron_h_mtp",
     "pangu_ultra_moe_mtp",
     "step3p5_mtp",
 )
 """And of others."""
 NOT_HERE = (
-    "eagle",
-    "eagle3",
-    "medusa",
     "mlp_speculator",
     "suffix",
     "ngram_gpu",
@@ -70,11 +67,12 @@ class SpeculativeConfig:
 
     method: str
     """ngram: what followed the last tokens where they stood before (prompt lookup). draft_model: a smaller model. mtp:
-    the layer that the model's checkpoint has for it (multi-token prediction)."""
+    the layer that the model's checkpoint has for it (multi-token prediction). eagle, eagle3: a head of a folder of its
+    own, which reads what the model makes of tokens. medusa: such heads, one for each token."""
     num_speculative_tokens: int
     """Most tokens that are guessed at a time."""
     model: str | None = None
-    """The smaller model, as `model` names one."""
+    """The smaller model, or the head, as `model` names one."""
     revision: str | None = None
     quantization: str | None = None
     dtype: str = "auto"
@@ -90,9 +88,23 @@ class SpeculativeConfig:
         """Whether who guesses has keys in the model's own blocks."""
         return self.method in KEEP_KEYS
 
+    @property
+    def reads_hidden(self) -> bool:
+        """Whether who guesses reads what the model makes of tokens."""
+        return self.method in HEADS
 
-KEEP_KEYS = ("mtp",)
-DEFAULT_DRAFTS = {"ngram": 8, "draft_model": 4, "mtp": 3}
+    @property
+    def is_of_folder(self) -> bool:
+        """Whether that is a head of a folder of its own."""
+        return self.method in HEADS and self.method in OF_FOLDERS
+
+
+KEEP_KEYS = ("mtp", "eagle", "eagle3")
+HEADS = ("mtp", "eagle", "eagle3", "medusa")
+"""Methods that read what the model makes of tokens."""
+OF_FOLDERS = ("draft_model", "eagle", "eagle3", "medusa")
+"""Methods that need a model, or a head, of a folder of its own."""
+DEFAULT_DRAFTS = {"ngram": 8, "draft_model": 4, "mtp": 3, "eagle": 4, "eagle3": 4, "medusa": 4}
 MOST = {
     "num_speculative_tokens": 256,
     "prompt_lookup_min": 1 << 16,
@@ -128,6 +140,8 @@ def speculative_config(given: Any, where: str = "speculative_config") -> Specula
     for key in ("model", "revision", "quantization", "dtype"):
         if key in values and not isinstance(values[key], str):
             raise ConfigError(f"{where}: {key}={values[key]!r} must be a text.")
+    if method in HEADS and (given := next((key for key in ("quantization", "dtype") if key in values), None)):
+        raise ConfigError(f"{where}: {given}={values[given]!r}: a head is held as the model is; leave it out.")
     config = SpeculativeConfig(**values)
     if config.prompt_lookup_min > config.prompt_lookup_max:
         raise ConfigError(
@@ -153,7 +167,7 @@ def _method(values: dict[str, Any], where: str) -> str:
         raise ConfigError(f"{where}: method={method!r} is not supported; give {known}.")
     if method not in METHODS:
         raise ConfigError(f"{where}: method={method!r} is unknown; give {known}.{did_you_mean(str(method), METHODS)}")
-    if (method == "draft_model") != (values.get("model") is not None):
-        what = "needs a model to draft with" if method == "draft_model" else "takes no model"
+    if (method in OF_FOLDERS) != (values.get("model") is not None):
+        what = "needs a model to draft with" if method in OF_FOLDERS else "takes no model"
         raise ConfigError(f"{where}: method={method!r} {what}.")
     return str(method)

@@ -9,6 +9,8 @@ from torch import Tensor
 Weights = Mapping[str, Tensor]
 Layer = Callable[[Tensor, Tensor], Tensor]
 """Of rows `[tokens, hidden_size]` at positions `[tokens]`, each of which sees those before it."""
+Head = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Rows of embeddings, hidden rows and positions to rows for the vocabulary, and in place of hidden rows."""
 
 
 def rms(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
@@ -112,30 +114,73 @@ def qwen3_next_layer(c: Mapping[str, Any], w: Weights, at: str) -> Layer:
     return layer
 
 
-def deepseek(c: Mapping[str, Any], w: Weights) -> tuple[Callable[[Tensor, Tensor, Tensor], Tensor], Tensor]:
-    """DeepSeek-V3's section 2.2: rows of embeddings, hidden rows and positions to normed rows; and the head."""
+def deepseek(c: Mapping[str, Any], w: Weights) -> Head:
+    """DeepSeek-V3's section 2.2."""
     at = f"model.layers.{c['num_hidden_layers']}."
     layer = deepseek_layer(c, w, at)
 
-    def head(e: Tensor, h: Tensor, positions: Tensor) -> Tensor:
+    def head(e: Tensor, h: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         both = torch.cat([rms(e, w[f"{at}enorm.weight"]), rms(h, w[f"{at}hnorm.weight"])], -1)
-        return rms(layer(both @ w[f"{at}eh_proj.weight"].T, positions), w[f"{at}shared_head.norm.weight"])
+        x = rms(layer(both @ w[f"{at}eh_proj.weight"].T, positions), w[f"{at}shared_head.norm.weight"])
+        return x, x
 
-    return head, w["lm_head.weight"]
+    return head
 
 
-def qwen3_next(c: Mapping[str, Any], w: Weights) -> tuple[Callable[[Tensor, Tensor, Tensor], Tensor], Tensor]:
+def qwen3_next(c: Mapping[str, Any], w: Weights) -> Head:
     layer = qwen3_next_layer(c, w, "mtp.layers.0.")
 
-    def head(e: Tensor, h: Tensor, positions: Tensor) -> Tensor:
+    def head(e: Tensor, h: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         e, h = rms(e, 1 + w["mtp.pre_fc_norm_embedding.weight"]), rms(h, 1 + w["mtp.pre_fc_norm_hidden.weight"])
-        return rms(layer(torch.cat([e, h], -1) @ w["mtp.fc.weight"].T, positions), 1 + w["mtp.norm.weight"])
+        x = rms(layer(torch.cat([e, h], -1) @ w["mtp.fc.weight"].T, positions), 1 + w["mtp.norm.weight"])
+        return x, x
 
-    return head, w["lm_head.weight"]
+    return head
+
+
+def llama_layer(c: Mapping[str, Any], w: Weights, at: str) -> tuple[Layer, Callable[[Tensor], Tensor]]:
+    """Attention and feed-forward, without norms and sums."""
+    heads, kv_heads, size = (c[k] for k in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+
+    def attention(x: Tensor, positions: Tensor) -> Tensor:
+        q, k, v = (
+            (x @ w[f"{at}self_attn.{name}_proj.weight"].T).view(len(x), count, size)
+            for name, count in (("q", heads), ("k", kv_heads), ("v", kv_heads))
+        )
+        q, k = rotated(q, positions, c["rope_theta"]), rotated(k, positions, c["rope_theta"])
+        return attended(q, k, v) @ w[f"{at}self_attn.o_proj.weight"].T
+
+    return attention, lambda x: gated(rms(x, w[f"{at}post_attention_layernorm.weight"]), w, f"{at}mlp.")
+
+
+def eagle(c: Mapping[str, Any], w: Weights) -> Head:
+    """EAGLE's sections 3.1 and 4.1: what it makes of a row is in place of the hidden row after the last norm."""
+    attention, mlp = llama_layer(c, w, "layers.0.")
+
+    def head(e: Tensor, h: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.cat([e, h], -1) @ w["fc.weight"].T
+        x = x + attention(x, positions)
+        x = x + mlp(x)
+        return x, x
+
+    return head
+
+
+def eagle3(c: Mapping[str, Any], w: Weights) -> Head:
+    """EAGLE-3's section 3: rows of several depths go through `fc` before they come here."""
+    attention, mlp = llama_layer(c, w, "midlayer.")
+
+    def head(e: Tensor, h: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        both = torch.cat([rms(e, w["midlayer.input_layernorm.weight"]), rms(h, w["midlayer.hidden_norm.weight"])], -1)
+        x = h + attention(both, positions)
+        x = x + mlp(x)
+        return rms(x, w["norm.weight"]), x
+
+    return head
 
 
 def guesses(
-    head: Callable[[Tensor, Tensor, Tensor], Tensor],
+    head: Head,
     to_vocabulary: Tensor,
     table: Tensor,
     tokens: list[int],
@@ -149,9 +194,9 @@ def guesses(
     made, margins = list[int](), list[float]()
     for _ in range(count):
         given = tokens[1:] + made
-        rows = head(table[given], hidden, torch.arange(1, len(given) + 1, dtype=torch.float64))
-        best = (rows[-1] @ to_vocabulary.T).topk(2)
+        rows, carried = head(table[given], hidden, torch.arange(1, len(given) + 1, dtype=torch.float64))
+        best = (rows[-1] @ to_vocabulary.T).nan_to_num(-torch.inf).topk(2)  # tokens that a head has not are nan
         made.append(int(best.indices[0]))
         margins.append(float(best.values[0] - best.values[1]))
-        hidden = torch.cat([hidden, rows[-1:]])
+        hidden = torch.cat([hidden, carried[-1:]])
     return made, margins

@@ -295,6 +295,12 @@ def test_nothing_is_guessed_where_it_costs_more_than_it_gives() -> None:
     for _ in range(40):  # who is wrong for long tries again some time
         speculation.most_drafts(dear)
     assert dear.draft_rate > before
+    for _ in range(100):  # to guess one takes as long as a step
+        speculation.drafted(2, 2.0)
+    assert speculation.most_drafts(cheap) == 0
+    for _ in range(200):  # nobody has guessed for long
+        speculation.drafted(0, 0.0)
+    assert speculation.most_drafts(cheap) == 6
     small = Speculation(speculative_config({"method": "ngram", "disable_by_batch_size": 2}))
     small.stepped([one, one], 1.0)
     assert small.most_drafts(cheap) == 0
@@ -335,7 +341,7 @@ def test_prompt_lookup_finds_what_a_search_finds(prompt: list[int], answer: list
     ("config", "said"),
     [
         ({"method": "ngramm"}, "'ngramm' is unknown.* Did you mean ngram"),
-        ({"method": "suffix"}, "'suffix' is not supported; give ngram, draft_model or mtp"),
+        ({"method": "suffix"}, "'suffix' is not supported; give ngram, draft_model, mtp, eagle, eagle3 or medusa"),
         ({"method": "longcat_flash_mtp"}, "'longcat_flash_mtp' is not supported; give ngram"),
         ({"method": "mtp", "model": "x"}, "'mtp' takes no model"),
         ({"num_speculative_tokens": 3}, "names no method"),

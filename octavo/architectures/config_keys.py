@@ -39,7 +39,7 @@ from octavo.architectures.config_kinds import (
 _BY_KIND: dict[Kind, str] = {
     LAYERS: "num_hidden_layers image_num_layers n_layer n_layers num_layers decoder_layers encoder_layers layers depth"
     " num_global_layers num_decoder_layers",
-    COUNT: """num_expert_group linear_num_heads num_global_key_value_heads top_k_experts
+    COUNT: """medusa_num_heads num_expert_group linear_num_heads num_global_key_value_heads top_k_experts
         relative_attention_num_buckets relative_attention_max_distance moe_k moe_layer_interval num_attention_heads
         num_res_blocks image_num_heads scale_factor attention_heads max_num_tiles n_head n_heads num_key_value_heads
         num_kv_heads n_head_kv multi_query_group_num encoder_attention_heads decoder_attention_heads kv_n_heads
@@ -49,7 +49,7 @@ _BY_KIND: dict[Kind, str] = {
         linear_num_key_heads linear_num_value_heads full_attention_interval cross_attention_frequency
         spatial_pool_stride spatial_merge_size tokens_per_second temporal_patch_size stack_factor conv_groups
         index_n_heads hc_mult hc_sinkhorn_iters o_groups compress_rate_csa compress_rate_hca altup_num_inputs""",
-    COUNT_OR_NONE: """global_attn_every_n_layers num_shared_experts moe_num_shared_experts
+    COUNT_OR_NONE: """medusa_num_layers global_attn_every_n_layers num_shared_experts moe_num_shared_experts
         moe_layer_start_index num_dense_layers num_experts num_local_experts n_routed_experts n_shared_experts
         num_experts_per_tok num_experts_per_token first_k_dense_replace max_window_layers expert_layer_offset
         num_nextn_predict_layers attn_layer_offset dense_attention_every_n_layers type_vocab_size conv_kernel_size
@@ -64,6 +64,7 @@ _BY_KIND: dict[Kind, str] = {
         image_emb_dim image_mlp_dim vision_output_dim n_embd n_embed d_model intermediate_size n_inner ffn_dim
         encoder_ffn_dim decoder_ffn_dim ffn_hidden_size ff_intermediate_size moe_intermediate_size
         shared_expert_intermediate_size head_dim kv_channels vocab_size padded_vocab_size word_embed_proj_dim
+        draft_vocab_size truncated_vocab_size
         kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim state_size mamba_d_state rotary_dim
         blocksparse_block_size blocksparse_num_local_blocks blocksparse_vert_stride image_size patch_size in_channels
         num_positions num_query_tokens encoder_hidden_size num_channels query_num n_queries output_dim width embed_dim
@@ -78,7 +79,8 @@ _BY_KIND: dict[Kind, str] = {
     WINDOW: "attention_chunk_size sliding_window_size local_attention sliding_window window_length",
     TOKEN: "image_token_id video_token_id audio_token_id decoder_start_token_id pad_token_id bos_token_id",
     TOKENS: "eos_token_id",
-    FLAG: """linear_heads_in_turn linear_qkv_apart attention_k_eq_v use_double_wide_mlp enable_moe_block
+    FLAG: """norm_before_residual use_aux_hidden_state original_lm_head medusa_fc_bias
+        linear_heads_in_turn linear_qkv_apart attention_k_eq_v use_double_wide_mlp enable_moe_block
         classifier_bias norm_bias indexer_rope_interleave
         share_encoder_decoder_embeddings scale_decoder_outputs logn_attention_scale prenorm parallel_block use_rms_norm
         causal mlp_fc1_bias mlp_fc2_bias qkv_proj_bias rotary_emb_interleaved attention_out_bias
@@ -96,7 +98,7 @@ _BY_KIND: dict[Kind, str] = {
         projectors_bias use_mem_rope use_shared_attention_adapter use_long_context rope_interleave double_latent
         use_hd_transform with_learnable_separator relative_attention position_biased_input share_att_key
         linear_allow_neg_eigval is_matryoshka altup_correct_scale""",
-    TEXT: """classifier_pooling feed_forward_proj hybrid_override_pattern scoring_func
+    TEXT: """mtp_hybrid_override_pattern classifier_pooling feed_forward_proj hybrid_override_pattern scoring_func
         score_func qk_norm_type model_type problem_type sbert_ce_default_activation_function layer_norm_type
         hd_transform_order position_embedding_type topk_method attn_type rope_type type dtype torch_dtype
         vision_encoder norm_rel_ebd""",
@@ -119,12 +121,13 @@ _BY_KIND: dict[Kind, str] = {
     BASE: """compress_rope_theta global_rope_theta local_rope_theta rope_theta rotary_emb_base rope_embedding_base
         rope_local_base_freq base""",
     SHARE: "downsample_ratio partial_rotary_factor rotary_pct rope_pct rope_percent rotary_emb_fraction",
-    OBJECT: """compress_rates per_layer_config sentence_transformers rope_scaling rope_parameters attn_config
+    OBJECT: """eagle_config
+        compress_rates per_layer_config sentence_transformers rope_scaling rope_parameters attn_config
         ffn_config ffn_act_fn rotary id2label attention ffn text_config llm_config vision_config qformer_config visual
         slice_config moe audio_config embd_layer linear_attn_config img_processor vision_backbone vq_config
         vocabulary_map""",
     OBJECTS: "block_configs",
-    INDICES: """full_attn_idxs full_attn_layers attn_layer_indices hybrid_layer_ids
+    INDICES: """eagle_aux_hidden_state_layer_ids full_attn_idxs full_attn_layers attn_layer_indices hybrid_layer_ids
         cross_attention_layers intermediate_layers_indices attention_layers expert_layers mlp_only_layers bskcn_1
         bskcn_2 bskcn_3 bskcn_4 moe_layers fullatt_block_indexes deepstack_visual_indexes""",
     GRIDS: "supported_aspect_ratios",
@@ -136,7 +139,8 @@ _BY_KIND: dict[Kind, str] = {
     LIMITS: "time_step_limit",
     numbers(-1e6, 1e6): "ssm_multipliers mlp_multipliers",
     FACTORS: "short_factor long_factor factors",
-    KINDS: "layer_types mlp_layer_types layers_block_type block_types architectures classifier_from_token",
+    KINDS: """mtp_layers_block_type layer_types mlp_layer_types layers_block_type block_types architectures
+        classifier_from_token""",
     integers(0, 1): "no_rope_layers",
     numbers(0.0, 0.999999): "activation_sparsity_pattern",
     either(FLAG, COUNT_OR_NONE): "attn_temperature_tuning",  # a number in Llama 4's first configs

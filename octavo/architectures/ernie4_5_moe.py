@@ -8,7 +8,7 @@ from octavo.architectures.deepseek import DEEPSEEK_NAMES
 from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.hy_v3 import CHOICE_BIAS
 from octavo.architectures.model_config import Config
-from octavo.architectures.mtp import ERNIE, beside
+from octavo.architectures.mtp import ERNIE, Published, beside
 from octavo.architectures.registry import architecture
 from octavo.ops import RouterSpec
 from octavo.parts import CausalLM, PreNorm, parameter
@@ -56,4 +56,4 @@ def ernie4_5_moe(c: Config) -> CausalLM:
     def predictor() -> PreNorm:
         return PreNorm(norm, attn=attn(0), mlp=gated_mlp(c, bias)())
 
-    return beside(model, c, norm, predictor, "model.mtp_", "model.mtp_block.0.", ERNIE, last_norm=model.norm)
+    return beside(model, c, norm, predictor, Published("model.mtp_", "model.mtp_block.0.", ERNIE), model.norm)

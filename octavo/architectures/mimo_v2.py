@@ -9,7 +9,7 @@ from octavo.architectures.balanced_experts import DENSE, SPARSE, by_layer, share
 from octavo.architectures.decoder import NAMES, attention, decoder, gated_mlp, rms_norm, without_more_layers
 from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.model_config import Config
-from octavo.architectures.mtp import MIMO, beside
+from octavo.architectures.mtp import MIMO, Published, beside
 from octavo.architectures.registry import architecture
 from octavo.architectures.rope_settings import FULL, SLIDING, layer_types
 from octavo.parts import Attention, Batch, CausalLM, PreNorm, parameter
@@ -89,4 +89,4 @@ def mimo_v2_flash(c: Config) -> CausalLM:
 
     own = {begins + name: path for name, path in MIMO.items()}
     renamed = {"post_attention_layernorm": "pre_mlp_layernorm"}
-    return beside(model, c, norm, predictor, "model.mtp.", begins, own, renamed=renamed)
+    return beside(model, c, norm, predictor, Published("model.mtp.", begins, own, renamed))

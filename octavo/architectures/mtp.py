@@ -4,17 +4,16 @@ A family says which of its layers it is; norms and the projection around it are 
 several, the first is read.
 """
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from octavo.architectures.decoder import MORE_LAYERS
 from octavo.architectures.model_config import Config
-from octavo.parts import CausalLM, Into
-from octavo.parts.draft_head import DraftHead, Predictor
+from octavo.parts import CausalLM, Into, PreNorm
+from octavo.parts.draft_head import DraftHead, LayerChain, Predictor
 
-NOTHING: Mapping[str, str] = MappingProxyType({})
 HEAD = "draft_head."
 STEM, PLACE = "layers.{i}.", HEAD + "layer."
 DEEPSEEK = {
@@ -40,6 +39,20 @@ SHARED = ("embed_tokens.*", "shared_head.head.*", "shared_head.weight")
 """Copies of the model's own table and head."""
 
 
+@dataclass(frozen=True)
+class Published:
+    """Where a checkpoint has the layer."""
+
+    begins: str
+    """How the names of all of it begin."""
+    layer: str
+    """How those of the layer's own tensors do."""
+    own: Mapping[str, str]
+    """Names of norms and projection, and where these go."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Names that the model's layers have, and what the layer has for the same."""
+
+
 def after_layers(
     model: CausalLM,
     c: Config,
@@ -51,7 +64,8 @@ def after_layers(
     if not c.get("num_nextn_predict_layers"):
         return model
     begins = f"model.layers.{c.num_hidden_layers}."
-    return beside(model, c, norm, layer, begins, begins, {begins + name: path for name, path in own.items()})
+    published = Published(begins, begins, {begins + name: path for name, path in own.items()})
+    return beside(model, c, norm, layer, published)
 
 
 def beside(
@@ -59,33 +73,53 @@ def beside(
     c: Config,
     norm: Callable[[], nn.Module],
     layer: Callable[[], nn.Module],
-    begins: str,
-    layer_begins: str,
-    own: Mapping[str, str],
-    *,
+    published: Published,
     last_norm: nn.Module | None = None,
-    renamed: Mapping[str, str] = NOTHING,
 ) -> CausalLM:
     """`model`, which may be given the layer that its checkpoints have beside it.
 
     Args:
         norm, layer: make a norm of rows, and the layer.
-        begins, layer_begins: how the published names of all of it begin, and those of the layer's tensors.
-        own: published names of norms and projection.
+        published: where it is.
         last_norm: in place of one of its own.
-        renamed: names of the layer's modules, and those that the model's layers have for the same.
     """
 
     def make() -> DraftHead:
         last = norm() if last_norm is None else last_norm
         return DraftHead(c.hidden_size, layer(), embed_norm=norm(), hidden_norm=norm(), norm=last)
 
-    table: dict[str, str | Into] = dict(own)
-    for published, into in model.names.table.items():
-        name = published.partition(STEM)[2]
+    begins, layer_begins = published.begins, published.layer
+    table: dict[str, str | Into] = dict(published.own)
+    for key, into in model.names.table.items():
+        name = key.partition(STEM)[2]
         if name and into.path.startswith(STEM):
-            table[layer_begins + renamed.get(name, name)] = into.with_path(PLACE + into.path.removeprefix(STEM))
-    further = tuple(f"{layer_begins.removesuffix('0.')}{i}.*" for i in range(1, MORE_LAYERS))
-    shared = tuple(begins + name for name in SHARED)
-    model.predictor = Predictor(make, table, begins, shared + further if layer_begins.endswith(".0.") else shared)
+            named = published.renamed.get(name, name)
+            table[layer_begins + named] = into.with_path(PLACE + into.path.removeprefix(STEM))
+    ignored = tuple(begins + name for name in SHARED)
+    if layer_begins.endswith(".0."):
+        ignored += tuple(f"{layer_begins.removesuffix('0.')}{i}.*" for i in range(1, MORE_LAYERS))
+    model.predictor = Predictor(make, table, begins, ignored)
+    return model
+
+
+def in_chain(
+    model: CausalLM, c: Config, norm: Callable[[], nn.Module], pieces: Sequence[Callable[[], nn.Module]]
+) -> CausalLM:
+    """`model`, whose layers are of one piece each; its predictor is several of them, named `mtp.layers` (Nemotron-H).
+
+    The first has the norms of what is read beside it, the last one that of what it gives.
+    """
+
+    def make() -> DraftHead:
+        chain = LayerChain([PreNorm(norm, mixer=piece()) for piece in pieces])
+        return DraftHead(c.hidden_size, chain, embed_norm=norm(), hidden_norm=norm(), norm=norm())
+
+    last = len(pieces) - 1
+    table: dict[str, str | Into] = {f"mtp.layers.0.{k}": DEEPSEEK[k] for k in ("enorm", "hnorm", "eh_proj")}
+    table[f"mtp.layers.{last}.final_layernorm"] = HEAD + "norm"
+    for key, into in model.names.table.items():
+        name = key.partition(STEM)[2]
+        if name and into.path.startswith(STEM):
+            table[f"mtp.layers.{{i}}.{name}"] = into.with_path(PLACE + into.path)
+    model.predictor = Predictor(make, table, "mtp.")
     return model

@@ -10,8 +10,9 @@ from octavo.architectures.decoder import attention, decoder
 from octavo.architectures.gguf_format import GGUFFormat, GGUFHeader
 from octavo.architectures.mamba2 import SHORT, layer_kinds, mamba2_mixer, mamba_from_gguf, mixer_names, mixer_undo
 from octavo.architectures.model_config import Config
+from octavo.architectures.mtp import in_chain
 from octavo.architectures.registry import architecture
-from octavo.errors import CheckpointError
+from octavo.errors import CheckpointError, UnsupportedModelError
 from octavo.ops import Backend, RouterSpec
 from octavo.parts import MLP, Batch, CausalLM, Linear, Mamba2Sizes, MoE, Names, PreNorm, RMSNorm, parameter, stacked
 
@@ -134,4 +135,13 @@ def nemotron_h(c: Config) -> CausalLM:
     }
     if unknown := set(kinds) - set(make):
         raise CheckpointError(f"config.json: {min(unknown)[:60]!r} is no kind of layer of this model.")
-    return decoder(c, norm, lambda i: PreNorm(norm, mixer=make[kinds[i]](i)), NEMOTRON_H_NAMES)
+    model = decoder(c, norm, lambda i: PreNorm(norm, mixer=make[kinds[i]](i)), NEMOTRON_H_NAMES)
+    if not c.get("num_nextn_predict_layers"):
+        return model
+    letters: str = c.get("mtp_hybrid_override_pattern", "*E")
+    more = layer_kinds(c.get("mtp_layers_block_type") or [LETTERS.get(letter, letter) for letter in letters])
+    if unknown := set(more) - {"full_attention", "moe", "mlp"}:
+        raise UnsupportedModelError(
+            f"config.json: {min(unknown)[:60]!r} is no layer that predicts further tokens here."
+        )
+    return in_chain(model, c, norm, [partial(make[kind], 0) for kind in more])

@@ -10,7 +10,7 @@ from octavo.architectures.balanced_experts import STACKED_EXPERTS
 from octavo.architectures.decoder import attention, decoder, gated_mlp
 from octavo.architectures.mamba import drop_middle
 from octavo.architectures.model_config import Config
-from octavo.architectures.mtp import QWEN, beside
+from octavo.architectures.mtp import QWEN, Published, beside
 from octavo.architectures.qwen2_moe import QWEN2_MOE_NAMES, MoEWithGatedShared
 from octavo.architectures.qwen3_next_gguf import gated_net_format
 from octavo.architectures.registry import architecture
@@ -82,7 +82,7 @@ def gated_body(c: Config, names: Names, joined: tuple[str, ...], mlp: Callable[[
     def predictor() -> PreNorm:
         return PreNorm(norm, attn=attn(last), mlp=mlp(last))
 
-    return beside(model, c, norm, predictor, "mtp.", "mtp.layers.0.", QWEN)
+    return beside(model, c, norm, predictor, Published("mtp.", "mtp.layers.0.", QWEN))
 
 
 def shared_experts(c: Config, renormalize: bool) -> MoEWithGatedShared:

@@ -321,7 +321,9 @@ class Engine:
             raise
         self.media_seconds += done.media_seconds
         scheduled = self.scheduler.collected()
-        self.step_clock.collected(scheduled, done.media_seconds)
+        self.step_clock.collected(scheduled, done.media_seconds, done.draft_seconds)
+        if self.speculation is not None:
+            self.speculation.drafted(sum(len(result.drafts) for result in done.sequences), done.draft_seconds)
         return scheduled, done
 
     def _lose_steps(self) -> None:

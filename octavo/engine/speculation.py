@@ -71,6 +71,8 @@ class Speculation:
         self.costs = StepCosts()
         self._step = 1.0, PRIOR_COST
         """Seconds of the last step for each of its tokens, and of a row more."""
+        self.draft_seconds = 0.0
+        """What it takes to guess a token."""
         self.num_drafts = 0
         """How often a sequence had drafts."""
         self.num_draft_tokens = 0
@@ -85,6 +87,14 @@ class Speculation:
             self.costs.add(sum(entry.num_rows for entry in scheduled), seconds)
         whole, more = self.costs.of(self._running)
         self._step = whole / max(1, self._running), more
+
+    def drafted(self, count: int, seconds: float) -> None:
+        """So many tokens were guessed, in this time. Where none are, because they cost too much, some are again later:
+        the first ones of a draft model, which reads a prompt for them, tell little of the others."""
+        if count:
+            self.draft_seconds += LEARNS * (seconds / count - self.draft_seconds)
+        else:
+            self.draft_seconds -= RECOVERS * self.draft_seconds
 
     def next_drafts(self, scheduler: Scheduler, entry: ScheduledSequence, completion: Completion) -> int:
         """How many drafts are wanted of what follows the tokens that a step will choose."""
@@ -119,8 +129,8 @@ class Speculation:
         if limit is not None and self._running >= limit:
             return 0
         seconds, more = self._step
-        count, likely = 0, sequence.draft_rate
-        while count < self.config.num_speculative_tokens and likely * seconds > more:
+        count, likely, costs = 0, sequence.draft_rate, more + self.draft_seconds
+        while count < self.config.num_speculative_tokens and likely * seconds > costs:
             count += 1
             likely *= sequence.draft_rate
         if not count:

@@ -39,11 +39,12 @@ class StepClock:
         if num_in_flight == 1:
             self._since = self.clock()
 
-    def collected(self, scheduled: Sequence[ScheduledSequence], apart: float) -> None:
-        """The oldest step is computed; so many seconds of it are no matter of its tokens."""
+    def collected(self, scheduled: Sequence[ScheduledSequence], apart: float, drafting: float = 0.0) -> None:
+        """The oldest step is computed; so many seconds of it are no matter of its tokens, and so many went to guesses
+        at what follows them."""
         since, self._since = self._since, self.clock()
         seconds = self._since - since - apart
         if self.budget is not None:
             self.budget.took(sum(entry.num_rows for entry in scheduled), seconds)
         if self.speculation is not None:
-            self.speculation.stepped(scheduled, seconds)
+            self.speculation.stepped(scheduled, seconds - drafting)

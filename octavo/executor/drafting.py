@@ -10,6 +10,7 @@ from octavo.config import EngineArgs
 from octavo.errors import ConfigError
 from octavo.executor.draft_model import DraftModel
 from octavo.executor.head_drafting import HeadDrafter, is_wanted
+from octavo.executor.medusa_drafting import MedusaDrafter
 from octavo.executor.prompt_lookup import PromptLookup
 from octavo.executor.runner import ModelRunner
 from octavo.executor.sequences import SequenceState
@@ -44,7 +45,8 @@ class HiddenDrafter(Drafter, Protocol):
 
         Args:
             steps, states, results: of the step's sequences.
-            hidden: `[rows, hidden_size]` of its tokens and guesses, in their order; of the caller, who overwrites it.
+            hidden: `[rows, values]` of its tokens and guesses, in their order, as `CausalLM.read_rows` has them; of the
+                caller, who overwrites it.
         """
         ...
 
@@ -64,7 +66,11 @@ def drafter_of(loaded: LoadedModel, args: EngineArgs, runner: ModelRunner) -> Dr
         return None
     if config.method == "ngram":
         return PromptLookup(config.prompt_lookup_min, config.prompt_lookup_max)
-    return DraftModel(loaded, args, config) if config.method == "draft_model" else HeadDrafter(loaded, runner)
+    if config.method == "draft_model":
+        return DraftModel(loaded, args, config)
+    if loaded.medusa is not None:
+        return MedusaDrafter(loaded.medusa, loaded.backend)
+    return HeadDrafter(loaded, runner)
 
 
 def propose(

@@ -47,6 +47,12 @@ def is_wanted(step: SequenceStep, result: SequenceResult) -> bool:
     return bool(step.next_drafts and result.token_ids) and result.error is None and not result.ended
 
 
+def rows_without_adapters(rows: Tensor) -> Batch:
+    """What a product needs to know of `rows`, which no adapter changes."""
+    empty = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+    return Batch(empty, empty, empty, len(rows), [])
+
+
 class HeadDrafter:
     """A Drafter with a DraftHead, on the rank that chooses tokens. It reads all that the model does.
 
@@ -73,6 +79,7 @@ class HeadDrafter:
     ) -> None:
         """See HiddenDrafter."""
         with torch.inference_mode(), self._backend.computing():
+            hidden = self._head.combined(hidden, rows_without_adapters(hidden))
             fills, owners, rows, first = list[SequenceStep](), list[SequenceState](), list[Tensor](), 0
             for step, state, result in zip(steps, states, results, strict=True):
                 own = hidden[first : first + len(step.token_ids)]
@@ -102,8 +109,9 @@ class HeadDrafter:
         begin, at = reading.done, reading.done - 1 - step.start
         rows = hidden[max(0, at) : stop - 1 - step.start]
         if at < 0:
-            assert at == -1
-            assert reading.before is not None
+            if at < -1 or reading.before is None:  # a step has failed that it should have read
+                self.end([step.seq_id])
+                return None
             rows = torch.cat([reading.before, rows])
         reading.done, reading.made = stop, None
         reading.before = None if wanted else hidden[end - 1 - step.start : end - step.start].clone()
@@ -174,7 +182,9 @@ class HeadDrafter:
     def _choose(self, readings: Sequence[_Reading]) -> list[int | None]:
         """The token that follows each one's last; None, and no further guesses, where numbers overflowed."""
         rows = torch.cat([reading.made[0] for reading in readings if reading.made is not None])
-        logits = self._model.logits(rows, self._no_adapters(len(rows)))
+        batch = rows_without_adapters(rows)
+        own = self._head.logits(rows, batch)
+        logits = self._model.logits(rows, batch) if own is None else own
         tokens = [choice.token_id for choice in sample(logits, [r.sampling for r in readings], self._backend)]
         for reading, token in zip(readings, tokens, strict=True):
             if token is None:
@@ -182,10 +192,6 @@ class HeadDrafter:
             else:
                 reading.sampling.output_token_ids.append(token)
         return tokens
-
-    def _no_adapters(self, count: int) -> Batch:
-        empty = torch.zeros(count, dtype=torch.int64, device=self._backend.device)
-        return Batch(empty, empty, empty, count, [])
 
     def _guess_on(self, states: Sequence[SequenceState], drafts: Sequence[list[int]]) -> None:
         """Have the head read the newest guess of each, in place of whose hidden row is what it made before."""

@@ -1,5 +1,6 @@
 """The model in this process."""
 
+import time
 from collections import deque
 from collections.abc import Sequence
 
@@ -54,22 +55,29 @@ class LocalExecutor:
             for seq_id in step.ended if self._processors else ():
                 self._processors.pop(seq_id, None)
         self.runner.feature_rows.drop(step.dropped)
-        results: list[SequenceResult] = []
+        results, draft_seconds = list[SequenceResult](), 0.0
         if step.sequences:
             states = [self.sequences[s.seq_id] for s in step.sequences]
             results = self.runner.execute(step.sequences, states)
             if isinstance(self.drafter, HiddenDrafter):
                 self.drafter.read(step.sequences, states, results, self.runner.hidden)
             if self.drafter is not None:
+                start = time.perf_counter()
                 propose(self.drafter, self.info.vocab_size, step.sequences, states, results)
+                draft_seconds = time.perf_counter() - start
             self.sequences.keep_late(states)
         seconds, self.runner.feature_rows.seconds = self.runner.feature_rows.seconds, 0.0
         if not self.sequences.waits:
-            return StepResult(results, refused=refused, media_seconds=seconds)
+            return StepResult(results, refused=refused, media_seconds=seconds, draft_seconds=draft_seconds)
         ready, more = self.sequences.collect(not step.sequences)
         late = self.sequences.take_on_time()
         return StepResult(
-            results, self.runner.chooser.choose_late(late) if late else [], ready, refused + more, seconds
+            results,
+            self.runner.chooser.choose_late(late) if late else [],
+            ready,
+            refused + more,
+            seconds,
+            draft_seconds,
         )
 
     def _start(self, step: Step) -> list[SequenceResult]:

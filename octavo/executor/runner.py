@@ -78,7 +78,7 @@ class ModelRunner:
         processors = batch_logits(args, loaded.info, self.backend, shape.num_blocks)
         self.chooser = Chooser(self.backend, processors, self._scores)
         self.hidden = torch.empty(0, self.model.hidden_size)
-        """`[rows, hidden_size]` of the last step's tokens, after the last norm."""
+        """`[rows, values]` that a head reads of the last step's tokens."""
         self._kept: dict[int, list[Tensor]] = {}
         """By row, the states of fixed size before its last step, if that had drafts."""
         self._recorded_with_adapters = (
@@ -108,16 +108,17 @@ class ModelRunner:
             self._encode(steps, states, slots)
         recorded = self._run_recorded(steps, states, slots)
         if recorded is not None and self._decode_batch is not None:
-            batch, (hidden, projected) = self._decode_batch, recorded
+            batch, (hidden, projected, *read) = self._decode_batch, recorded
         else:
             projected = None
             batch = self.batches.decoder_batch(steps, states, slots)
             hidden = self.model(batch)
+            read = [*self.model.read_rows(hidden, batch)]
         results = [SequenceResult(s.seq_id, error=state.error) for s, state in zip(steps, states, strict=True)]
         if self.model.media is not None:
             self._fail_without_rows(steps, states, results)
         count = sum(len(s.token_ids) for s in steps)
-        self.hidden = hidden[:count]
+        self.hidden = read[0][:count] if len(read) == 1 else torch.cat([rows[:count] for rows in read], 1)
         if not self.backend.finite(hidden[:count]):
             self._fail_non_finite(hidden[:count], self.batches.decoder_batch(steps, states, slots), steps, results)
         if not self.model.stage.is_last:
@@ -164,8 +165,9 @@ class ModelRunner:
             result.error = result.error or self.feature_rows.error(step, state)
             result.non_finite = result.error is not None and bool(step.encodes)  # nothing of it may be found again
 
-    def _decode(self, inputs: DecodeInputs) -> tuple[Tensor, Tensor]:
-        """Hidden states `[rows, hidden_size]` and what the head makes of them, `[rows, vocab]`, if it is here."""
+    def _decode(self, inputs: DecodeInputs) -> tuple[Tensor, ...]:
+        """Hidden states `[rows, hidden_size]`, what the head makes of them, `[rows, vocab]`, if it is here, and what
+        a head that guesses reads of the step."""
         states = self.batches.views(inputs.attention, inputs.recurrent if self.shape.recurrent else None)
         rows, adapters = len(inputs.tokens), inputs.adapters
         batch = Batch(
@@ -173,7 +175,8 @@ class ModelRunner:
         )
         self._decode_batch = self._decode_batch or batch
         hidden = self.model(batch)
-        return hidden, self.model.project(hidden, batch) if self.model.stage.is_last else hidden
+        projected = self.model.project(hidden, batch) if self.model.stage.is_last else hidden
+        return hidden, projected, *self.model.read_rows(hidden, batch)
 
     def _encode(self, steps: Sequence[SequenceStep], states: Sequence[SequenceState], slots: list[int] | None) -> None:
         """Make the rows of features that are new in a step, those of sequences of one adapter together."""

@@ -141,3 +141,5 @@ class StepResult(msgspec.Struct, tag=True):
     """Sequences that cannot be computed at all, and why."""
     media_seconds: float = 0.0
     """How long towers took."""
+    draft_seconds: float = 0.0
+    """How long it took to guess what follows, beside what the model's step took."""

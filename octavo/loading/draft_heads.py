@@ -1,10 +1,33 @@
 """Heads that guess tokens from a model's hidden rows: which are read, and from where."""
 
-import torch
+from pathlib import Path
 
-from octavo.errors import ConfigError
+import torch
+from torch import nn
+
+from octavo.architectures import find_architecture
+from octavo.architectures.eagle import NAMES, eagle, eagle3
+from octavo.architectures.medusa import MedusaHeads, medusa
+from octavo.architectures.model_config import Config
+from octavo.config import EngineArgs
+from octavo.errors import CheckpointError, ConfigError, OctavoError
+from octavo.files import read_json
 from octavo.loading.checkpoint import Checkpoint, sound_config
+from octavo.loading.formats import WeightFormat, folder_format
+from octavo.loading.head_files import PickledFile
+from octavo.loading.model_files import find_model
+from octavo.loading.precision import Precision
+from octavo.loading.weight_loader import WeightLoader
+from octavo.ops import Backend
 from octavo.parts import CausalLM
+from octavo.parts.draft_head import DraftHead
+from octavo.parts.eagle3_head import Eagle3Head
+from octavo.parts.weight_slots import Role, WeightSlot, weight_slots
+
+OF_FILES = ("download_dir", "hub", "hf_token", "offline", "trust_remote_code")
+"""Options by which a model's files are found."""
+AUTHORS_FILE = "medusa_lm_head.pt"
+"""Where Medusa's authors store heads."""
 
 
 def take_predictor(model: CausalLM, checkpoint: Checkpoint) -> None:
@@ -20,8 +43,95 @@ def take_predictor(model: CausalLM, checkpoint: Checkpoint) -> None:
     if model.predictor is None:
         raise ConfigError(
             f"speculative_config: method='mtp': {checkpoint.architecture.name} with this config.json has no layer that "
-            "predicts further tokens. Give method='ngram', or the model of draft_model."
+            "predicts further tokens, or none that is read here. Give method='ngram', or the model of draft_model."
         )
     with sound_config(checkpoint.files.path, checkpoint.config), torch.device("meta"):
         model.guess_with(model.predictor.make())
     model.names = model.predictor.names(model.names)
+
+
+class HeadCheckpoint(nn.Module):
+    """What a head's own folder fills: the head alone."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.draft_head = head
+
+    def weight_slots_in(self, dtype: torch.dtype, round_media: bool = False) -> dict[str, WeightSlot]:
+        """See CausalLM."""
+        slots = weight_slots(self)
+        for path, slot in slots.items():
+            if path.startswith(("draft_head.head.", "draft_head.heads.")):
+                slot.role = Role.HEAD
+        return slots
+
+    def does_without(self, path: str) -> bool:
+        """See CausalLM: the model's own head may be stored beside it."""
+        return path == "draft_head.head.weight"
+
+
+def load_head(
+    model: CausalLM, args: EngineArgs, precision: Precision, backend: Backend
+) -> tuple[MedusaHeads | None, int]:
+    """Load the head of a folder of its own: a model takes one whose keys lie with its layers'; Medusa's is returned.
+
+    Returns how many bytes its weights take, too. Raises ConfigError, which says what is wrong, for a head that is not
+    there, or of another model.
+    """
+    config = args.speculation
+    assert config is not None
+    assert config.model is not None
+    options = {name: getattr(args, name) for name in OF_FILES}
+    try:
+        files = find_model(EngineArgs(model=config.model, revision=config.revision, **options))
+        if files.is_gguf:
+            raise CheckpointError(f"{files.path} is a GGUF file; a head is a folder with config.json.")
+        with sound_config(files.path):
+            return _load_from(files.path, model, config.method, precision, backend)
+    except OctavoError as error:
+        raise ConfigError(f"speculative_config: model={config.model!r}: {error}") from error
+
+
+def _load_from(
+    folder: Path, model: CausalLM, method: str, precision: Precision, backend: Backend
+) -> tuple[MedusaHeads | None, int]:
+    values = read_json(folder / "config.json")
+    layer = values.get("transformer_layer_config")  # as speculators' configs have it
+    values = {**values, **layer} if isinstance(layer, dict) else values
+    c = find_architecture(["LlamaForCausalLM"]).config(values)
+    is_medusa = method == "medusa"
+    weights: WeightFormat | None = PickledFile(folder / AUTHORS_FILE) if (folder / AUTHORS_FILE).is_file() else None
+    weights = weights or folder_format(folder, "auto", values)
+    stored = frozenset(name for name, _ in weights.tensors(NAMES))
+    for key, own in (("hidden_size", model.hidden_size), ("vocab_size", model.vocab_size)):
+        given = c.stated(key) if is_medusa else c.get(key)  # which the authors' configs leave out
+        if given != own and not (is_medusa and given is None):
+            raise CheckpointError(
+                f"config.json: {key} is {given}, and the model's is {own}: the head is of another model."
+            )
+    head: MedusaHeads | DraftHead
+    with torch.device("meta"):
+        if is_medusa:
+            head, table = medusa(c, stored, model.hidden_size, model.vocab_size)
+        else:
+            head, table = _with_keys(c, stored, model, method), NAMES
+    names = weights.names(table)
+    loader = WeightLoader(HeadCheckpoint(head), names, precision, backend)
+    loader.load(weights.weights(names), str(folder))
+    for module in head.modules():
+        if (prepare := getattr(module, "prepare", None)) is not None:
+            prepare(backend)
+    return head if isinstance(head, MedusaHeads) else None, loader.num_bytes
+
+
+def _with_keys(c: Config, stored: frozenset[str], model: CausalLM, method: str) -> DraftHead:
+    """A head whose keys lie with those of the model's layers, which knows it then."""
+    head = eagle(c, stored) if method == "eagle" else eagle3(c, stored, len(model.layers), model.vocab_size)
+    own_size = c.get("draft_vocab_size", model.vocab_size)
+    if isinstance(head, Eagle3Head) and own_size != model.vocab_size and None in (head.vocabulary, head.head):
+        raise CheckpointError(
+            f"config.json: draft_vocab_size is {own_size}, and the model's vocabulary is of {model.vocab_size}: the "
+            "head needs d2t, which says which of its tokens are meant, and lm_head."
+        )
+    model.guess_with(head)
+    return head

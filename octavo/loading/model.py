@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from octavo.architectures import Architecture, Config
+from octavo.architectures.medusa import MedusaHeads
 from octavo.architectures.rope_settings import position_limit
 from octavo.architectures.text_config import text_config
 from octavo.config import EngineArgs
@@ -17,7 +18,7 @@ from octavo.errors import CheckpointError, ConfigError, UnsupportedModelError, s
 from octavo.files import read_json
 from octavo.loading.checkpoint import Checkpoint, open_checkpoint, sound_config
 from octavo.loading.cross_encoder_files import pair_template
-from octavo.loading.draft_heads import take_predictor
+from octavo.loading.draft_heads import load_head, take_predictor
 from octavo.loading.formats import WeightFormat, WeightsBeside
 from octavo.loading.head_files import NAMES as HEAD_NAMES
 from octavo.loading.head_files import token_heads
@@ -95,6 +96,8 @@ class LoadedModel:
     """Where its weights were read from."""
     weight_bytes: int
     """What those weights take that are here."""
+    medusa: MedusaHeads | None = None
+    """Heads that guess its tokens."""
 
 
 def load_model(args: EngineArgs, place: RankPlace = ALONE, link: RankLink = NO_LINK) -> LoadedModel:
@@ -140,6 +143,10 @@ def load_model(args: EngineArgs, place: RankPlace = ALONE, link: RankLink = NO_L
         own = place.size == 1 and weights is checkpoint.weights
         copy = packed_copy(args, checkpoint, task, precision, backend) if own else None
         weight_bytes = load_weights(model, weights, precision, backend, str(checkpoint.files.path), copy)
+    heads = None
+    if args.speculation is not None and args.speculation.is_of_folder and task == "generate":
+        heads, more = load_head(model, args, precision, backend)
+        weight_bytes += more
     return LoadedModel(
         model=model.eval(),
         config=config,
@@ -152,6 +159,7 @@ def load_model(args: EngineArgs, place: RankPlace = ALONE, link: RankLink = NO_L
         table=table,
         weights=weights,
         weight_bytes=weight_bytes,
+        medusa=heads,
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.config import PoolerConfig
-from octavo.errors import ConfigError
+from octavo.errors import CheckpointError, ConfigError
 from octavo.ops import Backend, PackedLinear
 from octavo.parts.batch import Batch, CrossBatch, EncoderBatch
 from octavo.parts.draft_head import DraftHead, Predictor
@@ -94,6 +94,8 @@ class CausalLM(nn.Module):
         self.predictor: Predictor | None = None
         """Of the head that its checkpoints have for guessing tokens; None where they have none, or it is not read."""
         self.draft_head: DraftHead | None = None
+        self.read_before = frozenset[int]()
+        """Before which layers rows are kept for that head."""
         self.tied_if_absent = tied_if_absent
         self.pooling = PoolerConfig()
         """How rows become one answer, as far as the architecture says it."""
@@ -321,8 +323,16 @@ class CausalLM(nn.Module):
         return self
 
     def guess_with(self, head: DraftHead) -> None:
-        """Have a head's keys lie with those of the layers. The model itself computes as without it."""
-        self.draft_head = head
+        """Have a head's keys lie with those of the layers. The model itself computes as without it.
+
+        Raises CheckpointError for a head that reads rows which are not there.
+        """
+        if head.reads and (self.stream_size != self.hidden_size or max(head.reads) >= len(self.layers)):
+            raise CheckpointError(
+                f"the head reads rows before the layers {', '.join(map(str, head.reads))}, and the "
+                f"model has {len(self.layers)} layers with a stream of {self.stream_size} values."
+            )
+        self.draft_head, self.read_before = head, frozenset(head.reads)
         self._number_states()
 
     def with_media(self, tower: MediaTower, names: Mapping[str, str | Into], text: str = "") -> Self:
@@ -369,7 +379,9 @@ class CausalLM(nn.Module):
             x = self.embed(batch)
         else:
             x = receive_stream(self._backend, stage, batch, self.stream_size, self.dtype, self._kept_rows)
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers):
+            if i in self.read_before:
+                batch.kept["read", i] = x
             x = layer(x, batch)
         if stage.is_last:
             return self.finish(x, batch)
@@ -389,6 +401,11 @@ class CausalLM(nn.Module):
     def embeddings(self, pooled: Tensor, batch: Batch) -> Tensor:
         """`[rows, values]` in float32 of pooled rows of the step `batch`."""
         return pooled if self.pooled is None else self.pooled(pooled.to(self.dtype), batch).float()
+
+    def read_rows(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+        """What a head reads of a step: `[rows, hidden_size]` each, with `hidden` as `forward` has given it."""
+        head = self.draft_head
+        return (hidden,) if head is None or not head.reads else tuple(batch.kept["read", i] for i in head.reads)
 
     def scores(self, hidden: Tensor, batch: Batch) -> Tensor:
         """`[rows, scores]` of rows of the step `batch`, in any dtype; logits where the model has no head for scores."""

@@ -20,6 +20,8 @@ class DraftHead(nn.Module):
     computed yet, where further tokens are guessed. Its keys lie where those of the model's layers do, at the place of
     the row's token: they depend on no token after it.
 
+    EAGLE's head (Li et al. 2024) is such a layer without norms.
+
     Args:
         hidden_size: of both rows.
         layer: the family's own decoder layer.
@@ -28,6 +30,9 @@ class DraftHead(nn.Module):
         carries_norm: whether the next row is guessed from the normed result.
         bias: whether the projection has one.
     """
+
+    reads: tuple[int, ...] = ()
+    """Before which of the model's layers rows are read, side by side; empty for those after its last norm."""
 
     def __init__(
         self,
@@ -42,7 +47,7 @@ class DraftHead(nn.Module):
     ) -> None:
         super().__init__()
         self.embed_norm, self.hidden_norm = embed_norm, hidden_norm
-        self.project = Linear(2 * hidden_size, hidden_size, bias)
+        self.project: Linear | None = Linear(2 * hidden_size, hidden_size, bias)
         self.layer, self.norm = layer, norm
         self.carries_norm = carries_norm
 
@@ -50,18 +55,40 @@ class DraftHead(nn.Module):
         self._side_by_side = backend.side_by_side
 
     def forward(self, embedded: Tensor, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Rows for the model's head, and in place of hidden rows: `[rows, hidden_size]` each.
+        """Rows for `logits`, and in place of hidden rows: `[rows, hidden_size]` each.
 
         Args:
             embedded: `[rows, hidden_size]` of the batch's tokens.
-            hidden: `[rows, hidden_size]` of the tokens before them, after the model's last norm.
+            hidden: `[rows, hidden_size]` of the tokens before them, as `combined` gives them.
             batch: the rows' places.
         """
         e = embedded if self.embed_norm is None else norm_rows(self.embed_norm, embedded, batch)
         h = hidden if self.hidden_norm is None else norm_rows(self.hidden_norm, hidden, batch)
+        assert self.project is not None
         x: Tensor = self.layer(self.project(self._side_by_side(e, h), batch), batch)
         normed = x if self.norm is None else norm_rows(self.norm, x, batch)
         return normed, normed if self.carries_norm else x
+
+    def combined(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """`[rows, hidden_size]` of rows that the model has made."""
+        return hidden
+
+    def logits(self, normed: Tensor, batch: Batch) -> Tensor | None:
+        """`[rows, vocab]` in float32 of its rows, where the head has a vocabulary of its own; None for the model's."""
+        return None
+
+
+class LayerChain(nn.Module):
+    """Layers, one after the other."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, batch)
+        return x
 
 
 @dataclass(frozen=True)
