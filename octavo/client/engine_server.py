@@ -1,9 +1,9 @@
-"""The engine at its end of the socket: commands in, steps out. It never waits for HTTP, JSON or text."""
+"""The engine at its end of the channel: commands in, steps out. It never waits for HTTP, JSON or text."""
 
+import contextlib
 import logging
 
-import zmq
-
+from octavo.client.channel import Channel
 from octavo.engine.engine import Engine
 from octavo.engine.messages import (
     Abort,
@@ -40,10 +40,10 @@ CHECK_EVERY = 1000
 
 
 class EngineServer:
-    """An engine at one end of a socket. What one request's messages hold, and whatever they cause, ends no other."""
+    """An engine at one end of a channel. What one request's messages hold, and whatever they cause, ends no other."""
 
-    def __init__(self, engine: Engine, socket: "zmq.Socket[bytes]") -> None:
-        self.engine, self.socket = engine, socket
+    def __init__(self, engine: Engine, channel: Channel) -> None:
+        self.engine, self.channel = engine, channel
         self.stats = Stats()
         self._arrived: dict[str, Add] = {}
         """Requests that the engine does not know yet, in their order."""
@@ -75,19 +75,24 @@ class EngineServer:
                 self._send(outputs)
 
     def _read(self, refused: list[Output]) -> list[Command]:
-        """Commands that have come; waits for one where there is nothing else to do.
+        """Commands that have come; waits for one where there is nothing else to do. Stop where nobody is left to come.
 
         Raises EngineDeadError where the model's processes have ended meanwhile.
         """
         commands: list[Command] = []
         busy = self.engine.has_work or bool(self._arrived)
         while len(commands) + len(refused) < READ_PER_STEP:
-            if not self.socket.poll(0 if busy or commands or refused else CHECK_EVERY):
+            try:
+                self.channel.flush()
+                message = self.channel.receive()
+            except ConnectionError:
+                return [*commands, Stop()]
+            if message is None:
                 if busy or commands or refused:
                     break
-                self.engine.executor.check()
+                if not self.channel.poll(CHECK_EVERY):
+                    self.engine.executor.check()
                 continue
-            message = self.socket.recv()
             try:
                 commands.append(decode_command(message))
             except Exception as error:
@@ -140,7 +145,8 @@ class EngineServer:
         except BaseException as error:
             failure(error)
             message = encode(Step([self._sendable(output) for output in outputs], self.stats))
-        self.socket.send(message)
+        with contextlib.suppress(ConnectionError):  # which the next look for commands finds too
+            self.channel.send(message)
 
     def _sendable(self, output: Output) -> Output:
         """The output, or the failure of its request where it cannot be written."""

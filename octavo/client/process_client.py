@@ -8,16 +8,12 @@ import collections
 import contextlib
 import logging
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-import zmq
-
+from octavo.client.channel import Channel
 from octavo.config import EngineArgs
 from octavo.engine.messages import (
     Abort,
@@ -59,7 +55,7 @@ STOP_WITHIN = 2.0
 
 
 class ProcessClient:
-    """An EngineClient over ZeroMQ. Use `start()` before anything else, and `stop()` at the end.
+    """An EngineClient over a channel. Use `start()` before anything else, and `stop()` at the end.
 
     Args:
         args: the engine's options.
@@ -89,12 +85,11 @@ class ProcessClient:
         self.state = "starting"
         """starting, running, restarting or dead."""
         self.process: subprocess.Popen[str] | None = None
-        self._folder: Path | None = None
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket: zmq.Socket[bytes] | None = None
+        self._channel: Channel | None = None
         self._arrived = asyncio.Event()
         """Set when there may be something to read."""
-        self._unwatch: Callable[[], object] = lambda: None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Which says when something comes; None where it is not asked to."""
         self._restarts: collections.deque[float] = collections.deque()
         self._starts = 0
         self._keeper: asyncio.Task[None] | None = None
@@ -110,33 +105,23 @@ class ProcessClient:
         The process ends with the thread that calls this. Raises OSError where no process can be started.
         """
         self._drop_process()
-        self._close_socket()
+        self._close_channel()
         self._starts += 1
-        self._folder = Path(tempfile.mkdtemp(prefix="octavo-"))  # nobody else may connect: it is this user's alone
-        address = f"ipc://{self._folder}/engine"
-        self._socket = self._context.socket(zmq.PAIR)
-        self._socket.set_hwm(0)
-        self._socket.bind(address)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "octavo.client.engine_process", address, str(os.getpid())],
-            stdin=subprocess.PIPE,
-            text=True,
-        )
+        command = [sys.executable, "-m", "octavo.client.engine_process", str(os.getpid())]
+        self._channel, self.process = Channel.to_process(command, stdin=subprocess.PIPE)
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):  # it has died already; whoever waits for it sees that
             self.process.stdin.write(write_args(self.args) + "\n")
             self.process.stdin.flush()  # and it stays open: its end tells the process that this one has ended
 
     def _drop_process(self) -> None:
-        """End what may be left of the last process and its socket's folder."""
+        """End what may be left of the last process."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
             if self.process.stdin is not None:
                 with contextlib.suppress(OSError):
                     self.process.stdin.close()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
 
     async def start(self) -> Ready:
         """Wait until the model is loaded. Raises OctavoError with the reason if it cannot be."""
@@ -169,36 +154,53 @@ class ProcessClient:
     async def _next_message(self) -> bytes | None:
         """The next message; None if the process has died."""
         assert self.process is not None
-        await asyncio.sleep(0)  # those whom the last one woke go first
-        while (message := self._read()) is None:
+        assert self._channel is not None
+        if (message := self._channel.take()) is not None:
+            await asyncio.sleep(0)  # those whom the last one woke go first
+            return message
+        while (message := self._channel.take()) is None:
             if self.process.poll() is not None:
-                return self._read()
+                while self._channel.fill():
+                    pass
+                return self._channel.take()
+            self._arrived.clear()
             timer = asyncio.get_running_loop().call_later(CHECK_EVERY, self._arrived.set)
             await self._arrived.wait()
             timer.cancel()
         return message
 
-    def _read(self) -> bytes | None:
-        """A message that has come. ZeroMQ tells of further ones only once there is none left."""
-        assert self._socket is not None
-        self._arrived.clear()
-        try:
-            return self._socket.recv(zmq.DONTWAIT)
-        except zmq.Again:
-            return None
+    def _fill(self) -> None:
+        """Read what has come, and let it be known."""
+        assert self._channel is not None
+        self._channel.fill()
+        if self._channel.is_closed:  # whose socket could be read for ever
+            self._unwatch()
+        self._arrived.set()
 
     def _watch(self) -> None:
-        """Have the event loop say when something comes. A reader of the loop costs less than zmq.asyncio's futures."""
-        assert self._socket is not None
-        loop, number = asyncio.get_running_loop(), int(self._socket.get(zmq.FD))
-        loop.add_reader(number, self._arrived.set)
-        self._unwatch = lambda: loop.remove_reader(number)
+        """Have the event loop say when something comes."""
+        assert self._channel is not None
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._channel.fileno(), self._fill)
 
-    def _close_socket(self) -> None:
-        unwatch, self._unwatch = self._unwatch, lambda: None
-        unwatch()
-        if self._socket is not None:
-            self._socket.close(0)
+    def _unwatch(self) -> None:
+        loop, self._loop = self._loop, None
+        if loop is not None and self._channel is not None:
+            loop.remove_reader(self._channel.fileno())
+            loop.remove_writer(self._channel.fileno())
+
+    def _flush(self) -> None:
+        """Send what the engine had no room for."""
+        assert self._channel is not None
+        with contextlib.suppress(ConnectionError):  # its end is found where its messages are read
+            self._channel.flush()
+        if not self._channel.has_unsent and self._loop is not None:
+            self._loop.remove_writer(self._channel.fileno())
+
+    def _close_channel(self) -> None:
+        self._unwatch()
+        if self._channel is not None:
+            self._channel.close()
 
     async def _keep(self) -> None:
         """Hand out what comes; when the process dies, say so to all who wait, and start another."""
@@ -282,7 +284,7 @@ class ProcessClient:
 
         Raises InvalidRequestError for a command with a value that no message can hold, such as half a character.
         """
-        assert self._socket is not None
+        assert self._channel is not None
         try:
             message = encode(command)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -290,10 +292,11 @@ class ProcessClient:
                 f"the request holds a value that cannot be sent to the engine: {error}"
             ) from error
         try:
-            self._socket.send(message, zmq.DONTWAIT)
-        except zmq.ZMQError as error:
+            self._channel.send(message)
+        except ConnectionError as error:
             raise EngineDeadError("the engine is not running. Try again in a moment.") from error
-        self._arrived.set()  # to send may take ZeroMQ's sign that something has come
+        if self._channel.has_unsent and self._loop is not None:
+            self._loop.add_writer(self._channel.fileno(), self._flush)
 
     def add(
         self, request_id: str, prompt: CheckedPrompt, params: SamplingParams | PoolingParams, priority: int = 0
@@ -338,5 +341,4 @@ class ProcessClient:
                 await asyncio.sleep(0.01)  # no thread waits: as the interpreter ends, none can be started
         self._drop_process()
         self.state = "dead"
-        self._close_socket()
-        self._context.destroy(linger=0)
+        self._close_channel()

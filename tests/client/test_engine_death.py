@@ -33,7 +33,7 @@ def dies(self):
     return step(self)
 
 Engine.step = dies
-sys.exit(engine_process.main(sys.argv[1], int(sys.argv[2])))
+sys.exit(engine_process.main(int(sys.argv[1]), sys.argv[2]))
 """
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 import pytest
-import zmq
 
 from octavo.client import engine_server
 from octavo.client.async_requests import AsyncRequests
+from octavo.client.channel import Channel
 from octavo.client.engine_server import EngineServer
 from octavo.client.output_processor import processor_of
 from octavo.client.process_client import ProcessClient
@@ -96,22 +96,26 @@ SAID: list[Any] = [
 ]
 
 ENGINE = """
-import sys, zmq
+import sys
+from octavo.client.channel import Channel
 from octavo.engine.messages import *
 from octavo.loading.model_info import ModelInfo
-socket = zmq.Context().socket(zmq.PAIR)
-socket.connect(sys.argv[1])
+channel = Channel.inherited(sys.argv[1])
 ready = Ready(ModelInfo(task="generate", vocab_size=10, max_model_len=100), 10)
-socket.send(encode(ready))
+channel.send(encode(ready))
 for message in {said!r}:
-    socket.send(message)
-socket.send(encode(ready))
+    channel.send(message)
+channel.send(encode(ready))
 while True:
-    command = decode_command(socket.recv())
+    channel.poll(1000)
+    message = channel.receive()
+    if message is None:
+        continue
+    command = decode_command(message)
     if isinstance(command, Stop):
         break
     if isinstance(command, Add):
-        socket.send(encode(Step([Tokens(command.request_id, 0, [7], finish_reason="length")], Stats(steps=1))))
+        channel.send(encode(Step([Tokens(command.request_id, 0, [7], finish_reason="length")], Stats(steps=1))))
 """
 
 
@@ -121,7 +125,7 @@ def said_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     real = subprocess.Popen
 
     def start(command: list[str], **options: Any) -> Any:
-        return real([sys.executable, "-c", ENGINE.format(said=SAID), command[3]], **options)
+        return real([sys.executable, "-c", ENGINE.format(said=SAID), command[-1]], **options)
 
     monkeypatch.setattr("octavo.client.process_client.subprocess.Popen", start)
 
@@ -213,13 +217,10 @@ def engine(tiny_model: Path) -> Engine:
 
 
 class Talk:
-    """The other end of an EngineServer's socket, as the HTTP process has it."""
+    """The other end of an EngineServer's channel, as the HTTP process has it."""
 
     def __init__(self, engine: Engine) -> None:
-        self.context: zmq.Context[Any] = zmq.Context()
-        self.socket, inner = self.context.socket(zmq.PAIR), self.context.socket(zmq.PAIR)
-        self.socket.bind("inproc://engine")
-        inner.connect("inproc://engine")
+        self.channel, inner = Channel.pair()
         self.server = EngineServer(engine, inner)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
@@ -228,13 +229,15 @@ class Talk:
 
     def say(self, *commands: Any) -> None:
         for command in commands:
-            self.socket.send(command if isinstance(command, bytes) else encode(command))
+            self.channel.send(command if isinstance(command, bytes) else encode(command))
 
     def hear(self, count: int) -> None:
         """Until so many requests have ended."""
         while len(self.ends) < count:
-            assert self.socket.poll(20_000), f"the engine says nothing more: {self.ends}"
-            report = decode_report(self.socket.recv())
+            if (message := self.channel.receive()) is None:
+                assert self.channel.poll(20_000), f"the engine says nothing more: {self.ends}"
+                continue
+            report = decode_report(message)
             assert isinstance(report, Step)
             for output in report.outputs:
                 if isinstance(output, Failed):
@@ -248,7 +251,7 @@ class Talk:
         self.say(Stop())
         self.thread.join(60)
         assert not self.thread.is_alive()
-        self.context.destroy(linger=0)
+        self.channel.close()
 
 
 def add(name: str, **sampling: Any) -> Add:
