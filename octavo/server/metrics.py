@@ -60,6 +60,8 @@ class Metrics:
         self._last: dict[int, Stats] = {}
         self._restarts: dict[int, int] = {}
         self._usage: dict[int, float] = {}
+        self._reports: dict[int, tuple[Stats, int, int]] = {}
+        """The last reports that are not counted yet, with blocks and restarts."""
         self.num_generated = 0
         """Tokens generated."""
 
@@ -104,7 +106,7 @@ class Metrics:
         self.take(Stats(), 1, 0)
 
     def take(self, stats: Stats, num_blocks: int, restarts: int, engine: int = 0) -> None:
-        """A report of an engine.
+        """A report of an engine, which is counted when somebody asks for numbers: there is one with every step.
 
         Args:
             stats: its numbers, counted since its process began.
@@ -112,6 +114,18 @@ class Metrics:
             restarts: how often it was started again.
             engine: its number.
         """
+        before = self._reports.get(engine)
+        if before is not None and before[2] != restarts:
+            self._count(engine)  # of another process, whose counts would be lost
+        self._reports[engine] = stats, num_blocks, restarts
+
+    def _count_all(self) -> None:
+        for engine in [*self._reports]:
+            self._count(engine)
+
+    def _count(self, engine: int) -> None:
+        """Count what an engine has reported."""
+        stats, num_blocks, restarts = self._reports.pop(engine)
         labels = (self._model, str(engine))
         before = self._restarts.get(engine, 0)
         self.restarts.labels(*labels).inc(max(0, restarts - before))
@@ -138,11 +152,13 @@ class Metrics:
     @property
     def latest(self) -> list[Stats]:
         """The last report of each engine."""
+        self._count_all()
         return list(self._last.values())
 
     @property
     def cache_usage(self) -> float:
         """Share of the KV cache's blocks that sequences hold, of the engine that uses most."""
+        self._count_all()
         return max(self._usage.values(), default=0.0)
 
     def take_states(self, states: list[str]) -> None:
@@ -158,6 +174,7 @@ class Metrics:
 
     def text(self) -> bytes:
         """All of it, in Prometheus' format."""
+        self._count_all()
         own = generate_latest(self.registry)
         return own + _OWN_PREFIX.sub(rb"\1vllm:", own) if self._also_vllm else own
 

@@ -69,14 +69,18 @@ def test_an_engine_killed_under_load(tiny_model: Path) -> None:
             assert running.post("/v1/completions", {"prompt": "x", "max_tokens": 3}).status_code == 200
 
 
-def test_counters_never_fall() -> None:
-    """Whatever a report says: of a new process, or of one that counts backwards."""
+@pytest.mark.parametrize(("is_asked", "tokens"), [(True, 9 + 4 + 7), (False, 9 + 2 + 7)], ids=["often", "at the end"])
+def test_counters_never_fall(is_asked: bool, tokens: int) -> None:
+    """Whatever a report says: of a new process, or of one that counts backwards. No process' last report is lost."""
     metrics = Metrics("m")
     reports = [(Stats(prompt_tokens=9, steps=5), 0), (Stats(), 1), (Stats(prompt_tokens=4, steps=9), 1)]
     for stats, restarts in [*reports, (Stats(prompt_tokens=2), 1), (Stats(prompt_tokens=7, steps=1), 3)]:
         metrics.take(stats, 10, restarts)
+        if is_asked:
+            metrics.text()
+    metrics.text()
     values = {m.name: m.samples[0].value for m in metrics.registry.collect() if m.type == "counter" and m.samples}
-    assert values["octavo:prompt_tokens"] == 9 + 4 + 7
+    assert values["octavo:prompt_tokens"] == tokens
     assert values["octavo:engine_restarts"] == 3
 
 
