@@ -136,7 +136,8 @@ class Answer:
         else:
             token_ids, logprobs = token_ids.copy(), logprobs.copy()
             text = "" if self.stream is None else self.stream.visible(finished)
-        output = CompletionOutput(
+        entries = [self._entries(finished)] if self._with_entries else []
+        return (Chunk if self._with_entries else CompletionOutput)(
             self.index,
             text,
             token_ids,
@@ -144,11 +145,15 @@ class Answer:
             logprobs if self.params.logprobs is not None and not self._with_entries else None,
             self.finish_reason,
             self.stop_reason,
-            is_invalid=self.is_invalid,
+            None,
+            self.is_invalid,
+            *entries,
         )
-        return Chunk(**vars(output), entries=self._entries(finished)) if self._with_entries else output
 
     def _entries(self, finished: bool) -> list[TokenEntry]:
+        if self.params.logprobs is None and self.stream is not None:
+            self.stream.drop_tokens()
+            return []
         if self.stream is None:
             texts: Sequence[TokenText] = [NO_TEXT] * len(self._waiting)
         else:
@@ -216,7 +221,7 @@ class OutputProcessor:
     @property
     def num_tokens(self) -> int:
         """Tokens of all its sequences so far."""
-        return sum(self.lengths)
+        return self.answers[0].num_tokens if len(self.answers) == 1 else sum(self.lengths)
 
     def add(self, message: Output) -> None:
         """Take new tokens. A sequence that fails with them ends as an error, and the others go on."""

@@ -2,12 +2,14 @@
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
 
-from octavo.client.request_counts import FIRST_TOKEN, PER_TOKEN, WHOLE
+from octavo.client.request_counts import FIRST_TOKEN, PER_TOKEN, WHOLE, Observed
 from octavo.engine.messages import Stats
 from octavo.server.adapter_metrics import AdapterMetrics
 from octavo.server.request_metrics import EndedRequests
@@ -31,6 +33,28 @@ COUNTERS: tuple[tuple[str, str, Callable[[Stats], float]], ...] = (
     ("media_tower_seconds", "Seconds that towers took", lambda s: s.media_seconds),
 )
 """What engines count: names and texts, and what of their reports is meant."""
+
+
+class TokenTimes(Collector):
+    """Histograms of the time between two tokens. Counting, which each token does, costs next to nothing.
+
+    Args:
+        model: the name that clients know.
+    """
+
+    NAMES = ("time_per_output_token_seconds", "inter_token_latency_seconds")
+    """That vLLM had, and that it has."""
+
+    def __init__(self, model: str) -> None:
+        self._model, self.observed = model, Observed(PER_TOKEN)
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """As the registry tells them."""
+        told = self.observed.histogram("", {})
+        for name in self.NAMES:
+            family = HistogramMetricFamily(f"octavo:{name}", "Between two tokens of a request", labels=["model_name"])
+            family.add_metric([self._model], [*told.buckets.items()], told.sum)
+            yield family
 
 
 class Metrics:
@@ -64,6 +88,7 @@ class Metrics:
         """The last reports that are not counted yet, with blocks and restarts."""
         self.num_generated = 0
         """Tokens generated."""
+        self._told_generated = 0
 
         def gauge(name: str, text: str, label: str = "engine") -> Gauge:
             return Gauge(f"octavo:{name}", text, ["model_name", label], registry=self.registry)
@@ -97,11 +122,8 @@ class Metrics:
         self.first_token = seconds(
             "time_to_first_token_seconds", "From a request's arrival to its first token", FIRST_TOKEN
         )
-        self.per_token = [
-            seconds(name, "Between two tokens of a request", PER_TOKEN)
-            for name in ("time_per_output_token_seconds", "inter_token_latency_seconds")
-        ]
-        """Under the name that vLLM had, and the one that it has."""
+        self.per_token = TokenTimes(model)
+        self.registry.register(self.per_token)
         self.whole = seconds("e2e_request_latency_seconds", "From a request's arrival to its end", WHOLE)
         self.take(Stats(), 1, 0)
 
@@ -122,6 +144,8 @@ class Metrics:
     def _count_all(self) -> None:
         for engine in [*self._reports]:
             self._count(engine)
+        new, self._told_generated = self.num_generated - self._told_generated, self.num_generated
+        self.generation_tokens.inc(new)
 
     def _count(self, engine: int) -> None:
         """Count what an engine has reported."""
@@ -207,11 +231,9 @@ class RequestClock:
             self.first = now
             self.metrics.first_token.observe(now - self.arrival)
         else:
-            for histogram in self.metrics.per_token:
-                histogram.observe((now - self.last) / count)
+            self.metrics.per_token.observed.add((now - self.last) / count)
         self.last = now
         self.tokens += count
-        self.metrics.generation_tokens.inc(count)
         self.metrics.num_generated += count
 
     def end(self, reason: str) -> None:

@@ -202,6 +202,10 @@ class TextStream:
         new, self._sent = text[self._sent :], max(self._sent, len(text))
         return new
 
+    def drop_tokens(self) -> None:
+        """Nobody takes the tokens one by one."""
+        self._detokenizer.runs.clear()
+
     def take_tokens(self, finished: bool) -> list[TokenText]:
         """The tokens whose text became certain since the last call. All of an answer's together are its text.
 
