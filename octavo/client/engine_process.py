@@ -17,7 +17,7 @@ from octavo.client.channel import Channel
 from octavo.engine.messages import Died, LoadFailed, Report, encode, read_args
 from octavo.errors import OctavoError
 from octavo.logs import log_to_stderr
-from octavo.parent_process import end_with_parent
+from octavo.parent_process import end_with_parent, settle
 
 log = logging.getLogger("octavo")
 
@@ -42,6 +42,7 @@ def main(parent: int, number: str) -> int:
         channel.close(LAST_WORDS)
         return 1
     _tell(channel, server.engine.ready)
+    settle()
     try:
         server.run()
     except BaseException as error:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from octavo.config import EngineArgs
 from octavo.errors import OctavoError
+from octavo.parent_process import settle
 from octavo.server.listening import address, listen, refresh_certificate
 from octavo.server.server_options import ServerOptions
 from octavo.server.service import Service
@@ -96,6 +98,7 @@ async def _serve(service: Service, options: ServerOptions, listener: socket.sock
     from octavo.server.framing import StrictProtocol
 
     beside: list[asyncio.Task[None]] = []
+    settle()  # while the model loads
     try:
         if not await _start(service, stop_signal):
             await service.stop()
@@ -117,6 +120,7 @@ async def _serve(service: Service, options: ServerOptions, listener: socket.sock
             timeout_graceful_shutdown=int(options.shutdown_timeout) + ANSWER_WITHIN,
         )
         server = _server(config)
+        gc.freeze()  # the application too
         log.info("serving %s at %s", service.model_name, address(options, listener))
 
         def end(number: int) -> None:
