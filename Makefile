@@ -13,7 +13,7 @@ OR_NONE := $(if $(ARGS),|| [ $$? = 5 ])
 
 UNITS := $(addprefix tests/,architectures engine executor loading media parts text tools)
 
-.PHONY: demo check test parallel values clients sanitize lint format docs bench clean
+.PHONY: demo check test parallel triton values clients sanitize lint format docs bench clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Octavo needs Python 3.11 or newer; this is %d.%d. Say which: make PYTHON=python3.12" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
@@ -39,6 +39,9 @@ test: $(READY)  ## all tests, with every instruction set that can be compiled; A
 PARALLEL := $(addprefix tests/,test_parallel.py parts/test_split_invariance.py parts/test_split_recorded.py)
 parallel: $(READY)  ## every golden case in several processes, in all layouts and number types (`make test`: some of them)
 	$(ALONE) $(PARALLEL) --all-layouts $(ARGS)
+
+triton: $(READY)  ## operations, and a case of every text row, by Triton's kernels under its interpreter (`make test`: some)
+	$(SIDE_BY_SIDE) tests/ops tests/test_triton_models.py --interpreted -k triton $(ARGS)
 
 values: $(READY)  ## every wrong value of every key of every row's config.json (`make test`: half of them in each row)
 	$(SIDE_BY_SIDE) tests/architectures/test_wrong_values.py --all-values $(ARGS)

@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 
 from octavo.errors import ConfigError
-from octavo.ops import Backend, select_backend, selection
+from octavo.ops import ACTIVATIONS, Backend, Gate, RotaryTable, select_backend, selection
 from tests.ops.conftest import REFERENCE
 
 pytest.importorskip("triton")
+
+
+ROUNDS = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
+"""Of results, by half a unit of their last place; in float32, of sums."""
 
 
 def apart(x: Tensor) -> Tensor:
@@ -30,6 +34,96 @@ def test_rms_norm(
     for row in range(rows):
         assert torch.equal(triton_backend.rms_norm(x[row : row + 1], weight, 1e-5), got[row : row + 1])
     assert triton_backend.rms_norm(x[:0], weight, 1e-5).shape == (0, width)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 1), (40, 37), (1500, 24)], ids=str)
+@pytest.mark.parametrize("rows", [1, 67])
+def test_products(
+    triton_backend: Backend, shape: tuple[int, int], rows: int, dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    outputs, width = shape[1], shape[0]
+    weight, bias = torch.randn(outputs, width, generator=generator), torch.randn(outputs, generator=generator)
+    linear, x = triton_backend.linear(weight.to(dtype)), torch.randn(rows, width, generator=generator).to(dtype)
+    got = linear(apart(x), bias)
+    want = x.double() @ weight.to(dtype).double().T + bias.double()
+    torch.testing.assert_close(got.double(), want, rtol=ROUNDS[dtype], atol=ROUNDS[dtype] * width**0.5)
+    for part in {0, rows // 2, rows - 1}:
+        assert torch.equal(linear(x[part : part + 1], bias), got[part : part + 1])
+    assert linear(x[:0]).shape == (0, outputs)
+
+
+GATES = [Gate("silu"), Gate(None, threshold=0.5), Gate("gelu_pytorch_tanh", limit=2.0, up_offset=1.0)]
+
+
+@pytest.mark.parametrize("gate", GATES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sums_in_parts_have_the_same_bits_whoever_adds_them(
+    triton_backend: Backend, gate: Gate, dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    """One program after the other, as in prefill, or programs side by side, as in decode; with a gate too."""
+    from octavo.ops.triton.triton_products import TritonLinear
+
+    weight, bias = torch.randn(46, 2600, generator=generator).to(dtype), torch.randn(46, generator=generator)
+    linear, x = TritonLinear(weight), torch.randn(5, 2600, generator=generator).to(dtype)
+    assert linear.splits > 1
+    apart, gated_apart = linear(x, bias), triton_backend.gated_linear(linear, x, bias, gate)
+    linear.most_programs = 0
+    assert torch.equal(linear(x, bias), apart)
+    assert torch.equal(triton_backend.gated_linear(linear, x, bias, gate), gated_apart)
+    assert torch.equal(triton_backend.gated(apart, gate), gated_apart)  # as where adapters stand between
+    torch.testing.assert_close(gated_apart, REFERENCE.gated(apart, gate))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_heads_and_groups(triton_backend: Backend, dtype: torch.dtype, generator: torch.Generator) -> None:
+    weight, x = torch.randn(3, 21, 37, generator=generator), torch.randn(6, 3, 37, generator=generator).to(dtype)
+    heads = triton_backend.head_linear(weight)
+    got = heads(x, torch.float32)
+    torch.testing.assert_close(got, torch.einsum("rhi,hoi->rho", x.float(), weight), rtol=1e-5, atol=1e-4)
+    assert torch.equal(heads(x[2:3], torch.float32), got[2:3])
+    groups = triton_backend.group_linear(triton_backend.linear(weight.reshape(63, 37).to(dtype)), 3)
+    want = torch.einsum("rhi,hoi->rho", x.float(), weight.to(dtype).float())
+    torch.testing.assert_close(groups(x, torch.float32), want, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations(triton_backend: Backend, activation: str, generator: torch.Generator) -> None:
+    x = torch.cat([torch.randn(3, 1000, generator=generator) * 4, torch.randn(3, 10, generator=generator) * 1e-4], 1)
+    x[0, :7] = torch.tensor([0.0, -0.0, 100.0, -100.0, 88.8, -88.8, 20.0])
+    got = triton_backend.activate(x, activation)
+    torch.testing.assert_close(got, ACTIVATIONS[activation](x), rtol=2e-6, atol=5e-7)
+    assert torch.equal(triton_backend.activate(x[1:2], activation), got[1:2])
+    x[2, 3] = torch.nan
+    assert triton_backend.activate(x, activation)[2, 3].isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_are_rounded_to_the_nearest(
+    triton_backend: Backend, dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    x, y = (torch.randn(9, 33, generator=generator).to(dtype) for _ in range(2))
+    factors, gate = torch.randn(9, generator=generator), torch.randn(9, 1, generator=generator).to(dtype)
+    assert torch.equal(triton_backend.scale_rows(apart(x), factors), (x.float() * factors[:, None]).to(dtype))
+    assert torch.equal(triton_backend.scale(x, 12.3), REFERENCE.scale(x, 12.3))
+    assert torch.equal(triton_backend.multiply(x, y), (x.float() * y.float()).to(dtype))
+    torch.testing.assert_close(triton_backend.add_gated(x, y, gate), REFERENCE.add_gated(x, y, gate))
+    torch.testing.assert_close(triton_backend.add(x, y, 0.22), (x.double() + 0.22 * y.double()).to(dtype))
+    weight, bias = torch.randn(33, generator=generator), torch.randn(33, generator=generator)
+    for w, b in ((weight, bias), (weight, None), (None, None)):
+        torch.testing.assert_close(triton_backend.layer_norm(x, w, b, 1e-5), REFERENCE.layer_norm(x, w, b, 1e-5))
+    got = triton_backend.rms_norm_gated(x, y, weight[:11], 1e-5, "silu")
+    torch.testing.assert_close(got, REFERENCE.rms_norm_gated(x, y, weight[:11], 1e-5, "silu"))
+
+
+@pytest.mark.parametrize("threshold", [None, 5000])
+def test_angles(triton_backend: Backend, threshold: int | None, generator: torch.Generator) -> None:
+    table = RotaryTable(torch.rand(1 if threshold is None else 2, 20, generator=generator), (1.5, 2.0), threshold)
+    if threshold is None:
+        table = RotaryTable(table.frequencies)
+    positions = torch.cat([torch.arange(30), torch.randint(0, 1 << 20, (30,), generator=generator)])
+    got = triton_backend.angles(table, positions, positions + 9, 1)
+    torch.testing.assert_close(got, REFERENCE.angles(table, positions, positions + 9, 1), rtol=0, atol=3e-7)
 
 
 def test_it_is_chosen_by_name(triton_backend: Backend) -> None:

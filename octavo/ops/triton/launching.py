@@ -53,6 +53,8 @@ ROWS = 8 if INTERPRETED else 1
 """Rows of a program, where a row is computed by itself (norms, activations)."""
 MAX_COLUMNS = 4096
 """Columns of such a row that a program computes at a time."""
+STAGES = 2 if torch.version.hip else 3
+"""Blocks of terms that are on their way in products of 16 bits: as many as shared memory holds (64 KiB on AMD's)."""
 PRODUCT_ROWS = 16
 """The fewest rows, columns and terms of `dot`."""
 

@@ -9,6 +9,7 @@ from octavo.ops.triton.attention_operations import TritonAttention
 from octavo.ops.triton.interpreted import set_up
 from octavo.ops.triton.launching import INTERPRETED
 from octavo.ops.triton.triton_norms import TritonNorms
+from octavo.ops.triton.triton_products import TritonProducts
 from octavo.ops.triton.triton_recurrent import TritonRecurrent
 from octavo.ops.triton.triton_stored import TritonStored
 
@@ -25,7 +26,7 @@ PLAIN = {"add", "finite", "floats", "side_by_side", "table_rows"}
 NEED_NO_KERNEL = RANKS | PLANS | MACHINE | PLAIN
 
 
-class TritonBackend(TritonAttention, TritonRecurrent, TritonNorms, TritonStored, TorchBackend):
+class TritonBackend(TritonAttention, TritonRecurrent, TritonProducts, TritonNorms, TritonStored, TorchBackend):
     """Kernels of octavo.ops.triton; operations that have none are the reference's.
 
     Args:
@@ -37,6 +38,7 @@ class TritonBackend(TritonAttention, TritonRecurrent, TritonNorms, TritonStored,
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
+        self._factors, self._tables = {}, {}
         self.name = "triton (interpreted)" if INTERPRETED else "triton"
         if left := from_reference():
             log.info("no Triton kernel yet, computed by PyTorch: %s", ", ".join(left))
