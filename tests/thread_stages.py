@@ -17,7 +17,7 @@ from octavo.executor.process import Load
 from octavo.executor.process_worker import Worker
 from octavo.executor.rank_executor import RankExecutor
 from octavo.ops.native import NativeBackend
-from octavo.ops.native.recording import NotRecordableError
+from octavo.ops.recordable import NotRecordableError
 from octavo.rank_place import RankLink, RankPlace
 
 PATIENCE = 60

@@ -173,7 +173,8 @@ class ModelRunner:
         batch = Batch(
             inputs.tokens, inputs.positions, inputs.lengths, rows, states, adapters=adapters, only_tables=True
         )
-        self._decode_batch = self._decode_batch or batch
+        if self._decode_batch is None or rows > len(self._decode_batch.tokens):
+            self._decode_batch = batch
         hidden = self.model(batch)
         projected = self.model.project(hidden, batch) if self.model.stage.is_last else hidden
         return hidden, projected, *self.model.read_rows(hidden, batch)

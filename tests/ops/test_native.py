@@ -19,7 +19,8 @@ from octavo.ops import Gate, host_memory, select_backend
 from octavo.ops.native import Library, NativeBackend, load, runnable, select_library, self_test, threads
 from octavo.ops.native.description import DType
 from octavo.ops.native.library import Steps
-from octavo.ops.native.recording import NotRecordableError, Recording, record
+from octavo.ops.native.recording import Recording, record
+from octavo.ops.recordable import NotRecordableError
 from octavo.ops.torch import TorchBackend
 from octavo.ops.weight_kinds import WeightKind
 

@@ -159,3 +159,9 @@ def test_what_has_no_kernel_is_said_once(caplog: pytest.LogCaptureFixture) -> No
 def test_triton_is_imported_where_it_is_chosen_alone() -> None:
     code = "import octavo.ops, sys; octavo.ops.select_backend('cpu'); assert 'triton' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_memory_that_runs_out_is_an_error_that_says_what_to_lower(triton_backend: Backend) -> None:
+    message = "gpu_memory_utilization .* max_num_seqs .*Tried to allocate 2 GiB"
+    with pytest.raises(torch.OutOfMemoryError, match=message), triton_backend.computing():
+        raise torch.OutOfMemoryError("Tried to allocate 2 GiB")

@@ -10,8 +10,8 @@ from torch import Tensor
 from octavo.errors import RankError
 from octavo.ops.native.native_pooled import NativePooled
 from octavo.ops.native.packed_weight import DTYPES
-from octavo.ops.native.recording import NotRecordableError
 from octavo.ops.native.threads import processors
+from octavo.ops.recordable import NotRecordableError
 from octavo.ops.torch import TorchBackend
 from octavo.rank_memory import LOADING_PATIENCE, RankFailure, RankOperation
 from octavo.rank_place import RankLink, RankPlace

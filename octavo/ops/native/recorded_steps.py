@@ -8,30 +8,20 @@ operations depend on values is run as usual.
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from octavo.ops.native.library import Library
-from octavo.ops.native.recording import NotRecordableError, Program, record
+from octavo.ops.native.recording import Program, record
 from octavo.ops.plans import AttentionPlan, BlockTables, DecodeInputs, RecurrentPlan
+from octavo.ops.recordable import BySequence, NotRecordableError
 
 log = logging.getLogger("octavo")
 
 MAX_ROWS = 64
 """Rows in a recorded step. Beyond, a Python call for each operation is little beside the operation itself."""
-
-
-class _BySequence(Sequence[Any]):
-    """In place of what a plan says of single sequences, which a recording must not depend on."""
-
-    def __len__(self) -> int:
-        raise NotRecordableError("it treats each sequence by itself")
-
-    def __getitem__(self, index: Any) -> Any:
-        return len(self)
 
 
 class RecordedSteps:
@@ -107,7 +97,7 @@ class RecordedSteps:
         return self.programs[rows]
 
     def _inputs(self, rows: int) -> DecodeInputs:
-        alone = _BySequence()
+        alone = BySequence()
         plans = [
             AttentionPlan(alone, table, self._tables.block_size, window, rows, slots[:rows], runs[:rows])
             for table, window, slots, runs in zip(

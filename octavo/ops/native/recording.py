@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from octavo.ops.native.library import Arguments, Library, Steps
+from octavo.ops.recordable import NotRecordableError
 
 ARENA_BYTES = 1 << 30
 """Address space for a recording's buffers. Memory is taken only where they are written."""
@@ -30,10 +31,6 @@ _VIEWS = frozenset(
 )
 _ALLOCATIONS = frozenset(["empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"])
 _UNRECORDABLE = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded)
-
-
-class NotRecordableError(Exception):
-    """What a model computes depends on more than the step's rows."""
 
 
 class _Arena:

@@ -1,11 +1,19 @@
 """The operations as Triton kernels, and what the reference computes beside them."""
 
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from octavo.errors import shorten
+from octavo.ops.plans import BlockTables, DecodeInputs
+from octavo.ops.prepared import RecordedDecode
 from octavo.ops.torch import TorchBackend
 from octavo.ops.triton.attention_operations import TritonAttention
+from octavo.ops.triton.graph_steps import CalledAgain, DeviceGraph, Graph, GraphSteps
 from octavo.ops.triton.interpreted import set_up
 from octavo.ops.triton.launching import INTERPRETED
 from octavo.ops.triton.triton_norms import TritonNorms
@@ -23,6 +31,10 @@ PLANS = {"make_cache", "make_state", "plan_attention", "plan_recurrent", "block_
 MACHINE = {"cache_budget", "computing", "free_memory", "set_threads"}
 PLAIN = {"add", "finite", "floats", "side_by_side", "table_rows"}
 """PyTorch's own kernels, of which one or two serve and rows do not depend on each other."""
+NO_MEMORY = (
+    "The GPU's memory ran out: lower gpu_memory_utilization (what caches may take), max_num_batched_tokens (rows of a "
+    "step), max_num_seqs or max_model_len, or load the weights in fewer bits."
+)
 NEED_NO_KERNEL = RANKS | PLANS | MACHINE | PLAIN
 
 
@@ -40,8 +52,35 @@ class TritonBackend(TritonAttention, TritonRecurrent, TritonProducts, TritonNorm
         super().__init__(device)
         self._factors, self._tables = {}, {}
         self.name = "triton (interpreted)" if INTERPRETED else "triton"
+        self._graph_pool: Any = None
         if left := from_reference():
             log.info("no Triton kernel yet, computed by PyTorch: %s", ", ".join(left))
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Memory that runs out is an error that says what to lower."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(f"{NO_MEMORY} ({shorten(str(error))})") from error
+
+    def record_decode(
+        self,
+        function: Callable[[DecodeInputs], tuple[Tensor, ...]],
+        tables: BlockTables,
+        max_rows: int,
+        adapters: bool = False,
+    ) -> RecordedDecode | None:
+        if self.place.size > 1:  # what ranks exchange would have to be recorded on all of them at once
+            return None
+        return GraphSteps(self._graph, self.device, function, tables, max_rows, adapters)
+
+    def _graph(self) -> Graph:
+        if self.device.type == "cpu":
+            return CalledAgain()
+        if self._graph_pool is None:
+            self._graph_pool = torch.cuda.graph_pool_handle()
+        return DeviceGraph(self.device, self._graph_pool)
 
 
 def from_reference() -> list[str]:
