@@ -86,7 +86,7 @@ def choose_precision(args: EngineArgs, config: Config, backend: Backend, weights
     as_stored = weights.as_stored and bool(can.weight_kinds) and is_kept
     held = _held(args.dtype, config, backend, "bfloat16" if weights.as_stored else "float32")
     computed = held
-    if as_stored or rounded or held not in can.row_dtypes:
+    if ((as_stored or rounded) and not can.any_rows_meet_kinds) or held not in can.row_dtypes:
         computed = torch.float32
     if as_stored and args.dtype != "auto":
         computed = held

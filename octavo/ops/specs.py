@@ -249,7 +249,9 @@ class Capabilities:
     dtypes: frozenset[torch.dtype]
     """What weights may be held in without being slower than in float32."""
     row_dtypes: frozenset[torch.dtype]
-    """Of these, what rows may be in where weights are plain; all other products take rows of float32."""
+    """Of these, what rows may be in where weights are plain; all other products take rows of float32 ..."""
+    any_rows_meet_kinds: bool = False
+    """... unless rows of these dtypes meet weights of all kinds, which are then rounded to the rows' dtype."""
 
 
 @dataclass(frozen=True, eq=False)

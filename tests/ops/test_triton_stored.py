@@ -9,6 +9,7 @@ from torch import Tensor
 
 from octavo.ops import Backend
 from octavo.ops.weight_kinds import BITS_HELD, NOT_OF_GGUF, WeightKind
+from tests.ops.conftest import REFERENCE
 from tests.ops.stored import FLOATS, QUANTIZED, random_rows, width_for
 
 pytest.importorskip("triton")
@@ -102,7 +103,7 @@ def test_parts_of_different_kinds(triton_backend: Backend, generator: torch.Gene
     whole = torch.cat([weight for _, weight in parts])
     packed = triton_backend.stored_linear([stored for stored, _ in parts])
     x, bias = torch.randn(5, 256, generator=generator), torch.randn(28, generator=generator)
-    torch.testing.assert_close(packed(x, bias).double(), x.double() @ whole.T + bias.double(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(packed(x, bias).double(), x.double() @ whole.T + bias.double(), rtol=1e-5, atol=2e-4)
     ids = torch.tensor([27, 0, 4, 5, 24, 25, 0])
     torch.testing.assert_close(packed.rows(ids, torch.float32, 2.0).double(), 2 * whole[ids], rtol=1e-6, atol=1e-7)
 
@@ -140,7 +141,7 @@ def test_quantizing_rounds_to_the_nearest(
 @pytest.mark.parametrize("rows", [1, 40, 2500])
 def test_groups_are_found(triton_backend: Backend, groups: int, rows: int, generator: torch.Generator) -> None:
     """Those of no row begin where they end; rows of no group are in none."""
-    from octavo.ops.triton.triton_stored import grouped
+    from octavo.ops.triton.grouping import grouped
 
     if groups * rows > 50_000:
         groups = 20
@@ -170,12 +171,23 @@ def test_experts(triton_backend: Backend, kind: WeightKind, of_choice: bool, gen
     of = x.view(23, 3, 96) if of_choice else x.unsqueeze(1).expand(23, 3, 96)
     weights = torch.stack([weight for _, weight in made])
     want = torch.einsum("rcoi,rci->rco", weights[chosen], of.double())
-    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
     for row in (0, 11):
         alone = x[3 * row : 3 * row + 3] if of_choice else x[row : row + 1]
         assert torch.equal(experts(alone, chosen[row : row + 1]), got[row])
     if kind != WeightKind.F32:
         assert torch.equal(each[int(chosen[5, 1])](of[5, 1:2])[0], got[5, 1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weighted_sum(triton_backend: Backend, dtype: torch.dtype, generator: torch.Generator) -> None:
+    y, weights = torch.randn(15, 37, generator=generator).to(dtype), torch.rand(5, 3, generator=generator)
+    got = triton_backend.weighted_sum(y, weights, 3)
+    assert torch.equal(got, REFERENCE.weighted_sum(y, weights, 3))
+    assert torch.equal(triton_backend.weighted_sum(y[6:9], weights[2:3], 3), got[2:3])
+    ones = torch.ones_like(weights)
+    assert torch.equal(triton_backend.weighted_sum(y, None, 3), triton_backend.weighted_sum(y, ones, 3))
+    assert triton_backend.weighted_sum(y[:0], weights[:0], 3).shape == (0, 37)
 
 
 def test_columns_in_another_order(triton_backend: Backend, generator: torch.Generator) -> None:
@@ -193,4 +205,4 @@ def test_each_group_of_outputs_has_rows_of_its_own(triton_backend: Backend, gene
     x = torch.randn(5, 3, 64, generator=generator)
     got = triton_backend.group_linear(triton_backend.stored_linear([stored]), 3)(x, torch.float32)
     want = torch.einsum("rgi,goi->rgo", x.double(), weight.view(3, 8, 64))
-    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-4)

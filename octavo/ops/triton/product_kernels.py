@@ -118,9 +118,9 @@ def product_kernel(
         address = tl.load(weight + group)
         if address == 0:
             return
-        own = tl.multiple_of(address, 16).to(tl.pointer_type(DTYPE))
+        own = tl.multiple_of(address.to(tl.pointer_type(DTYPE)), 16)
         if IS_ORDERED:
-            columns = tl.load(columns + group).to(tl.pointer_type(tl.int64))
+            columns = tl.multiple_of(tl.load(columns + group).to(tl.pointer_type(tl.int64)), 16)
         places = begin + tl.arange(0, ROWS)
         r_mask = places < end
         r = tl.load(order + places, r_mask, 0).to(tl.int64)
@@ -201,3 +201,18 @@ def rows_kernel(
             values = rounded(tl.where(is_row[:, None], w * scale, 0.0), out.dtype.element_ty)
             at = out + (place * width)[:, None] + (begin + columns)[None, :]
             tl.store(at, values, inside[:, None] & (begin + columns < width)[None, :])
+
+
+@triton.jit
+def weighted_sum_kernel(y, y_stride, weights, terms, out, width, IS_WEIGHTED: tl.constexpr, COLUMNS: tl.constexpr):
+    """`out` `[rows, width]`, each row the sum of its terms in their order, in float32; one program a row."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    mask = columns < width
+    total = tl.zeros([COLUMNS], tl.float32)
+    for term in range(terms):
+        value = tl.load(y + (row * terms + term) * y_stride + columns, mask, 0.0).to(tl.float32)
+        if IS_WEIGHTED:
+            value = value * tl.load(weights + row * terms + term)
+        total = total + value
+    tl.store(out + row * width + columns, rounded(total, out.dtype.element_ty), mask)

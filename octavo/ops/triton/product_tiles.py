@@ -44,6 +44,11 @@ def tiles_for(outputs: int, rows: int, dtype: torch.dtype) -> Tiles:
     return Tiles(128, 128, 8, 3)
 
 
+def adapter_rows_for(results: int, groups: int) -> int:
+    """Rows of a program of adapters, for so many results that are shared out among groups."""
+    return 64 if INTERPRETED or cdiv(results, groups) > 16 else 16
+
+
 def splits_for(outputs: int, tiles: int, tile: int) -> tuple[int, int]:
     """How many splits there are of a weight's `tiles` of so many columns, and how many tiles each has."""
     wanted = cdiv(ENOUGH_PROGRAMS, cdiv(outputs, SPLIT_OUTPUTS))

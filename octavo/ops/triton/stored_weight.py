@@ -10,9 +10,10 @@ from torch import Tensor
 
 from octavo.ops.stored_rows import FLOATS, StoredRows
 from octavo.ops.torch.products import table_rows
-from octavo.ops.triton.launching import cdiv, power_of_two
+from octavo.ops.triton.grouping import Groups, most_blocks
+from octavo.ops.triton.launching import cdiv, power_of_two, together
 from octavo.ops.triton.product_kernels import finish_kernel, product_kernel, rows_kernel
-from octavo.ops.triton.product_tiles import ENOUGH_PROGRAMS, FLOAT_TILE, splits_for, tiles_for
+from octavo.ops.triton.product_tiles import ENOUGH_PROGRAMS, FLOAT_TILE, Tiles, splits_for, tiles_for
 from octavo.ops.triton.stored_layouts import LAYOUTS, Layout, Value
 from octavo.ops.triton.stored_planes import Places, pack, padded_columns, places
 from octavo.ops.weight_kinds import WeightKind
@@ -108,23 +109,66 @@ def stored_weight(parts: Sequence[StoredRows], device: torch.device) -> StoredWe
     else:
         data = pack(parts, device)
     order = None if parts[0].order is None else parts[0].order.to(device, torch.int64)
-    return StoredWeight(kind, outputs, width, data, 0, outputs, order)
+    weight = StoredWeight(kind, outputs, width, data, 0, outputs, order)
+    _ = weight.table  # a step that is recorded copies nothing to the device
+    return weight
 
 
 @dataclass(frozen=True)
-class Groups:
-    """Which rows meet which of several weights (octavo.ops.triton.grouping)."""
+class _Launch:
+    """How a product of so many results is launched."""
 
-    addresses: Tensor
-    """[groups] int64: where each one's weight is; 0 for none, and then nothing is written."""
-    columns: Tensor | None
-    """[groups] int64: where each one's order of columns is, where they have one."""
-    order: Tensor
-    """[results] int32: their numbers, group by group."""
-    starts: Tensor
-    """[groups + 1] int32: where each group's begin."""
-    shared: int
-    """Results that are of one row of x each."""
+    weight: StoredWeight
+    results: int
+    groups: Groups | None
+    tile: Tiles
+    blocks: int
+    splits: int
+    tiles_of_split: int
+    are_shared: bool
+    """Whether splits are computed side by side."""
+
+    def run(self, x: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """Fill `out` `[rows, outputs]`, or `[splits, rows, outputs]` float32 where splits are shared out."""
+        weight, groups, at = self.weight, self.groups, self.weight.places
+        product_kernel[(cdiv(weight.outputs, self.tile.outputs), self.blocks, self.splits if self.are_shared else 1)](
+            x, x.stride(0), self.results, weight.width, weight.order if groups is None else groups.columns,
+            weight.data if groups is None else groups.addresses, at.high, at.factors, at.smalls, weight.table,
+            weight.first, weight.outputs, weight.all_outputs, bias,
+            out, out.stride(-2), out.stride(0) if self.are_shared else 0,
+            None if groups is None else groups.order, None if groups is None else groups.starts,
+            1 if groups is None else groups.shared, self.splits, self.tiles_of_split,
+            cdiv(weight.columns, weight.layout.tile),
+            L=weight.layout, DTYPE=POINTERS[weight.data.dtype], IS_ORDERED=weight.order is not None,
+            GROUPS=_number(groups), ROOM=power_of_two(_number(groups)), HAS_BIAS=bias is not None,
+            ARE_SHARED=self.are_shared, OUTPUTS=self.tile.outputs, ROWS=self.tile.rows,
+            num_warps=self.tile.warps, num_stages=self.tile.stages,
+        )  # fmt: skip
+
+    def finish(self, x: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """Fill `out` with what programs that share splits out give."""
+        outputs = self.weight.outputs
+        sums = torch.empty(self.splits, self.results, outputs, dtype=torch.float32, device=out.device)
+        self.run(x, None, sums)
+        columns = min(FINISHED, power_of_two(out.shape[1]))
+        finish_kernel[(self.results, cdiv(out.shape[1], columns))](
+            sums, self.splits, sums.stride(0), bias, out, out.stride(0), outputs, bias is not None, columns,
+            num_warps=4,
+        )  # fmt: skip
+
+
+def _number(groups: Groups | None) -> int:
+    return 0 if groups is None else len(groups.addresses)
+
+
+def _launch(weight: StoredWeight, x: Tensor, results: int, groups: Groups | None = None) -> _Launch:
+    number, layout = _number(groups), weight.layout
+    of_floats = layout.value is Value.FLOAT and weight.data.dtype != x.dtype  # which are multiplied as float32
+    tile = tiles_for(weight.outputs, cdiv(results, max(1, number)), torch.float32 if of_floats else x.dtype)
+    blocks = cdiv(results, tile.rows) if groups is None else most_blocks(results, number, tile.rows)
+    splits, each = splits_for(weight.outputs, cdiv(weight.columns, layout.tile), layout.tile)
+    are_shared = splits > 1 and cdiv(weight.outputs, tile.outputs) * blocks < ENOUGH_PROGRAMS
+    return _Launch(weight, results, groups, tile, blocks, splits, each, are_shared)
 
 
 def multiply(
@@ -134,41 +178,6 @@ def multiply(
 
     With `groups`, results are of several weights that are alike; `weight` is one of them, and there is no bias.
     """
-    results = len(out)
-    if not results or not weight.outputs:
-        return
-    if x.stride(1) != 1:
-        x = x.contiguous()
-    layout, at, tiles = weight.layout, weight.places, cdiv(weight.columns, weight.layout.tile)
-    number = 0 if groups is None else len(groups.addresses)
-    tile = tiles_for(weight.outputs, cdiv(results, max(1, number)), x.dtype)
-    blocks = cdiv(results, tile.rows) if groups is None else _most_blocks(results, number, tile.rows)
-    splits, each = splits_for(weight.outputs, tiles, layout.tile)
-    programs = cdiv(weight.outputs, tile.outputs) * blocks
-    are_shared = splits > 1 and programs < ENOUGH_PROGRAMS
-    sums = out
-    if are_shared:
-        sums = torch.empty(splits, results, weight.outputs, dtype=torch.float32, device=out.device)
-    product_kernel[(cdiv(weight.outputs, tile.outputs), blocks, splits if are_shared else 1)](
-        x, x.stride(0), results, weight.width, weight.order if groups is None else groups.columns,
-        weight.data if groups is None else groups.addresses, at.high, at.factors, at.smalls, weight.table,
-        weight.first, weight.outputs, weight.all_outputs, bias,
-        sums, sums.stride(-2), sums.stride(0) if are_shared else 0,
-        None if groups is None else groups.order, None if groups is None else groups.starts,
-        1 if groups is None else groups.shared, splits, each, tiles,
-        L=layout, DTYPE=POINTERS[weight.data.dtype], IS_ORDERED=weight.order is not None,
-        GROUPS=number, ROOM=power_of_two(number), HAS_BIAS=bias is not None, ARE_SHARED=are_shared,
-        OUTPUTS=tile.outputs, ROWS=tile.rows,
-        num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
-    if are_shared:
-        columns = min(FINISHED, power_of_two(weight.outputs))
-        finish_kernel[(results, cdiv(weight.outputs, columns))](
-            sums, splits, sums.stride(0), bias, out, out.stride(0), weight.outputs,
-            HAS_BIAS=bias is not None, COLUMNS=columns, num_warps=4,
-        )  # fmt: skip
-
-
-def _most_blocks(results: int, groups: int, rows: int) -> int:
-    """How many blocks of so many rows there can be at most, however results are shared out among groups."""
-    return min(results, results // rows + groups)
+    if out.numel():
+        launch = _launch(weight, x, len(out), groups)
+        (launch.finish if launch.are_shared else launch.run)(together(x), bias, out)

@@ -16,6 +16,7 @@ from octavo.ops.triton.attention_operations import TritonAttention
 from octavo.ops.triton.graph_steps import CalledAgain, DeviceGraph, Graph, GraphSteps
 from octavo.ops.triton.interpreted import set_up
 from octavo.ops.triton.launching import INTERPRETED
+from octavo.ops.triton.triton_adapters import TritonAdapters
 from octavo.ops.triton.triton_norms import TritonNorms
 from octavo.ops.triton.triton_products import TritonProducts
 from octavo.ops.triton.triton_recurrent import TritonRecurrent
@@ -38,7 +39,9 @@ NO_MEMORY = (
 NEED_NO_KERNEL = RANKS | PLANS | MACHINE | PLAIN
 
 
-class TritonBackend(TritonAttention, TritonRecurrent, TritonProducts, TritonNorms, TritonStored, TorchBackend):
+class TritonBackend(
+    TritonStored, TritonAdapters, TritonAttention, TritonRecurrent, TritonProducts, TritonNorms, TorchBackend
+):
     """Kernels of octavo.ops.triton; operations that have none are the reference's.
 
     Args:

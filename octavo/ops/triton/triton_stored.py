@@ -10,13 +10,12 @@ from octavo.ops.prepared import PackedExperts, PackedHeads, PackedLinear
 from octavo.ops.stored_rows import FLOATS, StoredRows
 from octavo.ops.torch import TorchBackend
 from octavo.ops.torch.products import TorchLinear
-from octavo.ops.triton.grouping_kernels import group_kernel
+from octavo.ops.triton.grouping import Groups, aligned, grouped
+from octavo.ops.triton.launching import cdiv, columns_of, together, warps_of
+from octavo.ops.triton.product_kernels import weighted_sum_kernel
 from octavo.ops.triton.rounding import quantize
-from octavo.ops.triton.stored_weight import Groups, StoredWeight, multiply, stored_weight
+from octavo.ops.triton.stored_weight import StoredWeight, multiply, stored_weight
 from octavo.ops.weight_kinds import WeightKind
-
-GROUPED_AT_ONCE = 1024
-"""Rows that a program of `group_kernel` looks at together."""
 
 
 class StoredLinear:
@@ -82,21 +81,6 @@ class StoredGroups:
         return torch.stack([group(x[:, g]).to(dtype) for g, group in enumerate(self._groups)], dim=1)
 
 
-def grouped(keys: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Numbers of rows in the order of their groups, and where each group's begin.
-
-    Args:
-        keys: [rows] int64, each row's group, -1 for none.
-        groups: how many there are.
-
-    Returns: [rows] int32, of which only as many are filled as are of a group; [groups + 1] int32.
-    """
-    order = torch.empty(max(1, len(keys)), dtype=torch.int32, device=keys.device)
-    starts = torch.empty(groups + 1, dtype=torch.int32, device=keys.device)
-    group_kernel[(groups,)](keys.contiguous(), len(keys), order, starts, GROUPS=groups, BLOCK=GROUPED_AT_ONCE)
-    return order, starts
-
-
 def _are_alike(experts: Sequence[StoredLinear]) -> bool:
     def shape(weight: StoredLinear) -> list[tuple[object, ...]]:
         return [
@@ -111,7 +95,10 @@ class TritonStored(TorchBackend):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
-        self.capabilities = replace(self.capabilities, weight_kinds=frozenset(WeightKind))
+        self.capabilities = replace(self.capabilities, weight_kinds=frozenset(WeightKind), any_rows_meet_kinds=True)
+
+    def linear(self, weight: Tensor) -> PackedLinear:
+        return _of_floats(weight)
 
     def stored_linear(self, parts: Sequence[StoredRows], fine: bool = False) -> PackedLinear:
         alike = list[list[StoredRows]]()
@@ -134,6 +121,18 @@ class TritonStored(TorchBackend):
             return super().experts(weights)
         return StoredExperts(stored)
 
+    def weighted_sum(self, y: Tensor, weights: Tensor | None, terms: int) -> Tensor:
+        y, rows = together(y), len(y) // terms
+        out = torch.empty(rows, y.shape[1], dtype=y.dtype, device=y.device)
+        if out.numel():
+            columns = columns_of(y.shape[1])
+            weighed = None if weights is None else weights.float().contiguous()
+            weighted_sum_kernel[(rows, cdiv(y.shape[1], columns))](
+                y, y.stride(0), weighed, terms, out, y.shape[1],
+                IS_WEIGHTED=weights is not None, COLUMNS=columns, num_warps=warps_of(columns),
+            )  # fmt: skip
+        return out
+
     def group_linear(self, weight: PackedLinear, groups: int) -> PackedHeads:
         if not isinstance(weight, StoredLinear):
             return super().group_linear(weight, groups)
@@ -151,4 +150,10 @@ def as_stored(weight: PackedLinear) -> StoredLinear | None:
     data = getattr(weight, "weight", None)
     if not isinstance(data, Tensor) or data.dtype not in FLOATS or not data.is_contiguous():
         return None
-    return StoredLinear([StoredWeight(FLOATS[data.dtype], data.shape[0], data.shape[1], data, 0, data.shape[0])])
+    return _of_floats(data)
+
+
+def _of_floats(weight: Tensor) -> StoredLinear:
+    weight = aligned(weight)
+    outputs, width = weight.shape
+    return StoredLinear([StoredWeight(FLOATS[weight.dtype], outputs, width, weight, 0, outputs)])
