@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from octavo.ops import Backend, PackedLinear, RouterSpec
-from octavo.ops.native import NativeBackend
 from octavo.ops.weight_kinds import WeightKind
 from tests.ops.conftest import REFERENCE
 
@@ -41,7 +40,7 @@ def test_each_choice_is_its_own_product(
     kind: WeightKind | None,
     generator: torch.Generator,
 ) -> None:
-    if kind is not None and not isinstance(backend, NativeBackend):
+    if kind is not None and kind not in backend.capabilities.weight_kinds:
         pytest.skip("the reference computes with floats")
     each, chosen = layers(backend, width, outputs, kind, generator), choices(generator, top_k)
     wide = torch.randn(ROWS * (top_k if of_choice else 1), width + 5, generator=generator)
@@ -49,7 +48,11 @@ def test_each_choice_is_its_own_product(
     got = backend.experts(each)(x, chosen)
     flat = chosen.flatten().tolist()
     rows = [x[i if of_choice else i // top_k].unsqueeze(0) for i in range(len(flat))]
-    assert torch.equal(got, torch.cat([each[e](row) for e, row in zip(flat, rows, strict=True)]))
+    want = torch.cat([each[e](row) for e, row in zip(flat, rows, strict=True)])
+    if kind is None and backend.name.startswith("triton"):  # kernels of floats by themselves split columns otherwise
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-4)
+    else:
+        assert torch.equal(got, want)
 
 
 def test_experts_that_nobody_chose_are_not_run(generator: torch.Generator) -> None:

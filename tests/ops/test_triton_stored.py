@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.ops import Backend
+from octavo.ops import Backend, Gate
 from octavo.ops.weight_kinds import BITS_HELD, NOT_OF_GGUF, WeightKind
 from tests.ops.conftest import REFERENCE
 from tests.ops.stored import FLOATS, QUANTIZED, random_rows, width_for
@@ -84,6 +84,31 @@ def test_halves_are_multiplied_with_rounded_weights(
     want = (x.double() @ weight.to(dtype).double().T).float().to(dtype)
     assert got.dtype == dtype
     torch.testing.assert_close(got, want, rtol=1e-2 if dtype == torch.bfloat16 else 1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [3, pytest.param(300, marks=SLOW)])
+@pytest.mark.parametrize("width", [96, 1120])
+def test_gated_in_the_product(triton_backend: Backend, width: int, rows: int, generator: torch.Generator) -> None:
+    """The same as the product and the gate apart, where columns are split and where they are not."""
+    gate_up = triton_backend.stored_linear([random_rows(WeightKind.Q4_0, 48, width, generator)[0]])
+    x = torch.randn(rows, width, generator=generator).to(torch.bfloat16)
+    bias, gate = torch.randn(48, generator=generator), Gate("silu", limit=3.0)
+    got = triton_backend.gated_linear(gate_up, x, bias, gate)
+    assert torch.equal(got, triton_backend.gated(gate_up(x, bias), gate))
+
+
+@pytest.mark.parametrize("of_weight", [torch.float16, torch.float32])
+def test_rows_of_another_dtype_are_not_rounded(
+    triton_backend: Backend, of_weight: torch.dtype, generator: torch.Generator
+) -> None:
+    """Float16 has no room for some of bfloat16's numbers."""
+    weight = torch.randn(6, 64, generator=generator).to(of_weight)
+    x = (torch.randn(3, 64, generator=generator) * 1e6).to(torch.bfloat16)
+    linear, gate = triton_backend.linear(weight), Gate("silu")
+    want = x.float() @ weight.float().T
+    torch.testing.assert_close(linear(x).float(), want, rtol=1e-2, atol=1e4)
+    gated = triton_backend.gated_linear(linear, x, None, gate)
+    assert torch.equal(gated, triton_backend.gated(linear(x), gate))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in QUANTIZED if kind < NOT_OF_GGUF], ids=attrgetter("name"))

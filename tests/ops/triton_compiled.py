@@ -44,9 +44,10 @@ def others() -> dict[str, str]:
     of_bf16 |= {"starts": "*i32", "sums": "*fp32", "bias": "*fp32", "weights": "*fp32", "keys": "*i64"}
     sizes = {"DTYPE": tl.bfloat16, "GROUPS": 4, "ROOM": 4, "RANKS": 16, "ROWS": 16}
     rows = of_bf16 | {"ids": "*i64", "weight": "*u8", "table": "*fp32"}
+    gate = {"GATED": True, "ACTIVATION": "silu", "THRESHOLD": None, "LIMIT": None, "UP_OFFSET": 0.0}
     return {
         "rows": compiled(rows_kernel, rows | {"scale": "fp32"}, L=LAYOUTS[WeightKind.Q6_K], ROWS=16),
-        "finish": compiled(finish_kernel, of_bf16, HAS_BIAS=True, COLUMNS=1024),
+        "finish": compiled(finish_kernel, of_bf16, HAS_BIAS=True, COLUMNS=1024, **gate),
         "weighted_sum": compiled(weighted_sum_kernel, of_bf16, IS_WEIGHTED=True, COLUMNS=1024),
         "group": compiled(group_kernel, of_bf16, GROUPS=4, BLOCK=1024),
         "inner": compiled(inner_kernel, of_bf16, TILE=64, **sizes),

@@ -10,6 +10,7 @@ leave their registers on the way to it.
 import triton
 import triton.language as tl
 
+from octavo.ops.triton.activation_kernels import gate_of
 from octavo.ops.triton.launching import dot, rounded
 from octavo.ops.triton.stored_kernels import codes_of, high_bits, low_bits, scaled
 
@@ -157,21 +158,40 @@ def product_kernel(
 
 
 @triton.jit
-def finish_kernel(
-    sums, splits, part_stride, bias, out, out_stride, outputs, HAS_BIAS: tl.constexpr, COLUMNS: tl.constexpr
-):
-    """`out` `[rows, outputs]` of what splits gave, `[splits, rows, outputs]` float32; one program a row."""
-    row = tl.program_id(0).to(tl.int64)
-    o = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    mask = o < outputs
-    total = tl.zeros([COLUMNS], tl.float32)
-    at = sums + row * outputs + o
+def _summed(sums, splits, part_stride, bias, o, mask, DTYPE: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """What splits gave for outputs `o` of a row, as the product's own program adds and rounds it."""
+    total = tl.zeros(o.shape, tl.float32)
+    at = sums + o
     for _ in range(splits):
         total = total + tl.load(at, mask, 0.0)
         at += part_stride
     if HAS_BIAS:
         total = total + tl.load(bias + o, mask, 0.0)
-    tl.store(out + row * out_stride + o, rounded(total, out.dtype.element_ty), mask)
+    return rounded(total, DTYPE)
+
+
+@triton.jit
+def finish_kernel(
+    sums, splits, part_stride, bias, out, out_stride, outputs, HAS_BIAS: tl.constexpr, COLUMNS: tl.constexpr,
+    GATED: tl.constexpr, ACTIVATION: tl.constexpr, THRESHOLD: tl.constexpr, LIMIT: tl.constexpr,
+    UP_OFFSET: tl.constexpr,
+):  # fmt: skip
+    """`out` `[rows, outputs]` of what splits gave, `[splits, rows, outputs]` float32; one program a row.
+
+    GATED: `[rows, outputs / 2]`, what the gate makes of the two halves.
+    """
+    DTYPE: tl.constexpr = out.dtype.element_ty
+    row = tl.program_id(0).to(tl.int64)
+    o = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    given = outputs // 2 if GATED else outputs
+    mask = o < given
+    sums += row * outputs
+    total = _summed(sums, splits, part_stride, bias, o, mask, DTYPE, HAS_BIAS)
+    if GATED:
+        up = _summed(sums, splits, part_stride, bias, o + given, mask, DTYPE, HAS_BIAS)
+        gated = gate_of(total.to(tl.float32), up.to(tl.float32), ACTIVATION, THRESHOLD, LIMIT, UP_OFFSET)
+        total = rounded(gated, DTYPE)
+    tl.store(out + row * out_stride + o, total, mask)
 
 
 @triton.jit

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from octavo.ops.stored_rows import FLOATS, StoredRows
 from octavo.ops.torch.products import table_rows
-from octavo.ops.triton.grouping import Groups, most_blocks
+from octavo.ops.triton.grouping import Groups, aligned, most_blocks
 from octavo.ops.triton.launching import cdiv, power_of_two, together
 from octavo.ops.triton.product_kernels import finish_kernel, product_kernel, rows_kernel
 from octavo.ops.triton.product_tiles import ENOUGH_PROGRAMS, FLOAT_TILE, Tiles, splits_for, tiles_for
@@ -24,6 +24,9 @@ POINTERS = {
     torch.float16: tl.float16,
     torch.uint8: tl.uint8,
 }
+GateConstants = tuple[bool, str | None, float | None, float | None, float]
+"""Whether there is a gate, and what it is: what kernels are compiled for."""
+UNGATED: GateConstants = (False, None, None, None, 0.0)
 FINISHED = 1024
 """Results of a row that a program adds up."""
 
@@ -97,6 +100,13 @@ def _table(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=device)
 
 
+def weight_of_floats(weight: Tensor) -> StoredWeight:
+    """Of a matrix `[outputs, width]` on the device, in its memory where that may be."""
+    weight = aligned(weight)
+    outputs, width = weight.shape
+    return StoredWeight(FLOATS[weight.dtype], outputs, width, weight, 0, outputs)
+
+
 def stored_weight(parts: Sequence[StoredRows], device: torch.device) -> StoredWeight:
     """Of parts of one kind and order, whose outputs lie one after the other."""
     kind, width, outputs = parts[0].kind, parts[0].width, sum(len(part.data) for part in parts)
@@ -145,14 +155,14 @@ class _Launch:
             num_warps=self.tile.warps, num_stages=self.tile.stages,
         )  # fmt: skip
 
-    def finish(self, x: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        """Fill `out` with what programs that share splits out give."""
+    def finish(self, x: Tensor, bias: Tensor | None, out: Tensor, gate: GateConstants = UNGATED) -> None:
+        """Fill `out` with what programs that share splits out give, and the gate makes of it."""
         outputs = self.weight.outputs
         sums = torch.empty(self.splits, self.results, outputs, dtype=torch.float32, device=out.device)
         self.run(x, None, sums)
         columns = min(FINISHED, power_of_two(out.shape[1]))
         finish_kernel[(self.results, cdiv(out.shape[1], columns))](
-            sums, self.splits, sums.stride(0), bias, out, out.stride(0), outputs, bias is not None, columns,
+            sums, self.splits, sums.stride(0), bias, out, out.stride(0), outputs, bias is not None, columns, *gate,
             num_warps=4,
         )  # fmt: skip
 
@@ -181,3 +191,13 @@ def multiply(
     if out.numel():
         launch = _launch(weight, x, len(out), groups)
         (launch.finish if launch.are_shared else launch.run)(together(x), bias, out)
+
+
+def multiply_gated(weight: StoredWeight, x: Tensor, bias: Tensor | None, gate: GateConstants) -> Tensor | None:
+    """The gate of the two halves of `x @ weight.T + bias`, each rounded first; None where rows are too many."""
+    launch = _launch(weight, x, len(x))
+    if not launch.are_shared or not len(x):
+        return None
+    out = torch.empty(len(x), weight.outputs // 2, dtype=x.dtype, device=x.device)
+    launch.finish(together(x), bias, out, gate)
+    return out

@@ -26,6 +26,7 @@ from octavo.ops.triton.launching import (
     together,
     wide,
 )
+from octavo.ops.triton.stored_weight import multiply, weight_of_floats
 from octavo.ops.triton.triton_elementwise import TritonElementwise
 
 PROGRAMS = 128
@@ -275,7 +276,11 @@ class TritonLinear:
         """Where a result has fewer tiles, parts of sums are computed side by side."""
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return self._multiply(x, bias, UNGATED)
+        if x.dtype == self.weight.dtype:
+            return self._multiply(x, bias, UNGATED)
+        out = torch.empty(len(x), self._outputs, dtype=x.dtype, device=x.device)
+        multiply(weight_of_floats(self.weight), x, out, bias)  # both as float32
+        return out
 
     def gated(self, x: Tensor, bias: Tensor | None, gate: Gate) -> Tensor:
         """`gate` of the two halves of the result, each rounded first."""
@@ -359,7 +364,7 @@ class TritonProducts(TritonElementwise):
         gate: Gate,
         adapters: RowAdapters | None = None,
     ) -> Tensor:
-        if adapters is None and isinstance(gate_up, TritonLinear):
+        if adapters is None and isinstance(gate_up, TritonLinear) and x.dtype == gate_up.weight.dtype:
             return gate_up.gated(x, bias, gate)
         y = gate_up(x, bias)
         if adapters is not None:

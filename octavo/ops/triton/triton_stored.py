@@ -6,15 +6,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from octavo.ops.prepared import PackedExperts, PackedHeads, PackedLinear
+from octavo.ops.prepared import PackedExperts, PackedHeads, PackedLinear, RowAdapters
+from octavo.ops.specs import Gate
 from octavo.ops.stored_rows import FLOATS, StoredRows
 from octavo.ops.torch import TorchBackend
-from octavo.ops.torch.products import TorchLinear
-from octavo.ops.triton.grouping import Groups, aligned, grouped
+from octavo.ops.triton.grouping import Groups, grouped
 from octavo.ops.triton.launching import cdiv, columns_of, together, warps_of
 from octavo.ops.triton.product_kernels import weighted_sum_kernel
 from octavo.ops.triton.rounding import quantize
-from octavo.ops.triton.stored_weight import StoredWeight, multiply, stored_weight
+from octavo.ops.triton.stored_weight import StoredWeight, multiply, multiply_gated, stored_weight, weight_of_floats
 from octavo.ops.weight_kinds import WeightKind
 
 
@@ -32,6 +32,13 @@ class StoredLinear:
             multiply(part, x, out[:, first:end], None if bias is None else bias[first:end])
             first = end
         return out
+
+    def gated(self, x: Tensor, bias: Tensor | None, gate: Gate) -> Tensor | None:
+        """`gate` of the two halves of the result, each rounded first; None where that is no operation of its own."""
+        if len(self.parts) > 1:
+            return None
+        constants = (True, gate.activation, gate.threshold, gate.limit, float(gate.up_offset))
+        return multiply_gated(self.parts[0], x, bias, constants)
 
     def rows(self, ids: Tensor, dtype: torch.dtype, scale: float = 1.0, first: int | None = None) -> Tensor:
         """See octavo.ops.prepared.PackedLinear."""
@@ -97,9 +104,6 @@ class TritonStored(TorchBackend):
         super().__init__(device)
         self.capabilities = replace(self.capabilities, weight_kinds=frozenset(WeightKind), any_rows_meet_kinds=True)
 
-    def linear(self, weight: Tensor) -> PackedLinear:
-        return _of_floats(weight)
-
     def stored_linear(self, parts: Sequence[StoredRows], fine: bool = False) -> PackedLinear:
         alike = list[list[StoredRows]]()
         for part in parts:
@@ -121,6 +125,17 @@ class TritonStored(TorchBackend):
             return super().experts(weights)
         return StoredExperts(stored)
 
+    def gated_linear(
+        self,
+        gate_up: PackedLinear,
+        x: Tensor,
+        bias: Tensor | None,
+        gate: Gate,
+        adapters: RowAdapters | None = None,
+    ) -> Tensor:
+        stored = gate_up.gated(x, bias, gate) if isinstance(gate_up, StoredLinear) and adapters is None else None
+        return super().gated_linear(gate_up, x, bias, gate, adapters) if stored is None else stored
+
     def weighted_sum(self, y: Tensor, weights: Tensor | None, terms: int) -> Tensor:
         y, rows = together(y), len(y) // terms
         out = torch.empty(rows, y.shape[1], dtype=y.dtype, device=y.device)
@@ -140,7 +155,7 @@ class TritonStored(TorchBackend):
         if len(weight.parts) == 1:
             return StoredGroups([StoredLinear([weight.parts[0].part(g * each, each)]) for g in range(groups)])
         rows = weight.rows(torch.arange(weight.outputs), torch.float32)
-        return super().group_linear(TorchLinear(rows), groups)
+        return super().group_linear(self.linear(rows), groups)
 
 
 def as_stored(weight: PackedLinear) -> StoredLinear | None:
@@ -150,10 +165,4 @@ def as_stored(weight: PackedLinear) -> StoredLinear | None:
     data = getattr(weight, "weight", None)
     if not isinstance(data, Tensor) or data.dtype not in FLOATS or not data.is_contiguous():
         return None
-    return _of_floats(data)
-
-
-def _of_floats(weight: Tensor) -> StoredLinear:
-    weight = aligned(weight)
-    outputs, width = weight.shape
-    return StoredLinear([StoredWeight(FLOATS[weight.dtype], outputs, width, weight, 0, outputs)])
+    return StoredLinear([weight_of_floats(data)])
