@@ -9,7 +9,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from octavo.ops import AttentionPlan, AttentionSpec, Backend, BlockSparse, CacheSpec, DistanceBias, KVCache, SequenceRun
+from octavo.ops import (
+    AttentionPlan,
+    AttentionSpec,
+    Backend,
+    BlockSparse,
+    CacheSpec,
+    DistanceBias,
+    HeadClip,
+    KVCache,
+    SequenceRun,
+)
 from octavo.ops.specs import PositionScores
 from octavo.token_windows import Chunk
 from tests.ops.conftest import REFERENCE
@@ -234,3 +244,18 @@ def test_what_is_stored_is_what_the_reference_stores(
         backend.store(key.transpose(0, 1).contiguous().transpose(0, 1), value, held[-1], plan)
     assert torch.equal(held[0].keys, held[1].keys)
     assert torch.equal(held[0].values, held[1].values)
+
+
+def test_what_is_not_a_number_stays_so(triton_backend: Backend, generator: torch.Generator) -> None:
+    """In a cache of int8, and through a clip: a sequence that has overflowed is found by its hidden states."""
+    plan = REFERENCE.plan_attention([SequenceRun(0, 3, 0, 0)], torch.tensor([[1]]), 4, None, 3)
+    key = torch.randn(3, 1, 16, generator=generator)
+    key[2, 0, 5] = torch.nan
+    cache = triton_backend.make_cache(CacheSpec(1, 16, 16), 2, 4, torch.int8)
+    triton_backend.store(key, key, cache, plan)
+    spec = AttentionSpec(1, 1, 16, 0.25, transforms=(HeadClip(1.0),))
+    got = triton_backend.attend_stored(key[:, :1].nan_to_num(), cache, plan, spec, 3, torch.float32)
+    assert got[2].isnan().all()
+    clipped = triton_backend.make_cache(CacheSpec(1, 16, 16), 2, 4, torch.float32)
+    out = triton_backend.attend(torch.cat([key] * 3, 1).flatten(1), clipped, plan, spec, None)
+    assert out[2].isnan().any()

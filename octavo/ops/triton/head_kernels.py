@@ -13,7 +13,8 @@ LAYER: tl.constexpr = tl.constexpr(2)
 @triton.jit
 def _clipped(x, LIMIT: tl.constexpr, DTYPE: tl.constexpr):
     if LIMIT is not None:
-        x = rounded(tl.minimum(tl.maximum(x, -LIMIT), LIMIT), DTYPE).to(tl.float32)
+        x = tl.maximum(x, -LIMIT, propagate_nan=tl.PropagateNan.ALL)
+        x = rounded(tl.minimum(x, LIMIT, propagate_nan=tl.PropagateNan.ALL), DTYPE).to(tl.float32)
     return x
 
 
@@ -47,7 +48,9 @@ def _store(cache, x, slots, is_row, head, columns, HEADS: tl.constexpr, DIM: tl.
     place = cache + ((slots // BLOCK * HEADS + head) * BLOCK + slots % BLOCK) * ROW
     mask = is_row[:, None] & (columns < DIM)[None, :]
     if IS_INT8:
-        peak = tl.max(tl.abs(tl.where((columns < DIM)[None, :], x, 0.0)), 1)
+        size = tl.abs(tl.where((columns < DIM)[None, :], x, 0.0))
+        # The largest, or what is not a number, which the largest would pass over.
+        peak = tl.max(size, 1) + tl.sum(size * 0.0, 1)
         factor = tl.where(peak > 0, tl.div_rn(127.0, tl.where(peak > 0, peak, 1.0)), 0.0)
         codes = nearest(x * factor[:, None])
         tl.store(place[:, None] + columns[None, :], codes.to(tl.int32).to(tl.int8), mask=mask)

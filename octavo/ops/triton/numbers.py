@@ -35,7 +35,7 @@ def sigmoid(x):
 @triton.jit
 def softplus(x):
     """`log(1 + exp(x))`, and `x` itself where the difference is below float32's precision."""
-    grown = tl.exp(tl.minimum(x, 20.0))
+    grown = tl.exp(tl.minimum(x, 20.0, propagate_nan=tl.PropagateNan.ALL))
     # log1p: what rounding takes of 1 + grown is given back.
     whole = 1.0 + grown
     rest = grown - (whole - 1.0)
