@@ -73,18 +73,40 @@ def _forget(size: int) -> None:
     _mapped -= size
 
 
+GROUPS = (
+    ("", Path("/sys/fs/cgroup"), "memory.max", "memory.current", ""),
+    ("memory", Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+)
+"""Of both versions of control groups: the controller, where groups are, a group's limit, what it uses, and what stands
+before names of its statistics that include groups below."""
+
+
 def available() -> int:
-    """Bytes that are free, also within this process's control group."""
-    free = int(psutil.virtual_memory().available) - _mapped
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):  # no such control group, or no limit ("max")
-            continue
-    return max(0, free)
+    """Bytes that are free, also within this process's control groups. What the system keeps of files is free."""
+    free = int(psutil.virtual_memory().available)
+    for controller, root, limit, used, before in GROUPS:
+        for group in _own_groups(controller, root):
+            try:
+                most = int((group / limit).read_text())
+                taken = int((group / used).read_text())
+                statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):  # no such control group, or no limit ("max")
+                continue
+            kept = sum(int(statistics.get(f"{before}{name}_file", 0)) for name in ("active", "inactive"))
+            free = min(free, most - taken + kept)
+    return max(0, free - _mapped)
+
+
+def _own_groups(controller: str, root: Path, own: Path = Path("/proc/self/cgroup")) -> list[Path]:
+    """This process's control group of a controller, and those that it lies in."""
+    groups = [root]
+    with contextlib.suppress(OSError):
+        for line in own.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controller in controllers.split(","):
+                for name in Path(path).parts[1:]:
+                    groups.append(groups[-1] / name)
+    return groups
 
 
 def give_back() -> None:
@@ -104,6 +126,14 @@ def forget(buffer: Tensor) -> None:
     size = (buffer.data_ptr() + buffer.numel() * buffer.element_size() - first) // mmap.PAGESIZE * mmap.PAGESIZE
     if size > 0:
         ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
+
+
+def read_as_asked(buffer: Tensor) -> None:
+    """Have the system read of a buffer in a mapped file what is asked for, and nothing around it."""
+    if sys.platform != "win32" and hasattr(mmap, "MADV_RANDOM"):
+        first = buffer.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+        size = buffer.data_ptr() + buffer.numel() * buffer.element_size() - first
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), mmap.MADV_RANDOM)
 
 
 def _mapping(size: int, small: int) -> mmap.mmap:
