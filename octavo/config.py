@@ -191,6 +191,12 @@ class EngineArgs:
     packed_cache: int | str | None = option(
         None, "disk for packed weights, which later starts map; 0 for none (default: OCTAVO_PACKED_CACHE, or 8GiB)"
     )
+    weights_on_disk: Literal["auto", "on", "off"] = option(
+        "auto",
+        "weights that stay on disk, read as they are needed: auto (experts, where weights do not fit into free "
+        "memory), on (experts, and all weights where the others do not fit), off",
+        choices=("auto", "on", "off"),
+    )
     feature_cache_memory: int | str = option(
         "512MiB", "memory for what towers make of pictures, films and sounds, kept for prompts that bring them again"
     )

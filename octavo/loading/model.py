@@ -140,8 +140,8 @@ def load_model(args: EngineArgs, place: RankPlace = ALONE, link: RankLink = NO_L
         backend.join(place, link)
     with sound_config(checkpoint.files.path, config):
         # Weights that ranks share, and those beside a model's own, are packed anew.
-        own = place.size == 1 and weights is checkpoint.weights
-        copy = packed_copy(args, checkpoint, task, precision, backend) if own else None
+        is_own = place.size == 1 and weights is checkpoint.weights
+        copy = packed_copy(args, checkpoint, task, precision, backend, is_own)
         weight_bytes = load_weights(model, weights, precision, backend, str(checkpoint.files.path), copy)
     heads = None
     if args.speculation is not None and args.speculation.is_of_folder and task == "generate":

@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import count, takewhile
 from typing import Protocol, cast
 
@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from octavo.errors import CheckpointError, shorten
 from octavo.loading.expert_stacks import num_stacked, unstacked
 from octavo.loading.formats import WeightFormat
 from octavo.loading.packed_copies import PackedCopy
+from octavo.loading.placement import WeightSize
 from octavo.loading.precision import Precision
+from octavo.loading.slot_filling import Filling, Place, Problems, taken_rows
 from octavo.loading.tensor_source import TensorSource, TransformedTensor
 from octavo.ops import Backend, PackedLinear, StoredRows
 from octavo.ops.host_memory import give_back
 from octavo.ops.stored_rows import FLOATS, of_floats
 from octavo.parts import CausalLM, Into, Names
-from octavo.parts.weight_slots import Ranges, Role, Shard, WeightSlot
+from octavo.parts.weight_slots import Role, Shard, WeightSlot
 
-SHOWN = 6
 PROGRESS_ABOVE = 1 << 30
 """Bytes of weights from which loading shows a progress bar."""
 
@@ -42,82 +42,26 @@ def load_weights(
 
     Args:
         where: the checkpoint's place, for messages.
-        copy: of its packed weights, which are taken from there, or kept there.
+        copy: of its packed weights, which are taken from there, kept there, and may stay there.
 
     Returns how many bytes it holds. Raises CheckpointError that names every tensor at fault.
     """
     names = weights.names(model.names)
     loader = WeightLoader(model, names, precision, backend, copy)
-    loader.load(weights.weights(names), where)
+    try:
+        loader.load(weights.weights(names), where)
+    except BaseException:
+        if copy is not None:
+            copy.give_up()
+        raise
     if copy is not None:
-        copy.keep(loader.packed)
+        copy.keep()
     weights.drop_pages()
     model.prepare(backend)
     return loader.num_bytes
 
 
-@dataclass
-class _Filling:
-    """A slot that is being filled."""
-
-    path: str
-    slot: WeightSlot
-    missing: set[str | None]
-    """Segments that are still to come; None for a slot without."""
-    unclaimed: set[str | None]
-    """Those that no tensor's name and shape says it fills."""
-    is_misshapen: bool = False
-    """A tensor for it has a wrong shape: loading will fail, and it is never whole."""
-    is_copied: bool = False
-    """It was packed by an earlier start."""
-    floats: Tensor | None = None
-    stored: dict[str | None, StoredRows] = field(default_factory=dict)
-    """What is packed as it is stored. A file may have what is made of segments as one tensor (None)."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of what this rank takes."""
-        return self.slot.shape if self.slot.shard is None else self.slot.shard.shape_of(self.slot.shape)
-
-
-@dataclass
-class _Place:
-    """Where a tensor goes."""
-
-    filling: _Filling
-    segment: str | None
-    source: TensorSource
-    """What this rank takes of it, as the slot has it."""
-    rows: slice
-    """Which rows of what the rank takes of the slot."""
-
-
-_Planned = tuple[str, TensorSource, Into | _Place]
-
-
-@dataclass
-class _Problems:
-    """What is wrong with a checkpoint, gathered so that one error tells all."""
-
-    unexpected: list[str] = field(default_factory=list)
-    misshapen: list[str] = field(default_factory=list)
-
-    def raise_if_any(self, where: str, missing: list[str]) -> None:
-        parts = []
-        for label, names in (
-            ("tensors missing", missing),
-            ("tensors that the model has no place for", self.unexpected),
-            ("tensors of a wrong shape", self.misshapen),
-        ):
-            if names:
-                more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-                shown = ", ".join(shorten(name, 200) for name in names[:SHOWN])
-                parts.append(f"{len(names)} {label}: {shown}{more}")
-        if parts:
-            raise CheckpointError(
-                f"{where} does not fit its config: {'; '.join(parts)}. "
-                "Is the download complete, and config.json its own?"
-            )
+_Planned = tuple[str, TensorSource, Into | Place]
 
 
 class TakesCheckpoint(Protocol):
@@ -154,23 +98,23 @@ class WeightLoader:
         self.model, self.names, self.precision, self.backend = model, names, precision, backend
         self._kinds = backend.capabilities.weight_kinds
         self._lock = threading.Lock()
-        self._fillings = dict[str, _Filling]()
+        self._fillings = dict[str, Filling]()
         self.num_bytes = 0
         """Of the weights that parts have taken, as they are stored."""
         self._copy = copy
-        self.packed = dict[str, tuple[PackedLinear, int]]()
-        """Those that were packed here."""
         for path, slot in model.weight_slots_in(precision.activations, precision.round_towers).items():
             segments: set[str | None] = {*slot.segments} or {None}
-            self._fillings[path] = _Filling(path, slot, segments, segments.copy())
+            self._fillings[path] = Filling(path, slot, segments, segments.copy())
 
     def load(self, tensors: Iterable[tuple[str, TensorSource]], where: str) -> None:
         """Fill the whole model. Raises CheckpointError that names every tensor at fault, most before any is read."""
-        problems = _Problems()
+        problems = Problems()
         plan = self._plan(tensors, problems)
         self._leave_out()
         problems.raise_if_any(where, self._missing([f.unclaimed for f in self._fillings.values()]))
-        plan = self._without_copied(plan)
+        if self._copy is not None:
+            self._copy.open([_size(filling) for filling in self._fillings.values()])
+        plan = self._without_copied(self._in_order(plan))
         itemsize = self.precision.weights.itemsize
         total = sum(math.prod(f.shape) for f in self._fillings.values()) * itemsize
         bar = tqdm(
@@ -195,6 +139,19 @@ class WeightLoader:
         problems.raise_if_any(where, self._missing([f.missing for f in self._fillings.values()]))
         give_back()
 
+    def _in_order(self, plan: list[_Planned]) -> list[_Planned]:
+        """A plan in which what fills one slot comes together, so that few are half full at a time."""
+        places = {path: number for number, path in enumerate(self._fillings)}
+
+        def place(planned: _Planned) -> int:
+            to = planned[2]
+            if isinstance(to, Place):
+                return places.get(to.filling.path, 0)
+            found = self._find(to.path.replace("{e}", "0"))
+            return 0 if found is None else places[found[0].path]
+
+        return sorted(plan, key=place)
+
     def _without_copied(self, plan: list[_Planned]) -> list[_Planned]:
         """Fill what is packed already, and leave of the plan what is to be read for the rest."""
         for path, filling in self._fillings.items():
@@ -205,15 +162,15 @@ class WeightLoader:
                 self.num_bytes += found[1]
                 filling.slot.load(found[0])
 
-        def is_copied(to: Into | _Place) -> bool:
-            if isinstance(to, _Place):
+        def is_copied(to: Into | Place) -> bool:
+            if isinstance(to, Place):
                 return to.filling.is_copied
             experts = takewhile(bool, (self._find(to.path.replace("{e}", str(e))) for e in count()))
             return all(place is not None and place[0].is_copied for place in experts)
 
         return [planned for planned in plan if not is_copied(planned[2])]
 
-    def _plan(self, tensors: Iterable[tuple[str, TensorSource]], problems: _Problems) -> list[_Planned]:
+    def _plan(self, tensors: Iterable[tuple[str, TensorSource]], problems: Problems) -> list[_Planned]:
         """Where each tensor goes. What goes nowhere is noted in `problems`."""
         plan = list[_Planned]()
         given = [(name, source, self.names.locate(name)) for name, source in tensors if not self.names.is_ignored(name)]
@@ -266,7 +223,7 @@ class WeightLoader:
                 missing.append(names.published(path) if published == part else published)
         return list(dict.fromkeys(missing))
 
-    def _find(self, path: str) -> tuple[_Filling, str | None] | None:
+    def _find(self, path: str) -> tuple[Filling, str | None] | None:
         """What the tensor at `path` fills, and the segment of it that `path` names."""
         if path in self._fillings:
             return self._fillings[path], None
@@ -276,10 +233,10 @@ class WeightLoader:
         return (filling, segment) if filling is not None and segment in filling.slot.segments else None
 
     @staticmethod
-    def _claim(filling: _Filling, segment: str | None) -> None:
+    def _claim(filling: Filling, segment: str | None) -> None:
         filling.unclaimed.clear() if segment is None else filling.unclaimed.discard(segment)
 
-    def _locate(self, name: str, source: TensorSource, into: Into | None, problems: _Problems) -> _Place | None:
+    def _locate(self, name: str, source: TensorSource, into: Into | None, problems: Problems) -> Place | None:
         """Where a tensor goes; None, with the problem noted, where it goes nowhere."""
         place = None if into is None else self._find(into.path)
         if into is None or place is None:
@@ -299,11 +256,11 @@ class WeightLoader:
             filling.is_misshapen = True
             return None
         if filling.slot.shard is None:
-            return _Place(filling, segment, changed, rows)
-        taken, rows = _taken(filling.slot, segment)
-        return _Place(filling, segment, changed.part(Shard(taken, filling.slot.shard.columns)), rows)
+            return Place(filling, segment, changed, rows)
+        taken, rows = taken_rows(filling.slot, segment)
+        return Place(filling, segment, changed.part(Shard(taken, filling.slot.shard.columns)), rows)
 
-    def _of_stack(self, name: str, source: TensorSource, into: Into, problems: _Problems) -> Iterator[_Place]:
+    def _of_stack(self, name: str, source: TensorSource, into: Into, problems: Problems) -> Iterator[Place]:
         """Where the parts of a tensor go that stacks one for each expert."""
         for e, own in enumerate(unstacked(source, into)):
             expert = Into(into.path.replace("{e}", str(e)))
@@ -312,7 +269,7 @@ class WeightLoader:
             if place is not None:
                 yield place
 
-    def _place(self, place: _Place) -> None:
+    def _place(self, place: Place) -> None:
         """Put one tensor where it goes. Several threads do this at a time."""
         filling, segment, source, role = place.filling, place.segment, place.source, place.filling.slot.role
         stored = rows = None
@@ -345,56 +302,41 @@ class WeightLoader:
         kind = self.precision.rounding_of(role)
         return stored if kind is None else self.backend.quantize(stored.data, kind)
 
-    def _finish(self, filling: _Filling) -> None:
+    def _finish(self, filling: Filling) -> None:
         """Hand a slot that is whole to its part."""
         slot, role, floats, stored = filling.slot, filling.slot.role, filling.floats, filling.stored
         filling.floats, filling.stored, fine = None, {}, self.precision.is_fine(role)
+        apart = self._copy is not None and self._copy.on_disk(slot.share)
         if stored:
             segments = [None] if None in stored else slot.segments
-            taken = {s: _taken(slot, s)[1] for s in segments}
+            taken = {s: taken_rows(slot, s)[1] for s in segments}
             rows = [
                 stored.get(s) or self._rounded(cast(Tensor, floats)[taken[s]], role)
                 for s in segments
                 if taken[s].start != taken[s].stop
             ]
-            self._give(filling, self.backend.stored_linear(rows, fine), sum(part.data.nbytes for part in rows))
+            self._give(filling, self.backend.stored_linear(rows, fine, apart), sum(part.data.nbytes for part in rows))
             return
         assert floats is not None
         if not self.precision.is_packed(role) or (role is Role.TABLE and floats.dtype == self.precision.activations):
             self.num_bytes += floats.nbytes
             slot.load(floats)
         elif self.precision.rounding_of(role) is None:
-            self._give(filling, self.backend.linear(floats), floats.nbytes)
+            self._give(filling, self.backend.linear(floats, apart), floats.nbytes)
         else:
             rounded = self._rounded(floats, role)
-            self._give(filling, self.backend.stored_linear([rounded], fine), rounded.data.nbytes)
+            self._give(filling, self.backend.stored_linear([rounded], fine, apart), rounded.data.nbytes)
 
-    def _give(self, filling: _Filling, weight: PackedLinear, size: int) -> None:
+    def _give(self, filling: Filling, weight: PackedLinear, size: int) -> None:
         self.num_bytes += size
-        self.packed[filling.path] = weight, size
-        filling.slot.load(weight)
+        kept = weight if self._copy is None else self._copy.put(filling.path, weight, size, filling.slot.share)
+        filling.slot.load(kept)
 
     def _rounded(self, weight: Tensor, role: Role) -> StoredRows:
         kind = self.precision.rounding_of(role)
         return of_floats(weight) if kind is None else self.backend.quantize(weight, kind)
 
 
-def _taken(slot: WeightSlot, segment: str | None) -> tuple[Ranges | None, slice]:
-    """Which rows of a segment this rank takes, and which these are of all that it takes of the slot.
-
-    Raises ValueError where those of one segment do not follow each other.
-    """
-    rows = slot.rows(segment)
-    if slot.shard is None or slot.shard.rows is None:
-        return None, rows
-    taken, at, first, end = list[tuple[int, int]](), 0, 0, 0
-    for begin, stop in slot.shard.rows:
-        low, high = max(begin, rows.start), min(stop, rows.stop)
-        if low < high:
-            place = at + low - begin
-            if taken and place != end:
-                raise ValueError(f"rows {slot.shard.rows} of a weight do not follow its segments {dict(slot.segments)}")
-            first, end = first if taken else place, place + high - low
-            taken.append((low - rows.start, high - rows.start))
-        at += stop - begin
-    return tuple(taken) or ((0, 0),), slice(first, end)
+def _size(filling: Filling) -> WeightSize:
+    count, of = math.prod(filling.shape), math.prod(filling.slot.shape)
+    return WeightSize(filling.path, filling.slot.role, count, of, filling.slot.share)

@@ -121,16 +121,17 @@ class Backend(Ranks, PooledAttention, Streams, AlternatingStreams, Protocol):
         """
         ...
 
-    def linear(self, weight: Tensor) -> PackedLinear:
-        """The weight `[out, in]`, laid out for computing; the caller may drop its own."""
+    def linear(self, weight: Tensor, apart: bool = False) -> PackedLinear:
+        """The weight `[out, in]`, laid out for computing; the caller may drop its own. `apart`: see `stored_linear`."""
         ...
 
-    def stored_linear(self, parts: Sequence[StoredRows], fine: bool = False) -> PackedLinear:
+    def stored_linear(self, parts: Sequence[StoredRows], fine: bool = False, apart: bool = False) -> PackedLinear:
         """One weight from parts as they are stored, whose outputs lie one after the other.
 
         Args:
             parts: the rows.
             fine: where a kind's products round activations, they are rounded to twice as many bits.
+            apart: in memory of its own, which is given back with the weight.
         """
         ...
 

@@ -39,6 +39,10 @@ class PackedRows:
     """[bytes] uint8"""
     fine: bool = False
     """As of `stored_linear`, for the whole weight."""
+    order: Tensor | None = None
+    """[width] int32, as of StoredRows."""
+    on_disk: bool = False
+    """`data` is a file's, mapped, which need not be in memory."""
 
 
 def of_floats(weight: Tensor) -> StoredRows:

@@ -72,6 +72,8 @@ class Linear(nn.Module):
         self.inputs = inputs
         self.outputs = sum(self.segments.values()) if isinstance(outputs, Mapping) else outputs
         self.has_bias, self.exact = bool(bias), exact
+        self.share = 1.0
+        """As of WeightSlot."""
         named = self.segments if isinstance(bias, bool) else bias
         self.biased = {name: size for name, size in self.segments.items() if name in named}
         """The segments that have a bias, and how much of it this rank has; the others' is zero."""
@@ -135,7 +137,8 @@ class Linear(nn.Module):
     def weight_slots(self) -> dict[str, WeightSlot]:
         """The weight, packed, and the bias."""
         role = Role.EXACT if self.exact else Role.MULTIPLIED
-        slots = {"weight": WeightSlot((self.outputs, self.inputs), role, self.load, self.segments, shard=self.shard)}
+        shape = (self.outputs, self.inputs)
+        slots = {"weight": WeightSlot(shape, role, self.load, self.segments, shard=self.shard, share=self.share)}
         if self.has_bias:
             biased = {name: size for name, size in self.segments.items() if name in self.biased}
             size = sum(biased.values()) if biased else self.outputs

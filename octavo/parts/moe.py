@@ -37,6 +37,8 @@ class MoE(nn.Module):
         self.router, self.route = router, route
         self.choice_bias = nn.Parameter(torch.empty(len(experts)), requires_grad=False) if route.is_biased else None
         self.experts = nn.ModuleList(experts)
+        for linear in (part for expert in experts for part in expert.modules() if isinstance(part, Linear)):
+            linear.share = route.top_k / len(experts)
         self._inner = experts[0].inner
         self._is_split = False
         self._all_reduce: Callable[[Tensor], Tensor] | None = None

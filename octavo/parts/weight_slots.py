@@ -79,6 +79,8 @@ class WeightSlot:
     """Called where the checkpoint has none; None where it must be there."""
     shard: Shard | None = None
     """What this rank takes of the tensor; None for all."""
+    share: float = 1.0
+    """How many of all tokens meet it: below one for an expert's, without which most steps do."""
 
     def rows(self, segment: str | None) -> slice:
         """Which rows `segment` fills; all for None."""

@@ -18,6 +18,7 @@ from octavo.errors import ConfigError
 from octavo.loading import packed_copies
 from octavo.loading.model import load_model
 from octavo.loading.packed_copies import ENDING, copies_folder, make_room
+from octavo.loading.packed_file import ALIGNMENT, MAGIC
 from octavo.loading.weight_loader import WeightLoader
 from octavo.ops import host_memory
 from octavo.ops.native.native_products import NativeLinear
@@ -112,7 +113,7 @@ def test_a_damaged_copy_is_not_used(
     first = loaded(tiny_folder)
     (path,) = copies(folder)
     whole = path.read_bytes()
-    for at in (3, len(packed_copies.MAGIC) + 2, 200, len(whole) // 2, len(whole) - 4096):
+    for at in (3, len(MAGIC) + 2, len(MAGIC) + 20, ALIGNMENT + 200, len(whole) // 2, len(whole) - 10):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         packed_here.clear()
         assert alike(first, loaded(tiny_folder))

@@ -54,27 +54,32 @@ def folder_tensors(folder: Path, load_format: str = "auto") -> NamedTensors:
 
     Raises CheckpointError for missing shards, damaged files, pickles that hold code, and a name that is there twice.
     """
-    kinds = {
-        "safetensors": (("safetensors", safetensors_tensors),),
-        "pt": (("bin", pickled_tensors), ("pt", pickled_tensors)),
-        "mistral": ((NATIVE, safetensors_tensors),),
-    }.get(load_format, (("safetensors", safetensors_tensors), ("bin", pickled_tensors)))
-    for suffix, read in kinds:
-        files = _weight_files(folder, suffix)
-        if files:
-            seen: dict[str, str] = {}
-            for file in files:
-                for name, source in read(file):
-                    if name in seen:
-                        raise CheckpointError(
-                            f"{folder} has {shorten(name)} twice, in {seen[name]} and in {file.name}. Leave only the "
-                            "files of one download."
-                        )
-                    seen[name] = file.name
-                    yield name, source
-            return
+    seen: dict[str, str] = {}
+    for file in weight_files(folder, load_format):
+        read = safetensors_tensors if file.suffix == ".safetensors" else pickled_tensors
+        for name, source in read(file):
+            if name in seen:
+                raise CheckpointError(
+                    f"{folder} has {shorten(name)} twice, in {seen[name]} and in {file.name}. Leave only the "
+                    "files of one download."
+                )
+            seen[name] = file.name
+            yield name, source
+
+
+def weight_files(folder: Path, load_format: str = "auto") -> list[Path]:
+    """The files of the first kind that the folder has, of those that `load_format` names.
+
+    Raises CheckpointError where it has none, and for missing shards.
+    """
+    suffixes = {"safetensors": ("safetensors",), "pt": ("bin", "pt"), "mistral": (NATIVE,)}.get(
+        load_format, ("safetensors", "bin")
+    )
+    for suffix in suffixes:
+        if files := _weight_files(folder, suffix):
+            return files
     raise CheckpointError(
-        f"{folder} has a config but no weights ({' or '.join(k if k == NATIVE else '*.' + k for k, _ in kinds)}). "
+        f"{folder} has a config but no weights ({' or '.join(k if k == NATIVE else '*.' + k for k in suffixes)}). "
         "Download the whole model, or point to the folder that holds its weights."
     )
 

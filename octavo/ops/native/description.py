@@ -372,9 +372,12 @@ class Core(Protocol):
     def expert_linear(
         self, *, rows: int, x: Numbers, x_dtype: DType, x_stride: int, inputs: int, kind: WeightKind,
         top_k: int, experts: Int64s, num_experts: int, weights: Weights, orders: Orders, outputs: int,
-        out: NumbersOut, out_dtype: DType, out_stride: int,
+        out: NumbersOut, out_dtype: DType, out_stride: int, bytes_on_disk: int,
     ) -> None:
-        """Each row of x with each of its `top_k` experts: `rows` counts results. Numbers of no expert are skipped."""
+        """Each row of x with each of its `top_k` experts: `rows` counts results. Numbers of no expert are skipped.
+
+        `bytes_on_disk`: of an expert's weight in a mapped file, which is read ahead; 0 where weights are in memory.
+        """
 
     def adapt(
         self, *, rows: int, slots: Int64s, table: AdapterTable, num_slots: int, choices: int, experts: Int64s | None,

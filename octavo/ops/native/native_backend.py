@@ -118,17 +118,18 @@ class NativeBackend(NativeRecurrent):
     def threads(self) -> int:
         return self.library.threads
 
-    def linear(self, weight: Tensor) -> NativeLinear:
-        return self.stored_linear([of_floats(weight)])
+    def linear(self, weight: Tensor, apart: bool = False) -> NativeLinear:
+        return self.stored_linear([of_floats(weight)], apart=apart)
 
-    def stored_linear(self, parts: Sequence[StoredRows], fine: bool = False) -> NativeLinear:
+    def stored_linear(self, parts: Sequence[StoredRows], fine: bool = False, apart: bool = False) -> NativeLinear:
         alike = list[list[StoredRows]]()
         for part in parts:
             if alike and part.lies_like(alike[-1][0]):
                 alike[-1].append(part)
             else:
                 alike.append([part])
-        return NativeLinear([pack(self.library, rows, self._memory) for rows in alike], fine)
+        memory = Arena(0) if apart else self._memory
+        return NativeLinear([pack(self.library, rows, memory) for rows in alike], fine)
 
     def quantize(self, weight: Tensor, kind: WeightKind) -> StoredRows:
         return quantize(self.library, weight, kind)
@@ -139,15 +140,17 @@ class NativeBackend(NativeRecurrent):
         return f"{self.library.name} {digest()} {state.st_size} {state.st_mtime_ns}"
 
     def packed_rows(self, weight: PackedLinear) -> list[PackedRows]:
-        if not isinstance(weight, NativeLinear) or any(part.order is not None for part in weight.parts):
+        if not isinstance(weight, NativeLinear):
             return []
-        return [PackedRows(p.kind, p.outputs, p.width, p.data, weight.fine) for p in weight.parts]
+        return [PackedRows(p.kind, p.outputs, p.width, p.data, weight.fine, p.order, p.on_disk) for p in weight.parts]
 
     def packed_linear(self, parts: Sequence[PackedRows]) -> NativeLinear:
-        made = [PackedWeight(self.library, p.kind, p.outputs, p.width, p.data) for p in parts]
+        made = [PackedWeight(self.library, p.kind, p.outputs, p.width, p.data, p.order, p.on_disk) for p in parts]
         for part in made:
             if part.data.nbytes != self.library.core.packed_bytes(kind=part.kind, rows=part.outputs, inputs=part.width):
                 raise ValueError(f"{part.data.nbytes} bytes are no weight of {part.outputs} by {part.width}")
+            if part.order is not None and not 0 <= int(part.order.min()) <= int(part.order.max()) < part.width:
+                raise ValueError(f"an order of columns that a weight {part.width} wide does not have")
         return NativeLinear(made, parts[0].fine)
 
     def adapter_table(self, slots: int, experts: int = 1) -> NativeAdapterTable:

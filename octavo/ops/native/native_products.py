@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from octavo.ops.host_memory import read_as_asked
 from octavo.ops.native.library import Library
 from octavo.ops.native.packed_weight import DTYPES, PackedWeight
 
@@ -49,6 +50,8 @@ class NativeExperts:
             for parts in by_part
         ]
         """Of each part, where the experts' weights are, and their orders."""
+        for part in (p for e in experts for p in e.parts if p.on_disk):
+            read_as_asked(part.data)
 
     def __call__(self, x: Tensor, chosen: Tensor) -> Tensor:
         if x.stride(1) != 1:
@@ -78,6 +81,7 @@ class NativeExperts:
                 out=out.data_ptr() + first * out.element_size(),
                 out_dtype=DTYPES[out.dtype],
                 out_stride=out.stride(0),
+                bytes_on_disk=part.data.nbytes if part.on_disk else 0,
             )
             first += part.outputs
 

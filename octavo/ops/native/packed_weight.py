@@ -28,6 +28,8 @@ class PackedWeight:
     """[bytes] uint8"""
     order: Tensor | None = None
     """[width] int32: the columns of rows that its own are multiplied with, where these are not in order."""
+    on_disk: bool = False
+    """As of PackedRows."""
 
     @property
     def order_address(self) -> int | None:

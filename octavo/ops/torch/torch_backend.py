@@ -140,10 +140,10 @@ class TorchBackend(TorchPooledAttention, TorchAlternating, DistributedRanks):
     ) -> RecordedDecode | None:
         return None
 
-    def linear(self, weight: Tensor) -> PackedLinear:
+    def linear(self, weight: Tensor, apart: bool = False) -> PackedLinear:
         return TorchLinear(weight)
 
-    def stored_linear(self, parts: Sequence[StoredRows], fine: bool = False) -> PackedLinear:
+    def stored_linear(self, parts: Sequence[StoredRows], fine: bool = False, apart: bool = False) -> PackedLinear:
         raise NotImplementedError("the reference computes with floats")
 
     def quantize(self, weight: Tensor, kind: WeightKind) -> StoredRows:

@@ -345,7 +345,7 @@ def launch_options(dtype: torch.dtype) -> dict[str, int]:
 class TritonProducts(TritonElementwise):
     """The products of floats."""
 
-    def linear(self, weight: Tensor) -> PackedLinear:
+    def linear(self, weight: Tensor, apart: bool = False) -> PackedLinear:
         return TritonLinear(weight)
 
     def head_linear(self, weight: Tensor) -> PackedHeads:

@@ -104,7 +104,7 @@ class TritonStored(TorchBackend):
         super().__init__(device)
         self.capabilities = replace(self.capabilities, weight_kinds=frozenset(WeightKind), any_rows_meet_kinds=True)
 
-    def stored_linear(self, parts: Sequence[StoredRows], fine: bool = False) -> PackedLinear:
+    def stored_linear(self, parts: Sequence[StoredRows], fine: bool = False, apart: bool = False) -> PackedLinear:
         alike = list[list[StoredRows]]()
         for part in parts:
             if alike and part.lies_like(alike[-1][0]):

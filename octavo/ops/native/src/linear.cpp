@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "activation.h"
+#include "mapped.h"
 
 namespace octavo {
 
@@ -41,8 +42,19 @@ OPERATION(expert_linear) {
     p.out_dtype = a.out_dtype;
     p.out_stride = a.out_stride;
     p.activation = Activation::NONE;
+    // Whose weights are on disk are asked for together, which a disk answers sooner than one after the other.
+    int64_t next = 0, asked = 0;
+    const auto ask = [&] {
+        for (; next < a.num_experts && asked < ASKED_MOST; ++next) {
+            if (ends[next] == (next == 0 ? 0 : ends[next - 1])) continue;
+            will_need(a.weights[next], a.bytes_on_disk);
+            asked += a.bytes_on_disk;
+        }
+    };
     for (int64_t e = 0, first = 0; e < a.num_experts; first = ends[e++]) {
         if (ends[e] == first) continue;
+        if (a.bytes_on_disk > 0) ask();
+        asked -= a.bytes_on_disk;
         p.rows = ends[e] - first;
         p.weight = a.weights[e];
         p.order = a.orders[e];
