@@ -149,7 +149,7 @@ use_replayssm | switch | * | states are not computed again
 kv_offloading_size | float | null | the cache has one place; give kv_cache_memory
 kv_offloading_backend | text | * | the cache has one place
 offload_backend | text | * | weights stay where the device is
-cpu_offload_gb | float | * | weights stay where the device is
+cpu_offload_gb | float | * | weights stay where the device is; of experts larger than memory, on disk (weights_on_disk)
 cpu_offload_params | list | * | weights stay where the device is
 offload_group_size | int | * | weights stay where the device is
 offload_num_in_group | int | * | weights stay where the device is

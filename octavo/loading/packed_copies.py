@@ -102,7 +102,9 @@ class PackedCopy:
         """
         args, ranks = self._args, self._backend.place.size
         free = self._backend.free_memory() // ranks
-        folder = copies_folder() if sys.platform != "win32" else None
+        folder = None
+        with contextlib.suppress(RuntimeError):  # no home folder
+            folder = copies_folder() if sys.platform != "win32" else None
         self._placement = choose_placement(args, sizes, self._precision, self._stored, free, folder)
         shares = {size.path: size.share for size in sizes}
         if self._name is not None:
@@ -173,6 +175,8 @@ class PackedCopy:
     def _begin(self, wanted: int) -> None:
         """Begin a file for weights that stay on disk. Raises ConfigError where there is no room for it."""
         folder = copies_folder()
+        if folder.is_dir():
+            remove_abandoned(folder)
         if self._name is not None:  # those of other states of the same files are of no use
             for path in folder.glob(f"{self._name.model}-*{ON_DISK}"):
                 path.unlink(missing_ok=True)
@@ -318,13 +322,12 @@ def _has_predictor(args: EngineArgs) -> bool:
 
 def make_room(folder: Path, left: int, keep: Path | None = None) -> None:
     """Delete copies, first those that were not used for longest, until all others take at most `left` bytes."""
+    remove_abandoned(folder)
     found = list[tuple[float, int, Path]]()
-    for path in folder.iterdir():
+    for path in folder.glob(f"*{ENDING}"):
         with contextlib.suppress(FileNotFoundError):
-            state = path.stat()
-            if path.suffix == PARTIAL and state.st_mtime < time.time() - ABANDONED:
-                path.unlink()
-            elif path.suffix == ENDING and path != keep:
+            if path != keep:
+                state = path.stat()
                 found.append((state.st_mtime, state.st_size, path))
     total = sum(size for _, size, _ in found)
     for _, size, path in sorted(found):
@@ -332,6 +335,14 @@ def make_room(folder: Path, left: int, keep: Path | None = None) -> None:
             break
         path.unlink(missing_ok=True)
         total -= size
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Delete what processes have begun to write that were ended meanwhile."""
+    for path in folder.glob(f"*{PARTIAL}"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime < time.time() - ABANDONED:
+                path.unlink()
 
 
 def _text(values: Any) -> str:

@@ -81,7 +81,7 @@ def choose_placement(
             return Placement()
         raise ConfigError(
             f"{format_size(size.all)} of weights, {format_size(free)} of memory free: weights stay on disk "
-            "(weights_on_disk) only with the compiled core, on a system with memory maps (see `octavo env`)."
+            "(weights_on_disk) only where there is a folder for them. Set XDG_CACHE_HOME to one, on a fast disk."
         )
     placement = Placement(experts=bool(size.experts), others=size.others > free * MEMORY_SHARE)
     if placement.others and asked == "auto":
@@ -103,7 +103,7 @@ def choose_placement(
             what,
             folder,
             format_size(met),
-            _remedy(precision, weights),
+            _remedy(precision, weights) if size.all > free else "",
         )
     return placement
 

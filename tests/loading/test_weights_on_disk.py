@@ -240,6 +240,26 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, folder: Path, monke
     assert names(folder) == []
 
 
+def test_without_a_folder_all_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    model = write_model(case_named(MIXTRAL), tmp_path / "model")
+    monkeypatch.setattr(packed_copies, "cache_folder", homeless)
+    assert answers(model)
+    with pytest.raises(ConfigError, match="Set XDG_CACHE_HOME"):
+        answers(model, weights_on_disk="on")
+
+
+def test_what_a_process_left_that_was_killed_goes(tmp_path: Path, folder: Path) -> None:
+    model = write_model(case_named(MIXTRAL), tmp_path / "model")
+    folder.mkdir(parents=True)
+    (folder / f"old{PARTIAL}").write_bytes(bytes(100))
+    os.utime(folder / f"old{PARTIAL}", (1e9, 1e9))
+    answers(model, weights_on_disk="on")
+    assert names(folder) == [ON_DISK]
+
+
 def test_the_reference_has_no_weights_on_disk(tiny_folder: Path) -> None:
     with pytest.raises(ConfigError, match="needs the compiled core"):
         LLM(str(tiny_folder), skip_tokenizer_init=True, ops="torch", weights_on_disk="on")
