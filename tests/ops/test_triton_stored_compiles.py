@@ -31,3 +31,4 @@ def test_products_are_the_matrix_units(kinds: list[str], tmp_path: Path) -> None
     assert {found[f"{kind} {of}"] for kind in kinds for of in ("alone", "experts")} == {"wgmma"}
     assert found["inner"] == "mma.sync"  # of 16 values at a time, whatever the rows
     assert found["change"] == "wgmma"
+    assert found["amd"] == "v_mfma_f32_16x16x16_bf16"

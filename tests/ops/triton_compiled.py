@@ -4,6 +4,7 @@ It prints for each which of the matrix instructions its text has.
 """
 
 import os
+import re
 import sys
 
 os.environ["TRITON_INTERPRET"] = "0"
@@ -16,17 +17,35 @@ from triton.compiler import ASTSource
 from octavo.ops.triton.adapter_kernels import change_kernel, inner_kernel
 from octavo.ops.triton.grouping_kernels import group_kernel
 from octavo.ops.triton.product_kernels import finish_kernel, product_kernel, rows_kernel, weighted_sum_kernel
+from octavo.ops.triton.product_tiles import AMD_INSTRUCTION
 from octavo.ops.triton.stored_layouts import LAYOUTS
 from octavo.ops.weight_kinds import WeightKind
 
 
-def compiled(kernel: object, pointers: dict[str, str], **constants: object) -> str:
-    """The text for the processor; what is neither a pointer nor a constant is a whole number."""
+def compiled(
+    kernel: object, pointers: dict[str, str], options: dict[str, int] | None = None, **constants: object
+) -> str:
+    """The text for an H100, or with `options` for an MI300; what is no pointer and no constant is a whole number."""
     names = kernel.arg_names  # type: ignore[attr-defined]
     signature = {n: "constexpr" if n in constants else pointers.get(n, "i32") for n in names}
     values = {(names.index(n),): value for n, value in constants.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=values)
+    if options is not None:
+        return str(triton.compile(source, target=GPUTarget("hip", "gfx942", 64), options=options).asm["amdgcn"])
     return str(triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"])
+
+
+def amd_instructions() -> set[str]:
+    """Of products with few rows and with many."""
+    pointers = {"x": "*bf16", "weight": "*u8", "table": "*fp32", "out": "*bf16"}
+    constants = {"L": LAYOUTS[WeightKind.Q4_K], "DTYPE": tl.uint8, "IS_ORDERED": False, "GROUPS": 0, "ROOM": 1}
+    constants |= {"HAS_BIAS": False, "ARE_SHARED": False, "splits": 1, "part_stride": 0}
+    constants |= dict.fromkeys(("columns", "bias", "order", "starts"))
+    texts = [
+        compiled(product_kernel, pointers, AMD_INSTRUCTION, OUTPUTS=outputs, ROWS=rows, **constants)
+        for outputs, rows in ((64, 16), (128, 128))
+    ]
+    return {found for text in texts for found in re.findall(r"v_mfma_\w+", text)}
 
 
 def product(kind: WeightKind, groups: int, are_shared: bool) -> str:
@@ -63,3 +82,4 @@ if __name__ == "__main__":
     for name, text in (texts | others()).items():
         found = next((each for each in ("wgmma", "mma.sync") if each in text), "-")
         print(name, found)
+    print("amd", "-".join(amd_instructions()))

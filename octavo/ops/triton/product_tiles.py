@@ -17,6 +17,10 @@ SPLIT_OUTPUTS = 64
 """Outputs of a program of few rows: a warp group's."""
 MIN_SPLIT = 512
 """Columns of a split at least."""
+AMD_INSTRUCTION = {"matrix_instr_nonkdim": 16}
+"""Of two instructions, which sum in different orders, the one that tiles of any size can be made of."""
+ONE_INSTRUCTION: dict[str, int] = AMD_INSTRUCTION if torch.version.hip else {}
+"""Where the size of a tile would choose among instructions, what chooses one."""
 FLOAT_TILE = {torch.float32: 32, torch.bfloat16: 64, torch.float16: 64}
 """Columns of a weight of floats that are multiplied at a time."""
 

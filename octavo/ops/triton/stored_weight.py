@@ -13,7 +13,7 @@ from octavo.ops.torch.products import table_rows
 from octavo.ops.triton.grouping import Groups, aligned, most_blocks
 from octavo.ops.triton.launching import cdiv, power_of_two, together
 from octavo.ops.triton.product_kernels import finish_kernel, product_kernel, rows_kernel
-from octavo.ops.triton.product_tiles import ENOUGH_PROGRAMS, FLOAT_TILE, Tiles, splits_for, tiles_for
+from octavo.ops.triton.product_tiles import ENOUGH_PROGRAMS, FLOAT_TILE, ONE_INSTRUCTION, Tiles, splits_for, tiles_for
 from octavo.ops.triton.stored_layouts import LAYOUTS, Layout, Value
 from octavo.ops.triton.stored_planes import Places, pack, padded_columns, places
 from octavo.ops.weight_kinds import WeightKind
@@ -152,7 +152,7 @@ class _Launch:
             L=weight.layout, DTYPE=POINTERS[weight.data.dtype], IS_ORDERED=weight.order is not None,
             GROUPS=_number(groups), ROOM=power_of_two(_number(groups)), HAS_BIAS=bias is not None,
             ARE_SHARED=self.are_shared, OUTPUTS=self.tile.outputs, ROWS=self.tile.rows,
-            num_warps=self.tile.warps, num_stages=self.tile.stages,
+            num_warps=self.tile.warps, num_stages=self.tile.stages, **ONE_INSTRUCTION,
         )  # fmt: skip
 
     def finish(self, x: Tensor, bias: Tensor | None, out: Tensor, gate: GateConstants = UNGATED) -> None:

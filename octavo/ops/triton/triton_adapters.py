@@ -1,6 +1,7 @@
 """Adapters: what TritonBackend has of them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from octavo.ops.torch import TorchBackend
 from octavo.ops.triton.adapter_kernels import ENTRY, PART, change_kernel, inner_kernel
 from octavo.ops.triton.grouping import aligned, grouped, most_blocks
 from octavo.ops.triton.launching import cdiv, power_of_two, together
-from octavo.ops.triton.product_tiles import FLOAT_TILE, adapter_rows_for
+from octavo.ops.triton.product_tiles import FLOAT_TILE, ONE_INSTRUCTION, adapter_rows_for
 from octavo.ops.triton.stored_weight import POINTERS
 
 RANKS = 16
@@ -89,7 +90,8 @@ class TritonAdapterTable:
         rows = adapter_rows_for(len(y), groups)
         blocks, dtype = most_blocks(len(y), groups, rows), POINTERS[self._dtype]
         inner = torch.empty(len(y), max(1, ranks), dtype=torch.float32, device=y.device)
-        sizes = {"DTYPE": dtype, "GROUPS": groups, "ROOM": power_of_two(groups), "RANKS": RANKS, "ROWS": rows}
+        sizes: dict[str, Any] = {"DTYPE": dtype, "GROUPS": groups, "ROOM": power_of_two(groups)}
+        sizes |= {"RANKS": RANKS, "ROWS": rows, **ONE_INSTRUCTION}
         if ranks:
             inner_kernel[(min(SHARED, cdiv(ranks, RANKS)), blocks)](
                 x, x.stride(0), x.shape[1], len(y) // max(1, len(x)), self._entries, order, starts,
