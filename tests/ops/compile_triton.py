@@ -3,6 +3,7 @@
 Says of each kernel the target, shared memory, and for NVIDIA's registers what the assembler says of spilling.
 """
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -15,14 +16,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from octavo.ops import (
+    ACTIVATIONS,
     AttentionSpec,
     CacheSpec,
     DeltaInput,
     DistanceBias,
+    Gate,
     GatedRecurrenceInput,
     HeadNorms,
     HeadScanInput,
     NormSpec,
+    RotaryTable,
     ScanInput,
     SequenceRun,
     plan_recurrent,
@@ -35,6 +39,9 @@ from octavo.ops.triton import (
     head_kernels,
     key_lists_kernel,
     recurrent_kernels,
+    triton_elementwise,
+    triton_norms,
+    triton_products,
 )
 
 TARGETS = {
@@ -43,6 +50,8 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 MODULES = [attention_kernel, head_kernels, key_lists_kernel, recurrent_kernels]
+MODULES += [triton_products, triton_norms, triton_elementwise]
+MATRIX = re.compile(r"wgmma\.mma_async[.\w]*|mma\.sync[.\w]*|v_mfma_\w+|v_wmma_\w+|fma\.rn\.f32")
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 NAMES |= {torch.int8: "i8", torch.int32: "i32", torch.int64: "i64"}
 ALIGNED = [["tt.divisibility", 16]]
@@ -79,6 +88,7 @@ class Compiled:
         shared = made.metadata.shared
         print(self.kernel.__name__, self.target, f"shared {shared}", flush=True)
         assert shared <= MOST_SHARED[self.target]
+        self.instructions = set(MATRIX.findall(made.asm.get("ptx") or made.asm["amdgcn"]))
 
 
 def attend(backend: TritonBackend, sizes: tuple[int, int, int, int], dtype: torch.dtype, **options: Any) -> None:
@@ -141,6 +151,38 @@ def recurrences(backend: TritonBackend) -> None:
     backend.delta_rule(delta, torch.zeros(1, 32, 128, 128), plan, spec)
 
 
+def products(backend: TritonBackend) -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        linear = triton_products.TritonLinear(torch.zeros(4096, 4096, dtype=dtype))
+        x, bias = torch.zeros(3, 4096, dtype=dtype), torch.zeros(4096)
+        linear(x, bias)
+        apart = triton_products.part_kernel.instructions
+        for gate in (None, Gate("silu"), Gate("gelu_new", limit=3.0, up_offset=1.0)):
+            for linear.most_programs in (1 << 30, 0):
+                linear(x) if gate is None else backend.gated_linear(linear, x, bias, gate)
+            # One row's sums are the same instructions, of whatever step it is.
+            assert triton_products.product_kernel.instructions >= apart > set()
+        backend.head_linear(torch.zeros(4, 512, 128))(torch.zeros(3, 4, 128), dtype)
+
+
+def rows(backend: TritonBackend) -> None:
+    x, weight = torch.zeros(3, 5120, dtype=torch.bfloat16), torch.zeros(5120)
+    backend.rms_norm(x, weight, 1e-5)
+    backend.rms_norm_gated(x, x, weight[:128], 1e-5, "silu")
+    backend.layer_norm(x, weight, weight, 1e-5)
+    for activation in ACTIVATIONS:
+        backend.multiply(x, x, activation)
+    backend.activate(x, "gelu")
+    backend.gated(x, Gate("gelu", threshold=0.5))
+    backend.scale_rows(x, weight[:3])
+    backend.scale_columns(x, weight)
+    backend.xielu(x, weight[:4])
+    backend.add(x, x, 0.5)
+    backend.add_gated(x, x, x[:, :1])
+    positions = torch.zeros(3, dtype=torch.int64)
+    backend.angles(RotaryTable(torch.zeros(2, 64), (1.0, 2.0), 4096), positions, positions)
+
+
 def main(target: str) -> None:
     for module in MODULES:
         for name, kernel in list(vars(module).items()):
@@ -148,6 +190,9 @@ def main(target: str) -> None:
                 setattr(module, name, Compiled(kernel, target))
     attention_launch.HAS_LITTLE_SHARED = TARGETS[target].backend == "hip"
     backend = TritonBackend(torch.device("cpu"))
+    triton_products.STAGES = 2 if TARGETS[target].backend == "hip" else triton_products.STAGES
+    products(backend)
+    rows(backend)
     attention(backend)
     recurrences(backend)
 

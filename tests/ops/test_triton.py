@@ -165,3 +165,12 @@ def test_memory_that_runs_out_is_an_error_that_says_what_to_lower(triton_backend
     message = "gpu_memory_utilization .* max_num_seqs .*Tried to allocate 2 GiB"
     with pytest.raises(torch.OutOfMemoryError, match=message), triton_backend.computing():
         raise torch.OutOfMemoryError("Tried to allocate 2 GiB")
+
+
+def test_auto_takes_a_gpu_and_says_why(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA T")
+    with caplog.at_level("INFO", "octavo"):
+        assert select_backend("auto", "torch").device.type == "cuda"
+    assert "device='auto' takes the GPU" in caplog.text
+    assert "NVIDIA T" in caplog.text

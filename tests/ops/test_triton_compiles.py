@@ -21,5 +21,5 @@ def test_all_kernels_compile(target: str, tmp_path: str) -> None:
         check=False,
     )
     assert not done.returncode, done.stderr
-    for kernel in ("attend_kernel", "heads_kernel", "delta_rule_kernel"):
+    for kernel in ("product_kernel", "rms_norm_kernel", "attend_kernel", "heads_kernel", "delta_rule_kernel"):
         assert f"{kernel} {target} shared" in done.stdout

@@ -13,8 +13,7 @@ Kernels are not compiled anew for a batch's numbers, as Triton would for those t
 import triton
 import triton.language as tl
 
-from octavo.ops.triton.launching import dot
-from octavo.ops.triton.numbers import rounded
+from octavo.ops.triton.launching import dot, rounded
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 ALL: tl.constexpr = tl.constexpr(0)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from octavo.ops.triton.numbers import nearest, rounded
+from octavo.ops.triton.launching import nearest, rounded
 
 NO_NORM: tl.constexpr = tl.constexpr(0)
 RMS: tl.constexpr = tl.constexpr(1)

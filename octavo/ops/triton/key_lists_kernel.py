@@ -4,8 +4,7 @@ import triton
 import triton.language as tl
 
 from octavo.ops.triton.attention_kernel import _key_rows, _numbers, _run_of, _scales, _seen
-from octavo.ops.triton.launching import dot
-from octavo.ops.triton.numbers import rounded
+from octavo.ops.triton.launching import dot, rounded
 
 SPLIT = tl.constexpr(512)
 """Keys of a program."""

@@ -49,6 +49,12 @@ def rounded(x, DTYPE: tl.constexpr):
         return x.to(DTYPE)
 
 
+@triton.jit
+def nearest(x):
+    """`x` rounded to a whole number, of two as near the even one; between -2**22 and 2**22."""
+    return (x + 12582912.0) - 12582912.0
+
+
 ROWS = 8 if INTERPRETED else 1
 """Rows of a program, where a row is computed by itself (norms, activations)."""
 MAX_COLUMNS = 4096

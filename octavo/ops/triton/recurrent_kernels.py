@@ -8,36 +8,8 @@ channels of their own. A run without tokens (a row that a recorded step has too 
 import triton
 import triton.language as tl
 
-from octavo.ops.triton.numbers import rounded, sigmoid, softplus
-
-GELU_FACTOR = tl.constexpr(0.7978845608028654)
-
-
-@triton.jit
-def activated(x, KIND: tl.constexpr):
-    """An activation by its name in ACTIVATIONS; None leaves what is given."""
-    if KIND == "silu" or KIND == "swish":
-        x = x * sigmoid(x)
-    elif KIND == "sigmoid":
-        x = sigmoid(x)
-    elif KIND == "gelu":
-        x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-    elif KIND == "gelu_new" or KIND == "gelu_fast" or KIND == "gelu_pytorch_tanh":
-        inner = GELU_FACTOR * x * (1.0 + 0.044715 * x * x)
-        x = x * sigmoid(2.0 * inner)
-    elif KIND == "quick_gelu":
-        x = x * sigmoid(1.702 * x)
-    elif KIND == "relu":
-        x = tl.maximum(x, 0.0)
-    elif KIND == "relu2":
-        x = tl.maximum(x, 0.0) * tl.maximum(x, 0.0)
-    elif KIND == "softplus":
-        x = softplus(x)
-    elif KIND == "tanh":
-        x = 2.0 * sigmoid(2.0 * x) - 1.0
-    else:
-        tl.static_assert(KIND is None, "no such activation")
-    return x
+from octavo.ops.triton.activation_kernels import activated, sigmoid, softplus
+from octavo.ops.triton.launching import rounded
 
 
 @triton.jit

@@ -19,7 +19,7 @@ def _xielu(x, shape):
 
 
 @triton.jit
-def _each(
+def each_kernel(
     x,
     y,
     factors,
@@ -62,7 +62,7 @@ def _each(
 
 
 @triton.jit
-def _gated(
+def gated_kernel(
     x,
     out,
     rows,
@@ -85,7 +85,7 @@ def _gated(
 
 
 @triton.jit
-def _angles(
+def angles_kernel(
     positions,
     lengths,
     frequencies,
@@ -122,14 +122,14 @@ def _run(
     activation: str | None = None,
     scale: float = 1.0,
 ) -> Tensor:
-    """`_each`, on tensors of any shape whose first dimension is the rows'."""
+    """`each_kernel`, on tensors of any shape whose first dimension is the rows'."""
     flat = together(x if x.dim() == 2 else x.reshape(len(x), -1))
     other = flat if y is None else together(y if y.dim() == 2 else y.reshape(len(y), -1))
     rows, width = flat.shape
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if rows and width:
         columns = columns_of(width)
-        _each[(cdiv(rows, ROWS), cdiv(width, columns))](
+        each_kernel[(cdiv(rows, ROWS), cdiv(width, columns))](
             flat,
             other,
             flat if factors is None else factors,
@@ -188,7 +188,7 @@ class TritonElementwise(TorchBackend):
         out, columns = torch.empty(rows, size, dtype=gate_up.dtype, device=gate_up.device), columns_of(size)
         if rows:
             settings = gate.activation, gate.threshold, gate.limit, float(gate.up_offset)
-            _gated[(cdiv(rows, ROWS), cdiv(size, columns))](
+            gated_kernel[(cdiv(rows, ROWS), cdiv(size, columns))](
                 gate_up, out, rows, size, gate_up.stride(0), *settings, ROWS, columns, num_warps=warps_of(columns)
             )
         return out
@@ -201,7 +201,7 @@ class TritonElementwise(TorchBackend):
         rows, pairs = len(positions), frequencies.shape[1]
         cos, sin = torch.empty(2, rows, pairs, device=positions.device).unbind(0)
         if rows:
-            _angles[(cdiv(rows, ROWS),)](
+            angles_kernel[(cdiv(rows, ROWS),)](
                 positions, lengths, frequencies, scales, cos, sin, rows, pairs, offset,
                 table.long_rope_threshold, ROWS, columns_of(pairs),
             )  # fmt: skip

@@ -14,7 +14,7 @@ from octavo.ops.triton.launching import ROWS, cdiv, columns_of, rounded, togethe
 
 
 @triton.jit
-def _rms_norm(
+def rms_norm_kernel(
     x,
     weight,
     gate,
@@ -50,7 +50,7 @@ def _rms_norm(
 
 
 @triton.jit
-def _layer_norm(
+def layer_norm_kernel(
     x,
     weight,
     bias,
@@ -90,14 +90,16 @@ def _layer_norm(
 
 
 def _normed(x: Tensor, gate: Tensor, weight: Tensor, eps: float, activation: str | None) -> Tensor:
-    """`_rms_norm` of `x` `[rows, width]`."""
+    """`rms_norm_kernel` of `x` `[rows, width]`."""
     rows, width = x.shape
     x, gate, columns = together(x), together(gate), columns_of(width)
     out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
     if rows:
         sizes = rows, width, x.stride(0), gate.stride(0)
         warps = warps_of(columns)
-        _rms_norm[(cdiv(rows, ROWS),)](x, weight, gate, out, *sizes, eps, activation, ROWS, columns, num_warps=warps)
+        rms_norm_kernel[(cdiv(rows, ROWS),)](
+            x, weight, gate, out, *sizes, eps, activation, ROWS, columns, num_warps=warps
+        )
     return out
 
 
@@ -119,5 +121,5 @@ class TritonNorms:
             by = flat if weight is None else weight, flat if bias is None else bias
             has, sizes = (weight is not None, bias is not None), (rows, width, flat.stride(0))
             warps = warps_of(columns)
-            _layer_norm[(cdiv(rows, ROWS),)](flat, *by, out, *sizes, eps, *has, ROWS, columns, num_warps=warps)
+            layer_norm_kernel[(cdiv(rows, ROWS),)](flat, *by, out, *sizes, eps, *has, ROWS, columns, num_warps=warps)
         return out

@@ -104,7 +104,7 @@ def _columns(outputs, COLUMNS: tl.constexpr, GATED: tl.constexpr):
 
 
 @triton.jit
-def _product(
+def product_kernel(
     x,
     weight,
     bias,
@@ -154,7 +154,7 @@ def _product(
 
 
 @triton.jit
-def _part(
+def part_kernel(
     x,
     weight,
     sums,
@@ -183,7 +183,7 @@ def _part(
 
 @triton.jit
 def _summed(sums, bias, rows, outputs, row, column, mask, SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr):
-    """The parts of `[splits, rows, outputs]`, added in their order as `_product` adds them."""
+    """The parts of `[splits, rows, outputs]`, added in their order as `product_kernel` adds them."""
     total = tl.zeros(column.shape, tl.float32)
     for split in range(SPLITS):
         total += tl.load(sums + (split * rows + row).to(tl.int64) * outputs + column, mask=mask, other=0.0)
@@ -193,7 +193,7 @@ def _summed(sums, bias, rows, outputs, row, column, mask, SPLITS: tl.constexpr, 
 
 
 @triton.jit
-def _sum_up(
+def sum_up_kernel(
     sums,
     bias,
     out,
@@ -208,7 +208,7 @@ def _sum_up(
     LIMIT: tl.constexpr,
     UP_OFFSET: tl.constexpr,
 ):
-    """What `_product` makes of its sums, of sums in parts."""
+    """What `product_kernel` makes of its sums, of sums in parts."""
     row, place = tl.program_id(0), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     given = outputs // 2 if GATED else outputs
     mask = place < given
@@ -222,7 +222,7 @@ def _sum_up(
 
 
 @triton.jit
-def _heads(
+def heads_kernel(
     x,
     weight,
     out,
@@ -301,15 +301,15 @@ class TritonLinear:
         grid, by = (cdiv(rows, self.tile[0]), cdiv(outputs, self.tile[1])), weight if bias is None else bias
         sizes = rows, outputs, width, self._part, x.stride(0), weight.stride(0)
         if self.splits == 1 or grid[0] * grid[1] >= self.most_programs:
-            _product[grid](
+            product_kernel[grid](
                 x, weight, by, out, *sizes, *self.tile, self.splits, bias is not None, *gate, **self._options
             )
             return out
         sums = torch.empty(self.splits, rows, outputs, dtype=torch.float32, device=x.device)
-        _part[(*grid, self.splits)](x, weight, sums, *sizes, *self.tile, **self._options)
+        part_kernel[(*grid, self.splits)](x, weight, sums, *sizes, *self.tile, **self._options)
         columns = min(SUM_COLUMNS, power_of_two(out.shape[1]))
         each = rows, cdiv(out.shape[1], columns)
-        _sum_up[each](sums, by, out, rows, outputs, columns, self.splits, bias is not None, *gate)
+        sum_up_kernel[each](sums, by, out, rows, outputs, columns, self.splits, bias is not None, *gate)
         return out
 
 
@@ -333,7 +333,7 @@ class TritonHeads:
         if rows:
             grid = cdiv(rows, self._tile[0]), cdiv(self._outputs, self._tile[1]), self._heads
             sizes = rows, self._outputs, self._width, x.stride(0), x.stride(1), self._weight.stride(0)
-            _heads[grid](x, self._weight, out, *sizes, *self._tile, **self._options)
+            heads_kernel[grid](x, self._weight, out, *sizes, *self._tile, **self._options)
         return out
 
 
