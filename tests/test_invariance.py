@@ -54,6 +54,15 @@ def test_batch_chunks_and_preemption_leave_no_trace(row: str, options: dict[str,
     assert run(chunked, prompts) == together
 
 
+@pytest.mark.parametrize("options", [WAYS["native"], WAYS["bfloat16"], WAYS["int8"]], ids=str)
+def test_the_number_of_threads_leaves_no_trace(options: dict[str, Any], tmp_path: Path) -> None:
+    """Of prefill and of recorded steps."""
+    case = read_case(ROWS["LlamaForCausalLM"])
+    prompts = [prompt_of(c) for c in case["cases"]] * 2
+    one, *others = (run(load(case, tmp_path, threads=n, **options), prompts) for n in (1, 2, 3, 7, 16))
+    assert all(other == one for other in others)
+
+
 def test_a_sequence_that_grows_long_turns_anew(tmp_path: Path) -> None:
     """LongRoPE's other table serves the whole of a sequence that passes the original length, as without any cache."""
     case = read_case(next(p for p in CASES if "longrope" in p.stem))

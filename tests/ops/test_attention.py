@@ -392,7 +392,7 @@ def test_queries_with_weights(backend: Backend, generator: torch.Generator) -> N
 def test_a_long_context_is_the_same_whoever_shares_it(
     backend: Backend, window: Window | None, dtype: torch.dtype, generator: torch.Generator
 ) -> None:
-    """Of 9,000 keys, which the core sums in three spans: by threads that share a few queries, or each by one."""
+    """Of 9,000 keys, which the core sums in spans of 512: by threads that share a few queries, or each by one."""
     length, heads, dim = 9000, 6, 32
     cache = Cache(backend, [length], 2, dim, 16, generator, dtype)
     q = torch.randn(200, heads, dim, generator=generator)

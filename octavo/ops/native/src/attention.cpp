@@ -1,7 +1,7 @@
 // Attention over a paged cache, causal or both ways within a run, in one pass over the keys (online softmax: Milakov & Gimelshein 2018, Dao et al.
 // 2022).
 //
-// Keys are taken 64 at a time, cut at absolute positions, in ascending order, and 4,096 of them make a span, whose sum
+// Keys are taken 64 at a time, cut at absolute positions, in ascending order, and 512 of them make a span, whose sum
 // joins those of the spans before it. What a row of the result adds up depends on the keys that it sees alone: tiles that a
 // row does not see change no bit of it, and are left out where that is cheap; and whether threads share a long context
 // by spans, as they do where there is little else to share, changes nothing either.
@@ -11,6 +11,7 @@
 namespace octavo {
 namespace {
 
+constexpr double PRODUCTS = 50.0;    // that a thread is through with in a nanosecond, about
 constexpr double ALONE_BELOW = 2e5;  // multiplications that are done before other threads have woken up
 
 // Multiplications in all.
@@ -70,12 +71,14 @@ std::vector<Task> split_spans(const Attention& a, std::vector<Task>& tasks, std:
     return by_span;
 }
 
+constexpr int64_t JOINED_ALONE = 16384;  // numbers of partial sums that one thread has joined before others would
+
 template <typename C>
 void attend(const Attention& a) {
     const double products = count_products(a);
     const auto each = [&](const std::vector<Task>& tasks, const auto& body) {
         const auto count = static_cast<int64_t>(tasks.size());
-        parallel(count, products < ALONE_BELOW ? count : 1, [&](int64_t first, int64_t last) {
+        parallel(count, products < ALONE_BELOW ? count : 1, products / PRODUCTS, [&](int64_t first, int64_t last) {
             Worker<C> worker(a);
             for (int64_t i = first; i < last; ++i) body(worker, tasks[i]);
         });
@@ -85,9 +88,12 @@ void attend(const Attention& a) {
     if (static_cast<int64_t>(tasks.size()) >= 4 * thread_count() || products < ALONE_BELOW) return each(tasks, run);
     std::vector<float> partials;
     each(split_spans(a, tasks, partials), run);
-    each(tasks, [](Worker<C>& worker, const Task& task) {
+    const auto finish = [](Worker<C>& worker, const Task& task) {
         if (task.partial != nullptr) worker.finish_spans(task, task.partial);
-    });
+    };
+    if (partials.size() > JOINED_ALONE) return each(tasks, finish);
+    Worker<C> worker(a);
+    for (const Task& task : tasks) finish(worker, task);
 }
 
 constexpr int64_t ALL_KEYS = int64_t{1} << 40;  // a block size that no run reaches

@@ -10,7 +10,7 @@
 
 namespace octavo {
 
-constexpr int64_t SPAN = 4096;  // keys that are summed by themselves
+constexpr int64_t SPAN = 512;   // keys that are summed by themselves
 constexpr int MAX_ROWS = 128;   // queries, of all heads of a group, in one task
 constexpr float LOG2_E = 1.44269504f;
 

@@ -41,9 +41,12 @@ INLINE void put(T* p, vec v, int count) {
     count == LANES ? store(p, v) : store_some(p, v, count);
 }
 
+constexpr double VALUES = 2.0;  // that a thread is through with in a nanosecond
+
 template <typename Body>
 void over_rows(int64_t rows, int64_t width, const Body& body) {
-    parallel(rows, std::max<int64_t>(1, SMALL / std::max<int64_t>(1, width)), [&](int64_t first, int64_t last) {
+    const int64_t grain = std::max<int64_t>(1, SMALL / std::max<int64_t>(1, width));
+    parallel(rows, grain, static_cast<double>(rows * width) / VALUES, [&](int64_t first, int64_t last) {
         for (int64_t r = first; r < last; ++r) body(r);
     });
 }
