@@ -10,8 +10,9 @@ from torch import Tensor
 from octavo.ops import Backend, Gate
 from octavo.ops.native import NativeBackend
 from octavo.ops.native.description import Arm
-from octavo.ops.native.library import SETS
+from octavo.ops.native.library import SETS, runnable
 from octavo.ops.weight_kinds import BITS_HELD, NOT_OF_GGUF, WeightKind
+from tests.ops.conftest import native_backend
 from tests.ops.stored import QUANTIZED, WIDENED, random_rows, width_for
 
 SHAPES = [(64, 96), (64, 1), (100, 37), (576, 960), (1536, 576), (2048, 512)]
@@ -293,3 +294,37 @@ def test_columns_in_another_order(native: NativeBackend, kind: WeightKind, gener
     assert torch.equal(together, want)
     merged = native.stored_linear([replace(w, order=o) for w, o in zip(weights, orders, strict=True)])
     assert torch.equal(merged(x), torch.cat([of(x) for of in ordered], dim=1))
+
+
+FUSED = tuple(name for name in runnable() if name != "base" or SETS is Arm)
+"""The libraries whose instructions multiply and add in one step."""
+VNNI = ("avx512_vnni", "avx512_bf16", "amx")
+"""Those that take bytes as they are: others take 128 off, which floats make up for where a weight has a min."""
+
+
+def alike(kind: WeightKind, way: str) -> list[str]:
+    """The libraries that compute a product in the same steps: AVX-512 has an instruction for exponentials."""
+    names = [n for n in FUSED if way != "gated" or n.startswith(("avx512", "amx")) or SETS is Arm]
+    return [n for n in names if "U8_MIN" not in kind.name or n in VNNI or SETS is Arm]
+
+
+@pytest.mark.skipif(len(FUSED) < 2, reason="one instruction set is built")
+@pytest.mark.parametrize("kind", [k for k in QUANTIZED if k not in WIDENED], ids=attrgetter("name"))
+@pytest.mark.parametrize("way", ["plain", "gated", "fine"])
+def test_instruction_sets_give_the_same_bits(kind: WeightKind, way: str, generator: torch.Generator) -> None:
+    """Codes are summed in integers and their sums in one order: whatever tiles and panels meet. 14 panels, of which
+    the last is not whole, by blocks that are no multiple of what is summed at a time, for rows that fill no tile.
+    """
+    width, outputs = width_for(kind, 160), 224 if way == "gated" else 213
+    stored = random_rows(kind, outputs, width, generator)[0]
+    x = torch.randn(107, width, generator=generator)
+    bias = torch.randn(outputs, generator=generator)
+    results = list[Tensor]()
+    names = alike(kind, way)
+    for name in names:
+        native = native_backend(name)
+        kernel = native.stored_linear([stored], way == "fine")
+        results.append(native.gated_linear(kernel, x, bias, Gate("silu")) if way == "gated" else kernel(x, bias))
+        native.set_threads(1)
+    for name, result in zip(names, results, strict=True):
+        assert torch.equal(result, results[0]), (name, names[0])

@@ -19,6 +19,9 @@ constexpr int WIDE_TILE = 16;
 constexpr int GROUP = 128;    // columns that are summed before the sum joins the others
 constexpr int AHEAD = 8192;   // bytes of weights asked for before they are needed, of all panels read together
 
+// What a thread does in a nanosecond, about: multiplications with floats and with codes, and bytes of weights read.
+constexpr double FLOAT_PRODUCTS = 60.0, CODE_PRODUCTS = 250.0, BYTES_READ = 15.0;
+
 // A product, of all rows or of those of one expert.
 struct Product : arguments::linear {
     // Where rows of x come from and where their results go, or null for one after the other.
@@ -28,23 +31,30 @@ struct Product : arguments::linear {
     // Panels of 16 results.
     int64_t panels() const { return (gated() ? outputs / 2 : outputs + PANEL - 1) / PANEL; }
 
+    // One thread's time for `rows` of them, by what it multiplies in a nanosecond and the bytes of a panel.
+    double nanoseconds(int64_t rows, double products, int64_t panel_bytes) const {
+        const auto all = static_cast<double>(rows * outputs * inputs);
+        return all / products + static_cast<double>(panels() * (gated() ? 2 : 1) * panel_bytes) / BYTES_READ;
+    }
+
     INLINE int64_t source(int64_t row) const { return sources == nullptr ? row : sources[row]; }
     INLINE int64_t target(int64_t row) const { return targets == nullptr ? row : targets[row]; }
 };
 
-// Rows in tiles of TILE, the last one of 1, 2, 4 or TILE; before them some of 16, where there are products for those.
+// Rows in tiles of TILE, the last one of 1, 2, 4 or TILE; or all in tiles of 16, where there are products for those.
 struct Tiles {
     int64_t rows, wide, whole;
     int last;
 
-    explicit Tiles(int64_t rows, int64_t wide = 0) : rows(rows), wide(wide), whole((rows - wide * WIDE_TILE) / TILE) {
-        const int rest = static_cast<int>((rows - wide * WIDE_TILE) % TILE);
+    explicit Tiles(int64_t rows, bool is_wide = false)
+        : rows(rows), wide(is_wide ? (rows + WIDE_TILE - 1) / WIDE_TILE : 0), whole(is_wide ? 0 : rows / TILE) {
+        const int rest = is_wide ? 0 : static_cast<int>(rows % TILE);
         last = rest <= 1 ? rest : std::min(TILE, rest == 2 ? 2 : rest <= 4 ? 4 : 8);
     }
     int64_t count() const { return wide + whole + (last != 0); }
-    int64_t padded_rows() const { return first_row(wide + whole) + last; }
-    INLINE int64_t first_row(int64_t tile) const { return tile * TILE + std::min(tile, wide) * (WIDE_TILE - TILE); }
-    INLINE int size(int64_t tile) const { return tile < wide ? WIDE_TILE : tile < wide + whole ? TILE : last; }
+    int64_t padded_rows() const { return wide * WIDE_TILE + whole * TILE + last; }
+    INLINE int64_t first_row(int64_t tile) const { return tile * (wide > 0 ? WIDE_TILE : TILE); }
+    INLINE int size(int64_t tile) const { return wide > 0 ? WIDE_TILE : tile < whole ? TILE : last; }
 };
 
 // f(std::integral_constant) with the tile's size as a constant.

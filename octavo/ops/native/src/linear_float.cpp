@@ -176,10 +176,10 @@ public:
         parallel(rows, std::max<int64_t>(1, 16384 / columns_), [&](int64_t from, int64_t to) {
             for (int64_t row = from; row < to; ++row) lay_out(row);
         });
-        const int64_t few = std::max(1, MOST_PANELS / (p_.gated() ? 2 : 1));
-        const int64_t together = rows <= FEW ? few : BLOCK_PANELS, across = (panels_ + together - 1) / together;
+        const int64_t together = panels_together(rows), across = (panels_ + together - 1) / together;
         const int64_t blocks = across * ((rows + BLOCK_ROWS - 1) / BLOCK_ROWS);
-        parallel(blocks, even_grain(blocks, rows <= MOST ? 4 : 32), [&](int64_t from, int64_t to) {
+        const double time = p_.nanoseconds(rows, FLOAT_PRODUCTS, S::panel_bytes(columns_));
+        parallel(blocks, even_grain(blocks, rows <= MOST ? 4 : 32), time, [&](int64_t from, int64_t to) {
             for (int64_t i = from; i < to; ++i) {
                 const int64_t row = i / across * BLOCK_ROWS, panel = i % across * together;
                 block(row, std::min(BLOCK_ROWS, rows - row), panel, std::min(together, panels_ - panel));
@@ -188,6 +188,17 @@ public:
     }
 
 private:
+    // Panels of a block of rows: of few rows fewer, where threads would have too little to share otherwise.
+    int64_t panels_together(int64_t rows) const {
+        if (rows > FEW) return BLOCK_PANELS;
+        const int64_t most = std::max(1, MOST_PANELS / (p_.gated() ? 2 : 1));
+        int64_t best = most;
+        for (int64_t fewer = most / 2; fewer > 0; fewer /= 2) {
+            if (most_of_a_thread(panels_, fewer) * 8 <= most_of_a_thread(panels_, best) * 7) best = fewer;
+        }
+        return best;
+    }
+
     // A row into [slices][rows][STEPS].
     void lay_out(int64_t row) {
         static thread_local Scratch scratch;

@@ -18,6 +18,13 @@ struct Shape {
 template <typename F>
 using ShapeOf = Shape<F::BLOCK, F::HAS_MIN, F::CODE_BITS>;
 
+// Whether products take tiles of 16 rows: those of processors that multiply such tiles by themselves.
+#if defined(__AMX_INT8__)
+constexpr bool WIDE_TILES = true;
+#else
+constexpr bool WIDE_TILES = false;
+#endif
+
 // Whether there is anything to make up for.
 template <typename S>
 constexpr bool HAS_ZERO = !S::HAS_MIN && !(S::CODE_BITS == 8 && TAKEN_OFF == 128);
@@ -50,8 +57,8 @@ INLINE void transpose4(const int8_t* rows, int64_t stride, uint8_t* out, int64_t
     }
 }
 
-// A tile's activations: codes [columns / 4][rows][4] (a wide tile's [rows][columns]), then scales [columns / SCALED]
-// [rows], then of each weights' block the sum of its activations [columns / BLOCK][rows]: what the weights' zero takes
+// A tile's activations: codes [columns / 4][rows][4] (a wide tile's [columns / BLOCK][rows][BLOCK]), then scales [columns
+// / SCALED][rows], then of each weights' block the sum of its activations [columns / BLOCK][rows]: what the weights' zero takes
 // off, in integers, or what their min is multiplied with, as floats.
 template <typename S>
 struct Activations {
@@ -129,12 +136,21 @@ struct Activations {
         }
         add_up<R>(Activations::codes(tile), scales(tile, R), sums(tile, R), R);
     }
+
+    // The same for a wide tile: of its sums, what mins are multiplied with, since its weights have a sign.
+    void interleave_wide(const int8_t* codes, uint8_t* tile) const {
+        for (int r = 0; r < WIDE_TILE; ++r, codes += columns) {
+            uint8_t* to = tile + r * S::BLOCK;
+            for (int64_t i = 0; i < columns; i += S::BLOCK) std::memcpy(to + i * WIDE_TILE, codes + i, S::BLOCK);
+            if (S::HAS_MIN) add_up<1>(codes, scales(tile, WIDE_TILE) + r, sums(tile, WIDE_TILE) + r, WIDE_TILE);
+        }
+    }
 };
 
 // Weights of a panel as they are packed.
 template <typename F>
 struct Packed {
-    const uint8_t* units;
+    const uint8_t* units = nullptr;
 
     INLINE const uint8_t* unit(int64_t chunk) const { return units + chunk / (F::UNIT / CHUNK) * F::UNIT_BYTES; }
     static INLINE int part(int64_t chunk) { return static_cast<int>(chunk % (F::UNIT / CHUNK)); }
@@ -153,7 +169,8 @@ struct Packed {
     }
 };
 
-// Weights of a panel unpacked once for many rows: a byte a code, float32 scales and mins.
+// Weights of a panel unpacked once for many rows: a byte a code, float32 scales and mins. Codes for wide tiles have their
+// zero taken off, where they have one: there is nothing to make up for then.
 template <typename S>
 struct Unpacked {
     static constexpr int BLOCKS = CHUNK / S::BLOCK;
@@ -161,6 +178,8 @@ struct Unpacked {
     const float *scales, *mins;
 
     static int64_t bytes(int64_t columns) { return columns * PANEL + 2 * columns / S::BLOCK * PANEL * 4; }
+
+    Unpacked() = default;
 
     template <typename F>
     Unpacked(const Packed<F>& packed, int64_t columns, uint8_t* room)
@@ -173,7 +192,13 @@ struct Unpacked {
             packed.prefetch(c);
             const uint8_t* chunk = packed.chunk(c);
 #pragma GCC unroll 8
-            for (int s = 0; s < CHUNK_STEPS; ++s) store_as(room + (c * CHUNK_STEPS + s) * 64, F::step(chunk, s));
+            for (int s = 0; s < CHUNK_STEPS; ++s) {
+                uvec codes = F::step(chunk, s);
+#if defined(__AMX_INT8__)
+                if (HAS_ZERO<S>) codes = (uvec)_mm512_sub_epi8((__m512i)codes, _mm512_set1_epi8(static_cast<char>(F::ZERO)));
+#endif
+                store_as(room + (c * CHUNK_STEPS + s) * 64, codes);
+            }
             for (int b = 0; b < BLOCKS; ++b) {
                 store(scale + (c * BLOCKS + b) * PANEL, packed.scale(c, b));
                 if (S::HAS_MIN) store(min + (c * BLOCKS + b) * PANEL, packed.min(c, b));

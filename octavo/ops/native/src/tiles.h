@@ -2,7 +2,8 @@
 // that what its library builds on them is tested on any machine.
 //
 // A tile has up to 16 rows of 64 bytes. TILE_PRODUCT(c, a, b) adds to 16 x 16 int32 the products of a's rows of signed
-// bytes with b's columns of unsigned ones, 4 of which lie in each four bytes of a row.
+// bytes with b's columns of unsigned ones, 4 of which lie in each four bytes of a row; TILE_PRODUCT_SIGNED takes b's as
+// signed.
 #pragma once
 
 #include <cstdint>
@@ -50,13 +51,14 @@ struct EmulatedTiles {
             std::memcpy(static_cast<char*>(to) + r * stride, tiles[t][r], shapes.row_bytes[t]);
         }
     }
+    template <typename Byte>
     void product(int c, int a, int b) {
         for (int r = 0; r < shapes.rows[c]; ++r) {
             for (int n = 0; n < shapes.row_bytes[c] / 4; ++n) {
                 int32_t total;
                 std::memcpy(&total, tiles[c][r] + 4 * n, 4);
                 for (int k = 0; k < shapes.row_bytes[a]; ++k) {
-                    total += static_cast<int8_t>(tiles[a][r][k]) * int32_t{tiles[b][k / 4][4 * n + k % 4]};
+                    total += static_cast<int8_t>(tiles[a][r][k]) * static_cast<Byte>(tiles[b][k / 4][4 * n + k % 4]);
                 }
                 std::memcpy(tiles[c][r] + 4 * n, &total, 4);
             }
@@ -70,7 +72,8 @@ inline thread_local EmulatedTiles emulated_tiles;
 #define TILE_ZERO(t) octavo::emulated_tiles.zero(t)
 #define TILE_LOAD(t, from, stride) octavo::emulated_tiles.load(t, from, stride)
 #define TILE_STORE(t, to, stride) octavo::emulated_tiles.store(t, to, stride)
-#define TILE_PRODUCT(c, a, b) octavo::emulated_tiles.product(c, a, b)
+#define TILE_PRODUCT(c, a, b) octavo::emulated_tiles.product<uint8_t>(c, a, b)
+#define TILE_PRODUCT_SIGNED(c, a, b) octavo::emulated_tiles.product<int8_t>(c, a, b)
 
 #elif HAS_TILES
 
@@ -90,6 +93,7 @@ inline thread_local EmulatedTiles emulated_tiles;
     } while (0)
 #define TILE_STORE(t, to, stride) _tile_stored(t, to, stride)
 #define TILE_PRODUCT(c, a, b) _tile_dpbsud(c, a, b)
+#define TILE_PRODUCT_SIGNED(c, a, b) _tile_dpbssd(c, a, b)
 
 #endif
 
