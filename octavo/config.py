@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from octavo.errors import ConfigError, UnknownKeywordError, did_you_mean, names_closest
+from octavo.kv_offload_config import KVOffloadConfig, kv_offload_config
 from octavo.option_types import as_mapping, check_choices, check_types
 from octavo.params import check_recommended
 from octavo.pooler_config import PoolerConfig as PoolerConfig
@@ -206,6 +207,23 @@ class EngineArgs:
     enable_prefix_caching: bool | None = option(
         None, "reuse the KV cache of equal prompt beginnings (default: on where the model's state allows it)"
     )
+    kv_offload: str | None = option(
+        None,
+        "folder for blocks of the KV cache: a prompt that begins as an earlier one is not computed again, also after a "
+        "restart (default: none)",
+    )
+    kv_offload_disk: int | str | None = option(
+        None, "disk that the files in kv_offload may take, the least recently used make room (default: 16GiB)"
+    )
+    kv_offloading_size: float | None = option(
+        None, "host memory in GiB for blocks that leave the KV cache, of all ranks together (default: none)"
+    )
+    kv_offloading_backend: str | None = option(None, "what does so: native", choices=("native", "lmcache"))
+    kv_transfer_config: dict[str, Any] = option(
+        {},
+        "vLLM's way of saying the same, as JSON, of OffloadingConnector: cpu_bytes_to_use, and a folder as a secondary "
+        "tier of type fs",
+    )
     scheduling_policy: Literal["fcfs", "priority"] = option(
         "fcfs",
         "fcfs: first come, first served; priority: the smaller a request's priority, the sooner",
@@ -311,12 +329,20 @@ class EngineArgs:
         self.feature_cache_memory = parse_size(self.feature_cache_memory, "feature_cache_memory")
         check_recommended(self.override_generation_config, "override_generation_config")
         _join_speculation(self)
+        if self.offload is not None and self.enable_prefix_caching is False:
+            raise ConfigError("kv_offload keeps what the prefix cache finds; leave enable_prefix_caching=False out.")
         _check_kinds(self)
 
     @property
     def speculation(self) -> SpeculativeConfig | None:
         """`speculative_config`, checked; None where it is empty."""
         return speculative_config(self.speculative_config) if self.speculative_config else None
+
+    @property
+    def offload(self) -> KVOffloadConfig | None:
+        """Where blocks of the KV cache are kept outside of it; None for nowhere."""
+        how = self.kv_offloading_size, self.kv_offloading_backend, self.kv_transfer_config
+        return kv_offload_config(self.kv_offload, self.kv_offload_disk, *how)
 
     @property
     def num_ranks(self) -> int:
@@ -361,6 +387,7 @@ def _spell_out(args: EngineArgs) -> None:
         "media_io_kwargs",
         "override_generation_config",
         "speculative_config",
+        "kv_transfer_config",
     ):
         setattr(args, name, {**as_mapping(getattr(args, name), name)})
     domains: Any = args.allowed_media_domains

@@ -123,7 +123,7 @@ class LLMEngine(EngineFacts):
         """Forget the KV cache of earlier prompts; whether that was done.
 
         It is not while requests run, unless `reset_running_requests` has them computed anew. `reset_connector` has no
-        effect: the cache has one place.
+        effect: what kv_offload keeps outside of the cache is still right, and stays.
         """
         return reset_caches(self._own_engine("reset_prefix_cache").scheduler, reset_running_requests)
 

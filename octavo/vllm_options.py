@@ -146,8 +146,6 @@ mamba_cache_mode | text | * | prompts share no states
 enable_mamba_shared_prefix_checkpoint | switch | * | prompts share no states
 replayssm_buffer_len | int | * | states are not computed again
 use_replayssm | switch | * | states are not computed again
-kv_offloading_size | float | null | the cache has one place; give kv_cache_memory
-kv_offloading_backend | text | * | the cache has one place
 offload_backend | text | * | weights stay where the device is
 cpu_offload_gb | float | * | weights stay where the device is; of experts larger than memory, on disk (weights_on_disk)
 cpu_offload_params | list | * | weights stay where the device is
@@ -229,7 +227,6 @@ kda_prefill_backend | text | * | each device has one implementation of an operat
 kda_decode_backend | text | * | each device has one implementation of an operation
 watermark_config | object | null | answers carry no watermark; leave it out
 diffusion_config -dc | object | null | there are no models that answer by diffusion; leave it out
-kv_transfer_config | object | null | prompts and answers are computed by one engine; leave it out
 kv_events_config | object | null | there are no events of the cache; leave it out
 ec_transfer_config | object | null | towers run in the engine; leave it out
 ec_manager_config | object | * | feature_cache_memory bounds what is kept of towers

@@ -21,7 +21,7 @@ def test_flags() -> None:
     table = cells(flags())
     assert len(table) == len(rows(FLAGS))
     assert table["`--enforce-eager`"] == ["accepted, without effect: there is no compilation to switch off"]
-    assert table["`--kv-transfer-config`"][0].startswith("refused: ")
+    assert table["`--kv-events-config`"][0].startswith("refused: ")
     assert table["`--port`"][0].startswith("port to listen at")
     assert table["`--tool-call-parser`"][0].startswith("as `--tool-parser`: ")
     assert all(text for (text,) in table.values())

@@ -178,6 +178,9 @@ class EngineServer:
         if (guessed := self.engine.speculation) is not None:
             self.stats.num_drafts, self.stats.num_draft_tokens = guessed.num_drafts, guessed.num_draft_tokens
             self.stats.accepted_by_place = guessed.accepted_by_place
+        if (offload := self.engine.offload) is not None:
+            self.stats.outside_queries, self.stats.outside_hits = offload.queries, offload.hits
+            self.stats.stored_bytes, self.stats.loaded_bytes = offload.stored_bytes, offload.loaded_bytes
         self.stats.running_adapters, self.stats.waiting_adapters = self.engine.adapter_names()
         self.stats.num_media_items = scheduler.features.num_computed
         self.stats.feature_hits, self.stats.media_seconds = scheduler.features.num_hits, self.engine.media_seconds

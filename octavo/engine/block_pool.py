@@ -2,6 +2,9 @@
 
 from collections import OrderedDict
 
+from octavo.engine.pending_saves import PendingSaves
+from octavo.executor.store_messages import StoredBlock
+
 BlockKey = tuple[int, bytes]
 """A group of layers, and the hash of all tokens up to a block's end."""
 NULL_BLOCK = 0
@@ -26,6 +29,9 @@ class BlockPool:
         """Findable blocks by the number of their step, which is not done; kept only where several are on their way."""
         self.current_step: int | None = None
         """Which step blocks are taken for; None where each is done before the next one begins."""
+        self.saves: PendingSaves | None = None
+        """Blocks to be saved outside of the cache; None where none are."""
+        self.num_resets = 0
 
     @property
     def num_free(self) -> int:
@@ -39,6 +45,8 @@ class BlockPool:
             if key := self._key_of.pop(block, None):
                 del self._block_of[key]
                 self._unsettled.pop(block, None)
+                if self.saves is not None:
+                    self.saves.taken(block)
             self._references[block] = 1
             taken.append(block)
         return taken
@@ -66,16 +74,37 @@ class BlockPool:
             return None
         return block
 
-    def cache_block(self, block: int, key: BlockKey) -> None:
-        """Make a full block's contents findable, unless another block has the same."""
+    def cache_block(self, block: int, key: BlockKey, depth: int = 0) -> None:
+        """Make a full block's contents findable, unless another block has the same.
+
+        `depth` is how many blocks of its sequence come before it.
+        """
         if block not in self._key_of and key not in self._block_of:
             self._key_of[block] = key
             self._block_of[key] = block
             if self.current_step is not None:
                 self._unsettled[block] = self.current_step
+            if self.saves is not None:
+                self.saves.add(block, StoredBlock(*key, depth))
+
+    def cache_loaded(self, block: int, key: BlockKey) -> None:
+        """Make what a held block was given from outside findable by everybody, unless another block has the same."""
+        if key not in self._block_of:
+            self._key_of[block] = key
+            self._block_of[key] = block
+
+    def holds(self, block: int, key: BlockKey) -> bool:
+        """Whether a block's contents are known as `key`."""
+        return self._key_of.get(block) == key
+
+    def is_held(self, block: int) -> bool:
+        """Whether somebody holds a block."""
+        return self._references[block] > 0
 
     def settle(self, step: int) -> None:
         """A step is done, and all before it: what they computed may be found by everybody."""
+        if self.saves is not None:
+            self.saves.settle(step)
         if self._unsettled:
             self._unsettled = {block: of for block, of in self._unsettled.items() if of > step}
 
@@ -84,3 +113,6 @@ class BlockPool:
         self._key_of.clear()
         self._block_of.clear()
         self._unsettled.clear()
+        self.num_resets += 1
+        if self.saves is not None:
+            self.saves.clear()

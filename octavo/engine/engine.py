@@ -10,6 +10,7 @@ from octavo.config import EngineArgs
 from octavo.engine.bad_word_tokens import BadWordTokens
 from octavo.engine.engine_request import AdapterRequest, Completion, GenerationRequest, PoolingRequest, Request
 from octavo.engine.kv_cache import HashChain, KVCacheManager
+from octavo.engine.kv_offload import BlockOffload
 from octavo.engine.messages import Failed, Loaded, Output, Pooled, Ready
 from octavo.engine.request_maker import RequestMaker
 from octavo.engine.scheduler import ScheduledSequence, Scheduler
@@ -52,6 +53,7 @@ class Engine:
             step_budget(args, executor.max_steps),
             shape.recurrent,
         )
+        self.offload = self.scheduler.offload = self._offload()
         self.speculation = speculation(args)
         self.cache.most_tokens = executor.info.max_model_len
         self.cache.num_reread = int(self.speculation is not None and self.speculation.config.keeps_keys)
@@ -98,6 +100,19 @@ class Engine:
             kept = "nothing between steps" if self.executor.info.reads_whole else kept
             raise ConfigError(f"enable_prefix_caching=True: this model keeps {kept}. Leave the argument out.")
         return possible if enabled is None else enabled
+
+    def _offload(self) -> BlockOffload | None:
+        """What `kv_offload` and its likes ask for, where the prefix cache could find it."""
+        if self.args.offload is None:
+            return None
+        if not self.cache.prefix_caching:
+            kept = "states of fixed size" if self.executor.shape.recurrent else "nothing between steps"
+            log.warning("blocks are not kept outside of the KV cache: this model keeps %s, which cannot be found", kept)
+            return None
+        if not self.executor.shape.offloads:
+            return None
+        blocks = -(-self.args.max_num_batched_tokens // self.cache.block_size) + self.scheduler.max_sequences
+        return BlockOffload(self.cache, 2 * blocks * len(self.cache.windows))
 
     @property
     def has_work(self) -> bool:
@@ -242,6 +257,12 @@ class Engine:
     def _take_step(self, scheduled: list[ScheduledSequence], done: StepResult) -> list[Output]:
         """What is new after a step."""
         outputs: list[Output] = []
+        is_sound = not any(result.non_finite for result in done.sequences)
+        if self.offload is not None:
+            if not is_sound:  # nothing of this step may be saved, whatever becomes of its requests
+                self.cache.pool.reset()
+            if done.store is not None:
+                self.scheduler.loaded(self.offload.take(done.store))
         for refusal in done.refused:
             if owner := self._owner.get(refusal.seq_id):
                 outputs.append(self._refuse(owner[0], refusal.error or "", refusal.is_invalid))
@@ -249,7 +270,7 @@ class Engine:
             if owner := self._owner.get(seq_id):
                 outputs += self._ready(owner[0], seq_id)
         outputs += self._take_results(scheduled, done)
-        if any(result.non_finite for result in done.sequences):
+        if not is_sound:
             outputs += self._distrust(scheduled, done.sequences)
         return outputs
 
@@ -286,10 +307,16 @@ class Engine:
         return outputs
 
     def _flush(self) -> None:
-        """Have the executor hear of what has ended. No request is left to which a step could give anything."""
-        self._submit([])
-        while self.scheduler.in_flight:
-            self._take_step(*self._collect())
+        """Have the executor hear of what has ended. No request is left to which a step could give anything.
+
+        What may be saved is, as far as there is room for it.
+        """
+        left: int | None = None
+        while left is None or (self.offload is not None and self.offload.num_unsaved < left):
+            left = 1 << 62 if self.offload is None else self.offload.num_unsaved
+            self._submit([])
+            while self.scheduler.in_flight:
+                self._take_step(*self._collect())
 
     def _submit(self, scheduled: list[ScheduledSequence]) -> None:
         """Have the executor compute a step, which hears of what has started and ended too."""
@@ -297,7 +324,8 @@ class Engine:
             raise EngineDeadError(self._death)
         dropped = self.scheduler.features.take_dropped()
         steps = [self._to_step(entry) for entry in scheduled]
-        step = Step(self._starts, steps, self._ended, dropped, self._dropped_adapters)
+        work = None if self.offload is None else self.offload.take_work()
+        step = Step(self._starts, steps, self._ended, dropped, self._dropped_adapters, work)
         self._starts, self._ended, self._dropped_adapters = [], [], []
         self.scheduler.submitted(scheduled)
         self.step_clock.submitted(len(self.scheduler.in_flight))
@@ -305,6 +333,8 @@ class Engine:
             self.executor.submit(step)
         except BaseException:
             self._lose_steps()
+            if self.offload is not None:
+                self.scheduler.loaded(self.offload.lost(work))
             raise
 
     def _collect(self) -> tuple[list[ScheduledSequence], StepResult]:

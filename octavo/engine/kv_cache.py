@@ -2,12 +2,13 @@
 
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from octavo.engine.block_pool import NULL_BLOCK, BlockKey, BlockPool
 from octavo.errors import InvalidRequestError
 from octavo.executor.shape import CacheShape
+from octavo.executor.store_messages import StoredBlock
 from octavo.features import Feature
 from octavo.text.checked_prompt import CheckedPrompt
 from octavo.token_windows import Window, first_seen, most_seen
@@ -159,7 +160,7 @@ class KVCacheManager:
         rows = sum(f.length for f in chain.features if f.offset is None)
         blocks = SequenceBlocks([[] for _ in range(count)], [0] * count, [0] * count, num_cross_rows=rows)
         if rows and self.prefix_caching:
-            found = [self.pool.find(key) for key in self._cross_keys(blocks, chain)]
+            found = [self.pool.find(key) for key in self._cross_keys(blocks.num_cross_rows, chain)]
             held = [block for block in found if block is not None]
             if len(held) == len(found):
                 for block in held:
@@ -173,14 +174,15 @@ class KVCacheManager:
         assert self.encoder_group is not None
         return self.encoder_group
 
-    def _cross_keys(self, blocks: SequenceBlocks, chain: HashChain) -> list[BlockKey]:
-        root, count = chain.root, -(-blocks.num_cross_rows // self.block_size)
+    def _cross_keys(self, num_rows: int, chain: HashChain) -> list[BlockKey]:
+        root, count = chain.root, -(-num_rows // self.block_size)
         return [(self._cross_group, root + i.to_bytes(8, "little")) for i in range(count)]
 
     def cache_features(self, blocks: SequenceBlocks, chain: HashChain) -> None:
         """Make the rows of features findable that this step computes."""
         if self.prefix_caching:
-            for block, key in zip(blocks.tables[self._cross_group], self._cross_keys(blocks, chain), strict=True):
+            keys = self._cross_keys(blocks.num_cross_rows, chain)
+            for block, key in zip(blocks.tables[self._cross_group], keys, strict=True):
                 self.pool.cache_block(block, key)
 
     def find_prefix(self, blocks: SequenceBlocks, chain: HashChain, tokens: list[int]) -> int:
@@ -190,24 +192,9 @@ class KVCacheManager:
         """
         if not self.prefix_caching:
             return 0
-        chain.extend(tokens, self.block_size)
-        usable = min(len(chain.hashes), (len(tokens) - 1) // self.block_size)
-        windows = dict(self._growing)
-        runs, length = dict.fromkeys(windows, 0), 0
-        for i in range(usable):
-            for group, window in windows.items():
-                found = self.pool.find((group, chain.hashes[i])) is not None
-                runs[group] = runs[group] + 1 if found else 0
-                if window is None and not found:
-                    break
-            else:
-                if self._cuts_span(chain, (i + 1) * self.block_size):
-                    continue
-                if all(i + 1 - runs[group] <= self._first_needed(w, i + 1) for group, w in windows.items()):
-                    length = i + 1
-                continue
-            break
-        for group, window in windows.items():
+        usable = self.num_usable(chain, tokens)
+        length = self.longest(chain, usable, lambda key: self.pool.find(key) is not None)
+        for group, window in self._growing:
             first = self._first_needed(window, length)
             for i in range(length):
                 block = self.pool.find((group, chain.hashes[i])) if i >= first else NULL_BLOCK
@@ -219,6 +206,45 @@ class KVCacheManager:
         blocks.num_cached_blocks = length
         return length * self.block_size
 
+    def num_usable(self, chain: HashChain, tokens: list[int]) -> int:
+        """How many full blocks of `tokens` may come from a cache, one token at least being left; they are hashed."""
+        chain.extend(tokens, self.block_size)
+        return min(len(chain.hashes), (len(tokens) - 1) // self.block_size)
+
+    def longest(self, chain: HashChain, usable: int, is_there: Callable[[BlockKey], bool]) -> int:
+        """Of the first `usable` blocks, how many there is all of that the token after them sees."""
+        windows = dict(self._growing)
+        runs, length = dict.fromkeys(windows, 0), 0
+        for i in range(usable):
+            for group, window in windows.items():
+                found = is_there((group, chain.hashes[i]))
+                runs[group] = runs[group] + 1 if found else 0
+                if window is None and not found:
+                    break
+            else:
+                if self._cuts_span(chain, (i + 1) * self.block_size):
+                    continue
+                if all(i + 1 - runs[group] <= self._first_needed(w, i + 1) for group, w in windows.items()):
+                    length = i + 1
+                continue
+            break
+        return length
+
+    def needed(self, chain: HashChain, length: int) -> Iterator[StoredBlock]:
+        """What the token after the first `length` blocks sees, group by group."""
+        for group, window in self._growing:
+            for i in range(self._first_needed(window, length), length):
+                yield StoredBlock(group, chain.hashes[i], i)
+
+    def all_blocks(self, chain: HashChain, length: int) -> list[StoredBlock]:
+        """The first `length` blocks of all groups."""
+        return [StoredBlock(group, chain.hashes[i], i) for group, _ in self._growing for i in range(length)]
+
+    def cross_blocks(self, chain: HashChain) -> list[StoredBlock]:
+        """The blocks of features that all layers attend to."""
+        rows = sum(f.length for f in chain.features if f.offset is None)
+        return [StoredBlock(*key) for key in self._cross_keys(rows, chain)] if rows else []
+
     def _first_needed(self, window: Window | None, count: int) -> int:
         """The first of `count` full blocks that the token after them sees anything of; `count` if it sees nothing."""
         return first_seen(window, max(0, count * self.block_size - self.num_reread)) // self.block_size
@@ -226,6 +252,11 @@ class KVCacheManager:
     def _cuts_span(self, chain: HashChain, length: int) -> bool:
         """Whether what is left after `length` tokens begins in a span whose beginning a window would hide."""
         return self._has_windows and any(first < length < end for first, end in chain.both_ways)
+
+    @property
+    def num_growing(self) -> int:
+        """How many groups have tables that grow with a sequence."""
+        return len(self._growing)
 
     @property
     def _growing(self) -> list[tuple[int, Window | None]]:
@@ -274,7 +305,7 @@ class KVCacheManager:
         for group, _ in self._growing:
             table = blocks.tables[group]
             for i in range(max(blocks.num_cached_blocks, blocks.first_held[group]), full):
-                self.pool.cache_block(table[i], (group, chain.hashes[i]))
+                self.pool.cache_block(table[i], (group, chain.hashes[i]), i)
         blocks.num_cached_blocks = full
 
     def take_new_blocks(self, blocks: SequenceBlocks) -> list[tuple[int, list[int]]]:

@@ -200,6 +200,14 @@ class Stats(Message):
     num_draft_tokens: int = 0
     accepted_by_place: list[int] = []
     """How many of those were right, by their place after the sequence's last token; empty without speculation."""
+    outside_queries: int = 0
+    """Prompt tokens that the cache did not have and that were looked up outside of it (kv_offload)."""
+    outside_hits: int = 0
+    """Those that were found there, and read."""
+    stored_bytes: int = 0
+    """Bytes of blocks that were written there."""
+    loaded_bytes: int = 0
+    """Bytes that were read there."""
     num_media_items: int = 0
     """Pictures, films and sounds that towers have read."""
     feature_hits: int = 0

@@ -4,10 +4,12 @@ import heapq
 import itertools
 import operator
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from octavo.engine.feature_cache import FeatureCache
 from octavo.engine.kv_cache import KVCacheManager
+from octavo.engine.kv_offload import BlockOffload
 from octavo.engine.sequence import Sequence, Status
 from octavo.engine.step_budget import StepBudget
 
@@ -96,17 +98,30 @@ class Scheduler:
         """How many running sequences have each."""
         self._overtakes = 0
         """How many have started before the first in order, which waits for its adapter."""
+        self.offload: BlockOffload | None = None
+        """Brings blocks back that have left the cache, before a sequence queues; None where none do."""
 
     @property
     def num_waiting(self) -> int:
-        return self._num_waiting
+        return self._num_waiting + (self.offload.num_waiting if self.offload is not None else 0)
 
     @property
     def has_work(self) -> bool:
-        return bool(self.running) or self._num_waiting > 0
+        return bool(self.running) or self.num_waiting > 0
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a new or preempted sequence."""
+        """Queue a new or preempted sequence, once its blocks are there that are outside of the cache."""
+        if self.offload is not None and self.offload.ask(sequence):
+            sequence.status = Status.LOADING
+        else:
+            self._queue(sequence)
+
+    def loaded(self, sequences: Iterable[Sequence]) -> None:
+        """Sequences that wait no longer for blocks queue."""
+        for sequence in sequences:
+            self._queue(sequence)
+
+    def _queue(self, sequence: Sequence) -> None:
         sequence.status = Status.WAITING
         heapq.heappush(self._waiting, (sequence.order, sequence))
         self._num_waiting += 1
@@ -118,6 +133,8 @@ class Scheduler:
             self._give_back(sequence)
         elif sequence.status is Status.WAITING:
             self._num_waiting -= 1  # its entry in the heap is skipped when it comes up
+        elif sequence.status is Status.LOADING and self.offload is not None:
+            self.offload.forget(sequence)
         sequence.status = Status.FINISHED
         if len(self._waiting) > 2 * self._num_waiting:
             # Never more dead entries than living ones: each is looked at twice at most before it goes.
@@ -130,6 +147,8 @@ class Scheduler:
         self._last_step += 1
         if self.max_steps > 1:
             self.cache.pool.current_step = self._last_step
+        if self.cache.pool.saves is not None:
+            self.cache.pool.saves.current_step = self._last_step
         self._has_chunk = False
         self.features.begin_step()
         budget, preempted = self._continue_running(scheduled)
@@ -145,6 +164,8 @@ class Scheduler:
     def submitted(self, scheduled: list[ScheduledSequence]) -> None:
         """The step that was scheduled last is on its way."""
         self.in_flight.append((self._last_step, scheduled))
+        if self.offload is not None:
+            self.offload.num_running = len(self.running)
         for entry in scheduled:
             sequence = entry.sequence
             sequence.num_computed, sequence.rewinds = entry.start + entry.num_tokens, False

@@ -11,6 +11,7 @@ PRIOR_RATE = 0.7
 
 class Status(Enum):
     PREPARING = "preparing"
+    LOADING = "loading"
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"

@@ -25,6 +25,11 @@ def counters_of(scheduler: Scheduler, speculation: Speculation | None) -> dict[s
         counters["spec_decode_num_drafts"] = speculation.num_drafts
         counters["spec_decode_num_draft_tokens"] = speculation.num_draft_tokens
         counters["spec_decode_num_accepted_tokens"] = sum(speculation.accepted_by_place)
+    if (offload := scheduler.offload) is not None:
+        counters["external_prefix_cache_queries"] = offload.queries
+        counters["external_prefix_cache_hits"] = offload.hits
+        counters["kv_offload_stored_bytes"] = offload.stored_bytes
+        counters["kv_offload_loaded_bytes"] = offload.loaded_bytes
     return counters
 
 

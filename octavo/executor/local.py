@@ -3,14 +3,17 @@
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 from octavo.config import EngineArgs
+from octavo.executor.block_store import BlockStore, NoStore
 from octavo.executor.drafting import HiddenDrafter, drafter_of, propose
 from octavo.executor.grammar import GrammarCompiler
 from octavo.executor.pooling import Pooling
 from octavo.executor.runner import ModelRunner
 from octavo.executor.sequences import SequenceStates
 from octavo.executor.step import SequenceResult, Step, StepResult
+from octavo.executor.stores import store_of
 from octavo.loading.model import LoadedModel
 from octavo.ops.host_memory import forget
 from octavo.params import LogitsProcessor
@@ -28,7 +31,8 @@ class LocalExecutor:
         self.info, self.max_steps = loaded.info, 1
         self.rank_weight_bytes = [loaded.weight_bytes]
         self.runner = ModelRunner(loaded, args)
-        self.shape = self.runner.shape
+        self.store: BlockStore | NoStore | None = store_of(loaded, args, self.runner.caches)
+        self.shape = replace(self.runner.shape, offloads=self.store is not None)
         grammars = GrammarCompiler(loaded.tokenizer, self.info.vocab_size, self.info.eos_token_ids)
         self.sequences = SequenceStates(
             grammars, Pooling(self.info.task, loaded.model, self.info.pooling), self.runner.adapters
@@ -45,6 +49,14 @@ class LocalExecutor:
 
     def collect(self) -> StepResult:
         step = self._steps.popleft()
+        if self.store is not None and step.store is not None:
+            self.store.begin(step.store)
+        result = self._compute(step)
+        if self.store is not None:
+            result.store = self.store.news(is_idle=not step.sequences)
+        return result
+
+    def _compute(self, step: Step) -> StepResult:
         if step.dropped_adapters and self.runner.adapters is not None:
             self.runner.adapters.drop(step.dropped_adapters)
         refused = self._start(step) if step.starts else []
@@ -99,6 +111,8 @@ class LocalExecutor:
         """It ends with this process only."""
 
     def close(self) -> None:
+        if self.store is not None:
+            self.store.close()
         self.runner.backend.leave()
         if self.runner.adapters is not None:
             self.runner.adapters.close()

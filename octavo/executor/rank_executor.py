@@ -12,6 +12,7 @@ from octavo.executor.process import Failed, Loaded, Reply, decode_reply, encode,
 from octavo.executor.rank_processes import LocalRanks, RankGroup
 from octavo.executor.ray_ranks import RayRanks
 from octavo.executor.step import SequenceResult, SequenceStart, Step, StepResult
+from octavo.executor.store_replies import StoreReplies
 from octavo.params import LogitsProcessor
 from octavo.rank_place import RankPlace
 
@@ -52,6 +53,7 @@ class RankExecutor:
         """For each step that is not collected, the sequences that could not be told of."""
         self._awaited: dict[int, set[int]] = {}
         """Of sequences with adapters, the ranks that do not have them yet."""
+        self._store = StoreReplies(len(self._places))
         self._death: str | None = None
         try:
             loaded = self._load(args)
@@ -105,6 +107,7 @@ class RankExecutor:
         _merge(result, results)
         result.refused = self._refusals(results) + refused
         result.ready = self._ready(results)
+        result.store = self._store.join([each.store for each in results])
         return result
 
     def _refusals(self, results: Sequence[StepResult]) -> list[SequenceResult]:

@@ -22,3 +22,5 @@ class CacheShape:
     """How many rows a sequence may see in cross-attention."""
     max_feature_rows: int = 0
     """How many rows of features are kept, in models that have such in the place of tokens."""
+    offloads: bool = False
+    """Whether blocks are kept outside of the cache too, from where they may come back."""

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from octavo.executor.store_messages import StoreNews, StoreWork
 from octavo.features import Feature, Positions
 from octavo.lora import AdapterRef
 from octavo.outputs import PackedLogprobs
@@ -95,6 +96,8 @@ class Step(msgspec.Struct, tag=True):
     """Digests of features whose rows go, before any are computed."""
     dropped_adapters: list[bytes] = []
     """Digests of adapters that go as soon as no sequence needs them, those of `starts` among them."""
+    store: StoreWork | None = None
+    """What is to be done with blocks outside of the cache, before anything is computed."""
 
 
 class Pooled(msgspec.Struct):
@@ -143,3 +146,5 @@ class StepResult(msgspec.Struct, tag=True):
     """How long towers took."""
     draft_seconds: float = 0.0
     """How long it took to guess what follows, beside what the model's step took."""
+    store: StoreNews | None = None
+    """What became of such work, of this step or an earlier one."""

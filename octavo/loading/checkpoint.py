@@ -39,6 +39,8 @@ class Checkpoint:
     """The tower of a GGUF model, where it has one."""
     processor_folder: Path | None = None
     """Of another checkpoint, whose feature extractor serves where the model's own folder has none."""
+    other_folders: tuple[Path, ...] = ()
+    """Of other checkpoints, which its config names."""
 
 
 def open_checkpoint(args: EngineArgs) -> Checkpoint:
@@ -113,7 +115,9 @@ def _open_folder(files: ModelFiles, args: EngineArgs) -> Checkpoint:
     processor = next((found[key].path for key in found if architecture.others[key].has_processor), None)
     if found:
         values, weights = _with_others(architecture, values, weights, args, found)
-    return Checkpoint(architecture.config(values), architecture, files, weights, processor_folder=processor)
+    others = tuple(other.path for other in found.values())
+    config = architecture.config(values)
+    return Checkpoint(config, architecture, files, weights, processor_folder=processor, other_folders=others)
 
 
 def _with_others(

@@ -24,6 +24,7 @@ from octavo.loading.head_files import NAMES as HEAD_NAMES
 from octavo.loading.head_files import token_heads
 from octavo.loading.model_files import ModelFiles
 from octavo.loading.model_info import ModelInfo
+from octavo.loading.model_state import cache_state
 from octavo.loading.model_tokenizer import model_tokenizer
 from octavo.loading.packed_copies import packed_copy
 from octavo.loading.pooling_config import (
@@ -98,6 +99,8 @@ class LoadedModel:
     """What those weights take that are here."""
     medusa: MedusaHeads | None = None
     """Heads that guess its tokens."""
+    cache_state: str | None = None
+    """All that what it has in caches depends on; None where nobody asks, or it cannot be known."""
 
 
 def load_model(args: EngineArgs, place: RankPlace = ALONE, link: RankLink = NO_LINK) -> LoadedModel:
@@ -160,6 +163,7 @@ def load_model(args: EngineArgs, place: RankPlace = ALONE, link: RankLink = NO_L
         weights=weights,
         weight_bytes=weight_bytes,
         medusa=heads,
+        cache_state=None if args.offload is None else cache_state(args, checkpoint, task, precision, backend),
     )
 
 

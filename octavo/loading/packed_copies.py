@@ -8,7 +8,6 @@ disk (`placement.py`) are written as they are packed, and computed with where th
 
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -18,17 +17,16 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from octavo.architectures import Architecture
 from octavo.config import EngineArgs
 from octavo.errors import ConfigError
 from octavo.loading.checkpoint import Checkpoint
 from octavo.loading.formats import JoinedWeights, PlainWeights
 from octavo.loading.formats.plain import weight_files
 from octavo.loading.model_files import cache_folder
+from octavo.loading.model_state import as_text, code_state, config_state, files_state, is_known, weights_files
 from octavo.loading.packed_file import PARTIAL, PackedFile, Weights, read_packed
 from octavo.loading.placement import Placement, WeightSize, check_room, choose_placement, wanted_bytes
 from octavo.loading.precision import Precision
@@ -43,15 +41,11 @@ ENDING, ON_DISK = ".packed", ".on-disk"
 """Of copies of weights that memory holds, and of those that stay on disk."""
 SMALLEST = 32 << 20
 """Bytes of weights from which a copy is worth its file."""
-HEAD = 1 << 16
-"""Bytes of each of the model's files that are looked at, beside what the system says of it."""
 SPARE = 0.02
 """Of what weights on disk are taken to need, that they may need beyond."""
 ABANDONED = 3600.0
 """Seconds after which a file that is being written is taken for one whose process has ended."""
 SIZE, VARIABLE = "8GiB", "OCTAVO_PACKED_CACHE"
-CODE = ("architectures", "loading", "ops", "parts")
-"""Packages that decide what is packed."""
 
 
 @dataclass(frozen=True)
@@ -280,8 +274,7 @@ def packed_copy(
         if args.weights_on_disk == "on":
             raise ConfigError("weights_on_disk='on' needs the compiled core on a CPU (see `octavo env`).")
         return None
-    known = checkpoint.architecture.home.startswith(f"{Architecture.__module__.rpartition('.')[0]}.")
-    is_own = is_own and not isinstance(checkpoint.weights, JoinedWeights) and known
+    is_own = is_own and not isinstance(checkpoint.weights, JoinedWeights) and is_known(checkpoint)
     name = None  # of a plugin's architectures, nothing here tells when their code has changed
     try:
         name = _name(args, checkpoint, task, precision, backend) if is_own and limit else None
@@ -293,22 +286,22 @@ def packed_copy(
 
 def _name(args: EngineArgs, checkpoint: Checkpoint, task: str, precision: Precision, backend: Backend) -> CopyName:
     asked = [task, args.load_format, repr(precision), type(checkpoint.weights).__name__, _has_predictor(args)]
-    files = _files(checkpoint)
+    files = weights_files(checkpoint)
     key = {
-        "files": [_file_state(path) for path in files],
-        "config": hashlib.blake2b(_text(checkpoint.config.values).encode()).hexdigest(),
+        "files": files_state(checkpoint),
+        "config": config_state(checkpoint),
         "asked": asked,
-        "octavo": [__version__, backend.packed_layout, *_code_state()],
+        "octavo": [__version__, backend.packed_layout, *code_state()],
     }
     copies_folder()
-    return CopyName(_text(key), _digest(_text([*map(str, files), *asked])))
+    return CopyName(as_text(key), _digest(as_text([*map(str, files), *asked])))
 
 
 def _stored_bytes(checkpoint: Checkpoint) -> int:
     """Of the files whose weights may be held as they are stored."""
     weights = checkpoint.weights
     plain = weight_files(weights.folder, weights.load_format) if isinstance(weights, PlainWeights) else []
-    return sum(path.stat().st_size for path in (plain if checkpoint.gguf is None else _files(checkpoint)))
+    return sum(path.stat().st_size for path in (plain if checkpoint.gguf is None else weights_files(checkpoint)))
 
 
 def _digest(text: str) -> str:
@@ -343,29 +336,3 @@ def remove_abandoned(folder: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_mtime < time.time() - ABANDONED:
                 path.unlink()
-
-
-def _text(values: Any) -> str:
-    return json.dumps(values, sort_keys=True, default=repr)
-
-
-def _files(checkpoint: Checkpoint) -> list[Path]:
-    """All that the weights are read from."""
-    if checkpoint.gguf is not None:
-        towers = checkpoint.mmproj.file.paths if checkpoint.mmproj is not None else []
-        return [*checkpoint.gguf.paths, *towers]
-    return sorted(path for path in checkpoint.files.path.iterdir() if path.is_file())
-
-
-def _file_state(path: Path) -> list[Any]:
-    """What tells a file from others, and from what it was before."""
-    with open(path, "rb") as file:
-        state, head = os.fstat(file.fileno()), hashlib.blake2b(file.read(HEAD)).hexdigest()
-    return [state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns, head]
-
-
-def _code_state() -> list[int]:
-    """What changes with the code, for those who work on it: a version's number stays the same."""
-    root = Path(__file__).parents[1]
-    states = [path.stat() for package in CODE for path in (root / package).rglob("*.py")]
-    return [len(states), sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)]

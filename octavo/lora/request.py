@@ -115,8 +115,12 @@ def refer(request: LoRARequest) -> AdapterRef:
     return AdapterRef(request.lora_name, request.lora_path, hashlib.blake2b(known, digest_size=16).digest())
 
 
-def _files(name: str, given: str) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of an adapter's files; none of one that may be a hub's."""
+UNSEEN = os.urandom(16).hex()
+"""Stands for a hub's files, which nobody has looked at yet: another process may be given others."""
+
+
+def _files(name: str, given: str) -> list[tuple[str | int, ...]]:
+    """Names, sizes and times of an adapter's files; of one that may be a hub's what no other process knows."""
     path = Path(given).expanduser()
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.name.startswith("adapter_"))
@@ -125,13 +129,13 @@ def _files(name: str, given: str) -> list[tuple[str, int, int]]:
                 f"the adapter {name!r}: there is no {CONFIG} in {shorten(path, 200)}. "
                 "Name the folder that PEFT has written."
             )
-        return [(p.name, s.st_size, s.st_mtime_ns) for p in files for s in [p.stat()]]
+        return [(p.name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for p in files for s in [p.stat()]]
     if path.is_file():
         status = path.stat()
-        return [(path.name, status.st_size, status.st_mtime_ns)]
+        return [(path.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns)]
     if hub_name(given) is None:
         raise AdapterNotFoundError(
             f"the adapter {name!r}: there is no {shorten(given, 200)}. "
             f"Name a folder with {CONFIG}, a GGUF file, or a hub's adapter."
         )
-    return []
+    return [(UNSEEN,)]

@@ -29,6 +29,12 @@ class KVCache:
         less = SCALE_BYTES if self.keys.dtype == torch.int8 else 0
         return self.keys.shape[-1] - less, self.values.shape[-1] - less
 
+    @property
+    def block_bytes(self) -> list[Tensor]:
+        """All of it as `[blocks, bytes of a block]` uint8, keys, and values where they are not the keys."""
+        tensors = [self.keys] if self.values is self.keys else [self.keys, self.values]
+        return [tensor.view(torch.uint8).view(len(tensor), -1) for tensor in tensors]
+
     def clear(self, blocks: Tensor) -> None:
         """Zero these blocks."""
         self.keys[blocks] = 0

@@ -149,7 +149,7 @@ def test_flags_without_effect_are_said_once(caplog: pytest.LogCaptureFixture) ->
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--kv-transfer-config", '{"kv_connector": "x"}'],
+        ["--kv-events-config", '{"publisher": "x"}'],
         ["--nnodes", "2"],
         ["-pcp", "2"],
         ["--enable-prompt-embeds"],

@@ -9,11 +9,14 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from octavo.engine.kv_cache import HashChain, KVCacheManager
+from octavo.engine.kv_offload import BlockOffload
 from octavo.engine.scheduler import ScheduledSequence, Scheduler
 from octavo.engine.sequence import Sequence, Status
 from octavo.executor.shape import CacheShape
+from octavo.executor.store_messages import StoreNews, StoreWork
 from octavo.features import ENCODER, Feature, encoder_feature
 from octavo.token_windows import Chunk, Window, first_seen
+from tests.engine.outside import Outside
 
 
 def next_token(tokens: list[int]) -> int:
@@ -79,8 +82,11 @@ class Machine:
     num_encoded: int = 0
     rows: dict[bytes, int] = field(default_factory=dict)
     """How many rows of features in the place of tokens are kept, by digest."""
-    steps: deque[tuple[list[Task], list[bytes]]] = field(default_factory=deque)
+    steps: deque[tuple[list[Task], list[bytes], StoreWork | None]] = field(default_factory=deque)
     """What was submitted, with the features to drop first: computed when it is collected."""
+    outside: Outside | None = None
+    """Where blocks are kept too, if anywhere."""
+    offload: BlockOffload | None = None
 
     def __post_init__(self) -> None:
         shape = CacheShape(
@@ -96,6 +102,9 @@ class Machine:
             self.max_steps,
             recurrent=self.recurrent,
         )
+        if self.outside is not None and self.prefix_caching:
+            self.outside.block_size = self.block_size
+            self.offload = self.scheduler.offload = BlockOffload(self.cache, most_saves=3)
 
     def add(
         self,
@@ -125,7 +134,7 @@ class Machine:
     def submit(self) -> list[ScheduledSequence]:
         """Schedule a step and send it on its way; empty where there is nothing to compute."""
         scheduled = self.scheduler.schedule()
-        if not scheduled:
+        if not scheduled and (self.steps or not self.waits_outside):
             return scheduled
         spans = [s.num_tokens for s in scheduled if s.sequence.chain.both_ways and s.num_tokens > 1]
         assert sum(s.num_tokens + len(s.drafts) for s in scheduled) <= self.max_tokens + max(spans, default=0)
@@ -142,14 +151,18 @@ class Machine:
             assert not entry.drafts or end == len(s.tokens)
             told = (entry.encodes, entry.is_new, new_blocks, entry.drafts, s.rewinds)
             tasks.append(Task(s, s.row, entry.start, end, len(s.tokens), *told))
-        self.steps.append((tasks, self.scheduler.features.take_dropped()))
+        work = None if self.offload is None else self.offload.take_work()
+        self.steps.append((tasks, self.scheduler.features.take_dropped(), work))
         self.scheduler.submitted(scheduled)
         self.check_references()
         return scheduled
 
     def collect(self) -> list[ScheduledSequence]:
         """Compute the oldest step that is on its way."""
-        tasks, dropped = self.steps.popleft()
+        tasks, dropped, work = self.steps.popleft()
+        news = StoreNews()
+        if work is not None and self.outside is not None:
+            news = self.outside.begin(work, self.memory)
         self._compute_rows(tasks, dropped)
         for task in tasks:
             self._learn(task)
@@ -160,6 +173,8 @@ class Machine:
         for task in tasks:
             self._read(task)
         scheduled = self.scheduler.collected()
+        if self.outside is not None and self.offload is not None:
+            self.scheduler.loaded(self.offload.take(self.outside.news(news, self.memory, not tasks)))
         for task, entry in zip(tasks, scheduled, strict=True):
             self._advance(task, entry)
         self.check_references()
@@ -240,6 +255,7 @@ class Machine:
                     continue
                 block = self.tables[entry.row, group][position // self.block_size]
                 assert block != 0
+                assert self.outside is None or (group, block) not in self.outside.busy
                 digest = self._digest(s, position, tuple(entry.drafts))
                 self.memory[group, block, position % self.block_size] = (position, digest)
 
@@ -296,20 +312,29 @@ class Machine:
                 for block in table:
                     if block:
                         held[block] += 1
+        for load in self.offload._loads.values() if self.offload is not None else ():
+            for block in load.held + load.places:
+                held[block] += 1
         pool = self.cache.pool
         assert all(pool._references[b] == n for b, n in held.items())
         assert pool.num_free == sum(n == 0 for n in held.values())
 
+    @property
+    def waits_outside(self) -> bool:
+        """Whether something is to be read from outside of the cache, or to go there."""
+        offload = self.offload
+        return offload is not None and bool(offload._waiting or offload._loads or offload.num_unsaved)
+
     def run(self, limit: int = 10_000) -> None:
         for _ in range(limit):
-            if not self.scheduler.has_work:
+            if not self.scheduler.has_work and not self.waits_outside:
                 return
-            scheduled = self.step()
-            assert scheduled, "there is work, but nothing was scheduled"
+            waits = self.waits_outside
+            assert self.step() or waits, "there is work, but nothing was scheduled"
         raise AssertionError("the machine does not finish")
 
 
-def random_machine(seed: int, max_steps: int = 1) -> tuple[Machine, random.Random]:
+def random_machine(seed: int, max_steps: int = 1, outside: Outside | None = None) -> tuple[Machine, random.Random]:
     """A machine of random shape, small enough to run out of everything."""
     rng = random.Random(seed)
     without = [(None,), (None,), (None, 5), (9,), (None, 3, 10), (None, Chunk(6)), (Chunk(12),), (Chunk(8), 5)]
@@ -329,5 +354,6 @@ def random_machine(seed: int, max_steps: int = 1) -> tuple[Machine, random.Rando
         max_feature_rows=rng.choice([1, 10, 40]),
         max_adapters=rng.randint(1, 3),
         max_steps=max_steps,
+        outside=outside,
     )
     return machine, rng

@@ -10,6 +10,7 @@ from octavo.engine.sequence import Status
 from octavo.features import Feature
 from octavo.token_windows import Chunk
 from tests.engine.machine import Machine, next_token, picture, random_machine
+from tests.engine.outside import Outside
 from tests.instructions import instructions
 
 
@@ -52,6 +53,89 @@ def test_random_schedules_with_drafts(seed: int, max_steps: int, recurrent: bool
     run_random_schedule(machine, rng)
 
 
+@settings(max_examples=1000, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 3))
+def test_random_schedules_with_blocks_outside(seed: int, max_steps: int) -> None:
+    """What leaves the cache and comes back is what it was, whoever else computes, fails or ends meanwhile."""
+    outside = Outside(random.Random(seed))
+    machine, rng = random_machine(seed, max_steps, outside)
+    machine.guesses = random.Random(seed) if seed % 3 == 0 else None
+    run_random_schedule(machine, rng)
+    again, rng = random_machine(seed, max_steps, outside.restarted())
+    run_random_schedule(again, rng)
+
+
+def restarted(num_blocks: int, prompt: list[int]) -> Machine:
+    """A machine that finds outside what another one has computed of a prompt."""
+    outside = Outside(random.Random(0), is_sound=True)
+    first = Machine(num_blocks=num_blocks, max_tokens=64, outside=outside)
+    first.add(prompt, 3)
+    first.run()
+    return Machine(num_blocks=num_blocks, max_tokens=64, outside=outside.restarted())
+
+
+def test_prompts_of_before_a_restart_are_found() -> None:
+    machine = restarted(32, list(range(30)))
+    sequence = machine.add(list(range(30)), 3)
+    machine.run()
+    assert sequence.num_cached == 28
+    assert machine.offload.hits == 28 == machine.offload.queries
+    assert machine.outside.num_loaded == 7
+    assert sequence.tokens == expected(list(range(30)), 3)
+
+
+def test_blocks_that_several_wait_for_are_read_once() -> None:
+    machine = restarted(64, list(range(30)))
+    for _ in range(4):
+        machine.add(list(range(30)), 3)
+    machine.run()
+    assert machine.outside.num_loaded == 7
+    assert all(sequence.num_cached == 28 for sequence in machine.finished)
+
+
+def test_others_go_on_while_blocks_are_read() -> None:
+    machine = restarted(64, list(range(30)))
+    late, other = machine.add(list(range(30)), 3), machine.add([4] * 9, 3)
+    for _ in range(20):
+        if machine.outside.busy and other.status is Status.RUNNING:
+            break
+        machine.step()
+    assert late.status is Status.LOADING
+    machine.run()
+    assert late.num_cached == 28
+
+
+def test_no_more_is_read_than_there_is_room_for() -> None:
+    machine = restarted(8, list(range(30)))
+    running = machine.add([1] * 11, 6)
+    for _ in range(3):
+        machine.step()
+    late = machine.add(list(range(30)), 3)
+    machine.run()
+    assert running.num_preemptions == 0
+    assert late.tokens == expected(list(range(30)), 3)
+
+
+def test_blocks_are_saved_before_others_are_written_to_them() -> None:
+    outside = Outside(random.Random(5), is_sound=True)
+    machine = Machine(num_blocks=8, max_tokens=64, outside=outside)
+    for i in range(30):
+        machine.add([i] * 24, 1)
+    machine.run()
+    assert len(outside.blocks) == 30 * 6
+
+
+def test_what_was_read_across_a_reset_is_not_trusted() -> None:
+    machine = restarted(64, list(range(30)))
+    late = machine.add(list(range(30)), 3)
+    while not machine.offload._loads:
+        machine.step()
+    machine.cache.pool.reset()
+    machine.run()
+    assert late.num_cached == 0
+    assert late.tokens == expected(list(range(30)), 3)
+
+
 def test_right_drafts_save_steps() -> None:
     def steps(guesses: random.Random | None) -> int:
         machine = Machine(num_blocks=20, guesses=guesses)
@@ -82,7 +166,7 @@ def run_random_schedule(machine: Machine, rng: random.Random) -> None:
         sequences[sequence.seq_id] = (sequence, prompt, answer)
         for _ in range(rng.randint(0, 3)):
             if machine.scheduler.has_work:
-                assert machine.step()
+                assert machine.step() or machine.offload is not None
         if rng.random() < 0.15:
             victim = rng.choice(list(sequences.values()))[0]
             if victim.status is not Status.FINISHED:
