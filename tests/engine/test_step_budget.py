@@ -77,13 +77,13 @@ class FakeMachine:
         clock.clock = lambda: self.now
         told = clock.collected
 
-        def collected(scheduled: list[ScheduledSequence], apart: float) -> None:
+        def collected(scheduled: list[ScheduledSequence], apart: float, drafting: float) -> None:
             tokens = sum(entry.num_tokens for entry in scheduled)
             decoding = sum(entry.num_tokens == 1 and not entry.is_new for entry in scheduled)
             took = 0.004 + self.per_token * tokens
             self.now += took
             self.steps.append((tokens, decoding, took))
-            told(scheduled, apart)
+            told(scheduled, apart, drafting)
 
         clock.collected = collected  # type: ignore[method-assign,assignment]
 
