@@ -25,29 +25,19 @@ ANSWER = 32
 SHORT = 256
 """Tokens whose attention costs next to nothing."""
 WORKER = """
-import json, random, sys, time
+import json, random, sys
 from octavo import LLM, SamplingParams
 folder, options, lengths, rounds, answer = json.loads(sys.argv[1])
 llm = LLM(folder, skip_tokenizer_init=True, **options)
 rng = random.Random(0)
-def seconds(prompt, count):
-    values = SamplingParams(max_tokens=count, ignore_eos=True, detokenize=False, temperature=0)
-    begun = time.perf_counter()
-    llm.generate([{"prompt_token_ids": prompt}], values, use_tqdm=False)
-    return time.perf_counter() - begun
-seconds([5] * 64, 4)
+def seconds(length):
+    prompt = [rng.randrange(10, 30000) for _ in range(length)]
+    values = SamplingParams(max_tokens=1 + answer, ignore_eos=True, detokenize=False, temperature=0)
+    times = llm.generate([{"prompt_token_ids": prompt}], values, use_tqdm=False)[0].metrics
+    return times.first_token_time - times.arrival_time, times.last_token_time - times.first_token_time
+seconds(256)
 for length in lengths:
-    times = []
-    for _ in range(rounds):
-        prompt = [rng.randrange(10, 30000) for _ in range(length)]
-        read = seconds(prompt, 1)
-        if llm.llm_engine.engine.cache.prefix_caching:
-            again = seconds(prompt, 1)
-            write = seconds(prompt, 1 + answer) - again
-        else:  # nothing of a prompt is found again
-            write = seconds(prompt, 1 + answer) - read
-        times.append((read, write))
-    print(json.dumps([length, times]), flush=True)
+    print(json.dumps([length, [seconds(length) for _ in range(rounds)]]), flush=True)
 llm.llm_engine.engine.executor.close()
 """
 WINDOWS = {
@@ -74,7 +64,7 @@ STATES = {
 def measured(
     folder: Path, lengths: list[int], rounds: int, answer: int = ANSWER, **options: Any
 ) -> dict[int, tuple[float, float]]:
-    """By length, medians of seconds to read a prompt and to write `answer` tokens after it."""
+    """By length, medians of seconds to read a prompt and to write `answer` tokens after its first."""
     options = {"hf_overrides": {"max_position_embeddings": 1 << 18}, "max_num_seqs": 2, **options}
     given = json.dumps([str(folder), options, lengths, rounds, answer])
     environment = {**os.environ, "PYTHONPATH": str(document.ROOT), "PYTHONSAFEPATH": "1"}
@@ -107,8 +97,10 @@ def restart(folder: Path, length: int, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as store:
         measured(folder, [length], 1, 1, kv_offload=store, **memory)
         size = sum(file.stat().st_size for file in Path(store).iterdir())
-        found = [[measured(folder, [length], 1, 1, **memory, **o)[length][0] for _ in range(rounds)]
-            for o in ({}, {"kv_offload": store})]  # fmt: skip
+        found = [
+            [measured(folder, [length], 1, 1, **memory, **more)[length][0] for _ in range(rounds)]
+            for more in ({}, {"kv_offload": store})
+        ]
     without, with_store = map(statistics.median, found)
     print(
         f"A conversation of {length:,} tokens, to its next token in a process that has just loaded: {without:.2f} s, "
