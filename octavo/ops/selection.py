@@ -16,12 +16,13 @@ log = logging.getLogger("octavo")
 def select_backend(device: str = "auto", preference: str = "auto") -> Backend:
     """The fastest backend for `device` (auto, cpu, cuda, cuda:1).
 
-    `preference="torch"` forces the reference, `"triton"` the kernels for GPUs, which a processor interprets.
+    `preference="torch"` forces the reference, `"triton"` the kernels for GPUs, which a processor interprets. On a GPU
+    "auto" is the reference too, until a GPU has run the kernels: right answers go before quick ones.
 
     Raises ConfigError for a device that is unknown or not there, and for kernels that cannot run.
     """
     place = _device(device)
-    if preference == "triton" or (preference == "auto" and place.type == "cuda" and find_spec("triton") is not None):
+    if preference == "triton":
         return _triton(place)
     if preference == "auto" and place.type == "cpu" and (library := load()) is not None:
         return NativeBackend(library)
@@ -46,12 +47,11 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         if not torch.cuda.is_available():
             return torch.device("cpu")
-        # A rule, and no measurement: what reads the weights faster answers faster.
-        kernels = (
-            "Triton's kernels" if find_spec("triton") is not None else "PyTorch's slower ones (pip install triton)"
+        log.info(
+            "device='auto' takes the GPU, %s. ops='triton' has kernels for it, which no GPU has run yet (docs/gpu.md); "
+            "device='cpu' may be faster for small models.",
+            torch.cuda.get_device_name(),
         )
-        gpu = torch.cuda.get_device_name()
-        log.info("device='auto' takes the GPU, whose memory is the faster: %s, with %s", gpu, kernels)
         return torch.device("cuda")
     try:
         device = torch.device(name)

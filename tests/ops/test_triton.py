@@ -171,6 +171,7 @@ def test_auto_takes_a_gpu_and_says_why(monkeypatch: pytest.MonkeyPatch, caplog: 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA T")
     with caplog.at_level("INFO", "octavo"):
-        assert select_backend("auto", "torch").device.type == "cuda"
+        backend = select_backend("auto")
+    assert (backend.device.type, backend.name) == ("cuda", "torch")
     assert "device='auto' takes the GPU" in caplog.text
     assert "NVIDIA T" in caplog.text
