@@ -204,9 +204,14 @@ public:
 private:
     int halves() const { return p_.gated() ? 2 : 1; }
 
-    // Few rows take a panel at a time, as weights come from memory; so do threads that would have too little to share.
+    // Whether rows are so many that products take longer than the weights' way from memory, which goes panel by panel.
+    bool has_many() const { return rows_ > (MANY_TILES - 1) * TILE; }
+
+    // One panel at a time where rows do not meet two together, or are few, so that weights come from memory; or where
+    // threads would have too little to share.
     int64_t panels_together() const {
-        if (tiles_.count() == 1) return 1;
+        constexpr bool PACKED = TOGETHER<Packed<F>, TILE> > 1, UNPACKED = WIDE_TILES || TOGETHER<Unpacked<S>, TILE> > 1;
+        if (!has_many() || !(unpacks_ ? UNPACKED : PACKED)) return 1;
         const int64_t bytes = unpacks_ ? Unpacked<S>::bytes(of_.columns) : panel_bytes<F>(of_.columns);
         const int64_t fit = PANEL_ROOM / (bytes * halves()), fair = p_.panels() / (4 * thread_count());
         const int64_t together = std::clamp<int64_t>(std::min(fit, fair), 1, MOST_PANELS);
@@ -256,7 +261,7 @@ private:
     void each_panel(const Weights* weights, int count, int64_t tile, int64_t panel) {
         int i = 0;
         if constexpr (TOGETHER<Weights, R> > 1) {
-            for (; i + 2 <= count; i += 2) multiply_by<2, R>(weights + i, tile, panel + i / halves());
+            for (; has_many() && i + 2 <= count; i += 2) multiply_by<2, R>(weights + i, tile, panel + i / halves());
         }
         if (p_.gated()) {
             for (; i < count; i += 2) multiply_gated<R>(weights + i, tile, panel + i / 2);

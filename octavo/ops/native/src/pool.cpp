@@ -64,14 +64,14 @@ struct Pool {
     alignas(LINE) std::atomic<uint32_t> generation{0};  // counts jobs; workers wait for it to change
     std::atomic<int> wanted{0};                         // threads that the job is worth
     std::atomic<bool> ending{false};
+    std::atomic<int> sleeping{0};
     int64_t count = 0, grain = 1;
     void (*body)(const void*, int64_t, int64_t) = nullptr;
     const void* context = nullptr;
-    alignas(LINE) std::atomic<int> sleeping{0};
     // How many threads are inside the job, and whether it still takes any: a worker that wakes late finds it closed
     // and is not waited for.
     alignas(LINE) std::atomic<uint32_t> inside{CLOSED};
-    alignas(LINE) std::atomic<int64_t> next{0};
+    std::atomic<int64_t> next{0};
 
     void work() {
         for (;;) {

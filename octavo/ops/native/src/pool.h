@@ -51,7 +51,7 @@ inline int64_t even_grain(int64_t count, int64_t pieces) {
     const int64_t largest = std::max<int64_t>(1, count / (pieces * thread_count()));
     int64_t best = largest;
     for (int64_t grain = largest - 1; 2 * grain >= largest && grain > 0; --grain) {
-        if (most_of_a_thread(count, grain) < most_of_a_thread(count, best)) best = grain;
+        if (most_of_a_thread(count, grain) * 8 <= most_of_a_thread(count, best) * 7) best = grain;
     }
     return best;
 }
