@@ -59,12 +59,11 @@ _BY_KIND: dict[Kind, str] = {
     either(COUNT, integers(1, MAX_COUNT)): "moe_topk",
     either(COUNT_OR_NONE, TEXT): "sliding_window_pattern",
     integer(1, 2): "num_ln_in_parallel_attn",
-    SIZE: """global_head_dim vocab_size_per_layer_input d_ff d_kv decoder_vocab_size dim
-        hidden_dim hidden_size num_embeddings latent_channels resolution base_channels embedding_size image_patch_size
-        image_emb_dim image_mlp_dim vision_output_dim n_embd n_embed d_model intermediate_size n_inner ffn_dim
-        encoder_ffn_dim decoder_ffn_dim ffn_hidden_size ff_intermediate_size moe_intermediate_size
-        shared_expert_intermediate_size head_dim kv_channels vocab_size padded_vocab_size word_embed_proj_dim
-        draft_vocab_size truncated_vocab_size
+    SIZE: """global_head_dim vocab_size_per_layer_input d_ff d_kv decoder_vocab_size dim hidden_dim hidden_size
+        num_embeddings latent_channels resolution base_channels embedding_size image_patch_size image_emb_dim
+        image_mlp_dim vision_output_dim n_embd n_embed d_model intermediate_size n_inner ffn_dim encoder_ffn_dim
+        decoder_ffn_dim ffn_hidden_size ff_intermediate_size moe_intermediate_size shared_expert_intermediate_size
+        head_dim kv_channels vocab_size padded_vocab_size word_embed_proj_dim draft_vocab_size truncated_vocab_size
         kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim state_size mamba_d_state rotary_dim
         blocksparse_block_size blocksparse_num_local_blocks blocksparse_vert_stride image_size patch_size in_channels
         num_positions num_query_tokens encoder_hidden_size num_channels query_num n_queries output_dim width embed_dim
@@ -74,19 +73,18 @@ _BY_KIND: dict[Kind, str] = {
         index_topk o_lora_rank intermediate_size_mlp laurel_rank window_size""",
     integer(2, 1 << 12): "conv_kernel mamba_d_conv conv_L_cache conv1d_width linear_conv_kernel_dim"
     " short_conv_kernel_size",
-    LENGTH: """max_target_positions max_position_embeddings n_positions max_seq_len n_ctx
-        seq_length model_max_length max_sequence_length original_max_position_embeddings""",
+    LENGTH: """max_target_positions max_position_embeddings n_positions max_seq_len n_ctx seq_length model_max_length
+        max_sequence_length original_max_position_embeddings""",
     WINDOW: "attention_chunk_size sliding_window_size local_attention sliding_window window_length",
     TOKEN: "image_token_id video_token_id audio_token_id decoder_start_token_id pad_token_id bos_token_id",
     TOKENS: "eos_token_id",
-    FLAG: """norm_before_residual use_aux_hidden_state original_lm_head medusa_fc_bias
-        linear_heads_in_turn linear_qkv_apart attention_k_eq_v use_double_wide_mlp enable_moe_block
-        classifier_bias norm_bias indexer_rope_interleave
-        share_encoder_decoder_embeddings scale_decoder_outputs logn_attention_scale prenorm parallel_block use_rms_norm
-        causal mlp_fc1_bias mlp_fc2_bias qkv_proj_bias rotary_emb_interleaved attention_out_bias
-        is_original_qwen3_reranker mrope_interleaved mup_enabled use_routing_bias qk_norm use_cla route_norm
-        attention_bias mlp_bias bias use_bias qkv_bias use_qkv_bias lm_head_bias enable_bias no_bias add_bias_linear
-        add_qkv_bias mamba_proj_bias mamba_conv_bias use_conv_bias tie_word_embeddings alibi multi_query
+    FLAG: """norm_before_residual use_aux_hidden_state original_lm_head medusa_fc_bias linear_heads_in_turn
+        linear_qkv_apart attention_k_eq_v use_double_wide_mlp enable_moe_block classifier_bias norm_bias
+        indexer_rope_interleave share_encoder_decoder_embeddings scale_decoder_outputs logn_attention_scale prenorm
+        parallel_block use_rms_norm causal mlp_fc1_bias mlp_fc2_bias qkv_proj_bias rotary_emb_interleaved
+        attention_out_bias is_original_qwen3_reranker mrope_interleaved mup_enabled use_routing_bias qk_norm use_cla
+        route_norm attention_bias mlp_bias bias use_bias qkv_bias use_qkv_bias lm_head_bias enable_bias no_bias
+        add_bias_linear add_qkv_bias mamba_proj_bias mamba_conv_bias use_conv_bias tie_word_embeddings alibi multi_query
         multi_query_attention new_decoder_architecture parallel_attn parallel_attn_mlp_res use_parallel_residual
         use_qk_norm qk_layernorm qk_ln norm_topk_prob use_sliding_window moe_renormalize scale_embedding
         scale_attn_weights scale_attn_by_inverse_layer_idx scale_qk_dot_by_d mup_scale_qk_dot_by_d mup_use_scaling
@@ -100,19 +98,19 @@ _BY_KIND: dict[Kind, str] = {
         linear_allow_neg_eigval is_matryoshka altup_correct_scale""",
     TEXT: """mtp_hybrid_override_pattern classifier_pooling feed_forward_proj hybrid_override_pattern scoring_func
         score_func qk_norm_type model_type problem_type sbert_ce_default_activation_function layer_norm_type
-        hd_transform_order position_embedding_type topk_method attn_type rope_type type dtype torch_dtype
-        vision_encoder norm_rel_ebd""",
-    ACTIVATION: """classifier_activation mlp_hidden_act mamba_hidden_act name image_mlp_activations
-        hidden_act hidden_activation activation_function activation projector_hidden_act pooler_hidden_act conv_act""",
-    EPSILON: """time_step_min hc_eps moe_norm_min image_norm_eps rms_norm_eps layer_norm_eps
-        layer_norm_epsilon layernorm_epsilon norm_epsilon mixer_rms_eps router_jitter_noise""",
-    SCALE: """full_attn_alpha_factor full_attn_beta_factor linear_attn_alpha_factor
-        linear_attn_beta_factor mlp_alpha_factor mlp_beta_factor llama_4_scaling_beta attention_value_scale
-        router_scaling_factor route_scale key_multiplier attention_in_multiplier attention_out_multiplier
-        ssm_in_multiplier ssm_out_multiplier lm_head_multiplier attention_multiplier residual_multiplier
-        embedding_multiplier scale_emb scale_depth routed_scaling_factor mup_attn_multiplier mup_embedding_multiplier
-        mup_embeddings_scale embeddings_scale mup_output_alpha mup_width_scale width_scale softmax_scale
-        hidden_act_param mscale mscale_all_dim moe_normalize_expert_weights attn_scale""",
+        hd_transform_order position_embedding_type topk_method attn_type rope_type type dtype torch_dtype vision_encoder
+        norm_rel_ebd""",
+    ACTIVATION: """classifier_activation mlp_hidden_act mamba_hidden_act name image_mlp_activations hidden_act
+        hidden_activation activation_function activation projector_hidden_act pooler_hidden_act conv_act""",
+    EPSILON: """time_step_min hc_eps moe_norm_min image_norm_eps rms_norm_eps layer_norm_eps layer_norm_epsilon
+        layernorm_epsilon norm_epsilon mixer_rms_eps router_jitter_noise""",
+    SCALE: """full_attn_alpha_factor full_attn_beta_factor linear_attn_alpha_factor linear_attn_beta_factor
+        mlp_alpha_factor mlp_beta_factor llama_4_scaling_beta attention_value_scale router_scaling_factor route_scale
+        key_multiplier attention_in_multiplier attention_out_multiplier ssm_in_multiplier ssm_out_multiplier
+        lm_head_multiplier attention_multiplier residual_multiplier embedding_multiplier scale_emb scale_depth
+        routed_scaling_factor mup_attn_multiplier mup_embedding_multiplier mup_embeddings_scale embeddings_scale
+        mup_output_alpha mup_width_scale width_scale softmax_scale hidden_act_param mscale mscale_all_dim
+        moe_normalize_expert_weights attn_scale""",
     FACTOR: """norm_eps alpha logits_soft_cap swiglu_limit swiglu_alpha logits_scaling dim_model_base
         mup_width_multiplier rope_position_scale rope_ratio clip_qkv gegelu_limit attn_logit_softcapping
         final_logit_softcapping query_pre_attn_scalar alibi_bias_max expand mamba_expand expansion_ratio ffn_mult
@@ -121,11 +119,10 @@ _BY_KIND: dict[Kind, str] = {
     BASE: """compress_rope_theta global_rope_theta local_rope_theta rope_theta rotary_emb_base rope_embedding_base
         rope_local_base_freq base""",
     SHARE: "downsample_ratio partial_rotary_factor rotary_pct rope_pct rope_percent rotary_emb_fraction",
-    OBJECT: """eagle_config
-        compress_rates per_layer_config sentence_transformers rope_scaling rope_parameters attn_config
-        ffn_config ffn_act_fn rotary id2label attention ffn text_config llm_config vision_config qformer_config visual
-        slice_config moe audio_config embd_layer linear_attn_config img_processor vision_backbone vq_config
-        vocabulary_map""",
+    OBJECT: """eagle_config compress_rates per_layer_config sentence_transformers rope_scaling rope_parameters
+        attn_config ffn_config ffn_act_fn rotary id2label attention ffn text_config llm_config vision_config
+        qformer_config visual slice_config moe audio_config embd_layer linear_attn_config img_processor vision_backbone
+        vq_config vocabulary_map""",
     OBJECTS: "block_configs",
     INDICES: """eagle_aux_hidden_state_layer_ids full_attn_idxs full_attn_layers attn_layer_indices hybrid_layer_ids
         cross_attention_layers intermediate_layers_indices attention_layers expert_layers mlp_only_layers bskcn_1

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 OF_TORCH = frozenset(vars(nn.Module()))
-NOT_COMPARED = frozenset(("names", "_batch_size"))
+NOT_COMPARED = frozenset(("names", "predictor", "_batch_size"))
+"""Where tensors lie (those of a layer that guesses tokens are in no GGUF file), and a number of a run."""
 TOLERANCE = 2e-6
 """Between numbers of a config and the float32 of a file, or a table that was computed of them."""
 

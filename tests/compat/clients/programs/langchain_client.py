@@ -53,7 +53,8 @@ async def model(name: str) -> None:
     call = called.tool_calls[0]  # or more
     assert call["name"] == "Look" and call["args"]["city"] in ("Paris", "Rome"), name
     streamed = gathered([piece async for piece in looking.astream(HELLO)])
-    assert [one["args"] for one in streamed.tool_calls] == [one["args"] for one in called.tool_calls], name
+    whole, calls = ([one["args"] for one in message.tool_calls] for message in (called, streamed))
+    assert calls[: len(whole)] == whole, name  # one that max_tokens cut is in the stream alone
     assert llm.bind_tools([Look]).invoke([*HELLO, called, ToolMessage("It is there", tool_call_id=call["id"])]), name
     methods = [None] if name == "messages" else ["function_calling", "json_schema"]
     for method in methods:
