@@ -1,9 +1,10 @@
 """What long texts cost: `python bench/long_context.py`, with --write into docs/performance.md.
 
 Of a random Llama of 1.1B: how fast prompts of each length are read, and how fast answers are written after them, with
-keys and values in bfloat16 and int8. Attention's share is what a length costs beyond a short text's time a token, since
-all else costs the same everywhere. Then a model of sliding windows and one of states, which stay flat; and how long a
-conversation takes to its next token after a restart, with kv_offload and without. Every line is a process of its own.
+keys and values in bfloat16, int8 and int4. Attention's share is what a length costs beyond a short text's time a token,
+since all else costs the same everywhere. Then a model of sliding windows and one of states, which stay flat; and how
+long a conversation takes to its next token after a restart, with kv_offload and without. Every line is a process of its
+own.
 """
 
 import argparse
@@ -126,7 +127,7 @@ def main() -> None:
             folders[name] = Path(place) / name
             folders[name].mkdir()
             write_random_model(config, folders[name], torch.bfloat16)
-        caches = {"bfloat16": {}, "int8": {"kv_cache_dtype": "int8"}}
+        caches = {"bfloat16": {}, **{kind: {"kv_cache_dtype": kind} for kind in ("int8", "int4")}}
         print(f"**Random Llama, {options.layers} of 1.1B's 22 layers**\n")
         table(folders["llama"], caches, lengths, options.rounds)
         restart(folders["llama"], options.restart, options.rounds)

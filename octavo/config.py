@@ -141,8 +141,8 @@ class EngineArgs:
     quantize_towers: bool = option(False, "with quantization, round the towers of pictures and sounds as well")
     kv_cache_dtype: str = option(
         "auto",
-        "number type of cached keys and values: auto (the checkpoint's), float32, bfloat16, float16 or int8",
-        choices=("auto", "float32", "bfloat16", "float16", "int8"),
+        "number type of cached keys and values: auto (the checkpoint's), float32, bfloat16, float16, int8 or int4",
+        choices=("auto", "float32", "bfloat16", "float16", "int8", "int4"),
     )
     device: str = option("auto", "where the model runs: auto, cpu or cuda")
     threads: int | None = option(

@@ -149,6 +149,7 @@ ROUNDED: dict[str, tuple[dict[str, Any], float]] = {
     "int8": ({"quantization": "int8"}, 0.25),
     "q4": ({"quantization": "q4"}, 1.0),
     "int8 cache": ({"kv_cache_dtype": "int8"}, 0.25),
+    "int4 cache": ({"kv_cache_dtype": "int4"}, 1.0),
 }
 """How far log-probabilities may be away, on average over a case's tokens.
 

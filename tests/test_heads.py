@@ -124,7 +124,7 @@ def compare(
     assert compared > 60
 
 
-@pytest.mark.parametrize("way", ["native", "torch", "bfloat16", "int8"])
+@pytest.mark.parametrize("way", ["native", "torch", "bfloat16", "int8", "q4"])
 @pytest.mark.parametrize("name", MTP)
 def test_heads_leave_no_trace(name: str, way: str, tmp_path: Path) -> None:
     case, options = with_mtp(name), WAYS[way]

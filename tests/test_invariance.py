@@ -33,7 +33,7 @@ WAYS = {
     "bfloat16": {"dtype": "bfloat16"},
     "float16": {"dtype": "float16", "kv_cache_dtype": "float16"},
     "int8": {"quantization": "int8", "kv_cache_dtype": "int8"},
-    "q4": {"quantization": "q4"},
+    "q4": {"quantization": "q4", "kv_cache_dtype": "int4"},
 }
 
 

@@ -51,7 +51,7 @@ def kept(llm: LLM) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["native", "int8"])
+@pytest.mark.parametrize("way", ["native", "int8", "q4"])
 @pytest.mark.parametrize("row", ROWS)
 def test_a_restart_leaves_no_trace(row: str, way: str, tmp_path: Path) -> None:
     case, store = read_case(ROWS[row]), tmp_path / "store"
@@ -110,7 +110,14 @@ def test_an_answer_is_a_part_of_the_next_prompt(llama: tuple[dict[str, Any], Pat
 
 @pytest.mark.parametrize(
     "other",
-    [{"dtype": "bfloat16"}, {"kv_cache_dtype": "int8"}, {"ops": "torch"}, {"block_size": 8}, {"quantization": "int8"}],
+    [
+        {"dtype": "bfloat16"},
+        {"kv_cache_dtype": "int8"},
+        {"kv_cache_dtype": "int4"},
+        {"ops": "torch"},
+        {"block_size": 8},
+        {"quantization": "int8"},
+    ],
 )
 def test_what_depends_on_other_options_is_not_found(
     llama: tuple[dict[str, Any], Path], tmp_path: Path, other: dict[str, Any]

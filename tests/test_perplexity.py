@@ -69,12 +69,27 @@ def hold(given: np.ndarray, reference: np.ndarray, mean: float, most: float, of_
     assert perplexity(given) == pytest.approx(perplexity(reference), rel=of_perplexity), figures
 
 
-@pytest.mark.parametrize("options", [{}, {"kv_cache_dtype": "int8"}, {"kv_cache_dtype": "float32"}], ids=str)
+@pytest.mark.parametrize(
+    ("cache", "mean", "most", "of_perplexity"),
+    [
+        ("auto", 0.06, 0.33, 0.006),
+        ("float32", 0.06, 0.33, 0.006),
+        ("int8", 0.06, 0.33, 0.006),
+        ("int4", 0.27, 1.4, 0.05),
+    ],
+)
 def test_gguf_weights_as_they_are(
-    smollm_file: Path, ids: list[int], reference: np.ndarray, options: dict[str, Any]
+    smollm_file: Path,
+    ids: list[int],
+    reference: np.ndarray,
+    cache: str,
+    mean: float,
+    most: float,
+    of_perplexity: float,
 ) -> None:
     """Activations are rounded to 8 bits, keys and values to the cache's."""
-    hold(logprobs(LLM(str(smollm_file), **OPTIONS, **options), ids), reference, 0.06, 0.33, 0.006)
+    llm = LLM(str(smollm_file), kv_cache_dtype=cache, **OPTIONS)
+    hold(logprobs(llm, ids), reference, mean, most, of_perplexity)
 
 
 @pytest.mark.parametrize(

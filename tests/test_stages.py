@@ -60,7 +60,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "float32": {},
     "bfloat16": {"dtype": "bfloat16"},
     "int8": {"quantization": "int8", "kv_cache_dtype": "int8"},
-    "q4": {"quantization": "q4"},
+    "q4": {"quantization": "q4", "kv_cache_dtype": "int4"},
 }
 BITS = ("LlamaForCausalLM--gqa-tied", "JambaForCausalLM", "BartForConditionalGeneration--base", "SolarForCausalLM--pro")
 BIT_CASES = {name: next(p for p in CASES if p.stem.startswith(name)) for name in BITS}

@@ -11,6 +11,7 @@ from octavo.config import STORED_QUANTIZATIONS, EngineArgs
 from octavo.errors import ConfigError
 from octavo.loading.formats import WeightFormat
 from octavo.ops import Backend
+from octavo.ops.paged_cache import INT4
 from octavo.ops.weight_kinds import WeightKind
 from octavo.parts.weight_slots import Role
 
@@ -23,7 +24,7 @@ DTYPES = {
     "float16": torch.float16,
     "half": torch.float16,
 }
-CACHE_DTYPES = {**DTYPES, "int8": torch.int8}
+CACHE_DTYPES = {**DTYPES, "int8": torch.int8, "int4": INT4}
 ROUNDED = {"int8": WeightKind.Q8_0, "q4": WeightKind.Q4_1}
 """Quantizations of float checkpoints, by the kind that weights are rounded to."""
 
@@ -36,7 +37,7 @@ class Precision:
     """Of weights that are not kept as their file stores them, nor rounded."""
     activations: torch.dtype
     cache: torch.dtype
-    """Of keys and values."""
+    """Of keys and values; octavo.ops.paged_cache.INT4 for codes of 4 bits."""
     as_stored: bool = False
     """Weights stay in the kinds in which their file has them, where it has kinds that the backend multiplies with."""
     round_to: WeightKind | None = None

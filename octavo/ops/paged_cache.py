@@ -8,26 +8,31 @@ from torch import Tensor
 
 from octavo.ops.specs import CacheSpec
 
+INT4 = torch.uint8
+"""What a cache of 4-bit codes is made of: two codes a byte, of which PyTorch has no dtype of its own."""
 SCALE_BYTES = 4
 """A row of an int8 cache ends with the float32 that its codes are multiplied with."""
+GROUP = 32
+"""Numbers that a row of an int4 cache has a scale and a low for; the last group is filled up."""
+GROUP_CODES = GROUP // 2
+"""Bytes of a group's codes: the low halves are of its first half, the high ones of its second."""
+GROUP_BYTES = GROUP_CODES + 4
+"""A group's codes, and two float16: the scale, and the low, which the code 0 means."""
 
 
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values `[blocks, kv heads, rows of a block, row]`, a row being numbers, or for int8 also their scale.
+    """Keys and values `[blocks, kv heads, rows of a block, row]`.
 
-    A backend may let the tokens of a block lie in another order.
+    A row is numbers; for int8 codes and their scale; for int4 groups of codes, each with its scale and its low. A
+    backend may let the tokens of a block lie in another order.
     """
 
     keys: Tensor
     values: Tensor
     """The keys themselves where values are their first part."""
-
-    @property
-    def dims(self) -> tuple[int, int]:
-        """How many numbers a key and a value have."""
-        less = SCALE_BYTES if self.keys.dtype == torch.int8 else 0
-        return self.keys.shape[-1] - less, self.values.shape[-1] - less
+    dims: tuple[int, int]
+    """How many numbers a key and a value have."""
 
     @property
     def block_bytes(self) -> list[Tensor]:
@@ -52,7 +57,8 @@ def make_cache(
     shape = blocks, spec.num_kv_heads, spec.rows_of(block_size)
     dtype = _dtype_of(spec, dtype)
     keys = zeros((*shape, _row(spec.key_dim, dtype)), dtype)
-    return KVCache(keys, zeros((*shape, _row(spec.value_dim, dtype)), dtype) if spec.value_dim else keys)
+    values = zeros((*shape, _row(spec.value_dim, dtype)), dtype) if spec.value_dim else keys
+    return KVCache(keys, values, (spec.key_dim, spec.value_dim or spec.key_dim))
 
 
 def block_bytes(spec: CacheSpec, block_size: int, dtype: torch.dtype) -> int:
@@ -68,4 +74,6 @@ def _dtype_of(spec: CacheSpec, dtype: torch.dtype) -> torch.dtype:
 
 def _row(dim: int, dtype: torch.dtype) -> int:
     """Elements of a row that holds `dim` numbers."""
+    if dtype == INT4:
+        return -(-dim // GROUP) * GROUP_BYTES
     return dim + SCALE_BYTES if dtype == torch.int8 else dim

@@ -19,17 +19,27 @@ from octavo.ops import (
     RankColumns,
     SequenceRun,
 )
+from octavo.ops.paged_cache import INT4
 from octavo.ops.torch.rope import rotate
 from octavo.token_windows import Chunk, Window, first_seen
-from tests.ops.conftest import rounds_queries
+from tests.ops.conftest import REFERENCE, rounds_queries
 
 
 def as_cached(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """What a cache keeps of values `[..., dim]`: int8 codes come with a scale for each row."""
+    """What a cache keeps of values `[..., dim]`: int8 codes come with a scale for each row, int4 with more of them."""
+    if dtype == INT4:
+        return torch.cat([as_int4(group) for group in values.split(32, -1)], -1)
     if dtype != torch.int8:
         return values.to(dtype)
     peak = values.abs().amax(-1, keepdim=True)
     return torch.round(values * (127 / peak)) * (peak / 127)
+
+
+def as_int4(group: Tensor) -> Tensor:
+    """Codes 0 to 15 between the least and the largest, by a scale and a low in float16."""
+    low = group.amin(-1, keepdim=True).half().float()
+    scale = ((group.amax(-1, keepdim=True) - low) / 15).half().float()
+    return torch.round((group - low) * (1 / scale)).clamp(0, 15) * scale + low
 
 
 class Cache:
@@ -54,8 +64,8 @@ class Cache:
         blocks = int(ids.max()) + 1
         self.cache = backend.make_cache(CacheSpec(kv_heads, dim, value_dim), blocks, block_size, dtype)
         # What no query sees may be anything finite.
-        self.cache.keys.fill_(77 if dtype != torch.int8 else 7)
-        self.cache.values.fill_(-55 if dtype != torch.int8 else 5)
+        self.cache.keys.fill_(77 if dtype.is_floating_point else 7)
+        self.cache.values.fill_(-55 if dtype.is_floating_point else 5)
         self.k = [as_cached(torch.randn(n, kv_heads, dim, generator=generator), dtype) for n in lengths]
         self.v = [as_cached(torch.randn(n, kv_heads, value_dim, generator=generator), dtype) for n in lengths]
         self.attend([(row, 0, k) for row, k in enumerate(self.k)])
@@ -154,7 +164,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     ("heads", "kv_heads", "dim", "block_size"),
     [(4, 4, 16, 1), (9, 3, 64, 8), (9, 3, 64, 16), (8, 1, 24, 32), (5, 5, 80, 8), (2, 1, 256, 32)],
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8, INT4])
 def test_agrees_with_the_plain_formula(
     backend: Backend,
     heads: int,
@@ -185,7 +195,7 @@ def test_agrees_with_the_plain_formula(
             torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, INT4])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim", "value_dim"), [(4, 2, 24, 16), (6, 1, 48, 32), (3, 3, 16, 40)])
 @pytest.mark.parametrize("window", [None, 30, Chunk(41)])
 def test_sinks_and_values_of_another_width(
@@ -226,7 +236,7 @@ def test_some_of_the_heads_see_the_blocks_that_are_theirs(backend: Backend, gene
     assert not torch.equal(cache.attend([(0, 190, query[:, 4:])], sparse=sparse)[0], some)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, INT4])
 @pytest.mark.parametrize("window", [None, 50, Chunk(50), "sparse", "distances"])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 80), (16, 2, 24), (2, 2, 144)])
 def test_same_bits_alone_together_and_in_chunks(
@@ -260,7 +270,7 @@ def test_same_bits_alone_together_and_in_chunks(
     "options", [OPTIONS[name] for name in ("plain", "window", "chunk", "softcap", "alibi", "distances")]
 )
 @pytest.mark.parametrize(("heads", "kv_heads", "dim", "block_size"), [(9, 3, 64, 16), (8, 1, 24, 32), (5, 5, 80, 8)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, INT4])
 def test_runs_that_see_both_ways_or_not_from_the_first_key(
     backend: Backend,
     heads: int,
@@ -299,7 +309,7 @@ def test_runs_that_see_both_ways_or_not_from_the_first_key(
             torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, INT4])
 @pytest.mark.parametrize("window", [None, 50])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 80), (16, 2, 24)])
 def test_runs_that_see_both_ways_are_the_same_bits_whatever_is_beside_them(
@@ -407,7 +417,7 @@ def test_a_long_context_is_the_same_whoever_shares_it(
     torch.testing.assert_close(together.double(), want, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8, INT4])
 def test_what_is_stored_apart_is_attended_alike(
     backend: Backend, dtype: torch.dtype, generator: torch.Generator
 ) -> None:
@@ -422,6 +432,54 @@ def test_what_is_stored_apart_is_attended_alike(
     want = backend.attend(qkv.flatten(1), cache, plan, spec, None)
     assert torch.equal(got[:tokens].flatten(1), want)
     assert not got[tokens:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8, INT4])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("place", [0, 17, 35, 39])
+def test_what_is_not_finite_is_not_made_finite(
+    backend: Backend, place: int, bad: float, dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    """By the codes of a cache: a sequence that has overflowed is found by its hidden states, the others go on."""
+    plan = backend.plan_attention([SequenceRun(0, 3, 0, 0)], torch.tensor([[1]]), 4, None, 3)
+    key = torch.randn(3, 1, 40, generator=generator)
+    value = key.clone()
+    value[2, 0, place] = bad
+    cache, spec = backend.make_cache(CacheSpec(1, 40, 40), 2, 4, dtype), AttentionSpec(1, 1, 40, 0.25)
+    backend.store(key, value, cache, plan)
+    got = backend.attend_stored(key, cache, plan, spec, 3, torch.float32)
+    assert not got[2, 0, place].isfinite()
+
+
+def test_what_float16_has_not_is_its_largest(backend: Backend) -> None:
+    """Of a group of 4-bit codes, whose scale and low are float16: large numbers, and all the same, stay finite."""
+    plan = backend.plan_attention([SequenceRun(0, 1, 0, 0)], torch.tensor([[1]]), 4, None, 1)
+    value = torch.zeros(1, 1, 100)
+    value[0, 0, :32], value[0, 0, 32:64], value[0, 0, 64:96], value[0, 0, 96:] = 3e38, 3.5, -1e30, 0.0
+    value[0, 0, 5] = -3e38
+    cache, spec = backend.make_cache(CacheSpec(1, 100, 100), 2, 4, INT4), AttentionSpec(1, 1, 100, 0.25)
+    backend.store(torch.zeros(1, 1, 100), value, cache, plan)
+    got = backend.attend_stored(torch.zeros(1, 1, 100), cache, plan, spec, 1, torch.float32)[0, 0]
+    assert got.isfinite().all()
+    assert got[5] == -65504
+    assert got[6] == 14 * 65504
+    assert (got[32:64] == 3.5).all()
+    assert (got[64:96] == -65504).all()
+    assert not got[96:].any()
+
+
+@pytest.mark.parametrize("dim", [1, 3, 16, 32, 33, 80])
+def test_codes_are_those_of_the_reference(backend: Backend, dim: int, generator: torch.Generator) -> None:
+    """Bytes that one backend has stored could be another's."""
+    plan = backend.plan_attention([SequenceRun(0, 4, 0, 0)], torch.tensor([[1]]), 4, None, 4)
+    key = torch.randn(4, 2, dim, generator=generator) * torch.tensor([1e-9, 0.1, 7.0, 3e4]).view(4, 1, 1)
+    held = []
+    for made in (backend, REFERENCE):
+        cache = made.make_cache(CacheSpec(2, dim, dim), 2, 4, INT4)
+        made.store(key, key, cache, plan)
+        held.append(cache)
+    assert torch.equal(held[0].keys, held[1].keys)
+    assert held[0].keys[1].any()
 
 
 def test_tokens_of_no_run_attend_to_nothing(backend: Backend, generator: torch.Generator) -> None:

@@ -5,11 +5,12 @@ import torch
 from torch import Tensor
 
 from octavo.ops import AttentionPlan, AttentionSpec, Backend, CacheSpec, KVCache, SequenceRun, plan_attention
+from octavo.ops.paged_cache import INT4
 from tests.ops.test_attention import as_cached
 
 Runs = list[tuple[int, int, int]]
 """Of (table row, start, tokens)."""
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8], ids=str)
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8, INT4], ids=str)
 SIZES = [(4, 16, 9), (3, 20, 7), (1, 8, 1), (64, 128, 33), (150, 40, 5)]
 """Index heads, head_dim, keys in a list."""
 
@@ -71,6 +72,8 @@ def test_the_best_keys(backend: Backend, sizes: tuple[int, int, int], dtype: tor
     keys = whole_numbers(90, dim, seed=1)
     keys[:, 0] = 2.0  # so that int8 rounds nothing: its codes are multiples of 2 / 127
     keys = torch.where(keys.abs() == 1, 0.0, keys) if dtype == torch.int8 else keys
+    if dtype == INT4:  # so that the scale of every 32 is 1
+        keys[:, ::32], keys[:, 1::32] = 8.0, -7.0
     query, weights = whole_numbers(90, heads, dim, seed=2), whole_numbers(90, heads, seed=3)
     sequences = Sequences(backend, [keys], 16, dtype)
     found = sequences.select([query], [weights], [(0, 0, 90)], top_k)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from octavo.ops import AttentionPlan, AttentionSpec, Backend, CacheSpec, KVCache, PooledKeys, PoolSpec, SequenceRun
+from octavo.ops.paged_cache import INT4
+from tests.ops.test_attention import as_cached
 
 LENGTHS = [1, 37, 90]
 RATIOS = [(1, 16), (3, 4), (4, 16), (10, 8), (128, 16), (16, 32)]
@@ -99,7 +101,7 @@ def test_an_entry_is_the_weighted_mean_of_its_tokens(
         assert torch.equal(part, wanted)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, INT4])
 @pytest.mark.parametrize(("ratio", "block_size"), RATIOS)
 def test_the_best_keys_are_found_in_order(backend: Backend, ratio: int, block_size: int, dtype: torch.dtype) -> None:
     heads, dim, top_k = 5, 20, 4
@@ -120,10 +122,11 @@ def test_the_best_keys_are_found_in_order(backend: Backend, ratio: int, block_si
             assert got[row].tolist() == sorted(found) + [-1] * (top_k - len(found))
             assert len(found) == min(count, top_k)
             assert all(k < count for k in found)
-            products = torch.einsum("hd,kd->hk", query[row].double(), of[:count].double()).clamp(min=0)
+            held = as_cached(of[:count], dtype).double()
+            products = torch.einsum("hd,kd->hk", query[row].double(), held).clamp(min=0)
             scores = (products * weights[row].double().unsqueeze(1)).sum(0)
             left = [float(scores[k]) for k in range(count) if k not in found]
-            slack = {torch.float32: 1e-4, torch.bfloat16: 0.4, torch.int8: 0.4}[dtype]
+            slack = 0.4 if dtype == torch.bfloat16 else 1e-4  # queries may be rounded to it too
             assert not left or max(left) <= min(float(scores[k]) for k in found) + slack
             row += 1
     starts = [0, lengths[0], sum(lengths[:2])]
@@ -151,7 +154,7 @@ def attended(query: Tensor, keys: Tensor, scale: float, sinks: Tensor | None) ->
     return torch.softmax(scores, 1) @ keys.double()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, INT4])
 @pytest.mark.parametrize(("ratio", "block_size"), RATIOS)
 @pytest.mark.parametrize("kind", ["window", "all", "selected"])
 def test_attention_is_over_the_window_and_entries(
@@ -193,8 +196,8 @@ def test_attention_is_over_the_window_and_entries(
                 seen.append(of[: (at + 1) // ratio])
             elif kind == "selected":
                 seen.append(of[[i for i in selected[row].tolist() if i >= 0]])
-            want = attended(query[row], torch.cat(seen), dim**-0.5, sinks)
-            atol = {torch.float32: 5e-6, torch.bfloat16: 0.03, torch.int8: 0.06}[dtype]
+            want = attended(query[row], as_cached(torch.cat(seen), dtype), dim**-0.5, sinks)
+            atol = 0.03 if dtype == torch.bfloat16 else 5e-6
             torch.testing.assert_close(got[row].double(), want, atol=atol, rtol=0.02 if atol > 1e-3 else 1e-5)
             row += 1
     starts = [0, lengths[0], sum(lengths[:2])]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from octavo.ops import Gate
 from octavo.ops.native import NativeBackend
+from octavo.ops.paged_cache import INT4
 from octavo.ops.weight_kinds import WeightKind
 from tests.ops.stored import random_rows
 from tests.ops.test_attention import Cache
@@ -50,7 +51,7 @@ def test_products(native: NativeBackend, kind: torch.dtype | WeightKind, generat
     with_each(native, compute)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, INT4])
 def test_attention(native: NativeBackend, dtype: torch.dtype, generator: torch.Generator) -> None:
     """Few queries over contexts of one span and of several, alone and together, and many at once."""
     cache = Cache(native, [300, 700, 2600], 3, 32, 16, generator, dtype)

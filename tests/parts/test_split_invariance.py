@@ -21,7 +21,7 @@ pytestmark = pytest.mark.alone
 
 ROWS = list(test_invariance.ROWS)
 SAMPLE = ["JambaForCausalLM", "MixtralForCausalLM"]
-WAYS = ("native", "bfloat16", "int8")
+WAYS = ("native", "bfloat16", "int8", "q4")
 AT_ONCE = 8
 """Rows that a pair of ranks has, one after the other: to start a pair takes as long as several of them."""
 
@@ -39,7 +39,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     groups = [ROWS[i : i + AT_ONCE] for i in range(0, len(ROWS), AT_ONCE)]
     chosen = [(rows, way) for rows in groups for way in WAYS] if is_whole else []
     for i, rows in enumerate(() if is_whole else groups):
-        chosen += [(rows, WAYS[0]), (rows, WAYS[1 + i % 2])]
+        chosen += [(rows, WAYS[0]), (rows, WAYS[1 + i % 3])]
     several = [pytest.param(rows, way, id=f"{way}-{rows[0]}", marks=pytest.mark.slow) for rows, way in chosen]
     metafunc.parametrize(("rows", "way"), [pytest.param(SAMPLE, WAYS[0], id="sample"), *several])
 

@@ -59,6 +59,8 @@ class DType(IntEnum):
     F16 = 2
     INT8 = 3
     """Rows of codes, each with the float32 that scales it: in caches alone."""
+    INT4 = 4
+    """Groups of codes, each with its scale and its low: in caches alone."""
 
 
 class Activation(IntEnum):

@@ -11,13 +11,13 @@ from octavo.ops.native.library import Library
 from octavo.ops.native.native_alternating import NativeAlternating
 from octavo.ops.native.native_elementwise import rows_of
 from octavo.ops.native.packed_weight import DTYPES
-from octavo.ops.paged_cache import KVCache
+from octavo.ops.paged_cache import INT4, KVCache
 from octavo.ops.plans import AttentionPlan, FullRun
 from octavo.ops.specs import AttentionSpec, DistanceBias, HeadClip, NormSpec, PositionScores, RankColumns, RotaryTable
 from octavo.ops.torch import TorchBackend
 from octavo.token_windows import Chunk
 
-CACHE_DTYPES = DTYPES | {torch.int8: DType.INT8}
+CACHE_DTYPES = DTYPES | {torch.int8: DType.INT8, INT4: DType.INT4}
 NEVER = (1 << 63) - 1
 """A length that no sequence has."""
 

@@ -6,7 +6,8 @@ from torch.nn import functional
 
 from octavo.ops.paged_cache import KVCache
 from octavo.ops.plans import AttentionPlan
-from octavo.ops.torch.paged_attention import KEY_GRAIN, Tile, from_cache, gather, pad_width, tiles
+from octavo.ops.torch.cached_rows import from_cache
+from octavo.ops.torch.paged_attention import KEY_GRAIN, Tile, gather, pad_width, tiles
 from octavo.ops.torch.products import ROW_GRAIN
 
 NO_KEY = -1
@@ -20,7 +21,7 @@ def select_keys(
     lists = torch.full((rows, top_k), NO_KEY, dtype=torch.int32, device=query.device)
     for index, tile in enumerate(tiles(plan)):
         if ratio == 1:
-            keys, numbers = gather(cache.keys, plan, index), tile.keys.view(tile.n, 1, -1)
+            keys, numbers = gather(cache.keys, cache.dims[0], plan, index), tile.keys.view(tile.n, 1, -1)
             seen = (tile.bias.view(tile.n, tile.t, -1) == 0).expand(-1, -1, keys.shape[1])
         else:
             keys, numbers, seen = _pooled(cache, plan.block_size, tile, ratio)
@@ -37,7 +38,7 @@ def _pooled(cache: KVCache, block_size: int, tile: Tile, ratio: int) -> tuple[Te
     last = (numbers + 1) * ratio - 1
     columns = (last // block_size).clamp(max=tile.blocks.shape[1] - 1)  # those past the end are seen by nobody
     slots = tile.blocks[:, columns] * -(-block_size // ratio) + last % block_size // ratio
-    keys = from_cache(cache.keys.view(-1, cache.keys.shape[-1])[slots])
+    keys = from_cache(cache.keys.view(-1, cache.keys.shape[-1])[slots], cache.dims[0])
     positions = (tile.keys - tile.distance)[:, 0, :, 0, :1].long()
     return pad_width(keys), numbers.view(1, 1, -1), numbers < (positions + 1) // ratio
 

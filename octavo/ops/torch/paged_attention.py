@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from octavo.ops.paged_cache import SCALE_BYTES, KVCache
+from octavo.ops.paged_cache import KVCache
 from octavo.ops.plans import AttentionPlan, SequenceRun
 from octavo.ops.specs import AttentionSpec, BlockSparse, HeadClip, NormSpec, RankColumns
+from octavo.ops.torch.cached_rows import from_cache, to_cache
 from octavo.ops.torch.products import ROW_GRAIN, TERMS, grouped_sum
 from octavo.ops.torch.rope import rotate
 from octavo.ops.torch.torch_norms import apply_norm
@@ -215,24 +216,6 @@ def _make_tile(
     )
 
 
-def to_cache(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rows of numbers as a cache holds them."""
-    if dtype != torch.int8:
-        return values.to(dtype)
-    values = values.float()
-    peak = values.abs().amax(-1, keepdim=True)
-    codes = torch.round(values * torch.where(peak > 0, 127.0 / peak, 0.0)).to(torch.int8)
-    return torch.cat([codes, (peak / 127.0).view(torch.int8)], dim=-1)
-
-
-def from_cache(rows: Tensor) -> Tensor:
-    """A cache's rows as float32."""
-    if rows.dtype != torch.int8:
-        return rows.float()
-    scale = rows[..., -SCALE_BYTES:].contiguous().view(torch.float32)
-    return rows[..., :-SCALE_BYTES].float() * scale
-
-
 def store(cache: Tensor, values: Tensor, plan: AttentionPlan) -> None:
     """Store `values` `[tokens, heads, dim]` in `cache` `[blocks, heads, block_size, row]` at the plan's slots."""
     heads, dim = values.shape[1:]
@@ -330,14 +313,15 @@ def attend(
             out.index_copy_(0, tile.targets, (result if tile.kept is None else result[tile.kept]).to(out.dtype))
 
 
-def gather(cache: Tensor, plan: AttentionPlan, index: int) -> Tensor:
-    """The tile's keys or values, [n * heads, span, dim] in float32; dim is padded with zeros to a multiple of a grain.
+def gather(cache: Tensor, dim: int, plan: AttentionPlan, index: int) -> Tensor:
+    """The tile's keys or values of `dim` numbers, [n * heads, span, dim] in float32.
 
-    Products of ragged widths are another matter of the library's choice.
+    dim is padded with zeros to a multiple of a grain: products of ragged widths are another matter of the library's
+    choice.
     """
     _, heads, block_size, row = cache.shape
     rows = cache.view(-1, block_size * row).index_select(0, _block_rows(plan, index, heads))
-    return pad_width(from_cache(rows.view(tiles(plan)[index].n * heads, -1, row)))
+    return pad_width(from_cache(rows.view(tiles(plan)[index].n * heads, -1, row), dim))
 
 
 def pad_width(x: Tensor) -> Tensor:
@@ -360,7 +344,7 @@ def _attend(
     if rows % ROW_GRAIN:
         queries = functional.pad(queries, (0, 0, 0, -rows % ROW_GRAIN))
 
-    keys = gather(cache.keys, plan, index).transpose(1, 2)
+    keys = gather(cache.keys, cache.dims[0], plan, index).transpose(1, 2)
     bias = _bias(plan, index, kv_heads, group, spec.sparse)
     if key_lists is not None:
         bias = bias + _listed_bias(tile, key_lists, kv_heads, group)
@@ -380,7 +364,7 @@ def _attend(
         scores = torch.bmm(queries, keys).mul_(scale / spec.softcap).tanh_().mul_(spec.softcap).add_(bias)
 
     weights = torch.softmax(scores, -1)
-    values = gather(cache.values, plan, index)
+    values = gather(cache.values, cache.dims[1], plan, index)
     mixed = grouped_sum(weights, values)
     mixed = mixed[:, :rows, : cache.dims[1]]
     if spec.sinks is not None:

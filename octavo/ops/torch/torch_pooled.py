@@ -15,8 +15,9 @@ from octavo.ops.paged_cache import KVCache
 from octavo.ops.plans import AttentionPlan
 from octavo.ops.pooled_keys import PooledKeys, PoolSpec
 from octavo.ops.specs import AttentionSpec
+from octavo.ops.torch.cached_rows import from_cache, to_cache
 from octavo.ops.torch.key_lists import NO_KEY
-from octavo.ops.torch.paged_attention import KEY_GRAIN, from_cache, to_cache
+from octavo.ops.torch.paged_attention import KEY_GRAIN
 from octavo.ops.torch.products import ROW_GRAIN, grouped_sum
 from octavo.ops.torch.rope import rotate
 from octavo.token_windows import Chunk
@@ -123,7 +124,8 @@ def attend_pooled(
         places = torch.arange(room, device=query.device).expand(part.stop - part.start, -1)
         is_near = places < near[part].unsqueeze(1)
         numbers = torch.where(is_near, places + first[part].unsqueeze(1), 0)
-        keys = from_cache(cache.keys.view(-1, cache.keys.shape[-1])[_slots(plan, table_rows[part, None], numbers, 1)])
+        slots = _slots(plan, table_rows[part, None], numbers, 1)
+        keys = from_cache(cache.keys.view(-1, cache.keys.shape[-1])[slots], dim)
         seen = places < counts[part].unsqueeze(1)
         if pooled is not None:
             far = _entries(pooled, table_rows[part], (places - near[part].unsqueeze(1)).clamp(min=0), seen, part)
@@ -155,7 +157,7 @@ def _entries(pooled: PooledKeys, table_rows: Tensor, places: Tensor, seen: Tenso
         places = pooled.selected[part].long().gather(1, places.clamp(max=pooled.selected.shape[1] - 1))
     numbers = torch.where(seen, places, 0).clamp(min=0)
     rows = pooled.cache.keys.view(-1, pooled.cache.keys.shape[-1])
-    return from_cache(rows[_slots(pooled.plan, table_rows.unsqueeze(1), numbers, pooled.ratio)])
+    return from_cache(rows[_slots(pooled.plan, table_rows.unsqueeze(1), numbers, pooled.ratio)], pooled.cache.dims[0])
 
 
 class TorchPooledAttention:

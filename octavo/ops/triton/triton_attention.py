@@ -9,7 +9,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from octavo.ops.paged_cache import KVCache
+from octavo.ops.paged_cache import INT4, KVCache
 from octavo.ops.plans import AttentionPlan, FullRun
 from octavo.ops.specs import AttentionSpec, DistanceBias, PositionScores
 from octavo.ops.triton import attention_kernel, attention_launch
@@ -20,9 +20,14 @@ from octavo.token_windows import Chunk, Window
 TL_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
-def takes(dims: tuple[int, int]) -> bool:
+def fits(dims: tuple[int, int]) -> bool:
     """Whether there is room for keys and values of these widths in a tile; all else that specs say is taken."""
     return max(dims) <= attention_launch.MAX_DIM
+
+
+def takes(cache: KVCache) -> bool:
+    """Whether the kernels read and write this cache: those of 4 bits are the reference's."""
+    return cache.keys.dtype != INT4 and fits(cache.dims)
 
 
 @dataclass(frozen=True)

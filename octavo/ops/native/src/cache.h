@@ -1,19 +1,28 @@
-// What the paged cache holds: `[blocks, heads, block_size, row]`, a row being `dim` numbers, or for int8 `dim` codes and
-// the float32 that scales them.
+// What the paged cache holds: `[blocks, heads, block_size, row]`, a row being `dim` numbers; for int8 `dim` codes and
+// the float32 that scales them; for int4 groups of 32 codes, 16 low halves of bytes and 16 high ones, each group with
+// its scale and its low in float16.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "call.h"
-#include "numbers.h"
+#include "codes.h"
 
 namespace octavo {
 
 struct int8_row {};
+struct int4_row {};
 
-#define WITH_CACHE(dtype, C, ...)                                                 \
-    if (dtype == octavo::DType::INT8) { using C = octavo::int8_row; __VA_ARGS__ } \
+#define WITH_CACHE(dtype, C, ...)                                                      \
+    if (dtype == octavo::DType::INT8) { using C = octavo::int8_row; __VA_ARGS__ }      \
+    else if (dtype == octavo::DType::INT4) { using C = octavo::int4_row; __VA_ARGS__ } \
     else WITH_TYPE(dtype, C, __VA_ARGS__)
+
+constexpr int INT4_GROUP = 2 * LANES;  // numbers of an int4 row that have a scale and a low
+constexpr int INT4_CODES = LANES;      // bytes of their codes
+constexpr int INT4_BYTES = INT4_CODES + 2 * static_cast<int>(sizeof(f16));
+static_assert(INT4_GROUP == 32);
 
 template <typename C>
 INLINE int64_t row_bytes(int dim) {
@@ -24,12 +33,61 @@ INLINE int64_t row_bytes<int8_row>(int dim) {
     return dim + static_cast<int64_t>(sizeof(float));
 }
 
+template <>
+INLINE int64_t row_bytes<int4_row>(int dim) {
+    return round_up(dim, INT4_GROUP) / INT4_GROUP * INT4_BYTES;
+}
+
+// Zero, or not a number where one of them is not finite: comparisons pass over what is not a number.
+INLINE float nothing_or_nan(const float* x, int64_t count) {
+    vec total = {};
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) total = fmadd(load(x + i), vec{}, total);
+    if (i < count) total = fmadd(load_some(x + i, static_cast<int>(count - i)), vec{}, total);
+    return sum(total);
+}
+
 INLINE float store_int8(int8_t* out, const float* x, int64_t count) {
     float peak = 0.0f;
     for (int64_t i = 0; i < count; ++i) peak = std::fmax(peak, std::fabs(x[i]));
     const float inverse = peak > 0.0f ? 127.0f / peak : 0.0f;
     for (int64_t i = 0; i < count; ++i) out[i] = static_cast<int8_t>(std::nearbyintf(x[i] * inverse));
-    return peak / 127.0f;
+    return peak / 127.0f + nothing_or_nan(x, count);
+}
+
+// What float16 has not is its largest number; what is not a number stays so.
+INLINE float as_half(float x, f16* to) {
+    const float largest = 65504.0f;
+    set(to, x > largest ? largest : x < -largest ? -largest : x);
+    return as_float(*to);
+}
+
+// Up to 32 numbers. A group with one that is not finite becomes NaN, so that its token is found by its hidden state.
+INLINE void store_int4(char* out, const float* x, int count) {
+    float group[INT4_GROUP];
+    std::copy(x, x + count, group);
+    std::fill(group + count, group + INT4_GROUP, x[count - 1]);  // which leaves the range as it is
+    const vec first = load(group), second = load(group + LANES);
+    const float high = highest(larger(first, second)), lowest = -highest(larger(-first, -second));
+    f16 factors[2];  // the scale and the low
+    const float low = as_half(lowest, factors + 1), span = high - low;
+    const float scale = as_half(std::fmax(span / 15.0f, 0.0f) + nothing_or_nan(group, INT4_GROUP), factors);
+    const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+    const auto codes = [&](vec v) {
+        return rounded(smaller(larger((v - low) * inverse, vec{}), broadcast(15.0f)));
+    };
+    const ivec pairs = codes(first) | codes(second) << 4;
+    // As bytes with a sign, which keep all eight bits.
+    store_bytes(reinterpret_cast<int8_t*>(out), select(pairs > 127, pairs - 256, pairs));
+    std::memcpy(out + INT4_CODES, factors, sizeof factors);
+}
+
+INLINE void widen_int4(const char* from, float* to) {
+    const auto* bytes = reinterpret_cast<const uint8_t*>(from);
+    const vec scale = broadcast(half_at(bytes + INT4_CODES)), low = broadcast(half_at(bytes + INT4_CODES + 2));
+    const ivec pairs = unsigned_numbers(bytes);
+    store(to, fmadd(to_float(pairs & 15), scale, low));
+    store(to + LANES, fmadd(to_float(pairs >> 4), scale, low));
 }
 
 // How the tokens of a block lie under one head. Paired, a bfloat16 cache is as the processor's product of pairs reads
@@ -66,6 +124,11 @@ struct CacheWriter {
             char* to = row(slot, head);
             const float scale = store_int8(reinterpret_cast<int8_t*>(to), x, dim);
             std::memcpy(to + dim, &scale, sizeof scale);
+        } else if constexpr (std::is_same_v<C, int4_row>) {
+            char* to = row(slot, head);
+            for (int i = 0; i < dim; i += INT4_GROUP, to += INT4_BYTES) {
+                store_int4(to, x + i, std::min(INT4_GROUP, dim - i));
+            }
         } else {
             C* to = reinterpret_cast<C*>(row(slot, head));
             int i = 0;
@@ -83,6 +146,15 @@ INLINE void widen_row(const char* from, float* to, int dim, int room) {
         std::memcpy(&scale, from + dim, sizeof scale);
         for (int i = 0; i < dim; ++i) to[i] = static_cast<float>(static_cast<int8_t>(from[i])) * scale;
         for (int i = dim; i < room; ++i) to[i] = 0.0f;
+    } else if constexpr (std::is_same_v<C, int4_row>) {
+        int i = 0;
+        for (; i + INT4_GROUP <= dim; i += INT4_GROUP, from += INT4_BYTES) widen_int4(from, to + i);
+        if (i < dim) {
+            float group[INT4_GROUP];
+            widen_int4(from, group);
+            std::copy(group, group + dim - i, to + i);
+        }
+        for (i = dim; i < room; ++i) to[i] = 0.0f;
     } else {
         const C* x = reinterpret_cast<const C*>(from);
         int i = 0;
