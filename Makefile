@@ -41,7 +41,7 @@ parallel: $(READY)  ## every golden case in several processes, in all layouts an
 	$(ALONE) $(PARALLEL) --all-layouts $(ARGS)
 
 triton: $(READY)  ## operations, and a case of every text row, by Triton's kernels under its interpreter (`make test`: some)
-	$(SIDE_BY_SIDE) tests/ops tests/test_triton_models.py --interpreted -k triton $(ARGS)
+	$(SIDE_BY_SIDE) tests/ops tests/loading/test_triton_quantized.py tests/test_triton_models.py --interpreted -k triton $(ARGS)
 
 values: $(READY)  ## every wrong value of every key of every row's config.json (`make test`: half of them in each row)
 	$(SIDE_BY_SIDE) tests/architectures/test_wrong_values.py --all-values $(ARGS)

@@ -22,6 +22,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-values", action="store_true", help="of wrong values in config.json: all, in every row")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without --interpreted, of Triton's kernels a sample: see the marker `interpreted`."""
+    if config.getoption("--interpreted"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("interpreted") is not None]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item.get_closest_marker("interpreted") is None]
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Of several test processes (`-n 2`), each computes with its part of the processors, as what it starts does.
 

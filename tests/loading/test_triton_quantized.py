@@ -18,6 +18,22 @@ pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="Triton compiles for a GPU here")
 
 SAMPLE = "MixtralForCausalLM--gptq-experts"
+LONG = pytest.mark.interpreted
+
+
+def method_of(case: dict[str, Any]) -> str | None:
+    method: str | None = case["config"].get("quantization_config", {}).get("quant_method")
+    return method
+
+
+def sampled() -> list[object]:
+    """All cases, of which the suite's every run has the first of each method."""
+    methods, cases = set[str | None](), list[object]()
+    for path in CASES:
+        method = method_of(read_case(path))
+        cases.append(pytest.param(path, id=path.stem, marks=LONG if method in methods else []))
+        methods.add(method)
+    return cases
 
 
 def differences(case: dict[str, Any], folder: Path, **options: Any) -> list[float]:
@@ -44,16 +60,15 @@ def test_a_case_in_its_own_dtype(tmp_path: Path) -> None:
     assert sum(given) / len(given) < 0.05
 
 
-@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sampled())
 def test_codes_and_rows_in_float32(path: Path, tmp_path: Path) -> None:
     """Nothing is rounded: what remains is the order of sums."""
     case = shortened(read_case(path))
-    method = case["config"].get("quantization_config", {}).get("quant_method")
-    assert max(differences(case, tmp_path, dtype="float32", quantization=method)) < 1e-4
+    assert max(differences(case, tmp_path, dtype="float32", quantization=method_of(case))) < 1e-4
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["Q4_0", "Q5_1", "Q8_0"])
+@pytest.mark.parametrize("kind", ["Q4_0", *(pytest.param(kind, marks=LONG) for kind in ("Q5_1", "Q8_0"))])
 def test_gguf_files(kind: str, tmp_path: Path) -> None:
     """In float32 they answer as the reference does with what their weights mean."""
     case = shortened(golden_case("LlamaForCausalLM--llama1-keys"))

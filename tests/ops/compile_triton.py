@@ -1,6 +1,7 @@
 """Compiles launches of Triton's kernels for GPUs that need not be there: a program, as the interpreter must be off.
 
-Says of each kernel the target, shared memory, and for NVIDIA's registers what the assembler says of spilling.
+`TRITON_INTERPRET=0 python -m tests.ops.compile_triton TARGET PART ...`, where a part is a name in PARTS or a kind of
+stored weights. Says of each kernel the target, how much shared memory it takes and which matrix units it calls.
 """
 
 import re
@@ -25,6 +26,8 @@ from octavo.ops import (
     GatedRecurrenceInput,
     HeadNorms,
     HeadScanInput,
+    LinearUpdate,
+    LowRank,
     NormSpec,
     RotaryTable,
     ScanInput,
@@ -32,28 +35,25 @@ from octavo.ops import (
     plan_recurrent,
 )
 from octavo.ops.specs import BlockSparse, DeltaSpec
-from octavo.ops.triton import (
-    TritonBackend,
-    attention_kernel,
-    attention_launch,
-    head_kernels,
-    key_lists_kernel,
-    recurrent_kernels,
-    triton_elementwise,
-    triton_norms,
-    triton_products,
-)
+from octavo.ops.triton import TritonBackend, attention_launch, triton_adapters, triton_products
+from octavo.ops.triton import stored_weight as stored_weights
+from octavo.ops.triton.product_tiles import AMD_INSTRUCTION
+from octavo.ops.weight_kinds import WeightKind
+from tests.ops.stored import random_rows
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-MODULES = [attention_kernel, head_kernels, key_lists_kernel, recurrent_kernels]
-MODULES += [triton_products, triton_norms, triton_elementwise]
+UNITS = re.compile(r"wgmma|mma\.sync|v_mfma_\w+|v_wmma_\w+")
+UNIT = {"sm_80": "mma.sync", "sm_90": "wgmma", "gfx942": "v_mfma_f32_16x16x16_bf16"}
+"""What multiplies bfloat16, few rows as many: its order of sums is a row's."""
 MATRIX = re.compile(r"wgmma\.mma_async[.\w]*|mma\.sync[.\w]*|v_mfma_\w+|v_wmma_\w+|fma\.rn\.f32")
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-NAMES |= {torch.int8: "i8", torch.int32: "i32", torch.int64: "i64"}
+NAMES |= {torch.int8: "i8", torch.int32: "i32", torch.int64: "i64", torch.uint8: "u8", torch.float64: "fp64"}
+NAMES |= {torch.bool: "i1"}
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", *AMD_INSTRUCTION)
 ALIGNED = [["tt.divisibility", 16]]
 MOST_SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "gfx942": 64 << 10}
 
@@ -69,7 +69,7 @@ class Compiled:
 
     def compile(self, *arguments: Any, **named: Any) -> None:
         given = dict(zip(self.kernel.arg_names, arguments, strict=False)) | named
-        options = {name: given.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion") if name in given}
+        options = {name: given.pop(name) for name in OPTIONS if name in given}
         signature, constants, attributes = {}, {}, {}
         for place, parameter in enumerate(self.kernel.params):
             value = given.pop(parameter.name)
@@ -85,10 +85,10 @@ class Compiled:
         assert not given, f"not arguments of {self.kernel.__name__}: {list(given)}"
         source = ASTSource(self.kernel, signature, constants, attributes)
         made = triton.compile(source, target=TARGETS[self.target], options=options)
-        shared = made.metadata.shared
-        print(self.kernel.__name__, self.target, f"shared {shared}", flush=True)
+        shared, text = made.metadata.shared, made.asm.get("ptx") or made.asm["amdgcn"]
+        self.instructions, self.units = set(MATRIX.findall(text)), set(UNITS.findall(text))
+        print(self.kernel.__name__, self.target, f"shared {shared}", *sorted(self.units), flush=True)
         assert shared <= MOST_SHARED[self.target]
-        self.instructions = set(MATRIX.findall(made.asm.get("ptx") or made.asm["amdgcn"]))
 
 
 def attend(backend: TritonBackend, sizes: tuple[int, int, int, int], dtype: torch.dtype, **options: Any) -> None:
@@ -183,19 +183,67 @@ def rows(backend: TritonBackend) -> None:
     backend.angles(RotaryTable(torch.zeros(2, 64), (1.0, 2.0), 4096), positions, positions)
 
 
-def main(target: str) -> None:
-    for module in MODULES:
+def stored(backend: TritonBackend, kind: WeightKind) -> None:
+    """Few rows, many, and experts', all by one instruction."""
+    linear = backend.stored_linear([random_rows(kind, 64, 2048, torch.Generator())[0]])
+    bias, x = torch.zeros(64), torch.zeros(300, 2048, dtype=torch.bfloat16)
+    experts = backend.experts([linear] * 8)
+    product: Any = stored_weights.product_kernel
+    for few in (lambda: linear(x[:3], bias), lambda: linear(x), lambda: experts(x[:3], torch.zeros(3, 2).long())):
+        few()
+        assert product.units == {UNIT[product.target]}, (kind, product.units)
+
+
+def around_stored(backend: TritonBackend) -> None:
+    """What kinds of weights share: rows of a table, gates after split sums, sums of experts."""
+    linear = backend.stored_linear([random_rows(WeightKind.Q6_K, 64, 2048, torch.Generator())[0]])
+    x = torch.zeros(3, 2048, dtype=torch.bfloat16)
+    linear.rows(torch.zeros(5, dtype=torch.int64), torch.float32, 2.0)
+    backend.gated_linear(linear, x, torch.zeros(64), Gate("silu"))
+    backend.weighted_sum(x, torch.zeros(1, 3), 3)
+
+
+def adapters(backend: TritonBackend) -> None:
+    table = backend.adapter_table(4)
+    low_rank = LowRank(0, torch.zeros(16, 2048), torch.zeros(64, 16))
+    table.put(0, backend.pack_update(LinearUpdate((low_rank,)), torch.bfloat16))
+    inner: Any = triton_adapters.inner_kernel
+    change: Any = triton_adapters.change_kernel
+    for rows in (3, 300):
+        x, y = (torch.zeros(rows, width, dtype=torch.bfloat16) for width in (2048, 64))
+        table.apply(x, y, torch.zeros(rows, dtype=torch.int64))
+        # Of 16 inner values at a time, which are too few for the largest unit, whatever the rows.
+        assert inner.units == {"mma.sync" if inner.target == "sm_90" else UNIT[inner.target]}
+        assert change.units == {UNIT[change.target]}
+
+
+PARTS = {
+    "products": products,
+    "rows": rows,
+    "attention": attention,
+    "recurrences": recurrences,
+    "around_stored": around_stored,
+    "adapters": adapters,
+}
+
+
+def main(target: str, parts: list[str]) -> None:
+    compiled = dict[int, Compiled]()
+    for module in [m for name, m in sys.modules.items() if name.startswith("octavo.ops.triton")]:
         for name, kernel in list(vars(module).items()):
-            if name.endswith("_kernel"):
-                setattr(module, name, Compiled(kernel, target))
-    attention_launch.HAS_LITTLE_SHARED = TARGETS[target].backend == "hip"
+            if name.endswith("_kernel") and isinstance(kernel, triton.JITFunction):
+                setattr(module, name, compiled.setdefault(id(kernel), Compiled(kernel, target)))
+    if TARGETS[target].backend == "hip":
+        attention_launch.HAS_LITTLE_SHARED = True
+        triton_products.STAGES = 2
+        stored_weights.ONE_INSTRUCTION = triton_adapters.ONE_INSTRUCTION = AMD_INSTRUCTION
     backend = TritonBackend(torch.device("cpu"))
-    triton_products.STAGES = 2 if TARGETS[target].backend == "hip" else triton_products.STAGES
-    products(backend)
-    rows(backend)
-    attention(backend)
-    recurrences(backend)
+    for part in parts:
+        if part in PARTS:
+            PARTS[part](backend)
+        else:
+            stored(backend, WeightKind[part])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], sys.argv[2:])

@@ -14,14 +14,14 @@ from tests.ops.stored import FLOATS, QUANTIZED, random_rows, width_for
 
 pytest.importorskip("triton")
 
-SLOW = pytest.mark.slow
+LONG = pytest.mark.interpreted
 SAMPLE = (WeightKind.Q4_K, WeightKind.Q5_0, WeightKind.Q8_0, WeightKind.IQ2_XS, WeightKind.U4_64, WeightKind.NVFP4)
 """Of each way that codes and scales lie in, one."""
 
 
 def sampled(kinds: list[WeightKind], *few: WeightKind) -> list[object]:
     """Kinds, of which the suite's every run has some."""
-    return [pytest.param(kind, marks=[] if kind in few else SLOW, id=kind.name) for kind in kinds]
+    return [pytest.param(kind, marks=[] if kind in few else LONG, id=kind.name) for kind in kinds]
 
 
 def size_of(x: Tensor, weight: Tensor) -> float:
@@ -45,7 +45,7 @@ def test_rows_are_the_stored_numbers(triton_backend: Backend, kind: WeightKind, 
 @pytest.mark.parametrize("kind", sampled(QUANTIZED, *SAMPLE))
 @pytest.mark.parametrize(
     ("width", "outputs", "rows"),
-    [(96, 37, 3), pytest.param(800, 1, 21, marks=SLOW), pytest.param(1100, 130, 1, marks=SLOW)],
+    [(96, 37, 3), pytest.param(800, 1, 21, marks=LONG), pytest.param(1100, 130, 1, marks=LONG)],
 )
 def test_agrees_with_float64(
     triton_backend: Backend, kind: WeightKind, width: int, outputs: int, rows: int, generator: torch.Generator
@@ -59,7 +59,7 @@ def test_agrees_with_float64(
 
 @pytest.mark.parametrize("kind", sampled([*QUANTIZED, *FLOATS], WeightKind.Q4_0))
 @pytest.mark.parametrize(
-    "dtype", [torch.bfloat16, *(pytest.param(d, marks=SLOW) for d in (torch.float16, torch.float32))]
+    "dtype", [torch.bfloat16, *(pytest.param(d, marks=LONG) for d in (torch.float16, torch.float32))]
 )
 def test_rows_do_not_see_each_other(
     triton_backend: Backend, kind: WeightKind, dtype: torch.dtype, generator: torch.Generator
@@ -86,7 +86,7 @@ def test_halves_are_multiplied_with_rounded_weights(
     torch.testing.assert_close(got, want, rtol=1e-2 if dtype == torch.bfloat16 else 1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("rows", [3, pytest.param(300, marks=SLOW)])
+@pytest.mark.parametrize("rows", [3, pytest.param(300, marks=LONG)])
 @pytest.mark.parametrize("width", [96, 1120])
 def test_gated_in_the_product(triton_backend: Backend, width: int, rows: int, generator: torch.Generator) -> None:
     """The same as the product and the gate apart, where columns are split and where they are not."""
