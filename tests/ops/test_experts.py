@@ -155,6 +155,15 @@ def test_a_bias_chooses_and_does_not_weigh(backend: Backend) -> None:
     torch.testing.assert_close(weights, torch.sigmoid(torch.tensor([[-9.0]])))
 
 
+def test_of_equals_the_first_are_chosen(backend: Backend) -> None:
+    logits = torch.tensor([[1.0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 0, 0], [0.0] * 12])
+    for scores in ("softmax", "sigmoid", "logits"):
+        _, chosen = backend.route(logits, RouterSpec(4, scores=scores))
+        assert chosen.tolist() == [[0, 3, 4, 7], [0, 1, 2, 3]]
+    _, chosen = backend.route(logits, RouterSpec(3, num_groups=4, top_groups=2))
+    assert chosen.tolist() == [[0, 3, 4], [0, 1, 2]]
+
+
 @pytest.mark.parametrize(
     "spec", [RouterSpec(0), RouterSpec(13), RouterSpec(2, num_groups=5), RouterSpec(2, top_groups=2)]
 )

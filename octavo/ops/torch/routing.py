@@ -13,7 +13,7 @@ def route(
     """The chosen experts' weights, and their numbers, `[rows, top_k]` each, by `logits` `[rows, experts]`.
 
     `bias` `[experts]` is added to the scores that choose, and not to the weights. `chosen` has the numbers where
-    something else has chosen.
+    something else has chosen. Of equal experts, and of equal groups, the first are chosen.
     """
     if chosen is not None:
         return _weights(_scores(logits, spec.scores).gather(-1, chosen), spec), chosen
@@ -24,12 +24,18 @@ def route(
     if spec.num_groups > 1:
         by_group = choice.view(choice.shape[0], spec.num_groups, -1)
         ranks = by_group.topk(min(spec.group_best, by_group.shape[-1]), dim=-1).values.sum(-1)
-        groups = ranks.topk(spec.top_groups, dim=-1).indices
+        _, groups = _largest(ranks, spec.top_groups)
         left_out = torch.ones(ranks.shape, dtype=torch.bool, device=ranks.device).scatter(-1, groups, False)
         choice = by_group.masked_fill(left_out.unsqueeze(-1), -torch.inf).flatten(-2)
-    best, experts = choice.topk(spec.top_k, dim=-1)
+    best, experts = _largest(choice, spec.top_k)
     weights = scores.gather(-1, experts).masked_fill(best == -torch.inf, 0.0)
     return _weights(weights, spec), experts
+
+
+def _largest(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """As `topk`, which takes any of equals."""
+    values, places = x.sort(dim=-1, descending=True, stable=True)
+    return values[:, :count], places[:, :count]
 
 
 def _weights(weights: Tensor, spec: RouterSpec) -> Tensor:
