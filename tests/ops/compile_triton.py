@@ -22,6 +22,7 @@ from octavo.ops import (
     CacheSpec,
     DeltaInput,
     DistanceBias,
+    DrawBy,
     Gate,
     GatedRecurrenceInput,
     HeadNorms,
@@ -30,6 +31,7 @@ from octavo.ops import (
     LowRank,
     NormSpec,
     RotaryTable,
+    RouterSpec,
     ScanInput,
     SequenceRun,
     plan_recurrent,
@@ -217,7 +219,21 @@ def adapters(backend: TritonBackend) -> None:
         assert change.units == {UNIT[change.target]}
 
 
+def choices(backend: TritonBackend) -> None:
+    """Of experts, and of tokens."""
+    logits, bias = torch.zeros(3, 256), torch.zeros(256)
+    groups = {"num_groups": 8, "top_groups": 4, "group_best": 2}
+    backend.route(logits, RouterSpec(8, 1.0, 1e-20, scores="sigmoid", is_biased=True, **groups), bias)
+    backend.route(logits, RouterSpec(4, 2.0, scores="sqrt_softplus"), None, torch.zeros(3, 4, dtype=torch.int64))
+    backend.route(logits[:, :60], RouterSpec(4, 3.0, num_groups=12, top_groups=2))
+    backend.route(logits, RouterSpec(2, noise=0.1))
+    tokens = torch.zeros(2, 128256)
+    for by in (DrawBy(), DrawBy(0.7), DrawBy(0.7, top_k=40, top_p=0.9)):
+        backend.sample(tokens, [by, by])
+
+
 PARTS = {
+    "choices": choices,
     "products": products,
     "rows": rows,
     "attention": attention,

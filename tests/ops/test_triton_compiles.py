@@ -12,12 +12,12 @@ from tests.ops.stored import QUANTIZED
 pytest.importorskip("triton")
 
 TARGETS = ["sm_80", "sm_90", "gfx942"]
-PARTS = ["products", "rows", "attention", "recurrences", "around_stored", "adapters"]
+PARTS = ["choices", "products", "rows", "attention", "recurrences", "around_stored", "adapters"]
 KINDS = [kind.name for kind in QUANTIZED]
 SAMPLES = {
-    "sm_80": ["rows", "Q4_K"],
+    "sm_80": ["choices", "rows", "Q4_K"],
     "sm_90": [*PARTS, "Q4_K", "NVFP4"],
-    "gfx942": ["rows", "recurrences", "adapters", "Q4_K"],
+    "gfx942": ["choices", "rows", "recurrences", "adapters", "Q4_K"],
 }
 """What the suite's every run compiles; `make triton` compiles all."""
 
@@ -43,6 +43,6 @@ def test_kernels_compile(target: str, parts: list[str], tmp_path: Path) -> None:
     )
     assert not done.returncode, done.stderr[-2000:]
     compiled = {line.split()[0] for line in done.stdout.splitlines()}
-    assert {"each_kernel", "angles_kernel", "product_kernel", "group_kernel"} <= compiled
+    assert {"route_kernel", "sample_kernel", "each_kernel", "product_kernel", "group_kernel"} <= compiled
     if "attention" in parts:
         assert {"rms_norm_kernel", "attend_kernel", "heads_kernel", "delta_rule_kernel", "inner_kernel"} <= compiled

@@ -20,6 +20,8 @@ from octavo.ops.triton.triton_adapters import TritonAdapters
 from octavo.ops.triton.triton_norms import TritonNorms
 from octavo.ops.triton.triton_products import TritonProducts
 from octavo.ops.triton.triton_recurrent import TritonRecurrent
+from octavo.ops.triton.triton_routing import TritonRouting
+from octavo.ops.triton.triton_sampling import TritonSampling
 from octavo.ops.triton.triton_stored import TritonStored
 
 if INTERPRETED:
@@ -40,7 +42,15 @@ NEED_NO_KERNEL = RANKS | PLANS | MACHINE | PLAIN
 
 
 class TritonBackend(
-    TritonStored, TritonAdapters, TritonAttention, TritonRecurrent, TritonProducts, TritonNorms, TorchBackend
+    TritonStored,
+    TritonAdapters,
+    TritonAttention,
+    TritonRecurrent,
+    TritonRouting,
+    TritonSampling,
+    TritonProducts,
+    TritonNorms,
+    TorchBackend,
 ):
     """Kernels of octavo.ops.triton; operations that have none are the reference's.
 
