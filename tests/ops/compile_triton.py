@@ -34,6 +34,7 @@ from octavo.ops import (
     RouterSpec,
     ScanInput,
     SequenceRun,
+    StreamSpec,
     plan_recurrent,
 )
 from octavo.ops.specs import BlockSparse, DeltaSpec
@@ -181,7 +182,10 @@ def rows(backend: TritonBackend) -> None:
     backend.xielu(x, weight[:4])
     backend.add(x, x, 0.5)
     backend.add_gated(x, x, x[:, :1])
+    backend.gated_above(x, backend.row_cutoffs(x, 0.7), "gelu_pytorch_tanh")
+    backend.match_magnitude(x, x, 1e-5)
     positions = torch.zeros(3, dtype=torch.int64)
+    backend.position_factors(positions, 0.1, 8192.0, 1)
     backend.angles(RotaryTable(torch.zeros(2, 64), (1.0, 2.0), 4096), positions, positions)
 
 
@@ -232,10 +236,29 @@ def choices(backend: TritonBackend) -> None:
         backend.sample(tokens, [by, by])
 
 
+def streams(backend: TritonBackend) -> None:
+    x, y, weights = torch.zeros(3, 8192, dtype=torch.bfloat16), torch.zeros(3, 2048, dtype=torch.bfloat16), torch.zeros
+    backend.predict_streams(x, weights(3, 16))
+    backend.correct_streams(x, y, weights(3, 4), 1)
+    backend.add_to_streams(x, y)
+    backend.mix_streams(x, y, weights(3, 4, 5))
+    backend.stream_weights(weights(3, 24), StreamSpec(4, weights(3), weights(24), 1e-6, 20))
+    backend.stream_weights(weights(3, 4), StreamSpec(4, weights(1), weights(4), 1e-6))
+
+
+def rotations(backend: TritonBackend) -> None:
+    x, angles = torch.zeros(3, 16, 576, dtype=torch.bfloat16), (torch.zeros(3, 32), torch.zeros(3, 32))
+    for is_interleaved in (False, True):
+        backend.join_rope(*x.split([512, 64], -1), angles, is_interleaved)
+    backend.rotate_tail(x, angles, True, torch.bfloat16, backwards=True)
+
+
 PARTS = {
     "choices": choices,
     "products": products,
     "rows": rows,
+    "streams": streams,
+    "rotations": rotations,
     "attention": attention,
     "recurrences": recurrences,
     "around_stored": around_stored,

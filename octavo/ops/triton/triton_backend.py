@@ -20,9 +20,11 @@ from octavo.ops.triton.triton_adapters import TritonAdapters
 from octavo.ops.triton.triton_norms import TritonNorms
 from octavo.ops.triton.triton_products import TritonProducts
 from octavo.ops.triton.triton_recurrent import TritonRecurrent
+from octavo.ops.triton.triton_rope import TritonRope
 from octavo.ops.triton.triton_routing import TritonRouting
 from octavo.ops.triton.triton_sampling import TritonSampling
 from octavo.ops.triton.triton_stored import TritonStored
+from octavo.ops.triton.triton_streams import TritonStreams
 
 if INTERPRETED:
     set_up()
@@ -34,11 +36,13 @@ PLANS = {"make_cache", "make_state", "plan_attention", "plan_recurrent", "block_
 MACHINE = {"cache_budget", "computing", "free_memory", "set_threads"}
 PLAIN = {"add", "finite", "floats", "side_by_side", "table_rows"}
 """PyTorch's own kernels, of which one or two serve and rows do not depend on each other."""
+LAYOUTS = {"packed_linear", "packed_rows"}
+"""Of weights that are laid out ahead for a processor: here each weight lies as kernels read it."""
 NO_MEMORY = (
     "The GPU's memory ran out: lower gpu_memory_utilization (what caches may take), max_num_batched_tokens (rows of a "
     "step), max_num_seqs or max_model_len, or load the weights in fewer bits."
 )
-NEED_NO_KERNEL = RANKS | PLANS | MACHINE | PLAIN
+NEED_NO_KERNEL = RANKS | PLANS | MACHINE | PLAIN | LAYOUTS
 
 
 class TritonBackend(
@@ -48,6 +52,8 @@ class TritonBackend(
     TritonRecurrent,
     TritonRouting,
     TritonSampling,
+    TritonStreams,
+    TritonRope,
     TritonProducts,
     TritonNorms,
     TorchBackend,
@@ -63,7 +69,7 @@ class TritonBackend(
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
-        self._factors, self._tables = {}, {}
+        self._factors, self._tables, self._by_period = {}, {}, {}
         self.name = "triton (interpreted)" if INTERPRETED else "triton"
         self._graph_pool: Any = None
         if left := from_reference():

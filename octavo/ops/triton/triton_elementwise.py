@@ -64,6 +64,7 @@ def each_kernel(
 @triton.jit
 def gated_kernel(
     x,
+    cutoffs,
     out,
     rows,
     size,
@@ -80,6 +81,9 @@ def gated_kernel(
     seen, at = (row < rows) & (column < size), row.to(tl.int64)
     first = tl.load(x + at * stride + column, mask=seen, other=0.0).to(tl.float32)
     up = tl.load(x + at * stride + size + column, mask=seen, other=0.0).to(tl.float32)
+    if cutoffs is not None:
+        above = first - tl.load(cutoffs + row, mask=row < rows, other=0.0)
+        first = tl.maximum(above, 0.0, propagate_nan=tl.PropagateNan.ALL)
     result = gate_of(first, up, ACTIVATION, THRESHOLD, LIMIT, UP_OFFSET)
     tl.store(out + at * size + column, rounded(result, out.dtype.element_ty), mask=seen)
 
@@ -148,6 +152,18 @@ def _run(
     return out
 
 
+def _gated(gate_up: Tensor, gate: Gate, cutoffs: Tensor | None) -> Tensor:
+    gate_up = together(gate_up)
+    rows, size = len(gate_up), gate_up.shape[1] // 2
+    out, columns = torch.empty(rows, size, dtype=gate_up.dtype, device=gate_up.device), columns_of(size)
+    if rows:
+        settings = gate.activation, gate.threshold, gate.limit, float(gate.up_offset)
+        gated_kernel[(cdiv(rows, ROWS), cdiv(size, columns))](
+            gate_up, cutoffs, out, rows, size, gate_up.stride(0), *settings, ROWS, columns, num_warps=warps_of(columns)
+        )
+    return out
+
+
 class TritonElementwise(TorchBackend):
     """Operations value by value."""
 
@@ -183,15 +199,10 @@ class TritonElementwise(TorchBackend):
         return _run("add_gated", x, y, gate.reshape(-1))
 
     def gated(self, gate_up: Tensor, gate: Gate) -> Tensor:
-        gate_up = together(gate_up)
-        rows, size = len(gate_up), gate_up.shape[1] // 2
-        out, columns = torch.empty(rows, size, dtype=gate_up.dtype, device=gate_up.device), columns_of(size)
-        if rows:
-            settings = gate.activation, gate.threshold, gate.limit, float(gate.up_offset)
-            gated_kernel[(cdiv(rows, ROWS), cdiv(size, columns))](
-                gate_up, out, rows, size, gate_up.stride(0), *settings, ROWS, columns, num_warps=warps_of(columns)
-            )
-        return out
+        return _gated(gate_up, gate, None)
+
+    def gated_above(self, gate_up: Tensor, cutoffs: Tensor, activation: str) -> Tensor:
+        return _gated(gate_up, Gate(activation), cutoffs.contiguous())
 
     def angles(self, table: RotaryTable, positions: Tensor, lengths: Tensor, offset: int = 0) -> tuple[Tensor, Tensor]:
         if id(table) not in self._tables:

@@ -89,6 +89,50 @@ def layer_norm_kernel(
         tl.store(out + at * width + column, rounded(normed, out.dtype.element_ty), mask=seen)
 
 
+@triton.jit
+def _mean_square(x, rows, width, row, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    lane, squares = tl.arange(0, COLUMNS)[None, :], tl.zeros((ROWS, COLUMNS), tl.float32)
+    for first in range(0, width, COLUMNS):
+        seen = (row < rows) & (first + lane < width)
+        value = tl.load(x + row.to(tl.int64) * stride + first + lane, mask=seen, other=0.0).to(tl.float32)
+        squares += value * value
+    return (tl.sum(squares, axis=1) / width)[:, None]
+
+
+@triton.jit
+def magnitude_kernel(
+    x, like, out, rows, width, row_stride, like_stride, least, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Rows of `x` as large as those of `like`."""
+    row, lane = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
+    at, target = row.to(tl.int64), _mean_square(like, rows, width, row, like_stride, ROWS, COLUMNS)
+    own = _mean_square(x, rows, width, row, row_stride, ROWS, COLUMNS)
+    factor = tl.sqrt_rn(target / tl.maximum(own, least, propagate_nan=tl.PropagateNan.ALL))
+    for first in range(0, width, COLUMNS):
+        column = first + lane
+        seen = (row < rows) & (column < width)
+        value = tl.load(x + at * row_stride + column, mask=seen, other=0.0).to(tl.float32) * factor
+        tl.store(out + at * width + column, rounded(value, out.dtype.element_ty), mask=seen)
+
+
+@triton.jit
+def cutoffs_kernel(x, out, rows, width, row_stride, deviations, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Of each row the mean and so many standard deviations."""
+    row, lane = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
+    start, total = row.to(tl.int64) * row_stride, tl.zeros((ROWS, COLUMNS), tl.float32)
+    for first in range(0, width, COLUMNS):
+        seen = (row < rows) & (first + lane < width)
+        total += tl.load(x + start + first + lane, mask=seen, other=0.0).to(tl.float32)
+    mean = (tl.sum(total, axis=1) / width)[:, None]
+    squares = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for first in range(0, width, COLUMNS):
+        seen = (row < rows) & (first + lane < width)
+        away = tl.load(x + start + first + lane, mask=seen, other=0.0).to(tl.float32) - mean
+        squares += tl.where(seen, away * away, 0.0)
+    cutoff = mean + (tl.sqrt_rn(tl.sum(squares, axis=1) / width) * deviations)[:, None]
+    tl.store(out + row, cutoff, mask=row < rows)
+
+
 def _normed(x: Tensor, gate: Tensor, weight: Tensor, eps: float, activation: str | None) -> Tensor:
     """`rms_norm_kernel` of `x` `[rows, width]`."""
     rows, width = x.shape
@@ -122,4 +166,22 @@ class TritonNorms:
             has, sizes = (weight is not None, bias is not None), (rows, width, flat.stride(0))
             warps = warps_of(columns)
             layer_norm_kernel[(cdiv(rows, ROWS),)](flat, *by, out, *sizes, eps, *has, ROWS, columns, num_warps=warps)
+        return out
+
+    def match_magnitude(self, x: Tensor, like: Tensor, least: float) -> Tensor:
+        x, like, columns = together(x), together(like), columns_of(x.shape[1])
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        if len(x):
+            magnitude_kernel[(cdiv(len(x), ROWS),)](
+                x, like, out, *x.shape, x.stride(0), like.stride(0), least, ROWS, columns, num_warps=warps_of(columns)
+            )
+        return out
+
+    def row_cutoffs(self, x: Tensor, deviations: float) -> Tensor:
+        x, columns = together(x), columns_of(x.shape[1])
+        out = torch.empty(len(x), device=x.device)
+        if len(x):
+            cutoffs_kernel[(cdiv(len(x), ROWS),)](
+                x, out, *x.shape, x.stride(0), float(deviations), ROWS, columns, num_warps=warps_of(columns)
+            )
         return out
