@@ -37,6 +37,7 @@ from octavo.ops import (
     StreamSpec,
     plan_recurrent,
 )
+from octavo.ops.paged_cache import INT4
 from octavo.ops.specs import BlockSparse, DeltaSpec
 from octavo.ops.triton import TritonBackend, attention_launch, triton_adapters, triton_products
 from octavo.ops.triton import stored_weight as stored_weights
@@ -119,6 +120,8 @@ def attention(backend: TritonBackend) -> None:
     norms = (HeadNorms(NormSpec("rms", torch.ones(128), None, 1e-5), NormSpec("rms", torch.ones(128), None, 1e-5)),)
     attend(backend, (8, 32, 128, 128), torch.bfloat16, transforms=norms)
     attend(backend, (8, 32, 128, 128), torch.int8, alibi_slopes=torch.ones(32))
+    attend(backend, (8, 32, 128, 128), INT4)
+    attend(backend, (2, 8, 80, 256), INT4, window=128)
     attend(backend, (8, 32, 128, 128), torch.float32, interleaved=True)
     attend(backend, (4, 32, 64, 64), torch.float16, sinks=torch.ones(32), window=128)
     attend(backend, (8, 8, 80, 80), torch.bfloat16, sparse=BlockSparse(64, 16, 8, 1))

@@ -20,6 +20,7 @@ from octavo.ops import (
     KVCache,
     SequenceRun,
 )
+from octavo.ops.paged_cache import INT4
 from octavo.ops.specs import PositionScores
 from octavo.token_windows import Chunk
 from tests.ops.conftest import REFERENCE
@@ -32,7 +33,7 @@ LENGTHS = (200, 45)
 """Of two sequences; the first has more keys than three splits."""
 Part = tuple[int, int, int]
 """Sequence, first token, tokens."""
-TOLERANCES = {torch.float32: 1e-5, torch.int8: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+TOLERANCES = {torch.float32: 1e-5, torch.int8: 1e-5, INT4: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Of products of numbers as the cache has them: queries and weights are rounded to these as well."""
 
 
@@ -46,7 +47,7 @@ class Scene:
         width = -(-max(LENGTHS) // BLOCK)
         self.table = (torch.randperm(2 * width, generator=generator) + 1).view(2, width)
         self.cache = REFERENCE.make_cache(CacheSpec(kv_heads, *dims), 2 * width + 1, BLOCK, dtype)
-        if dtype != torch.int8:  # what no query sees may be anything finite
+        if dtype.is_floating_point:  # what no query sees may be anything finite
             self.cache.keys.fill_(77)
             self.cache.values.fill_(-55)
         for row, length in enumerate(LENGTHS):
@@ -93,9 +94,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "not from the first key": {"sees": (True, 7)},
 }
 CASES = [(name, 2, (24, 24), torch.float32) for name in OPTIONS]
-CASES += [("plain", 2, (24, 24), dtype) for dtype in (torch.bfloat16, torch.float16, torch.int8)]
+CASES += [("plain", 2, (24, 24), dtype) for dtype in (torch.bfloat16, torch.float16, torch.int8, INT4)]
 CASES += [("window", 1, (80, 40), torch.float32), ("plain", 4, (3, 5), torch.int8)]
-CASES += [("softcap and sinks", 1, (40, 0), dtype) for dtype in (torch.float32, torch.int8)]
+CASES += [("window", 1, (80, 40), INT4), ("plain", 4, (3, 5), INT4)]
+CASES += [("softcap and sinks", 1, (40, 0), dtype) for dtype in (torch.float32, torch.int8, INT4)]
 
 
 @pytest.mark.parametrize(("name", "kv_heads", "dims", "dtype"), CASES)
@@ -165,7 +167,7 @@ def test_lists_of_keys(triton_backend: Backend, dtype: torch.dtype, generator: t
 
 @pytest.mark.parametrize("ratio", [1, 4])
 @pytest.mark.parametrize("top_k", [9, 30])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8, INT4])
 def test_keys_are_chosen_as_by_the_reference(
     triton_backend: Backend, dtype: torch.dtype, top_k: int, ratio: int, generator: torch.Generator
 ) -> None:
@@ -231,7 +233,7 @@ def test_full_attention(
     assert not got[:2].any()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8, INT4])
 def test_what_is_stored_is_what_the_reference_stores(
     triton_backend: Backend, dtype: torch.dtype, generator: torch.Generator
 ) -> None:
@@ -242,16 +244,18 @@ def test_what_is_stored_is_what_the_reference_stores(
     for backend in (triton_backend, REFERENCE):
         held.append(backend.make_cache(CacheSpec(2, 21, 5), 4, 4, dtype))
         backend.store(key.transpose(0, 1).contiguous().transpose(0, 1), value, held[-1], plan)
+    assert held[0].keys[3].any()
     assert torch.equal(held[0].keys, held[1].keys)
     assert torch.equal(held[0].values, held[1].values)
 
 
-def test_what_is_not_a_number_stays_so(triton_backend: Backend, generator: torch.Generator) -> None:
-    """In a cache of int8, and through a clip: a sequence that has overflowed is found by its hidden states."""
+@pytest.mark.parametrize("dtype", [torch.int8, INT4])
+def test_what_is_not_a_number_stays_so(triton_backend: Backend, dtype: torch.dtype, generator: torch.Generator) -> None:
+    """In a cache of codes, and through a clip: a sequence that has overflowed is found by its hidden states."""
     plan = REFERENCE.plan_attention([SequenceRun(0, 3, 0, 0)], torch.tensor([[1]]), 4, None, 3)
     key = torch.randn(3, 1, 16, generator=generator)
     key[2, 0, 5] = torch.nan
-    cache = triton_backend.make_cache(CacheSpec(1, 16, 16), 2, 4, torch.int8)
+    cache = triton_backend.make_cache(CacheSpec(1, 16, 16), 2, 4, dtype)
     triton_backend.store(key, key, cache, plan)
     spec = AttentionSpec(1, 1, 16, 0.25, transforms=(HeadClip(1.0),))
     got = triton_backend.attend_stored(key[:, :1].nan_to_num(), cache, plan, spec, 3, torch.float32)

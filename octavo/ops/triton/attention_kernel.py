@@ -13,6 +13,7 @@ Kernels are not compiled anew for a batch's numbers, as Triton would for those t
 import triton
 import triton.language as tl
 
+from octavo.ops.triton.cached_numbers import held_numbers, key_rows, numbers_of, row_scales
 from octavo.ops.triton.launching import dot, rounded
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -47,38 +48,6 @@ def _run_of(run_table, tile_table, window, TOKENS: tl.constexpr, SIGHT: tl.const
         first = tl.maximum(tl.where(sees_all != 0, tl.minimum(first, run_start), first), first_key)
         end = tl.where(sees_all != 0, run_end, start + count)
     return first_row + offset, start, count, run_start, run_end, table_row, sees_all, first_key, first, end
-
-
-@triton.jit
-def _key_rows(
-    positions, valid, block_table, table_width, table_row, kv_head, BLOCK: tl.constexpr, KV_HEADS: tl.constexpr
-):
-    """Rows of the cache, or of keys side by side (BLOCK 0), where `table_row` is a run's first."""
-    if BLOCK == 0:
-        rows = (table_row + positions) * KV_HEADS + kv_head
-    else:
-        columns = positions // BLOCK
-        blocks = tl.load(block_table + table_row * table_width + columns, mask=valid, other=0)
-        rows = (blocks * KV_HEADS + kv_head) * BLOCK + positions % BLOCK
-    return tl.where(valid, rows, 0)
-
-
-@triton.jit
-def _numbers(pointer, rows, valid, FIRST: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr, ROW: tl.constexpr):
-    """`[keys, WIDTH]`: columns from FIRST on of rows of DIM numbers."""
-    columns = FIRST + tl.arange(0, WIDTH)
-    mask = valid[:, None] & (columns < DIM)[None, :]
-    return tl.load(pointer + rows[:, None] * ROW + columns[None, :], mask=mask, other=0)
-
-
-@triton.jit
-def _scales(pointer, rows, valid, DIM: tl.constexpr, ROW: tl.constexpr):
-    """`[keys]` float32: the scale behind each row's codes, whose bytes need not lie at a multiple of four."""
-    bits = tl.zeros(rows.shape, tl.int32)
-    for i in tl.static_range(4):
-        byte = tl.load(pointer + rows * ROW + DIM + i, mask=valid, other=0)
-        bits |= (byte.to(tl.int32) & 255) << (8 * i)
-    return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -202,6 +171,7 @@ def attend_kernel(
     SIGHT: tl.constexpr,
     COMPUTE: tl.constexpr,
     IS_INT8: tl.constexpr,
+    IS_INT4: tl.constexpr,
     IS_SHARED: tl.constexpr,
     HAS_LISTS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
@@ -236,9 +206,9 @@ def attend_kernel(
     is_row = (tokens < count) & (of_group < GROUP)
     out_rows = (first_row + tokens) * (KV_HEADS * GROUP) + heads
     query_positions = start + tokens
-    asked = rounded(_numbers(query, out_rows, is_row, 0, WIDTH, DIM, DIM), COMPUTE)
+    asked = rounded(numbers_of(query, out_rows, is_row, 0, WIDTH, DIM, DIM), COMPUTE)
     if REST > 0:
-        asked_rest = rounded(_numbers(query, out_rows, is_row, WIDTH, REST, DIM, DIM), COMPUTE)
+        asked_rest = rounded(numbers_of(query, out_rows, is_row, WIDTH, REST, DIM, DIM), COMPUTE)
 
     peak = tl.full([QUERIES], float("-inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
@@ -258,15 +228,14 @@ def attend_kernel(
             if HAS_LISTS:
                 positions = tl.load(key_lists + first_row * list_size + positions, mask=valid, other=-1)
                 valid = positions >= 0
-            rows = _key_rows(positions, valid, block_table, table_width, table_row, kv_head, BLOCK, KV_HEADS)
-            held = _numbers(keys, rows, valid, 0, WIDTH, DIM, ROW)
-            key = held.to(COMPUTE)
+            rows = key_rows(positions, valid, block_table, table_width, table_row, kv_head, BLOCK, KV_HEADS)
+            key = held_numbers(keys, rows, valid, 0, WIDTH, DIM, ROW, IS_INT4, COMPUTE)
             scores = dot(asked, tl.trans(key), tl.zeros([QUERIES, KEYS], tl.float32))
             if REST > 0:
-                rest = _numbers(keys, rows, valid, WIDTH, REST, DIM, ROW).to(COMPUTE)
+                rest = held_numbers(keys, rows, valid, WIDTH, REST, DIM, ROW, IS_INT4, COMPUTE)
                 scores = dot(asked_rest, tl.trans(rest), scores)
             if IS_INT8:
-                key_scales = _scales(keys, rows, valid, DIM, ROW)
+                key_scales = row_scales(keys, rows, valid, DIM, ROW)
                 scores *= key_scales[None, :]
             distance = positions[None, :] - query_positions[:, None]
             if HAS_QUERY_VECTORS or HAS_KEY_VECTORS:
@@ -299,18 +268,20 @@ def attend_kernel(
             weights, before = tl.exp2(scores - level[:, None]), tl.exp2(own_peak - level)
             own_peak, own_total = highest, own_total * before + tl.sum(weights, 1)
             if IS_INT8:
-                weights *= (key_scales if IS_SHARED else _scales(values, rows, valid, VALUE_DIM, VALUE_ROW))[None, :]
+                weights *= (key_scales if IS_SHARED else row_scales(values, rows, valid, VALUE_DIM, VALUE_ROW))[None, :]
             weights = rounded(weights, COMPUTE)
             if IS_SHARED:
                 value = key
             else:
-                value = _numbers(values, rows, valid, 0, VALUE_WIDTH, VALUE_DIM, VALUE_ROW).to(COMPUTE)
+                value = held_numbers(values, rows, valid, 0, VALUE_WIDTH, VALUE_DIM, VALUE_ROW, IS_INT4, COMPUTE)
             own_mixed = dot(weights, value, own_mixed * before[:, None])
             if VALUE_REST > 0:
                 if IS_SHARED:
                     value = rest
                 else:
-                    value = _numbers(values, rows, valid, VALUE_WIDTH, VALUE_REST, VALUE_DIM, VALUE_ROW).to(COMPUTE)
+                    value = held_numbers(
+                        values, rows, valid, VALUE_WIDTH, VALUE_REST, VALUE_DIM, VALUE_ROW, IS_INT4, COMPUTE
+                    )
                 own_rest = dot(weights, value, own_rest * before[:, None])
         peak, total, keeps, adds = _joined(peak, total, own_peak, own_total)
         mixed = mixed * keeps + own_mixed * adds
@@ -378,10 +349,10 @@ def join_kernel(
         own_peak = tl.load(part_sums + part_at * 2, mask=is_row, other=0.0)
         own_total = tl.load(part_sums + part_at * 2 + 1, mask=is_row, other=0.0)
         peak, total, keeps, adds = _joined(peak, total, own_peak, own_total)
-        own = _numbers(part_mixed, part_at, is_row, 0, VALUE_WIDTH, VALUE_DIM, VALUE_DIM)
+        own = numbers_of(part_mixed, part_at, is_row, 0, VALUE_WIDTH, VALUE_DIM, VALUE_DIM)
         mixed = mixed * keeps + own * adds
         if VALUE_REST > 0:
-            own = _numbers(part_mixed, part_at, is_row, VALUE_WIDTH, VALUE_REST, VALUE_DIM, VALUE_DIM)
+            own = numbers_of(part_mixed, part_at, is_row, VALUE_WIDTH, VALUE_REST, VALUE_DIM, VALUE_DIM)
             mixed_rest = mixed_rest * keeps + own * adds
     whole = _whole(peak, total, sinks, heads, is_row, HAS_SINKS)
     _put(out, out_rows, mixed / whole, is_row, 0, VALUE_WIDTH, VALUE_DIM)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from octavo.ops.paged_cache import INT4, KVCache
+from octavo.ops.paged_cache import KVCache
 from octavo.ops.plans import AttentionPlan, FullRun
 from octavo.ops.specs import AttentionSpec, DistanceBias, PositionScores
 from octavo.ops.torch import TorchBackend
@@ -26,7 +26,7 @@ class TritonAttention(TorchBackend):
         angles: tuple[Tensor, Tensor] | None,
         query_factors: Tensor | None = None,
     ) -> Tensor:
-        if not triton_attention.takes(cache):
+        if not triton_attention.takes(cache.dims):
             return super().attend(qkv, cache, plan, spec, angles, query_factors)
         if not triton_heads.takes(spec):
             qkv, spec = self._transform_heads(qkv, cache, spec), replace(spec, transforms=())
@@ -47,9 +47,6 @@ class TritonAttention(TorchBackend):
         return torch.cat([x.flatten(1) for x in heads], dim=1)
 
     def store(self, keys: Tensor, values: Tensor | None, cache: KVCache, plan: AttentionPlan) -> None:
-        if cache.keys.dtype == INT4:
-            super().store(keys, values, cache, plan)
-            return
         triton_heads.store(keys, cache.keys, plan)
         if values is not None:
             triton_heads.store(values, cache.values, plan)
@@ -64,7 +61,7 @@ class TritonAttention(TorchBackend):
         dtype: torch.dtype,
         key_lists: Tensor | None = None,
     ) -> Tensor:
-        if not triton_attention.takes(cache):
+        if not triton_attention.takes(cache.dims):
             return super().attend_stored(query, cache, plan, spec, rows, dtype, key_lists)
         return triton_attention.attend_stored(query, cache, plan, spec, rows, dtype, key_lists)
 
@@ -78,7 +75,7 @@ class TritonAttention(TorchBackend):
         rows: int,
         ratio: int = 1,
     ) -> Tensor:
-        if not triton_attention.takes(cache):
+        if not triton_attention.takes(cache.dims):
             return super().select_keys(query, weights, cache, plan, top_k, rows, ratio)
         return triton_key_lists.select_keys(query, weights, cache, plan, top_k, rows, ratio)
 
@@ -91,6 +88,6 @@ class TritonAttention(TorchBackend):
         runs: Sequence[FullRun],
         bias: DistanceBias | PositionScores | None = None,
     ) -> Tensor:
-        if not triton_attention.fits((key.shape[2], value.shape[2])):
+        if not triton_attention.takes((key.shape[2], value.shape[2])):
             return super().full_attention(query, key, value, scale, runs, bias)
         return triton_attention.full_attention(query, key, value, scale, runs, bias)

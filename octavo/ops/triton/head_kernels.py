@@ -3,11 +3,14 @@
 import triton
 import triton.language as tl
 
+from octavo.ops.triton.cached_numbers import INT4_BYTES, INT4_CODES, INT4_GROUP
 from octavo.ops.triton.launching import nearest, rounded
 
 NO_NORM: tl.constexpr = tl.constexpr(0)
 RMS: tl.constexpr = tl.constexpr(1)
 LAYER: tl.constexpr = tl.constexpr(2)
+LARGEST: tl.constexpr = tl.constexpr(65504.0)
+"""Of float16."""
 
 
 @triton.jit
@@ -41,13 +44,44 @@ def _normed(x, mean, factor, weight, bias, columns, is_column, KIND: tl.constexp
 
 
 @triton.jit
+def _store_int4(cache, x, slots, is_row, head, columns, HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr):
+    """See octavo.ops.torch.cached_rows: the same bytes."""
+    ROWS: tl.constexpr = x.shape[0]
+    ALL: tl.constexpr = x.shape[1] // INT4_GROUP
+    GROUPS: tl.constexpr = (DIM + INT4_GROUP - 1) // INT4_GROUP
+    last = tl.sum(tl.where((columns == DIM - 1)[None, :], x, 0.0), 1)
+    x = tl.reshape(tl.where((columns < DIM)[None, :], x, last[:, None]), [ROWS, ALL, INT4_GROUP])
+    low = tl.minimum(tl.maximum(tl.min(x, 2), -LARGEST), LARGEST).to(tl.float16)
+    scale = tl.div_rn(tl.max(x, 2) - low.to(tl.float32), tl.full([ROWS, ALL], 15.0, tl.float32))
+    # What is not finite, times zero, is not a number, which the largest would pass over.
+    scale = (tl.minimum(tl.maximum(scale, 0.0), LARGEST) + tl.sum(x * 0.0, 2)).to(tl.float16)
+    by = scale.to(tl.float32)
+    inverse = tl.where(by > 0, tl.div_rn(1.0, tl.where(by > 0, by, 1.0)), 0.0)
+    codes = tl.minimum((x - low.to(tl.float32)[:, :, None]) * inverse[:, :, None], 15.0)
+    codes = nearest(tl.where(codes > 0, codes, 0.0)).to(tl.int32)
+    halves = tl.reshape(codes, [ROWS, ALL, 2, INT4_CODES])
+    pairs = tl.sum(halves << (tl.arange(0, 2) * 4)[None, None, :, None], 2)
+
+    groups = tl.arange(0, ALL)
+    place = cache + ((slots // BLOCK * HEADS + head) * BLOCK + slots % BLOCK) * (GROUPS * INT4_BYTES)
+    place = place[:, None] + (groups * INT4_BYTES)[None, :]
+    mask = is_row[:, None] & (groups < GROUPS)[None, :]
+    tl.store(place[:, :, None] + tl.arange(0, INT4_CODES)[None, None, :], pairs.to(tl.uint8), mask=mask[:, :, None])
+    factors = (place + INT4_CODES).to(tl.pointer_type(tl.float16))
+    tl.store(factors, scale, mask=mask)
+    tl.store(factors + 1, low, mask=mask)
+
+
+@triton.jit
 def _store(cache, x, slots, is_row, head, columns, HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr):
     """Rows `x` `[rows, columns]` of a head to their slots, as the cache has numbers."""
     IS_INT8: tl.constexpr = cache.dtype.element_ty == tl.int8
     ROW: tl.constexpr = DIM + 4 if IS_INT8 else DIM
     place = cache + ((slots // BLOCK * HEADS + head) * BLOCK + slots % BLOCK) * ROW
     mask = is_row[:, None] & (columns < DIM)[None, :]
-    if IS_INT8:
+    if cache.dtype.element_ty == tl.uint8:
+        _store_int4(cache, x, slots, is_row, head, columns, HEADS, DIM, BLOCK)
+    elif IS_INT8:
         size = tl.abs(tl.where((columns < DIM)[None, :], x, 0.0))
         # The largest, or what is not a number, which the largest would pass over.
         peak = tl.max(size, 1) + tl.sum(size * 0.0, 1)

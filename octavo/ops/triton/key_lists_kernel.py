@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from octavo.ops.triton.attention_kernel import _key_rows, _numbers, _run_of, _scales, _seen
+from octavo.ops.triton.attention_kernel import _run_of, _seen
+from octavo.ops.triton.cached_numbers import held_numbers, key_rows, numbers_of, row_scales
 from octavo.ops.triton.launching import dot, rounded
 
 SPLIT = tl.constexpr(512)
@@ -34,6 +35,7 @@ def key_scores_kernel(
     SIGHT: tl.constexpr,
     COMPUTE: tl.constexpr,
     IS_INT8: tl.constexpr,
+    IS_INT4: tl.constexpr,
 ):
     """Scores of one token's keys, in a row of `scores` `[tiles, width]`; what it does not see stays as it is.
 
@@ -50,15 +52,15 @@ def key_scores_kernel(
         return
     heads = tl.arange(0, HEAD_ROWS)
     is_head, rows = heads < HEADS, first_row * HEADS + heads
-    asked = rounded(_numbers(query, rows, is_head, 0, WIDTH, DIM, DIM), COMPUTE)
+    asked = rounded(numbers_of(query, rows, is_head, 0, WIDTH, DIM, DIM), COMPUTE)
     if REST > 0:
-        asked_rest = rounded(_numbers(query, rows, is_head, WIDTH, REST, DIM, DIM), COMPUTE)
+        asked_rest = rounded(numbers_of(query, rows, is_head, WIDTH, REST, DIM, DIM), COMPUTE)
     of_heads = tl.load(weights + rows, mask=is_head, other=0.0)
     for at in range(begin, stop, KEYS):
         numbers = at + tl.arange(0, KEYS)
         valid = numbers < end
         if RATIO == 1:
-            held_rows = _key_rows(numbers, valid, block_table, table_width, table_row, 0, BLOCK, 1)
+            held_rows = key_rows(numbers, valid, block_table, table_width, table_row, 0, BLOCK, 1)
             here = start + tl.arange(0, 1)
             seen = _seen(numbers, valid, here, run_start, run_end, sees_all, first_key, window, SIGHT)
             valid = tl.max(seen.to(tl.int32), 0) > 0
@@ -66,12 +68,12 @@ def key_scores_kernel(
             last = (numbers + 1) * RATIO - 1
             blocks = tl.load(block_table + table_row * table_width + last // BLOCK, mask=valid, other=0)
             held_rows = blocks * ((BLOCK + RATIO - 1) // RATIO) + last % BLOCK // RATIO
-        held = _numbers(keys, held_rows, valid, 0, WIDTH, DIM, ROW).to(COMPUTE)
+        held = held_numbers(keys, held_rows, valid, 0, WIDTH, DIM, ROW, IS_INT4, COMPUTE)
         products = dot(asked, tl.trans(held), tl.zeros([HEAD_ROWS, KEYS], tl.float32))
         if REST > 0:
-            held = _numbers(keys, held_rows, valid, WIDTH, REST, DIM, ROW).to(COMPUTE)
+            held = held_numbers(keys, held_rows, valid, WIDTH, REST, DIM, ROW, IS_INT4, COMPUTE)
             products = dot(asked_rest, tl.trans(held), products)
         if IS_INT8:
-            products *= _scales(keys, held_rows, valid, DIM, ROW)[None, :]
+            products *= row_scales(keys, held_rows, valid, DIM, ROW)[None, :]
         total = tl.sum(tl.maximum(products, 0.0) * of_heads[:, None], 0)
         tl.store(scores + tl.program_id(0).to(tl.int64) * width + numbers, total, mask=valid)

@@ -20,14 +20,9 @@ from octavo.token_windows import Chunk, Window
 TL_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
-def fits(dims: tuple[int, int]) -> bool:
+def takes(dims: tuple[int, int]) -> bool:
     """Whether there is room for keys and values of these widths in a tile; all else that specs say is taken."""
     return max(dims) <= attention_launch.MAX_DIM
-
-
-def takes(cache: KVCache) -> bool:
-    """Whether the kernels read and write this cache: those of 4 bits are the reference's."""
-    return cache.keys.dtype != INT4 and fits(cache.dims)
 
 
 @dataclass(frozen=True)
@@ -61,6 +56,7 @@ class _Keys:
             "BLOCK": self.block_size,
             "COMPUTE": TL_DTYPES[self.compute],
             "IS_INT8": self.keys.dtype == torch.int8,
+            "IS_INT4": self.keys.dtype == INT4,
             "IS_SHARED": is_shared,
         }
 
@@ -134,8 +130,8 @@ def sight_of(window: Window | None) -> tuple[Any, int]:
 
 
 def compute_dtype(held: torch.dtype, rows: torch.dtype) -> torch.dtype:
-    """What products are of: numbers as a cache has them, or for int8 as the step's rows are."""
-    return rows if held == torch.int8 else held
+    """What products are of: numbers as a cache has them, or where it has codes as the step's rows are."""
+    return held if held.is_floating_point else rows
 
 
 def attend_stored(

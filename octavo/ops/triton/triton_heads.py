@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.ops.paged_cache import KVCache
+from octavo.ops.paged_cache import GROUP, INT4, KVCache
 from octavo.ops.plans import AttentionPlan
 from octavo.ops.specs import AttentionSpec, HeadClip, HeadNorms, NormSpec
 from octavo.ops.triton import head_kernels
@@ -31,7 +31,7 @@ def store(rows: Tensor, cache: Tensor, plan: AttentionPlan) -> None:
         rows.stride(1),
         HEADS=heads,
         DIM=dim,
-        WIDTH=max(16, power_of_two(dim)),
+        WIDTH=_width(dim, cache),
         BLOCK=plan.block_size,
         ROWS=ROWS,
         num_warps=WARPS,
@@ -83,9 +83,9 @@ def prepare(
         NUM_HEADS=spec.num_heads,
         KV_HEADS=spec.num_kv_heads,
         DIM=spec.head_dim,
-        WIDTH=max(16, power_of_two(spec.head_dim)),
+        WIDTH=_width(spec.head_dim, cache.keys),
         VALUE_DIM=value_dim,
-        VALUE_WIDTH=max(16, power_of_two(value_dim)),
+        VALUE_WIDTH=_width(value_dim, cache.values),
         BLOCK=plan.block_size,
         ROWS=ROWS,
         PAIRS=0 if cos is None else cos.shape[1],
@@ -94,6 +94,11 @@ def prepare(
         enable_fp_fusion=False,
     )
     return query
+
+
+def _width(dim: int, cache: Tensor) -> int:
+    """Columns of rows of `dim` numbers: for int4 whole groups."""
+    return max(GROUP if cache.dtype == INT4 else 16, power_of_two(dim))
 
 
 def _transform_arguments(spec: AttentionSpec) -> dict[str, Any]:

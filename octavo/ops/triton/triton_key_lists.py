@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from octavo.ops.paged_cache import KVCache
+from octavo.ops.paged_cache import INT4, KVCache
 from octavo.ops.plans import AttentionPlan
 from octavo.ops.torch.key_lists import NO_KEY
 from octavo.ops.triton import key_lists_kernel
@@ -71,6 +71,7 @@ def _scores(
         SIGHT=sight,
         COMPUTE=TL_DTYPES[compute],
         IS_INT8=cache.keys.dtype == torch.int8,
+        IS_INT4=cache.keys.dtype == INT4,
         num_warps=sizes.warps,
         num_stages=sizes.stages,
         enable_fp_fusion=False,
