@@ -84,10 +84,16 @@ INLINE void store_int4(char* out, const float* x, int count) {
 
 INLINE void widen_int4(const char* from, float* to) {
     const auto* bytes = reinterpret_cast<const uint8_t*>(from);
-    const vec scale = broadcast(half_at(bytes + INT4_CODES)), low = broadcast(half_at(bytes + INT4_CODES + 2));
+    const auto* halves = bytes + INT4_CODES;
+#if defined(__F16C__)
+    const __m128 factors = _mm_cvtph_ps(_mm_loadu_si32(halves));  // of one by one, each would wait for a store
+    const float scale = factors[0], low = factors[1];
+#else
+    const float scale = half_at(halves), low = half_at(halves + sizeof(f16));
+#endif
     const ivec pairs = unsigned_numbers(bytes);
-    store(to, fmadd(to_float(pairs & 15), scale, low));
-    store(to + LANES, fmadd(to_float(pairs >> 4), scale, low));
+    store(to, fmadd(to_float(pairs & 15), broadcast(scale), broadcast(low)));
+    store(to + LANES, fmadd(to_float(pairs >> 4), broadcast(scale), broadcast(low)));
 }
 
 // How the tokens of a block lie under one head. Paired, a bfloat16 cache is as the processor's product of pairs reads
