@@ -158,7 +158,8 @@ single token is off by more than all the others together; so it is the mean that
 that was measured. bfloat16 keeps 8 bits (largest mean 0.07, of all cases 0.014). float16 keeps 3 more, so an eighth of
 that. int8 rounds weights to 7 bits of each output's largest and activations to 7 bits of 128 neighbours' largest, which
 on random weights is 6 or so (0.19; of all cases 0.03). q4 keeps 4 bits of 32 neighbours: on random weights, whose bits
-all count, it is a coarse model (0.75; 0.25), and tests/test_perplexity.py says what it does to a trained one.
+all count, it is a coarse model (0.75; 0.25), and tests/test_perplexity.py says what it does to a trained one. So is a
+cache of int4, which keeps as many of keys and values (0.65).
 """
 
 LOUDER = {
