@@ -4,9 +4,11 @@ import os
 
 import pytest
 import torch
+from torch import Tensor
 
 from octavo.ops import Backend, select_backend
 from octavo.ops.native import Library, NativeBackend, runnable
+from octavo.ops.paged_cache import INT4
 from octavo.ops.torch import TorchBackend
 
 REFERENCE = TorchBackend(torch.device("cpu"))
@@ -23,7 +25,22 @@ def rounds_queries(backend: Backend, dtype: torch.dtype) -> bool:
     """Whether products are of queries and weights rounded as keys are, in place of float32."""
     if backend.name.startswith("triton"):
         return dtype in (torch.bfloat16, torch.float16)
-    return dtype == torch.bfloat16 and backend.name in ("native (avx512_bf16)", "native (amx)")
+    return dtype in (torch.bfloat16, INT4) and backend.name in ("native (avx512_bf16)", "native (amx)")
+
+
+def assert_attended(got: Tensor, want: Tensor, backend: Backend, dtype: torch.dtype) -> None:
+    """Attention over a cache of `dtype`, as exact as its products are."""
+    rtol, atol = 1e-4, 1e-5
+    if rounds_queries(backend, dtype):
+        # To 8 bits. A score of 10, which widths of 256 reach, is off by 10 / 512, so that a weight is by 2%.
+        rtol = atol = 4e-2
+    elif dtype == torch.int8 and backend.name in WORDS:
+        rtol = atol = 1e-3  # to 15 or 16 bits
+    torch.testing.assert_close(got.double(), want, rtol=rtol, atol=atol)
+
+
+WORDS = [f"native ({name})" for name in ("avx512_vnni", "avx512_bf16", "amx", "avx_vnni")]
+"""Libraries that multiply codes by queries and weights of 16 bits."""
 
 
 @pytest.fixture(params=runnable())

@@ -6,6 +6,7 @@
 // row does not see change no bit of it, and are left out where that is cheap; and whether threads share a long context
 // by spans, as they do where there is little else to share, changes nothing either.
 // With a bfloat16 cache, on processors that multiply pairs of it, queries and weights are rounded to bfloat16 too.
+// With int8, on processors that add up products of words, queries and weights become words, whose sums with codes are exact.
 #include "attention_worker.h"
 
 namespace octavo {

@@ -1,90 +1,188 @@
 // Attention's products in registers: scores of queries with keys, weights with values, and laying keys and values out.
 #pragma once
 
+#include "attention_task.h"
 #include "cache.h"
 #include "functions.h"
 #include "rows.h"
 
 namespace octavo {
 
-constexpr int KEYS = 64;  // in a tile
 constexpr int KEY_VECTORS = KEYS / LANES;
 constexpr int ROWS = std::min(6, HELD - 1);  // queries that share each vector of keys or values that is loaded
 
+// How numbers are multiplied: as floats; in pairs of bfloat16, two in a lane; or, a cache of codes, in pairs of 16-bit
+// whole numbers, whose sums are exact.
+struct Floats {
+    using total = vec;
+    static constexpr int STEP = 1;  // numbers in a lane
+    static INLINE vec add(vec total, vec vectors, float by) { return fmadd(vectors, broadcast(by), total); }
+};
+
+struct Pairs {
+    using total = vec;
+    static constexpr int STEP = 2;
+    static INLINE vec add(vec total, vec pairs, float pair) {
 #if defined(__AVX512BF16__)
-template <typename C>
-constexpr bool PAIRED = std::is_same_v<C, bf16>;
+        return (vec)_mm512_dpbf16_ps((__m512)total, (__m512bh)pairs, (__m512bh)_mm512_set1_ps(pair));
 #else
+        return total + pairs * pair;  // never called
+#endif
+    }
+};
+
+INLINE ireg add_words(ireg total, ireg words, ireg by) {
+#if defined(__AVX512VNNI__)
+    return (ireg)_mm512_dpwssd_epi32((__m512i)total, (__m512i)words, (__m512i)by);
+#elif defined(__AVXVNNI__)
+    return (ireg)_mm256_dpwssd_avx_epi32((__m256i)total, (__m256i)words, (__m256i)by);
+#else
+    return total + words * by;  // never called
+#endif
+}
+BY_HALVES_3(add_words)
+
+struct Words {
+    using total = ivec;
+    static constexpr int STEP = 2;
+    static INLINE ivec add(ivec total, vec words, float by) {
+        return add_words(total, bit_cast<ivec>(words), broadcast(bit_cast<int32_t>(by)));
+    }
+};
+
+// Which of these a cache is computed with, where the processor has the instruction.
 template <typename C>
-constexpr bool PAIRED = false;
+struct ProductsOf {
+    using type = Floats;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct ProductsOf<bf16> {
+    using type = Pairs;
+};
+template <>
+struct ProductsOf<int4_row> {  // whose own errors are far larger than those of bfloat16
+    using type = Pairs;
+};
+#endif
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+template <>
+struct ProductsOf<int8_row> {
+    using type = Words;
+};
 #endif
 
-INLINE vec pair_product(vec total, vec pairs, float pair) {
-#if defined(__AVX512BF16__)
-    return (vec)_mm512_dpbf16_ps((__m512)total, (__m512bh)pairs, (__m512bh)_mm512_set1_ps(pair));
-#else
-    return total + pairs * pair;  // never called: PAIRED is false
-#endif
+// What numbers up to `peak` are multiplied by to become words, of which `products` are multiplied with codes: a power of
+// 2, so that whole numbers stay exact, and such that the sum is below 2^31.
+INLINE float word_factor(float peak, int64_t products) {
+    const int64_t most = std::min<int64_t>(32767, 0x7fffffff / (127 * products));
+    if (!(peak > 0.0f)) return 0.0f;
+    const float ratio = std::min(static_cast<float>(most) / peak, 0x1p100f);
+    return bit_cast<float>(bit_cast<uint32_t>(ratio) & 0x7f800000u);
 }
 
 // Vectors that R rows are multiplied with at a time.
 template <int R>
 constexpr int VECTORS = HELD >= 4 * (R + (R > 1)) ? 4 : HELD >= 2 * (R + (R > 1)) ? 2 : 1;
 
-// total[r][v] += x[r] * vectors[v]: numbers, or two in a pair. Rows of x lie `x_stride` apart.
-template <bool PAIRS, int R, int V>
-INLINE void add_products(const float* x, int64_t x_stride, const vec (&vectors)[V], vec (&total)[R][V]) {
+// total[r][v] += x[r] * vectors[v]. Rows of x lie `x_stride` apart.
+template <typename P, int R, int V>
+INLINE void add_products(const float* x, int64_t x_stride, const vec (&vectors)[V], typename P::total (&total)[R][V]) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
         const float by = x[r * x_stride];
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) {
-            total[r][v] =
-                PAIRS ? pair_product(total[r][v], vectors[v], by) : fmadd(vectors[v], broadcast(by), total[r][v]);
-        }
+        for (int v = 0; v < V; ++v) total[r][v] = P::add(total[r][v], vectors[v], by);
     }
 }
 
-// The scores of R rows of queries for V vectors of 16 keys, into rows of KEYS.
-template <bool PAIRS, int R, int V>
-void score(const float* queries, int64_t query_floats, const float* const* keys, int64_t steps, float scale, float* out) {
-    vec total[R][V];
+// The scores of R rows of queries for V vectors of 16 keys, into rows of KEYS: the products by the rows' scales and, of
+// codes, by the keys'.
+template <typename P, int R, int V>
+void score(const float* queries, int64_t query_floats, const float* const* keys, int64_t steps, const float* row_scales,
+           const float* key_scales, float* out) {
+    typename P::total total[R][V];
     clear(total);
 #pragma GCC unroll 2
     for (int64_t i = 0; i < steps; ++i) {
         vec vectors[V];
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) vectors[v] = load(keys[v] + i * LANES);
-        add_products<PAIRS, R, V>(queries + i, query_floats, vectors, total);
+        add_products<P, R, V>(queries + i, query_floats, vectors, total);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) store(out + r * KEYS + v * LANES, total[r][v] * scale);
+        for (int v = 0; v < V; ++v) {
+            vec scaled = to_float(total[r][v]) * row_scales[r];
+            if (std::is_same_v<P, Words>) scaled *= load(key_scales + v * LANES);
+            store(out + r * KEYS + v * LANES, scaled);
+        }
 }
 
-// Adds to V vectors of R rows of sums what `steps` steps of values, in parts of 16 keys, give with the rows' weights.
-template <bool PAIRS, int R, int V>
-void add_values(const float* weights, const float* const* parts, int64_t at, int64_t value_floats, int steps, float* sums,
-                int64_t stride) {
-    constexpr int PART_STEPS = LANES / (PAIRS ? 2 : 1);
-    vec total[R][V];
+// Adds to V vectors of R rows of sums what `steps` steps of values, in parts of 16 keys, give with the rows' weights; of
+// codes, by the rows' scales.
+template <typename P, int R, int V>
+void add_values(const float* weights, const float* const* parts, int64_t at, int64_t value_floats, int steps,
+                const float* row_scales, float* sums, int64_t stride) {
+    constexpr int PART_STEPS = LANES / P::STEP;
+    typename P::total total[R][V];
+    if constexpr (std::is_same_v<P, Words>) {
+        clear(total);
+    } else {
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
+        for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) total[r][v] = load(sums + r * stride + v * LANES);
+            for (int v = 0; v < V; ++v) total[r][v] = load(sums + r * stride + v * LANES);
+    }
     // One loop: compilers would move the sums to memory between the parts.
     for (int i = 0; i < steps; ++i) {
         const float* values = parts[i / PART_STEPS] + at + i % PART_STEPS * value_floats;
         vec vectors[V];
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) vectors[v] = load(values + v * LANES);
-        add_products<PAIRS, R, V>(weights + i, KEYS, vectors, total);
+        add_products<P, R, V>(weights + i, KEYS, vectors, total);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) store(sums + r * stride + v * LANES, total[r][v]);
+        for (int v = 0; v < V; ++v) {
+            float* to = sums + r * stride + v * LANES;
+            if constexpr (std::is_same_v<P, Words>) {
+                store(to, fmadd(to_float(total[r][v]), broadcast(row_scales[r]), load(to)));
+            } else {
+                store(to, total[r][v]);
+            }
+        }
+}
+
+// `count` floats, a multiple of a vector and zero past the row, as words: the nearest whole numbers of x * factor.
+INLINE void store_words(int16_t* to, const float* x, float factor, int count) {
+    for (int i = 0; i < count; i += LANES) store_as(to + i, convert<int16_t>(rounded(load(x + i) * factor)));
+}
+
+// Two of four codes in each lane as words: those whose bits `left` shifts to the top of a word.
+INLINE ireg words_of(ireg four, int left) {
+#if defined(__AVX512BW__)
+    return (ireg)_mm512_srai_epi16(_mm512_sll_epi16((__m512i)four, _mm_cvtsi32_si128(left)), 8);
+#elif defined(__AVX2__)
+    return (ireg)_mm256_srai_epi16(_mm256_sll_epi16((__m256i)four, _mm_cvtsi32_si128(left)), 8);
+#else
+    return four << left;  // never called
+#endif
+}
+template <int N>
+INLINE auto words_of(const Halves<int32_t, N>& four, int left) {
+    return join(words_of(four.low, left), words_of(four.high, left));
+}
+
+// 16 vectors of four codes of each lane to twice as many of two words: the first and the third, the second and the last.
+INLINE void widen_codes(const float* codes, float* words) {
+    for (int i = 0; i < LANES; ++i) {
+        const ivec four = load_as<ivec>(codes + i * LANES);
+        store_as(words + 2 * i * LANES, words_of(four, 8));
+        store_as(words + (2 * i + 1) * LANES, words_of(four, 0));
+    }
 }
 
 // 16 rows of 16 four-byte values, `stride` bytes apart, to columns.
@@ -148,6 +246,39 @@ INLINE void interleave(const uint16_t* a, const uint16_t* b, uint16_t* out, int 
         const __m512i x = _mm512_loadu_si512(a + i), y = _mm512_loadu_si512(b + i);
         _mm512_storeu_si512(out + 2 * i, _mm512_permutex2var_epi16(x, low, y));
         _mm512_storeu_si512(out + 2 * i + 32, _mm512_permutex2var_epi16(x, high, y));
+    }
+#endif
+    for (; i < dim; ++i) {
+        out[2 * i] = a[i];
+        out[2 * i + 1] = b[i];
+    }
+}
+
+// Two rows of `dim` codes to pairs of words.
+INLINE void interleave(const int8_t* a, const int8_t* b, int16_t* out, int dim) {
+    int i = 0;
+#if defined(__AVX512BW__)
+    // Eights of columns such that those of a half lie side by side once their bytes are.
+    const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+    for (; i + 64 <= dim; i += 64) {
+        const __m512i x = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(a + i));
+        const __m512i y = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(b + i));
+        const __m512i low = _mm512_unpacklo_epi8(x, y), high = _mm512_unpackhi_epi8(x, y);
+        int16_t* to = out + 2 * i;
+        for (const __m512i half : {low, high}) {
+            _mm512_storeu_si512(to, _mm512_cvtepi8_epi16(_mm512_castsi512_si256(half)));
+            _mm512_storeu_si512(to + 32, _mm512_cvtepi8_epi16(_mm512_extracti64x4_epi64(half, 1)));
+            to += 64;
+        }
+    }
+#endif
+#if defined(__AVX2__)
+    for (; i + LANES <= dim; i += LANES) {
+        const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(a + i));
+        const __m128i y = _mm_loadu_si128(reinterpret_cast<const __m128i*>(b + i));
+        auto* to = reinterpret_cast<__m256i*>(out + 2 * i);
+        _mm256_storeu_si256(to, _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(x, y)));
+        _mm256_storeu_si256(to + 1, _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(x, y)));
     }
 #endif
     for (; i < dim; ++i) {

@@ -5,83 +5,9 @@
 #include <limits>
 #include <vector>
 
-#include "attention_products.h"
-#include "scratch.h"
+#include "attention_tile.h"
 
 namespace octavo {
-
-constexpr int64_t SPAN = 512;   // keys that are summed by themselves
-constexpr int MAX_ROWS = 128;   // queries, of all heads of a group, in one task
-constexpr float LOG2_E = 1.44269504f;
-
-// What is attended, and how its numbers lie.
-struct Attention : arguments::attention {
-    explicit Attention(const arguments::attention& a)
-        : arguments::attention(a), query_stride(static_cast<int64_t>(a.num_heads) * a.key_dim) {}
-
-    DType query_dtype = DType::F32;
-    int64_t query_stride;                    // numbers from a row to the next, as of keys and values ...
-    int64_t key_stride = 0, value_stride = 0;  // ... where these lie in rows of all heads; 0 for a paged cache
-    int64_t ratio = 1;                       // tokens that a cached key is of, which lies in the block of their last
-    // Products of queries and of keys with vectors, and which of these is a distance's.
-    const float *query_vectors = nullptr, *key_vectors = nullptr;
-    const int64_t* vector_numbers = nullptr;
-    int64_t num_vectors = 0;
-};
-
-// Whether block-sparse attention lets a head's query see a block of keys.
-inline bool sees_block(const Attention& a, int64_t position, int head, int64_t block) {
-    if (position / a.sparse_block - block < a.local_blocks) return true;
-    return (block + (a.first_head + head) * a.head_step + 1) % a.sparse_stride == 0;
-}
-
-// The first and the last key that a run's query sees: up to itself or, where it sees all of the run, to the run's end.
-inline int64_t first_seen(const Attention& a, const AttentionRun& run, int64_t position) {
-    int64_t first = a.window ? position - a.window + 1 : a.chunk ? position / a.chunk * a.chunk : 0;
-    if (run.sees_all) first = std::min(first, run.start);
-    return std::max(first, run.first_key);
-}
-inline int64_t last_seen(const AttentionRun& run, int64_t position) {
-    return run.sees_all ? run.start + run.num_tokens - 1 : position;
-}
-
-// Rows `first` to `first + rows` of a run's [tokens * group] queries under one head of keys; of all its spans, or of one,
-// whose sums go to `partial`.
-struct Task {
-    const AttentionRun* run;
-    int kv_head, rows;
-    int64_t first;
-    int64_t span = -1;
-    float* partial = nullptr;
-};
-
-// The keys that one row of the batch sees, where there are lists of them: positions in ascending order, and then -1.
-struct KeyList {
-    const int32_t* keys;
-    int64_t count;
-
-    KeyList(const Attention& a, int64_t batch_row) : keys(a.key_lists + batch_row * a.list_size) {
-        count = std::partition_point(keys, keys + a.list_size, [](int32_t key) { return key >= 0; }) - keys;
-    }
-};
-
-// The keys that a task's rows see, and the spans that these are in: positions or, of a list, places in it.
-struct KeyRange {
-    int64_t begin, end;
-
-    KeyRange(const Attention& a, const Task& task) {
-        const int64_t group = a.num_heads / a.num_kv_heads, start = task.run->start;
-        if (a.key_lists != nullptr) {
-            begin = 0;
-            end = KeyList(a, task.run->first_row + task.first / group).count;
-            return;
-        }
-        end = last_seen(*task.run, start + (task.first + task.rows - 1) / group) + 1;
-        begin = first_seen(a, *task.run, start + task.first / group) / KEYS * KEYS;
-    }
-    int64_t first_span() const { return begin / SPAN; }
-    int64_t spans() const { return (end - 1) / SPAN - first_span() + 1; }
-};
 
 // What a row has summed: [the highest score, the weights' sum lane by lane, the values' sums], a vector each and more.
 constexpr int PEAK = 0, TOTAL = LANES, SUMS = 2 * LANES;
@@ -98,41 +24,20 @@ INLINE void join(float* sums, const float* more, int64_t floats) {
 
 // What one thread does, and its room for it.
 template <typename C>
-class Worker {
+class Worker : protected Tile<C> {
 public:
-    explicit Worker(const Attention& a)
-        : a_(a),
-          key_room_(static_cast<int>(round_up(a.key_dim, 2 * LANES))),
-          value_room_(static_cast<int>(round_up(a.value_dim, LANES))),
-          query_floats_(PAIRS ? key_room_ / 2 : key_room_),
-          state_floats_(static_cast<int>(state_floats(a))),
-          values_in_place_(std::is_same_v<C, float> && a.value_dim == value_room_ && a.block_size % LANES == 0 &&
-                           a.value_stride == 0 && a.key_lists == nullptr),
-          vector_floats_(LANES * (a.paired ? a.key_dim / 2 : query_floats_)),
-          steps_(PAIRS ? (a.key_dim + 1) / 2 : a.key_dim),
-          in_a_row_(a.key_stride || a.key_lists != nullptr || a.ratio > 1 ? 1 : std::min<int64_t>(a.block_size, LANES)),
-          at_key_(places(a.key_cache, a.key_dim, a.key_stride)),
-          at_value_(places(a.value_cache, a.value_dim, a.value_stride)) {
+    explicit Worker(const Attention& a) : Tile<C>(a), state_floats_(static_cast<int>(state_floats(a))) {
         static thread_local Scratch scratch;
-        const int64_t keys = KEYS * query_floats_, values = KEYS / STEP_KEYS * value_room_;
-        const int64_t queries = MAX_ROWS * query_floats_, states = MAX_ROWS * state_floats_;
-        const int64_t wide = LANES * std::max(key_room_, value_room_);
-        keys_ = reinterpret_cast<float*>(scratch.get((keys + values + queries + 2 * states + wide) * 4));
-        values_ = keys_ + keys;
-        queries_ = values_ + values;
+        const int64_t queries = MAX_ROWS * this->key_floats_, states = MAX_ROWS * state_floats_;
+        queries_ = reinterpret_cast<float*>(scratch.get((queries + 2 * states) * 4));
         states_ = queries_ + queries;
         before_ = states_ + states;
-        wide_ = before_ + states;
-        for (int v = 0; v < KEY_VECTORS; ++v) {
-            key_vectors_[v] = keys_ + v * vector_floats_;
-            value_parts_[v] = values_ + v * LANES / STEP_KEYS * value_room_;
-        }
     }
 
     void run(const Task& task) {
         const KeyRange seen(a_, task);
         place(task);
-        for (int r = 0; r < task.rows; ++r) lay_query(r);
+        for (int r = 0; r < task.rows; ++r) lay_query(r, a_.scale * LOG2_E);
         if (task.partial != nullptr) {
             add_span(task, seen, task.span);
             std::memcpy(task.partial, states_, static_cast<size_t>(task.rows) * state_floats_ * sizeof(float));
@@ -156,8 +61,10 @@ public:
     }
 
 protected:
-    static constexpr bool PAIRS = PAIRED<C>;
-    static constexpr int STEP_KEYS = PAIRS ? 2 : 1;  // keys whose values are added in one step
+    using typename Tile<C>::Products;
+    using Tile<C>::a_, Tile<C>::blocks_, Tile<C>::list_, Tile<C>::wide_, Tile<C>::key_scales_, Tile<C>::value_scales_;
+    using Tile<C>::CODES, Tile<C>::PAIRS, Tile<C>::STEP;
+
     static constexpr float LOWEST = -1e30f;  // below every score, and finite: its difference to itself is zero
 
     // Where the task's rows stand.
@@ -187,7 +94,7 @@ protected:
         for (int r = 0; r < task.rows; ++r) state(r)[PEAK] = LOWEST;
         const int64_t last = std::min(seen.end, (span + 1) * SPAN);
         for (int64_t begin = std::max(seen.begin, span * SPAN); begin < last; begin += KEYS) {
-            prefetch(task.kv_head, begin + KEYS, last);
+            this->prefetch(task.kv_head, begin + KEYS, last);
             tile(task, begin, seen.end);
         }
     }
@@ -216,121 +123,37 @@ protected:
         }
     }
 
-    // Where keys or values are: the first of all, and the bytes between blocks, heads and rows.
-    struct Places {
-        const char* first;
-        int64_t block, head, row;
-    };
-
-    Places places(const void* first, int dim, int64_t stride) const {
-        const int64_t bytes = row_bytes<C>(dim), row = stride * static_cast<int64_t>(sizeof(C));
-        if (stride) return {static_cast<const char*>(first), row, bytes, row};
-        const int64_t rows = (a_.block_size + a_.ratio - 1) / a_.ratio;  // of a block
-        return {static_cast<const char*>(first), a_.num_kv_heads * rows * bytes, rows * bytes, bytes};
-    }
-
-    const char* cached(const Places& at, int64_t position, int kv_head) const {
-        if (list_ != nullptr) position = list_[position];
-        int64_t block = position / a_.block_size, offset = position % a_.block_size;
-        if (a_.ratio > 1) {
-            const int64_t last = (position + 1) * a_.ratio - 1;
-            block = last / a_.block_size;
-            offset = last % a_.block_size / a_.ratio;
-        }
-        return at.first + blocks_[block] * at.block + kv_head * at.head + offset * at.row;
-    }
-
-    void lay_query(int r) {
-        float* to = queries_ + static_cast<int64_t>(r) * query_floats_;
-        float* wide = PAIRS ? wide_ : to;
+    void lay_query(int r, float scale) {
+        float* to = queries_ + static_cast<int64_t>(r) * this->key_floats_;
+        float* wide = STEP > 1 ? wide_ : to;
         const int64_t from = batch_row_[r] * a_.query_stride + static_cast<int64_t>(head_[r]) * a_.key_dim;
         WITH_TYPE(a_.query_dtype, Q, {
             const auto* query = reinterpret_cast<const Q*>(a_.query) + from;
-            widen_row<Q>(reinterpret_cast<const char*>(query), wide, a_.key_dim, key_room_);
+            widen_row<Q>(reinterpret_cast<const char*>(query), wide, a_.key_dim, this->key_room_);
         })
-        if (PAIRS) {
-            for (int i = 0; i < key_room_; i += LANES) store(reinterpret_cast<bf16*>(to) + i, load(wide + i));
+        row_scales_[r] = scale;
+        if constexpr (PAIRS) {
+            for (int i = 0; i < this->key_room_; i += LANES) store(reinterpret_cast<bf16*>(to) + i, load(wide + i));
+        } else if constexpr (CODES) {
+            const float factor = word_factor(largest(wide, this->key_room_), a_.key_dim);
+            auto* words = reinterpret_cast<int16_t*>(to);
+            store_words(words, wide, factor, this->key_room_);
+            for (int i = 0; i < this->key_room_; i += 4) std::swap(words[i + 1], words[i + 2]);  // as codes are widened
+            row_scales_[r] = factor > 0.0f ? scale / factor : largest(wide, this->key_room_);  // zero, or not a number
         }
     }
 
-    // Brings a tile into the cache while the one before it is computed: no processor foresees the order of blocks.
-    void prefetch(int kv_head, int64_t begin, int64_t end) const {
-        const int64_t key_bytes = row_bytes<C>(a_.key_dim), value_bytes = row_bytes<C>(a_.value_dim);
-        const int64_t last = std::min(end, begin + KEYS);
-        for (int64_t at = begin; at < last; at += in_a_row_) {
-            const char *keys = cached(at_key_, at, kv_head), *values = cached(at_value_, at, kv_head);
-            for (int64_t b = 0; b < in_a_row_ * key_bytes; b += 64) __builtin_prefetch(keys + b, 0, 2);
-            for (int64_t b = 0; b < in_a_row_ * value_bytes; b += 64) __builtin_prefetch(values + b, 0, 2);
-        }
-    }
-
-    // What is as the products read it is left where it is: 16 tokens in a row. What lies past the end is finite, and
-    // is masked.
-    void point(const float** to, const Places& at, int kv_head, int64_t begin, int vectors) {
-        for (int v = 0; v < vectors; ++v) {
-            to[v] = reinterpret_cast<const float*>(cached(at, begin + v * LANES, kv_head));
-        }
-    }
-
-    // The tile's keys, into [vectors][steps][16 keys].
-    void lay_keys(int kv_head, int64_t begin, int64_t end) {
-        for (int v = 0; v < KEY_VECTORS; ++v) {
-            if (begin + v * LANES >= end) break;
-            const float* rows[LANES];
-            for (int k = 0; k < LANES; ++k) {
-                // Past the end the last key stands in; its scores are masked.
-                const int64_t position = std::min(begin + v * LANES + k, end - 1);
-                const char* from = cached(at_key_, position, kv_head);
-                if (a_.key_dim == key_room_ && (PAIRS || std::is_same_v<C, float>)) {
-                    rows[k] = reinterpret_cast<const float*>(from);
-                } else {
-                    float* wide = wide_ + k * key_room_;
-                    if (PAIRS) {
-                        std::memset(wide, 0, key_room_ * sizeof(bf16));
-                        std::memcpy(wide, from, a_.key_dim * sizeof(bf16));
-                    } else {
-                        widen_row<C>(from, wide, a_.key_dim, key_room_);
-                    }
-                    rows[k] = wide;
-                }
-            }
-            float* to = keys_ + v * vector_floats_;
-            for (int i = 0; i < steps_; i += LANES) {
-                transpose(rows, to + i * LANES);
-                for (auto& row : rows) row += LANES;
-            }
-        }
-    }
-
-    // The tile's values, into [keys][value_room], or in pairs of keys.
-    void lay_values(int kv_head, int64_t begin, int64_t end) {
-        const auto row = [&](int64_t position) { return cached(at_value_, position, kv_head); };
-        if (PAIRS) {
-            static const std::vector<uint16_t> zeros(MAX_HEAD_DIM, 0);
-            for (int k = 0; k < KEYS && begin + k < end; k += 2) {
-                const auto* a = reinterpret_cast<const uint16_t*>(row(begin + k));
-                const auto* b = begin + k + 1 < end ? reinterpret_cast<const uint16_t*>(row(begin + k + 1)) : zeros.data();
-                auto* to = reinterpret_cast<uint16_t*>(values_ + static_cast<int64_t>(k / 2) * value_room_);
-                interleave(a, b, to, a_.value_dim);
-                std::fill(to + 2 * a_.value_dim, to + 2 * value_room_, uint16_t{0});
-            }
-        } else {
-            for (int k = 0; k < KEYS && begin + k < end; ++k) {
-                widen_row<C>(row(begin + k), values_ + static_cast<int64_t>(k) * value_room_, a_.value_dim, value_room_);
-            }
-        }
+    // The largest size of `count` numbers, a multiple of a vector; not a number where one of them is none.
+    static float largest(const float* x, int count) {
+        vec peaks = {};
+        for (int i = 0; i < count; i += LANES) peaks = larger(absolute(load(x + i)), peaks);
+        return highest(peaks) + nothing_or_nan(x, count);
     }
 
     void tile(const Task& task, int64_t begin, int64_t end) {
         const int count = static_cast<int>(std::min<int64_t>(KEYS, end - begin));
-        const int vectors = static_cast<int>(round_up(count, LANES) / LANES);
         if (!any_sees(0, task.rows, begin)) return;
-        const bool paired = PAIRS && a_.paired;
-        if (paired) point(key_vectors_, at_key_, task.kv_head, begin, vectors);
-        else lay_keys(task.kv_head, begin, end);
-        if (paired || values_in_place_) point(value_parts_, at_value_, task.kv_head, begin, vectors);
-        else lay_values(task.kv_head, begin, end);
-        const float scale = a_.scale * LOG2_E;
+        this->lay(task.kv_head, begin, end);
         int r = 0;
         while (last_key_[r] < begin) ++r;  // these rows see no key of the tile
         for (int rows; r < task.rows; r += rows) {
@@ -339,7 +162,7 @@ protected:
             // Keys that come after would get the weight zero.
             const int seen = static_cast<int>(std::min<int64_t>(count, last_key_[r + rows - 1] - begin + 1));
             const int of_seen = static_cast<int>(round_up(seen, LANES) / LANES);
-            with_rows<ROWS>(rows, [&](auto of) { score_rows<decltype(of)::value>(r, of_seen, scale); });
+            with_rows<ROWS>(rows, [&](auto of) { score_rows<decltype(of)::value>(r, of_seen); });
             for (int i = 0; i < rows; ++i) weigh(r + i, begin, scores_ + i * KEYS, of_seen);
             with_rows<ROWS>(rows, [&](auto of) { add_rows<decltype(of)::value>(r, seen); });
         }
@@ -358,11 +181,11 @@ protected:
     }
 
     template <int R>
-    void score_rows(int r, int vectors, float scale) {
-        const float* queries = queries_ + static_cast<int64_t>(r) * query_floats_;
+    void score_rows(int r, int vectors) {
+        const float* queries = queries_ + static_cast<int64_t>(r) * this->key_floats_;
         const auto some = [&](auto of, int v) {
-            score<PAIRS, R, decltype(of)::value>(queries, query_floats_, key_vectors_ + v, steps_, scale,
-                                                 scores_ + v * LANES);
+            score<Products, R, decltype(of)::value>(queries, this->key_floats_, this->key_vectors_ + v, this->steps_, row_scales_ + r,
+                                                    key_scales_ + v * LANES, scores_ + v * LANES);
         };
         by_vectors<VECTORS<R>>(vectors, some);
     }
@@ -477,33 +300,40 @@ protected:
 
     template <int R>
     void add_rows(int r, int count) {
-        const int steps = (count + STEP_KEYS - 1) / STEP_KEYS;
-        if (PAIRS) {
-            for (int i = 0; i < R * KEYS; i += KEYS) {
-                for (int v = 0; v < KEYS; v += LANES) {
-                    store(reinterpret_cast<bf16*>(scores_ + i) + v, load(scores_ + i + v));
-                }
+        const int steps = (count + STEP - 1) / STEP;
+        float back[R] = {};  // from words to weights
+        for (int i = 0; i < R; ++i) {
+            float* weights = scores_ + i * KEYS;
+            if constexpr (PAIRS) {
+                for (int v = 0; v < KEYS; v += LANES) store(reinterpret_cast<bf16*>(weights) + v, load(weights + v));
+            } else if constexpr (CODES) {
+                back[i] = weights_to_words(weights, count);
             }
         }
         const auto some = [&](auto of, int v) {
-            add_values<PAIRS, R, decltype(of)::value>(scores_, value_parts_, v * LANES, value_room_, steps,
-                                               state(r) + SUMS + v * LANES, state_floats_);
+            add_values<Products, R, decltype(of)::value>(scores_, this->value_parts_, v * LANES, this->value_room_, steps, back,
+                                                         state(r) + SUMS + v * LANES, state_floats_);
         };
-        by_vectors<VECTORS<R>>(value_room_ / LANES, some);
+        by_vectors<VECTORS<R>>(this->value_room_ / LANES, some);
     }
 
-    const Attention& a_;
-    const int key_room_, value_room_, query_floats_, state_floats_;
-    const bool values_in_place_;
-    const int vector_floats_, steps_;  // of 16 keys, and of a score
-    const int64_t in_a_row_;  // keys that lie one after the other, at least
-    const Places at_key_, at_value_;
-    const int64_t* blocks_ = nullptr;
-    const int32_t* list_ = nullptr;  // of keys, whose places in it stand for positions
-    float *keys_, *values_, *queries_;  // the tile's keys and values, the task's queries
-    float *states_, *before_, *wide_;   // sums over a span, and over all before it; a row or a few, widened
-    const float *key_vectors_[KEY_VECTORS], *value_parts_[KEY_VECTORS];  // of 16 keys each, laid out or in the cache
+    // A row's weights times the values' scales to words, in their place. Returns what a word's one stands for.
+    float weights_to_words(float* weights, int count) {
+        vec peaks = {};
+        for (int v = 0; v < count; v += LANES) {  // to the vector's end, where weights are zero
+            const vec scaled = load(weights + v) * load(value_scales_ + v);
+            store(weights + v, scaled);
+            peaks = larger(scaled, peaks);
+        }
+        const float factor = word_factor(highest(peaks), KEYS), none = nothing_or_nan(weights, count);
+        store_words(reinterpret_cast<int16_t*>(weights), weights, factor, static_cast<int>(round_up(count, LANES)));
+        return (factor > 0.0f ? 1.0f / factor : 0.0f) + none;
+    }
+
+    const int state_floats_;
+    float *queries_, *states_, *before_;  // the task's queries; sums over a span, and over all before it
     alignas(64) float scores_[ROWS * KEYS] = {};
+    float row_scales_[MAX_ROWS];  // of a query's products: the attention's scale and, of words, the query's own
     int64_t position_[MAX_ROWS], first_key_[MAX_ROWS], last_key_[MAX_ROWS], batch_row_[MAX_ROWS];
     int head_[MAX_ROWS];
 };

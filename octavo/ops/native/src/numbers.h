@@ -110,8 +110,12 @@ INLINE void store_some(T* p, vec v, int count) {
 INLINE float as_float(float x) { return x; }
 INLINE float as_float(bf16 x) { return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
 INLINE float as_float(f16 x) {
+#if defined(__F16C__)
+    return _cvtsh_ss(x.bits);
+#else
     const f16 buffer[LANES] = {x};
     return load(buffer)[0];
+#endif
 }
 template <typename T>
 INLINE void set(T* p, float x) {

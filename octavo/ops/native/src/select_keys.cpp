@@ -37,7 +37,7 @@ public:
         for (int first = 0; first < heads; first += MAX_ROWS) {
             const int count = std::min(MAX_ROWS, heads - first);
             this->place({token.run, 0, count, token.number * heads + first});
-            for (int r = 0; r < count; ++r) this->lay_query(r);
+            for (int r = 0; r < count; ++r) this->lay_query(r, 1.0f);
             for (int64_t tile = begin; tile < end; tile += KEYS) {
                 this->prefetch(0, tile + KEYS, end);
                 this->lay_keys(0, tile, token.end);
@@ -51,7 +51,7 @@ private:
         const int vectors = static_cast<int>(round_up(keys, LANES) / LANES);
         for (int r = 0, rows; r < heads; r += rows) {
             rows = next_rows(heads - r, ROWS);
-            with_rows<ROWS>(rows, [&](auto of) { this->template score_rows<decltype(of)::value>(r, vectors, 1.0f); });
+            with_rows<ROWS>(rows, [&](auto of) { this->template score_rows<decltype(of)::value>(r, vectors); });
             for (int v = 0; v < vectors; ++v) {
                 vec total = load(scores + v * LANES);
                 for (int i = 0; i < rows; ++i) {
