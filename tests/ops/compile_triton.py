@@ -122,6 +122,8 @@ def attention(backend: TritonBackend) -> None:
     attend(backend, (8, 32, 128, 128), torch.int8, alibi_slopes=torch.ones(32))
     attend(backend, (8, 32, 128, 128), INT4)
     attend(backend, (2, 8, 80, 80), INT4, window=128)
+    attend(backend, (2, 8, 80, 256), torch.bfloat16)
+    attend(backend, (2, 8, 256, 128), torch.bfloat16)
     attend(backend, (8, 32, 128, 128), torch.float32, interleaved=True)
     attend(backend, (4, 32, 64, 64), torch.float16, sinks=torch.ones(32), window=128)
     attend(backend, (8, 8, 80, 80), torch.bfloat16, sparse=BlockSparse(64, 16, 8, 1))

@@ -168,16 +168,11 @@ def heads_kernel(
     is_row = rows < count
     base = qkv + rows.to(tl.int64) * row_stride
     if head >= NUM_HEADS + KV_HEADS:
-        columns, kv_head = tl.arange(0, VALUE_WIDTH), head - NUM_HEADS - KV_HEADS
-        is_column = columns < VALUE_DIM
-        mask = is_row[:, None] & is_column[None, :]
-        place = base + (NUM_HEADS + KV_HEADS) * DIM + kv_head * VALUE_DIM
-        x = tl.load(place[:, None] + columns[None, :], mask=mask, other=0.0).to(tl.float32)
-        x = _clipped(x, CLIP_BEFORE, DTYPE)
-        mean, factor = _norm_factors(x, columns, VALUE_DIM, VALUE_NORM, value_eps)
-        x = _normed(x, mean, factor, value_weight, value_bias, columns, is_column, VALUE_NORM, DTYPE)
-        x = _clipped(x, CLIP_AFTER, DTYPE)
-        _store(values, x, own, is_row & (own >= 0), kv_head, columns, KV_HEADS, VALUE_DIM, BLOCK)
+        _value_head(
+            base + (NUM_HEADS + KV_HEADS) * DIM, values, own, is_row, head - NUM_HEADS - KV_HEADS,
+            value_weight, value_bias, value_eps,
+            KV_HEADS, VALUE_DIM, VALUE_WIDTH, BLOCK, CLIP_BEFORE, CLIP_AFTER, VALUE_NORM, DTYPE,
+        )  # fmt: skip
     else:
         columns = tl.arange(0, WIDTH)
         if IS_INTERLEAVED:
@@ -209,6 +204,36 @@ def heads_kernel(
                 DIM, PAIRS, CLIP_BEFORE, CLIP_AFTER, KEY_NORM, DTYPE,
             )  # fmt: skip
             _store(keys, x, own, is_row & (own >= 0), kv_head, columns, KV_HEADS, DIM, BLOCK)
+
+
+@triton.jit
+def _value_head(
+    base,
+    values,
+    own,
+    is_row,
+    kv_head,
+    weight,
+    bias,
+    eps,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CLIP_BEFORE: tl.constexpr,
+    CLIP_AFTER: tl.constexpr,
+    NORM: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """A function of its own: where branches of one give a name two widths, it does not compile."""
+    columns = tl.arange(0, WIDTH)
+    is_column = columns < DIM
+    mask = is_row[:, None] & is_column[None, :]
+    x = tl.load((base + kv_head * DIM)[:, None] + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+    x = _clipped(x, CLIP_BEFORE, DTYPE)
+    mean, factor = _norm_factors(x, columns, DIM, NORM, eps)
+    x = _clipped(_normed(x, mean, factor, weight, bias, columns, is_column, NORM, DTYPE), CLIP_AFTER, DTYPE)
+    _store(values, x, own, is_row & (own >= 0), kv_head, columns, KV_HEADS, DIM, BLOCK)
 
 
 @triton.jit
