@@ -16,11 +16,13 @@ GENERATE: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": ["x", "y", "z"], "n": 4, **LONG},
     "/v1/chat/completions": {**CHAT, "n": 4},
 }
+TEXTS = [f"{i} " + "y" * 1200 for i in range(300)]
+"""Which differ from their beginnings on: what the prefix cache has is done before anybody sees that it runs."""
 EMBED: dict[str, dict[str, Any]] = {
-    "/v1/embeddings": {"input": ["x" * 1500] * 300},
-    "/pooling": {"input": ["x" * 1500] * 300},
-    "/score": {"text_1": "x" * 1500, "text_2": ["y" * 1000 + str(i) for i in range(300)]},
-    "/rerank": {"query": "x" * 1500, "documents": ["y" * 1000 + str(i) for i in range(300)]},
+    "/v1/embeddings": {"input": [f"0{text}" for text in TEXTS]},
+    "/pooling": {"input": [f"1{text}" for text in TEXTS]},
+    "/score": {"text_1": "x" * 1200, "text_2": [f"2{text}" for text in TEXTS]},
+    "/rerank": {"query": "x" * 1200, "documents": [f"3{text}" for text in TEXTS]},
 }
 
 

@@ -35,7 +35,7 @@ def route(
 def _largest(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """As `topk`, which takes any of equals."""
     values, places = x.sort(dim=-1, descending=True, stable=True)
-    return values[:, :count], places[:, :count]
+    return values[:, :count].contiguous(), places[:, :count].contiguous()
 
 
 def _weights(weights: Tensor, spec: RouterSpec) -> Tensor:

@@ -31,8 +31,9 @@ def chats() -> None:
     parsed = client.chat.completions.parse(**LONG, response_format=Person).choices[0].message.parsed
     assert parsed.mood in ("glad", "sad")
     tools = [openai.pydantic_function_tool(Person)]
-    with client.chat.completions.stream(**LONG, tools=tools, tool_choice="required") as stream:
-        call = stream.get_final_completion().choices[0].message.tool_calls[0]  # or more
+    one = {"tool_choice": "required", "parallel_tool_calls": False}  # of more, max_tokens could cut the last
+    with client.chat.completions.stream(**LONG, tools=tools, **one) as stream:
+        (call,) = stream.get_final_completion().choices[0].message.tool_calls
     assert call.function.parsed_arguments.mood in ("glad", "sad")
     again = [
         *HELLO,
