@@ -23,12 +23,12 @@ from models import LLAMA_1B
 from random_model import write_random_model
 
 ANSWER = 32
-SHORT = 256
-"""Tokens whose attention costs next to nothing."""
+SHORT, SHORT_ROUNDS = 256, 9
+"""Tokens whose attention costs next to nothing, and how often they are timed: all shares are counted from them."""
 WORKER = """
 import json, random, sys
 from octavo import LLM, SamplingParams
-folder, options, lengths, rounds, answer = json.loads(sys.argv[1])
+folder, options, rounds, answer = json.loads(sys.argv[1])
 llm = LLM(folder, skip_tokenizer_init=True, **options)
 rng = random.Random(0)
 def seconds(length):
@@ -37,8 +37,8 @@ def seconds(length):
     times = llm.generate([{"prompt_token_ids": prompt}], values, use_tqdm=False)[0].metrics
     return times.first_token_time - times.arrival_time, times.last_token_time - times.first_token_time
 seconds(256)
-for length in lengths:
-    print(json.dumps([length, [seconds(length) for _ in range(rounds)]]), flush=True)
+for length, count in rounds:
+    print(json.dumps([length, [seconds(length) for _ in range(count)]]), flush=True)
 llm.llm_engine.engine.executor.close()
 """
 WINDOWS = {
@@ -67,7 +67,8 @@ def measured(
 ) -> dict[int, tuple[float, float]]:
     """By length, medians of seconds to read a prompt and to write `answer` tokens after its first."""
     options = {"hf_overrides": {"max_position_embeddings": 1 << 18}, "max_num_seqs": 2, **options}
-    given = json.dumps([str(folder), options, lengths, rounds, answer])
+    each = [(length, max(rounds, SHORT_ROUNDS) if length == SHORT else rounds) for length in lengths]
+    given = json.dumps([str(folder), options, each, answer])
     environment = {**os.environ, "PYTHONPATH": str(document.ROOT), "PYTHONSAFEPATH": "1"}
     command = [sys.executable, "-c", WORKER, given]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)

@@ -1,6 +1,6 @@
 """Golden cases answered by Triton's kernels under its interpreter: one, and with --interpreted of every text row.
 
-Of each prompt, the first tokens of its answer: those of a prefill, and of steps that are recorded and run again.
+Of each row's prompts, the first tokens of the answer: those of a prefill, and of steps that are recorded and run again.
 """
 
 from pathlib import Path
@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from tests.golden import CASES, has_media, read_case
+from tests.golden import CASES, case_named, has_media, read_case
 from tests.test_golden import agrees
 
 pytest.importorskip("triton")
 
-SAMPLE = {"LlamaForCausalLM--llama1-keys"}
+SAMPLE = "LlamaForCausalLM--llama1-keys"
 TOKENS = 4
 
 
@@ -40,13 +40,17 @@ def shortened(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "golden" in metafunc.fixturenames:
-        sample = [path for path in CASES if path.stem in SAMPLE]
-        chosen = shortest() if metafunc.config.getoption("--interpreted") else sample
-        metafunc.parametrize("golden", chosen, ids=lambda path: path.stem)
+    if "row" in metafunc.fixturenames:
+        chosen = shortest() if metafunc.config.getoption("--interpreted") else []
+        metafunc.parametrize("row", chosen, ids=lambda path: path.stem)
 
 
-def test_a_golden_case(golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_golden_case(tmp_path: Path) -> None:
+    agrees(case_named(SAMPLE), tmp_path, ops="triton", device="cpu")
+
+
+@pytest.mark.interpreted
+def test_a_case_of_each_row(row: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program goes over all of a row's keys: a recorded step has one for each 512 that there is room for, else."""
     monkeypatch.setattr("octavo.ops.triton.attention_launch.ENOUGH_PROGRAMS", 0)
-    agrees(shortened(read_case(golden)), tmp_path, ops="triton", device="cpu")
+    agrees(shortened(read_case(row)), tmp_path, ops="triton", device="cpu")

@@ -78,24 +78,23 @@ _BY_KIND: dict[Kind, str] = {
     WINDOW: "attention_chunk_size sliding_window_size local_attention sliding_window window_length",
     TOKEN: "image_token_id video_token_id audio_token_id decoder_start_token_id pad_token_id bos_token_id",
     TOKENS: "eos_token_id",
-    FLAG: """norm_before_residual use_aux_hidden_state original_lm_head medusa_fc_bias linear_heads_in_turn
-        linear_qkv_apart attention_k_eq_v use_double_wide_mlp enable_moe_block classifier_bias norm_bias
-        indexer_rope_interleave share_encoder_decoder_embeddings scale_decoder_outputs logn_attention_scale prenorm
-        parallel_block use_rms_norm causal mlp_fc1_bias mlp_fc2_bias qkv_proj_bias rotary_emb_interleaved
-        attention_out_bias is_original_qwen3_reranker mrope_interleaved mup_enabled use_routing_bias qk_norm use_cla
-        route_norm attention_bias mlp_bias bias use_bias qkv_bias use_qkv_bias lm_head_bias enable_bias no_bias
-        add_bias_linear add_qkv_bias mamba_proj_bias mamba_conv_bias use_conv_bias tie_word_embeddings alibi multi_query
-        multi_query_attention new_decoder_architecture parallel_attn parallel_attn_mlp_res use_parallel_residual
-        use_qk_norm qk_layernorm qk_ln norm_topk_prob use_sliding_window moe_renormalize scale_embedding
-        scale_attn_weights scale_attn_by_inverse_layer_idx scale_qk_dot_by_d mup_scale_qk_dot_by_d mup_use_scaling
-        rmsnorm post_layer_norm apply_residual_connection_post_layernorm do_layer_norm_before
-        layer_norm_elementwise_affine _remove_final_layer_norm learned_pos_emb blocksparse_homo_head_pattern no_op
-        replace_with_linear truncate use_decoder_only_language_model drop_vision_last_layer multimodal_projector_bias
-        adapter_bias projector_ln_mid qk_normalization norm_after attention_layer_norm weight_tying swin_norm
-        block_auto_adjust_ff_dim tie_embedding conv_bias use_expert_bias mamba_rms_norm mamba_norm_before_gate
-        projectors_bias use_mem_rope use_shared_attention_adapter use_long_context rope_interleave double_latent
-        use_hd_transform with_learnable_separator relative_attention position_biased_input share_att_key
-        linear_allow_neg_eigval is_matryoshka altup_correct_scale""",
+    FLAG: """share_encoder_decoder_embeddings scale_attn_by_inverse_layer_idx apply_residual_connection_post_layernorm
+        is_original_qwen3_reranker alibi new_decoder_architecture multimodal_projector_bias use_shared_attention_adapter
+        indexer_rope_interleave qkv_proj_bias _remove_final_layer_norm block_auto_adjust_ff_dim with_learnable_separator
+        use_double_wide_mlp rotary_emb_interleaved drop_vision_last_layer mamba_norm_before_gate linear_allow_neg_eigval
+        scale_decoder_outputs multi_query_attention parallel_attn_mlp_res use_parallel_residual mup_scale_qk_dot_by_d
+        norm_before_residual use_aux_hidden_state linear_heads_in_turn logn_attention_scale causal position_biased_input
+        route_norm tie_word_embeddings do_layer_norm_before replace_with_linear attention_layer_norm altup_correct_scale
+        attention_out_bias mrope_interleaved use_sliding_window scale_attn_weights scale_qk_dot_by_d relative_attention
+        linear_qkv_apart attention_k_eq_v enable_moe_block use_routing_bias projector_ln_mid qk_normalization norm_after
+        medusa_fc_bias classifier_bias add_bias_linear mamba_proj_bias mamba_conv_bias use_long_context use_hd_transform
+        moe_renormalize scale_embedding mup_use_scaling post_layer_norm learned_pos_emb use_expert_bias projectors_bias
+        parallel_block attention_bias mlp_bias use_conv_bias parallel_attn norm_topk_prob mamba_rms_norm rope_interleave
+        use_rms_norm mlp_fc1_bias mlp_fc2_bias bias use_qkv_bias tie_embedding double_latent share_att_key is_matryoshka
+        norm_bias mup_enabled lm_head_bias enable_bias add_qkv_bias qk_layernorm adapter_bias weight_tying use_mem_rope
+        prenorm qk_norm use_cla use_bias qkv_bias no_bias multi_query use_qk_norm rmsnorm truncate swin_norm conv_bias
+        qk_ln no_op
+        original_lm_head layer_norm_elementwise_affine blocksparse_homo_head_pattern use_decoder_only_language_model""",
     TEXT: """mtp_hybrid_override_pattern classifier_pooling feed_forward_proj hybrid_override_pattern scoring_func
         score_func qk_norm_type model_type problem_type sbert_ce_default_activation_function layer_norm_type
         hd_transform_order position_embedding_type topk_method attn_type rope_type type dtype torch_dtype vision_encoder
@@ -104,13 +103,12 @@ _BY_KIND: dict[Kind, str] = {
         hidden_activation activation_function activation projector_hidden_act pooler_hidden_act conv_act""",
     EPSILON: """time_step_min hc_eps moe_norm_min image_norm_eps rms_norm_eps layer_norm_eps layer_norm_epsilon
         layernorm_epsilon norm_epsilon mixer_rms_eps router_jitter_noise""",
-    SCALE: """full_attn_alpha_factor full_attn_beta_factor linear_attn_alpha_factor linear_attn_beta_factor
-        mlp_alpha_factor mlp_beta_factor llama_4_scaling_beta attention_value_scale router_scaling_factor route_scale
-        key_multiplier attention_in_multiplier attention_out_multiplier ssm_in_multiplier ssm_out_multiplier
-        lm_head_multiplier attention_multiplier residual_multiplier embedding_multiplier scale_emb scale_depth
-        routed_scaling_factor mup_attn_multiplier mup_embedding_multiplier mup_embeddings_scale embeddings_scale
-        mup_output_alpha mup_width_scale width_scale softmax_scale hidden_act_param mscale mscale_all_dim
-        moe_normalize_expert_weights attn_scale""",
+    SCALE: """linear_attn_alpha_factor attention_out_multiplier mup_embedding_multiplier moe_normalize_expert_weights
+        llama_4_scaling_beta attention_value_scale router_scaling_factor attention_multiplier routed_scaling_factor
+        route_scale ssm_out_multiplier residual_multiplier embedding_multiplier mup_attn_multiplier mup_embeddings_scale
+        mlp_alpha_factor ssm_in_multiplier lm_head_multiplier embeddings_scale mup_output_alpha hidden_act_param mscale
+        key_multiplier scale_emb scale_depth mup_width_scale width_scale softmax_scale mscale_all_dim attn_scale
+        full_attn_alpha_factor full_attn_beta_factor linear_attn_beta_factor mlp_beta_factor attention_in_multiplier""",
     FACTOR: """norm_eps alpha logits_soft_cap swiglu_limit swiglu_alpha logits_scaling dim_model_base
         mup_width_multiplier rope_position_scale rope_ratio clip_qkv gegelu_limit attn_logit_softcapping
         final_logit_softcapping query_pre_attn_scalar alibi_bias_max expand mamba_expand expansion_ratio ffn_mult

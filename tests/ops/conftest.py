@@ -28,19 +28,30 @@ def rounds_queries(backend: Backend, dtype: torch.dtype) -> bool:
     return dtype in (torch.bfloat16, INT4) and backend.name in ("native (avx512_bf16)", "native (amx)")
 
 
-def assert_attended(got: Tensor, want: Tensor, backend: Backend, dtype: torch.dtype) -> None:
-    """Attention over a cache of `dtype`, as exact as its products are."""
-    rtol, atol = 1e-4, 1e-5
-    if rounds_queries(backend, dtype):
-        # To 8 bits. A score of 10, which widths of 256 reach, is off by 10 / 512, so that a weight is by 2%.
-        rtol = atol = 4e-2
-    elif dtype == torch.int8 and backend.name in WORDS:
-        rtol = atol = 1e-3  # to 15 or 16 bits
+def rounds_to_words(backend: Backend, dtype: torch.dtype) -> bool:
+    """Whether queries and weights are rounded to 15 or 16 bits, to be multiplied with codes in whole numbers."""
+    words = [f"native ({name})" for name in ("avx512_vnni", "avx512_bf16", "amx", "avx_vnni")]
+    return dtype == torch.int8 and backend.name in words
+
+
+def assert_attended(
+    got: Tensor,
+    want: Tensor,
+    backend: Backend,
+    dtype: torch.dtype,
+    *,
+    exact: tuple[float, float] = (1e-4, 1e-5),
+    rounded: tuple[float, float] = (4e-2, 4e-2),
+) -> None:
+    """Attention over a cache of `dtype`, as exact as its products are.
+
+    Args:
+        exact, rounded: the relative and the absolute bound of products of float32, and of those of 8 bits. A score of
+            10, which widths of 256 reach, is then off by 10 / 512, so that a weight is by 2%.
+    """
+    words = (1e-3, 1e-3)
+    rtol, atol = rounded if rounds_queries(backend, dtype) else words if rounds_to_words(backend, dtype) else exact
     torch.testing.assert_close(got.double(), want, rtol=rtol, atol=atol)
-
-
-WORDS = [f"native ({name})" for name in ("avx512_vnni", "avx512_bf16", "amx", "avx_vnni")]
-"""Libraries that multiply codes by queries and weights of 16 bits."""
 
 
 @pytest.fixture(params=runnable())

@@ -210,7 +210,7 @@ def test_sinks_and_values_of_another_width(
     together = cache.attend(queries, window, sinks=sinks)
     for part, got in zip(queries, together, strict=True):
         want = cache.reference(*part, window, sinks=sinks)
-        assert_attended(got, want, backend, dtype)
+        assert_attended(got, want, backend, dtype, exact=(1e-5, 1e-5))
         assert torch.equal(cache.attend([part], window, sinks=sinks)[0], got)
     row, start, q = queries[2]
     for size in (1, 7):
@@ -404,7 +404,7 @@ def test_a_long_context_is_the_same_whoever_shares_it(
     singles = [(0, length - 200 + i, q[i : i + 1]) for i in range(0, 200, 10)]
     assert torch.equal(torch.cat(cache.attend(singles, window)), together[::10])
     want = cache.reference(0, length - 200, q, window)
-    assert_attended(together, want, backend, dtype)
+    assert_attended(together, want, backend, dtype, exact=(1e-5, 1e-5), rounded=(2e-2, 2e-2))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int8, INT4])

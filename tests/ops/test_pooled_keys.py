@@ -8,7 +8,7 @@ from torch import Tensor
 
 from octavo.ops import AttentionPlan, AttentionSpec, Backend, CacheSpec, KVCache, PooledKeys, PoolSpec, SequenceRun
 from octavo.ops.paged_cache import INT4
-from tests.ops.conftest import assert_attended, rounds_queries
+from tests.ops.conftest import assert_attended, rounds_queries, rounds_to_words
 from tests.ops.test_attention import as_cached
 
 LENGTHS = [1, 37, 90]
@@ -127,7 +127,7 @@ def test_the_best_keys_are_found_in_order(backend: Backend, ratio: int, block_si
             products = torch.einsum("hd,kd->hk", query[row].double(), held).clamp(min=0)
             scores = (products * weights[row].double().unsqueeze(1)).sum(0)
             left = [float(scores[k]) for k in range(count) if k not in found]
-            slack = 0.4 if rounds_queries(backend, dtype) else 1e-3
+            slack = 0.4 if rounds_queries(backend, dtype) else 1e-3 if rounds_to_words(backend, dtype) else 1e-4
             assert not left or max(left) <= min(float(scores[k]) for k in found) + slack
             row += 1
     starts = [0, lengths[0], sum(lengths[:2])]
@@ -198,7 +198,7 @@ def test_attention_is_over_the_window_and_entries(
             elif kind == "selected":
                 seen.append(of[[i for i in selected[row].tolist() if i >= 0]])
             want = attended(query[row], as_cached(torch.cat(seen), dtype), dim**-0.5, sinks)
-            assert_attended(got[row], want, backend, dtype)
+            assert_attended(got[row], want, backend, dtype, exact=(1e-5, 5e-6), rounded=(0.02, 0.03))
             row += 1
     starts = [0, lengths[0], sum(lengths[:2])]
     for parts in cuts(lengths):

@@ -48,13 +48,12 @@ async def model(name: str) -> None:
     assert gathered([piece async for piece in llm.astream(HELLO)]).text == said.text, name
     assert [one.text for one in await llm.abatch([HELLO] * 4)] == [said.text] * 4, name
     forced = {"type": "any"} if name == "messages" else "required"
-    looking = llm.bind_tools([Look], tool_choice=forced)
+    looking = llm.bind_tools([Look], tool_choice=forced, parallel_tool_calls=False)  # of more, max_tokens cuts the last
     called = looking.invoke(HELLO)
-    call = called.tool_calls[0]  # or more
+    (call,) = called.tool_calls
     assert call["name"] == "Look" and call["args"]["city"] in ("Paris", "Rome"), name
     streamed = gathered([piece async for piece in looking.astream(HELLO)])
-    whole, calls = ([one["args"] for one in message.tool_calls] for message in (called, streamed))
-    assert calls[: len(whole)] == whole, name  # one that max_tokens cut is in the stream alone
+    assert [one["args"] for one in streamed.tool_calls] == [one["args"] for one in called.tool_calls], name
     assert llm.bind_tools([Look]).invoke([*HELLO, called, ToolMessage("It is there", tool_call_id=call["id"])]), name
     methods = [None] if name == "messages" else ["function_calling", "json_schema"]
     for method in methods:
