@@ -12,6 +12,7 @@ from typing import Any
 
 from octavo.batch_calls import final_only
 from octavo.cli.bench_prompts import file_prompts
+from octavo.cli.bench_shares import MATRIX_SHARE, MEMORY_SHARE, Shares, shares_of
 from octavo.cli.flags import adapters_of, engine_args_of, engine_flags_of, take_model
 from octavo.cli.load_spinner import loading
 from octavo.cli.run_bar import RunBar
@@ -23,6 +24,7 @@ from octavo.params import SamplingParams
 
 OUTPUT_LEN = 64
 """Tokens of an answer, where nothing says how many."""
+Timed = tuple[float, list[RequestOutput], int]
 
 
 def _spread(values: list[float]) -> dict[str, float]:
@@ -83,8 +85,8 @@ def _random_prompts(llm: LLM, namespace: argparse.Namespace, salt: int) -> list[
     ]
 
 
-def _time_batch(llm: LLM, namespace: argparse.Namespace, salt: int, bar: RunBar) -> tuple[float, list[RequestOutput]]:
-    """Seconds of a batch's answers, and these."""
+def _time_batch(llm: LLM, namespace: argparse.Namespace, salt: int, bar: RunBar) -> Timed:
+    """Seconds of a batch's answers, these, and how many steps they took."""
     prompts, lengths = _random_prompts(llm, namespace, salt), [namespace.output_len or OUTPUT_LEN]
     if of_file := file_prompts(namespace) if hasattr(namespace, "dataset_name") else None:
         prompts = [{"prompt": text, "cache_salt": str(salt)} for text, _ in of_file]
@@ -94,7 +96,7 @@ def _time_batch(llm: LLM, namespace: argparse.Namespace, salt: int, bar: RunBar)
     lengths = lengths * len(prompts) if len(lengths) == 1 else lengths
     params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True, detokenize=False) for n in lengths]
     adapter, outputs = next(iter(adapters_of(namespace)), None), list[RequestOutput]()
-    start = time.perf_counter()
+    start, steps = time.perf_counter(), 0
     for i, (prompt, each) in enumerate(zip(prompts, params, strict=True)):
         llm.requests.add(str(i), prompt, final_only(each), adapter=adapter)
     while llm.requests.has_work:
@@ -104,9 +106,10 @@ def _time_batch(llm: LLM, namespace: argparse.Namespace, salt: int, bar: RunBar)
             if isinstance(output, RequestOutput):
                 outputs.append(output)
         bar.step()
+        steps += 1
     seconds = time.perf_counter() - start
     bar.end_run()
-    return seconds, outputs
+    return seconds, outputs, steps
 
 
 def _load(namespace: argparse.Namespace) -> LLM:
@@ -121,39 +124,43 @@ def _bar(llm: LLM, namespace: argparse.Namespace) -> RunBar:
     return RunBar(namespace.warmups + namespace.runs, chunks + (namespace.output_len or OUTPUT_LEN))
 
 
+def _results(shares: Shares | None, runs: list[dict[str, float]]) -> dict[str, Any]:
+    """What runs gave by name, and what the shares among it are of."""
+    named = {name: _spread([run[name] for run in runs]) for name in runs[0] if all(name in run for run in runs)}
+    return named | {name: _spread([value]) for name, value in (shares.measured if shares else {}).items()}
+
+
 def latency(namespace: argparse.Namespace) -> dict[str, Any]:
-    """The time to a batch's first tokens, and from token to token."""
+    """The time to a batch's first tokens, and from token to token; the shares that these reach."""
     llm = _load(namespace)
-    whole, first, between = [], [], []
-    skipped, bar = namespace.warmups, _bar(llm, namespace)
-    for i in range(skipped + namespace.runs):
-        seconds, outputs = _time_batch(llm, namespace, i, bar)
+    shares, runs, bar = shares_of(llm), list[dict[str, float]](), _bar(llm, namespace)
+    for i in range(namespace.warmups + namespace.runs):
+        seconds, outputs, _ = _time_batch(llm, namespace, i, bar)
         requests = [output.metrics for output in outputs if output.metrics]
         firsts, lasts = [m.first_token_time or 0.0 for m in requests], [m.last_token_time or 0.0 for m in requests]
-        whole.append(seconds)
-        first.append(max(firsts) - min(m.arrival_time for m in requests))
-        between.append((max(lasts) - max(firsts)) / max(1, namespace.output_len - 1))
-    return {
-        "seconds": _spread(whole[skipped:]),
-        "first_token_seconds": _spread(first[skipped:]),
-        "seconds_per_token": _spread(between[skipped:]),
-    }
+        first = max(firsts) - min(m.arrival_time for m in requests)
+        between = (max(lasts) - max(firsts)) / max(1, namespace.output_len - 1)
+        runs.append({"seconds": seconds, "first_token_seconds": first, "seconds_per_token": between})
+        if shares is not None:
+            runs[-1] |= {MATRIX_SHARE: shares.of_prompts(outputs, first)}
+            if between > 0 and len(outputs) <= llm.engine.args.max_num_seqs:
+                runs[-1] |= {MEMORY_SHARE: shares.of_decode(outputs, between)}
+    return _results(shares, runs[namespace.warmups :])
 
 
 def throughput(namespace: argparse.Namespace) -> dict[str, Any]:
-    """Tokens a second for many requests at once."""
+    """Tokens a second for many requests at once, and the shares that these reach."""
     llm = _load(namespace)
-    bar = _bar(llm, namespace)
-    rates: dict[str, list[float]] = {"output_tokens": [], "total_tokens": [], "requests": []}
+    shares, runs, bar = shares_of(llm), list[dict[str, float]](), _bar(llm, namespace)
     for i in range(namespace.warmups + namespace.runs):
-        seconds, outputs = _time_batch(llm, namespace, i, bar)
+        seconds, outputs, steps = _time_batch(llm, namespace, i, bar)
         answered = sum(len(output.outputs[0].token_ids) for output in outputs)
         asked = sum(len(output.prompt_token_ids or []) for output in outputs)
-        if i >= namespace.warmups:
-            rates["output_tokens"].append(answered / seconds)
-            rates["total_tokens"].append((answered + asked) / seconds)
-            rates["requests"].append(len(outputs) / seconds)
-    return {f"{name}_per_second": _spread(values) for name, values in rates.items()}
+        counts = {"output_tokens": answered, "total_tokens": answered + asked, "requests": len(outputs)}
+        runs.append({f"{name}_per_second": count / seconds for name, count in counts.items()})
+        if shares is not None:
+            runs[-1] |= zip((MEMORY_SHARE, MATRIX_SHARE), shares.of_run(outputs, steps, seconds), strict=True)
+    return _results(shares, runs[namespace.warmups :])
 
 
 def run(namespace: argparse.Namespace) -> int:
@@ -174,5 +181,5 @@ def run(namespace: argparse.Namespace) -> int:
         print(json.dumps(measured))
     else:
         for name, spread in measured.items():
-            print(f"{name:26s} {spread['median']:10.4g}   ({spread['min']:.4g} to {spread['max']:.4g})")
+            print(f"{name:34s} {spread['median']:10.4g}   ({spread['min']:.4g} to {spread['max']:.4g})")
     return 0

@@ -56,7 +56,7 @@ def allocate_caches(
     all_states = states if all_states is None else all_states
     groups = list(dict.fromkeys(s.group for s in all_states if isinstance(s, PagedKV)))
     slabs = _slabs(paged, groups)
-    block_bytes = sum(backend.block_bytes(_spec(s), args.block_size, dtype) for s in slabs)
+    block_bytes = sum(backend.block_bytes(cache_spec(s), args.block_size, dtype) for s in slabs)
     slot_bytes = sum(s.bytes_per_request() for s in states if isinstance(s, Recurrent))
     ranks = backend.place.size
     backend.least([0])  # all have loaded: what is free now is for caches
@@ -88,7 +88,8 @@ def allocate_caches(
     return _create(states, shape, slabs, groups, dtype, backend)
 
 
-def _spec(state: PagedKV) -> CacheSpec:
+def cache_spec(state: PagedKV) -> CacheSpec:
+    """What a backend makes of a state."""
     return CacheSpec(state.num_kv_heads, state.key_dim, state.value_dim, state.tokens_per_row, state.is_exact)
 
 
@@ -108,7 +109,7 @@ def _sequences(args: EngineArgs, slot_bytes: int, budget: int) -> int:
 def _slabs(paged: Sequence[PagedKV], groups: Sequence[Group]) -> list[PagedKV]:
     """The caches to create. Groups share them where the shapes agree: a block belongs to one group at a time."""
     members = [[s for s in paged if s.group == group] for group in groups]
-    shapes = {_spec(s) for s in paged}
+    shapes = {cache_spec(s) for s in paged}
     return max(members, key=len) if len(shapes) == 1 and members else list(paged)
 
 
@@ -137,7 +138,7 @@ def _create(
     backend: Backend,
 ) -> Caches:
     blocks = shape.num_blocks + 1  # block 0 is nobody's: what tables hold for blocks given back
-    made = [backend.make_cache(_spec(s), blocks, shape.block_size, dtype) for s in slabs]
+    made = [backend.make_cache(cache_spec(s), blocks, shape.block_size, dtype) for s in slabs]
     shared = len(made) < sum(isinstance(s, PagedKV) for s in states)
     seen = dict.fromkeys(range(len(shape.windows)), 0)
     caches = Caches(shape, [], [], [])

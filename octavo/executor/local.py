@@ -13,6 +13,7 @@ from octavo.executor.pooling import Pooling
 from octavo.executor.runner import ModelRunner
 from octavo.executor.sequences import SequenceStates
 from octavo.executor.step import SequenceResult, Step, StepResult
+from octavo.executor.step_work import step_work
 from octavo.executor.stores import store_of
 from octavo.loading.model import LoadedModel
 from octavo.ops.host_memory import forget
@@ -30,6 +31,7 @@ class LocalExecutor:
     def __init__(self, loaded: LoadedModel, args: EngineArgs) -> None:
         self.info, self.max_steps = loaded.info, 1
         self.rank_weight_bytes = [loaded.weight_bytes]
+        self.work, self.weights_dtype = step_work(loaded, args.block_size), loaded.precision.weights
         self.runner = ModelRunner(loaded, args)
         self.store: BlockStore | NoStore | None = store_of(loaded, args, self.runner.caches)
         self.shape = replace(self.runner.shape, offloads=self.store is not None)

@@ -121,7 +121,7 @@ def _load_from(
     for module in head.modules():
         if (prepare := getattr(module, "prepare", None)) is not None:
             prepare(backend)
-    return head if isinstance(head, MedusaHeads) else None, loader.num_bytes
+    return head if isinstance(head, MedusaHeads) else None, sum(weight.size for weight in loader.held.values())
 
 
 def _with_keys(c: Config, stored: frozenset[str], model: CausalLM, method: str) -> DraftHead:

@@ -37,6 +37,7 @@ from octavo.loading.pooling_config import (
 )
 from octavo.loading.precision import Precision, choose_precision
 from octavo.loading.sentence_modules import SentenceModules, sentence_modules
+from octavo.loading.slot_filling import HeldWeight
 from octavo.loading.weight_loader import load_weights
 from octavo.media.model_media import MediaInfo, describe_media
 from octavo.media.processor import read_processor_files
@@ -97,6 +98,8 @@ class LoadedModel:
     """Where its weights were read from."""
     weight_bytes: int
     """What those weights take that are here."""
+    held: dict[str, HeldWeight]
+    """Each of them, by path, without heads of other files."""
     medusa: MedusaHeads | None = None
     """Heads that guess its tokens."""
     cache_state: str | None = None
@@ -145,8 +148,8 @@ def load_model(args: EngineArgs, place: RankPlace = ALONE, link: RankLink = NO_L
         # Weights that ranks share, and those beside a model's own, are packed anew.
         is_own = place.size == 1 and weights is checkpoint.weights
         copy = packed_copy(args, checkpoint, task, precision, backend, is_own)
-        weight_bytes = load_weights(model, weights, precision, backend, str(checkpoint.files.path), copy)
-    heads = None
+        held = load_weights(model, weights, precision, backend, str(checkpoint.files.path), copy)
+    heads, weight_bytes = None, sum(weight.size for weight in held.values())
     if args.speculation is not None and args.speculation.is_of_folder and task == "generate":
         heads, more = load_head(model, args, precision, backend)
         weight_bytes += more
@@ -162,6 +165,7 @@ def load_model(args: EngineArgs, place: RankPlace = ALONE, link: RankLink = NO_L
         table=table,
         weights=weights,
         weight_bytes=weight_bytes,
+        held=held,
         medusa=heads,
         cache_state=None if args.offload is None else cache_state(args, checkpoint, task, precision, backend),
     )

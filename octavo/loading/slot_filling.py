@@ -1,5 +1,6 @@
 """Slots of a model as they are filled: what is still to come, where a tensor goes, what is wrong."""
 
+import math
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -7,10 +8,23 @@ from torch import Tensor
 from octavo.errors import CheckpointError, shorten
 from octavo.loading.tensor_source import TensorSource
 from octavo.ops import StoredRows
-from octavo.parts.weight_slots import Ranges, WeightSlot
+from octavo.parts.weight_slots import Ranges, Role, WeightSlot
 
 SHOWN = 6
 """Names of tensors that a message has of each kind."""
+
+
+@dataclass(frozen=True)
+class HeldWeight:
+    """What a part has taken."""
+
+    size: int
+    """Bytes, as it is stored."""
+    count: int
+    """Of numbers, in what this rank has."""
+    role: Role
+    share: float
+    """As of WeightSlot."""
 
 
 @dataclass
@@ -35,6 +49,10 @@ class Filling:
     def shape(self) -> tuple[int, ...]:
         """Of what this rank takes."""
         return self.slot.shape if self.slot.shard is None else self.slot.shard.shape_of(self.slot.shape)
+
+    def held(self, size: int) -> HeldWeight:
+        """What it is once it is filled, with so many bytes."""
+        return HeldWeight(size, math.prod(self.shape), self.slot.role, self.slot.share)
 
 
 @dataclass

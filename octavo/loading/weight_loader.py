@@ -18,7 +18,7 @@ from octavo.loading.formats import WeightFormat
 from octavo.loading.packed_copies import PackedCopy
 from octavo.loading.placement import WeightSize
 from octavo.loading.precision import Precision
-from octavo.loading.slot_filling import Filling, Place, Problems, taken_rows
+from octavo.loading.slot_filling import Filling, HeldWeight, Place, Problems, taken_rows
 from octavo.loading.tensor_source import TensorSource, TransformedTensor
 from octavo.ops import Backend, PackedLinear, StoredRows
 from octavo.ops.host_memory import give_back
@@ -37,14 +37,14 @@ def load_weights(
     backend: Backend,
     where: str,
     copy: PackedCopy | None = None,
-) -> int:
+) -> dict[str, HeldWeight]:
     """Fill `model`, built on the meta device, with the weights of a checkpoint: then it is ready to compute.
 
     Args:
         where: the checkpoint's place, for messages.
         copy: of its packed weights, which are taken from there, kept there, and may stay there.
 
-    Returns how many bytes it holds. Raises CheckpointError that names every tensor at fault.
+    Returns what it holds, by path. Raises CheckpointError that names every tensor at fault.
     """
     names = weights.names(model.names)
     loader = WeightLoader(model, names, precision, backend, copy)
@@ -58,7 +58,7 @@ def load_weights(
         copy.keep()
     weights.drop_pages()
     model.prepare(backend)
-    return loader.num_bytes
+    return loader.held
 
 
 _Planned = tuple[str, TensorSource, Into | Place]
@@ -99,8 +99,8 @@ class WeightLoader:
         self._kinds = backend.capabilities.weight_kinds
         self._lock = threading.Lock()
         self._fillings = dict[str, Filling]()
-        self.num_bytes = 0
-        """Of the weights that parts have taken, as they are stored."""
+        self.held = dict[str, HeldWeight]()
+        """The weights that parts have taken, by path."""
         self._copy = copy
         for path, slot in model.weight_slots_in(precision.activations, precision.round_towers).items():
             segments: set[str | None] = {*slot.segments} or {None}
@@ -159,7 +159,7 @@ class WeightLoader:
             if found is not None and self.precision.is_packed(filling.slot.role):
                 filling.missing.clear()
                 filling.is_copied = True
-                self.num_bytes += found[1]
+                self.held[path] = filling.held(found[1])
                 filling.slot.load(found[0])
 
         def is_copied(to: Into | Place) -> bool:
@@ -319,7 +319,7 @@ class WeightLoader:
             return
         assert floats is not None
         if not self.precision.is_packed(role) or (role is Role.TABLE and floats.dtype == self.precision.activations):
-            self.num_bytes += floats.nbytes
+            self.held[filling.path] = filling.held(floats.nbytes)
             slot.load(floats)
         elif self.precision.rounding_of(role) is None:
             self._give(filling, self.backend.linear(floats, apart), floats.nbytes)
@@ -328,7 +328,7 @@ class WeightLoader:
             self._give(filling, self.backend.stored_linear([rounded], fine, apart), rounded.data.nbytes)
 
     def _give(self, filling: Filling, weight: PackedLinear, size: int) -> None:
-        self.num_bytes += size
+        self.held[filling.path] = filling.held(size)
         kept = weight if self._copy is None else self._copy.put(filling.path, weight, size, filling.slot.share)
         filling.slot.load(kept)
 

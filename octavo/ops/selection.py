@@ -46,6 +46,7 @@ def _triton(place: torch.device) -> Backend:
 def _device(name: str) -> torch.device:
     if name == "auto":
         if not torch.cuda.is_available():
+            log.info("device='auto' takes the processor: PyTorch sees no GPU here.")
             return torch.device("cpu")
         log.info(
             "device='auto' takes the GPU, %s. ops='triton' has kernels for it, which no GPU has run yet (docs/gpu.md); "

@@ -179,6 +179,8 @@ def test_bench(model: Sequence[str]) -> None:
     small = ["--input-len", "16", "--output-len", "4", "--num-prompts", "2"]
     latency = json.loads(octavo("bench", "latency", *small, *common).stdout)
     assert 0 <= latency["seconds_per_token"]["median"] <= latency["seconds"]["median"]
+    assert 0 < latency["memory_bandwidth_share"]["median"] < 1
+    assert 0 < latency["matrix_peak_share"]["median"] < 1
     throughput = json.loads(octavo("bench", "throughput", *small, *common).stdout)
     assert throughput["output_tokens_per_second"]["median"] > 0
 
