@@ -115,8 +115,8 @@ STARTING = [
 ]
 RUNNING = [
     (SamplingState, "draw_by"),
-    (SamplingState, "counts"),
-    (sampler, "_restrict_row"),
+    (SamplingState, "penalties"),
+    (SamplingState, "token_changes"),
     (TextStream, "add"),
     (TextStream, "visible"),
     (Completion, "append"),

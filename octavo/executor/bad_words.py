@@ -1,7 +1,7 @@
 """Which tokens would complete a word that may not come."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -62,6 +62,11 @@ class BadWords:
             self._always = torch.tensor(self._ends[0], dtype=torch.long, device=device)
         return self._always
 
+    def check(self, vocab: int) -> None:
+        """Raises IndexError for tokens that a vocabulary of so many does not have."""
+        for tokens in self._ends:
+            check_tokens(tokens, vocab)
+
     def banned(self, state: int) -> list[int]:
         """Tokens that would complete a longer word in this state."""
         found: list[int] = []
@@ -69,3 +74,10 @@ class BadWords:
             found += self._ends[state]
             state = self._shorter[state]
         return found
+
+
+def check_tokens(tokens: Collection[int], vocab: int) -> None:
+    """Raises IndexError for tokens that a vocabulary of so many does not have."""
+    if tokens and not 0 <= min(tokens) <= max(tokens) < vocab:
+        wrong = next(token for token in tokens if not 0 <= token < vocab)
+        raise IndexError(f"token {wrong} is none of the vocabulary's {vocab}")

@@ -15,7 +15,7 @@ from octavo.executor.sampling_state import SamplingState
 from octavo.executor.sequences import SequenceState
 from octavo.executor.step import SequenceResult
 from octavo.executor.token_scores import TokenScores
-from octavo.ops import Backend
+from octavo.ops import Backend, rows_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Chooser:
         has_drafts = logits.shape[0] > len(here)
         while here:
             rows = [first + after for _, first in here]
-            some = logits[torch.tensor(rows, device=logits.device)] if has_drafts else logits
+            some = rows_of(logits, rows) if has_drafts else logits
             self._choose_next(some, [one.place for one, _ in here], states, results)
             here = [(one, first) for one, first in here if _is_right(one, after, results[one.place])]
             after += 1
@@ -83,7 +83,7 @@ class Chooser:
         if len(wanted) < len(places):
             if not wanted:
                 return
-            logits, places = logits[torch.tensor(wanted, device=logits.device)], [places[k] for k in wanted]
+            logits, places = rows_of(logits, wanted), [places[k] for k in wanted]
         samplings = [s for i in places if (s := states[i].sampling) is not None]
         chosen = [results[i] for i in places]
         if late := late_grammars([s.grammar for s in samplings]):
@@ -93,7 +93,7 @@ class Chooser:
             samplings, chosen = [samplings[i] for i in on_time], [chosen[i] for i in on_time]
             if not samplings:
                 return
-            logits = logits[torch.tensor(on_time, device=logits.device)]
+            logits = rows_of(logits, on_time)
         self._sample(logits, samplings, chosen)
 
     def _sample(self, logits: Tensor, samplings: Sequence[SamplingState], results: Sequence[SequenceResult]) -> None:

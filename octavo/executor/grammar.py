@@ -22,6 +22,7 @@ from torch import Tensor
 
 from octavo.errors import InvalidRequestError
 from octavo.executor.grammar_process import ALL, COMMAND, END, FAILED, HEAD, MASK, REFUSED, SLOW, START, STARTED, TOKEN
+from octavo.ops import Backend
 from octavo.params import StructuredOutputsParams
 from octavo.text.tokenizer import FastTokenizer, Tokenizer, TransformersTokenizer
 
@@ -327,7 +328,9 @@ def late_grammars(grammars: Sequence[Grammar | None]) -> set[int]:
     return {i for i, g in enumerate(grammars) if g is not None and not g.ready}
 
 
-def apply_grammars(logits: Tensor, rows: Sequence[int], grammars: Sequence[Grammar]) -> dict[int, str]:
+def apply_grammars(
+    logits: Tensor, rows: Sequence[int], grammars: Sequence[Grammar], backend: Backend
+) -> dict[int, str]:
     """Set the logits `[rows, vocab]` of tokens that may not come next to -inf, for the given rows, in place.
 
     Tokens that only the tokenizer knows are cut from the masks; tokens that it does not know may never come. Returns
@@ -338,13 +341,12 @@ def apply_grammars(logits: Tensor, rows: Sequence[int], grammars: Sequence[Gramm
     masks = {row: g.mask for row, g in zip(rows, grammars, strict=True) if g.mask is not None and row not in problems}
     if not masks:
         return problems
-    size = -(-vocab // 8)
-    packed = np.frombuffer(b"".join(m[:size].ljust(size, b"\0") for m in masks.values()), dtype=np.uint8)
-    bits = np.unpackbits(packed.reshape(len(masks), size), axis=1, count=vocab, bitorder="little")
-    allowed = torch.from_numpy(bits).to(logits.device).bool()
-    index = torch.tensor(list(masks), device=logits.device)
-    logits[index] = logits[index].masked_fill(~allowed, -torch.inf)
-    for row, count in zip(masks, bits.max(1).tolist(), strict=True):
-        if count == 0:
+    size, last = -(-vocab // 8), (1 << (vocab - 1) % 8 + 1) - 1
+    packed = np.frombuffer(bytearray().join(m[:size].ljust(size, b"\0") for m in masks.values()), dtype=np.uint8)
+    packed = packed.reshape(len(masks), size)
+    packed[:, -1] &= last  # of whose bits some are of no token
+    backend.mask_tokens(logits, list(masks), torch.from_numpy(packed))
+    for row, own in zip(masks, map(bool, packed.max(1)), strict=True):
+        if not own:
             problems[row] = "structured_outputs: no token of this model's vocabulary can follow"
     return problems

@@ -13,7 +13,7 @@ from octavo.executor.batch_logits import batch_logits
 from octavo.executor.caches import Caches, allocate_caches
 from octavo.executor.choosing import Chooser, Sampled
 from octavo.executor.feature_rows import FeatureRows, in_place, num_rows
-from octavo.executor.sampler import describe
+from octavo.executor.sampler import describe, likeliest
 from octavo.executor.sequences import SequenceState
 from octavo.executor.shape import CacheShape
 from octavo.executor.step import Pooled, SequenceResult, SequenceStep
@@ -22,7 +22,7 @@ from octavo.executor.step_runs import encoded, seen_rows
 from octavo.executor.token_scores import TokenScores
 from octavo.features import ENCODER, Feature
 from octavo.loading.model import LoadedModel
-from octavo.ops import BlockTables, DecodeInputs, SequenceRun
+from octavo.ops import BlockTables, DecodeInputs, Likeliest, SequenceRun, sent
 from octavo.outputs import PackedLogprobs
 from octavo.parts import Batch, CrossBatch, PagedView
 from octavo.parts.pooler import SCORED_ROWS
@@ -74,7 +74,7 @@ class ModelRunner:
         most_rows = shape.max_sequences * (1 + drafts)
         self._recorded = self.backend.record_decode(self._decode, tables, most_rows)
         self.adapters = Adapters(loaded, args) if args.enable_lora else None
-        self._scores = TokenScores(args.logprobs_mode)
+        self._scores = TokenScores(self.backend, args.logprobs_mode)
         processors = batch_logits(args, loaded.info, self.backend, shape.num_blocks)
         self.chooser = Chooser(self.backend, processors, self._scores)
         self.hidden = torch.empty(0, self.model.hidden_size)
@@ -335,7 +335,7 @@ class ModelRunner:
         """Choose the next tokens of `sampled`; `slot` is of the adapter whose vocabulary they have."""
         rows, wanted = hidden if projected is None else projected, [row for one in sampled for row in one.rows]
         if len(wanted) < rows.shape[0]:
-            places = torch.tensor(wanted, device=self.device)
+            places = sent(wanted, torch.int64, self.device)
             rows, batch = rows[places], batch.of_rows(places)
         logits = self.model.process_logits(self.model.project(rows, batch, slot) if projected is None else rows)
         self.chooser.choose(logits, sampled, states, results)
@@ -343,27 +343,28 @@ class ModelRunner:
     def _prompt_logprobs(
         self, hidden: Tensor, batch: Batch, targets: list[int], slot: int | None, count: int
     ) -> list[PackedLogprobs]:
-        out, problem = list[PackedLogprobs](), None
+        found, problem = list[tuple[Likeliest, list[int]]](), None
         for first in range(0, len(targets), LOGITS_ROWS):
             part = targets[first : first + LOGITS_ROWS]
             logits = self.model.logits(hidden[first : first + len(part)], batch, slot)
             if problem is not None or not self.backend.place.is_output:
                 continue  # the other ranks compute all logits, and need this one for it
             try:
-                chosen = torch.tensor(part, device=self.device)
-                out += describe(self._scores.of_prompt(logits), chosen, [count] * len(part))
+                chosen = sent(part, torch.int64, self.device)
+                told = likeliest(self._scores.of_prompt(logits), chosen, [count], self.backend)
+                found.append((told, part))
             except BaseException as error:
                 problem = error
         if problem is not None:
             raise problem
-        return out
+        return [entry for told, part in found for entry in describe(told, part, [count] * len(part))]
 
     def _take_blocks(self, steps: Sequence[SequenceStep]) -> None:
         """Enter new blocks in the tables, and clear the fixed-size states of what begins."""
         for step in steps:
             if step.new_blocks:
                 for table, (at, blocks) in zip(self._tables, step.new_blocks, strict=True):
-                    table[step.row, at : at + len(blocks)] = torch.tensor(blocks, dtype=torch.int64, device=self.device)
+                    table[step.row, at : at + len(blocks)] = sent(blocks, torch.int64, self.device)
             if step.is_new:
                 self._zero(step.row)
             if self.shape.recurrent:

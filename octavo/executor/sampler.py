@@ -14,7 +14,7 @@ from octavo.executor.batch_logits import BatchLogits
 from octavo.executor.grammar import Grammar, apply_grammars
 from octavo.executor.sampling_state import GREEDY, SamplingState
 from octavo.executor.token_scores import TokenScores
-from octavo.ops import NOT_FINITE, Backend, DrawBy
+from octavo.ops import NOT_FINITE, Backend, DrawBy, Likeliest, Penalties, TokenChanges, rows_of, sent
 from octavo.outputs import PackedLogprobs
 
 NOTHING_LEFT = (
@@ -51,37 +51,57 @@ def sample(
     """
     choices = [Choice() for _ in states]
     _transcribe(logits, states, choices)
-    scores = scores or TokenScores()
+    scores = scores or TokenScores(backend)
     reported = [i for i, s in enumerate(states) if s.params.logprobs is not None]
     asking = [states[i] for i in reported]
-    told = scores.before(logits[reported], asking) if reported else None
+    before = scores.before(logits, reported, asking) if reported else None
 
     structured = {i: s.grammar for i, s in enumerate(states) if s.grammar is not None}
     if structured:
-        _follow(logits, structured, choices)
+        _follow(logits, structured, choices, backend)
     # Where a grammar may end, in rows that a request's own values may leave without any token.
     restricted = [i for i, s in enumerate(states) if s.acts_on_tokens or batch is not None]
-    ends = {i: logits[i, structured[i].end_ids] for i in restricted if i in structured}
-    _restrict(logits, states, choices)
+    ends = {i: logits[i].index_select(0, _ids(structured[i], logits)) for i in restricted if i in structured}
+    _restrict(logits, states, choices, backend)
     if batch is not None and (problem := batch.apply(logits, states)) is not None:
         for choice in choices:
             choice.error = choice.error or problem
-    _penalize(logits, states, choices)
-    _keep_one(logits, states, restricted, ends, choices)
+    _penalize(logits, states, choices, backend)
+    for i, choice in enumerate(choices):
+        if choice.error is not None:
+            logits[i] = 0  # nothing is chosen here, and nothing that is no number reaches the others
     draws = _draws(states, choices)
-    tokens = backend.sample(logits, draws)
-    for choice, token in zip(choices, tokens.tolist(), strict=True):
+
+    def choose() -> tuple[Tensor, Likeliest | None]:
+        tokens = backend.sample(logits, draws)
+        if before is None:
+            return tokens, None
+        chosen = rows_of(tokens, reported).clamp(min=0)
+        told = scores.after(before, rows_of(logits, reported), asking, [draws[i] for i in reported], chosen)
+        return tokens, likeliest(told, chosen, [state.params.logprobs or 0 for state in asking], backend)
+
+    # Nothing up to here waits for the device. What is read from now on has been computed by the first of it.
+    peaks = rows_of(logits, restricted).amax(-1) if restricted else None
+    tokens, found = choose()
+    left = [] if peaks is None else peaks.tolist()
+    stuck = [restricted[place] for place, peak in enumerate(left) if peak == -math.inf]
+    if _end(logits, stuck, structured, ends, choices):
+        tokens, found = choose()
+    chosen = tokens.tolist()
+    for choice, token in zip(choices, chosen, strict=True):
         if token == NOT_FINITE:
             choice.error = choice.error or NOT_FINITE_MESSAGE
         else:
             choice.token_id = None if choice.error else token
-    if told is not None:
-        chosen = tokens.clamp(min=0)[torch.tensor(reported, device=tokens.device)]
-        told = scores.after(told, logits[reported], asking, [draws[i] for i in reported], chosen)
-        described = describe(told, chosen, [state.params.logprobs or 0 for state in asking])
+    if found is not None:
+        described = describe(found, [max(0, chosen[i]) for i in reported], [s.params.logprobs or 0 for s in asking])
         for i, logprobs in zip(reported, described, strict=True):
             choices[i].logprobs = logprobs
     return choices
+
+
+def _ids(grammar: Grammar, logits: Tensor) -> Tensor:
+    return sent(grammar.end_ids, torch.int64, logits.device)
 
 
 def _transcribe(logits: Tensor, states: Sequence[SamplingState], choices: list[Choice]) -> None:
@@ -95,39 +115,42 @@ def _transcribe(logits: Tensor, states: Sequence[SamplingState], choices: list[C
             choices[row].error = failure(error)
 
 
-def describe(logprobs: Tensor, chosen: Tensor, counts: Sequence[int]) -> list[PackedLogprobs]:
-    """For each row of `logprobs` `[rows, vocab]` the `chosen` token's entry and those of the likeliest `counts[row]`.
+def likeliest(scores: Tensor, chosen: Tensor, counts: Sequence[int], backend: Backend) -> Likeliest:
+    """What `describe` tells of `scores` `[rows, vocab]`, of the same `counts`, on the device."""
+    return backend.likeliest(scores, chosen, max((_within(c, scores.shape[1]) for c in counts), default=0))
+
+
+def describe(found: Likeliest, chosen: Sequence[int], counts: Sequence[int]) -> list[PackedLogprobs]:
+    """For each row the `chosen` token's entry and those of the likeliest `counts[row]`, which is waited for.
 
     A count of -1 means the whole vocabulary. A chosen token outside of it, such as a picture's placeholder, is one that
     could not come.
     """
-    vocab = logprobs.shape[1]
-    counts = [vocab if c < 0 else min(c, vocab) for c in counts]
-    own = logprobs.gather(1, chosen.clamp(max=vocab - 1).unsqueeze(1))
-    own[chosen >= vocab] = -torch.inf
-    ranks = ((logprobs > own).sum(1) + 1).tolist()
-    most = max(counts, default=0)
-    top_values, top_ids = logprobs.topk(most, dim=-1) if most else (logprobs[:, :0], chosen.unsqueeze(1)[:, :0])
-    rows = zip(
-        chosen.tolist(), own.squeeze(1).tolist(), ranks, counts, top_values.tolist(), top_ids.tolist(), strict=True
-    )
+    own, ranks = found.own.tolist(), found.ranks.tolist()
+    rows = zip(chosen, own, ranks, counts, found.values.tolist(), found.ids.tolist(), strict=True)
     out = []
     for token, value, rank, count, values, ids in rows:
-        likeliest = zip(ids[:count], values[:count], range(1, count + 1), strict=True)
-        out.append([(token, value, rank), *(entry for entry in likeliest if entry[0] != token)])
+        most = _within(count, len(ids))
+        best = zip(ids[:most], values[:most], range(1, most + 1), strict=True)
+        out.append([(token, value, rank), *(entry for entry in best if entry[0] != token)])
     return out
 
 
-def _follow(logits: Tensor, grammars: dict[int, Grammar], choices: list[Choice]) -> None:
+def _within(count: int, vocab: int) -> int:
+    """How many tokens a request is told of."""
+    return vocab if count < 0 else min(count, vocab)
+
+
+def _follow(logits: Tensor, grammars: dict[int, Grammar], choices: list[Choice], backend: Backend) -> None:
     """Mask the rows that follow a grammar: all together, or each by itself where one fails."""
     try:
-        problems = apply_grammars(logits, list(grammars), list(grammars.values()))
+        problems = apply_grammars(logits, list(grammars), list(grammars.values()), backend)
     except BaseException as error:
         failure(error)  # goes on upwards if it is no request's
         problems = {}
         for row, grammar in grammars.items():
             try:
-                problems |= apply_grammars(logits, [row], [grammar])
+                problems |= apply_grammars(logits, [row], [grammar], backend)
             except BaseException as of_row:
                 problems[row] = f"structured_outputs: {failure(of_row)}"
     for row, problem in problems.items():
@@ -146,16 +169,20 @@ def _draws(states: Sequence[SamplingState], choices: list[Choice]) -> list[DrawB
     return draws
 
 
-def _restrict(logits: Tensor, states: Sequence[SamplingState], choices: list[Choice]) -> None:
-    """Everything that acts on single tokens of single rows."""
+def _restrict(logits: Tensor, states: Sequence[SamplingState], choices: list[Choice], backend: Backend) -> None:
+    """Everything that acts on single tokens of single rows: allowed tokens, bad words, min_tokens and biases."""
+    changes = list[TokenChanges]()
     for row, state in enumerate(states):
         if not state.acts_on_tokens:
             continue
         try:
-            _restrict_row(logits[row], state)
+            changes.append(state.token_changes(row, logits.shape[1], logits.device))
         except BaseException as error:
             choices[row].error = choices[row].error or failure(error)
-            continue
+    if changes:
+        backend.change_tokens(logits, changes)
+    for row in [change.row for change in changes]:
+        state = states[row]
         if state.params.logits_processors:
             try:
                 logits[row] = _run_processors(state.params.logits_processors, state, logits[row].clone())
@@ -163,46 +190,28 @@ def _restrict(logits: Tensor, states: Sequence[SamplingState], choices: list[Cho
                 choices[row].error = choices[row].error or f"logits processor failed: {failure(error)}"
 
 
-def _restrict_row(logits: Tensor, state: SamplingState) -> None:
-    """Allowed tokens, bad words, min_tokens and biases of one row `[vocab]`, in place."""
-    p = state.params
-    if p.allowed_token_ids is not None:
-        allowed = torch.full_like(logits, -torch.inf)
-        index = torch.tensor(p.allowed_token_ids, device=logits.device)
-        allowed[index] = logits[index]
-        logits.copy_(allowed)
-    if state.bad_words:
-        state.ban(logits)
-    if len(state.output_token_ids) < p.min_tokens and state.stop_ids:
-        logits[torch.tensor(list(state.stop_ids), device=logits.device)] = -torch.inf
-    if p.logit_bias:
-        index = torch.tensor(list(p.logit_bias), device=logits.device)
-        logits[index] += torch.tensor(list(p.logit_bias.values()), device=logits.device)
-
-
-def _keep_one(
+def _end(
     logits: Tensor,
-    states: Sequence[SamplingState],
-    restricted: Sequence[int],
+    stuck: Sequence[int],
+    grammars: dict[int, Grammar],
     ends: dict[int, Tensor],
     choices: list[Choice],
-) -> None:
-    """See that each of the `restricted` rows, of whose tokens something acts on single ones, has one left.
+) -> bool:
+    """See to rows that have no token left; whether any has now, so that tokens are to be chosen again.
 
-    Where that forbids all that its grammar allows, and the grammar may end here, it ends: `ends` has the logits of end
-    tokens in such rows. Where it may not, that is the request's error.
+    Where what acts on single tokens forbids all that a row's grammar allows, and the grammar may end here, it ends:
+    `ends` has the logits of end tokens in such rows. Where it may not, that is the request's error.
     """
-    for i in restricted:
-        state = states[i]
-        if choices[i].error is not None or float(logits[i].max()) > -math.inf:
+    has_ended = False
+    for i in stuck:
+        if choices[i].error is not None:
             continue
-        if state.grammar is not None and bool((ends[i] > -math.inf).any()):
-            logits[i, state.grammar.end_ids] = ends[i]
-        elif not bool(logits[i].isnan().any()):
+        if i in ends and bool((ends[i] > -math.inf).any()):
+            logits[i].index_copy_(0, _ids(grammars[i], logits), ends[i])
+            has_ended = True
+        else:
             choices[i].error, choices[i].is_invalid = NOTHING_LEFT, True
-    for i, choice in enumerate(choices):
-        if choice.error is not None:
-            logits[i] = 0  # nothing is chosen here, and nothing that is no number reaches the others
+    return has_ended
 
 
 def _run_processors(processors: Sequence[Any], state: SamplingState, logits: Tensor) -> Tensor:
@@ -227,29 +236,14 @@ def _leading_arguments(processor: Any) -> int:
     return 2 if len(positional) == 3 else 1
 
 
-def _penalize(logits: Tensor, states: Sequence[SamplingState], choices: list[Choice]) -> None:
-    vocab, device = logits.shape[1], logits.device
-    rows, pairs, penalties = list[int](), list[tuple[Tensor, Tensor]](), list[tuple[float, float, float]]()
+def _penalize(logits: Tensor, states: Sequence[SamplingState], choices: list[Choice], backend: Backend) -> None:
+    penalties = list[Penalties]()
     for row, state in enumerate(states):
         if not state.has_penalties:
             continue
-        p = state.params
         try:
-            penalty = float(p.repetition_penalty), float(p.frequency_penalty), float(p.presence_penalty)
-            pairs.append(state.counts(vocab, device))
+            penalties.append(state.penalties(row, logits.shape[1], logits.device))
         except BaseException as error:
             choices[row].error = choices[row].error or failure(error)
-            continue
-        rows.append(row)
-        penalties.append(penalty)
-    if not rows:
-        return
-    counts, in_prompt = torch.stack([c for c, _ in pairs]), torch.stack([p for _, p in pairs])
-    generated = counts > 0
-    repetition, frequency, presence = torch.tensor(penalties, device=device).unsqueeze(1).unbind(2)
-    part = logits[rows]
-    repetition = torch.where(generated | in_prompt, repetition, 1.0)
-    part = torch.where(part > 0, part / repetition, part * repetition)
-    part -= frequency * counts
-    part -= presence * generated
-    logits[rows] = part
+    if penalties:
+        backend.penalize(logits, penalties)

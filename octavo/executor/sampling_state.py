@@ -1,14 +1,15 @@
 """What the sampler keeps for one sequence."""
 
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from octavo.executor.bad_words import BadWords
+from octavo.executor.bad_words import BadWords, check_tokens
 from octavo.executor.grammar import Grammar
 from octavo.executor.transcript_logits import TranscriptLogits
-from octavo.ops import DrawBy
+from octavo.ops import DrawBy, Penalties, TokenChanges, sent
 from octavo.params import SamplingParams
 
 GREEDY = DrawBy()
@@ -23,6 +24,35 @@ def mix(a: int, b: int) -> int:
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
     return z ^ (z >> 31)
+
+
+@dataclass(frozen=True, eq=False)
+class FixedChanges:
+    """What a request asks of single tokens at all times, as TokenChanges has it."""
+
+    vocab: int
+    forbidden: Tensor | None
+    bias: tuple[Tensor, Tensor] | None
+    stops: Tensor | None
+    """Ids of tokens that may not come before `min_tokens`."""
+
+    @classmethod
+    def of(cls, params: SamplingParams, stop_ids: frozenset[int], vocab: int, device: torch.device) -> Self:
+        """Raises IndexError for tokens beyond the vocabulary."""
+        forbidden = bias = None
+        if params.allowed_token_ids is not None:
+            allowed = list(params.allowed_token_ids)
+            check_tokens(allowed, vocab)
+            forbidden = torch.ones(vocab, dtype=torch.bool)
+            forbidden[torch.tensor(allowed, dtype=torch.long)] = False
+            forbidden = forbidden.to(device, non_blocking=True)
+        if params.logit_bias:
+            check_tokens(params.logit_bias, vocab)
+            values = sent(list(params.logit_bias.values()), torch.float32, device)
+            bias = sent(list(params.logit_bias), torch.int64, device), values
+        stops = sorted(stop_ids) if params.min_tokens else []
+        check_tokens(stops, vocab)
+        return cls(vocab, forbidden, bias, sent(stops, torch.int64, device) if stops else None)
 
 
 @dataclass(eq=False)
@@ -47,6 +77,7 @@ class SamplingState:
     _counts: Tensor | None = None
     _in_prompt: Tensor | None = None
     _counted: int = 0
+    _fixed: FixedChanges | None = None
 
     def __post_init__(self) -> None:
         p = self.params
@@ -81,31 +112,49 @@ class SamplingState:
         draw = (mix(self.seed, len(self.output_token_ids)) >> 11) / (1 << 53)
         return DrawBy(float(p.temperature), float(p.min_p), min(max(0, p.top_k), MOST), float(p.top_p), draw)
 
-    def ban(self, logits: Tensor) -> None:
-        """Set the logits `[vocab]` of tokens that would now complete a bad word to -inf, in place."""
+    def token_changes(self, row: int, vocab: int, device: torch.device) -> TokenChanges:
+        """What the next token may not be, and what is added to logits `[vocab]`, of the given row of a batch.
+
+        Raises IndexError for tokens beyond the vocabulary.
+        """
+        fixed = self._fixed
+        if fixed is None or fixed.vocab != vocab:
+            fixed = self._fixed = FixedChanges.of(self.params, self.stop_ids, vocab, device)
+            self._bad_words().check(vocab)
+        banned = list[Tensor]()
+        if self.bad_words:
+            banned += self._banned(device)
+        if len(self.output_token_ids) < self.params.min_tokens and fixed.stops is not None:
+            banned.append(fixed.stops)
+        return TokenChanges(row, fixed.forbidden, tuple(banned), fixed.bias)
+
+    def _banned(self, device: torch.device) -> list[Tensor]:
+        """Tokens that would now complete a bad word."""
         words = self._bad_words()
         if self._bad_words_seen > len(self.output_token_ids):
             self._bad_words_state = self._bad_words_seen = 0
         for token in self.output_token_ids[self._bad_words_seen :]:
             self._bad_words_state = words.after(self._bad_words_state, token)
         self._bad_words_seen = len(self.output_token_ids)
-        logits[words.always(logits.device)] = -torch.inf
-        if banned := words.banned(self._bad_words_state):
-            logits[torch.tensor(banned, device=logits.device)] = -torch.inf
+        longer = words.banned(self._bad_words_state)
+        return [words.always(device), *([sent(longer, torch.int64, device)] if longer else [])]
 
     def _bad_words(self) -> BadWords:
         if not isinstance(self.bad_words, BadWords):
             self.bad_words = BadWords(self.bad_words)
         return self.bad_words
 
-    def counts(self, vocab: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """How often each token was generated, [vocab], and whether it is in the prompt, [vocab] bool."""
+    def penalties(self, row: int, vocab: int, device: torch.device) -> Penalties:
+        """What its tokens pay, in the given row of a batch. Those that have come are taken for counted from now on."""
+        p = self.params
+        factors = float(p.repetition_penalty), float(p.frequency_penalty), float(p.presence_penalty)
         if self._counts is None or self._in_prompt is None or self._counted > len(self.output_token_ids):
             self._counts = torch.zeros(vocab, device=device)
-            self._in_prompt = torch.zeros(vocab, dtype=torch.bool, device=device)
-            self._in_prompt[torch.tensor(self.prompt_token_ids, dtype=torch.long, device=device)] = True
+            in_prompt = torch.zeros(vocab, dtype=torch.bool)
+            in_prompt[[token for token in self.prompt_token_ids if token < vocab]] = True  # others are of pictures
+            self._in_prompt = in_prompt.to(device, non_blocking=True)
             self._counted = 0
-        for token in self.output_token_ids[self._counted :]:
-            self._counts[token] += 1
+        new = self.output_token_ids[self._counted :]
+        check_tokens(new, vocab)
         self._counted = len(self.output_token_ids)
-        return self._counts, self._in_prompt
+        return Penalties(row, self._counts, self._in_prompt, new, *factors)

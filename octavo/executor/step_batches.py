@@ -12,7 +12,7 @@ from octavo.executor.sequences import SequenceState
 from octavo.executor.shape import CacheShape
 from octavo.executor.step import SequenceStep
 from octavo.executor.step_runs import cross_runs, cut_at_spans, encoded, positions_of
-from octavo.ops import AttentionPlan, Backend, RecurrentPlan, SequenceRun
+from octavo.ops import AttentionPlan, Backend, RecurrentPlan, SequenceRun, sent
 from octavo.parts import Batch, EncoderBatch, PagedView, RecurrentView
 from octavo.parts.batch import StateView
 
@@ -58,7 +58,7 @@ class StepBatches:
         lengths = np.repeat(np.array([s.length for s in steps], dtype=np.int64), counts)
         padding = max(0, self._backend.min_rows - count)
         features = self._feature_rows.place(steps, states)
-        ids = torch.tensor(tokens + [0] * padding, device=self._backend.device)
+        ids = sent(tokens + [0] * padding, torch.int64, self._backend.device)
         if features is not None and not features.are_added:
             ids[features.index] = 0  # placeholders need not be in the token table
         return Batch(
@@ -117,8 +117,8 @@ class StepBatches:
         assert group is not None
         plan = self._backend.plan_attention(runs, self._tables[group], self._shape.block_size, None, len(tokens))
         return EncoderBatch(
-            tokens=torch.tensor(tokens + padding, device=self._backend.device),
-            positions=torch.tensor(positions + padding, device=self._backend.device),
+            tokens=sent(tokens + padding, torch.int64, self._backend.device),
+            positions=sent(positions + padding, torch.int64, self._backend.device),
             runs=[(r.first_row, r.num_tokens) for r in runs],
             cross_kv=self.views([plan] * len(self._shape.windows), None),
             adapter=slot,

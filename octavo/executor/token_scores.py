@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from octavo.executor.sampling_state import SamplingState
-from octavo.ops import DrawBy, left_to_draw
+from octavo.ops import Backend, DrawBy, rows_of, sent
 
 
 class TokenScores:
@@ -16,22 +16,30 @@ class TokenScores:
     Of a transcript they are always log-probabilities of what its rule leaves: windows are judged by their mean.
 
     Args:
+        backend: what computes them.
         mode: raw_logprobs, raw_logits, processed_logprobs or processed_logits.
     """
 
-    def __init__(self, mode: str = "raw_logprobs") -> None:
+    def __init__(self, backend: Backend, mode: str = "raw_logprobs") -> None:
+        self._backend = backend
         self._is_raw, self._is_logits = mode.startswith("raw"), mode.endswith("logits")
 
     def of_prompt(self, logits: Tensor) -> Tensor:
         """Of a prompt's own tokens, which nothing changes: scores `[rows, vocab]` for its `logits`, perhaps these."""
-        return logits if self._is_logits else torch.log_softmax(logits, -1)
+        return logits if self._is_logits else self._backend.log_softmax(logits)
 
-    def before(self, logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
-        """Scores `[rows, vocab]` of the model's own `logits`, for those rows that are told of these."""
-        scores = self.of_prompt(logits)
+    def before(self, logits: Tensor, rows: Sequence[int], states: Sequence[SamplingState]) -> Tensor:
+        """Scores `[rows, vocab]`, a new tensor, of the model's own `logits`, for those `rows` that are told of these.
+
+        `states` are theirs.
+        """
+        part = rows_of(logits, rows)
+        scores = self.of_prompt(part)
+        if scores is logits:
+            scores = logits.clone()
         kept = [i for i, state in enumerate(states) if state.transcript is not None] if self._is_logits else []
         if kept:
-            scores[kept] = torch.log_softmax(logits[kept], -1)
+            scores[kept] = self._backend.log_softmax(part[kept])
         return scores
 
     def after(
@@ -48,7 +56,6 @@ class TokenScores:
         told = [i for i, state in enumerate(states) if state.transcript is None]
         if self._is_raw or not told:
             return scores
-        rows = torch.tensor(told, device=logits.device)
-        left = left_to_draw(logits[rows], [draws[i] for i in told], chosen[rows])
-        scores[rows] = self.of_prompt(left)
-        return scores
+        own = rows_of(logits, told), [draws[i] for i in told], rows_of(chosen, told)
+        left = self.of_prompt(self._backend.left_to_draw(*own))
+        return scores.index_copy_(0, sent(told, torch.int64, scores.device), left)

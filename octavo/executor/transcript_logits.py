@@ -47,5 +47,5 @@ class TranscriptLogits:
             logits[:first] = -torch.inf
             if rule.max_first is not None:
                 logits[first + rule.max_first + 1 :] = -torch.inf
-        if bool(torch.logsumexp(logits[first:], 0) > logits[:first].max()):
-            logits[:first] = -torch.inf
+        is_time = torch.logsumexp(logits[first:], 0) > logits[:first].max()
+        logits[:first].masked_fill_(is_time, -torch.inf)

@@ -5,6 +5,7 @@ rows around it. docs/design.md says how; tests/ops holds every operation to it.
 """
 
 from octavo.ops.backend import Backend
+from octavo.ops.logit_changes import Likeliest, Penalties, TokenChanges, rows_of, sent
 from octavo.ops.paged_cache import KVCache
 from octavo.ops.plans import (
     NOT_FINITE,
@@ -54,7 +55,6 @@ from octavo.ops.specs import (
 from octavo.ops.stored_rows import PackedRows, StoredRows
 from octavo.ops.streams import StreamSpec
 from octavo.ops.torch.activations import ACTIVATIONS
-from octavo.ops.torch.sampling import left_to_draw
 from octavo.rank_place import RankLink, RankPlace
 
 __all__ = [
@@ -80,6 +80,7 @@ __all__ = [
     "HeadScanInput",
     "HeadTransform",
     "KVCache",
+    "Likeliest",
     "LinearUpdate",
     "LowRank",
     "NormSpec",
@@ -87,6 +88,7 @@ __all__ = [
     "PackedHeads",
     "PackedLinear",
     "PackedRows",
+    "Penalties",
     "PoolSpec",
     "PooledKeys",
     "PositionScores",
@@ -103,8 +105,10 @@ __all__ = [
     "SequenceRun",
     "StoredRows",
     "StreamSpec",
-    "left_to_draw",
+    "TokenChanges",
     "plan_attention",
     "plan_recurrent",
+    "rows_of",
     "select_backend",
+    "sent",
 ]

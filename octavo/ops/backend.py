@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from octavo.ops.alternating_streams import AlternatingStreams
+from octavo.ops.logit_changes import LogitChanges
 from octavo.ops.paged_cache import KVCache
 from octavo.ops.plans import (
     AttentionPlan,
@@ -47,11 +48,11 @@ from octavo.ops.weight_kinds import WeightKind
 from octavo.token_windows import Window
 
 
-class Backend(Ranks, PooledAttention, Streams, AlternatingStreams, Protocol):
+class Backend(Ranks, PooledAttention, Streams, AlternatingStreams, LogitChanges, Protocol):
     """The operations, and what they work on. Those in which ranks meet are of octavo.ops.rank_operations.
 
     Keys of several tokens each are octavo.ops.pooled_keys's, several residual streams octavo.ops.streams's and
-    octavo.ops.alternating_streams's.
+    octavo.ops.alternating_streams's, what lies between logits and tokens octavo.ops.logit_changes's.
     """
 
     name: str

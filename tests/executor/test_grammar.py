@@ -23,6 +23,8 @@ from octavo.ops import select_backend
 from octavo.outputs import RequestOutput
 from tests.preemption import preempt_all
 
+BACKEND = select_backend("cpu", "torch")
+
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -259,7 +261,7 @@ def test_masks_of_other_sizes_than_the_vocabulary() -> None:
     assert sampled([3, 21, 23], 3, temperature=0).token_id == 3
     assert sampled([3, 5], 1, temperature=0).token_id == 5
     logits = torch.zeros(1, 20)
-    assert apply_grammars(logits, [], []) == {}
+    assert apply_grammars(logits, [], [], BACKEND) == {}
 
 
 class Cut:
@@ -287,7 +289,7 @@ def test_a_tokenizer_of_another_size_than_the_vocabulary(smollm: LLM, vocab_size
     logits = torch.zeros(1, vocab_size)
     grammar = FixedGrammar([], 1, [2])
     grammar.mask = mask
-    assert apply_grammars(logits, [0], [grammar]) == {}
+    assert apply_grammars(logits, [0], [grammar], BACKEND) == {}
     allowed = torch.isfinite(logits[0]).nonzero().flatten()
     assert 500 < len(allowed) <= 49_152
     assert int(allowed.max()) < min(vocab_size, 49_152)

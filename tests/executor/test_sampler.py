@@ -128,11 +128,34 @@ def test_penalties_are_vllms() -> None:
     torch.testing.assert_close(work, torch.tensor([[2.0 / 2 - 2 * 0.5 - 0.25, -4.0, 1.0, 0.5]]))
 
 
+def test_placeholders_of_pictures_pay_nothing() -> None:
+    """They are in the prompt, and in no vocabulary."""
+    s = state(prompt=[1, 99], repetition_penalty=2.0, temperature=0)
+    assert sample(torch.tensor([[1.0, 1.5]]), [s])[0].token_id == 0
+
+
+def test_tokens_beyond_the_vocabulary_are_one_row_s_error() -> None:
+    asked: list[dict[str, Any]] = [{"logit_bias": {5: 1.0}}, {"allowed_token_ids": [0, 7]}, {}]
+    *wrong, good = sample(torch.zeros(3, 2), [state(temperature=0, **values) for values in asked])
+    assert good.token_id == 0
+    for choice, token in zip(wrong, (5, 7), strict=True):
+        assert choice.token_id is None
+        assert f"token {token} is none of the vocabulary's 2" in choice.error
+
+
 def test_counts_follow_the_output() -> None:
     s = state(output=[3], presence_penalty=1.0)
-    assert s.counts(5, torch.device("cpu"))[0].tolist() == [0, 0, 0, 1, 0]
+
+    def counts() -> list[float]:
+        penalties = s.penalties(0, 5, torch.device("cpu"))
+        BACKEND[0].penalize(torch.zeros(1, 5), [penalties])
+        return penalties.counts.tolist()
+
+    assert counts() == [0, 0, 0, 1, 0]
     s.output_token_ids += [3, 4]
-    assert s.counts(5, torch.device("cpu"))[0].tolist() == [0, 0, 0, 2, 1]
+    assert counts() == [0, 0, 0, 2, 1]
+    s.output_token_ids = [1]
+    assert counts() == [0, 1, 0, 0, 0]
 
 
 def test_restrictions() -> None:

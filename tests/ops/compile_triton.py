@@ -30,11 +30,13 @@ from octavo.ops import (
     LinearUpdate,
     LowRank,
     NormSpec,
+    Penalties,
     RotaryTable,
     RouterSpec,
     ScanInput,
     SequenceRun,
     StreamSpec,
+    TokenChanges,
     plan_recurrent,
 )
 from octavo.ops.paged_cache import INT4
@@ -239,6 +241,12 @@ def choices(backend: TritonBackend) -> None:
     tokens = torch.zeros(2, 128256)
     for by in (DrawBy(), DrawBy(0.7), DrawBy(0.7, top_k=40, top_p=0.9)):
         backend.sample(tokens, [by, by])
+        backend.left_to_draw(tokens, [by, by], torch.zeros(2, dtype=torch.int64))
+    ids, whole = torch.zeros(5, dtype=torch.int64), torch.zeros(128256, dtype=torch.bool)
+    backend.mask_tokens(tokens, [1], torch.zeros(1, 16032, dtype=torch.uint8))
+    backend.change_tokens(tokens, [TokenChanges(0, whole, (ids,), (ids, torch.zeros(5)))])
+    backend.penalize(tokens, [Penalties(1, tokens[0], whole, [7], 1.1, 0.5, 0.5)])
+    backend.likeliest(backend.log_softmax(tokens), ids[:2], 20)
 
 
 def streams(backend: TritonBackend) -> None:

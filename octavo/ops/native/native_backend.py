@@ -41,6 +41,7 @@ from octavo.ops.specs import (
 )
 from octavo.ops.stored_rows import PackedRows, StoredRows, of_floats
 from octavo.ops.torch import TorchBackend
+from octavo.ops.torch.torch_logits import TorchLogits
 from octavo.ops.weight_kinds import WeightKind
 from octavo.token_windows import Window
 
@@ -48,8 +49,8 @@ ADAPTER_CHUNK = 16 << 20
 """Bytes of a mapping that adapters share, which stays as long as any of them: not so many, for they come and go."""
 
 
-class NativeBackend(NativeRecurrent):
-    """The operations of one of the compiled libraries."""
+class NativeBackend(NativeRecurrent, TorchLogits):
+    """The operations of one of the compiled libraries. Logits are changed by the reference's, few rows as they are."""
 
     min_rows = 1
 

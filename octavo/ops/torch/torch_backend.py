@@ -58,12 +58,13 @@ from octavo.ops.torch.adapter_products import TorchAdapterTable, TorchUpdate
 from octavo.ops.torch.alternating import TorchAlternating
 from octavo.ops.torch.distributed_ranks import DistributedRanks
 from octavo.ops.torch.products import TorchGroups, TorchHeads, TorchLinear, table_rows
+from octavo.ops.torch.torch_logits import TorchLogits
 from octavo.ops.torch.torch_pooled import TorchPooledAttention
 from octavo.ops.weight_kinds import WeightKind
 from octavo.token_windows import Window
 
 
-class TorchBackend(TorchPooledAttention, TorchAlternating, DistributedRanks):
+class TorchBackend(TorchPooledAttention, TorchAlternating, TorchLogits, DistributedRanks):
     """The reference.
 
     Args:

@@ -106,15 +106,56 @@ def _end_of_top_p(
 
 
 @triton.jit
+def _stays(weight, border, equals, before):
+    """Which weights stay, and how many equals there are up to here."""
+    bits = weight.to(tl.int32, bitcast=True)
+    is_equal = (bits == border).to(tl.int32)
+    rank = before + tl.cumsum(is_equal, axis=1) - is_equal
+    stays = (bits > border) | ((bits == border) & (rank < equals))
+    return stays, before + tl.sum(is_equal, axis=1)[:, None]
+
+
+@triton.jit
 def _left(weight, border, equals, before, IS_CUT: tl.constexpr):
     """The weights that stay, in float64, and how many equals there are up to here."""
     if IS_CUT:
-        bits = weight.to(tl.int32, bitcast=True)
-        is_equal = (bits == border).to(tl.int32)
-        rank = before + tl.cumsum(is_equal, axis=1) - is_equal
-        weight = tl.where((bits > border) | ((bits == border) & (rank < equals)), weight, 0.0)
-        before += tl.sum(is_equal, axis=1)[:, None]
+        stays, before = _stays(weight, border, equals, before)
+        weight = tl.where(stays, weight, 0.0)
     return weight.to(tl.float64), before
+
+
+@triton.jit
+def _cut(
+    logits,
+    by,
+    row,
+    start,
+    vocab,
+    lane,
+    peak,
+    heat,
+    floor,
+    HAS_TOP_K: tl.constexpr,
+    HAS_TOP_P: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Where top_k and top_p end: the bits of the least weight that stays, and how many of its equals stay."""
+    border, equals = tl.zeros((ROWS, 1), tl.int32), tl.full((ROWS, 1), MANY, tl.int32)
+    if HAS_TOP_K or HAS_TOP_P:
+        _count, mass = _reaching(logits, start, vocab, lane, peak, heat, floor, border, ROWS, COLUMNS)
+    if HAS_TOP_K:
+        top_k = _field(by, row, TOP_K).to(tl.int32)
+        least, stay, weigh = _end_of_top_k(logits, start, vocab, lane, peak, heat, floor, top_k, ROWS, COLUMNS)
+        border, equals = tl.where(top_k < vocab, least, border), tl.where(top_k < vocab, stay, equals)
+        mass = tl.where(top_k < vocab, weigh, mass)
+    if HAS_TOP_P:
+        top_p = _field(by, row, TOP_P)
+        least, stay = _end_of_top_p(
+            logits, start, vocab, lane, peak, heat, floor, border, equals, top_p * mass, ROWS, COLUMNS
+        )
+        border, equals = tl.where(top_p < 1, least, border), tl.where(top_p < 1, stay, equals)
+    return border, equals
 
 
 @triton.jit
@@ -140,20 +181,9 @@ def sample_kernel(
     peak = tl.where(best < 0, best ^ 0x7FFFFFFF, best).to(tl.float32, bitcast=True)
     if ANY_DRAWN:
         heat, floor = _field(by, row, HEAT).to(tl.float32), _field(by, row, FLOOR).to(tl.float32)
-        border, equals = tl.zeros((ROWS, 1), tl.int32), tl.full((ROWS, 1), MANY, tl.int32)
-        if HAS_TOP_K or HAS_TOP_P:
-            _count, mass = _reaching(logits, start, vocab, lane, peak, heat, floor, border, ROWS, COLUMNS)
-        if HAS_TOP_K:
-            top_k = _field(by, row, TOP_K).to(tl.int32)
-            least, stay, weigh = _end_of_top_k(logits, start, vocab, lane, peak, heat, floor, top_k, ROWS, COLUMNS)
-            border, equals = tl.where(top_k < vocab, least, border), tl.where(top_k < vocab, stay, equals)
-            mass = tl.where(top_k < vocab, weigh, mass)
-        if HAS_TOP_P:
-            top_p = _field(by, row, TOP_P)
-            least, stay = _end_of_top_p(
-                logits, start, vocab, lane, peak, heat, floor, border, equals, top_p * mass, ROWS, COLUMNS
-            )
-            border, equals = tl.where(top_p < 1, least, border), tl.where(top_p < 1, stay, equals)
+        border, equals = _cut(
+            logits, by, row, start, vocab, lane, peak, heat, floor, HAS_TOP_K, HAS_TOP_P, ROWS, COLUMNS
+        )
         IS_CUT: tl.constexpr = HAS_TOP_K or HAS_TOP_P
         total, seen = tl.zeros((ROWS, 1), tl.float64), tl.zeros((ROWS, 1), tl.int32)
         for first in range(0, vocab, COLUMNS):
@@ -177,3 +207,38 @@ def sample_kernel(
         token = tl.where(is_drawn, drawn, token)
     token = tl.where((peak != peak) | (peak == float("inf")), NOT_FINITE, token)
     tl.store(tokens + own_row, token.to(tl.int64), mask=own_row < rows)
+
+
+@triton.jit
+def left_kernel(
+    logits,
+    by,
+    chosen,
+    left,
+    rows,
+    vocab,
+    stride,
+    HAS_TOP_K: tl.constexpr,
+    HAS_TOP_P: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Logits as tokens are drawn by them: divided by the temperature, -inf for what is left out, never `chosen`."""
+    own_row, lane = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
+    row = tl.minimum(own_row, rows - 1)
+    start = row.to(tl.int64) * stride
+    best, _token = _peak(logits, start, vocab, lane, ROWS, COLUMNS)
+    peak = tl.where(best < 0, best ^ 0x7FFFFFFF, best).to(tl.float32, bitcast=True)
+    heat, floor = _field(by, row, HEAT).to(tl.float32), _field(by, row, FLOOR).to(tl.float32)
+    border, equals = _cut(logits, by, row, start, vocab, lane, peak, heat, floor, HAS_TOP_K, HAS_TOP_P, ROWS, COLUMNS)
+    seen, token = tl.zeros((ROWS, 1), tl.int32), tl.load(chosen + row)
+    for first in range(0, vocab, COLUMNS):
+        column = first + lane
+        value = tl.load(logits + start + column, mask=column < vocab, other=0.0)
+        is_out = tl.div_rn(value, heat) - tl.div_rn(peak, heat) < floor
+        if HAS_TOP_K or HAS_TOP_P:
+            weight = _weights(logits, start, column, vocab, peak, heat, floor)
+            stays, seen = _stays(weight, border, equals, seen)
+            is_out = is_out | (stays == 0)
+        value = tl.where(is_out & (column != token), float("-inf"), tl.div_rn(value, heat))
+        tl.store(left + row.to(tl.int64) * vocab + column, value, (column < vocab) & (own_row < rows))

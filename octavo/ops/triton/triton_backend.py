@@ -17,6 +17,7 @@ from octavo.ops.triton.graph_steps import CalledAgain, DeviceGraph, Graph, Graph
 from octavo.ops.triton.interpreted import set_up
 from octavo.ops.triton.launching import INTERPRETED
 from octavo.ops.triton.triton_adapters import TritonAdapters
+from octavo.ops.triton.triton_logits import TritonLogits
 from octavo.ops.triton.triton_norms import TritonNorms
 from octavo.ops.triton.triton_products import TritonProducts
 from octavo.ops.triton.triton_recurrent import TritonRecurrent
@@ -51,6 +52,7 @@ class TritonBackend(
     TritonAttention,
     TritonRecurrent,
     TritonRouting,
+    TritonLogits,
     TritonSampling,
     TritonStreams,
     TritonRope,

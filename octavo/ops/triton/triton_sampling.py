@@ -9,8 +9,8 @@ from torch import Tensor
 
 from octavo.ops.plans import NOT_FINITE, DrawBy
 from octavo.ops.torch import TorchBackend
-from octavo.ops.triton.launching import ROWS, cdiv, columns_of, together, warps_of
-from octavo.ops.triton.sample_kernel import sample_kernel
+from octavo.ops.triton.launching import ROWS, cdiv, columns_of, on_device, together, warps_of
+from octavo.ops.triton.sample_kernel import left_kernel, sample_kernel
 
 
 def _fields(by: Sequence[DrawBy], vocab: int) -> Tensor:
@@ -40,3 +40,16 @@ class TritonSampling(TorchBackend):
                 num_warps=warps_of(columns),
             )  # fmt: skip
         return tokens
+
+    def left_to_draw(self, logits: Tensor, by: Sequence[DrawBy], chosen: Tensor) -> Tensor:
+        logits = together(logits)
+        (rows, vocab), columns = logits.shape, columns_of(logits.shape[1])
+        left = torch.empty(rows, vocab, device=logits.device)
+        drawn = [row for row in by if row.temperature != 0]
+        if rows:
+            left_kernel[(cdiv(rows, ROWS),)](
+                logits, on_device(_fields(by, vocab), logits.device), chosen, left, rows, vocab, logits.stride(0),
+                any(0 < row.top_k < vocab for row in drawn), any(row.top_p < 1 for row in drawn), ROWS, columns,
+                num_warps=warps_of(columns),
+            )  # fmt: skip
+        return left
