@@ -419,11 +419,6 @@ def _join_speculation(args: EngineArgs) -> None:
         setattr(args, name, None)
     if args.speculative_config:
         speculative_config(args.speculative_config, ", ".join(["speculative_config", *short]))
-        if args.speculation is not None and args.speculation.reads_hidden and args.num_ranks > 1:
-            raise ConfigError(
-                f"speculative_config: method={args.speculation.method!r} is computed by one process; leave "
-                "tensor_parallel_size and pipeline_parallel_size out, or give ngram or draft_model."
-            )
         if args.task not in ("auto", "generate"):
             raise ConfigError(f"speculative_config: task={args.task!r} generates no text. Leave one of them out.")
 

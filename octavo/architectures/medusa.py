@@ -9,6 +9,7 @@ from octavo.architectures.model_config import Config
 from octavo.errors import CheckpointError
 from octavo.ops import Backend
 from octavo.parts import Batch, Into, Linear, Names, parameter
+from octavo.parts.split import Split
 
 BLOCK, HEAD = "draft_head.blocks.{i}.{j}", "draft_head.heads.{i}"
 MOST_HEADS = 64
@@ -50,6 +51,12 @@ class MedusaHeads(nn.Module):
         self.heads = nn.ModuleList([Linear(hidden_size, own_size) for _ in range(1 if has_one_head else num_heads)])
         has_map = own_size != vocab_size
         self.token_map = nn.Parameter(torch.empty(own_size), requires_grad=False) if has_map else None
+
+    def split(self, split: Split) -> None:
+        """See octavo.parts.split."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.split_gathered(split)
 
     def prepare(self, backend: Backend) -> None:
         self._add, self._activate, self._floats = backend.add, backend.activate, backend.floats

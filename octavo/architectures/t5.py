@@ -37,9 +37,9 @@ class T5(CausalLM):
         super().__init__(**parts)
         self.relative_bias = relative_bias
 
-    def keep_stage(self, index: int, count: int) -> None:
+    def keep_stage(self, index: int, count: int, embeds_last: bool = False) -> None:
         bias = self.relative_bias
-        super().keep_stage(index, count)
+        super().keep_stage(index, count, embeds_last)
         self.relative_bias = bias
 
 

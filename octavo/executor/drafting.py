@@ -52,7 +52,7 @@ class HiddenDrafter(Drafter, Protocol):
 
 
 def drafter_of(loaded: LoadedModel, args: EngineArgs, runner: ModelRunner) -> Drafter | None:
-    """The drafter that `args` ask for; None for none, and on ranks that choose no tokens.
+    """The drafter that `args` ask for; None for none, and on ranks that have no part in guessing.
 
     Raises ConfigError for a model that generates nothing, and for a draft model that cannot be loaded or is of another
     vocabulary.
@@ -62,7 +62,8 @@ def drafter_of(loaded: LoadedModel, args: EngineArgs, runner: ModelRunner) -> Dr
         return None
     if loaded.info.task != "generate":
         raise ConfigError(f"speculative_config: task={loaded.info.task!r} generates no text. Leave it out.")
-    if not loaded.backend.place.is_output:
+    place = loaded.backend.place
+    if not (place.is_last_stage if config.reads_hidden else place.is_output):
         return None
     if config.method == "ngram":
         return PromptLookup(config.prompt_lookup_min, config.prompt_lookup_max)

@@ -7,20 +7,20 @@ token of all has none, and nobody sees its place.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from octavo.executor.draft_sampling import draft_sampling
+from octavo.executor.guessing_ranks import GuessingRanks
 from octavo.executor.runner import ModelRunner
-from octavo.executor.sampler import sample
 from octavo.executor.sampling_state import SamplingState
 from octavo.executor.sequences import SequenceState
 from octavo.executor.step import SequenceResult, SequenceStep
 from octavo.loading.model import LoadedModel
-from octavo.parts import Batch, PagedView
+from octavo.parts import AxialRotaryEmbedding, Batch, PagedView
 from octavo.parts.draft_head import DraftHead
 
 FIRST_KEY = 1
@@ -35,7 +35,8 @@ class _Reading:
     """The first place whose token it has not read."""
     row: int
     """In the block tables."""
-    sampling: SamplingState
+    sampling: SamplingState | None
+    """On the rank that chooses."""
     before: Tensor | None = None
     """The hidden row `[1, hidden_size]` of the token before that place; None where a step to come gives it."""
     made: tuple[Tensor, Tensor] | None = None
@@ -54,7 +55,7 @@ def rows_without_adapters(rows: Tensor) -> Batch:
 
 
 class HeadDrafter:
-    """A Drafter with a DraftHead, on the rank that chooses tokens. It reads all that the model does.
+    """A Drafter with a DraftHead, on all ranks of the last stage. It reads all that the model does.
 
     Args:
         loaded: the model, which has the head.
@@ -68,6 +69,8 @@ class HeadDrafter:
         self._model, self._backend, self._batches = loaded.model, loaded.backend, runner.batches
         self._most = max(loaded.info.num_embeddings or 0, loaded.info.vocab_size) - 1
         self._states = [cast(int, m.state_index) for m in head.modules() if hasattr(m, "state_index")]
+        self._ranks = GuessingRanks(loaded.backend)
+        self._has_axes = any(isinstance(module, AxialRotaryEmbedding) for module in head.modules())
         self._readings: dict[int, _Reading] = {}
 
     def read(
@@ -96,13 +99,15 @@ class HeadDrafter:
         self, step: SequenceStep, state: SequenceState, result: SequenceResult, hidden: Tensor
     ) -> tuple[SequenceStep, Tensor] | None:
         """The tokens of a sequence that the head can read after a step, with the hidden rows before them."""
-        if result.non_finite or state.sampling is None:
+        if result.non_finite:
             self.end([step.seq_id])
             return None
         if step.is_new:
-            self._readings[step.seq_id] = _Reading(step.start + FIRST_KEY, step.row, draft_sampling(state))
+            sampling = None if state.sampling is None else draft_sampling(state)
+            self._readings[step.seq_id] = _Reading(step.start + FIRST_KEY, step.row, sampling)
         if (reading := self._readings.get(step.seq_id)) is None:
             return None
+        known = step.token_ids[: len(step.token_ids) - step.num_drafts] + result.token_ids
         right = len(result.token_ids) - 1 if step.num_drafts and result.token_ids else 0
         end, wanted = step.start + len(step.token_ids) - step.num_drafts + right, is_wanted(step, result)
         stop = end + wanted  # with the token that was just chosen, whose hidden row is the next step's
@@ -117,20 +122,15 @@ class HeadDrafter:
         reading.before = None if wanted else hidden[end - 1 - step.start : end - step.start].clone()
         if stop <= begin:
             return None
-        tokens = self._tokens(state, begin, stop)
+        # An adapter's own tokens are read as others.
+        tokens = [min(token, self._most) for token in known[begin - step.start : stop - step.start]]
         return SequenceStep(step.seq_id, step.row, tokens, begin, step.length, [], next_drafts=int(wanted)), rows
-
-    def _tokens(self, state: SequenceState, begin: int, end: int) -> list[int]:
-        """Tokens of a sequence, of which an adapter's own are read as others."""
-        assert state.sampling is not None
-        prompt, answer = state.start.prompt_token_ids, state.sampling.output_token_ids
-        count = len(prompt)
-        tokens = prompt[begin:end] + answer[max(0, begin - count) : max(0, end - count)]
-        return [min(token, self._most) for token in tokens]
 
     def _run(self, fills: Sequence[SequenceStep], states: Sequence[SequenceState], hidden: Tensor) -> Batch:
         """Have the head read tokens, and keep what it makes of the last one of those that want guesses."""
         batch = self._batches.decoder_batch(fills, states, None, FIRST_KEY)
+        if batch.positions.dim() > 1 and not self._has_axes:  # a head of text alone, beside a model of pictures
+            batch = replace(batch, positions=batch.positions[0])
         padding = batch.tokens.shape[0] - hidden.shape[0]
         if padding:
             hidden = torch.cat([hidden, hidden.new_zeros(padding, hidden.shape[1])])
@@ -164,9 +164,10 @@ class HeadDrafter:
         going = []
         for place, state in enumerate(states):
             reading = self._readings.get(state.start.seq_id)
-            if reading is not None and reading.made is not None and state.sampling is not None:
-                reading.sampling.output_token_ids = state.sampling.output_token_ids.copy()
+            if reading is not None and reading.made is not None:
                 going.append(place)
+                if reading.sampling is not None and state.sampling is not None:
+                    reading.sampling.output_token_ids = state.sampling.output_token_ids.copy()
         with torch.inference_mode(), self._backend.computing():
             while going:
                 readings = [self._readings[states[place].start.seq_id] for place in going]
@@ -185,12 +186,10 @@ class HeadDrafter:
         batch = rows_without_adapters(rows)
         own = self._head.logits(rows, batch)
         logits = self._model.logits(rows, batch) if own is None else own
-        tokens = [choice.token_id for choice in sample(logits, [r.sampling for r in readings], self._backend)]
+        tokens = self._ranks.choose(logits, [reading.sampling for reading in readings])
         for reading, token in zip(readings, tokens, strict=True):
             if token is None:
                 reading.made = None
-            else:
-                reading.sampling.output_token_ids.append(token)
         return tokens
 
     def _guess_on(self, states: Sequence[SequenceState], drafts: Sequence[list[int]]) -> None:

@@ -9,6 +9,7 @@ from octavo.config import EngineArgs
 from octavo.executor.block_store import BlockStore, NoStore
 from octavo.executor.drafting import HiddenDrafter, drafter_of, propose
 from octavo.executor.grammar import GrammarCompiler
+from octavo.executor.guessing_ranks import GuessingRanks
 from octavo.executor.pooling import Pooling
 from octavo.executor.runner import ModelRunner
 from octavo.executor.sequences import SequenceStates
@@ -40,6 +41,7 @@ class LocalExecutor:
             grammars, Pooling(self.info.task, loaded.model, self.info.pooling), self.runner.adapters
         )
         self.drafter = drafter_of(loaded, args, self.runner)
+        self._guessing = GuessingRanks(loaded.backend)
         self._steps: deque[Step] = deque()
         self._processors: dict[int, Sequence[LogitsProcessor]] = {}
 
@@ -73,11 +75,13 @@ class LocalExecutor:
         if step.sequences:
             states = [self.sequences[s.seq_id] for s in step.sequences]
             results = self.runner.execute(step.sequences, states)
+            told = results
             if isinstance(self.drafter, HiddenDrafter):
-                self.drafter.read(step.sequences, states, results, self.runner.hidden)
+                told = self._guessing.told(step.sequences, results)
+                self.drafter.read(step.sequences, states, told, self.runner.hidden)
             if self.drafter is not None:
                 start = time.perf_counter()
-                propose(self.drafter, self.info.vocab_size, step.sequences, states, results)
+                propose(self.drafter, self.info.vocab_size, step.sequences, states, told)
                 draft_seconds = time.perf_counter() - start
             self.sequences.keep_late(states)
         seconds, self.runner.feature_rows.seconds = self.runner.feature_rows.seconds, 0.0

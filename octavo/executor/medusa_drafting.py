@@ -7,8 +7,8 @@ from torch import Tensor
 
 from octavo.architectures.medusa import MedusaHeads
 from octavo.executor.draft_sampling import draft_sampling
+from octavo.executor.guessing_ranks import GuessingRanks
 from octavo.executor.head_drafting import is_wanted, rows_without_adapters
-from octavo.executor.sampler import sample
 from octavo.executor.sampling_state import SamplingState
 from octavo.executor.sequences import SequenceState
 from octavo.executor.step import SequenceResult, SequenceStep
@@ -18,16 +18,19 @@ from octavo.ops import Backend
 class MedusaDrafter:
     """A Drafter with heads that keep nothing: they read the hidden row from which the last token was chosen.
 
+    It is on all ranks of the last stage.
+
     Args:
         heads: loaded.
         backend: what computes.
     """
 
     def __init__(self, heads: MedusaHeads, backend: Backend) -> None:
-        self._heads, self._backend = heads, backend
+        self._heads, self._backend, self._ranks = heads, backend, GuessingRanks(backend)
         self._rows: dict[int, Tensor] = {}
         """By sequence, `[1, hidden_size]`, of those that want guesses."""
-        self._samplings: dict[int, SamplingState] = {}
+        self._samplings: dict[int, SamplingState | None] = {}
+        """None on ranks that do not choose."""
 
     def read(
         self,
@@ -40,11 +43,12 @@ class MedusaDrafter:
         self._rows, first = {}, 0
         for step, state, result in zip(steps, states, results, strict=True):
             first += len(step.token_ids)
-            if is_wanted(step, result) and state.sampling is not None:
+            if is_wanted(step, result):
                 last = first - step.num_drafts + len(result.token_ids) - 1
                 self._rows[step.seq_id] = hidden[last - 1 : last].clone()
                 if step.seq_id not in self._samplings:
-                    self._samplings[step.seq_id] = draft_sampling(state)
+                    sampling = None if state.sampling is None else draft_sampling(state)
+                    self._samplings[step.seq_id] = sampling
 
     def propose(self, states: Sequence[SequenceState], counts: Sequence[int]) -> list[list[int]]:
         """See Drafter."""
@@ -52,8 +56,8 @@ class MedusaDrafter:
         going = [place for place, state in enumerate(states) if state.start.seq_id in self._rows]
         for place in going:
             sampling, own = self._samplings[states[place].start.seq_id], states[place].sampling
-            assert own is not None
-            sampling.output_token_ids = own.output_token_ids.copy()
+            if sampling is not None and own is not None:
+                sampling.output_token_ids = own.output_token_ids.copy()
         with torch.inference_mode(), self._backend.computing():
             for after in range(len(self._heads.blocks)):
                 going = [place for place in going if after < counts[place] and len(drafts[place]) == after]
@@ -62,12 +66,10 @@ class MedusaDrafter:
                 ids = [states[place].start.seq_id for place in going]
                 rows = torch.cat([self._rows[seq_id] for seq_id in ids])
                 logits = self._heads(rows, after, rows_without_adapters(rows))
-                samplings = [self._samplings[seq_id] for seq_id in ids]
-                choices = sample(logits, samplings, self._backend)
-                for place, sampling, choice in zip(going, samplings, choices, strict=True):
-                    if choice.token_id is not None:
-                        drafts[place].append(choice.token_id)
-                        sampling.output_token_ids.append(choice.token_id)
+                tokens = self._ranks.choose(logits, [self._samplings[seq_id] for seq_id in ids])
+                for place, token in zip(going, tokens, strict=True):
+                    if token is not None:
+                        drafts[place].append(token)
         return drafts
 
     def end(self, seq_ids: Iterable[int]) -> None:

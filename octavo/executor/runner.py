@@ -70,7 +70,10 @@ class ModelRunner:
         tables = BlockTables(self._tables, shape.block_size, shape.windows, shape.encoder_group)
         self._decode_batch: Batch | None = None
         """The largest of recorded steps: all of them read the same buffers."""
-        drafts = 0 if args.speculation is None else args.speculation.num_speculative_tokens
+        speculation = args.speculation
+        drafts = 0 if speculation is None else speculation.num_speculative_tokens
+        self._reads_again = speculation is not None and speculation.keeps_keys
+        """Whether the last token of a cached beginning is computed again."""
         most_rows = shape.max_sequences * (1 + drafts)
         self._recorded = self.backend.record_decode(self._decode, tables, most_rows)
         self.adapters = Adapters(loaded, args) if args.enable_lora else None
@@ -306,7 +309,7 @@ class ModelRunner:
                 if isinstance(view, PagedView) and group != self.shape.encoder_group:
                     # Whole blocks, however a block is laid out: none that is still to be filled is shared. The block
                     # of a token that is there already, and computed again for what a head reads of it, is.
-                    again = self.model.draft_head is not None and step.is_new and step.start > 0
+                    again = self._reads_again and step.is_new and step.start > 0
                     blocks = view.plan.slot_mapping[rows.start + again : rows.stop] // self.shape.block_size
                     view.cache.clear(blocks)
             self._forget_encoder(step, batch)

@@ -19,10 +19,12 @@ from octavo.loading.model_files import find_model
 from octavo.loading.precision import Precision
 from octavo.loading.weight_loader import WeightLoader
 from octavo.ops import Backend
-from octavo.parts import CausalLM
+from octavo.parts import CausalLM, Names
 from octavo.parts.draft_head import DraftHead
 from octavo.parts.eagle3_head import Eagle3Head
+from octavo.parts.split import Split, split_parts
 from octavo.parts.weight_slots import Role, WeightSlot, weight_slots
+from octavo.rank_place import RankPlace
 
 OF_FILES = ("download_dir", "hub", "hf_token", "offline", "trust_remote_code")
 """Options by which a model's files are found."""
@@ -71,9 +73,11 @@ class HeadCheckpoint(nn.Module):
 
 
 def load_head(
-    model: CausalLM, args: EngineArgs, precision: Precision, backend: Backend
+    model: CausalLM, args: EngineArgs, precision: Precision, backend: Backend, place: RankPlace
 ) -> tuple[MedusaHeads | None, int]:
     """Load the head of a folder of its own: a model takes one whose keys lie with its layers'; Medusa's is returned.
+
+    Ranks of the last stage have it, each its part. The others learn what it reads of their layers.
 
     Returns how many bytes its weights take, too. Raises ConfigError, which says what is wrong, for a head that is not
     there, or of another model.
@@ -87,21 +91,36 @@ def load_head(
         if files.is_gguf:
             raise CheckpointError(f"{files.path} is a GGUF file; a head is a folder with config.json.")
         with sound_config(files.path):
-            return _load_from(files.path, model, config.method, precision, backend)
+            head, weights, table = _head_in(files.path, model, config.method)
+        if place.tensor_size > 1:
+            _split(head, Split(place.tensor_rank, place.tensor_size))
+        if isinstance(head, DraftHead):
+            model.guess_with(head)
+        if not place.is_last_stage:
+            return None, 0
+        num_bytes = _fill(head, weights, table, str(files.path), precision, backend)
     except OctavoError as error:
         raise ConfigError(f"speculative_config: model={config.model!r}: {error}") from error
+    return head if isinstance(head, MedusaHeads) else None, num_bytes
 
 
-def _load_from(
-    folder: Path, model: CausalLM, method: str, precision: Precision, backend: Backend
-) -> tuple[MedusaHeads | None, int]:
+def _split(head: nn.Module, split: Split) -> None:
+    """Leave of a head what one rank has. Raises ConfigError for one that is not divisible."""
+    try:
+        split_parts(head, split)
+    except ValueError as error:
+        raise ConfigError(f"{error}. Choose another tensor_parallel_size.") from error
+
+
+def _head_in(folder: Path, model: CausalLM, method: str) -> tuple[MedusaHeads | DraftHead, WeightFormat, Names]:
+    """A folder's head on the meta device, its weights, and their names."""
     values = read_json(folder / "config.json")
     layer = values.get("transformer_layer_config")  # as speculators' configs have it
     values = {**values, **layer} if isinstance(layer, dict) else values
     c = find_architecture(["LlamaForCausalLM"]).config(values)
     is_medusa = method == "medusa"
-    weights: WeightFormat | None = PickledFile(folder / AUTHORS_FILE) if (folder / AUTHORS_FILE).is_file() else None
-    weights = weights or folder_format(folder, "auto", values)
+    authors = folder / AUTHORS_FILE
+    weights: WeightFormat = PickledFile(authors) if authors.is_file() else folder_format(folder, "auto", values)
     stored = frozenset(name for name, _ in weights.tensors(NAMES))
     for key, own in (("hidden_size", model.hidden_size), ("vocab_size", model.vocab_size)):
         given = c.stated(key) if is_medusa else c.get(key)  # which the authors' configs leave out
@@ -109,23 +128,28 @@ def _load_from(
             raise CheckpointError(
                 f"config.json: {key} is {given}, and the model's is {own}: the head is of another model."
             )
-    head: MedusaHeads | DraftHead
     with torch.device("meta"):
         if is_medusa:
-            head, table = medusa(c, stored, model.hidden_size, model.vocab_size)
-        else:
-            head, table = _with_keys(c, stored, model, method), NAMES
+            heads, names = medusa(c, stored, model.hidden_size, model.vocab_size)
+            return heads, weights, names
+        return _with_keys(c, stored, model, method), weights, NAMES
+
+
+def _fill(
+    head: nn.Module, weights: WeightFormat, table: Names, where: str, precision: Precision, backend: Backend
+) -> int:
+    """Load the weights of a head, and have it make what it computes with. Returns how many bytes they take."""
     names = weights.names(table)
     loader = WeightLoader(HeadCheckpoint(head), names, precision, backend)
-    loader.load(weights.weights(names), str(folder))
+    loader.load(weights.weights(names), where)
     for module in head.modules():
         if (prepare := getattr(module, "prepare", None)) is not None:
             prepare(backend)
-    return head if isinstance(head, MedusaHeads) else None, sum(weight.size for weight in loader.held.values())
+    return sum(weight.size for weight in loader.held.values())
 
 
 def _with_keys(c: Config, stored: frozenset[str], model: CausalLM, method: str) -> DraftHead:
-    """A head whose keys lie with those of the model's layers, which knows it then."""
+    """A head whose keys lie with those of the model's layers."""
     head = eagle(c, stored) if method == "eagle" else eagle3(c, stored, len(model.layers), model.vocab_size)
     own_size = c.get("draft_vocab_size", model.vocab_size)
     if isinstance(head, Eagle3Head) and own_size != model.vocab_size and None in (head.vocabulary, head.head):
@@ -133,5 +157,4 @@ def _with_keys(c: Config, stored: frozenset[str], model: CausalLM, method: str) 
             f"config.json: draft_vocab_size is {own_size}, and the model's vocabulary is of {model.vocab_size}: the "
             "head needs d2t, which says which of its tokens are meant, and lm_head."
         )
-    model.guess_with(head)
     return head

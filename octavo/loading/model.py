@@ -140,7 +140,7 @@ def load_model(args: EngineArgs, place: RankPlace = ALONE, link: RankLink = NO_L
     places, table = _places(model, precision), next(p for p, part in model.named_modules() if part is model.tokens)
     info = _info(args, checkpoint, model, task, tokenizer, media, sentences)
     if place.size > 1:
-        _take_part(model, place)
+        _take_part(model, place, args.speculation is not None and args.speculation.keeps_keys)
         for path, slot in weight_slots(model).items():
             places[path] = replace(places[path], shard=slot.shard)
         backend.join(place, link)
@@ -151,7 +151,7 @@ def load_model(args: EngineArgs, place: RankPlace = ALONE, link: RankLink = NO_L
         held = load_weights(model, weights, precision, backend, str(checkpoint.files.path), copy)
     heads, weight_bytes = None, sum(weight.size for weight in held.values())
     if args.speculation is not None and args.speculation.is_of_folder and task == "generate":
-        heads, more = load_head(model, args, precision, backend)
+        heads, more = load_head(model, args, precision, backend, place)
         weight_bytes += more
     return LoadedModel(
         model=model.eval(),
@@ -200,11 +200,14 @@ def _with_modules(checkpoint: Checkpoint, model: CausalLM) -> tuple[SentenceModu
     return found, WeightsBeside(checkpoint.weights, beside) if beside else checkpoint.weights
 
 
-def _take_part(model: CausalLM, place: RankPlace) -> None:
-    """Leave of a model on the meta device what one rank has of it. Raises ConfigError for one that is not divisible."""
+def _take_part(model: CausalLM, place: RankPlace, embeds_last: bool) -> None:
+    """Leave of a model on the meta device what one rank has of it. Raises ConfigError for one that is not divisible.
+
+    `embeds_last`: see CausalLM.keep_stage.
+    """
     try:
         if place.num_stages > 1:
-            model.keep_stage(place.stage, place.num_stages)
+            model.keep_stage(place.stage, place.num_stages, embeds_last)
     except ValueError as error:
         raise ConfigError(f"pipeline_parallel_size={place.num_stages}: {error}. Choose a smaller number.") from error
     try:

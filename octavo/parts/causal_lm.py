@@ -22,7 +22,18 @@ from octavo.parts.norms import Norm, norm_rows
 from octavo.parts.rotary_embedding import LongRotaryEmbedding
 from octavo.parts.shared_attention import SharedAttention
 from octavo.parts.split import Split, TakesSplit, split_parts
-from octavo.parts.stage import NoEmbedding, NoLayer, Stage, divide, keep_table, kept_rows, receive_stream, send_stream
+from octavo.parts.stage import (
+    NoEmbedding,
+    NoLayer,
+    Stage,
+    declared_states,
+    divide,
+    keep_table,
+    kept_rows,
+    read_name,
+    receive_stream,
+    send_stream,
+)
 from octavo.parts.state import PagedKV, StateSpec
 from octavo.parts.token_heads import TokenHeads
 from octavo.parts.weight_adapter import TakesAdapters
@@ -80,6 +91,8 @@ class CausalLM(nn.Module):
         self.stream_size = self.hidden_size
         """Values of a row between layers."""
         self.stage = Stage()
+        self._embeds = True
+        """Whether tokens become rows here."""
         self._kept_by: list[nn.Module] = []
         """Parts of all stages whose rows may go on to later ones."""
         self._table_is_head = False
@@ -112,7 +125,7 @@ class CausalLM(nn.Module):
     def split(self, split: Split) -> None:
         """See octavo.parts.split. Logits are gathered, so that every rank has all of them."""
         own = set(self.modules())
-        for part in (self.embed, self.layers, self.shared, self.norm):
+        for part in (self.embed, self.layers, self.shared, self.norm, self.draft_head):
             if part is not None:  # else it is another stage's
                 split_parts(part, split)
         for reader in (self.encoder, self.media):
@@ -120,8 +133,7 @@ class CausalLM(nn.Module):
                 split_parts(reader, split, is_lenient=True)
         self.tokens.split_tokens(split)
         if self.head is not None:
-            outputs = self.head.outputs
-            self.head.split_outputs(split.share(outputs), split.widths(outputs))
+            self.head.split_gathered(split)
         for part in self._kept_by:  # other stages', whose sizes are those of what comes from there
             if part not in own and isinstance(part, TakesSplit):
                 part.split(split)
@@ -145,11 +157,14 @@ class CausalLM(nn.Module):
         if self.stage.count == 1:
             self.all_states = list(self.states)
 
-    def keep_stage(self, index: int, count: int) -> None:
+    def keep_stage(self, index: int, count: int, embeds_last: bool = False) -> None:
         """Leave of a model on the meta device what the stage `index` of `count` has.
 
         Layers are shared evenly by their number. Embedding, encoder and tower are the first stage's; the last norm, the
         head and all that follows it the last one's, which has the token table too where that is the head's weight.
+
+        Args:
+            embeds_last: whether the last one has the embedding too, for a head that guesses.
 
         Raises ValueError, with nothing changed, where there are fewer layers than stages.
         """
@@ -160,10 +175,12 @@ class CausalLM(nn.Module):
         for i in range(len(self.layers)):
             if i not in self.stage.layers:
                 self.layers[i] = NoLayer()
+        self._embeds = self.stage.is_first or (embeds_last and self.stage.is_last)
         if not self.stage.is_first:
+            self.encoder = self.media = None
+        if not self._embeds:
             is_shared = self.stage.is_last and self.head is not None and (self.tied or self.tied_if_absent)
             self.embed = keep_table(self.embed, self.tokens) if is_shared else NoEmbedding()
-            self.encoder = self.media = None
         if not self.stage.is_last:
             for name in (*dict(self.named_children()), *dict(self.named_parameters(recurse=False))):
                 if name not in ("embed", "layers", "shared", "encoder", "media"):
@@ -211,7 +228,7 @@ class CausalLM(nn.Module):
         table.role, table.load = Role.TIED, self._load_shared
 
     def _load_table(self, table: Tensor | PackedLinear) -> None:
-        if self.stage.is_first:
+        if self._embeds:
             self.tokens.load(table, self.dtype)
 
     def _load_shared(self, table: Tensor | PackedLinear) -> None:
@@ -325,6 +342,8 @@ class CausalLM(nn.Module):
     def guess_with(self, head: DraftHead) -> None:
         """Have a head's keys lie with those of the layers. The model itself computes as without it.
 
+        It is the last stage's, to which the others pass what it reads of their layers.
+
         Raises CheckpointError for a head that reads rows which are not there.
         """
         if head.reads and (self.stream_size != self.hidden_size or max(head.reads) >= len(self.layers)):
@@ -332,8 +351,13 @@ class CausalLM(nn.Module):
                 f"the head reads rows before the layers {', '.join(map(str, head.reads))}, and the "
                 f"model has {len(self.layers)} layers with a stream of {self.stream_size} values."
             )
-        self.draft_head, self.read_before = head, frozenset(head.reads)
-        self._number_states()
+        self.stage = self.stage.passing_reads(head.reads)
+        self.read_before = frozenset(i for i in head.reads if self.stage.count == 1 or i in self.stage.layers)
+        if self.stage.count > 1:
+            self.all_states += declared_states(head)
+        if self.stage.is_last:
+            self.draft_head = head
+            self._number_states()
 
     def with_media(self, tower: MediaTower, names: Mapping[str, str | Into], text: str = "") -> Self:
         """Have `tower` make rows of media; it lies at `media`.
@@ -381,7 +405,7 @@ class CausalLM(nn.Module):
             x = receive_stream(self._backend, stage, batch, self.stream_size, self.dtype, self._kept_rows)
         for i, layer in enumerate(self.layers):
             if i in self.read_before:
-                batch.kept["read", i] = x
+                batch.kept[read_name(i)] = x
             x = layer(x, batch)
         if stage.is_last:
             return self.finish(x, batch)
@@ -405,7 +429,7 @@ class CausalLM(nn.Module):
     def read_rows(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, ...]:
         """What a head reads of a step: `[rows, hidden_size]` each, with `hidden` as `forward` has given it."""
         head = self.draft_head
-        return (hidden,) if head is None or not head.reads else tuple(batch.kept["read", i] for i in head.reads)
+        return (hidden,) if head is None or not head.reads else tuple(batch.kept[read_name(i)] for i in head.reads)
 
     def scores(self, hidden: Tensor, batch: Batch) -> Tensor:
         """`[rows, scores]` of rows of the step `batch`, in any dtype; logits where the model has no head for scores."""

@@ -10,6 +10,7 @@ from octavo.parts.batch import Batch
 from octavo.parts.linear_layer import Linear
 from octavo.parts.names import Into, Names
 from octavo.parts.norms import norm_rows
+from octavo.parts.split import Split, split_parts
 
 
 class DraftHead(nn.Module):
@@ -50,6 +51,12 @@ class DraftHead(nn.Module):
         self.project: Linear | None = Linear(2 * hidden_size, hidden_size, bias)
         self.layer, self.norm = layer, norm
         self.carries_norm = carries_norm
+
+    def split(self, split: Split) -> None:
+        """See octavo.parts.split."""
+        split_parts(self.layer, split)
+        if self.project is not None:
+            self.project.split_gathered(split)
 
     def prepare(self, backend: Backend) -> None:
         self._side_by_side = backend.side_by_side

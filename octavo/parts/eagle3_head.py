@@ -13,6 +13,7 @@ from octavo.parts.draft_head import DraftHead, LayerChain
 from octavo.parts.linear_layer import Linear
 from octavo.parts.norms import norm_rows
 from octavo.parts.self_attention import Attention
+from octavo.parts.split import Split
 
 
 class WideAttention(Attention):
@@ -91,6 +92,12 @@ class Eagle3Head(DraftHead):
         self.project = Linear(len(reads) * hidden_size, hidden_size) if reads else None
         self.head = Linear(hidden_size, vocab_size) if has_head else None
         self.vocabulary = DraftVocabulary(vocab_size) if has_map else None
+
+    def split(self, split: Split) -> None:
+        """See octavo.parts.split."""
+        super().split(split)
+        if self.head is not None:
+            self.head.split_gathered(split)
 
     def prepare(self, backend: Backend) -> None:
         super().prepare(backend)

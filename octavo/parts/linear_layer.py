@@ -123,6 +123,10 @@ class Linear(nn.Module):
             self.shard = self._bias_shard = Shard(rows=(ranges,))
         self._widths = None if widths is None else tuple(widths)
 
+    def split_gathered(self, split: Split) -> None:
+        """Leave some of the outputs, which are gathered: all ranks give the whole result."""
+        self.split_outputs(split.share(self.outputs), split.widths(self.outputs))
+
     def split_inputs(self, split: Split, own: Range, is_summed: bool = True) -> None:
         """Leave some of the inputs: this rank gives terms of the sum, and the first rank the bias.
 

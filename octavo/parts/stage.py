@@ -5,8 +5,8 @@ encoder's input, the rows that cross-attention behind it stores keys and values 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from octavo.ops import Backend
 from octavo.parts.batch import Batch
 from octavo.parts.embedding import Embedding
+from octavo.parts.state import StateSpec
 
 
 class NoLayer(nn.Module):
@@ -52,6 +53,12 @@ class Stage:
     """Whether cross-attention of later stages needs an encoder's or a tower's rows."""
     gets_cross_rows: bool = False
     """Whether such rows come from the stage before."""
+
+    def passing_reads(self, reads: Sequence[int]) -> "Stage":
+        """This stage, which passes on the stream as it is before these layers, for a head that reads it at the end."""
+        before = tuple(read_name(i) for i in reads if i < self.layers.start)
+        passed = () if self.is_last else tuple(read_name(i) for i in reads if i < self.layers.stop)
+        return replace(self, receives=self.receives + before, sends=self.sends + passed)
 
     @property
     def is_first(self) -> bool:
@@ -113,6 +120,16 @@ def _kept_across(layers: Sequence[nn.Module], border: int, embed: nn.Module | No
         else:
             mixes |= set(_named(layer, "mixes"))
     return tuple(name for name in keeps if name in mixes)
+
+
+def read_name(layer: int) -> str:
+    """What the stream before a layer is kept as, for a head that reads it."""
+    return f"before layer {layer}"
+
+
+def declared_states(module: nn.Module) -> list[StateSpec]:
+    """The states of all parts of a module."""
+    return [cast(StateSpec, part.state) for part in module.modules() if hasattr(part, "state_index")]
 
 
 def keep_table(embed: nn.Module, table: Embedding) -> nn.Module:
