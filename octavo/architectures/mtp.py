@@ -90,15 +90,17 @@ def beside(
 
     begins, layer_begins = published.begins, published.layer
     table: dict[str, str | Into] = dict(published.own)
+    like = dict[str, str]()
     for key, into in model.names.table.items():
         name = key.partition(STEM)[2]
         if name and into.path.startswith(STEM):
-            named = published.renamed.get(name, name)
-            table[layer_begins + named] = into.with_path(PLACE + into.path.removeprefix(STEM))
+            named = layer_begins + published.renamed.get(name, name)
+            table[named] = into.with_path(PLACE + into.path.removeprefix(STEM))
+            like[named] = key
     ignored = tuple(begins + name for name in SHARED)
     if layer_begins.endswith(".0."):
         ignored += tuple(f"{layer_begins.removesuffix('0.')}{i}.*" for i in range(1, MORE_LAYERS))
-    model.predictor = Predictor(make, table, begins, ignored)
+    model.predictor = Predictor(make, table, begins, ignored, like)
     return model
 
 

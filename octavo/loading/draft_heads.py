@@ -13,14 +13,14 @@ from octavo.config import EngineArgs
 from octavo.errors import CheckpointError, ConfigError, OctavoError
 from octavo.files import read_json
 from octavo.loading.checkpoint import Checkpoint, sound_config
-from octavo.loading.formats import WeightFormat, folder_format
+from octavo.loading.formats import GGUFWeights, WeightFormat, folder_format
 from octavo.loading.head_files import PickledFile
 from octavo.loading.model_files import find_model
 from octavo.loading.precision import Precision
 from octavo.loading.weight_loader import WeightLoader
 from octavo.ops import Backend
 from octavo.parts import CausalLM, Names
-from octavo.parts.draft_head import DraftHead
+from octavo.parts.draft_head import DraftHead, Predictor
 from octavo.parts.eagle3_head import Eagle3Head
 from octavo.parts.split import Split, split_parts
 from octavo.parts.weight_slots import Role, WeightSlot, weight_slots
@@ -38,10 +38,7 @@ def take_predictor(model: CausalLM, checkpoint: Checkpoint) -> None:
     Raises ConfigError where there is none.
     """
     if checkpoint.gguf is not None:
-        raise ConfigError(
-            "speculative_config: method='mtp' reads the layer from safetensors files; those of GGUF are not read. "
-            "Give the model's folder, or another method."
-        )
+        _read_from_gguf(model.predictor, checkpoint)
     if model.predictor is None:
         raise ConfigError(
             f"speculative_config: method='mtp': {checkpoint.architecture.name} with this config.json has no layer that "
@@ -50,6 +47,17 @@ def take_predictor(model: CausalLM, checkpoint: Checkpoint) -> None:
     with sound_config(checkpoint.files.path, checkpoint.config), torch.device("meta"):
         model.guess_with(model.predictor.make())
     model.names = model.predictor.names(model.names)
+
+
+def _read_from_gguf(predictor: Predictor | None, checkpoint: Checkpoint) -> None:
+    """Have the layer's tensors read with the model's. Raises ConfigError for a file that is converted without them."""
+    assert checkpoint.gguf is not None
+    weights = checkpoint.weights
+    if predictor is None or not isinstance(weights, GGUFWeights) or not weights.read_also(predictor):
+        raise ConfigError(
+            f"speculative_config: method='mtp': {checkpoint.gguf.path} has no layer that predicts further tokens, as "
+            "most converted files. Give the model's own folder, or another method."
+        )
 
 
 class HeadCheckpoint(nn.Module):

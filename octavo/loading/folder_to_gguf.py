@@ -22,7 +22,7 @@ from octavo.architectures.text_config import text_config
 from octavo.config import EngineArgs
 from octavo.errors import CheckpointError, ConfigError, OctavoError, UnsupportedModelError
 from octavo.loading.checkpoint import Checkpoint, gguf_architecture, gguf_values, open_checkpoint, sound_config
-from octavo.loading.formats.gguf import module_names, undone
+from octavo.loading.formats.gguf import has_nextn, module_names, undone, with_predictor
 from octavo.loading.formats.plain import PlainWeights
 from octavo.loading.gguf_file import GGUFFile
 from octavo.loading.gguf_from_config import header_values, rope_tensors
@@ -112,7 +112,7 @@ def _write(
         file.write(table.numpy())
     file.pretend()
     header = GGUFFile(out)
-    _check_model(checkpoint, reader, header)
+    _check_model(checkpoint, reader, header, plan.predictor is not None)
     if tokenizer is not None:
         check_tokenizer(tokenizer, header)
     for item, tensor in zip(plan.items, tensors, strict=True):
@@ -131,14 +131,21 @@ def _add_general(writer: Any, args: EngineArgs, kind: str) -> None:
     writer.add_quantization_version(2)
 
 
-def _check_model(checkpoint: Checkpoint, reader: Architecture, header: GGUFFile) -> None:
-    """Raises UnsupportedModelError where the file's header does not make the folder's model."""
+def _check_model(checkpoint: Checkpoint, reader: Architecture, header: GGUFFile, predicts: bool) -> None:
+    """Raises UnsupportedModelError where the file's header does not make the folder's model.
+
+    `predicts`: whether with the layer that predicts further tokens.
+    """
     found_as = reader
     try:
         found_as = gguf_architecture(header)
         config = found_as.config(gguf_values(header, found_as))
         with torch.device("meta"):
-            found = difference(checkpoint.architecture.build(checkpoint.config), found_as.build(config))
+            models = checkpoint.architecture.build(checkpoint.config), found_as.build(config)
+            for model in models if predicts else ():
+                if model.predictor is not None:
+                    model.guess_with(model.predictor.make())
+            found = difference(*models)
         limits = position_limit(checkpoint.config), position_limit(config)
         if found is None and limits[0] != limits[1]:
             found = f"positions up to {limits[1]} and not {limits[0]}"
@@ -172,13 +179,16 @@ class _Plan:
 
     def __init__(self, checkpoint: Checkpoint, format: GGUFFormat) -> None:
         self.format, self.config, self.architecture = format, checkpoint.config, checkpoint.architecture
-        layers = Layers(checkpoint)
+        layers = Layers(checkpoint, has_nextn(format.arch))
+        self.predictor = layers.predictor
         self.count = int(self.config.first("num_hidden_layers", "n_layer", "num_layers"))
         self.tables, more = rope_tensors(self.config)
         self.header = {**header_values(self.config, format), **more}
+        if self.predictor is not None:
+            self.header |= {"block_count": self.count + 1, "nextn_predict_layers": 1}
         self._names = layers.names
+        self._undo = undone(format, self.count + (self.predictor is not None))
         self._places = self._by_place(layers.names.extended(format.names))
-        self._undo = undone(format, self.count)
         published = dict(checkpoint.weights.tensors(layers.names))
         if missing := layers.missing(published):
             raise CheckpointError(f"{checkpoint.files.path} lacks {missing[0]}. Download the whole model.")
@@ -186,7 +196,10 @@ class _Plan:
 
     def _by_place(self, names: Names) -> dict[str, tuple[str, str, Into]]:
         """By places in the model: llama.cpp's name, the published one, and the entry of the table."""
-        modules = module_names(self.format.arch, self.count, iter(names.table), names.prefix, self.format.spelled)
+        blocks = self.count + (self.predictor is not None)
+        modules = module_names(self.format.arch, blocks, iter(names.table), names.prefix, self.format.spelled)
+        if self.predictor is not None:
+            modules, self._undo = with_predictor(modules, self._undo, self.predictor, self.count)
         stored = {published: name for name, published in modules.items()}
         places = dict[str, tuple[str, str, Into]]()
         for template, into in names.table.items():

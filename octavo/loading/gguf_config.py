@@ -71,6 +71,7 @@ def shared_config(file: GGUFFile) -> dict[str, Any]:
     vocabulary, rows = file.vocabulary, file.rows_of_tokens
     config |= dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), file.layers)
     config |= {
+        "num_nextn_predict_layers": value("nextn_predict_layers", 0),
         "attention_bias": has(file, "attn_output.bias"),
         "partial_rotary_factor": _rotary_fraction(file),
         "layer_types": layer_types(file),

@@ -20,6 +20,7 @@ from octavo.loading.formats.plain import PlainWeights
 from octavo.loading.formats.unpacking import words_of
 from octavo.loading.tensor_source import TensorSource, row_order
 from octavo.parts import Names
+from octavo.parts.draft_head import Predictor
 from octavo.parts.weight_slots import Role, WeightSlot
 
 SHARD_MAX = 2 << 30
@@ -87,12 +88,29 @@ def quantize_folder(args: EngineArgs, rounding: Rounding, out: Path, progress: C
     return kept
 
 
-class Layers:
-    """Which of a checkpoint's tensors are weights of layers, that rows are multiplied with."""
+def _has(checkpoint: Checkpoint, predictor: Predictor, names: Names) -> bool:
+    """Whether a checkpoint has tensors of the layer that predicts further tokens."""
+    table = checkpoint.weights.names(predictor.names(names))
+    found = (table.locate(name) for name, _ in checkpoint.weights.tensors(table))
+    return any(into is not None and into.path.startswith("draft_head.") for into in found)
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+
+class Layers:
+    """Which of a checkpoint's tensors are weights of layers, that rows are multiplied with.
+
+    Args:
+        predicts: whether the layer that predicts further tokens is one of them, if the checkpoint has it.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, predicts: bool = False) -> None:
+        self.predictor: Predictor | None = None
+        """Of that layer, if it is one of them."""
         with sound_config(checkpoint.files.path, checkpoint.config), torch.device("meta"):
             model = checkpoint.architecture.build(checkpoint.config)
+            if predicts and model.predictor is not None and _has(checkpoint, model.predictor, model.names):
+                self.predictor = model.predictor
+                model.names = self.predictor.names(model.names)
+                model.guess_with(self.predictor.make())
         self.names: Names = checkpoint.weights.names(model.names)
         self._slots: dict[str, WeightSlot] = model.weight_slots_in(torch.float32)
         self._of_segments = {

@@ -1,7 +1,7 @@
 """Heads that guess the tokens after the next one from what the model has made of those before: MTP layers, EAGLE."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -109,6 +109,8 @@ class Predictor:
     """How the published names of its tensors begin."""
     ignored: tuple[str, ...] = ()
     """Those of them that it has from the model: the token table, the head."""
+    like: Mapping[str, str] = field(default_factory=dict)
+    """Of the layer's own tensors, the name that the model's layers have for the same, with `{i}`."""
 
     def names(self, names: Names) -> Names:
         """A model's table with the head's tensors."""

@@ -243,15 +243,17 @@ def write_gguf(
     tokens: dict[str, gguf.TokenType] | None = None,
     more: dict[str, Array] | None = None,
     is_fused: bool = False,
+    header: dict[str, Any] | None = None,
 ) -> Path:
     """The case as a GGUF file, or with these tensors; matrices quantized to `kind` if given; with these tokens.
 
-    `more` are tensors beside them, by llama.cpp's names. With `is_fused` some are one, as newer files may have them.
+    `more` are tensors beside them, by llama.cpp's names, and `header` more of the metadata. With `is_fused` some are
+    one, as newer files may have them.
     """
     of, config = KINDS[case["row"]], {**case["config"], **case["config"].get("text_config", {})}
     arch = of.variant(config) if of.variant else of.arch
     writer = gguf.GGUFWriter(path, arch)
-    metadata = {**shared_metadata(config), **of.metadata(config)}
+    metadata = {**shared_metadata(config), **of.metadata(config), **(header or {})}
     if pooling := case.get("pooling", {}).get("type"):
         metadata["pooling_type"] = POOLING.get(pooling)
     for key, value in metadata.items():

@@ -20,11 +20,18 @@ from octavo.loading.gguf_vocab import numbers
 from octavo.loading.tensor_source import JoinedTensor, TensorInMemory, TensorSource, TransformedTensor
 from octavo.ops import StoredRows
 from octavo.parts import Names
+from octavo.parts.draft_head import Predictor
 from octavo.parts.weight_slots import Shard
 
 FUSED = {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_gate_up_exps": ("ffn_gate_exps", "ffn_up_exps")}
 """What files may have as one tensor, and which parts it has, by llama.cpp's names."""
+Undo = Callable[..., Any]
+"""Makes the published tensor of llama.cpp's."""
 NOTHING: Mapping[str, str] = MappingProxyType({})
+NEXTN = {"embed_norm": "enorm", "hidden_norm": "hnorm", "project": "eh_proj", "norm": "shared_head_norm"}
+"""llama.cpp's names of what is around a layer that predicts further tokens, by the places of a DraftHead."""
+COPIES = ("embed_tokens.", "shared_head_head.")
+"""Of the model's own table and head."""
 CONFIG_TENSORS = ("rope_freqs.", "rope_factors_")
 """Beginnings of tensors that are read with the config."""
 
@@ -44,6 +51,13 @@ class GGUFWeights(WeightFormat):
     def __init__(self, file: GGUFFile, architecture: Architecture, config: Config) -> None:
         assert architecture.gguf is not None
         self.file, self.spelling, self.config = file, architecture.gguf, config
+        self._predictor: Predictor | None = None
+
+    def read_also(self, predictor: Predictor) -> bool:
+        """Have the first layer that predicts further tokens read too, if the file has one as `predictor` is."""
+        is_there = f"blk.{self.file.layers}.nextn.eh_proj.weight" in self.file.tensors
+        self._predictor = predictor if is_there and predictor.like else None
+        return self._predictor is not None
 
     def names(self, published: Names) -> Names:
         return published.extended(self.spelling.names)
@@ -53,16 +67,21 @@ class GGUFWeights(WeightFormat):
 
     def tensors(self, names: Names) -> Iterator[tuple[str, TensorSource]]:
         layers, spelling = self.file.layers, self.spelling
-        blocks = max(layers, self.file.value("decoder_block_count", 0))
+        own = NOTHING if self._predictor is None else own_names(self._predictor, layers)
+        blocks = max(layers + bool(own), self.file.value("decoder_block_count", 0))
         modules = module_names(self.file.arch, blocks, iter(names.table), names.prefix, spelling.spelled)
-        undo = undone(spelling, layers)
+        undo = undone(spelling, layers + bool(own))
+        if self._predictor is not None:
+            modules, undo = with_predictor(modules, undo, self._predictor, layers)
         config = self.config.section(spelling.section) if spelling.section else self.config
         yield from self._of_header(layers)
         done = set[str]()
-        for name, parts, source in self._joined(layers):
+        for name, parts, source in self._joined(layers + bool(own)):
             done |= parts
-            yield name, source
-        more = tuple(f"blk.{i}." for i in range(layers, self.file.value("block_count")))
+            module, _, suffix = name.rpartition(".")
+            yield f"{own.get(module, module)}.{suffix}", source
+        more = tuple(f"blk.{i}." for i in range(layers + bool(own), self.file.value("block_count")))
+        more += tuple(f"blk.{layers}.nextn.{name}" for name in COPIES)
         for stored, source in self._parts(modules):
             if stored in done or stored.startswith((*CONFIG_TENSORS, *more)):
                 continue
@@ -166,7 +185,7 @@ def _published(names: Names, modules: Mapping[str, str], stored: str) -> str | N
     return known if into is not None and into.full_name else f"{known}.{suffix}"
 
 
-def undone(spelling: GGUFFormat, layers: int) -> dict[str, Callable[..., Any]]:
+def undone(spelling: GGUFFormat, layers: int) -> dict[str, Undo]:
     """What llama.cpp changed, by published name."""
     return {
         name.replace("{i}", str(i)): change
@@ -174,6 +193,48 @@ def undone(spelling: GGUFFormat, layers: int) -> dict[str, Callable[..., Any]]:
         for name in Names({key: key}).table
         for i in range(layers if "{i}" in name else 1)
     }
+
+
+def own_names(predictor: Predictor, layers: int) -> dict[str, str]:
+    """The published names of a predictor's tensors, by those they had as one layer more of a model with `layers`."""
+    return {like.replace("{i}", str(layers)): name for name, like in predictor.like.items()}
+
+
+def with_predictor(
+    modules: Mapping[str, str], undo: Mapping[str, Undo], predictor: Predictor, layers: int
+) -> tuple[dict[str, str], dict[str, Undo]]:
+    """`module_names` and `undone` of a model with a layer more, which is its predictor, by the predictor's own names.
+
+    llama.cpp has it as the block after the model's layers. What is around it has names of its own there, and norms the
+    change that the layer's have.
+    """
+    own = own_names(predictor, layers)
+    named = {stored: own.get(published, published) for stored, published in modules.items()}
+    changes = {
+        (own[module] + name.removeprefix(module) if (module := _module_of(name, own)) else name): change
+        for name, change in undo.items()
+    }
+    norm = next((own[name] for name in own if name.endswith("input_layernorm")), "")
+    for published, into in Names(predictor.table).table.items():
+        place = into.path.removeprefix("draft_head.")
+        if place in NEXTN:
+            named[f"blk.{layers}.nextn.{NEXTN[place]}"] = published
+            if norm in changes and place != "project":
+                changes[published] = changes[norm]
+    return named, changes
+
+
+def _module_of(name: str, own: Mapping[str, str]) -> str:
+    """The module in `own` that a published name is of, with or without an ending; empty for none."""
+    return next((module for module in (name, name.rpartition(".")[0]) if module in own), "")
+
+
+def has_nextn(arch: str) -> bool:
+    """Whether llama.cpp has places for layers that predict further tokens in files of an architecture."""
+    import gguf
+
+    kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
+    return arch in kinds and gguf.MODEL_TENSOR.NEXTN_EH_PROJ in gguf.MODEL_TENSORS[kinds[arch]]
 
 
 def name_map(arch: str, layers: int) -> Any:
