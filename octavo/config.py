@@ -262,12 +262,13 @@ class EngineArgs:
     speculative_config: dict[str, Any] = option(
         {},
         "guess tokens ahead and compute them together, which changes no answer, as JSON: "
-        """'{"method": "ngram"}' looks for what was written before, '{"model": NAME}' asks a smaller model, """
+        """'{"method": "ngram"}' looks for what was written before, suffix in earlier answers too, """
+        """'{"model": NAME}' asks a smaller model, """
         """'{"method": "mtp"}' the layer that the checkpoint has for it, eagle, eagle3 and medusa a head; """
         "num_speculative_tokens is how many at most",
         short="-sc",
     )
-    spec_method: str | None = option(None, "method of speculative_config: ngram, draft_model, mtp, eagle, medusa ...")
+    spec_method: str | None = option(None, "method of speculative_config: ngram, suffix, draft_model, mtp ...")
     spec_model: str | None = option(None, "model of speculative_config")
     spec_tokens: int | None = option(None, "num_speculative_tokens of speculative_config")
     logits_processors: list[Any] | None = option(

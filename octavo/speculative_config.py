@@ -7,7 +7,7 @@ from typing import Any
 from octavo.errors import ConfigError, did_you_mean
 from octavo.option_types import as_mapping
 
-METHODS = ("ngram", "draft_model", "mtp", "eagle", "eagle3", "medusa")
+METHODS = ("ngram", "suffix", "draft_model", "mtp", "eagle", "eagle3", "medusa")
 NGRAM_NAMES = ("ngram", "[ngram]", "prompt_lookup")
 MTP_NAMES = (
     "mtp",
@@ -37,8 +37,6 @@ MTP_NOT_HERE = (
 """And of others."""
 NOT_HERE = (
     "mlp_speculator",
-    "suffix",
-    "ngram_gpu",
     "dflash",
     "extract_hidden_states",
 )
@@ -66,7 +64,8 @@ class SpeculativeConfig:
     """What of speculation was asked for, checked."""
 
     method: str
-    """ngram: what followed the last tokens where they stood before (prompt lookup). draft_model: a smaller model. mtp:
+    """ngram: what followed the last tokens where they stood before (prompt lookup). suffix: what followed them most
+    often, in earlier answers too. draft_model: a smaller model. mtp:
     the layer that the model's checkpoint has for it (multi-token prediction). eagle, eagle3: a head of a folder of its
     own, which reads what the model makes of tokens. medusa: such heads, one for each token."""
     num_speculative_tokens: int
@@ -80,6 +79,14 @@ class SpeculativeConfig:
     """How many of the last tokens are looked for, at most."""
     prompt_lookup_min: int = 5
     """And at least."""
+    suffix_decoding_max_tree_depth: int = 24
+    """Most tokens of likeness and guess together."""
+    suffix_decoding_max_cached_requests: int = 10000
+    """How many earlier answers are looked in at most; 0 for none."""
+    suffix_decoding_max_spec_factor: float = 1.0
+    """How many tokens are guessed at most, for each of the last ones that stood before."""
+    suffix_decoding_min_token_prob: float = 0.1
+    """Guesses whose share of what has followed is smaller are not made."""
     disable_by_batch_size: int | None = None
     """From how many running sequences on nothing is guessed."""
 
@@ -104,11 +111,12 @@ HEADS = ("mtp", "eagle", "eagle3", "medusa")
 """Methods that read what the model makes of tokens."""
 OF_FOLDERS = ("draft_model", "eagle", "eagle3", "medusa")
 """Methods that need a model, or a head, of a folder of its own."""
-DEFAULT_DRAFTS = {"ngram": 8, "draft_model": 4, "mtp": 3, "eagle": 4, "eagle3": 4, "medusa": 4}
+DEFAULT_DRAFTS = {"ngram": 8, "suffix": 12, "draft_model": 4, "mtp": 3, "eagle": 4, "eagle3": 4, "medusa": 4}
 MOST = {
     "num_speculative_tokens": 256,
     "prompt_lookup_min": 1 << 16,
     "prompt_lookup_max": 1 << 16,
+    "suffix_decoding_max_tree_depth": 1 << 10,
     "disable_by_batch_size": 1 << 16,
 }
 """Keys that are numbers, and the largest that each may be."""
@@ -133,6 +141,7 @@ def speculative_config(given: Any, where: str = "speculative_config") -> Specula
     for key, most in MOST.items():
         if key in values and (type(values[key]) is not int or not 1 <= values[key] <= most):
             raise ConfigError(f"{where}: {key}={values[key]!r} must be a whole number from 1 to {most}.")
+    _check_suffix(values, where)
     lookups = ("prompt_lookup_min", "prompt_lookup_max")
     for one, other in (lookups, lookups[::-1]):
         if one in values:
@@ -149,6 +158,17 @@ def speculative_config(given: Any, where: str = "speculative_config") -> Specula
             f"prompt_lookup_max={config.prompt_lookup_max}."
         )
     return config
+
+
+def _check_suffix(values: dict[str, Any], where: str) -> None:
+    """Raises ConfigError for a value that suffix decoding has no meaning for."""
+    kept = values.get("suffix_decoding_max_cached_requests", 0)
+    if type(kept) is not int or kept < 0:
+        raise ConfigError(f"{where}: suffix_decoding_max_cached_requests={kept!r} must be a whole number from 0 on.")
+    for key, most in (("suffix_decoding_max_spec_factor", 256), ("suffix_decoding_min_token_prob", 1)):
+        value = values.get(key, 0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+            raise ConfigError(f"{where}: {key}={value!r} must be a number from 0 to {most}.")
 
 
 def _method(values: dict[str, Any], where: str) -> str:

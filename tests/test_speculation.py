@@ -187,6 +187,30 @@ def test_prompt_lookup_itself(tiny_model: Path, expected: tuple[dict[str, Any], 
     assert run(engine)[0] == expected[0]
 
 
+def test_suffix_decoding_itself(tiny_model: Path, expected: tuple[dict[str, Any], int]) -> None:
+    """The second time answers are guessed from those of the first."""
+    engine = engine_of(tiny_model, speculative_config={"method": "suffix"})
+    always(engine)
+    right = [0]
+    for _ in range(2):
+        assert run(engine)[0] == expected[0]
+        right.append(accepted(engine))
+    assert right[2] - right[1] > right[1]
+
+
+@pytest.mark.parametrize("name", BIT_CASES)
+def test_suffix_decoding_of_every_kind(name: str, tmp_path: Path) -> None:
+    """Experts, states of fixed size, an encoder: answers are the same bits while earlier ones help."""
+    case = read_case(BIT_CASES[name])
+    prompts = [prompt_of(c) for c in case["cases"]]
+    expected = [bits(o) for o in load(case, tmp_path).generate(prompts, PARAMS, use_tqdm=False)]
+    llm = load(case, tmp_path, speculative_config={"method": "suffix"}, max_num_batched_tokens=16)
+    always(llm.engine)
+    for _ in range(3):
+        assert [bits(o) for o in llm.generate(prompts * 2, PARAMS, use_tqdm=False)] == expected * 2
+    assert accepted(llm.engine) > 0
+
+
 def test_a_draft_model_itself(tiny_model: Path, expected: tuple[dict[str, Any], int], tmp_path: Path) -> None:
     """By the model itself all drafts are right but those that rules rule out; by another few are."""
     other = write_tiny(tmp_path / "other")
@@ -341,7 +365,15 @@ def test_prompt_lookup_finds_what_a_search_finds(prompt: list[int], answer: list
     ("config", "said"),
     [
         ({"method": "ngramm"}, "'ngramm' is unknown.* Did you mean ngram"),
-        ({"method": "suffix"}, "'suffix' is not supported; give ngram, draft_model, mtp, eagle, eagle3 or medusa"),
+        ({"method": "dflash"}, "'dflash' is not supported; give ngram, suffix, draft_model, mtp, eagle, eagle3 or"),
+        ({"method": "suffix", "suffix_decoding_max_tree_depth": 0}, "suffix_decoding_max_tree_depth=0 must be a whole"),
+        ({"method": "suffix", "suffix_decoding_max_cached_requests": -1}, "cached_requests=-1 must be a whole number"),
+        ({"method": "suffix", "suffix_decoding_max_spec_factor": "a"}, "max_spec_factor='a' must be a number from 0"),
+        (
+            {"method": "suffix", "suffix_decoding_min_token_prob": 1.5},
+            "min_token_prob=1.5 must be a number from 0 to 1",
+        ),
+        ({"method": "suffix", "model": "m"}, "method='suffix' takes no model"),
         ({"method": "longcat_flash_mtp"}, "'longcat_flash_mtp' is not supported; give ngram"),
         ({"method": "mtp", "model": "x"}, "'mtp' takes no model"),
         ({"num_speculative_tokens": 3}, "names no method"),

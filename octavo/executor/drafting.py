@@ -15,6 +15,7 @@ from octavo.executor.prompt_lookup import PromptLookup
 from octavo.executor.runner import ModelRunner
 from octavo.executor.sequences import SequenceState
 from octavo.executor.step import SequenceResult, SequenceStep
+from octavo.executor.suffix_lookup import SuffixLookup
 from octavo.loading.model import LoadedModel
 
 
@@ -67,6 +68,8 @@ def drafter_of(loaded: LoadedModel, args: EngineArgs, runner: ModelRunner) -> Dr
         return None
     if config.method == "ngram":
         return PromptLookup(config.prompt_lookup_min, config.prompt_lookup_max)
+    if config.method == "suffix":
+        return SuffixLookup(config)
     if config.method == "draft_model":
         return DraftModel(loaded, args, config)
     if loaded.medusa is not None:

@@ -6,40 +6,35 @@ The idea is Saxena's prompt lookup (2023), after the self-speculation of Yang et
 from collections.abc import Iterable, Sequence
 
 from octavo.executor.sequences import SequenceState
+from octavo.executor.token_index import TokenIndex
 
 MOST_PLACES = 32
 """How many of the last places are compared to find the longest likeness."""
 
 
-class _Text:
-    """A sequence's tokens, and where each run of `size` of them ended."""
+class OwnTexts:
+    """The tokens of each sequence, its prompt's and its answer's, as far as they are known.
 
-    def __init__(self, size: int, tokens: list[int]) -> None:
-        self.tokens = tokens.copy()
-        self._size, self._places, self._entered = size, dict[tuple[int, ...], list[int]](), 0
+    Args:
+        sizes: lengths of runs that are looked for.
+    """
 
-    def draft(self, most: int, count: int) -> list[int]:
-        """Up to `count` tokens that followed the last ones, of which `most` at most are compared."""
-        tokens, size = self.tokens, self._size
-        for end in range(max(size, self._entered + 1), len(tokens)):  # those that something follows
-            self._places.setdefault(tuple(tokens[end - size : end]), []).append(end)
-        self._entered = max(self._entered, len(tokens) - 1)
-        places = self._places.get(tuple(tokens[-size:]), ())[-MOST_PLACES:] if len(tokens) > size else ()
-        best, longest = None, size - 1
-        for end in reversed(places):  # the latest of those that are equally long
-            length = size
-            while length < min(most, end) and tokens[end - length - 1] == tokens[-length - 1]:
-                length += 1
-            if length > longest:
-                best, longest = end, length
-            if length >= most:
-                break
-        if best is None:
-            return []
-        drafts = tokens[best : best + count]
-        while len(drafts) < count:  # what is repeated goes on
-            drafts.append(drafts[best + len(drafts) - len(tokens)])
-        return drafts
+    def __init__(self, *sizes: int) -> None:
+        self._sizes, self._texts = sizes, dict[int, TokenIndex]()
+
+    def of(self, state: SequenceState) -> TokenIndex:
+        """Those of a sequence, with the newest."""
+        text = self._texts.get(state.start.seq_id)
+        if text is None:
+            text = self._texts[state.start.seq_id] = TokenIndex(self._sizes)
+            text.add(state.start.prompt_token_ids)
+        if state.sampling is not None:
+            text.add(state.sampling.output_token_ids[len(text) - len(state.start.prompt_token_ids) :])
+        return text
+
+    def end(self, seq_id: int) -> None:
+        """Forget a sequence."""
+        self._texts.pop(seq_id, None)
 
 
 class PromptLookup:
@@ -52,7 +47,7 @@ class PromptLookup:
 
     def __init__(self, min_tokens: int, max_tokens: int) -> None:
         self._min_tokens, self._max_tokens = min_tokens, max_tokens
-        self._texts: dict[int, _Text] = {}
+        self._texts = OwnTexts(min_tokens)
 
     def propose(self, states: Sequence[SequenceState], counts: Sequence[int]) -> list[list[int]]:
         """See Drafter."""
@@ -61,14 +56,24 @@ class PromptLookup:
     def _propose(self, state: SequenceState, count: int) -> list[int]:
         if state.sampling is None:
             return []
-        prompt, answer = state.start.prompt_token_ids, state.sampling.output_token_ids
-        text = self._texts.get(state.start.seq_id)
-        if text is None:
-            text = self._texts[state.start.seq_id] = _Text(self._min_tokens, prompt)
-        text.tokens += answer[len(text.tokens) - len(prompt) :]
-        return text.draft(self._max_tokens, count)
+        text = self._texts.of(state)
+        best, longest = None, self._min_tokens - 1
+        for place in text.places(text.run(text.end - self._min_tokens, text.end), MOST_PLACES):
+            length, most = self._min_tokens, min(self._max_tokens, place)
+            while length < most and text.token(place - length - 1) == text.token(text.end - length - 1):
+                length += 1
+            if length > longest:  # the latest of those that are equally long
+                best, longest = place, length
+            if length >= self._max_tokens:
+                break
+        if best is None:
+            return []
+        drafts = text.run(best, best + count)
+        while len(drafts) < count:  # what is repeated goes on
+            drafts.append(drafts[best + len(drafts) - text.end])
+        return drafts
 
     def end(self, seq_ids: Iterable[int]) -> None:
         """See Drafter."""
         for seq_id in seq_ids:
-            self._texts.pop(seq_id, None)
+            self._texts.end(seq_id)
