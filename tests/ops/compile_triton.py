@@ -31,6 +31,8 @@ from octavo.ops import (
     LowRank,
     NormSpec,
     Penalties,
+    PooledKeys,
+    PoolSpec,
     RotaryTable,
     RouterSpec,
     ScanInput,
@@ -259,6 +261,24 @@ def streams(backend: TritonBackend) -> None:
     backend.stream_weights(weights(3, 4), StreamSpec(4, weights(1), weights(4), 1e-6))
 
 
+def pooled(backend: TritonBackend) -> None:
+    """DeepSeek-V4's widths: entries of 4 tokens that overlap, and of 128."""
+    for dtype in (torch.float32, torch.bfloat16, torch.int8, INT4):
+        near = backend.make_cache(CacheSpec(1, 512, 0), 4, 16, dtype)
+        table = torch.zeros(1, 60, dtype=torch.int64)
+        plan = backend.plan_attention([SequenceRun(0, 1, 899, 0)], table, 16, 128, 1)
+        query, spec = torch.zeros(1, 64, 512), AttentionSpec(64, 1, 512, 0.05, sinks=torch.zeros(64))
+        for ratio, lists in ((4, torch.zeros(1, 512, dtype=torch.int32)), (128, None)):
+            far = backend.make_cache(CacheSpec(1, 512, 0, ratio), 4, 16, dtype)
+            backend.store_pooled(query[:, 0], far, plan, ratio)
+            backend.attend_pooled(query, near, plan, PooledKeys(far, plan, ratio, lists), spec, 1)
+        backend.attend_pooled(query, near, plan, None, spec, 1)
+    for overlaps in (False, True):
+        width = 512 * (1 + overlaps)
+        cache = backend.make_cache(CacheSpec(1, 2 * width, 0, 1, True), 4, 16, torch.bfloat16)
+        backend.pool_keys(cache, plan, PoolSpec(4, overlaps, torch.zeros(4, width)))
+
+
 def rotations(backend: TritonBackend) -> None:
     x, angles = torch.zeros(3, 16, 576, dtype=torch.bfloat16), (torch.zeros(3, 32), torch.zeros(3, 32))
     for is_interleaved in (False, True):
@@ -272,6 +292,7 @@ PARTS = {
     "rows": rows,
     "streams": streams,
     "rotations": rotations,
+    "pooled": pooled,
     "attention": attention,
     "recurrences": recurrences,
     "around_stored": around_stored,

@@ -146,14 +146,18 @@ def test_without_triton_there_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) 
         select_backend("cpu", "triton")
 
 
-def test_what_has_no_kernel_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_has_no_kernel_is_said_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     from octavo.ops.triton.triton_backend import from_reference
+    from octavo.ops.triton.triton_pooled import TritonPooled
 
     with caplog.at_level("INFO", "octavo"):
         select_backend("cpu", "triton")
+        assert from_reference() == []
+        assert not caplog.records
+        monkeypatch.delattr(TritonPooled, "pool_keys")
+        select_backend("cpu", "triton")
     assert len(caplog.records) == 1
-    assert "rms_norm" not in from_reference()
-    assert all(name in caplog.text for name in from_reference())
+    assert caplog.records[0].message.endswith("by PyTorch: pool_keys")
 
 
 def test_triton_is_imported_where_it_is_chosen_alone() -> None:

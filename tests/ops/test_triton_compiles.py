@@ -12,12 +12,15 @@ from tests.ops.stored import QUANTIZED
 pytest.importorskip("triton")
 
 TARGETS = ["sm_80", "sm_90", "gfx942"]
-PARTS = ["choices", "products", "rows", "streams", "rotations", "attention", "recurrences", "around_stored", "adapters"]
+PARTS = [
+    *("choices", "products", "rows", "streams", "rotations", "pooled", "attention", "recurrences", "around_stored"),
+    "adapters",
+]
 KINDS = [kind.name for kind in QUANTIZED]
 SAMPLES = {
-    "sm_80": ["choices", "rows", "streams", "rotations", "Q4_K"],
+    "sm_80": ["choices", "rows", "streams", "rotations", "pooled", "Q4_K"],
     "sm_90": [*PARTS, "Q4_K", "NVFP4"],
-    "gfx942": ["choices", "rows", "streams", "rotations", "recurrences", "adapters", "Q4_K"],
+    "gfx942": ["choices", "rows", "streams", "rotations", "pooled", "recurrences", "adapters", "Q4_K"],
 }
 """What the suite's every run compiles; `make triton` compiles all."""
 

@@ -27,6 +27,14 @@ def key_rows(
 
 
 @triton.jit
+def entry_rows(numbers, valid, block_table, table_width, table_row, BLOCK: tl.constexpr, RATIO: tl.constexpr):
+    """Rows of a cache of one head whose row `number` is of RATIO tokens, and lies in the block of the last of them."""
+    last = (numbers + 1) * RATIO - 1
+    blocks = tl.load(block_table + table_row * table_width + last // BLOCK, mask=valid, other=0)
+    return tl.where(valid, blocks * ((BLOCK + RATIO - 1) // RATIO) + last % BLOCK // RATIO, 0)
+
+
+@triton.jit
 def numbers_of(pointer, rows, valid, FIRST: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr, ROW: tl.constexpr):
     """`[keys, WIDTH]`: columns from FIRST on of rows of DIM numbers."""
     columns = FIRST + tl.arange(0, WIDTH)

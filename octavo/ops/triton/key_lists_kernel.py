@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from octavo.ops.triton.attention_kernel import _run_of, _seen
-from octavo.ops.triton.cached_numbers import held_numbers, key_rows, numbers_of, row_scales
+from octavo.ops.triton.cached_numbers import entry_rows, held_numbers, key_rows, numbers_of, row_scales
 from octavo.ops.triton.launching import dot, rounded
 
 SPLIT = tl.constexpr(512)
@@ -65,9 +65,7 @@ def key_scores_kernel(
             seen = _seen(numbers, valid, here, run_start, run_end, sees_all, first_key, window, SIGHT)
             valid = tl.max(seen.to(tl.int32), 0) > 0
         else:
-            last = (numbers + 1) * RATIO - 1
-            blocks = tl.load(block_table + table_row * table_width + last // BLOCK, mask=valid, other=0)
-            held_rows = blocks * ((BLOCK + RATIO - 1) // RATIO) + last % BLOCK // RATIO
+            held_rows = entry_rows(numbers, valid, block_table, table_width, table_row, BLOCK, RATIO)
         held = held_numbers(keys, held_rows, valid, 0, WIDTH, DIM, ROW, IS_INT4, COMPUTE)
         products = dot(asked, tl.trans(held), tl.zeros([HEAD_ROWS, KEYS], tl.float32))
         if REST > 0:

@@ -19,6 +19,7 @@ from octavo.ops.triton.launching import INTERPRETED
 from octavo.ops.triton.triton_adapters import TritonAdapters
 from octavo.ops.triton.triton_logits import TritonLogits
 from octavo.ops.triton.triton_norms import TritonNorms
+from octavo.ops.triton.triton_pooled import TritonPooled
 from octavo.ops.triton.triton_products import TritonProducts
 from octavo.ops.triton.triton_recurrent import TritonRecurrent
 from octavo.ops.triton.triton_rope import TritonRope
@@ -53,6 +54,7 @@ class TritonBackend(
     TritonRecurrent,
     TritonRouting,
     TritonLogits,
+    TritonPooled,
     TritonSampling,
     TritonStreams,
     TritonRope,

@@ -31,7 +31,7 @@ def store(rows: Tensor, cache: Tensor, plan: AttentionPlan) -> None:
         rows.stride(1),
         HEADS=heads,
         DIM=dim,
-        WIDTH=_width(dim, cache),
+        WIDTH=row_width(dim, cache),
         BLOCK=plan.block_size,
         ROWS=ROWS,
         num_warps=WARPS,
@@ -83,9 +83,9 @@ def prepare(
         NUM_HEADS=spec.num_heads,
         KV_HEADS=spec.num_kv_heads,
         DIM=spec.head_dim,
-        WIDTH=_width(spec.head_dim, cache.keys),
+        WIDTH=row_width(spec.head_dim, cache.keys),
         VALUE_DIM=value_dim,
-        VALUE_WIDTH=_width(value_dim, cache.values),
+        VALUE_WIDTH=row_width(value_dim, cache.values),
         BLOCK=plan.block_size,
         ROWS=ROWS,
         PAIRS=0 if cos is None else cos.shape[1],
@@ -96,7 +96,7 @@ def prepare(
     return query
 
 
-def _width(dim: int, cache: Tensor) -> int:
+def row_width(dim: int, cache: Tensor) -> int:
     """Columns of rows of `dim` numbers: for int4 whole groups."""
     return max(GROUP if cache.dtype == INT4 else 16, power_of_two(dim))
 
