@@ -420,6 +420,12 @@ def _join_speculation(args: EngineArgs) -> None:
         setattr(args, name, None)
     if args.speculative_config:
         speculative_config(args.speculative_config, ", ".join(["speculative_config", *short]))
+        own = args.speculation
+        if own is not None and own.method == "mtp" and own.model not in (None, args.model):
+            raise ConfigError(
+                "speculative_config: method='mtp' reads a layer of the model's own checkpoint, and "
+                f"model={own.model!r} is another. Leave it out, or give method='draft_model'."
+            )
         if args.task not in ("auto", "generate"):
             raise ConfigError(f"speculative_config: task={args.task!r} generates no text. Leave one of them out.")
 

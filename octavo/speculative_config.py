@@ -1,5 +1,6 @@
 """Speculation's options, by vLLM's names: how tokens ahead are guessed, to be computed together."""
 
+import ast
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ from octavo.errors import ConfigError, did_you_mean
 from octavo.option_types import as_mapping
 
 METHODS = ("ngram", "suffix", "draft_model", "mtp", "eagle", "eagle3", "medusa")
-NGRAM_NAMES = ("ngram", "[ngram]", "prompt_lookup")
+NGRAM_NAMES = ("ngram", "[ngram]", "prompt_lookup", "ngram_gpu")
 MTP_NAMES = (
     "mtp",
     "deepseek_mtp",
@@ -41,22 +42,26 @@ NOT_HERE = (
     "extract_hidden_states",
 )
 """vLLM's other methods."""
-IGNORED = {
-    "draft_tensor_parallel_size": (None, 1),
-    "tensor_parallel_size": (None, 1),
-    "disable_logprobs": None,
-    "disable_padded_drafter_batch": None,
-    "enforce_eager": None,
-    "parallel_drafting": (None, False),
-    "draft_sample_method": None,
-    "rejection_sample_method": None,
-    "use_local_argmax_reduction": None,
-    "attention_backend": None,
-    "moe_backend": None,
-    "max_model_len": None,
-    "tokenizer": None,
+IGNORED = (
+    *("draft_tensor_parallel_size", "disable_logprobs", "disable_padded_drafter_batch", "enforce_eager"),
+    *("draft_sample_method", "use_local_argmax_reduction", "attention_backend", "moe_backend", "code_revision"),
+    *("tokenizer", "rejection_sample_method", "parallel_drafting", "tensor_parallel_size"),
+)
+"""vLLM's keys that change nothing here: how guesses are computed, and chosen, shows in no answer."""
+REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "parallel_drafting": ((True,), "models that guess several tokens at once are not read; leave it out"),
+    "rejection_sample_method": (("synthetic",), "guesses would count as right that are not; leave it out"),
+    "synthetic_acceptance_rate": ((), "guesses would count as right that are not; leave it out"),
+    "synthetic_acceptance_rates": ((), "guesses would count as right that are not; leave it out"),
+    "synthetic_acceptance_length": ((), "guesses would count as right that are not; leave it out"),
+    "tensor_parallel_size": (
+        (),
+        "a draft model is computed by one rank, and heads by all that the model has; leave it out",
+    ),
 }
-"""vLLM's keys that change nothing here, and which of their values may be given; None for any."""
+"""Keys, with those of their values, or all if empty, that would mean what is not here; and what is to be done."""
+BY_NAME = {"eagle3": "eagle3", "eagle-": "eagle"}
+"""What a head's name has in it, where no method is given, as vLLM reads it."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,10 @@ class SpeculativeConfig:
     revision: str | None = None
     quantization: str | None = None
     dtype: str = "auto"
+    max_model_len: int | None = None
+    """Of a draft model: longer texts are not guessed at; None for as long as both models take."""
+    draft_load_config: dict[str, Any] | None = None
+    """How a draft model is read: load_format and download_dir, where they are not the engine's."""
     prompt_lookup_max: int = 5
     """How many of the last tokens are looked for, at most."""
     prompt_lookup_min: int = 5
@@ -111,9 +120,14 @@ HEADS = ("mtp", "eagle", "eagle3", "medusa")
 """Methods that read what the model makes of tokens."""
 OF_FOLDERS = ("draft_model", "eagle", "eagle3", "medusa")
 """Methods that need a model, or a head, of a folder of its own."""
+MOST_DRAFTS = 256
+MOST_TREE = 1 << 16
+"""Characters of a tree of guesses that are read."""
+LOAD_KEYS = ("load_format", "download_dir")
 DEFAULT_DRAFTS = {"ngram": 8, "suffix": 12, "draft_model": 4, "mtp": 3, "eagle": 4, "eagle3": 4, "medusa": 4}
 MOST = {
-    "num_speculative_tokens": 256,
+    "num_speculative_tokens": MOST_DRAFTS,
+    "max_model_len": 1 << 31,
     "prompt_lookup_min": 1 << 16,
     "prompt_lookup_max": 1 << 16,
     "suffix_decoding_max_tree_depth": 1 << 10,
@@ -126,10 +140,8 @@ def speculative_config(given: Any, where: str = "speculative_config") -> Specula
     """The options in a dict, or in JSON. Raises ConfigError, which names what is wrong with them."""
     values = {key.replace("-", "_"): value for key, value in as_mapping(given, where).items() if value is not None}
     method = _method(values, where)
-    for key in [key for key in values if key in IGNORED]:
-        allowed, value = IGNORED[key], values.pop(key)
-        if allowed is not None and value not in allowed:
-            raise ConfigError(f"{where}: {key}={value!r} is not supported; leave it out.")
+    _leave_out(values, where)
+    _take_chain(values, where)
     names = [f.name for f in dataclasses.fields(SpeculativeConfig)]
     for key in values:
         if key not in names:
@@ -149,6 +161,7 @@ def speculative_config(given: Any, where: str = "speculative_config") -> Specula
     for key in ("model", "revision", "quantization", "dtype"):
         if key in values and not isinstance(values[key], str):
             raise ConfigError(f"{where}: {key}={values[key]!r} must be a text.")
+    _check_load(values.get("draft_load_config", {}), where)
     if method in HEADS and (given := next((key for key in ("quantization", "dtype") if key in values), None)):
         raise ConfigError(f"{where}: {given}={values[given]!r}: a head is held as the model is; leave it out.")
     config = SpeculativeConfig(**values)
@@ -158,6 +171,49 @@ def speculative_config(given: Any, where: str = "speculative_config") -> Specula
             f"prompt_lookup_max={config.prompt_lookup_max}."
         )
     return config
+
+
+def _leave_out(values: dict[str, Any], where: str) -> None:
+    """Take out what changes nothing. Raises ConfigError for what would mean something that is not here."""
+    for key, (refused, why) in REFUSED.items():
+        if (
+            key in values
+            and (not refused or values[key] in refused)
+            and (key, values[key]) != ("tensor_parallel_size", 1)
+        ):
+            raise ConfigError(f"{where}: {key}={values[key]!r}: {why}.")
+    for key in IGNORED:
+        values.pop(key, None)
+
+
+def _take_chain(values: dict[str, Any], where: str) -> None:
+    """vLLM's way of saying num_speculative_tokens by a tree of guesses, where that is one chain."""
+    if (tree := values.pop("speculative_token_tree", None)) is None:
+        return
+    try:
+        paths = ast.literal_eval(tree) if isinstance(tree, str) and len(tree) < MOST_TREE else tree
+        count = len(paths)
+        is_chain = [list(path) for path in paths] == [[0] * size for size in range(1, count + 1)]
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        count, is_chain = 0, False
+    if not is_chain or not 1 <= count <= MOST_DRAFTS:
+        raise ConfigError(
+            f"{where}: speculative_token_tree={tree!r:.80}: guesses are one chain, such as '[(0,), (0, 0)]'; give "
+            "num_speculative_tokens."
+        )
+    if values.setdefault("num_speculative_tokens", count) != count:
+        raise ConfigError(
+            f"{where}: num_speculative_tokens={values['num_speculative_tokens']!r} and speculative_token_tree, with "
+            f"{count} tokens, contradict each other."
+        )
+
+
+def _check_load(given: Any, where: str) -> None:
+    """Raises ConfigError for a draft_load_config that says more than how a model's files are found."""
+    if not isinstance(given, dict) or not all(isinstance(value, str | None) for value in given.values()):
+        raise ConfigError(f"{where}: draft_load_config={given!r:.80} must be a dict of texts.")
+    if more := next((key for key in given if key not in LOAD_KEYS), None):
+        raise ConfigError(f"{where}: draft_load_config has {more!r}; it takes {' and '.join(LOAD_KEYS)}.")
 
 
 def _check_suffix(values: dict[str, Any], where: str) -> None:
@@ -172,12 +228,13 @@ def _check_suffix(values: dict[str, Any], where: str) -> None:
 
 
 def _method(values: dict[str, Any], where: str) -> str:
-    """The method that is meant, taken out of `values`; a model alone means a draft model."""
+    """The method that is meant, taken out of `values`; a model alone means a draft model, or a head by its name."""
     method, model = values.pop("method", None), values.get("model")
     if model in NGRAM_NAMES and method in (None, *NGRAM_NAMES):
         method = values.pop("model")
-    if method is None:
-        method = "draft_model" if model is not None else None
+    if method is None and model is not None:
+        name = str(model).rstrip("/").rpartition("/")[2].lower()
+        method = next((meant for part, meant in BY_NAME.items() if part in name), "draft_model")
     method = "ngram" if method in NGRAM_NAMES else method
     method = "mtp" if method in MTP_NAMES else method
     known = f"{', '.join(METHODS[:-1])} or {METHODS[-1]}"
@@ -187,7 +244,7 @@ def _method(values: dict[str, Any], where: str) -> str:
         raise ConfigError(f"{where}: method={method!r} is not supported; give {known}.")
     if method not in METHODS:
         raise ConfigError(f"{where}: method={method!r} is unknown; give {known}.{did_you_mean(str(method), METHODS)}")
-    if (method in OF_FOLDERS) != (values.get("model") is not None):
+    if method != "mtp" and (method in OF_FOLDERS) != (values.get("model") is not None):
         what = "needs a model to draft with" if method in OF_FOLDERS else "takes no model"
         raise ConfigError(f"{where}: method={method!r} {what}.")
     return str(method)

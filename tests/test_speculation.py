@@ -1,5 +1,6 @@
 """Guessed tokens change no bit of any answer, whoever guesses: for a model of every row, with every feature beside."""
 
+import dataclasses
 import random
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
@@ -375,7 +376,6 @@ def test_prompt_lookup_finds_what_a_search_finds(prompt: list[int], answer: list
         ),
         ({"method": "suffix", "model": "m"}, "method='suffix' takes no model"),
         ({"method": "longcat_flash_mtp"}, "'longcat_flash_mtp' is not supported; give ngram"),
-        ({"method": "mtp", "model": "x"}, "'mtp' takes no model"),
         ({"num_speculative_tokens": 3}, "names no method"),
         ({"method": "ngram", "model": "some/model"}, "takes no model"),
         ({"method": "draft_model"}, "needs a model"),
@@ -383,7 +383,6 @@ def test_prompt_lookup_finds_what_a_search_finds(prompt: list[int], answer: list
         ({"method": "ngram", "num_speculative_tokens": 257}, "num_speculative_tokens=257 .* from 1 to 256"),
         ({"method": "ngram", "prompt_lookup_min": 4, "prompt_lookup_max": 2}, "is more than"),
         ({"method": "ngram", "promt_lookup_min": 4}, "unknown key 'promt_lookup_min'. Did you mean prompt_lookup_min"),
-        ({"model": "x", "draft_tensor_parallel_size": 4}, "draft_tensor_parallel_size=4 is not supported"),
     ],
 )
 def test_wrong_options(config: dict[str, Any], said: str) -> None:
@@ -411,6 +410,55 @@ def test_spellings_of_options() -> None:
         assert (own.method, own.num_speculative_tokens) == ("mtp", 3)
     with pytest.raises(ConfigError, match="generates no text"):
         EngineArgs("m", task="embed", speculative_config={"method": "ngram"})
+
+
+def test_what_vllm_says_otherwise() -> None:
+    """Names of heads without a method, chains as trees, sizes of a draft model, and what changes nothing."""
+
+    def read(**config: Any) -> Any:
+        return EngineArgs("m", speculative_config=config).speculation
+
+    assert read(method="ngram_gpu") == read(method="ngram", draft_tensor_parallel_size=2, tensor_parallel_size=1)
+    assert read(model="yuhuili/EAGLE3-LLaMA3.1-Instruct-8B").method == "eagle3"
+    assert read(model="yuhuili/EAGLE-LLaMA3-Instruct-8B").method == "eagle"
+    assert read(model="eagle-farm/tiny-llama").method == "draft_model"
+    assert read(method="ngram", speculative_token_tree="[(0,), (0, 0), (0, 0, 0)]").num_speculative_tokens == 3
+    assert read(method="mtp", model="m") == dataclasses.replace(read(method="mtp"), model="m")
+    draft = read(
+        model="x", max_model_len=100, draft_load_config={"load_format": "gguf"}, rejection_sample_method="strict"
+    )
+    assert (draft.max_model_len, draft.draft_load_config) == (100, {"load_format": "gguf"})
+    for config, said in (
+        ({"speculative_token_tree": "[(0,), (1,)]"}, "guesses are one chain"),
+        ({"speculative_token_tree": "__import__('os')"}, "guesses are one chain"),
+        ({"speculative_token_tree": "[(0,)]", "num_speculative_tokens": 2}, "contradict each other"),
+        ({"rejection_sample_method": "synthetic"}, "count as right that are not"),
+        ({"parallel_drafting": True}, "several tokens at once are not read"),
+        ({"tensor_parallel_size": 2}, "computed by one rank"),
+        ({"method": "mtp", "model": "other"}, "model='other' is another"),
+        ({"draft_load_config": {"device": "cpu"}}, "draft_load_config has 'device'; it takes load_format and"),
+        ({"draft_load_config": [1]}, "must be a dict of texts"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            read(**{"method": "ngram", **config})
+
+
+def test_a_draft_model_of_short_texts(tiny_model: Path) -> None:
+    """Longer ones go on without guesses."""
+    made = []
+    for length in (None, 24):
+        config = {
+            "model": str(tiny_model),
+            "max_model_len": length,
+            "draft_load_config": {"load_format": "safetensors"},
+        }
+        llm = LLM(str(tiny_model), kv_cache_memory="16MiB", dtype="float32", speculative_config=config)
+        always(llm.engine)
+        params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+        llm.generate("a b", params, use_tqdm=False)
+        assert llm.engine.speculation is not None
+        made.append(llm.engine.speculation.num_draft_tokens)
+    assert 0 < made[1] < made[0]
 
 
 def test_draft_models_that_cannot_draft(tiny_model: Path, tmp_path: Path) -> None:

@@ -57,6 +57,8 @@ class DraftModel:
         assert config.model is not None
         options = {name: getattr(args, name) for name in TAKEN}
         options |= {"revision": config.revision, "quantization": config.quantization, "dtype": config.dtype}
+        options |= {key: value for key, value in (config.draft_load_config or {}).items() if value is not None}
+        options["max_model_len"] = config.max_model_len or args.max_model_len
         args = EngineArgs(model=config.model, language_model_only=True, skip_tokenizer_init=True, **options)
         try:
             loaded = load_model(args)
