@@ -41,7 +41,7 @@ from octavo.loading.slot_filling import HeldWeight
 from octavo.loading.weight_loader import load_weights
 from octavo.media.model_media import MediaInfo, describe_media
 from octavo.media.processor import read_processor_files
-from octavo.ops import Backend, select_backend
+from octavo.ops import Backend, device_of_rank, select_backend
 from octavo.params import GENERATION_KEYS
 from octavo.parts import CausalLM
 from octavo.parts.pooled_layers import PooledLayers
@@ -118,7 +118,7 @@ def load_model(args: EngineArgs, place: RankPlace = ALONE, link: RankLink = NO_L
     """
     checkpoint = open_checkpoint(args)
     task = _task(args, checkpoint.architecture)
-    config, backend = _with_tokens(checkpoint.config, args, checkpoint), select_backend(args.device, args.ops)
+    config, backend = _with_tokens(checkpoint.config, args, checkpoint), select_backend(_device(args, place), args.ops)
     if args.threads is not None:
         backend.set_threads(args.threads)
     precision = choose_precision(args, config, backend, checkpoint.weights)
@@ -169,6 +169,14 @@ def load_model(args: EngineArgs, place: RankPlace = ALONE, link: RankLink = NO_L
         medusa=heads,
         cache_state=None if args.offload is None else cache_state(args, checkpoint, task, precision, backend),
     )
+
+
+def _device(args: EngineArgs, place: RankPlace) -> str:
+    """Where a rank computes. Ray shows each of its ranks the GPU that it may use, and no other."""
+    if args.distributed_executor_backend == "ray":
+        return args.device
+    rank = args.data_parallel_rank * args.num_ranks + place.rank
+    return device_of_rank(args.device, rank, args.num_ranks, args.data_parallel_size)
 
 
 def _with_tokens(config: Config, args: EngineArgs, checkpoint: Checkpoint) -> Config:

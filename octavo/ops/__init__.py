@@ -33,7 +33,7 @@ from octavo.ops.prepared import (
     RowAdapters,
 )
 from octavo.ops.rank_operations import Ranks
-from octavo.ops.selection import select_backend
+from octavo.ops.selection import device_of_rank, select_backend
 from octavo.ops.specs import (
     AttentionSpec,
     BlockSparse,
@@ -106,6 +106,7 @@ __all__ = [
     "StoredRows",
     "StreamSpec",
     "TokenChanges",
+    "device_of_rank",
     "plan_attention",
     "plan_recurrent",
     "rows_of",

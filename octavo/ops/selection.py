@@ -29,6 +29,29 @@ def select_backend(device: str = "auto", preference: str = "auto") -> Backend:
     return TorchBackend(place)
 
 
+def device_of_rank(name: str, rank: int, num_ranks: int, replicas: int = 1) -> str:
+    """The device of one of the processes of this machine that compute at a time: of GPUs, each has one of its own.
+
+    Args:
+        name: as of `select_backend`.
+        rank: which process it is, replica by replica.
+        num_ranks: processes of a replica, which compute one model together.
+        replicas: how many there are, which may share a GPU.
+
+    Raises ConfigError for more ranks of a replica than GPUs.
+    """
+    if num_ranks * replicas == 1 or not name.startswith(("auto", "cuda")) or not torch.cuda.is_available():
+        return name
+    count = torch.cuda.device_count()
+    if num_ranks > (1 if ":" in name else count):
+        raise ConfigError(
+            f"device={name!r}: {num_ranks} ranks need a GPU each, and there "
+            f"{'is one in that name' if ':' in name else f'are {count}'}. Lower tensor_parallel_size or "
+            "pipeline_parallel_size, or set device='cuda' where there are more, or 'cpu'."
+        )
+    return name if ":" in name else f"cuda:{rank % count}"
+
+
 def _triton(place: torch.device) -> Backend:
     if find_spec("triton") is None:
         raise ConfigError("ops='triton' needs the triton package, which is not installed: pip install triton.")
