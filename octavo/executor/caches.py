@@ -1,8 +1,7 @@
 """How much memory there is, and the model's caches in it."""
 
-import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,8 +13,6 @@ from octavo.ops import Backend, CacheSpec, KVCache
 from octavo.parts import PagedKV, Recurrent, StateSpec
 from octavo.sizes import format_size
 from octavo.token_windows import Window
-
-log = logging.getLogger("octavo")
 
 Group = tuple[Window | None, bool]
 """What parts must have in common to share block tables: PagedKV.group."""
@@ -31,6 +28,8 @@ class Caches:
     recurrent: list[dict[str, Tensor] | None]
     group_of: list[int]
     """Which group of block tables each paged state uses; -1 for recurrent ones."""
+    summary: str = ""
+    """How much memory they take, and for what."""
 
 
 def allocate_caches(
@@ -40,6 +39,7 @@ def allocate_caches(
     backend: Backend,
     max_model_len: int,
     all_states: Sequence[StateSpec] | None = None,
+    reserve: int = 0,
 ) -> Caches:
     """Room for the states of a model, as much as asked for or as the machine has and the model can use.
 
@@ -49,6 +49,7 @@ def allocate_caches(
     Args:
         states: those that this rank has.
         all_states: those of all stages; None where there is one.
+        reserve: bytes that steps take, and caches leave, where no size is asked for.
 
     Raises ConfigError where the memory asked for is not there, or does not hold one block.
     """
@@ -58,16 +59,17 @@ def allocate_caches(
     slabs = _slabs(paged, groups)
     block_bytes = sum(backend.block_bytes(cache_spec(s), args.block_size, dtype) for s in slabs)
     slot_bytes = sum(s.bytes_per_request() for s in states if isinstance(s, Recurrent))
-    ranks = backend.place.size
     backend.least([0])  # all have loaded: what is free now is for caches
     free, asked = backend.free_memory(), args.kv_cache_bytes
     if asked is not None and asked > free:
         raise ConfigError(
             f"kv_cache_memory={format_size(asked)} is more than the {format_size(free)} that are free; ask for less."
         )
-    budget = (asked if asked is not None else backend.cache_budget(args.gpu_memory_utilization)) // ranks
+    if asked is None:
+        asked = max(0, backend.cache_budget(args.gpu_memory_utilization) - reserve)
+    budget = asked // backend.memory_sharers
     blocks_a_request = -(-max_model_len // args.block_size) * len(groups)
-    sequences, useful = _sequences(args, slot_bytes, budget), 0
+    sequences, useful = _sequences(args, slot_bytes, budget, reserve), 0
     if groups:
         useful = blocks_a_request * args.max_num_seqs
         budget -= slot_bytes * sequences
@@ -75,7 +77,7 @@ def allocate_caches(
         if num_blocks < len(groups):
             raise ConfigError(
                 f"the KV cache has {format_size(max(0, budget))}, which does not hold one block "
-                f"({format_size(block_bytes)}). Set kv_cache_memory to more, or free memory."
+                f"({format_size(block_bytes)}). {_remedy(reserve)}"
             )
     else:
         num_blocks = 0
@@ -84,8 +86,8 @@ def allocate_caches(
     windows = tuple(window for window, _ in groups)
     encoder = next((i for i, (_, of_encoder) in enumerate(groups) if of_encoder), None)
     shape = CacheShape(num_blocks, args.block_size, windows, encoder, has_slots, sequences)
-    _report(shape, block_bytes, slot_bytes, max_model_len)
-    return _create(states, shape, slabs, groups, dtype, backend)
+    made = _create(states, shape, slabs, groups, dtype, backend)
+    return replace(made, summary=_summary(shape, block_bytes, slot_bytes, max_model_len))
 
 
 def cache_spec(state: PagedKV) -> CacheSpec:
@@ -93,15 +95,24 @@ def cache_spec(state: PagedKV) -> CacheSpec:
     return CacheSpec(state.num_kv_heads, state.key_dim, state.value_dim, state.tokens_per_row, state.is_exact)
 
 
-def _sequences(args: EngineArgs, slot_bytes: int, budget: int) -> int:
+def _remedy(reserve: int) -> str:
+    if not reserve:
+        return "Set kv_cache_memory to more, or free memory."
+    return (
+        f"Steps take {format_size(reserve)} beside it: lower max_num_batched_tokens, max_num_seqs or max_model_len, "
+        "raise gpu_memory_utilization, or load the weights in fewer bits."
+    )
+
+
+def _sequences(args: EngineArgs, slot_bytes: int, budget: int, reserve: int) -> int:
     """How many sequences may run at a time."""
     if not slot_bytes:
         return args.max_num_seqs
     fit = budget // slot_bytes - 1
     if fit < 1:
         raise ConfigError(
-            f"one request's state takes {format_size(slot_bytes)}, and there are {format_size(budget)}. Set "
-            "kv_cache_memory to more, or free memory."
+            f"one request's state takes {format_size(slot_bytes)}, and there are {format_size(budget)}. "
+            f"{_remedy(reserve)}"
         )
     return int(min(args.max_num_seqs, fit))
 
@@ -113,7 +124,7 @@ def _slabs(paged: Sequence[PagedKV], groups: Sequence[Group]) -> list[PagedKV]:
     return max(members, key=len) if len(shapes) == 1 and members else list(paged)
 
 
-def _report(shape: CacheShape, block_bytes: int, slot_bytes: int, max_model_len: int) -> None:
+def _summary(shape: CacheShape, block_bytes: int, slot_bytes: int, max_model_len: int) -> str:
     parts = []
     if shape.num_blocks:
         tokens = shape.num_blocks // len(shape.windows) * shape.block_size
@@ -125,8 +136,7 @@ def _report(shape: CacheShape, block_bytes: int, slot_bytes: int, max_model_len:
         )
     if slot_bytes:
         parts.append(f"states: {format_size(slot_bytes)} a request, {shape.max_sequences} requests")
-    if parts:
-        log.info("; ".join(parts))
+    return "; ".join(parts)
 
 
 def _create(

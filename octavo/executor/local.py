@@ -1,5 +1,6 @@
 """The model in this process."""
 
+import logging
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -14,11 +15,14 @@ from octavo.executor.pooling import Pooling
 from octavo.executor.runner import ModelRunner
 from octavo.executor.sequences import SequenceStates
 from octavo.executor.step import SequenceResult, Step, StepResult
+from octavo.executor.step_reserve import measured_reserve
 from octavo.executor.step_work import step_work
 from octavo.executor.stores import store_of
 from octavo.loading.model import LoadedModel
 from octavo.ops.host_memory import forget
 from octavo.params import LogitsProcessor
+
+log = logging.getLogger("octavo")
 
 
 class LocalExecutor:
@@ -33,7 +37,9 @@ class LocalExecutor:
         self.info, self.max_steps = loaded.info, 1
         self.rank_weight_bytes = [loaded.weight_bytes]
         self.work, self.weights_dtype = step_work(loaded, args.block_size), loaded.precision.weights
-        self.runner = ModelRunner(loaded, args)
+        self.runner = ModelRunner(loaded, args, measured_reserve(loaded, args))
+        if self.runner.caches.summary:
+            log.info(self.runner.caches.summary)
         self.store: BlockStore | NoStore | None = store_of(loaded, args, self.runner.caches)
         self.shape = replace(self.runner.shape, offloads=self.store is not None)
         grammars = GrammarCompiler(loaded.tokenizer, self.info.vocab_size, self.info.eos_token_ids)

@@ -40,17 +40,14 @@ class ModelRunner:
     Args:
         loaded: the model.
         args: the engine's options.
+        reserve: bytes that the largest step takes of the device's memory, which caches leave.
     """
 
-    def __init__(self, loaded: LoadedModel, args: EngineArgs) -> None:
+    def __init__(self, loaded: LoadedModel, args: EngineArgs, reserve: int = 0) -> None:
         self.model, self.backend, self.device = loaded.model, loaded.backend, loaded.backend.device
+        model, info, dtype = loaded.model, loaded.info, loaded.precision.cache
         self.caches: Caches = allocate_caches(
-            loaded.model.states,
-            args,
-            loaded.precision.cache,
-            self.backend,
-            loaded.info.max_model_len,
-            loaded.model.all_states,
+            model.states, args, dtype, self.backend, info.max_model_len, model.all_states, reserve
         )
         self.feature_rows = FeatureRows(loaded.model, loaded.backend)
         shape, width = self.caches.shape, -(-loaded.info.max_model_len // self.caches.shape.block_size) + 1
@@ -89,6 +86,11 @@ class ModelRunner:
             if self.adapters is None
             else self.backend.record_decode(self._decode, tables, most_rows, adapters=True)
         )
+
+    @property
+    def recorded_rows(self) -> int:
+        """Of how many rows recorded steps keep their results."""
+        return 0 if self._recorded is None else self._recorded.kept_rows
 
     @property
     def shape(self) -> CacheShape:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from octavo.errors import ConfigError
 from octavo.loading.expert_stacks import num_stacked, unstacked
 from octavo.loading.formats import WeightFormat
 from octavo.loading.packed_copies import PackedCopy
@@ -26,6 +27,10 @@ from octavo.ops.stored_rows import FLOATS, of_floats
 from octavo.parts import CausalLM, Into, Names
 from octavo.parts.weight_slots import Role, Shard, WeightSlot
 
+NO_ROOM = (
+    "the GPU's memory ran out while weights were read. Load them in fewer bits (quantization='int8' or 'q4'), or share "
+    "them out among several GPUs (tensor_parallel_size)."
+)
 PROGRESS_ABOVE = 1 << 30
 """Bytes of weights from which loading shows a progress bar."""
 
@@ -44,15 +49,18 @@ def load_weights(
         where: the checkpoint's place, for messages.
         copy: of its packed weights, which are taken from there, kept there, and may stay there.
 
-    Returns what it holds, by path. Raises CheckpointError that names every tensor at fault.
+    Returns what it holds, by path. Raises CheckpointError that names every tensor at fault, and
+    ConfigError where a device has no room.
     """
     names = weights.names(model.names)
     loader = WeightLoader(model, names, precision, backend, copy)
     try:
         loader.load(weights.weights(names), where)
-    except BaseException:
+    except BaseException as error:
         if copy is not None:
             copy.give_up()
+        if isinstance(error, torch.OutOfMemoryError):
+            raise ConfigError(f"{where}: {NO_ROOM}") from error
         raise
     if copy is not None:
         copy.keep()

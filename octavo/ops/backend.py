@@ -81,6 +81,20 @@ class Backend(Ranks, PooledAttention, Streams, AlternatingStreams, LogitChanges,
         """Bytes that caches take by default at most, `device_share` being how much of a GPU may be taken in all."""
         ...
 
+    @property
+    def memory_sharers(self) -> int:
+        """How many ranks share the memory that it tells of: those of a machine's processors do."""
+        ...
+
+    @property
+    def measures_memory(self) -> bool:
+        """Whether `measure_peak` can be asked: of a device whose memory is its own, and caches would fill."""
+        ...
+
+    def measure_peak(self, function: Callable[[], object]) -> int:
+        """Bytes that a call of `function` takes at most, beside what is taken before."""
+        ...
+
     def make_cache(self, spec: CacheSpec, blocks: int, block_size: int, dtype: torch.dtype) -> KVCache:
         """An empty cache of `blocks` blocks of `block_size` tokens each."""
         ...

@@ -80,6 +80,8 @@ class RecordedDecode(Protocol):
 
     max_rows: int
     """Rows that a step may have."""
+    kept_rows: int
+    """Of how many rows the results stay on the device, of recordings of all sizes together."""
 
     def run(
         self,

@@ -81,6 +81,15 @@ class NativeBackend(NativeRecurrent, TorchLogits):
     def free_memory(self) -> int:
         return self._reference.free_memory()
 
+    measures_memory = False
+
+    @property
+    def memory_sharers(self) -> int:
+        return self.place.size
+
+    def measure_peak(self, function: Callable[[], object]) -> int:
+        raise NotImplementedError("a processor's memory is shared with all else that runs on it")
+
     def cache_budget(self, device_share: float) -> int:
         return self._reference.cache_budget(device_share)
 

@@ -44,7 +44,7 @@ class RecordedSteps:
         adapters: bool = False,
     ) -> None:
         self._library, self._function, self._tables = library, function, tables
-        self.max_rows = min(MAX_ROWS, max_rows)
+        self.max_rows = self.kept_rows = min(MAX_ROWS, max_rows)
         self.programs: dict[int, Program | None] = {}
         """By their rows; None where a recording cannot be made."""
         rows = self.max_rows

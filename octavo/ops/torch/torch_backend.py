@@ -1,7 +1,6 @@
 """The operations in PyTorch: they run on any device, and say what each operation means."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -59,12 +58,13 @@ from octavo.ops.torch.alternating import TorchAlternating
 from octavo.ops.torch.distributed_ranks import DistributedRanks
 from octavo.ops.torch.products import TorchGroups, TorchHeads, TorchLinear, table_rows
 from octavo.ops.torch.torch_logits import TorchLogits
+from octavo.ops.torch.torch_memory import TorchMemory
 from octavo.ops.torch.torch_pooled import TorchPooledAttention
 from octavo.ops.weight_kinds import WeightKind
 from octavo.token_windows import Window
 
 
-class TorchBackend(TorchPooledAttention, TorchAlternating, TorchLogits, DistributedRanks):
+class TorchBackend(TorchPooledAttention, TorchAlternating, TorchLogits, TorchMemory, DistributedRanks):
     """The reference.
 
     Args:
@@ -89,21 +89,9 @@ class TorchBackend(TorchPooledAttention, TorchAlternating, TorchLogits, Distribu
     def set_threads(self, count: int) -> None:
         torch.set_num_threads(count)
 
-    def computing(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
     @property
     def threads(self) -> int:
         return torch.get_num_threads()
-
-    def free_memory(self) -> int:
-        return host_memory.available() if self.device.type == "cpu" else int(torch.cuda.mem_get_info(self.device)[0])
-
-    def cache_budget(self, device_share: float) -> int:
-        if self.device.type == "cpu":
-            return int(host_memory.available() * host_memory.CACHE_SHARE)
-        free, total = torch.cuda.mem_get_info(self.device)
-        return max(0, int(free - total * (1 - device_share)))
 
     def make_cache(self, spec: CacheSpec, blocks: int, block_size: int, dtype: torch.dtype) -> KVCache:
         return make_cache(spec, blocks, block_size, dtype, self._zeros)

@@ -124,6 +124,7 @@ class GraphSteps:
         self._make_graph, self._function, self._tables = make_graph, function, tables
         self.max_rows = min(MAX_ROWS, max_rows)
         self._sizes, self._is_recordable = sizes_up_to(self.max_rows), True
+        self.kept_rows = sum(self._sizes)
         self.graphs: dict[int, tuple[Graph, tuple[Tensor, ...]]] = {}
         """By their rows, with their results."""
         rows, groups = self.max_rows, len(tables.tables)

@@ -1,14 +1,12 @@
 """The operations as Triton kernels, and what the reference computes beside them."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from octavo.errors import shorten
 from octavo.ops.plans import BlockTables, DecodeInputs
 from octavo.ops.prepared import RecordedDecode
 from octavo.ops.torch import TorchBackend
@@ -35,15 +33,11 @@ log = logging.getLogger("octavo")
 
 RANKS = {"all_gather", "all_reduce", "join", "least", "leave", "receive", "send"}
 PLANS = {"make_cache", "make_state", "plan_attention", "plan_recurrent", "block_bytes", "record_decode"}
-MACHINE = {"cache_budget", "computing", "free_memory", "set_threads"}
+MACHINE = {"cache_budget", "computing", "free_memory", "measure_peak", "set_threads"}
 PLAIN = {"add", "finite", "floats", "side_by_side", "table_rows"}
 """PyTorch's own kernels, of which one or two serve and rows do not depend on each other."""
 LAYOUTS = {"packed_linear", "packed_rows"}
 """Of weights that are laid out ahead for a processor: here each weight lies as kernels read it."""
-NO_MEMORY = (
-    "The GPU's memory ran out: lower gpu_memory_utilization (what caches may take), max_num_batched_tokens (rows of a "
-    "step), max_num_seqs or max_model_len, or load the weights in fewer bits."
-)
 NEED_NO_KERNEL = RANKS | PLANS | MACHINE | PLAIN | LAYOUTS
 
 
@@ -78,14 +72,6 @@ class TritonBackend(
         self._graph_pool: Any = None
         if left := from_reference():
             log.info("no Triton kernel yet, computed by PyTorch: %s", ", ".join(left))
-
-    @contextmanager
-    def computing(self) -> Iterator[None]:
-        """Memory that runs out is an error that says what to lower."""
-        try:
-            yield
-        except torch.OutOfMemoryError as error:
-            raise torch.OutOfMemoryError(f"{NO_MEMORY} ({shorten(str(error))})") from error
 
     def record_decode(
         self,
