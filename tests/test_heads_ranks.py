@@ -21,7 +21,7 @@ from tests.random_adapters import random_adapter, request
 from tests.rank_threads import ThreadBackend, run_ranks
 from tests.test_golden import opened
 from tests.test_heads import LONG, SPECULATION, Listener, listened
-from tests.test_invariance import bits
+from tests.test_invariance import WAYS, bits
 from tests.test_speculation import always
 from tests.thread_stages import stages_are_threads
 
@@ -151,15 +151,24 @@ def answer(output: Any) -> Any:
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("name", ["DeepseekV3ForCausalLM--v3", "Qwen3NextForCausalLM--80b-a3b", *OF_FOLDERS])
-def test_processes(layout: str, name: str, ranks: LoadedRanks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        *((name, "native") for name in ("DeepseekV3ForCausalLM--v3", "Qwen3NextForCausalLM--80b-a3b", *OF_FOLDERS)),
+        ("Glm4MoeForCausalLM--4.5", "q4"),
+        ("eagle3", "int8"),
+    ],
+)
+def test_processes(
+    layout: str, name: str, way: str, ranks: LoadedRanks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With what is recorded, cached beginnings, values that are drawn, and after a preemption."""
     monkeypatch.setattr(rank_executor, "load_ranks", ranks.load)
     case, folder, config = made(name, tmp_path)
     beginning = [7 * i % 50 for i in range(21)]
     prompts: list[Any] = [prompt_of(c) for c in case["cases"]]
     prompts += [{"prompt_token_ids": [*beginning, last]} for last in range(3)]
-    options = {**LAYOUTS[layout], "threads": 1, "block_size": 4, "max_num_batched_tokens": 32}
+    options = {**LAYOUTS[layout], "threads": 1, "block_size": 4, "max_num_batched_tokens": 32, **WAYS[way]}
     params = [LONG.clone() for _ in prompts]
     for i, one in enumerate(params):
         one.temperature, one.seed, one.prompt_logprobs = (0.0, 0.8)[i % 2], 3, None

@@ -43,7 +43,7 @@ def naive(texts: list[list[int]], last: list[int], count: int, limits: Limits) -
     return best
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(TEXT, min_size=1, max_size=4), st.lists(st.integers(0, 3), max_size=3), st.integers(1, 8), LIMITS)
 def test_guesses_are_those_of_a_search(texts: list[list[int]], last: list[int], count: int, limits: Limits) -> None:
     """What stood last may be new, or all of a text but its end."""
@@ -57,6 +57,7 @@ def test_guesses_are_those_of_a_search(texts: list[list[int]], last: list[int], 
     assert found.tokens == tokens
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=12), max_size=12), st.data())
 def test_an_index_is_one_of_what_is_left(texts: list[list[int]], data: st.DataObject) -> None:
     """In whatever pieces texts come, and whatever is forgotten between them."""
