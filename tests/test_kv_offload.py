@@ -190,6 +190,39 @@ def test_host_memory_brings_back_what_the_cache_has_lost(llama: tuple[dict[str, 
     close(llm)
 
 
+def test_host_memory_is_swap_for_what_is_preempted(
+    llama: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks run out while answers grow: what others wrote over comes back, in place of being computed once more."""
+    params = SamplingParams(temperature=0, max_tokens=60, logprobs=2, ignore_eos=True)
+    prompts = [{"prompt_token_ids": [7 + (i * j) % 50 for i in range(45)]} for j in range(1, 9)]
+
+    def answers(llm: LLM, room: int) -> tuple[list[Any], int, int]:
+        """Also how many tokens were computed, and how often a sequence was preempted."""
+        own, counted = engine_of(llm), [0]
+        own.cache.pool.take(own.cache.pool.num_free - room)
+        real = own.executor.submit
+
+        def submit(step: Any) -> None:
+            counted[0] += sum(len(each.token_ids) for each in step.sequences)
+            real(step)
+
+        monkeypatch.setattr(own.executor, "submit", submit)
+        found = [bits(o) for o in llm.generate(prompts, params, use_tqdm=False)]
+        close(llm)
+        return found, counted[0], own.scheduler.num_preemptions
+
+    expected, fewest, none = answers(engine(llama), 400)
+    again, anew, some = answers(engine(llama), 100)
+    assert (again, none) == (expected, 0)
+    assert some > 0
+    swapped, computed, preempted = answers(engine(llama, kv_offloading_size=0.25), 100)
+    assert swapped == expected
+    assert preempted > 0
+    # Of each that is preempted the block that was not full is, and what was written over again before its turn came.
+    assert computed - fewest < 0.8 * (anew - fewest)
+
+
 def test_too_few_blocks(llama: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     expected = run(engine(llama), PROMPTS * 3)
     for _ in range(2):

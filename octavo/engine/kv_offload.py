@@ -26,6 +26,7 @@ class _Waiting:
     """How many blocks of its beginning the cache had when it was asked for."""
     blocks: list[StoredBlock]
     """What was asked for."""
+    reserve: int = RESERVE
     there: set[BlockKey] = field(default_factory=set)
     """What is outside."""
 
@@ -77,7 +78,7 @@ class BlockOffload:
         """Blocks that are still to be saved."""
         return len(self._saves)
 
-    def ask(self, sequence: Sequence) -> bool:
+    def ask(self, sequence: Sequence, reserve: int = RESERVE) -> bool:
         """Whether a sequence has to wait: for the answer to what there is of it, and maybe for its blocks."""
         cache, chain = self._cache, sequence.chain
         if not sequence.read_prefix_cache:
@@ -86,15 +87,26 @@ class BlockOffload:
         blocks = cross + cache.all_blocks(chain, usable)
         if not blocks:
             return False
-        known = cache.longest(chain, usable, self._is_cached)
+        known = sequence.num_found = cache.longest(chain, usable, self._is_cached)
         if known == usable and all(self._is_cached((block.group, block.key)) for block in cross):
             self._tasks.append(StoreTask(0, blocks))  # so that they count as used there too
             return False
-        waiting = self._waiting[sequence.seq_id] = _Waiting(sequence, known, blocks)
+        waiting = self._waiting[sequence.seq_id] = _Waiting(sequence, known, blocks, reserve)
         self._asked[self._ticket()] = waiting
         self._tasks.append(StoreTask(self._last_ticket, blocks))
         self.queries += (usable - known) * cache.block_size
         return True
+
+    def ask_again(self, sequence: Sequence) -> bool:
+        """`ask` for a sequence whose turn it is, if blocks that it had found when it queued have gone meanwhile.
+
+        So it is with those of a preempted one: the sequences that took its place write over them. There is room for it
+        now, which it would take by computing them.
+        """
+        if not sequence.num_found:
+            return False
+        chain, usable = sequence.chain, self._cache.num_usable(sequence.chain, sequence.tokens)
+        return self._cache.longest(chain, usable, self._is_cached) < sequence.num_found and self.ask(sequence, 0)
 
     def forget(self, sequence: Sequence) -> None:
         """A sequence waits no longer. What is being read for it is read to its end."""
@@ -165,7 +177,7 @@ class BlockOffload:
         sequence = waiting.sequence
         del self._waiting[sequence.seq_id]
         usable = self._cache.num_usable(sequence.chain, sequence.tokens)
-        length = self._cache.longest(sequence.chain, usable, self._is_cached)
+        length = sequence.num_found = self._cache.longest(sequence.chain, usable, self._is_cached)
         self.hits += max(0, length - waiting.known) * self._cache.block_size
         return [sequence]
 
@@ -187,7 +199,7 @@ class BlockOffload:
                     return pending
             held = [b for block in needed if (b := self._pool.find((block.group, block.key))) is not None]
             idle = sum(not self._pool.is_held(block) for block in held)
-            less = len(missing) + idle + RESERVE * self.num_running * len(cache.windows) - self._pool.num_free
+            less = len(missing) + idle + waiting.reserve * self.num_running * len(cache.windows) - self._pool.num_free
             if less <= 0:
                 return self._begin(missing, held)
             if not length:

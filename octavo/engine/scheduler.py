@@ -290,6 +290,11 @@ class Scheduler:
                 return
             heapq.heappop(self._waiting)
             self._num_waiting -= 1
+            if self.offload is not None and self.offload.ask_again(sequence):
+                self.cache.release(blocks)
+                self._release_features(sequence)
+                sequence.blocks, sequence.num_computed, sequence.status = None, 0, Status.LOADING
+                continue
             self._overtakes = self._overtakes + 1 if passed else 0
             if sequence.num_preemptions == 0:
                 sequence.num_cached = cached

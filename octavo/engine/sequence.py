@@ -49,6 +49,8 @@ class Sequence:
     num_cached: int = 0
     """Tokens of its first run that the prefix cache gave."""
     num_preemptions: int = 0
+    num_found: int = 0
+    """Blocks of its beginning that the cache had when it queued, where blocks are kept outside of it too."""
     drafts: list[int] = field(default_factory=list)
     """Guesses at the tokens that follow, to be computed with the last of them."""
     rewinds: bool = False
