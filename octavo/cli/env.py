@@ -70,7 +70,7 @@ def describe() -> dict[str, Any]:
         "system": platform.platform(),
         "processor": processor(),
         "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "NUMA nodes": describe_nodes(),
+        "NUMA nodes": describe_nodes(backend.threads),
         "threads": backend.threads,
         "operations": backend.name,
         "packed weights": packed_weights(),

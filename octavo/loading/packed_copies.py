@@ -116,16 +116,23 @@ class PackedCopy:
         """Whether a weight stays on disk that such a share of the tokens meets."""
         return self._file is not None and self._placement.on_disk(share)
 
-    def take(self, path: str, shape: tuple[int, ...]) -> tuple[PackedLinear, int] | None:
-        """The weight of that path and shape, if the copy has it, and its bytes as it is stored."""
+    def take(self, path: str, shape: tuple[int, ...], is_gated: bool = False) -> tuple[PackedLinear, int] | None:
+        """The weight of that path and shape, if the copy has it, and its bytes as it is stored.
+
+        It is the mapped file's, but on several NUMA nodes: there the system's pages are where some process has read
+        them first, and it is copied beside the threads. `is_gated`: as of the backend's `beside_threads`.
+        """
         if path not in self._found:
             return None
         rows, size = self._found[path]
         if (sum(part.outputs for part in rows), rows[0].width) != shape:
             return None
-        if self._is_on_disk:
+        weight = self._backend.packed_linear(rows)
+        placed = self._backend.beside_threads(weight, is_gated)
+        if placed is weight and self._is_on_disk:
             rows = [part if part.on_disk else replace(part, data=self._held(part.data)) for part in rows]
-        return self._backend.packed_linear(rows), size
+            placed = self._backend.packed_linear(rows)
+        return placed, size
 
     def _held(self, data: Tensor) -> Tensor:
         """In memory, from which what is read of the experts cannot drive it out."""

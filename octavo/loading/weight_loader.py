@@ -163,7 +163,7 @@ class WeightLoader:
     def _without_copied(self, plan: list[_Planned]) -> list[_Planned]:
         """Fill what is packed already, and leave of the plan what is to be read for the rest."""
         for path, filling in self._fillings.items():
-            found = None if self._copy is None else self._copy.take(path, filling.shape)
+            found = None if self._copy is None else self._copy.take(path, filling.shape, filling.slot.is_gated)
             if found is not None and self.precision.is_packed(filling.slot.role):
                 filling.missing.clear()
                 filling.is_copied = True
@@ -337,6 +337,8 @@ class WeightLoader:
 
     def _give(self, filling: Filling, weight: PackedLinear, size: int) -> None:
         self.held[filling.path] = filling.held(size)
+        if self._copy is None or not self._copy.on_disk(filling.slot.share):
+            weight = self.backend.beside_threads(weight, filling.slot.is_gated)
         kept = weight if self._copy is None else self._copy.put(filling.path, weight, size, filling.slot.share)
         filling.slot.load(kept)
 

@@ -170,6 +170,13 @@ class Backend(Ranks, PooledAttention, Streams, AlternatingStreams, LogitChanges,
         """
         ...
 
+    def beside_threads(self, weight: PackedLinear, is_gated: bool = False) -> PackedLinear:
+        """A packed weight that stays, in memory beside who reads it; itself where that is all the same.
+
+        `is_gated`: the first half of its outputs is computed beside the second.
+        """
+        ...
+
     def adapter_table(self, slots: int, experts: int = 1) -> AdapterTable:
         """For one weight's results, or those of so many experts; no adapter changes them yet."""
         ...

@@ -7,30 +7,16 @@ anything has its weights and caches beside its own cores.
 import dataclasses
 import functools
 import os
-import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from octavo.config import EngineArgs
 from octavo.errors import ConfigError, shorten
-from octavo.ops.native.threads import default_threads, divide, siblings
-
-_NODES = Path("/sys/devices/system/node")
-_CPU_LIST = re.compile(r"(\d+)(?:-(\d+))?")
+from octavo.ops.native.threads import bind_to_nodes, cores, default_threads, divide, homes, nodes_of, parse_cpus
 
 
 def numa_nodes() -> dict[int, list[int]]:
     """The processors of each NUMA node that this process may use; one node where the system tells of none."""
-    allowed = _allowed()
-    nodes = {}
-    for path in _NODES.glob("node[0-9]*"):
-        try:
-            cpus = [cpu for cpu in _parse((path / "cpulist").read_text().strip()) if cpu in allowed]
-        except (OSError, ValueError):
-            continue
-        if cpus:  # not one of memory alone
-            nodes[int(path.name.removeprefix("node"))] = cpus
-    return dict(sorted(nodes.items())) or {0: sorted(allowed)}
+    return nodes_of(_allowed())
 
 
 def bind(choice: str, local_rank: int, local_size: int) -> list[int]:
@@ -82,6 +68,7 @@ def take_share(args: EngineArgs, rank: int = 0) -> EngineArgs:
 
     Raises as `bind`.
     """
+    bind_to_nodes(args.cpu_bind != "none")
     size = args.num_ranks * args.data_parallel_size
     if size == 1 and args.cpu_bind in ("auto", "none"):
         return args
@@ -98,24 +85,16 @@ def shares(nodes: Sequence[Sequence[int]], size: int) -> list[list[int]]:
     if size <= len(nodes):
         parts = (nodes[rank * len(nodes) // size : (rank + 1) * len(nodes) // size] for rank in range(size))
         return [sorted(cpu for node in part for cpu in node) for part in parts]
-    cores = [_cores(node) for node in nodes]
+    by_core = [cores(node) for node in nodes]
     ranks = [0] * len(nodes)
     for _ in range(size):  # each to where it gets the most
-        ranks[max(range(len(nodes)), key=lambda n: (len(cores[n]) / (ranks[n] + 1), -ranks[n]))] += 1
+        ranks[max(range(len(nodes)), key=lambda n: (len(by_core[n]) / (ranks[n] + 1), -ranks[n]))] += 1
     found = []
-    for of_node, count in zip(cores, ranks, strict=True):
+    for of_node, count in zip(by_core, ranks, strict=True):
         for rank in range(count):
             part = of_node[rank * len(of_node) // count : (rank + 1) * len(of_node) // count]
             found.append(sorted(cpu for core in part or [of_node[rank % len(of_node)]] for cpu in core))
     return found
-
-
-def _cores(cpus: Sequence[int]) -> list[list[int]]:
-    """Processors by the core whose threads they are."""
-    found = dict[str, list[int]]()
-    for cpu in cpus:
-        found.setdefault(siblings(cpu), []).append(cpu)
-    return list(found.values())
 
 
 def _lists(choice: str, size: int) -> list[list[int]]:
@@ -127,7 +106,7 @@ def _lists(choice: str, size: int) -> list[list[int]]:
         )
     for rank, part in enumerate(parts):
         try:
-            cpus = _parse(part.strip())
+            cpus = parse_cpus(part.strip())
         except ValueError:
             raise ConfigError(
                 f"cpu_bind: {shorten(part)!r}, of rank {rank}, is no list of processors such as 0-3,8."
@@ -139,20 +118,6 @@ def _lists(choice: str, size: int) -> list[list[int]]:
             )
         found.append(cpus)
     return found
-
-
-def _parse(text: str) -> list[int]:
-    """The processors of a list as Linux writes them: 0-3,8. Raises ValueError."""
-    found = set[int]()
-    for part in text.split(",") if text else []:
-        match = _CPU_LIST.fullmatch(part.strip())
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if not first <= last < 1 << 16:
-            raise ValueError(part)
-        found.update(range(first, last + 1))
-    if not found:
-        raise ValueError(text)
-    return sorted(found)
 
 
 def _written(cpus: Sequence[int]) -> str:
@@ -172,6 +137,10 @@ def _allowed() -> frozenset[int]:
     return frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
 
 
-def describe_nodes() -> str:
-    """The nodes with their processors: "0: 0-15; 1: 16-31"."""
-    return "; ".join(f"{node}: {_written(cpus)}" for node, cpus in numa_nodes().items())
+def describe_nodes(threads: int = 0) -> str:
+    """The nodes with their processors, and of several with their share of `threads`: "0: 0-15; 1: 16-31"."""
+    nodes = numa_nodes()
+    own = homes(threads, nodes) if len(nodes) > 1 else []
+    return "; ".join(
+        f"{node}: {_written(cpus)}" + (f" ({own.count(node)} threads)" if own else "") for node, cpus in nodes.items()
+    )

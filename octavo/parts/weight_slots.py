@@ -82,6 +82,11 @@ class WeightSlot:
     share: float = 1.0
     """How many of all tokens meet it: below one for an expert's, without which most steps do."""
 
+    @property
+    def is_gated(self) -> bool:
+        """Whether rows are multiplied with both halves together, of which one is the other's gate."""
+        return list(self.segments) == ["gate", "up"]
+
     def rows(self, segment: str | None) -> slice:
         """Which rows `segment` fills; all for None."""
         if segment is None:

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,8 @@ from octavo.loading.model import load_model
 from octavo.loading.packed_copies import ENDING, copies_folder, make_room
 from octavo.loading.packed_file import ALIGNMENT, MAGIC
 from octavo.loading.weight_loader import WeightLoader
-from octavo.ops import host_memory
+from octavo.ops import host_memory, native
+from octavo.ops.native import library
 from octavo.ops.native.native_products import NativeLinear
 from octavo.ops.native.packed_weight import PackedWeight
 from tests.golden import case_named, write_model
@@ -107,6 +109,35 @@ def test_experts_are_mapped(tmp_path: Path, packed_here: list[str], case: str) -
     assert answers[0] == answers[1]
 
 
+def test_on_several_nodes_weights_lie_beside_threads(
+    tmp_path: Path, packed_here: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether they are packed or mapped, they are copied once; their bits, and answers, stay."""
+    model, core = write_model(case_named("Qwen3MoeForCausalLM--30b-a3b"), tmp_path / "model"), native.load()
+    if core is None or not hasattr(os, "sched_getaffinity"):
+        pytest.skip("no compiled core whose threads could be bound")
+    threads, answers, found = core.threads, [], []
+    for nodes in ({}, {0: [min(os.sched_getaffinity(0))], 1: [max(os.sched_getaffinity(0))]}):
+        monkeypatch.setattr(library, "own_nodes", lambda nodes=nodes: nodes)
+        shutil.rmtree(copies_folder(), ignore_errors=True)
+        for start in range(2):
+            packed_here.clear()
+            found.append(loaded(model, threads=3))
+            assert bool(packed_here) == (start == 0)
+            assert core.nodes == tuple(nodes)
+            llm = LLM(str(model), skip_tokenizer_init=True, kv_cache_memory="64MiB", threads=3)
+            (answer,) = llm.generate([[5, 6, 7, 8]], GREEDY, use_tqdm=False)
+            answers.append((answer.outputs[0].token_ids, answer.outputs[0].logprobs))
+    monkeypatch.setattr(library, "own_nodes", dict)
+    core.set_threads(threads)
+    assert all(alike(found[0], other) for other in found[1:])
+    assert all(answer == answers[0] for answer in answers)
+    addresses = {part.data.data_ptr() for part in found[3].values()}
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    files = [[int(end, 16) for end in of[0].split("-")] for of in maps if of[-1].startswith("/")]
+    assert not any(first <= at < end for at in addresses for first, end in files)
+
+
 def test_a_damaged_copy_is_not_used(
     tiny_folder: Path, folder: Path, packed_here: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -180,6 +211,7 @@ def test_nothing_is_kept_where_that_is_said(
 def test_mapped_weights_are_not_free_memory(tiny_folder: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 33))
     loaded(tiny_folder)
+    gc.collect()  # what other tests have mapped
     (path,), before = copies(folder), host_memory.available()
     kept = loaded(tiny_folder)
     assert before - host_memory.available() == path.stat().st_size

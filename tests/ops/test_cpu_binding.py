@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from octavo.errors import ConfigError
-from octavo.ops import cpu_binding
 from octavo.ops.cpu_binding import bind, numa_nodes, shares
+from octavo.ops.native import threads
 from octavo.ops.native.threads import siblings
 
 TWO_SOCKETS = [[0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]]
@@ -19,7 +19,7 @@ TWO_SOCKETS = [[0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]]
 @pytest.fixture(autouse=True)
 def _threads_of_cores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "shares" in request.node.name:
-        monkeypatch.setattr(cpu_binding, "siblings", lambda cpu: f"{cpu % 8},{cpu % 8 + 8}")
+        monkeypatch.setattr(threads, "siblings", lambda cpu: f"{cpu % 8},{cpu % 8 + 8}")
 
 
 @pytest.mark.parametrize(

@@ -609,8 +609,20 @@ class Core(Protocol):
 
     # ---- the core itself -------------------------------------------------------------------------------------------
 
-    def set_threads(self, *, count: int) -> int:
-        """Compute with so many threads from now on, the caller's included. Returns how many there are."""
+    def set_threads(
+        self, *, count: int, num_nodes: int, homes: Int32s | None, processors: Int32s | None, ends: Int32s | None
+    ) -> int:
+        """Compute with so many threads from now on, the caller's included. Returns how many there are.
+
+        With more nodes than one, each thread is bound to the processors of its home. `homes`: each thread's node;
+        `processors`: those of the nodes, one after the other, up to the node's `ends`.
+        """
+
+    def place(self, *, source: Bytes, target: BytesOut, size: int, parts: int) -> int:
+        """Copy `size` bytes, so many alike parts, into memory that nobody has written yet.
+
+        Of each part every node has the share that its threads take of an operation's work. Returns 0.
+        """
 
     def run(self, *, program: Bytes, steps: int, recorded_rows: int, rows: int) -> int:
         """Run `steps` operations again: of each a ProgramStep and its arguments.

@@ -6,11 +6,12 @@ another number of rows (octavo.ops.native.recording).
 
 import ctypes
 import functools
+import itertools
 import logging
 import os
 import platform
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import NamedTuple, cast
 from octavo.errors import RankError
 from octavo.ops.native.binding import bind, check, fields_of, layout
 from octavo.ops.native.description import X86, Arm, Core, ProgramStep
-from octavo.ops.native.threads import default_threads
+from octavo.ops.native.threads import default_threads, homes, own_nodes
 
 log = logging.getLogger("octavo")
 
@@ -80,6 +81,8 @@ class Library:
         self.failure: Callable[[], Exception] | None = None
         """What ranks that have stopped raise."""
         self.core = cast(Core, SimpleNamespace(**{name: bound.call for name, bound in self._functions.items()}))
+        self.nodes: tuple[int, ...] = ()
+        """The system's numbers of the NUMA nodes that threads are bound to; none where there is one."""
         self._pack_step = layout(fields_of(ProgramStep)).pack
         self.threads = self.set_threads(default_threads())
 
@@ -118,7 +121,35 @@ class Library:
         if status > 0:
             raise RankError("the step was stopped.") if self.failure is None else self.failure()
 
-    def set_threads(self, count: int) -> int:
-        """Compute with so many threads from now on. Returns how many the system gave."""
-        self.threads = self.core.set_threads(count=count)
+    def set_threads(self, count: int, nodes: Mapping[int, Sequence[int]] | None = None) -> int:
+        """Compute with so many threads from now on. Returns how many the system gave.
+
+        Of several NUMA nodes, each thread is bound to one.
+
+        Args:
+            count: how many.
+            nodes: their processors; None for what the system says.
+        """
+        nodes = own_nodes() if nodes is None else nodes
+        by_thread = homes(count, nodes) if len(nodes) > 1 else []
+        if len(set(by_thread)) < 2:
+            self.nodes = ()
+            self.threads = self.core.set_threads(count=count, num_nodes=1, homes=None, processors=None, ends=None)
+            return self.threads
+        places = {node: place for place, node in enumerate(nodes)}
+        numbers = [
+            (ctypes.c_int32 * len(of))(*of)
+            for of in (
+                [places[node] for node in by_thread],
+                list(itertools.chain.from_iterable(nodes.values())),
+                list(itertools.accumulate(len(cpus) for cpus in nodes.values())),
+            )
+        ]
+        own, processors, ends = map(ctypes.addressof, numbers)
+        self.threads = self.core.set_threads(
+            count=count, num_nodes=len(nodes), homes=own, processors=processors, ends=ends
+        )
+        if self.nodes != tuple(nodes):
+            log.info("%d threads are bound to %d NUMA nodes", self.threads, len(nodes))
+        self.nodes = tuple(nodes)
         return self.threads

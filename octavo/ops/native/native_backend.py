@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from octavo.ops.host_memory import Arena
+from octavo.ops.host_memory import Arena, interleave
 from octavo.ops.native.adapter_tables import NativeAdapterTable, NativeUpdate
 from octavo.ops.native.binding import digest
 from octavo.ops.native.description import (
@@ -94,7 +94,11 @@ class NativeBackend(NativeRecurrent, TorchLogits):
         return self._reference.cache_budget(device_share)
 
     def make_cache(self, spec: CacheSpec, blocks: int, block_size: int, dtype: torch.dtype) -> KVCache:
-        return self._reference.make_cache(spec, blocks, block_size, dtype)
+        cache = self._reference.make_cache(spec, blocks, block_size, dtype)
+        if self.library.nodes:  # any thread reads any of it
+            for of_blocks in cache.block_bytes:
+                interleave(of_blocks, self.library.nodes)
+        return cache
 
     def block_bytes(self, spec: CacheSpec, block_size: int, dtype: torch.dtype) -> int:
         return self._reference.block_bytes(spec, block_size, dtype)
@@ -138,8 +142,14 @@ class NativeBackend(NativeRecurrent, TorchLogits):
                 alike[-1].append(part)
             else:
                 alike.append([part])
-        memory = Arena(0) if apart else self._memory
+        memory = Arena(0) if apart or self.library.nodes else self._memory  # it is copied where it stays
         return NativeLinear([pack(self.library, rows, memory) for rows in alike], fine)
+
+    def beside_threads(self, weight: PackedLinear, is_gated: bool = False) -> PackedLinear:
+        if not self.library.nodes or not isinstance(weight, NativeLinear) or any(p.on_disk for p in weight.parts):
+            return weight
+        halves = 2 if is_gated and len(weight.parts) == 1 and not weight.outputs % (2 * PANEL) else 1
+        return NativeLinear([part.placed(self._memory, halves) for part in weight.parts], weight.fine)
 
     def quantize(self, weight: Tensor, kind: WeightKind) -> StoredRows:
         return quantize(self.library, weight, kind)

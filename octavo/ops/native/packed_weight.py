@@ -43,6 +43,12 @@ class PackedWeight:
         )
         return replace(self, outputs=count, data=self.data[begin : begin + size])
 
+    def placed(self, arena: Arena, parts: int) -> "PackedWeight":
+        """The same in memory of `arena` that lies, part by part, beside the threads that read it."""
+        data = arena.bytes(self.data.nbytes)
+        self.library.core.place(source=self.data.data_ptr(), target=data.data_ptr(), size=self.data.nbytes, parts=parts)
+        return replace(self, data=data)
+
     def multiply(
         self,
         x: Tensor,

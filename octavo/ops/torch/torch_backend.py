@@ -146,6 +146,9 @@ class TorchBackend(TorchPooledAttention, TorchAlternating, TorchLogits, TorchMem
     def packed_linear(self, parts: Sequence[PackedRows]) -> PackedLinear:
         raise NotImplementedError("the reference lays nothing out")
 
+    def beside_threads(self, weight: PackedLinear, is_gated: bool = False) -> PackedLinear:
+        return weight
+
     def table_rows(self, table: Tensor, ids: Tensor, first: int | None = None) -> Tensor:
         return table_rows(table, ids, first)
 

@@ -36,7 +36,7 @@ PLANS = {"make_cache", "make_state", "plan_attention", "plan_recurrent", "block_
 MACHINE = {"cache_budget", "computing", "free_memory", "measure_peak", "set_threads"}
 PLAIN = {"add", "finite", "floats", "side_by_side", "table_rows"}
 """PyTorch's own kernels, of which one or two serve and rows do not depend on each other."""
-LAYOUTS = {"packed_linear", "packed_rows"}
+LAYOUTS = {"packed_linear", "packed_rows", "beside_threads"}
 """Of weights that are laid out ahead for a processor: here each weight lies as kernels read it."""
 NEED_NO_KERNEL = RANKS | PLANS | MACHINE | PLAIN | LAYOUTS
 
