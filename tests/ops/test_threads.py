@@ -51,6 +51,34 @@ def test_products(native: NativeBackend, kind: torch.dtype | WeightKind, generat
     with_each(native, compute)
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, WeightKind.Q4_1, WeightKind.Q6_K], ids=str)
+@pytest.mark.parametrize("outputs", [37 * 16 - 5, 9])
+def test_experts(
+    native: NativeBackend, kind: torch.dtype | WeightKind, outputs: int, generator: torch.Generator
+) -> None:
+    """Of few rows each, which are computed side by side, of many, and of both; the same as each expert by itself."""
+    dtype, count = kind if isinstance(kind, torch.dtype) else torch.float32, 6
+    if isinstance(kind, torch.dtype):
+        weights = [native.linear(torch.randn(outputs, 256, generator=generator).to(kind)) for _ in range(count)]
+    else:
+        weights = [native.stored_linear([random_rows(kind, outputs, 256, generator)[0]]) for _ in range(count)]
+    experts, x = native.experts(weights), torch.randn(60, 256, generator=generator).to(dtype)
+    ways = [torch.tensor([[3]]), torch.tensor([[0, 5]]), torch.tensor([[1, 2], [2, 4], [4, 0]])]
+    ways += [
+        torch.randint(0, count, (60, 1), generator=generator),
+        torch.tensor([[0]] * 50 + [[e] for e in [1, 2, 3, 4, 5] * 2]),
+    ]
+
+    def compute() -> list[Tensor]:
+        return [experts(x[: len(chosen)], chosen) for chosen in ways]
+
+    with_each(native, compute)
+    for chosen, results in zip(ways, compute(), strict=True):
+        for i, expert in enumerate(chosen.flatten().tolist()):
+            row = x[i // chosen.shape[1]].unsqueeze(0)
+            assert torch.equal(results[i], weights[expert](row)[0])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, INT4])
 def test_attention(native: NativeBackend, dtype: torch.dtype, generator: torch.Generator) -> None:
     """Few queries over contexts of one span and of several, alone and together, and many at once."""

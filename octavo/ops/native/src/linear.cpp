@@ -14,9 +14,43 @@ OPERATION(linear) {
     if (a.rows > 0) multiply(Product{a});
 }
 
+FUNCTION(packed_bytes);
+
+namespace {
+
+// Rows of an expert up to which experts are computed side by side, and panels that a thread takes of one at least: what
+// it does for them again, rounding rows, is little then.
+constexpr int64_t FEW_ROWS = TILE, FEW_PANELS = 4;
+
+// Products of experts that have few rows each. One after the other, threads would meet at each of them.
+void multiply_side_by_side(const std::vector<Product>& experts) {
+    const Product& any = experts.front();
+    const int64_t bytes = octavo_packed_bytes({.kind = any.kind, .rows = PANEL, .inputs = any.inputs});
+    const int64_t panels = any.panels(), count = static_cast<int64_t>(experts.size());
+    const int64_t least = (panels + FEW_PANELS - 1) / FEW_PANELS;
+    const int64_t slices = std::clamp<int64_t>((4 * thread_count() + count - 1) / count, 1, least);
+    double time = 0.0;
+    for (const Product& p : experts) time += p.nanoseconds(p.rows, is_float(p.kind) ? FLOAT_PRODUCTS : CODE_PRODUCTS, bytes);
+    // The same panels of all experts follow each other: they lie on one NUMA node.
+    parallel(slices * count, 1, time, [&](int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; ++i) {
+            const int64_t from = i / count * panels / slices, to = (i / count + 1) * panels / slices;
+            Product p = experts[i % count];
+            p.weight += from * bytes;
+            p.outputs = std::min(to * PANEL, p.outputs) - from * PANEL;
+            WITH_TYPE(p.out_dtype, T, p.out = static_cast<T*>(p.out) + from * PANEL;)
+            multiply(p);
+        }
+    });
+}
+
+}  // namespace
+
 // Rows of one expert are multiplied together.
 OPERATION(expert_linear) {
     static thread_local std::vector<int64_t> ends, sources, targets;
+    static thread_local std::vector<Product> few;
+    few.clear();
     const auto valid = [&](int64_t i) { return a.experts[i] >= 0 && a.experts[i] < a.num_experts; };
     ends.assign(a.num_experts + 1, 0);
     sources.resize(a.rows);
@@ -60,8 +94,10 @@ OPERATION(expert_linear) {
         p.order = a.orders[e];
         p.sources = sources.data() + first;
         p.targets = targets.data() + first;
-        multiply(p);
+        p.rows <= FEW_ROWS && thread_count() > 1 && a.bytes_on_disk == 0 ? few.push_back(p) : multiply(p);
     }
+    if (few.size() == 1) multiply(few.front());
+    if (few.size() > 1) multiply_side_by_side(few);
 }
 
 }  // namespace octavo
