@@ -1,14 +1,38 @@
 """For processes of a server: they may not outlive the one that started them, nor pause once they serve."""
 
+import contextlib
 import ctypes
 import gc
 import os
+import platform
 import signal
 import sys
 import threading
 
 PR_SET_PDEATHSIG = 1
 """Linux: the signal that a process gets when the thread that started it ends (prctl(2))."""
+
+
+SET_ATTRIBUTES = {"x86_64": 314, "aarch64": 274}
+"""Linux's number of sched_setattr(2), which Python has no function for."""
+RESET_ON_FORK = 1
+SHORTEST_SLICE = 100_000
+"""Nanoseconds; the least that Linux takes."""
+
+
+class _Attributes(ctypes.Structure):
+    """What sched_setattr(2) is given."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("policy", ctypes.c_uint32),
+        ("flags", ctypes.c_uint64),
+        ("nice", ctypes.c_int32),
+        ("priority", ctypes.c_uint32),
+        ("runtime", ctypes.c_uint64),
+        ("deadline", ctypes.c_uint64),
+        ("period", ctypes.c_uint64),
+    )
 
 
 def is_orphan(parent: int) -> bool:
@@ -41,3 +65,23 @@ def settle() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def wake_at_once() -> None:
+    """A thread of this process that is woken gets a processor at once, though others compute on all of them.
+
+    An engine computes without a pause, and Linux lets who computes go on for some milliseconds before one that was
+    woken has its turn; one who asks for short turns need not wait (from Linux 6.12 on, before which this does
+    nothing). It gets no larger share. Threads that are there by now are meant, and no process that these start.
+    """
+    number = SET_ATTRIBUTES.get(platform.machine()) if sys.platform == "linux" else None
+    if number is None:
+        return
+    system = ctypes.CDLL(None)
+    for thread in map(int, os.listdir("/proc/self/task")):
+        with contextlib.suppress(OSError):  # the thread has ended
+            if os.sched_getscheduler(thread) != os.SCHED_OTHER:
+                continue
+            nice = os.getpriority(os.PRIO_PROCESS, thread)
+            wanted = _Attributes(ctypes.sizeof(_Attributes), os.SCHED_OTHER, RESET_ON_FORK, nice, 0, SHORTEST_SLICE)
+            system.syscall(number, thread, ctypes.byref(wanted), 0)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from octavo.config import EngineArgs
 from octavo.errors import OctavoError
-from octavo.parent_process import settle
+from octavo.parent_process import settle, wake_at_once
 from octavo.server.listening import address, listen, refresh_certificate
 from octavo.server.server_options import ServerOptions
 from octavo.server.service import Service
@@ -121,6 +121,7 @@ async def _serve(service: Service, options: ServerOptions, listener: socket.sock
         )
         server = _server(config)
         gc.freeze()  # the application too
+        wake_at_once()  # an answer's next token need not wait for the step after it
         log.info("serving %s at %s", service.model_name, address(options, listener))
 
         def end(number: int) -> None:
