@@ -58,16 +58,49 @@ struct Codes {
         return code;
     }
 
-    // Puts one code of a chunk, whose bytes began as zero.
-    static void put(uint8_t* p, int output, int column, int code) {
-        const int s = column / 4, lane = 4 * output + column % 4;
-        p[64 * (s / TOGETHER) + lane] |= static_cast<uint8_t>((code & ((1 << LOW) - 1)) << LOW * (s % TOGETHER));
-        if (HIGH > 0) {
-            uint8_t& high = p[MORE + 64 * (s / HIGH_TOGETHER) + lane];
-            high |= static_cast<uint8_t>(code >> LOW << HIGH * (s % HIGH_TOGETHER));
+    // Puts an output's codes of a chunk: those of a step at once, a byte each.
+    static void put(uint8_t* p, int output, const uint8_t* codes) {
+        put_bits<TOGETHER, LOW>(p + 4 * output, codes, 0);
+        if constexpr (HIGH > 0) put_bits<HIGH_TOGETHER, HIGH>(p + MORE + 4 * output, codes, LOW);
+    }
+
+private:
+    // SIZE bits of each code, from bit `first` on, of STEPS steps in one vector.
+    template <int STEPS, int SIZE>
+    static void put_bits(uint8_t* p, const uint8_t* codes, int first) {
+#pragma GCC unroll 8
+        for (int s = 0; s < CHUNK_STEPS; s += STEPS) {
+            uint32_t all = 0;
+#pragma GCC unroll 8
+            for (int i = 0; i < STEPS; ++i) {
+                uint32_t four;
+                std::memcpy(&four, codes + 4 * (s + i), 4);
+                all |= (four >> first & ((1 << SIZE) - 1) * 0x01010101u) << SIZE * i;
+            }
+            std::memcpy(p + 64 * (s / STEPS), &all, 4);
         }
     }
 };
+
+// The low halves of N bytes, then their high halves.
+template <int N>
+INLINE void split_halves(const uint8_t* bytes, uint8_t* codes) {
+    const auto both = load_as<Lanes<uint32_t, N / 4>>(bytes);
+    store_as(codes, both & 0x0f0f0f0fu);
+    store_as(codes + N, both >> 4 & 0x0f0f0f0fu);
+}
+
+// SIZE bits of each of 32 bytes, from bit `first` on.
+template <int SIZE>
+INLINE Lanes<uint32_t, 8> bits_of(const uint8_t* bytes, int first) {
+    return load_as<Lanes<uint32_t, 8>>(bytes) >> first & ((1 << SIZE) - 1) * 0x01010101u;
+}
+
+// Gives 32 codes such bits, from their bit `to` on, where they have none.
+template <int SIZE>
+INLINE void add_bits(const uint8_t* bytes, int first, int to, uint8_t* codes) {
+    store_as(codes, load_as<Lanes<uint32_t, 8>>(codes) | bits_of<SIZE>(bytes, first) << to);
+}
 
 // What a format tells about one row's unit as the file stores it.
 struct Stored {

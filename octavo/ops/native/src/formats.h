@@ -41,10 +41,8 @@ struct Simple {
             std::memcpy(&high, q, 4);
             q += 4;
         }
-        for (int i = 0; i < 16; ++i) {
-            out.codes[i] = static_cast<uint8_t>((q[i] & 15) | ((high >> i & 1) << 4));
-            out.codes[i + 16] = static_cast<uint8_t>((q[i] >> 4) | ((high >> (i + 16) & 1) << 4));
-        }
+        split_halves<16>(q, out.codes);
+        for (int i = 0; i < (BITS == 5 ? 32 : 0); ++i) out.codes[i] |= static_cast<uint8_t>((high >> i & 1) << 4);
     }
     static void header(uint8_t* unit, int output, const Stored& s) {
         std::memcpy(unit + 2 * output, s.d, 2);
@@ -123,10 +121,7 @@ struct MXFP4 : Simple<4, false, 128> {
 
     static void read(const uint8_t* row, Stored& out) {
         out.d = row;
-        for (int i = 0; i < 16; ++i) {
-            out.codes[i] = row[1 + i] & 15;
-            out.codes[i + 16] = row[1 + i] >> 4;
-        }
+        split_halves<16>(row + 1, out.codes);
     }
     static void header(uint8_t* unit, int output, const Stored& s) { unit[output] = s.d[0]; }
 };
@@ -169,11 +164,7 @@ struct GGUF_NVFP4 : NVFP4 {
         for (int b = 0; b < 4; ++b) {
             const auto half = static_cast<uint16_t>(row[b] == 0x7f ? 0 : (row[b] & 0x7f) << 7);
             std::memcpy(out.made + 2 * b, &half, 2);
-            for (int i = 0; i < 8; ++i) {
-                const uint8_t pair = row[4 + 8 * b + i];
-                out.codes[16 * b + i] = pair & 15;
-                out.codes[16 * b + 8 + i] = pair >> 4;
-            }
+            split_halves<8>(row + 4 + 8 * b, out.codes + 16 * b);
         }
     }
 };

@@ -48,9 +48,7 @@ void pack_quantized(const uint8_t* source, const uint8_t* grid, int64_t rows, in
                     F::header(unit, static_cast<int>(o), stored);
                     for (int c = 0; c < F::UNIT / CHUNK; ++c) {
                         auto* chunk = const_cast<uint8_t*>(F::chunk(unit, c));
-                        for (int i = 0; i < CHUNK; ++i) {
-                            F::Bits::put(chunk, static_cast<int>(o), i, stored.codes[c * CHUNK + i]);
-                        }
+                        F::Bits::put(chunk, static_cast<int>(o), stored.codes + c * CHUNK);
                     }
                 }
             }

@@ -38,11 +38,8 @@ struct SuperBlock {
             }
         }
         const uint8_t *high = row + 16, *q = row + 16 + (BITS == 5 ? 32 : 0);
-        for (int i = 0; i < 256; ++i) {
-            const int block = i / 32, l = i % 32, byte = q[block / 2 * 32 + l];
-            const int fifth = BITS == 5 ? (high[l] >> block & 1) << 4 : 0;
-            out.codes[i] = static_cast<uint8_t>((block % 2 ? byte >> 4 : byte & 15) | fifth);
-        }
+        for (int j = 0; j < 4; ++j) split_halves<32>(q + 32 * j, out.codes + 64 * j);
+        for (int j = 0; j < (BITS == 5 ? 8 : 0); ++j) add_bits<1>(high, j, 4, out.codes + 32 * j);
     }
     static void header(uint8_t* unit, int output, const Stored& s) {
         std::memcpy(unit + 2 * output, s.d, 2);
@@ -59,7 +56,7 @@ using Q5_K = SuperBlock<5>;
 
 // Codes of 2 bits as K formats and ternary ones have them: of 32 columns each bit pair of 32 bytes.
 inline void read_pairs_of_bits(const uint8_t* q, Stored& out) {
-    for (int i = 0; i < 256; ++i) out.codes[i] = q[i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3;
+    for (int j = 0; j < 8; ++j) store_as(out.codes + 32 * j, bits_of<2>(q + j / 4 * 32, j % 4 * 2));
 }
 
 // 2-bit codes with a 4-bit scale and min for each 16, and float16 factors of both.
@@ -118,11 +115,8 @@ struct Q6_K : Numbered<6, 16, 32> {
     static void read(const uint8_t* row, Stored& out) {
         out.d = row + 208;
         std::memcpy(out.scale, row + 192, 16);
-        for (int i = 0; i < 256; ++i) {
-            const int half = i / 128, quarter = i % 128 / 32, l = i % 32;
-            const int low = row[64 * half + 32 * (quarter % 2) + l], high = row[128 + 32 * half + l];
-            out.codes[i] = static_cast<uint8_t>((quarter < 2 ? low & 15 : low >> 4) | (high >> 2 * quarter & 3) << 4);
-        }
+        for (int j = 0; j < 2; ++j) split_halves<64>(row + 64 * j, out.codes + 128 * j);
+        for (int j = 0; j < 8; ++j) add_bits<2>(row + 128 + j / 4 * 32, j % 4 * 2, 4, out.codes + 32 * j);
     }
 };
 
@@ -138,7 +132,7 @@ struct Q3_K : Numbered<3, 16, 4> {
             out.scale[j] = static_cast<uint8_t>((low | high << 4) - 32);
         }
         read_pairs_of_bits(row + 32, out);
-        for (int i = 0; i < 256; ++i) out.codes[i] |= static_cast<uint8_t>((row[i % 32] >> i / 32 & 1) << 2);
+        for (int j = 0; j < 8; ++j) add_bits<1>(row, j, 2, out.codes + 32 * j);
     }
 };
 
@@ -159,11 +153,7 @@ struct IQ4_XS : Numbered<4, 32, 128, 8> {
         for (int j = 0; j < 8; ++j) {
             const int low = row[4 + j / 2] >> j % 2 * 4 & 15, high = row[2 + j / 4] >> j % 4 * 2 & 3;
             out.scale[j] = static_cast<uint8_t>((low | high << 4) - 32);
-            for (int i = 0; i < 16; ++i) {
-                const uint8_t pair = row[8 + 16 * j + i];
-                out.codes[32 * j + i] = pair & 15;
-                out.codes[32 * j + 16 + i] = pair >> 4;
-            }
+            split_halves<16>(row + 8 + 16 * j, out.codes + 32 * j);
         }
     }
 };
