@@ -90,6 +90,20 @@ INLINE void split_halves(const uint8_t* bytes, uint8_t* codes) {
     store_as(codes + N, both >> 4 & 0x0f0f0f0fu);
 }
 
+// Of each of N bytes the low half, and then the high half.
+template <int N>
+INLINE void split_pairs(const uint8_t* bytes, uint8_t* codes) {
+    for (int i = 0; i < N; i += 4) {
+        uint32_t four;
+        std::memcpy(&four, bytes + i, 4);
+        uint64_t apart = four;
+        apart = (apart | apart << 16) & 0x0000ffff0000ffffu;
+        apart = (apart | apart << 8) & 0x00ff00ff00ff00ffu;
+        apart = (apart | apart << 4) & 0x0f0f0f0f0f0f0f0fu;
+        std::memcpy(codes + 2 * i, &apart, 8);
+    }
+}
+
 // SIZE bits of each of 32 bytes, from bit `first` on.
 template <int SIZE>
 INLINE Lanes<uint32_t, 8> bits_of(const uint8_t* bytes, int first) {

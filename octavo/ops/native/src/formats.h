@@ -82,9 +82,8 @@ struct Grouped {
         out.d = row;
         out.m = row + 4;
         const uint8_t* q = row + FILE_HEADER;
-        for (int i = 0; i < COLUMNS; ++i) {
-            out.codes[i] = BITS == 8 ? q[i] : static_cast<uint8_t>(i % 2 ? q[i / 2] >> 4 : q[i / 2] & 15);
-        }
+        if constexpr (BITS == 8) std::memcpy(out.codes, q, COLUMNS);
+        else split_pairs<COLUMNS / 2>(q, out.codes);
     }
     static void header(uint8_t* unit, int output, const Stored& s) {
         std::memcpy(unit + 4 * output, s.d, 4);
@@ -144,7 +143,7 @@ struct NVFP4 {
     static void read(const uint8_t* row, Stored& out) {
         out.d = row;
         out.m = row + 4;
-        for (int i = 0; i < UNIT; ++i) out.codes[i] = i % 2 ? row[12 + i / 2] >> 4 : row[12 + i / 2] & 15;
+        split_pairs<UNIT / 2>(row + 12, out.codes);
     }
     static void header(uint8_t* unit, int output, const Stored& s) {
         std::memcpy(unit + 4 * output, s.d, 4);

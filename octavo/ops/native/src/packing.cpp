@@ -7,23 +7,37 @@
 namespace octavo {
 namespace {
 
+// Words of up to 16 rows, `stride` bytes apart, to [words][16]: 16 of each row at a time, whose lines the cache holds.
+template <typename Word>
+void lay_side_by_side(const uint8_t* row, int64_t stride, int64_t rows, int64_t words, uint8_t* to) {
+    for (int64_t first = 0; first < words; first += PANEL) {
+        const int64_t last = std::min<int64_t>(first + PANEL, words);
+        for (int64_t o = 0; o < rows; ++o) {
+            const uint8_t* from = row + o * stride;
+            for (int64_t k = first; k < last; ++k) {
+                std::memcpy(to + (k * PANEL + o) * sizeof(Word), from + k * sizeof(Word), sizeof(Word));
+            }
+        }
+    }
+}
+
 // Rows [rows][width] of floats into panels.
 template <typename T>
 void pack_float(const T* source, int64_t rows, int64_t width, uint8_t* packed) {
     constexpr bool PAIRS = std::is_same_v<T, bf16>;
+    constexpr int TOGETHER = PAIRS ? 2 : 1;
+    using Word = std::conditional_t<sizeof(T) * TOGETHER == 4, uint32_t, uint16_t>;
     const int64_t columns = PAIRS ? round_up(width, 2) : width, panels = (rows + PANEL - 1) / PANEL;
     parallel(panels, even_grain(panels, 4), [&](int64_t first, int64_t last) {
         for (int64_t panel = first; panel < last; ++panel) {
             T* to = reinterpret_cast<T*>(packed) + panel * columns * PANEL;
+            const T* row = source + panel * PANEL * width;
             const int64_t outputs = std::min<int64_t>(PANEL, rows - panel * PANEL);
             if (outputs < PANEL || columns != width) std::memset(to, 0, columns * PANEL * sizeof(T));
-            for (int64_t o = 0; o < outputs; ++o) {
-                const T* row = source + (panel * PANEL + o) * width;
-                if (PAIRS) {
-                    for (int64_t k = 0; k < width; ++k) to[(k / 2 * PANEL + o) * 2 + k % 2] = row[k];
-                } else {
-                    for (int64_t k = 0; k < width; ++k) to[k * PANEL + o] = row[k];
-                }
+            lay_side_by_side<Word>(reinterpret_cast<const uint8_t*>(row), width * sizeof(T), outputs, width / TOGETHER,
+                                   reinterpret_cast<uint8_t*>(to));
+            for (int64_t o = 0; o < outputs && columns != width; ++o) {
+                to[(width - 1) * PANEL + 2 * o] = row[(o + 1) * width - 1];
             }
         }
     });
@@ -59,20 +73,23 @@ void pack_quantized(const uint8_t* source, const uint8_t* grid, int64_t rows, in
 // Rows of units into panels of codes and scales.
 template <typename F>
 void pack_scaled(const uint8_t* source, int64_t rows, int64_t columns, uint8_t* packed) {
+    using Word = typename F::Word;
     const int64_t panels = (rows + PANEL - 1) / PANEL, bytes = F::panel_bytes(columns), units = columns / F::GROUPED;
     parallel(panels, even_grain(panels, 4), [&](int64_t first, int64_t last) {
         for (int64_t panel = first; panel < last; ++panel) {
             uint8_t* to = packed + panel * bytes;
             std::memset(to, 0, bytes);
             auto* scales = const_cast<float*>(F::scales(to, columns));
-            for (int64_t o = 0; o < std::min<int64_t>(PANEL, rows - panel * PANEL); ++o) {
-                const uint8_t* unit = source + (panel * PANEL + o) * units * F::UNIT_BYTES;
-                for (int64_t u = 0; u < units; ++u, unit += F::UNIT_BYTES) {
+            const int64_t outputs = std::min<int64_t>(PANEL, rows - panel * PANEL), row_bytes = units * F::UNIT_BYTES;
+            const uint8_t* unit = source + panel * PANEL * row_bytes;
+            for (int64_t u = 0; u < units; ++u, unit += F::UNIT_BYTES) {
+                for (int64_t o = 0; o < outputs; ++o) {
                     float scale;
-                    std::memcpy(&scale, unit, 4);
+                    std::memcpy(&scale, unit + o * row_bytes, 4);
                     scales[u * PANEL + o] = scale * F::FACTOR;
-                    for (int64_t k = 0; k < F::GROUPED; ++k) F::put(to, u * F::GROUPED + k, o, unit + 4, k);
                 }
+                constexpr int64_t CODES = F::UNIT_BYTES - 4;
+                lay_side_by_side<Word>(unit + 4, row_bytes, outputs, CODES / sizeof(Word), to + u * CODES * PANEL);
             }
         }
     });

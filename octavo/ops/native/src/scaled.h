@@ -22,15 +22,7 @@ struct ScaledCodes {
     static INLINE const float* scales(const uint8_t* panel, int64_t columns) {
         return reinterpret_cast<const float*>(panel + code_bytes(columns));
     }
-    // Puts a code of a row's unit into a panel that began as zero.
-    static void put(uint8_t* panel, int64_t column, int64_t output, const uint8_t* codes, int64_t within) {
-        if (BITS == 8) {
-            panel[column * PANEL + output] = codes[within];
-        } else {
-            const int code = codes[within / 2] >> within % 2 * 4 & 15;
-            panel[column / 2 * PANEL + output] |= static_cast<uint8_t>(code << column % 2 * 4);
-        }
-    }
+    using Word = uint8_t;  // what of an output lies side by side
 };
 
 // Floats of 8 bits: 4 of exponent, 3 of mantissa. As float16 with the same bits they are a 256th of what they are, and
@@ -38,9 +30,7 @@ struct ScaledCodes {
 struct E4M3 : ScaledCodes<8, 128> {
     static constexpr float FACTOR = 256.0f;
 
-    static void put(uint8_t* panel, int64_t column, int64_t output, const uint8_t* codes, int64_t within) {
-        panel[(column / 2 * PANEL + output) * 2 + column % 2] = codes[within];
-    }
+    using Word = uint16_t;
 
     static INLINE vec weights(const uint8_t* panel, int64_t column) {
         const uint8_t* p = panel + column / 2 * 2 * PANEL;
