@@ -29,6 +29,12 @@ class NativeAttention(NativeAlternating):
         super().__init__(library, reference)
         self._multiplies_pairs = library.name in ("avx512_bf16", "amx")
         """Whether the processor multiplies pairs of bfloat16 faster than float32."""
+        multiplies_words = self._multiplies_pairs or library.name in ("avx_vnni", "avx512_vnni")
+        self._paired_dtypes = {
+            *([torch.bfloat16] if self._multiplies_pairs else []),
+            *([torch.int8] if multiplies_words else []),
+        }
+        """Caches in which tokens lie in pairs."""
 
     def angles(self, table: RotaryTable, positions: Tensor, lengths: Tensor, offset: int = 0) -> tuple[Tensor, Tensor]:
         rows, pairs = len(positions), table.frequencies.shape[1]
@@ -141,8 +147,8 @@ class NativeAttention(NativeAlternating):
         )
 
     def _can_pair(self, cache: KVCache) -> bool:
-        """Whether a cache's tokens lie as the processor's product of pairs of bfloat16 reads them."""
-        if not self._multiplies_pairs or cache.keys.dtype != torch.bfloat16 or cache.keys.shape[2] % PAIRED_TOKENS:
+        """Whether a cache's tokens lie as the processor's product of pairs reads them."""
+        if cache.keys.dtype not in self._paired_dtypes or cache.keys.shape[2] % PAIRED_TOKENS:
             return False
         return not any(dim % PAIRED_TOKENS for dim in cache.dims)
 

@@ -13,13 +13,18 @@ constexpr int ROWS = std::min(6, HELD - 1);  // queries that share each vector o
 
 // How numbers are multiplied: as floats; in pairs of bfloat16, two in a lane; or, a cache of codes, in pairs of 16-bit
 // whole numbers, whose sums are exact.
-struct Floats {
+struct InPlace {
+    // A vector of what is multiplied, `lanes` behind the first.
+    static INLINE vec at(const float* first, int64_t lanes) { return load(first + lanes); }
+};
+
+struct Floats : InPlace {
     using total = vec;
     static constexpr int STEP = 1;  // numbers in a lane
     static INLINE vec add(vec total, vec vectors, float by) { return fmadd(vectors, broadcast(by), total); }
 };
 
-struct Pairs {
+struct Pairs : InPlace {
     using total = vec;
     static constexpr int STEP = 2;
     static INLINE vec add(vec total, vec pairs, float pair) {
@@ -42,11 +47,26 @@ INLINE ireg add_words(ireg total, ireg words, ireg by) {
 }
 BY_HALVES_3(add_words)
 
-struct Words {
+struct Words : InPlace {
     using total = ivec;
     static constexpr int STEP = 2;
     static INLINE ivec add(ivec total, vec words, float by) {
         return add_words(total, bit_cast<ivec>(words), broadcast(bit_cast<int32_t>(by)));
+    }
+};
+
+// Words of codes that lie in pairs, as they are loaded.
+struct PairedCodes : Words {
+    static INLINE vec at(const float* first, int64_t lanes) {
+        const auto* codes = reinterpret_cast<const int8_t*>(first) + STEP * lanes;
+#if defined(__AVX512BW__)
+        return (vec)_mm512_cvtepi8_epi16(load_as<__m256i>(codes));
+#elif defined(__AVX2__)
+        return bit_cast<vec>(ivec((ireg)_mm256_cvtepi8_epi16(load_as<__m128i>(codes)),
+                                  (ireg)_mm256_cvtepi8_epi16(load_as<__m128i>(codes + LANES))));
+#else
+        return load(first + lanes);  // never called
+#endif
     }
 };
 
@@ -107,7 +127,7 @@ void score(const float* queries, int64_t query_floats, const float* const* keys,
     for (int64_t i = 0; i < steps; ++i) {
         vec vectors[V];
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) vectors[v] = load(keys[v] + i * LANES);
+        for (int v = 0; v < V; ++v) vectors[v] = P::at(keys[v], i * LANES);
         add_products<P, R, V>(queries + i, query_floats, vectors, total);
     }
 #pragma GCC unroll 8
@@ -115,7 +135,7 @@ void score(const float* queries, int64_t query_floats, const float* const* keys,
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) {
             vec scaled = to_float(total[r][v]) * row_scales[r];
-            if (std::is_same_v<P, Words>) scaled *= load(key_scales + v * LANES);
+            if (std::is_base_of_v<Words, P>) scaled *= load(key_scales + v * LANES);
             store(out + r * KEYS + v * LANES, scaled);
         }
 }
@@ -127,7 +147,7 @@ void add_values(const float* weights, const float* const* parts, int64_t at, int
                 const float* row_scales, float* sums, int64_t stride) {
     constexpr int PART_STEPS = LANES / P::STEP;
     typename P::total total[R][V];
-    if constexpr (std::is_same_v<P, Words>) {
+    if constexpr (std::is_base_of_v<Words, P>) {
         clear(total);
     } else {
 #pragma GCC unroll 8
@@ -137,10 +157,11 @@ void add_values(const float* weights, const float* const* parts, int64_t at, int
     }
     // One loop: compilers would move the sums to memory between the parts.
     for (int i = 0; i < steps; ++i) {
-        const float* values = parts[i / PART_STEPS] + at + i % PART_STEPS * value_floats;
+        const float* values = parts[i / PART_STEPS];
+        const int64_t first = at + i % PART_STEPS * value_floats;
         vec vectors[V];
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) vectors[v] = load(values + v * LANES);
+        for (int v = 0; v < V; ++v) vectors[v] = P::at(values, first + v * LANES);
         add_products<P, R, V>(weights + i, KEYS, vectors, total);
     }
 #pragma GCC unroll 8
@@ -148,7 +169,7 @@ void add_values(const float* weights, const float* const* parts, int64_t at, int
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) {
             float* to = sums + r * stride + v * LANES;
-            if constexpr (std::is_same_v<P, Words>) {
+            if constexpr (std::is_base_of_v<Words, P>) {
                 store(to, fmadd(to_float(total[r][v]), broadcast(row_scales[r]), load(to)));
             } else {
                 store(to, total[r][v]);

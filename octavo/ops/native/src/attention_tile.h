@@ -45,11 +45,11 @@ protected:
     // read it, else laid out.
     void lay(int kv_head, int64_t begin, int64_t end) {
         const int vectors = static_cast<int>(round_up(std::min<int64_t>(KEYS, end - begin), LANES) / LANES);
-        const bool paired = PAIRS && a_.paired;
-        if (paired) point(key_vectors_, at_key_, kv_head, begin, vectors);
+        if (a_.paired) point(key_vectors_, at_key_, kv_head, begin, vectors);
         else lay_keys(kv_head, begin, end);
-        if (paired || values_in_place_) point(value_parts_, at_value_, kv_head, begin, vectors);
+        if (a_.paired || values_in_place_) point(value_parts_, at_value_, kv_head, begin, vectors);
         else lay_values(kv_head, begin, end);
+        if (CODES && a_.paired) take_scales(vectors, end - begin);
     }
 
     // Where keys or values are: the first of all, and the bytes between blocks, heads and rows.
@@ -106,6 +106,17 @@ protected:
         for (int v = 0; v < vectors; ++v) {
             to[v] = reinterpret_cast<const float*>(cached(at, begin + v * LANES, kv_head));
         }
+    }
+
+    // Of codes that are left where they are, the scales, which lie behind those of each 16 tokens. A value past the end
+    // has the weight zero, and so must have a scale that is a number.
+    void take_scales(int vectors, int64_t count) {
+        constexpr int CODES_IN_FLOAT = sizeof(float);
+        for (int v = 0; v < vectors; ++v) {
+            store(key_scales_ + v * LANES, load(key_vectors_[v] + a_.key_dim / CODES_IN_FLOAT * LANES));
+            store(value_scales_ + v * LANES, load(value_parts_[v] + a_.value_dim / CODES_IN_FLOAT * LANES));
+        }
+        if (count < KEYS) std::fill(value_scales_ + count, value_scales_ + KEYS, 0.0f);
     }
 
     // The tile's keys, into [vectors][steps][16 keys]; of codes the scales too. The scores of what stands in past the end

@@ -137,7 +137,9 @@ protected:
             const float factor = word_factor(largest(wide, this->key_room_), a_.key_dim);
             auto* words = reinterpret_cast<int16_t*>(to);
             store_words(words, wide, factor, this->key_room_);
-            for (int i = 0; i < this->key_room_; i += 4) std::swap(words[i + 1], words[i + 2]);  // as codes are widened
+            if (!a_.paired) {  // as codes are widened
+                for (int i = 0; i < this->key_room_; i += 4) std::swap(words[i + 1], words[i + 2]);
+            }
             row_scales_[r] = factor > 0.0f ? scale / factor : largest(wide, this->key_room_);  // zero, or not a number
         }
     }
@@ -182,11 +184,22 @@ protected:
     template <int R>
     void score_rows(int r, int vectors) {
         const float* queries = queries_ + static_cast<int64_t>(r) * this->key_floats_;
-        const auto some = [&](auto of, int v) {
-            score<Products, R, decltype(of)::value>(queries, this->key_floats_, this->key_vectors_ + v, this->steps_, row_scales_ + r,
-                                                    key_scales_ + v * LANES, scores_ + v * LANES);
-        };
-        by_vectors<VECTORS<R>>(vectors, some);
+        with_products([&](auto products) {
+            by_vectors<VECTORS<R>>(vectors, [&](auto of, int v) {
+                score<decltype(products), R, decltype(of)::value>(queries, this->key_floats_, this->key_vectors_ + v,
+                                                                  this->steps_, row_scales_ + r, key_scales_ + v * LANES,
+                                                                  scores_ + v * LANES);
+            });
+        });
+    }
+
+    // f(how the cache's numbers are multiplied).
+    template <typename Body>
+    void with_products(const Body& body) const {
+        if constexpr (CODES) {
+            if (a_.paired) return body(PairedCodes());
+        }
+        body(Products());
     }
 
     // f(std::integral_constant, first) for V vectors at a time, and for the rest one by one.
@@ -309,11 +322,12 @@ protected:
                 back[i] = weights_to_words(weights, count);
             }
         }
-        const auto some = [&](auto of, int v) {
-            add_values<Products, R, decltype(of)::value>(scores_, this->value_parts_, v * LANES, this->value_room_, steps, back,
-                                                         state(r) + SUMS + v * LANES, state_floats_);
-        };
-        by_vectors<VECTORS<R>>(this->value_room_ / LANES, some);
+        with_products([&](auto products) {
+            by_vectors<VECTORS<R>>(this->value_room_ / LANES, [&](auto of, int v) {
+                add_values<decltype(products), R, decltype(of)::value>(scores_, this->value_parts_, v * LANES, this->value_room_,
+                                                                       steps, back, state(r) + SUMS + v * LANES, state_floats_);
+            });
+        });
     }
 
     // A row's weights times the values' scales to words, in their place. Returns what a word's one stands for.

@@ -47,11 +47,15 @@ INLINE float nothing_or_nan(const float* x, int64_t count) {
     return sum(total);
 }
 
+// Codes of `count` numbers, with room for those of whole vectors. Returns their scale.
 INLINE float store_int8(int8_t* out, const float* x, int64_t count) {
-    float peak = 0.0f;
-    for (int64_t i = 0; i < count; ++i) peak = std::fmax(peak, std::fabs(x[i]));
-    const float inverse = peak > 0.0f ? 127.0f / peak : 0.0f;
-    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<int8_t>(std::nearbyintf(x[i] * inverse));
+    const auto some = [&](int64_t i) {
+        return i + LANES <= count ? load(x + i) : load_some(x + i, static_cast<int>(count - i));
+    };
+    vec peaks = {};
+    for (int64_t i = 0; i < count; i += LANES) peaks = larger(absolute(some(i)), peaks);
+    const float peak = highest(peaks), inverse = peak > 0.0f ? 127.0f / peak : 0.0f;
+    for (int64_t i = 0; i < count; i += LANES) store_bytes(out + i, rounded(some(i) * inverse));
     return peak / 127.0f + nothing_or_nan(x, count);
 }
 
@@ -96,9 +100,10 @@ INLINE void widen_int4(const char* from, float* to) {
     store(to + LANES, fmadd(to_float(pairs >> 4), broadcast(scale), broadcast(low)));
 }
 
-// How the tokens of a block lie under one head. Paired, a bfloat16 cache is as the processor's product of pairs reads
-// it, with nothing to rearrange: keys 16 tokens at a time as `[dim / 2][16 tokens][2]`, values as `[tokens / 2][dim][2]`.
-// Blocks are then of a multiple of 16 tokens, and so is dim.
+// How the tokens of a block lie under one head. Paired, a cache of bfloat16 or int8 is as the processor's product of pairs
+// reads it, with nothing to rearrange: keys 16 tokens at a time as `[dim / 2][16 tokens][2]`, values as
+// `[tokens / 2][dim][2]`; of int8 the 16 scales follow each 16 tokens' codes. Blocks are then of a multiple of 16 tokens,
+// and so is dim.
 enum class Layout { ROWS, PAIRED_KEYS, PAIRED_VALUES };
 
 template <typename C>
@@ -114,21 +119,12 @@ struct CacheWriter {
     }
 
     void write(int64_t slot, int head, const float* x) const {
-        if (std::is_same_v<C, bf16> && layout != Layout::ROWS) {
-            bf16 halves[MAX_HEAD_DIM];
-            for (int i = 0; i < dim; i += LANES) store(halves + i, load(x + i));
-            const int64_t token = slot % block_size, first = token % (layout == Layout::PAIRED_KEYS ? LANES : 2);
-            auto* group = reinterpret_cast<bf16*>(row(slot - first, head));  // the tokens that lie together
-            if (layout == Layout::PAIRED_KEYS) {
-                for (int i = 0; i < dim; i += 2) std::memcpy(group + i * LANES + 2 * first, halves + i, 4);
-            } else {
-                for (int i = 0; i < dim; ++i) group[2 * i + first] = halves[i];
-            }
-            return;
-        }
+        if (layout != Layout::ROWS) return write_paired(slot, head, x);
         if constexpr (std::is_same_v<C, int8_row>) {
             char* to = row(slot, head);
-            const float scale = store_int8(reinterpret_cast<int8_t*>(to), x, dim);
+            int8_t codes[MAX_HEAD_DIM];
+            const float scale = store_int8(codes, x, dim);
+            std::memcpy(to, codes, dim);
             std::memcpy(to + dim, &scale, sizeof scale);
         } else if constexpr (std::is_same_v<C, int4_row>) {
             char* to = row(slot, head);
@@ -140,6 +136,32 @@ struct CacheWriter {
             int i = 0;
             for (; i + LANES <= dim; i += LANES) store(to + i, load(x + i));
             if (i < dim) store_some(to + i, load_some(x + i, dim - i), dim - i);
+        }
+    }
+
+private:
+    void write_paired(int64_t slot, int head, const float* x) const {
+        const int64_t token = slot % block_size % LANES;
+        char* group = row(slot - token, head);  // of the 16 tokens that lie together
+        if constexpr (std::is_same_v<C, bf16>) {
+            bf16 halves[MAX_HEAD_DIM];
+            for (int i = 0; i < dim; i += LANES) store(halves + i, load(x + i));
+            put_paired(reinterpret_cast<bf16*>(group), token, halves);
+        } else if constexpr (std::is_same_v<C, int8_row>) {
+            int8_t codes[MAX_HEAD_DIM];
+            const float scale = store_int8(codes, x, dim);
+            put_paired(reinterpret_cast<int8_t*>(group), token, codes);
+            std::memcpy(group + dim * LANES + token * sizeof scale, &scale, sizeof scale);
+        }
+    }
+
+    template <typename T>
+    void put_paired(T* group, int64_t token, const T* x) const {
+        if (layout == Layout::PAIRED_KEYS) {
+            for (int i = 0; i < dim; i += 2) std::memcpy(group + i * LANES + 2 * token, x + i, 2 * sizeof(T));
+        } else {
+            T* pair = group + token / 2 * 2 * dim + token % 2;
+            for (int i = 0; i < dim; ++i) pair[2 * i] = x[i];
         }
     }
 };
