@@ -152,6 +152,9 @@ class Scheduler:
         self._has_chunk = False
         self.features.begin_step()
         budget, preempted = self._continue_running(scheduled)
+        gave_way = preempted
+        while gave_way and not (scheduled or self.in_flight):  # all whose turn it was, for some whose turn it is now
+            gave_way = self._continue_running(scheduled)[1]
         if not preempted:
             self._admit(scheduled, budget)
         for entry in scheduled.values():
