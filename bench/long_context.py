@@ -22,7 +22,7 @@ import torch
 from models import LLAMA_1B
 from random_model import write_random_model
 
-ANSWER = 32
+ANSWER, LAYERS = 32, LLAMA_1B["num_hidden_layers"]
 SHORT, SHORT_ROUNDS = 256, 9
 """Tokens whose attention costs next to nothing, and how often they are timed: all shares are counted from them."""
 WORKER = """
@@ -114,14 +114,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="prompts of each length (default: %(default)s)")
     parser.add_argument("--lengths", default="1024,8192,32768", help="tokens (default: %(default)s)")
-    parser.add_argument("--restart", type=int, default=8192, help="of the conversation (default: %(default)s)")
-    parser.add_argument("--layers", type=int, default=22, help="of the Llama; fewer are quicker (default: 22)")
+    parser.add_argument("--restart", type=int, default=8192, help="of the conversation; 0: none (default: %(default)s)")
+    parser.add_argument(
+        "--layers", type=int, default=LAYERS, help="of the Llama; fewer are quicker, and have tables of their own (22)"
+    )
     parser.add_argument("--note", default="", help="what else ran, for example")
     parser.add_argument("--write", action="store_true", help="write the tables into docs/performance.md")
     options = parser.parse_args()
     lengths = [int(length) for length in options.lengths.split(",")]
-    with document.printed("bench/long_context.py", options.write), tempfile.TemporaryDirectory() as place:
-        print(f"### Long texts\n\n`bench/long_context.py`: medians of {options.rounds}. {options.note}\n")
+    name = "bench/long_context.py" + (f" --layers {options.layers}" if options.layers != LAYERS else "")
+    with document.printed(name, options.write), tempfile.TemporaryDirectory() as place:
+        print(f"### Long texts\n\n`{name}`: medians of {options.rounds}. {options.note}\n")
         folders = {}
         configs = {"llama": {**LLAMA_1B, "num_hidden_layers": options.layers}, "windows": WINDOWS, "states": STATES}
         for name, config in configs.items():
@@ -129,9 +132,10 @@ def main() -> None:
             folders[name].mkdir()
             write_random_model(config, folders[name], torch.bfloat16)
         caches = {"bfloat16": {}, **{kind: {"kv_cache_dtype": kind} for kind in ("int8", "int4")}}
-        print(f"**Random Llama, {options.layers} of 1.1B's 22 layers**\n")
+        print(f"**Random Llama, {options.layers} of 1.1B's {LAYERS} layers**\n")
         table(folders["llama"], caches, lengths, options.rounds)
-        restart(folders["llama"], options.restart, options.rounds)
+        if options.restart:
+            restart(folders["llama"], options.restart, options.rounds)
         print("**Windows of 1,024 tokens, 8 layers**\n")
         table(folders["windows"], {"bfloat16": {}}, lengths, options.rounds)
         print("**States (Mamba), 16 layers**\n")
