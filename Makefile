@@ -40,8 +40,9 @@ PARALLEL := $(addprefix tests/,test_parallel.py parts/test_split_invariance.py p
 parallel: $(READY)  ## every golden case in several processes, in all layouts and number types (`make test`: some of them)
 	$(ALONE) $(PARALLEL) --all-layouts $(ARGS)
 
+INTERPRETED := $(addprefix tests/,ops loading/test_triton_quantized.py test_triton_models.py test_triton_features.py)
 triton: $(READY)  ## operations, and a case of every text row, by Triton's kernels under its interpreter (`make test`: some)
-	$(SIDE_BY_SIDE) tests/ops tests/loading/test_triton_quantized.py tests/test_triton_models.py --interpreted -k triton $(ARGS)
+	$(SIDE_BY_SIDE) $(INTERPRETED) --interpreted -k triton $(ARGS)
 
 values: $(READY)  ## every wrong value of every key of every row's config.json (`make test`: half of them in each row)
 	$(SIDE_BY_SIDE) tests/architectures/test_wrong_values.py --all-values $(ARGS)
