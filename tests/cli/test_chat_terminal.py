@@ -34,10 +34,12 @@ def start(model: Path, tmp_path: Path) -> Iterator[Any]:
 
     def begin(*options: str, **environment: str) -> Any:
         own = {"TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", "XDG_STATE_HOME": str(tmp_path)}
-        command = ["-m", "octavo", "chat", "--model", str(model), "--kv-cache-memory", "16MiB", *options]
+        # By a short name: a long one would break the greeting's line where nobody can know.
+        command = ["-m", "octavo", "chat", "--model", f"./{model.name}", "--kv-cache-memory", "16MiB", *options]
         child = pexpect.spawn(
             sys.executable,
             command,
+            cwd=model.parent,
             env=os.environ | own | environment,
             encoding="utf-8",
             timeout=90,
