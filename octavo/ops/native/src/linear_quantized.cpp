@@ -162,10 +162,10 @@ void quantize_rows(const Product& p, const Activations<S>& of, const Tiles& tile
 }
 
 // Formats that are unpacked once where rows are many: those whose scales take many instructions, and those whose codes
-// are not bytes, where bytes let rows meet two panels together.
+// are not bytes, where bytes let rows meet two panels together; with mins, two panels at a time are no faster than one.
 template <typename F>
 constexpr bool UNPACKS =
-    F::UNIT > CHUNK || (!WIDE_TILES && !BYTES<Packed<F>> && TOGETHER<Unpacked<ShapeOf<F>>, TILE> > 1);
+    F::UNIT > CHUNK || (!WIDE_TILES && !F::HAS_MIN && !BYTES<Packed<F>> && TOGETHER<Unpacked<ShapeOf<F>>, TILE> > 1);
 constexpr int64_t MANY_TILES = 5;
 constexpr int64_t MANY_ROWS = 64;  // with fewer, unpacking for wide tiles takes longer than these save
 
