@@ -118,6 +118,7 @@ def main() -> None:
     parser.add_argument(
         "--layers", type=int, default=LAYERS, help="of the Llama; fewer are quicker, and have tables of their own (22)"
     )
+    parser.add_argument("--caches", default="bfloat16,int8,int4", help="of the Llama (default: %(default)s)")
     parser.add_argument("--note", default="", help="what else ran, for example")
     parser.add_argument("--write", action="store_true", help="write the tables into docs/performance.md")
     options = parser.parse_args()
@@ -131,11 +132,13 @@ def main() -> None:
             folders[name] = Path(place) / name
             folders[name].mkdir()
             write_random_model(config, folders[name], torch.bfloat16)
-        caches = {"bfloat16": {}, **{kind: {"kv_cache_dtype": kind} for kind in ("int8", "int4")}}
+        caches = {kind: {} if kind == "bfloat16" else {"kv_cache_dtype": kind} for kind in options.caches.split(",")}
         print(f"**Random Llama, {options.layers} of 1.1B's {LAYERS} layers**\n")
         table(folders["llama"], caches, lengths, options.rounds)
         if options.restart:
             restart(folders["llama"], options.restart, options.rounds)
+        if options.layers != LAYERS:
+            return
         print("**Windows of 1,024 tokens, 8 layers**\n")
         table(folders["windows"], {"bfloat16": {}}, lengths, options.rounds)
         print("**States (Mamba), 16 layers**\n")
