@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,18 +49,22 @@ IGNORED = (
     *("tokenizer", "rejection_sample_method", "parallel_drafting", "tensor_parallel_size"),
 )
 """vLLM's keys that change nothing here: how guesses are computed, and chosen, shows in no answer."""
-REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "parallel_drafting": ((True,), "models that guess several tokens at once are not read; leave it out"),
-    "rejection_sample_method": (("synthetic",), "guesses would count as right that are not; leave it out"),
-    "synthetic_acceptance_rate": ((), "guesses would count as right that are not; leave it out"),
-    "synthetic_acceptance_rates": ((), "guesses would count as right that are not; leave it out"),
-    "synthetic_acceptance_length": ((), "guesses would count as right that are not; leave it out"),
+SYNTHETIC = "guesses would count as right that are not; leave it out"
+REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "parallel_drafting": (
+        bool,
+        "models that guess several tokens at once are not read; leave it out",
+    ),
+    "rejection_sample_method": (lambda given: given == "synthetic", SYNTHETIC),
+    "synthetic_acceptance_rate": (lambda given: True, SYNTHETIC),
+    "synthetic_acceptance_rates": (lambda given: True, SYNTHETIC),
+    "synthetic_acceptance_length": (lambda given: True, SYNTHETIC),
     "tensor_parallel_size": (
-        (),
+        lambda given: given != 1,
         "a draft model is computed by one rank, and heads by all that the model has; leave it out",
     ),
 }
-"""Keys, with those of their values, or all if empty, that would mean what is not here; and what is to be done."""
+"""Keys, with which of their values would mean what is not here; and what is to be done."""
 BY_NAME = {"eagle3": "eagle3", "eagle-": "eagle"}
 """What a head's name has in it, where no method is given, as vLLM reads it."""
 
@@ -176,11 +181,7 @@ def speculative_config(given: Any, where: str = "speculative_config") -> Specula
 def _leave_out(values: dict[str, Any], where: str) -> None:
     """Take out what changes nothing. Raises ConfigError for what would mean something that is not here."""
     for key, (refused, why) in REFUSED.items():
-        if (
-            key in values
-            and (not refused or values[key] in refused)
-            and (key, values[key]) != ("tensor_parallel_size", 1)
-        ):
+        if key in values and refused(values[key]):
             raise ConfigError(f"{where}: {key}={values[key]!r}: {why}.")
     for key in IGNORED:
         values.pop(key, None)

@@ -57,19 +57,9 @@ def sample(
     before = scores.before(logits, reported, asking) if reported else None
 
     structured = {i: s.grammar for i, s in enumerate(states) if s.grammar is not None}
-    if structured:
-        _follow(logits, structured, choices, backend)
-    # Where a grammar may end, in rows that a request's own values may leave without any token.
+    # Rows that a request's own values may leave without any token.
     restricted = [i for i, s in enumerate(states) if s.acts_on_tokens or batch is not None]
-    ends = {i: logits[i].index_select(0, _ids(structured[i], logits)) for i in restricted if i in structured}
-    _restrict(logits, states, choices, backend)
-    if batch is not None and (problem := batch.apply(logits, states)) is not None:
-        for choice in choices:
-            choice.error = choice.error or problem
-    _penalize(logits, states, choices, backend)
-    for i, choice in enumerate(choices):
-        if choice.error is not None:
-            logits[i] = 0  # nothing is chosen here, and nothing that is no number reaches the others
+    ends = _change(logits, states, choices, backend, batch, structured, restricted)
     draws = _draws(states, choices)
 
     def choose() -> tuple[Tensor, Likeliest | None]:
@@ -98,6 +88,30 @@ def sample(
         for i, logprobs in zip(reported, described, strict=True):
             choices[i].logprobs = logprobs
     return choices
+
+
+def _change(
+    logits: Tensor,
+    states: Sequence[SamplingState],
+    choices: list[Choice],
+    backend: Backend,
+    batch: BatchLogits | None,
+    structured: dict[int, Grammar],
+    restricted: Sequence[int],
+) -> dict[int, Tensor]:
+    """What requests ask of `logits`, in place. Returns the logits by which the `structured` of `restricted` may end."""
+    if structured:
+        _follow(logits, structured, choices, backend)
+    ends = {i: logits[i].index_select(0, _ids(structured[i], logits)) for i in restricted if i in structured}
+    _restrict(logits, states, choices, backend)
+    if batch is not None and (problem := batch.apply(logits, states)) is not None:
+        for choice in choices:
+            choice.error = choice.error or problem
+    _penalize(logits, states, choices, backend)
+    for i, choice in enumerate(choices):
+        if choice.error is not None:
+            logits[i] = 0  # nothing is chosen here, and nothing that is no number reaches the others
+    return ends
 
 
 def _ids(grammar: Grammar, logits: Tensor) -> Tensor:
