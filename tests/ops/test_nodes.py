@@ -157,9 +157,12 @@ def test_memory_is_taken_by_those_who_read_it(core: NativeBackend, parts: int) -
         memory.madvise(mmap.MADV_NOHUGEPAGE)
     target = torch.frombuffer(memory, dtype=torch.uint8)
     source = torch.randint(0, 256, (target.nbytes - 6 * 17,), dtype=torch.uint8)
-    begin = {task: faults(task) for task in workers}
-    core.library.core.place(source=source.data_ptr(), target=target.data_ptr(), size=source.nbytes, parts=parts)
-    second = sum(faults(task) - begin[task] for task in workers if allowed(task) == {LAST})
+    # The second time only the target's pages are new: the first also touches what sanitizers note of each address.
+    for _ in range(2):
+        memory.madvise(mmap.MADV_DONTNEED)
+        begin = {task: faults(task) for task in workers}
+        core.library.core.place(source=source.data_ptr(), target=target.data_ptr(), size=source.nbytes, parts=parts)
+        second = sum(faults(task) - begin[task] for task in workers if allowed(task) == {LAST})
     assert abs(second - pages // 2) < pages // 20
     assert torch.equal(target[: source.nbytes], source)
     assert not target[source.nbytes :].any()
