@@ -63,7 +63,7 @@ config_format | text | "auto", "hf", "mistral" | the format is recognised by the
 model_class_overrides | object | null, {} | architectures are added as docs/extending.md shows
 enable_sleep_mode | switch | * | LLM.sleep() can be called without it
 sleep_mode_backend | text | * | there is no memory allocator to choose
-sleep_mode_offload_cudagraph | switch | * | no CUDA graphs are captured
+sleep_mode_offload_cudagraph | switch | * | decode steps become graphs by themselves
 sleep_preserve_parameter_names | list | * | weights stay where they are while the engine sleeps
 enable_cumem_allocator | switch | * | there is no memory allocator to choose
 enable_nccl_comm_suspend | switch | * | ranks meet without NCCL
@@ -179,7 +179,7 @@ enable_lora_bias | switch | * | biases of adapters are always used
 lora_extra_vocab_size | int | * | adapters bring as many tokens as they have
 long_lora_scaling_factors | list | null | no adapter has scaling factors of its own; leave it out
 enable_tower_connector_lora | switch | * | towers have adapters without it
-specialize_active_lora | switch | * | no CUDA graphs are captured
+specialize_active_lora | switch | * | decode steps become graphs by themselves
 enable_mixed_moe_lora_format | switch | * | an adapter's tensors say how its experts are stored
 enable_moe_shared_loras | switch | * | an adapter's tensors say how its experts are stored
 max_lora_cls_labels | int | * | an adapter's head may have as many classes as it has
@@ -190,7 +190,7 @@ per_request_spec_decode_metrics | text | "none" | /metrics counts drafts of all 
 kv_cache_metrics | switch | * | /metrics has the share of blocks that are used, not how long they stay
 kv_cache_metrics_sample | float | * | /metrics has the share of blocks that are used, not how long they stay
 custom_histogram_buckets | object | null | the bounds of histograms are fixed; leave it out
-cudagraph_metrics | switch | * | no CUDA graphs are captured
+cudagraph_metrics | switch | * | decode steps become graphs by themselves
 enable_layerwise_nvtx_tracing | switch | * | layers are not traced
 enable_mfu_metrics | switch | * | operations are not counted
 enable_logging_iteration_details | switch | * | steps are not logged
@@ -211,8 +211,8 @@ disable_hybrid_kv_cache_manager | switch | * | there is one manager for all kind
 async_scheduling | switch | * | scheduling takes far less time than a step
 stream_interval | int | * | tokens are sent as they come, together where a client is slow
 compilation_config -cc | object | * | nothing is compiled
-cudagraph_capture_sizes | list | * | no CUDA graphs are captured
-max_cudagraph_capture_size | int | * | no CUDA graphs are captured
+cudagraph_capture_sizes | list | * | decode steps become graphs by themselves
+max_cudagraph_capture_size | int | * | decode steps become graphs by themselves
 optimization_level -O | text | * | nothing is compiled
 performance_mode | text | * | there is one way of running
 kernel_config | object | * | each device has one implementation of an operation
@@ -291,8 +291,8 @@ enable_auto_tool_choice | switch | * | tools may always be chosen
 
 _OLDER = """
 swap_space | float | * | preempted requests are recomputed, not swapped
-max_seq_len_to_capture | int | * | no CUDA graphs are captured
-max_context_len_to_capture | int | * | no CUDA graphs are captured
+max_seq_len_to_capture | int | * | decode steps become graphs by themselves
+max_context_len_to_capture | int | * | decode steps become graphs by themselves
 disable_async_output_proc | switch | * | outputs are processed in order
 disable_log_requests | switch | * | requests are logged where enable_log_requests says so
 use_v2_block_manager | switch | * | there is one block manager
@@ -312,7 +312,7 @@ tokenizer_pool_extra_config | object | * | texts are tokenized beside the event 
 disable_frontend_multiprocessing | switch | * | HTTP and the engine have a process each
 max_num_partial_prefills | int | * | prompts share a step's tokens
 max_long_partial_prefills | int | * | prompts share a step's tokens
-cuda_graph_sizes | list | * | no CUDA graphs are captured
+cuda_graph_sizes | list | * | decode steps become graphs by themselves
 rope_scaling | object | null | give hf_overrides={"rope_scaling": ...}
 rope_theta | float | null | give hf_overrides={"rope_theta": ...}
 enable_multimodal_encoder_data_parallel | switch | * | towers are cut as the rest of the model is

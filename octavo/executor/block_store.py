@@ -66,7 +66,7 @@ class GroupBytes:
                 tensor[torch.tensor(blocks, device=tensor.device)] = part.to(tensor.device)
             at = end
         if self.tensors and self.tensors[0].device.type == "cuda":
-            torch.cuda.synchronize(self.tensors[0].device)
+            torch.cuda.current_stream(self.tensors[0].device).synchronize()  # not the device: a step may be recorded
 
 
 class BlockStore:

@@ -124,6 +124,7 @@ class ModelRunner:
             self._fail_without_rows(steps, states, results)
         count = sum(len(s.token_ids) for s in steps)
         self.hidden = read[0][:count] if len(read) == 1 else torch.cat([rows[:count] for rows in read], 1)
+        self.backend.await_ranks()
         if not self.backend.finite(hidden[:count]):
             self._fail_non_finite(hidden[:count], self.batches.decoder_batch(steps, states, slots), steps, results)
         if not self.model.stage.is_last:

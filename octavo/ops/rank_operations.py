@@ -57,6 +57,13 @@ class Ranks(Protocol):
         """What the same tensor rank of the previous stage has sent: `[rows, width]`."""
         ...
 
+    def await_ranks(self) -> None:
+        """Wait until what was launched is done, where that could wait in vain for other ranks; else do nothing.
+
+        Raises RankError where a rank does not come in time.
+        """
+        ...
+
     def least(self, values: Sequence[int]) -> list[int]:
         """The smallest of all ranks' values at each index, outside steps; all give as many."""
         ...

@@ -9,6 +9,7 @@ import torch
 from octavo import LLM, SamplingParams
 from octavo.ops import Backend, select_backend
 from tests.golden import CASES, case_named, has_media, read_case, write_model
+from tests.ops.rank_processes import run_ranks
 from tests.test_golden import agrees
 
 pytestmark = [
@@ -78,3 +79,20 @@ def test_steps_from_graphs_are_steps(dtype: str, tmp_path: Path, monkeypatch: py
     recorded = answers()
     monkeypatch.setattr(TritonBackend, "record_decode", lambda *arguments, **options: None)
     assert answers() == recorded
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU, and NCCL wants one for each rank")
+@pytest.mark.parametrize("place", [(2, 2), (2, 1)], ids=["two ranks", "two stages"])
+def test_ranks_record_what_they_meet_in(place: tuple[int, int], tmp_path: Path) -> None:
+    from tests.ops.test_graph_steps import EXPECTED, sums
+
+    for rank, (results, sizes, _) in enumerate(run_ranks("cuda", place, tmp_path, sums, -1, "")):
+        if rank >= place[0] - place[1]:
+            assert results == EXPECTED[2, place[1]]
+        assert sizes == [4, 2, 8, 1]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU, and NCCL wants one for each rank")
+@pytest.mark.parametrize("layout", ["tensor_parallel_size", "pipeline_parallel_size"])
+def test_a_golden_case_on_two_gpus(layout: str, tmp_path: Path) -> None:
+    agrees(case_named("LlamaForCausalLM--gqa-tied"), tmp_path, device="cuda", ops="triton", **{layout: 2})

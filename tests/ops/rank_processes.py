@@ -19,15 +19,18 @@ PATIENCE = 120
 """Seconds until a test has failed whose ranks give no result."""
 
 
-def backend_named(name: str) -> Backend:
-    return select_backend("cpu", "torch") if name == "torch" else NativeBackend(Library(name))
+def backend_named(name: str, rank: int) -> Backend:
+    if name in ("torch", "triton"):
+        return select_backend("cpu", name)
+    return select_backend(f"cuda:{rank}", "triton") if name == "cuda" else NativeBackend(Library(name))
 
 
 class RankProcesses:
     """`function(backend, *args)` in each of `size` ranks, which have joined.
 
     Args:
-        backend: "torch", or the instruction set of a library and how its ranks meet: "avx2 memory", "avx2 address".
+        backend: "torch", "triton" under its interpreter, "cuda" for Triton with a GPU for each rank, or the instruction
+            set of a library and how its ranks meet: "avx2 memory", "avx2 address".
         place: how many ranks in all, and for each layer.
         folder: where they may meet.
     """
@@ -103,7 +106,7 @@ def _work(
 ) -> None:
     memory, address, timeout = carried
     try:
-        backend = backend_named(backend_name)
+        backend = backend_named(backend_name, place.rank)
         backend.set_threads(1)
         backend.join(place, RankLink(None if memory is None else memory.detach(), address, timeout))
         results.send(("returned", function(backend, *args)))

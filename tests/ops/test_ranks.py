@@ -11,6 +11,7 @@ from torch import Tensor
 from octavo.errors import EngineDeadError, RankError
 from octavo.ops import Backend, RankLink, RankPlace
 from octavo.ops.native import runnable
+from octavo.ops.torch import TorchBackend
 from tests.ops.rank_processes import RankProcesses, run_ranks
 
 BACKENDS = ["torch", *(f"{name} {meeting}" for name in runnable()[:1] for meeting in ("address", "memory"))]
@@ -132,3 +133,49 @@ def test_a_killed_rank(name: str, tmp_path: Path) -> None:
     ):
         ranks.result(1)
     assert failed.value.rank == 0
+
+
+def through_a_group(backend: Backend, rows: int, width: int) -> tuple[Tensor, Tensor]:
+    """As on GPUs, where a collective of PyTorch's takes what is exchanged rank by rank elsewhere."""
+    assert isinstance(backend, TorchBackend)
+    backend._tensor_group = torch.distributed.group.WORLD
+    rank = backend.place.tensor_rank
+    own = rows_of(rank, rows, width, torch.bfloat16)
+    return backend.all_reduce(own.t().contiguous().t()), backend.all_gather(own[:, : width - rank], [width, width - 1])
+
+
+def test_a_group_gives_what_ranks_give_each_other(tmp_path: Path) -> None:
+    right = torch.cat([rows_of(0, 5, 8, torch.bfloat16), rows_of(1, 5, 8, torch.bfloat16)[:, :7]], dim=1)
+    for total, together in run_ranks("torch", (2, 2), tmp_path, through_a_group, 5, 8):
+        assert torch.equal(total, expected_sum(2, 5, 8, torch.bfloat16))
+        assert torch.equal(together, right)
+
+
+class NeverDone:
+    """In place of a GPU's event."""
+
+    def record(self, stream: object) -> None:
+        pass
+
+    def query(self) -> bool:
+        return False
+
+
+def test_a_gpu_that_waits_in_vain_for_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = TorchBackend(torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "Event", NeverDone)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    backend.await_ranks()  # one rank alone waits for nobody
+    backend.place, backend._timeout = RankPlace(1, 2, 2), 0.01
+    with pytest.raises(RankError, match=r"a step on rank 1 of 2: a rank is gone, or did not come within 0.01 s"):
+        backend.await_ranks()
+
+
+def test_apart_nobody_is_met() -> None:
+    backend, x = TorchBackend(torch.device("cpu")), torch.ones(2, 3)
+    backend.place = RankPlace(3, 6, 2)
+    with backend.apart():
+        assert backend.all_reduce(x) is x
+        assert backend.all_gather(x, [4, 3]).shape == (2, 7)
+        assert backend.receive(2, 5, torch.bfloat16).tolist() == [[0.0] * 5] * 2
+        backend.send(x)

@@ -121,6 +121,9 @@ class NativeRanks(NativePooled):
         self._check()
         return out
 
+    def await_ranks(self) -> None:
+        """Ranks have met when what they meet in returns."""
+
     def least(self, values: Sequence[int]) -> list[int]:
         if not self._group:
             return self._reference.least(values)

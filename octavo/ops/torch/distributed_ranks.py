@@ -1,10 +1,15 @@
 """Ranks that meet through torch.distributed: gloo on CPUs, NCCL on GPUs.
 
 What one rank sends another has a tag made of the operation and its sizes, so that ranks that are out of step wait for
-each other in vain, and do not take one thing for another.
+each other in vain, and do not take one thing for another. NCCL has no tags.
+
+On a GPU the device waits, and the host goes on launching: so a step can be recorded, collectives and all. That another
+rank does not come is seen where the host waits for the step (`await_ranks`); NCCL itself ends a process that waits in
+vain outside of recorded steps.
 """
 
 import os
+import time
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -23,6 +28,8 @@ UNRECEIVED = 16
 """Tensors that may be on their way to the next stage."""
 LARGE_SUM = 1 << 18
 """Bytes that more than two ranks rather sum up in parts: they send less, but twice."""
+BETWEEN_LOOKS = 20e-6
+"""Seconds between looks at whether a GPU is done."""
 
 
 class DistributedRanks:
@@ -38,6 +45,7 @@ class DistributedRanks:
         self._distributed: Any = None  # the module, which takes a second to import
         self._tensor_group: Any = None
         self._sent: deque[tuple[Any, Tensor]] = deque()
+        self._is_apart = False
 
     def join(self, place: RankPlace, link: RankLink) -> None:
         if place.size == 1:
@@ -63,7 +71,8 @@ class DistributedRanks:
             if self.device.type != "cpu":
                 for stage in range(place.num_stages):
                     first = stage * place.tensor_size
-                    group = distributed.new_group(list(range(first, first + place.tensor_size)))
+                    members = list(range(first, first + place.tensor_size))
+                    group = distributed.new_group(members, timeout=timedelta(seconds=self._timeout))
                     self._tensor_group = group if stage == place.stage else self._tensor_group
         self.place, self._timeout = place, link.timeout
 
@@ -74,8 +83,30 @@ class DistributedRanks:
                 self._distributed.destroy_process_group()
         self._distributed, self._tensor_group, self.place = None, None, RankPlace()
 
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """In here nobody is met: a step can be tried, whose values are of no account, before all do it together."""
+        self._is_apart = True
+        try:
+            yield
+        finally:
+            self._is_apart = False
+
+    def await_ranks(self) -> None:
+        if self.device.type == "cpu" or self.place.size == 1:
+            return
+        cuda: Any = torch.cuda  # whose events have no types
+        event = cuda.Event()
+        event.record(torch.cuda.current_stream(self.device))
+        until = time.monotonic() + self._timeout
+        while not event.query():
+            if time.monotonic() > until:
+                place = f"rank {self.place.rank} of {self.place.size}"
+                raise RankError(f"a step on {place}: a rank is gone, or did not come within {self._timeout:g} s.")
+            time.sleep(BETWEEN_LOOKS)
+
     def all_reduce(self, x: Tensor) -> Tensor:
-        if self.place.tensor_size == 1:
+        if self.place.tensor_size == 1 or self._is_apart:
             return x
         size, count = self.place.tensor_size, x.numel()
         if self._tensor_group is None and size > 2 and count * x.element_size() > LARGE_SUM:
@@ -90,25 +121,35 @@ class DistributedRanks:
             return x
         if len(widths) != self.place.tensor_size or x.shape[1] != widths[self.place.tensor_rank]:
             raise ValueError(f"x is {list(x.shape)}, but the widths of the tensor ranks are {list(widths)}")
+        if self._is_apart:
+            return x.new_zeros(x.shape[0], sum(widths))
         return torch.cat(self._gathered("all_gather", x, widths), dim=1)
 
     def send(self, x: Tensor) -> None:
         peer = self.place.rank + self.place.tensor_size
         if peer >= self.place.size:
             raise ValueError("the last stage has nowhere to send to")
+        if self._is_apart:
+            return
+        if x.device.type != "cpu":  # the device goes on when it is taken; a stage has no more steps than stages follow
+            with self._named("send", peer):
+                self._wait(self._send(x.contiguous(), peer, _tag("send", x)), x)
+            return
         kept = x.detach().clone(memory_format=torch.contiguous_format)
         with self._named("send", peer):
             if len(self._sent) == UNRECEIVED:
-                self._wait(self._sent.popleft()[0])
+                self._wait(*self._sent.popleft())
             self._sent.append((self._send(kept, peer, _tag("send", kept)), kept))
 
     def receive(self, rows: int, width: int, dtype: torch.dtype) -> Tensor:
         peer = self.place.rank - self.place.tensor_size
         if peer < 0:
             raise ValueError("the first stage has nowhere to receive from")
+        if self._is_apart:
+            return torch.zeros(rows, width, dtype=dtype, device=self.device)
         x = torch.empty(rows, width, dtype=dtype, device=self.device)
         with self._named("receive", peer):
-            self._wait(self._receive(x, peer, _tag("send", x)))
+            self._wait(self._receive(x, peer, _tag("send", x)), x)
         return x
 
     def least(self, values: Sequence[int]) -> list[int]:
@@ -124,12 +165,15 @@ class DistributedRanks:
 
     def _gathered(self, operation: str, x: Tensor, widths: Sequence[int]) -> list[Tensor]:
         """The tensor ranks' rows, in their order."""
-        results = [x.new_empty(x.shape[0], width) for width in widths]
         if self._tensor_group is None:
+            results = [x.new_empty(x.shape[0], width) for width in widths]
             return self._exchanged(operation, [x] * len(widths), self._tensor_ranks, results)
+        most = max(widths)
+        results = [x.new_empty(x.shape[0], most) for _ in widths]  # one collective, which takes equal sizes
+        x = torch.nn.functional.pad(x, (0, most - x.shape[1])).contiguous()
         with self._named(operation, None):
-            self._wait(self._distributed.all_gather(results, x.contiguous(), group=self._tensor_group, async_op=True))
-        return results
+            self._wait(self._distributed.all_gather(results, x, group=self._tensor_group, async_op=True), x)
+        return [rows[:, :width] for rows, width in zip(results, widths, strict=True)]
 
     @property
     def _tensor_ranks(self) -> range:
@@ -158,7 +202,7 @@ class DistributedRanks:
         for works in (received, sent):
             for rank, work in works.items():
                 with self._named(operation, rank):
-                    self._wait(work)
+                    self._wait(work, sends[own])
         return results
 
     def _send(self, x: Tensor, rank: int, tag: int) -> Any:
@@ -167,8 +211,12 @@ class DistributedRanks:
     def _receive(self, x: Tensor, rank: int, tag: int) -> Any:
         return self._distributed.irecv(x.view(torch.uint8), rank, tag=tag)
 
-    def _wait(self, work: Any) -> None:
-        work.wait(timedelta(seconds=self._timeout))
+    def _wait(self, work: Any, x: Tensor) -> None:
+        """Wait for what is done with `x`, where it is."""
+        if x.device.type == "cpu":
+            work.wait(timedelta(seconds=self._timeout))
+        else:
+            work.wait()  # with a limit the host would wait, at each collective
 
     @contextmanager
     def _named(self, operation: str, missing: int | None, place: RankPlace | None = None) -> Iterator[None]:

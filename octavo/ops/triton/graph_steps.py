@@ -5,18 +5,24 @@ first comes, and a step of fewer rows is padded. A row of padding has a run with
 and its keys go to the cache's first block, which is nobody's. What a step needs crosses to the device in one copy that
 nothing waits for; where its tokens go in the cache is worked out there, in the graph. The host waits for a step's
 tokens before it fills the buffers again.
+
+Ranks record the same steps at the same time, what they meet in too. Each first tries a step by itself, and then they
+agree: a rank that found out in the middle that it cannot would leave the others waiting, and so would one that runs a
+step operation by operation where another has a graph, whose rows are more.
 """
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from octavo.errors import RankError, shorten
 from octavo.ops.plans import AttentionPlan, BlockTables, DecodeInputs, RecurrentPlan
-from octavo.ops.recordable import BySequence, NotRecordableError
+from octavo.ops.recordable import BySequence, NotRecordableError, recording
 
 log = logging.getLogger("octavo")
 
@@ -33,6 +39,10 @@ Function = Callable[[], tuple[Tensor, ...]]
 class Graph(Protocol):
     """A recorded function."""
 
+    def rehearse(self, function: Function) -> None:
+        """Find out whether it can be recorded. Raises NotRecordableError."""
+        ...
+
     def record(self, function: Function) -> tuple[Tensor, ...]:
         """Record it, and give its results: buffers that `replay` fills.
 
@@ -45,6 +55,9 @@ class Graph(Protocol):
 
 class CalledAgain:
     """In place of a graph where there is no GPU: the function runs again, on the same buffers."""
+
+    def rehearse(self, function: Function) -> None:
+        function()
 
     def record(self, function: Function) -> tuple[Tensor, ...]:
         self._function, self._results = function, function()
@@ -66,15 +79,24 @@ class DeviceGraph:
     def __init__(self, device: torch.device, pool: Any) -> None:
         self._device, self._pool, self._graph = device, pool, torch.cuda.CUDAGraph()
 
-    def record(self, function: Function) -> tuple[Tensor, ...]:
+    def rehearse(self, function: Function) -> None:
         now, aside = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
         aside.wait_stream(now)
         with torch.cuda.stream(aside):
             function()  # compiles kernels, and copies to the device what is copied once
             self._must_not_wait(function)
         now.wait_stream(aside)
-        with torch.cuda.graph(self._graph, pool=self._pool):
-            return function()
+
+    def record(self, function: Function) -> tuple[Tensor, ...]:
+        self.rehearse(function)  # ranks have met then, as they must have before a meeting is recorded
+        try:
+            # What other threads do (NCCL's looks at what is done, copies to and from the host) is not recorded.
+            with torch.cuda.graph(self._graph, pool=self._pool, capture_error_mode="thread_local"):
+                return function()
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, RankError) as error:  # nothing runs here: no rank can be missing
+            raise NotRecordableError(f"recording failed ({shorten(str(error))})") from error
 
     def replay(self) -> None:
         self._graph.replay()
@@ -100,6 +122,18 @@ def sizes_up_to(rows: int) -> list[int]:
     return [*sizes, *range(STEP, rows, STEP), rows]
 
 
+class Meeting(Protocol):
+    """Ranks that record together."""
+
+    def apart(self) -> AbstractContextManager[None]:
+        """In here nobody is met."""
+        ...
+
+    def least(self, values: Sequence[int]) -> list[int]:
+        """The smallest of all ranks' values at each index."""
+        ...
+
+
 class GraphSteps:
     """Runs decode steps from graphs.
 
@@ -110,6 +144,7 @@ class GraphSteps:
         tables: the block tables that it reads.
         max_rows: rows that a step may have.
         adapters: whether sequences have adapters.
+        ranks: those that run the same steps; None for this process alone.
     """
 
     def __init__(
@@ -120,10 +155,11 @@ class GraphSteps:
         tables: BlockTables,
         max_rows: int,
         adapters: bool = False,
+        ranks: Meeting | None = None,
     ) -> None:
         self._make_graph, self._function, self._tables = make_graph, function, tables
         self.max_rows = min(MAX_ROWS, max_rows)
-        self._sizes, self._is_recordable = sizes_up_to(self.max_rows), True
+        self._sizes, self._is_recordable, self._ranks = sizes_up_to(self.max_rows), True, ranks
         self.kept_rows = sum(self._sizes)
         self.graphs: dict[int, tuple[Graph, tuple[Tensor, ...]]] = {}
         """By their rows, with their results."""
@@ -176,13 +212,37 @@ class GraphSteps:
             self._place(size)
             return self._function(inputs)
 
-        graph = self._make_graph()
-        try:
+        def rehearse(ranks: Meeting) -> None:
+            with ranks.apart():
+                graph.rehearse(step)
+
+        def record() -> None:
             self.graphs[size] = graph, graph.record(step)
-        except NotRecordableError as error:
-            log.info("decode steps are run operation by operation: %s", error)
-            self._is_recordable = False
+
+        graph, ranks = self._make_graph(), self._ranks
+        with recording():
+            if ranks is None or self._all_can(lambda: rehearse(ranks)):
+                self._all_can(record)
         return self._is_recordable
+
+    def _all_can(self, act: Callable[[], None]) -> bool:
+        """Do it, if that can be done on all ranks; else nothing will be recorded any more."""
+        problem: NotRecordableError | None = None
+        try:
+            act()
+        except NotRecordableError as error:
+            problem = error
+        if self._ranks is not None and self._ranks.least([problem is None]) == [0]:
+            problem = problem or NotRecordableError("another rank cannot record them")
+        if problem is not None:
+            log.info("decode steps are run operation by operation: %s", problem)
+            self.forget()
+            self._is_recordable = False
+        return problem is None
+
+    def forget(self) -> None:
+        """Give the graphs back. They are made anew when they are needed."""
+        self.graphs.clear()
 
     def _place(self, size: int) -> None:
         """Which slots of the cache the rows' keys go to; padding's are of block 0."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from octavo.ops.prepared import AdapterTable
+from octavo.ops.recordable import is_recording
 from octavo.ops.specs import LinearUpdate
 from octavo.ops.torch import TorchBackend
 from octavo.ops.triton.adapter_kernels import ENTRY, PART, change_kernel, inner_kernel
@@ -76,7 +77,7 @@ class TritonAdapterTable:
 
     def apply(self, x: Tensor, y: Tensor, slots: Tensor, chosen: Tensor | None = None) -> None:
         """See octavo.ops.prepared.AdapterTable."""
-        is_recorded = y.is_cuda and torch.cuda.is_current_stream_capturing()
+        is_recorded = is_recording()
         if not len(y) or not (self._updates or is_recorded):
             return
         self._dtype = self._dtype or x.dtype

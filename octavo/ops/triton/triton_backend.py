@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ if INTERPRETED:
 
 log = logging.getLogger("octavo")
 
-RANKS = {"all_gather", "all_reduce", "join", "least", "leave", "receive", "send"}
+RANKS = {"all_gather", "all_reduce", "apart", "await_ranks", "join", "least", "leave", "receive", "send"}
 PLANS = {"make_cache", "make_state", "plan_attention", "plan_recurrent", "block_bytes", "record_decode"}
 MACHINE = {"cache_budget", "computing", "free_memory", "measure_peak", "set_threads"}
 PLAIN = {"add", "finite", "floats", "side_by_side", "table_rows"}
@@ -70,6 +71,7 @@ class TritonBackend(
         self._factors, self._tables, self._by_period = {}, {}, {}
         self.name = "triton (interpreted)" if INTERPRETED else "triton"
         self._graph_pool: Any = None
+        self._graph_steps = WeakSet[GraphSteps]()
         if left := from_reference():
             log.info("no Triton kernel yet, computed by PyTorch: %s", ", ".join(left))
 
@@ -80,9 +82,15 @@ class TritonBackend(
         max_rows: int,
         adapters: bool = False,
     ) -> RecordedDecode | None:
-        if self.place.size > 1:  # what ranks exchange would have to be recorded on all of them at once
-            return None
-        return GraphSteps(self._graph, self.device, function, tables, max_rows, adapters)
+        ranks = self if self.place.size > 1 else None
+        steps = GraphSteps(self._graph, self.device, function, tables, max_rows, adapters, ranks)
+        self._graph_steps.add(steps)
+        return steps
+
+    def leave(self) -> None:
+        for steps in self._graph_steps:  # NCCL waits for graphs that it is in
+            steps.forget()
+        super().leave()
 
     def _graph(self) -> Graph:
         if self.device.type == "cpu":
