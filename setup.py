@@ -47,7 +47,7 @@ if MACHINE in ("x86_64", "amd64"):
     VNNI = [*AVX512, "-mavx512vnni"]
     BF16 = [*VNNI, "-mavx512bf16"]
     FLAGS = {X86.BASE: [], X86.AVX2: AVX2, X86.AVX_VNNI: [*AVX2, "-mavxvnni"], X86.AVX512: AVX512}
-    FLAGS |= {X86.AVX512_VNNI: VNNI, X86.AVX512_BF16: BF16, X86.AMX: [*BF16, "-mamx-tile", "-mamx-int8"]}
+    FLAGS |= {X86.AVX512_VNNI: VNNI, X86.AVX512_BF16: BF16, X86.AMX: [*BF16, "-mamx-tile", "-mamx-int8", "-mamx-bf16"]}
 elif MACHINE in ("aarch64", "arm64"):
     AS_WRITTEN = ["-fno-schedule-insns"]  # GCC would begin more products than registers hold, and keep them in memory
     FLAGS = {ARM.BASE: AS_WRITTEN, ARM.DOTPROD: [*AS_WRITTEN, "-march=armv8.2-a+dotprod"]}
@@ -104,7 +104,7 @@ class BuildLibraries(build_ext):
             return names
         has = ctypes.CDLL(os.path.abspath(self.get_ext_fullpath(PROCESSOR.name))).octavo_instructions()
         runs = [name for name, of in INSTRUCTIONS.items() if has >> of & 1]
-        return runs[-2:] if runs[-1] == "amx" else runs[-1:]  # AMX is tried beside the one before it
+        return runs[-1:]
 
     def write_header(self) -> None:
         """The description of the operations for C++, written anew only where it says something else."""

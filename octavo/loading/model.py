@@ -144,6 +144,7 @@ def load_model(args: EngineArgs, place: RankPlace = ALONE, link: RankLink = NO_L
         for path, slot in weight_slots(model).items():
             places[path] = replace(places[path], shard=slot.shard)
         backend.join(place, link)
+        backend.agree()
     with sound_config(checkpoint.files.path, config):
         # Weights that ranks share, and those beside a model's own, are packed anew.
         is_own = place.size == 1 and weights is checkpoint.weights

@@ -129,7 +129,13 @@ def cache_state(
                 "asked": [task, repr(precision), type(checkpoint.weights).__name__, options],
                 "octavo": [__version__, *code_state(CACHE_CODE)],
                 # Libraries of other processors' products, or other numbers of threads, may sum in another order.
-                "computed": [type(backend).__name__, backend.packed_layout, device, backend.threads],
+                "computed": [
+                    type(backend).__name__,
+                    backend.packed_layout,
+                    backend.sum_order,
+                    device,
+                    backend.threads,
+                ],
                 "torch": [torch.__version__, torch.backends.cpu.get_cpu_capability()],
             }
         )

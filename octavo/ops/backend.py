@@ -159,6 +159,11 @@ class Backend(Ranks, PooledAttention, Streams, AlternatingStreams, LogitChanges,
         """What decides how weights are laid out; empty where they cannot be kept so for another process."""
         ...
 
+    @property
+    def sum_order(self) -> str:
+        """What tells backends of one layout apart that add up in another order; empty where there is but one."""
+        ...
+
     def packed_rows(self, weight: PackedLinear) -> list[PackedRows]:
         """A weight's parts as they are laid out; none where it has more to it."""
         ...

@@ -30,6 +30,10 @@ class Ranks(Protocol):
         """Meet the other ranks. Raises RankError, and ValueError for a link that does not serve this backend."""
         ...
 
+    def agree(self) -> None:
+        """Once joined, choose with the others between ways to compute whose bits differ: all take the same."""
+        ...
+
     def leave(self) -> None:
         """Be one rank alone again. Waits for nobody."""
         ...

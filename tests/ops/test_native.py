@@ -16,13 +16,12 @@ from torch import Tensor
 
 import octavo.ops.native.library as library_module
 from octavo.ops import Gate, host_memory, select_backend
-from octavo.ops.native import Library, NativeBackend, load, runnable, select_library, self_test, threads
+from octavo.ops.native import Library, NativeBackend, load, runnable, threads
 from octavo.ops.native.description import DType
 from octavo.ops.native.library import Steps
 from octavo.ops.native.recording import Recording, record
 from octavo.ops.recordable import NotRecordableError
 from octavo.ops.torch import TorchBackend
-from octavo.ops.weight_kinds import WeightKind
 
 CPU = torch.device("cpu")
 
@@ -236,42 +235,6 @@ def test_without_the_core_the_reference_serves(
         monkeypatch.undo()
         load.cache_clear()
         library_module.runnable.cache_clear()
-
-
-@pytest.mark.parametrize("good", [True, False])
-def test_a_library_that_is_tested_first_serves_where_it_is_better(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, good: bool
-) -> None:
-    if len(runnable()) < 2:
-        pytest.skip("one library alone is here")
-    best, *_, plain = runnable()
-    monkeypatch.setattr(select_library, "runnable", lambda: (best, plain))
-    monkeypatch.setattr(select_library, "SELF_TESTED", best)
-    monkeypatch.setattr(select_library, "self_test", lambda library, before: good)
-    with caplog.at_level(logging.INFO, "octavo"):
-        chosen = load.__wrapped__()
-    assert chosen is not None
-    assert chosen.name == (best if good else plain)
-    assert f"for {chosen.name} serves" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("wrong_bits", "seconds", "proven"), [(0, (1.0, 2.0), True), (1, (1.0, 2.0), False), (0, (2.0, 1.0), False)]
-)
-def test_a_self_test_is_of_every_bit_and_of_speed(
-    monkeypatch: pytest.MonkeyPatch, wrong_bits: int, seconds: tuple[float, float], proven: bool
-) -> None:
-    library, before = Library(runnable()[0]), Library(runnable()[0])
-    measured = self_test._product
-
-    def product(candidate: Library, x: Tensor, weight: Tensor, kind: WeightKind) -> tuple[Tensor, float]:
-        result, _ = measured(candidate, x, weight, kind)
-        if candidate is library:
-            result.view(torch.int32)[5, 7] ^= wrong_bits
-        return result, seconds[candidate is before]
-
-    monkeypatch.setattr(self_test, "_product", product)
-    assert self_test.self_test(library, before) is proven
 
 
 @pytest.mark.skipif("OCTAVO_CORE" not in os.environ, reason="only `make sanitize` builds with sanitizers")

@@ -618,6 +618,12 @@ class Core(Protocol):
         `processors`: those of the nodes, one after the other, up to the node's `ends`.
         """
 
+    def set_tiles(self, *, codes: Int, bf16: Int) -> int:
+        """Whether rows meet quantized weights, and bfloat16's, by the processor's tiles from now on.
+
+        Returns whether the library has products of tiles.
+        """
+
     def place(self, *, source: Bytes, target: BytesOut, size: int, parts: int) -> int:
         """Copy `size` bytes, so many alike parts, into memory that nobody has written yet.
 

@@ -65,6 +65,15 @@ class Steps(NamedTuple):
     operations: int
 
 
+class Tiles(NamedTuple):
+    """Which products take the processor's tiles, where the library has these (Intel's AMX)."""
+
+    codes: bool
+    """Rows with quantized weights: the same bits by vectors."""
+    bf16: bool
+    """Rows with weights of bfloat16, whose sums have other bits by vectors: ranks decide together."""
+
+
 class Library:
     """One of the compiled libraries."""
 
@@ -85,6 +94,7 @@ class Library:
         """The system's numbers of the NUMA nodes that threads are bound to; none where there is one."""
         self._pack_step = layout(fields_of(ProgramStep)).pack
         self.threads = self.set_threads(default_threads())
+        self.tiles = self.set_tiles(Tiles(codes=True, bf16=True))
 
     @contextmanager
     def recorded(self, take: Callable[[str, Arguments], None]) -> Iterator[None]:
@@ -120,6 +130,12 @@ class Library:
         status = self.core.run(program=address, steps=steps.operations, recorded_rows=recorded_rows, rows=rows)
         if status > 0:
             raise RankError("the step was stopped.") if self.failure is None else self.failure()
+
+    def set_tiles(self, tiles: Tiles) -> Tiles:
+        """Take tiles for these products from now on, in all of this process. Returns which that are."""
+        has_tiles = bool(self.core.set_tiles(codes=tiles.codes, bf16=tiles.bf16))
+        self.tiles = tiles if has_tiles else Tiles(codes=False, bf16=False)
+        return self.tiles
 
     def set_threads(self, count: int, nodes: Mapping[int, Sequence[int]] | None = None) -> int:
         """Compute with so many threads from now on. Returns how many the system gave.

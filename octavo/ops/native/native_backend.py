@@ -159,6 +159,10 @@ class NativeBackend(NativeRecurrent, TorchLogits):
         state = self.library.path.stat()
         return f"{self.library.name} {digest()} {state.st_size} {state.st_mtime_ns}"
 
+    @property
+    def sum_order(self) -> str:
+        return "tiles" if self.library.tiles.bf16 else ""
+
     def packed_rows(self, weight: PackedLinear) -> list[PackedRows]:
         if not isinstance(weight, NativeLinear):
             return []

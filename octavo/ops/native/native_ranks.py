@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import RankError
+from octavo.ops.native.library import Tiles
 from octavo.ops.native.native_pooled import NativePooled
 from octavo.ops.native.packed_weight import DTYPES
 from octavo.ops.native.threads import processors
@@ -60,6 +61,12 @@ class NativeRanks(NativePooled):
                 raise self._failure(place)
             raise ValueError(f"RankLink.memory={memory} is no memory for {place.size} ranks (octavo.rank_memory)")
         self.library.failure = lambda: self._failure(place)
+
+    def agree(self) -> None:
+        """By tiles, sums have other bits than by vectors, and each rank has timed them by itself."""
+        tiles = self.library.tiles
+        (all_have,) = self.least([int(tiles.bf16)])
+        self.library.set_tiles(Tiles(tiles.codes, bf16=bool(all_have)))
 
     def leave(self) -> None:
         if self._group:

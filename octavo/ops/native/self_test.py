@@ -1,4 +1,4 @@
-"""Whether a library is right and fast on this very machine: for instructions that its builders may not have had."""
+"""Whether products by tiles are right and fast on this machine: their builders may not have had such instructions."""
 
 import time
 
@@ -6,34 +6,67 @@ import torch
 from torch import Tensor
 
 from octavo.ops.host_memory import Arena
-from octavo.ops.native.library import Library
-from octavo.ops.native.packed_weight import pack, quantize
+from octavo.ops.native.library import Library, Tiles
+from octavo.ops.native.packed_weight import PackedWeight, pack, quantize
+from octavo.ops.stored_rows import of_floats
 from octavo.ops.weight_kinds import WeightKind
 
 ROWS, WIDTH, OUTPUTS, ROUNDS = 128, 1024, 512, 5
+FEW_ROWS = (1, 7, 17)
+"""Rows of steps that must give what ROWS of them give."""
+ROUNDING = 1e-5
+"""What float32's rounding may change in a sum, of the sum of its terms' sizes."""
 
 
-def self_test(library: Library, before: Library) -> bool:
-    """Whether products with quantized weights are, to the last bit, those of `before`, and faster."""
+def useful_tiles(library: Library) -> Tiles:
+    """The products that are right by tiles, and faster than by vectors. Leaves the library to take these alone.
+
+    With quantized weights right is what vectors give, to the last bit. With bfloat16's, whose sums vectors add up in
+    another order, it is the product but for float32's rounding, with the same bits for few rows as for many.
+    """
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(ROWS, WIDTH, generator=generator)
     weight = torch.randn(OUTPUTS, WIDTH, generator=generator)
-    seconds = dict.fromkeys((library, before), 0.0)
+    codes = _are_codes_useful(library, x, weight)
+    bf16 = _is_bf16_useful(library, x.bfloat16(), weight.bfloat16())
+    return library.set_tiles(Tiles(codes, bf16))
+
+
+def _are_codes_useful(library: Library, x: Tensor, weight: Tensor) -> bool:
+    seconds = dict.fromkeys((True, False), 0.0)
     for kind in (WeightKind.Q8_0, WeightKind.Q4_1):
-        results = []
-        for candidate in seconds:
-            result, took = _product(candidate, x, weight, kind)
+        packed, results = pack(library, [quantize(library, weight, kind)], Arena()), []
+        for codes in seconds:
+            library.set_tiles(Tiles(codes, bf16=False))
+            result, took = _product(packed, x)
             results.append(result)
-            seconds[candidate] += took
+            seconds[codes] += took
         if not torch.equal(*results):
             return False
-    return seconds[library] < seconds[before]
+    return seconds[True] < seconds[False]
 
 
-def _product(library: Library, x: Tensor, weight: Tensor, kind: WeightKind) -> tuple[Tensor, float]:
+def _is_bf16_useful(library: Library, x: Tensor, weight: Tensor) -> bool:
+    """A step of one row counts as much as one of many: tiles take both or neither."""
+    x, weight = x[:, : WIDTH - 14].contiguous(), weight[:, : WIDTH - 14].contiguous()  # the last tile is not whole
+    packed = pack(library, [of_floats(weight)], Arena())
+    seconds = dict.fromkeys((True, False), 0.0)
+    for bf16 in seconds:
+        library.set_tiles(Tiles(codes=False, bf16=bf16))
+        result, took = _product(packed, x)
+        few = [_product(packed, x[:rows]) for rows in FEW_ROWS]
+        seconds[bf16] = took + few[0][1]
+        if bf16 and any(not torch.equal(part, result[: len(part)]) for part, _ in few):
+            return False
+        error = (result.double() - x.double() @ weight.double().T).abs()
+        if bool((error > ROUNDING * (x.double().abs() @ weight.double().abs().T)).any()):
+            return False
+    return seconds[True] < seconds[False]
+
+
+def _product(packed: PackedWeight, x: Tensor) -> tuple[Tensor, float]:
     """The product, and the shortest time that it took."""
-    packed = pack(library, [quantize(library, weight, kind)], Arena())
-    out = torch.empty(ROWS, OUTPUTS)
+    out = torch.empty(len(x), OUTPUTS)
     times = []
     for _ in range(ROUNDS):
         start = time.perf_counter()

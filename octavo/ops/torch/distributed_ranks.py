@@ -76,6 +76,9 @@ class DistributedRanks:
                     self._tensor_group = group if stage == place.stage else self._tensor_group
         self.place, self._timeout = place, link.timeout
 
+    def agree(self) -> None:
+        self.least([0])  # the least of what any backend may offer
+
     def leave(self) -> None:
         if self._distributed is not None:
             self._sent.clear()

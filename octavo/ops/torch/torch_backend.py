@@ -139,6 +139,7 @@ class TorchBackend(TorchPooledAttention, TorchAlternating, TorchLogits, TorchMem
         raise NotImplementedError("the reference computes with floats")
 
     packed_layout = ""
+    sum_order = ""
 
     def packed_rows(self, weight: PackedLinear) -> list[PackedRows]:
         return []

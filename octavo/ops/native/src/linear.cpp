@@ -5,6 +5,7 @@
 
 #include "activation.h"
 #include "mapped.h"
+#include "tiles.h"
 
 namespace octavo {
 
@@ -12,6 +13,12 @@ vec activate_any(Activation activation, vec x) { return activate(activation, x);
 
 OPERATION(linear) {
     if (a.rows > 0) multiply(Product{a});
+}
+
+FUNCTION(set_tiles) {
+    tiles_serve.codes = a.codes != 0;
+    tiles_serve.bf16 = a.bf16 != 0;
+    return HAS_TILES;
 }
 
 FUNCTION(packed_bytes);

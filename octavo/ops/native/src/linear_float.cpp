@@ -2,6 +2,7 @@
 //
 // Blocks of rows meet blocks of panels, SLICE columns at a time: that slice of a panel stays in the first level of the
 // cache while all tiles of the block's rows pass, and theirs in the second while the panels do.
+#include "float_tiles.h"
 #include "linear.h"
 #include "rows.h"
 
@@ -18,7 +19,7 @@ constexpr int GROUPS_AHEAD = 4;         // whose scales are asked for before the
 
 // What all kinds of steps are unless they say otherwise.
 struct Step {
-    static constexpr bool PAIRS = false, SCALED = false;
+    static constexpr bool PAIRS = false, SCALED = false, TILES = false;
     static constexpr int COLUMNS = 1, GROUPED = GROUP, STEPS_OF_LINE = 1;
     static const float* scales(const uint8_t*, int64_t) { return nullptr; }
 };
@@ -52,6 +53,11 @@ struct Pairs : Step {
 #define HAS_PAIRS 0
 using Pairs = Columns<bf16>;
 #endif
+
+// The same pairs, by tiles.
+struct TiledPairs : Pairs {
+    static constexpr bool TILES = true;
+};
 
 // A column of codes of few bits, of which each group has a scale.
 template <typename F>
@@ -165,14 +171,20 @@ template <typename S>
 class FloatProduct {
 public:
     explicit FloatProduct(const Product& p)
-        : p_(p), columns_(S::padded(p.inputs)), panels_(p.panels()), steps_(columns_ / S::COLUMNS) {}
+        : p_(p),
+          columns_(S::padded(p.inputs)),
+          panels_(p.panels()),
+          steps_(columns_ / S::COLUMNS),
+          laid_steps_(S::TILES ? round_up(steps_, PAIR_STEPS) : steps_) {}
 
     // Of `rows` rows from `first` on.
     void run(int64_t first, int64_t rows) {
         static thread_local Scratch scratch;
         first_ = first;
         rows_ = rows;
-        x_ = reinterpret_cast<float*>(scratch.get(rows * round_up(steps_, STEPS<S>) * 4));
+        tile_rows_ = S::TILES ? static_cast<int>(std::min<int64_t>(TILE_ROWS, rows)) : 1;
+        laid_rows_ = round_up(rows, tile_rows_);
+        x_ = reinterpret_cast<float*>(scratch.get(laid_rows_ * round_up(steps_, STEPS<S>) * 4));
         parallel(rows, std::max<int64_t>(1, 16384 / columns_), [&](int64_t from, int64_t to) {
             for (int64_t row = from; row < to; ++row) lay_out(row);
         });
@@ -180,10 +192,16 @@ public:
         const int64_t blocks = across * ((rows + BLOCK_ROWS - 1) / BLOCK_ROWS);
         const double time = p_.nanoseconds(rows, FLOAT_PRODUCTS, S::panel_bytes(columns_));
         parallel(blocks, even_grain(blocks, rows <= MOST ? 4 : 32), time, [&](int64_t from, int64_t to) {
+#if HAS_TILES
+            if constexpr (S::TILES) shape_float_tiles(tile_rows_);
+#endif
             for (int64_t i = from; i < to; ++i) {
                 const int64_t row = i / across * BLOCK_ROWS, panel = i % across * together;
                 block(row, std::min(BLOCK_ROWS, rows - row), panel, std::min(together, panels_ - panel));
             }
+#if HAS_TILES
+            if constexpr (S::TILES) TILE_RELEASE();
+#endif
         });
     }
 
@@ -202,29 +220,31 @@ private:
     // A row into [slices][rows][STEPS].
     void lay_out(int64_t row) {
         static thread_local Scratch scratch;
-        auto* x = reinterpret_cast<float*>(scratch.get(columns_ * 4));
+        auto* x = reinterpret_cast<float*>(scratch.get(std::max(columns_, laid_steps_) * 4));
         if (S::PAIRS) {
             const auto* from = static_cast<const bf16*>(p_.x) + p_.source(first_ + row) * p_.x_stride;
-            for (int64_t i = p_.inputs / 2; i < steps_; ++i) x[i] = 0.0f;
+            for (int64_t i = p_.inputs / 2; i < laid_steps_; ++i) x[i] = 0.0f;
             std::memcpy(x, from, p_.inputs * sizeof(bf16));
         } else {
             read_row(p_, first_ + row, x, columns_);
         }
         for (int64_t step = 0; step < steps_; step += STEPS<S>) {
-            std::memcpy(x_ + step * rows_ + row * STEPS<S>, x + step, std::min(STEPS<S>, steps_ - step) * 4);
+            std::memcpy(x_ + step * laid_rows_ + row * STEPS<S>, x + step, std::min(STEPS<S>, laid_steps_ - step) * 4);
         }
     }
 
     void block(int64_t row, int64_t rows, int64_t panel, int64_t panels) {
         static thread_local Scratch scratch;
         const int64_t halves = p_.gated() ? 2 : 1, count = panels * halves;
+        const int64_t laid = round_up(rows, tile_rows_);  // rows past the last are anything, and nobody reads their results
         auto* sums = reinterpret_cast<vec*>(scratch.get(BLOCK_PANELS * 2 * BLOCK_ROWS * sizeof(vec)));
-        for (int64_t i = 0; i < count * rows; ++i) sums[i] = vec{};
+        for (int64_t i = 0; i < count * laid; ++i) sums[i] = vec{};
         const int64_t slice = rows_ == 1 ? steps_ : STEPS<S>;  // one row has nothing to share
         for (int64_t step = 0; step < steps_; step += slice) {
-            const float* x = x_ + step * rows_ + row * STEPS<S>;
-            const int64_t wide = rows_ <= FEW ? count : 1;
-            for (int64_t i = 0; i < count; i += wide) {
+            const float* x = x_ + step * laid_rows_ + row * STEPS<S>;
+            const int64_t most = rows_ <= FEW ? count : S::TILES ? 2 : 1;
+            for (int64_t i = 0, wide; i < count; i += wide) {
+                wide = std::min(most, count - i);
                 Slices of{.ahead = AHEAD};
                 // Behind these panels' ends are others of this pass: the next pass's come first.
                 if (step + slice >= steps_) of.skip = panels * S::panel_bytes(columns_) - S::step_bytes(steps_);
@@ -234,20 +254,22 @@ private:
                     of.codes[j] = begin + S::step_bytes(step);
                     of.scales[j] = S::scales(begin, columns_) + (S::SCALED ? step / S::GROUPED * PANEL : 0);
                 }
-                tiles(of, wide, x, rows, std::min(slice, steps_ - step), sums + i * rows);
+                tiles(of, wide, x, laid, std::min(slice, steps_ - step), sums + i * laid);
             }
         }
         for (int64_t r = 0; r < rows; ++r) {
             for (int64_t i = 0; i < panels; ++i) {
-                const vec* out = sums + i * halves * rows + r;
-                emit(p_, first_ + row + r, panel + i, out[0], halves == 2 ? out[rows] : vec{});
+                const vec* out = sums + i * halves * laid + r;
+                emit(p_, first_ + row + r, panel + i, out[0], halves == 2 ? out[laid] : vec{});
             }
         }
     }
 
     // All rows of a block with slices of panels, of several where rows are few.
     static void tiles(const Slices& of, int64_t panels, const float* x, int64_t rows, int64_t steps, vec* sums) {
-        if (S::WIDENED && rows > 2 * MOST) {
+        if constexpr (S::TILES) {
+            by_tiles(of, panels, x, rows, steps, sums);
+        } else if (S::WIDENED && rows > 2 * MOST) {
             // Once for all tiles.
             alignas(64) float wide[SLICE * PANEL];
             for (int64_t p = 0; p < panels; ++p) {
@@ -283,9 +305,37 @@ private:
         }
     }
 
+    // The same by the processor's tiles: rows are a tile of their own, or whole ones of TILE_ROWS.
+    static void by_tiles(const Slices& of, int64_t panels, const float* x, int64_t rows, int64_t steps, vec* sums) {
+#if HAS_TILES
+        constexpr int64_t X_BYTES = STEPS<S> * 4;
+        const auto multiply = [&](auto tiles, auto together, int64_t p, int64_t r) {
+            constexpr int P = decltype(together)::value;
+            const auto ahead = [&, each = of.ahead / P](int64_t step) -> int64_t {
+                if (r > 0) return 0;
+                return S::step_bytes(step) + each < S::step_bytes(steps) ? each : each + of.skip;
+            };
+            add_tile_products<decltype(tiles)::value, P>(of.codes + p, x + r * STEPS<S>, X_BYTES, steps,
+                                                         sums + p * rows + r, rows, ahead);
+        };
+        const std::integral_constant<int, 1> one;
+        const std::integral_constant<int, 2> two;
+        const std::integral_constant<int, 4> four;
+        for (int64_t p = 0, some; p < panels; p += some) {
+            some = rows <= TILE_ROWS && panels - p >= 4 ? 4 : std::min<int64_t>(2, panels - p);
+            int64_t r = 0;
+            for (; r + 2 * TILE_ROWS <= rows; r += 2 * TILE_ROWS) some == 2 ? multiply(two, two, p, r) : multiply(two, one, p, r);
+            if (r < rows) {
+                some == 4 ? multiply(one, four, p, r) : some == 2 ? multiply(one, two, p, r) : multiply(one, one, p, r);
+            }
+        }
+#endif
+    }
+
     const Product& p_;
-    const int64_t columns_, panels_, steps_;
-    int64_t first_ = 0, rows_ = 0;
+    const int64_t columns_, panels_, steps_, laid_steps_;
+    int64_t first_ = 0, rows_ = 0, laid_rows_ = 0;  // laid_rows_: up to a whole tile
+    int tile_rows_ = 1;
     float* x_ = nullptr;
 };
 
@@ -305,6 +355,9 @@ void multiply_float(const Product& p) {
     switch (p.kind) {
         case WeightKind::F16: return product<Columns<f16>>(p);
         case WeightKind::BF16:
+#if HAS_TILES
+            if (p.x_dtype == DType::BF16 && tiles_serve.bf16) return product<TiledPairs>(p);
+#endif
             return HAS_PAIRS && p.x_dtype == DType::BF16 ? product<Pairs>(p) : product<Columns<bf16>>(p);
         default: return product<Columns<float>>(p);
     }

@@ -165,7 +165,7 @@ void quantize_rows(const Product& p, const Activations<S>& of, const Tiles& tile
 // are not bytes, where bytes let rows meet two panels together; with mins, two panels at a time are no faster than one.
 template <typename F>
 constexpr bool UNPACKS =
-    F::UNIT > CHUNK || (!WIDE_TILES && !F::HAS_MIN && !BYTES<Packed<F>> && TOGETHER<Unpacked<ShapeOf<F>>, TILE> > 1);
+    F::UNIT > CHUNK || (!F::HAS_MIN && !BYTES<Packed<F>> && TOGETHER<Unpacked<ShapeOf<F>>, TILE> > 1);
 constexpr int64_t MANY_TILES = 5;
 constexpr int64_t MANY_ROWS = 64;  // with fewer, unpacking for wide tiles takes longer than these save
 
@@ -183,8 +183,8 @@ public:
         : p_(p),
           of_{round_up(p.inputs, F::UNIT), F::ZERO - (F::CODE_BITS == 8 ? TAKEN_OFF : 0)},
           rows_(p.rows * (p.fine ? 2 : 1)),
-          tiles_(rows_, WIDE_TILES && rows_ >= (UNPACKS<F> ? MANY_TILES * TILE : MANY_ROWS)),
-          unpacks_(tiles_.wide > 0 || (UNPACKS<F> && !WIDE_TILES && tiles_.count() >= MANY_TILES)) {}
+          tiles_(rows_, WIDE_TILES && tiles_serve.codes && rows_ >= (F::UNIT > CHUNK ? MANY_TILES * TILE : MANY_ROWS)),
+          unpacks_(tiles_.wide > 0 || (UNPACKS<F> && tiles_.count() >= MANY_TILES)) {}
 
     void run() {
         static thread_local Scratch scratch;
@@ -212,8 +212,8 @@ private:
     // One panel at a time where rows do not meet two together, or are few, so that weights come from memory; or where
     // threads would have too little to share.
     int64_t panels_together() const {
-        constexpr bool PACKED = TOGETHER<Packed<F>, TILE> > 1, UNPACKED = WIDE_TILES || TOGETHER<Unpacked<S>, TILE> > 1;
-        if (!has_many() || !(unpacks_ ? UNPACKED : PACKED)) return 1;
+        constexpr bool PACKED = TOGETHER<Packed<F>, TILE> > 1, UNPACKED = TOGETHER<Unpacked<S>, TILE> > 1;
+        if (!has_many() || !(tiles_.wide > 0 || (unpacks_ ? UNPACKED : PACKED))) return 1;
         const int64_t bytes = unpacks_ ? Unpacked<S>::bytes(of_.columns) : panel_bytes<F>(of_.columns);
         const int64_t fit = PANEL_ROOM / (bytes * halves()), fair = p_.panels() / (4 * thread_count());
         const int64_t together = std::clamp<int64_t>(std::min(fit, fair), 1, MOST_PANELS);
@@ -237,7 +237,9 @@ private:
             const int64_t size = round_up(Unpacked<S>::bytes(of_.columns), 64);
             uint8_t* room = scratch.get(all * size);
             Unpacked<S> weights[2 * MOST_PANELS];
-            for (int i = 0; i < all; ++i) weights[i] = Unpacked<S>(packed(i), of_.columns, room + i * size);
+            for (int i = 0; i < all; ++i) {
+                weights[i] = Unpacked<S>(packed(i), of_.columns, room + i * size, tiles_.wide > 0);
+            }
             each_tile(weights, all, panel);
         }
     }
@@ -251,7 +253,7 @@ private:
                     multiply_pairs(weights + i, std::min(PAIR, count - i), tile, panel + i / halves());
                 }
             }
-            return;
+            if (tiles_.wide > 0) return;
         }
 #endif
         for (int64_t tile = 0; tile < tiles_.count(); ++tile) {

@@ -4,6 +4,7 @@
 
 #include "dot.h"
 #include "linear.h"
+#include "tiles.h"
 
 namespace octavo {
 
@@ -18,12 +19,8 @@ struct Shape {
 template <typename F>
 using ShapeOf = Shape<F::BLOCK, F::HAS_MIN, F::CODE_BITS>;
 
-// Whether products take tiles of 16 rows: those of processors that multiply such tiles by themselves.
-#if defined(__AMX_INT8__)
-constexpr bool WIDE_TILES = true;
-#else
-constexpr bool WIDE_TILES = false;
-#endif
+// Whether products may take tiles of 16 rows: those of processors that multiply such tiles by themselves.
+constexpr bool WIDE_TILES = HAS_TILES;
 
 // Whether there is anything to make up for.
 template <typename S>
@@ -182,7 +179,7 @@ struct Unpacked {
     Unpacked() = default;
 
     template <typename F>
-    Unpacked(const Packed<F>& packed, int64_t columns, uint8_t* room)
+    Unpacked(const Packed<F>& packed, int64_t columns, uint8_t* room, bool for_wide)
         : codes(room),
           scales(reinterpret_cast<float*>(room + columns * PANEL)),
           mins(scales + columns / S::BLOCK * PANEL) {
@@ -194,8 +191,8 @@ struct Unpacked {
 #pragma GCC unroll 8
             for (int s = 0; s < CHUNK_STEPS; ++s) {
                 uvec codes = F::step(chunk, s);
-#if defined(__AMX_INT8__)
-                if (HAS_ZERO<S>) codes = (uvec)_mm512_sub_epi8((__m512i)codes, _mm512_set1_epi8(static_cast<char>(F::ZERO)));
+#if HAS_TILES
+                if (HAS_ZERO<S> && for_wide) codes = (uvec)_mm512_sub_epi8((__m512i)codes, _mm512_set1_epi8(static_cast<char>(F::ZERO)));
 #endif
                 store_as(room + (c * CHUNK_STEPS + s) * 64, codes);
             }

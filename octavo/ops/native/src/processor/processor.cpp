@@ -26,10 +26,10 @@ bool has_tiles() {
 #if defined(OCTAVO_EMULATE_TILES)
     return true;
 #elif defined(__linux__)
-    constexpr unsigned TILES_AND_INT8 = 3u << 24;
+    constexpr unsigned OF_TILES = 3u << 24 | 1u << 22;  // tiles, products of bytes, products of bfloat16
     constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     unsigned eax, ebx, ecx, edx;
-    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & TILES_AND_INT8) == TILES_AND_INT8 &&
+    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & OF_TILES) == OF_TILES &&
            syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
 #else
     return false;
