@@ -1,7 +1,7 @@
 """Which tokens a step's logits give each sequence: one, and one more after each draft that was right."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,15 +56,19 @@ class Chooser:
         sampled: Sequence[Sampled],
         states: Sequence[SequenceState],
         results: Sequence[SequenceResult],
+        check: Callable[[], None],
     ) -> None:
-        """Put tokens into `results`, of `logits` `[rows, vocab]`: the rows of each of `sampled` follow each other."""
+        """Put tokens into `results`, of `logits` `[rows, vocab]`: the rows of each of `sampled` follow each other.
+
+        `check` says in `results` what overflowed. It is called when tokens are there, before any counts.
+        """
         firsts = itertools.accumulate((len(one.rows) for one in sampled), initial=0)
         here, after = list(zip(sampled, firsts, strict=False)), 0
         has_drafts = logits.shape[0] > len(here)
         while here:
             rows = [first + after for _, first in here]
             some = rows_of(logits, rows) if has_drafts else logits
-            self._choose_next(some, [one.place for one, _ in here], states, results)
+            self._choose_next(some, [one.place for one, _ in here], states, results, check)
             here = [(one, first) for one, first in here if _is_right(one, after, results[one.place])]
             after += 1
             for one, _ in here:
@@ -76,6 +80,7 @@ class Chooser:
         places: list[int],
         states: Sequence[SequenceState],
         results: Sequence[SequenceResult],
+        check: Callable[[], None],
     ) -> None:
         """A token of each row of `logits`, for the sequences at `places`."""
         # Only here may ranks differ: the others do not sample, and nobody else knows what went wrong before.
@@ -94,13 +99,22 @@ class Chooser:
             if not samplings:
                 return
             logits = rows_of(logits, on_time)
-        self._sample(logits, samplings, chosen)
+        self._sample(logits, samplings, chosen, check)
 
-    def _sample(self, logits: Tensor, samplings: Sequence[SamplingState], results: Sequence[SequenceResult]) -> None:
+    def _sample(
+        self,
+        logits: Tensor,
+        samplings: Sequence[SamplingState],
+        results: Sequence[SequenceResult],
+        check: Callable[[], None],
+    ) -> None:
         """A token of each row of `logits`, for the sequence and into the result of the same place."""
         chosen = sample(logits, samplings, self._backend, self._batch, self._scores)
+        check()
         for sampling, result, choice in zip(samplings, results, chosen, strict=True):
             sampling.late_logits = None
+            if result.error is not None:
+                continue
             result.error, result.is_invalid = choice.error, choice.is_invalid
             if choice.token_id is None:
                 continue
@@ -119,12 +133,12 @@ class Chooser:
         samplings = [s.sampling for s in states if s.sampling is not None]
         with torch.inference_mode(), self._backend.computing():
             kept = [s.late_logits for s in samplings if s.late_logits is not None]
-            self._sample(torch.stack(kept), samplings, results)
+            self._sample(torch.stack(kept), samplings, results, lambda: None)
         return results
 
 
 def _is_right(one: Sampled, after: int, result: SequenceResult) -> bool:
     """Whether the draft after `after` right ones is the token that was chosen, and another may follow."""
-    if after >= len(one.drafts) or result.error is not None or result.ended:
+    if after >= len(one.drafts) or result.error is not None or result.draft_overflowed or result.ended:
         return False
     return len(result.token_ids) == after + 1 and result.token_ids[after] == one.drafts[after]

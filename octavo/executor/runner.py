@@ -1,6 +1,6 @@
 """Runs a model's steps in this process: the engine's integers to tensors, the model, the sampler."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,6 +13,7 @@ from octavo.executor.batch_logits import batch_logits
 from octavo.executor.caches import Caches, allocate_caches
 from octavo.executor.choosing import Chooser, Sampled
 from octavo.executor.feature_rows import FeatureRows, in_place, num_rows
+from octavo.executor.overflows import Overflows
 from octavo.executor.sampler import describe, likeliest
 from octavo.executor.sequences import SequenceState
 from octavo.executor.shape import CacheShape
@@ -24,12 +25,11 @@ from octavo.features import ENCODER, Feature
 from octavo.loading.model import LoadedModel
 from octavo.ops import BlockTables, DecodeInputs, Likeliest, SequenceRun, sent
 from octavo.outputs import PackedLogprobs
-from octavo.parts import Batch, CrossBatch, PagedView
+from octavo.parts import Batch, CrossBatch
 from octavo.parts.pooler import SCORED_ROWS
 
 CROSS_BLOCKS = 4096
 """Most blocks of cross-attention's rows that a sequence's table has room for, if it has no more for tokens."""
-NOT_FINITE_HERE = "the model computed values that are not finite; try dtype='float32', or check the checkpoint"
 LOGITS_ROWS = 64
 """Rows of logits held at a time for log-probabilities of a prompt."""
 
@@ -69,11 +69,13 @@ class ModelRunner:
         """The largest of recorded steps: all of them read the same buffers."""
         speculation = args.speculation
         drafts = 0 if speculation is None else speculation.num_speculative_tokens
-        self._reads_again = speculation is not None and speculation.keeps_keys
-        """Whether the last token of a cached beginning is computed again."""
+        # The last token of a cached beginning is computed again for a head that keeps keys.
+        reads_again = speculation is not None and speculation.keeps_keys
+        self._overflows = Overflows(self.backend, self.caches, self._tables, shape, reads_again)
         most_rows = shape.max_sequences * (1 + drafts)
         self._recorded = self.backend.record_decode(self._decode, tables, most_rows)
         self.adapters = Adapters(loaded, args) if args.enable_lora else None
+        self._shows_logits = bool(args.logits_processors)
         self._scores = TokenScores(self.backend, args.logprobs_mode)
         processors = batch_logits(args, loaded.info, self.backend, shape.num_blocks)
         self.chooser = Chooser(self.backend, processors, self._scores)
@@ -124,11 +126,40 @@ class ModelRunner:
             self._fail_without_rows(steps, states, results)
         count = sum(len(s.token_ids) for s in steps)
         self.hidden = read[0][:count] if len(read) == 1 else torch.cat([rows[:count] for rows in read], 1)
-        self.backend.await_ranks()
-        if not self.backend.finite(hidden[:count]):
-            self._fail_non_finite(hidden[:count], self.batches.decoder_batch(steps, states, slots), steps, results)
-        if not self.model.stage.is_last:
-            return results
+        check = self._overflows.of_step(
+            hidden[:count], lambda: self.batches.decoder_batch(steps, states, slots), steps, states, results
+        )
+        if self._checks_first(steps, states):
+            check()
+        if self.model.stage.is_last:
+            self._tell(hidden, projected, batch, steps, states, results, slots, check)
+        check()
+        return results
+
+    def _checks_first(self, steps: Sequence[SequenceStep], states: Sequence[SequenceState]) -> bool:
+        """Whether something is told of hidden states, or a caller's code is shown them, before tokens are waited for.
+
+        All ranks say the same, since they go on with the same sequences.
+        """
+        return self._shows_logits or any(
+            step.prompt_logprobs
+            or state.pooler is not None
+            or (state.sampling is not None and state.sampling.params.logits_processors)
+            for step, state in zip(steps, states, strict=True)
+        )
+
+    def _tell(
+        self,
+        hidden: Tensor,
+        projected: Tensor | None,
+        batch: Batch,
+        steps: Sequence[SequenceStep],
+        states: Sequence[SequenceState],
+        results: list[SequenceResult],
+        slots: list[int] | None,
+        check: Callable[[], None],
+    ) -> None:
+        """Put into `results` what sequences want of a step's hidden states. `check`: see Chooser.choose."""
         first, sampled = 0, list[Sampled]()
         for i, step in enumerate(steps):
             last = first + len(step.token_ids)
@@ -136,7 +167,7 @@ class ModelRunner:
                 if step.num_samples:
                     states[i].length = step.length
                     drafts = step.token_ids[len(step.token_ids) - step.num_drafts :]
-                    sampled.append(Sampled(i, last - 1 - len(drafts), [] if results[i].draft_overflowed else drafts))
+                    sampled.append(Sampled(i, last - 1 - len(drafts), drafts))
                 try:
                     if step.prompt_logprobs or states[i].pooler is not None:
                         slot = None if slots is None else slots[i]
@@ -145,8 +176,7 @@ class ModelRunner:
                     results[i].error = failure(error)
             first = last
         for slot, some in self._by_vocabulary(sampled, slots):
-            self._sample(hidden, projected, batch, some, states, results, slot)
-        return results
+            self._sample(hidden, projected, batch, some, states, results, slot, check)
 
     def _by_vocabulary(self, sampled: list[Sampled], slots: list[int] | None) -> list[tuple[int | None, list[Sampled]]]:
         """`sampled` in groups of one vocabulary: the model's (None), and those of adapters (their slots) with more."""
@@ -288,46 +318,6 @@ class ModelRunner:
                 pooled = state.pooler.result(batch).cpu().contiguous()
                 result.pooled = Pooled(tuple(pooled.shape), pooled.numpy().tobytes())
 
-    def _fail_non_finite(
-        self, hidden: Tensor, batch: Batch, steps: Sequence[SequenceStep], results: list[SequenceResult]
-    ) -> None:
-        """Fail the sequences whose values overflowed, and take what they wrote out of the caches.
-
-        A value that is not finite would reach the others: zero weight times infinity is not a number. Where only drafts
-        overflowed, that is no failure: the sequence itself would never have come there.
-        """
-        sound = torch.isfinite(hidden).all(-1)
-        first = 0
-        for step, result in zip(steps, results, strict=True):
-            rows = slice(first, first + len(step.token_ids))
-            first = rows.stop
-            if bool(sound[rows].all()):
-                continue
-            result.non_finite = True
-            own = slice(rows.start, rows.stop - step.num_drafts)
-            result.draft_overflowed = bool(step.num_drafts and sound[own].all())
-            if not result.draft_overflowed:
-                result.error = NOT_FINITE_HERE
-            for view, group in zip(batch.states, self.caches.group_of, strict=True):
-                if isinstance(view, PagedView) and group != self.shape.encoder_group:
-                    # Whole blocks, however a block is laid out: none that is still to be filled is shared. The block
-                    # of a token that is there already, and computed again for what a head reads of it, is.
-                    again = self._reads_again and step.is_new and step.start > 0
-                    blocks = view.plan.slot_mapping[rows.start + again : rows.stop] // self.shape.block_size
-                    view.cache.clear(blocks)
-            self._forget_encoder(step, batch)
-            self._zero(step.row)
-
-    def _forget_encoder(self, step: SequenceStep, batch: Batch) -> None:
-        """Take what the encoder wrote for a sequence out of the caches."""
-        group = self.shape.encoder_group
-        if group is None:
-            return
-        blocks = self._tables[group][step.row, : -(-step.num_cross_rows // self.shape.block_size)]
-        for view, view_group in zip(batch.states, self.caches.group_of, strict=True):
-            if view_group == group and isinstance(view, PagedView):
-                view.cache.clear(blocks)
-
     def _sample(
         self,
         hidden: Tensor,
@@ -337,6 +327,7 @@ class ModelRunner:
         states: Sequence[SequenceState],
         results: list[SequenceResult],
         slot: int | None,
+        check: Callable[[], None],
     ) -> None:
         """Choose the next tokens of `sampled`; `slot` is of the adapter whose vocabulary they have."""
         rows, wanted = hidden if projected is None else projected, [row for one in sampled for row in one.rows]
@@ -344,7 +335,7 @@ class ModelRunner:
             places = sent(wanted, torch.int64, self.device)
             rows, batch = rows[places], batch.of_rows(places)
         logits = self.model.process_logits(self.model.project(rows, batch, slot) if projected is None else rows)
-        self.chooser.choose(logits, sampled, states, results)
+        self.chooser.choose(logits, sampled, states, results, check)
 
     def _prompt_logprobs(
         self, hidden: Tensor, batch: Batch, targets: list[int], slot: int | None, count: int
@@ -372,7 +363,7 @@ class ModelRunner:
                 for table, (at, blocks) in zip(self._tables, step.new_blocks, strict=True):
                     table[step.row, at : at + len(blocks)] = sent(blocks, torch.int64, self.device)
             if step.is_new:
-                self._zero(step.row)
+                self._overflows.zero(step.row)
             if self.shape.recurrent:
                 self._keep_states(step)
 
@@ -385,11 +376,6 @@ class ModelRunner:
                 tensor[step.row] = before
         if step.num_drafts:
             self._kept[step.row] = [tensor[step.row].clone() for tensor in tensors]
-
-    def _zero(self, row: int) -> None:
-        for tensors in self.caches.recurrent:
-            for tensor in (tensors or {}).values():
-                tensor[row].zero_()
 
 
 def _of_one(batch: Batch, slot: int | None) -> Batch:

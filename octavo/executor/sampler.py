@@ -73,6 +73,7 @@ def sample(
     # Nothing up to here waits for the device. What is read from now on has been computed by the first of it.
     peaks = rows_of(logits, restricted).amax(-1) if restricted else None
     tokens, found = choose()
+    backend.await_ranks()
     left = [] if peaks is None else peaks.tolist()
     stuck = [restricted[place] for place, peak in enumerate(left) if peak == -math.inf]
     if _end(logits, stuck, structured, ends, choices):

@@ -206,8 +206,11 @@ class Backend(Ranks, PooledAttention, Streams, AlternatingStreams, LogitChanges,
         """Rows `ids` `[count]` of `table` `[rows, width]`; `first` as in `PackedLinear.rows`."""
         ...
 
-    def finite(self, x: Tensor) -> bool:
-        """Whether all of `x` `[rows, width]` is; False also where numbers are so large that their sum is not."""
+    def finite(self, x: Tensor) -> Tensor:
+        """Whether all of `x` `[rows, width]` is, a bool; False also where numbers are so large that their sum is not.
+
+        Who asks for its value waits for the device.
+        """
         ...
 
     def floats(self, x: Tensor) -> Tensor:

@@ -73,14 +73,14 @@ class NativeElementwise:
             out_stride_bytes=out.stride(0) * out.element_size(),
         )
 
-    def finite(self, x: Tensor) -> bool:
+    def finite(self, x: Tensor) -> Tensor:
         x = self._together(x)
         rows, columns, dtype = rows_of(x)
         found = ctypes.c_float()
         self.library.core.non_finite(
             rows=rows, x=x.data_ptr(), out=ctypes.addressof(found), columns=columns, dtype=dtype
         )
-        return found.value == 0.0
+        return torch.tensor(found.value == 0.0)
 
     def floats(self, x: Tensor) -> Tensor:
         if x.dtype == torch.float32:

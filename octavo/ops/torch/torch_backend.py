@@ -153,8 +153,8 @@ class TorchBackend(TorchPooledAttention, TorchAlternating, TorchLogits, TorchMem
     def table_rows(self, table: Tensor, ids: Tensor, first: int | None = None) -> Tensor:
         return table_rows(table, ids, first)
 
-    def finite(self, x: Tensor) -> bool:
-        return bool(torch.isfinite(x.sum()))
+    def finite(self, x: Tensor) -> Tensor:
+        return torch.isfinite(x.sum())
 
     def floats(self, x: Tensor) -> Tensor:
         return x.float()
