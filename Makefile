@@ -13,7 +13,7 @@ OR_NONE := $(if $(ARGS),|| [ $$? = 5 ])
 
 UNITS := $(addprefix tests/,architectures engine executor loading media parts text tools)
 
-.PHONY: demo check test parallel triton values clients sanitize lint format docs bench clean
+.PHONY: demo check test parallel triton values requests clients sanitize lint format docs bench clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Octavo needs Python 3.11 or newer; this is %d.%d. Say which: make PYTHON=python3.12" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
@@ -46,6 +46,9 @@ triton: $(READY)  ## operations, and a case of every text row, by Triton's kerne
 
 values: $(READY)  ## every wrong value of every key of every row's config.json (`make test`: half of them in each row)
 	$(SIDE_BY_SIDE) tests/architectures/test_wrong_values.py --all-values $(ARGS)
+
+requests: $(READY)  ## thousands of random requests of the server's OpenAPI document (`make test`: hundreds, and every bound)
+	$(ALONE) tests/server/test_schema.py --all-requests $(ARGS)
 
 # Each in an environment of its own under build/clients: together they would take many minutes and gigabytes of .venv.
 clients: $(READY)  ## programs that use such servers, or vLLM, installed from PyPI and run; ARGS="--only litellm" for some

@@ -20,6 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-layouts", action="store_true", help="of several processes: all cases, in all layouts")
     parser.addoption("--interpreted", action="store_true", help="all tests of operations, with Triton's kernels too")
     parser.addoption("--all-values", action="store_true", help="of wrong values in config.json: all, in every row")
+    parser.addoption("--all-requests", action="store_true", help="of random requests: 540 of each operation")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
