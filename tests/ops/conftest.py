@@ -42,16 +42,18 @@ def assert_attended(
     *,
     exact: tuple[float, float] = (1e-4, 1e-5),
     rounded: tuple[float, float] = (4e-2, 4e-2),
+    what: str = "",
 ) -> None:
     """Attention over a cache of `dtype`, as exact as its products are.
 
     Args:
         exact, rounded: the relative and the absolute bound of products of float32, and of those of 8 bits. A score of
             10, which widths of 256 reach, is then off by 10 / 512, so that a weight is by 2%.
+        what: is attended, for the error.
     """
     words = (1e-3, 1e-3)
     rtol, atol = rounded if rounds_queries(backend, dtype) else words if rounds_to_words(backend, dtype) else exact
-    torch.testing.assert_close(got.double(), want, rtol=rtol, atol=atol)
+    torch.testing.assert_close(got.double(), want, rtol=rtol, atol=atol, msg=lambda text: f"{what}: {text}")
 
 
 @pytest.fixture(params=runnable())

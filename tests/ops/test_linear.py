@@ -1,5 +1,6 @@
 """Products with every kind of weight: right, and the same bits for a row whatever the rows around it."""
 
+import itertools
 from dataclasses import replace
 from operator import attrgetter
 
@@ -82,22 +83,21 @@ def as_int8(x: Tensor, library: str) -> Tensor:
 
 
 @pytest.mark.parametrize(("kind", "width"), WIDTHS, ids=lambda value: getattr(value, "name", value))
-@pytest.mark.parametrize("outputs", [1, 16, 37])
-@pytest.mark.parametrize("rows", [1, 3, 8, 21])
-def test_agrees_with_float64(
-    native: NativeBackend, kind: WeightKind, width: int, outputs: int, rows: int, generator: torch.Generator
-) -> None:
+def test_agrees_with_float64(native: NativeBackend, kind: WeightKind, width: int, generator: torch.Generator) -> None:
     """What remains is float32's own rounding, for the reference rounds activations as the core does."""
-    stored, weight = random_rows(kind, outputs, width, generator)
-    x = torch.randn(rows, width, generator=generator)
-    x[0, 0] = 0.0
-    bias = torch.randn(outputs, generator=generator)
-    is_rounded = kind in QUANTIZED and kind not in WIDENED
-    seen = as_int8(x, native.library.name) if is_rounded else x.double()
-    want = seen @ weight.T + bias.double()
-    got = native.stored_linear([stored])(x, bias)
-    size = float((seen.abs() @ weight.abs().T).amax()) + 1e-6
-    assert float((got.double() - want).abs().amax()) < 2e-6 * size
+    for outputs in (1, 16, 37):
+        stored, weight = random_rows(kind, outputs, width, generator)
+        bias = torch.randn(outputs, generator=generator)
+        kernel = native.stored_linear([stored])
+        for rows in (1, 3, 8, 21):
+            x = torch.randn(rows, width, generator=generator)
+            x[0, 0] = 0.0
+            is_rounded = kind in QUANTIZED and kind not in WIDENED
+            seen = as_int8(x, native.library.name) if is_rounded else x.double()
+            want = seen @ weight.T + bias.double()
+            size = float((seen.abs() @ weight.abs().T).amax()) + 1e-6
+            error = float((kernel(x, bias).double() - want).abs().amax())
+            assert error < 2e-6 * size, (outputs, rows)
 
 
 @pytest.mark.parametrize("kind", WeightKind, ids=attrgetter("name"))
@@ -153,19 +153,17 @@ def test_rows_may_lie_apart(backend: Backend, generator: torch.Generator) -> Non
 
 
 @pytest.mark.parametrize("kind", QUANTIZED, ids=attrgetter("name"))
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_stays_visible(
-    native: NativeBackend, kind: WeightKind, bad: float, generator: torch.Generator
-) -> None:
+def test_what_is_not_finite_stays_visible(native: NativeBackend, kind: WeightKind, generator: torch.Generator) -> None:
     """Rounding to int8 must not turn an overflow into a plausible number; other rows are not touched."""
     kernel = native.stored_linear([random_rows(kind, 20, 256, generator)[0]])
     x = torch.randn(6, 256, generator=generator)
     sound = kernel(x)
-    x[2, 130] = bad
-    got = kernel(x)
-    assert not got[2].isfinite().any()
     rest = [0, 1, 3, 4, 5]
-    assert torch.equal(got[rest], sound[rest])
+    for bad in (torch.nan, torch.inf):
+        x[2, 130] = bad
+        got = kernel(x)
+        assert not got[2].isfinite().any(), bad
+        assert torch.equal(got[rest], sound[rest]), bad
 
 
 @pytest.mark.parametrize(("kind", "error"), [(WeightKind.Q8_0, 1 / 254), (WeightKind.Q4_1, 1 / 30)])
@@ -207,32 +205,21 @@ def test_every_instruction_set_reads_the_same_numbers(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("width", [1, 33, 576])
-@pytest.mark.parametrize("rows", [1, 5, 40])
-def test_halves_by_halves(
-    backend: Backend, dtype: torch.dtype, width: int, rows: int, generator: torch.Generator
-) -> None:
+def test_halves_by_halves(backend: Backend, dtype: torch.dtype, width: int, generator: torch.Generator) -> None:
     """Summed in float32, rounded once."""
     weight = torch.randn(50, width, generator=generator).to(dtype)
-    x = torch.randn(rows, width, generator=generator).to(dtype)
-    got = backend.linear(weight)(x)
-    assert got.dtype == dtype
-    tolerance = {torch.float32: 4e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
-    torch.testing.assert_close(got.double(), x.double() @ weight.double().T, rtol=tolerance, atol=tolerance)
+    kernel, tolerance = backend.linear(weight), {torch.float32: 4e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
+    for rows in (1, 5, 40):
+        x = torch.randn(rows, width, generator=generator).to(dtype)
+        got = kernel(x)
+        assert got.dtype == dtype
+        torch.testing.assert_close(got.double(), x.double() @ weight.double().T, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("activation", ["silu", "gelu_pytorch_tanh", "relu"])
-@pytest.mark.parametrize("rows", [1, 3, 50])
 @pytest.mark.parametrize("kind", [None, torch.bfloat16, WeightKind.Q8_0, WeightKind.Q4_1, WeightKind.Q6_K], ids=str)
-@pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("hidden", [64, 24])  # a gate of 24 outputs shares a panel with what it gates
 def test_gated_in_the_product(
-    backend: Backend,
-    hidden: int,
-    with_bias: bool,
-    kind: torch.dtype | WeightKind | None,
-    rows: int,
-    activation: str,
-    generator: torch.Generator,
+    backend: Backend, hidden: int, kind: torch.dtype | WeightKind | None, generator: torch.Generator
 ) -> None:
     """The same as the product and the gate apart; bit for bit where nothing is rounded in between."""
     width = 256
@@ -244,15 +231,16 @@ def test_gated_in_the_product(
         gate_up = backend.stored_linear([stored])
     else:
         gate_up = backend.linear(weight if kind is None else weight.to(kind))
-    x = torch.randn(rows, width, generator=generator).to(kind if isinstance(kind, torch.dtype) else torch.float32)
-    bias = torch.randn(2 * hidden, generator=generator) if with_bias else None
-    gate = Gate(activation)
-    got, apart = backend.gated_linear(gate_up, x, bias, gate), backend.gated(gate_up(x, bias), gate)
-    assert got.shape == (rows, hidden)
-    if x.dtype == torch.float32:
-        assert torch.equal(got, apart)
-    else:
-        torch.testing.assert_close(got, apart, rtol=3e-2, atol=3.0)  # of results about a hundred in size
+    biases = None, torch.randn(2 * hidden, generator=generator)
+    for rows, bias, activation in itertools.product((1, 3, 50), biases, ("silu", "gelu_pytorch_tanh", "relu")):
+        x = torch.randn(rows, width, generator=generator).to(kind if isinstance(kind, torch.dtype) else torch.float32)
+        gate = Gate(activation)
+        got, apart = backend.gated_linear(gate_up, x, bias, gate), backend.gated(gate_up(x, bias), gate)
+        assert got.shape == (rows, hidden)
+        if x.dtype == torch.float32:
+            assert torch.equal(got, apart), (rows, bias is None, activation)
+        else:
+            torch.testing.assert_close(got, apart, rtol=3e-2, atol=3.0)  # of results about a hundred in size
 
 
 @pytest.mark.parametrize(("heads", "width", "outputs"), [(1, 16, 24), (5, 24, 512), (16, 40, 7)])
