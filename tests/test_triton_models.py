@@ -1,6 +1,7 @@
 """Golden cases answered by Triton's kernels under its interpreter: one, and with --interpreted of every text row.
 
-Of each row's prompts, the first tokens of the answer: those of a prefill, and of steps that are recorded and run again.
+Of each prompt, the first tokens of the answer: those of a prefill, and of steps that are recorded and run again. With
+--interpreted, the one case's whole answers.
 """
 
 from pathlib import Path
@@ -45,8 +46,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("row", chosen, ids=lambda path: path.stem)
 
 
-def test_a_golden_case(tmp_path: Path) -> None:
-    agrees(case_named(SAMPLE), tmp_path, ops="triton", device="cpu")
+def test_a_golden_case(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    case = case_named(SAMPLE)
+    agrees(case if pytestconfig.getoption("--interpreted") else shortened(case), tmp_path, ops="triton", device="cpu")
 
 
 @pytest.mark.interpreted
