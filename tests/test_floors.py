@@ -73,7 +73,10 @@ def imports() -> Iterator[Import]:
                     yield Import(name, inner, id(node) not in top)
 
 
-IMPORTS = sorted(set(imports()), key=lambda i: (i.importer, i.imported))
+@pytest.fixture(scope="module")
+def all_imports() -> list[Import]:
+    """Not made when tests are collected, which each process does."""
+    return sorted(set(imports()), key=lambda i: (i.importer, i.imported))
 
 
 def floor(module: str) -> int:
@@ -95,15 +98,15 @@ def test_file_names_say_their_room() -> None:
     assert [name for name, count in names.items() if count > 1] == []
 
 
-def test_nothing_is_imported_from_above() -> None:
-    upward = [i for i in IMPORTS if floor(i.imported) > floor(i.importer) and i.importer]
+def test_nothing_is_imported_from_above(all_imports: list[Import]) -> None:
+    upward = [i for i in all_imports if floor(i.imported) > floor(i.importer) and i.importer]
     assert not upward, upward
 
 
-def test_no_circles() -> None:
+def test_no_circles(all_imports: list[Import]) -> None:
     """Those that an import inside a function hides are found too."""
     needs = dict[str, set[str]]()
-    for i in IMPORTS:
+    for i in all_imports:
         if i.importer and i.importer != i.imported:
             needs.setdefault(i.importer, set()).add(i.imported)
     done, path = set[str](), list[str]()
@@ -120,8 +123,8 @@ def test_no_circles() -> None:
         visit(module)
 
 
-def test_late_imports_are_for_a_quick_start() -> None:
-    late = {(i.importer, i.imported) for i in IMPORTS if i.is_late and i.importer}
+def test_late_imports_are_for_a_quick_start(all_imports: list[Import]) -> None:
+    late = {(i.importer, i.imported) for i in all_imports if i.is_late and i.importer}
     known = {p: rule for p in late for rule in LATE if p[0] == rule[0] and is_in(p[1], rule[1])}
     assert sorted(late - known.keys()) == [], "import these at the top of their module"
     assert sorted(LATE.keys() - known.values()) == [], "nothing is late there any more: delete their lines"
