@@ -4,6 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# What Python has compiled is kept: tests start hundreds of processes, and pytest's own assertions take a third of the
+# time in which tests are collected.
+export PYTHONDONTWRITEBYTECODE :=
+
 # Tests run in so many processes side by side (ARGS="-n 0": in one), then those that want the machine for themselves.
 # That ARGS choose none of the one or the other is no failure; without ARGS it is.
 WORKERS ?= 2
