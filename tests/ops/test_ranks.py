@@ -10,7 +10,7 @@ from torch import Tensor
 
 from octavo.errors import EngineDeadError, RankError
 from octavo.ops import Backend, RankLink, RankPlace
-from octavo.ops.native import runnable
+from octavo.ops.native import NativeBackend, runnable
 from octavo.ops.torch import TorchBackend
 from tests.ops.rank_processes import RankProcesses, run_ranks
 
@@ -49,6 +49,21 @@ def test_one_rank_alone(backend: Backend) -> None:
     assert backend.least([3, 1]) == [3, 1]
     backend.join(RankPlace(), RankLink())
     backend.leave()
+
+
+def agreed(backend: Backend) -> str:
+    if isinstance(backend, NativeBackend) and backend.place.rank == 1:
+        backend.library.set_tiles(backend.library.tiles._replace(bf16=False))
+    backend.agree()
+    return backend.sum_order
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_ranks_agree_on_an_order_of_sums(name: str, tmp_path: Path) -> None:
+    """Where there are tiles: what one of them does not take for bfloat16, none does."""
+    orders = run_ranks(name, (3, 3), tmp_path, agreed)
+    assert len(set(orders)) == 1
+    assert "bf16" not in orders[0]
 
 
 def sums(backend: Backend, shapes: list[tuple[int, int]]) -> list[Tensor]:

@@ -1,17 +1,17 @@
 """Products by the processor's tiles, where there are any (or C++ stands in for them), and which of them serve."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from octavo.ops import Gate
+from octavo.ops import AttentionSpec, CacheSpec, Gate, SequenceRun
 from octavo.ops.host_memory import Arena
 from octavo.ops.native import Library, NativeBackend, load, runnable, select_library, self_test
-from octavo.ops.native.library import Tiles
+from octavo.ops.native.library import NO_TILES, Tiles
 from octavo.ops.native.packed_weight import PackedWeight, pack
 from octavo.ops.stored_rows import of_floats
 from octavo.ops.weight_kinds import WeightKind
@@ -21,7 +21,7 @@ from tests.ops.stored import random_rows
 BLOCK = 32
 """Columns of bfloat16 in a tile."""
 SMALLEST = torch.finfo(torch.float32).tiny
-ALL, NONE = Tiles(codes=True, bf16=True), Tiles(codes=False, bf16=False)
+ALL = Tiles(codes=True, bf16=True, attention=True)
 
 has_tiles = pytest.mark.skipif("amx" not in runnable(), reason="no tiles here, and none that C++ stands in for")
 
@@ -141,7 +141,7 @@ def test_gated_pairs_of_panels(tiled: NativeBackend, rows: int, hidden: int, gen
 def test_without_tiles_products_are_those_of_vectors(
     tiled: NativeBackend, kind: WeightKind | None, generator: torch.Generator
 ) -> None:
-    tiled.library.set_tiles(NONE)
+    tiled.library.set_tiles(NO_TILES)
     vectors = native_backend("avx512_bf16")
     weight = torch.randn(70, 256, generator=generator).bfloat16()
     stored = of_floats(weight) if kind is None else random_rows(kind, 70, 256, generator)[0]
@@ -151,12 +151,61 @@ def test_without_tiles_products_are_those_of_vectors(
         assert torch.equal(got, want), rows
 
 
+class TestAttention:
+    """tests/ops/test_attention.py holds it to a formula, and to itself in other batches."""
+
+    LENGTHS = (300, 37, 1)
+
+    def attended(self, backend: NativeBackend, dim: int, values: float = 1.0) -> Tensor:
+        """Whole prompts, in blocks as in decode; values times a factor."""
+        numbers = torch.Generator().manual_seed(dim)
+        cache = backend.make_cache(CacheSpec(2, dim, dim), 40, 16, torch.bfloat16)
+        table = torch.zeros(3, 19, dtype=torch.int64)
+        table[0, :19] = torch.randperm(19, generator=numbers)
+        table[1:, :3] = torch.arange(19, 25).view(2, 3)
+        runs, first = [], 0
+        for row, length in enumerate(self.LENGTHS):
+            runs.append(SequenceRun(first, length, 0, row))
+            first += length
+        plan = backend.plan_attention(runs, table, 16, None, first)
+        qkv = torch.randn(first, 10 * dim, generator=numbers)
+        qkv[:, 8 * dim :] *= values
+        return backend.attend(qkv, cache, plan, AttentionSpec(6, 2, dim, dim**-0.5), None)
+
+    @has_tiles
+    @pytest.mark.parametrize("dim", [24, 64, 80])
+    def test_takes_tiles_or_not(self, tiled: NativeBackend, dim: int) -> None:
+        by_tiles = self.attended(tiled, dim)
+        tiled.library.set_tiles(ALL._replace(attention=False))
+        by_vectors = self.attended(tiled, dim)
+        torch.testing.assert_close(by_tiles, by_vectors, rtol=2e-2, atol=2e-2)
+        assert not torch.equal(by_tiles, by_vectors)  # the order is another one
+        if "avx512_bf16" in runnable():
+            assert torch.equal(self.attended(native_backend("avx512_bf16"), dim), by_vectors)
+
+    @has_tiles
+    @pytest.mark.parametrize("dim", [24, 64])
+    def test_what_lies_past_the_end_is_no_matter(self, tiled: NativeBackend, dim: int) -> None:
+        """Neither what a thread laid out before: a weight of zero makes zero of a number alone."""
+        tiled.set_threads(1)
+        sound = self.attended(tiled, dim)
+        assert not self.attended(tiled, dim, values=float("nan")).isfinite().any()
+        assert torch.equal(self.attended(tiled, dim), sound)
+
+
 class TestWhichServe:
     """A trial decides, by bits and by time, and ranks decide together."""
 
-    @pytest.mark.parametrize("tiles", [ALL, NONE, Tiles(codes=False, bf16=True)])
+    @pytest.mark.parametrize(
+        ("tiles", "words"),
+        [
+            (ALL, "quantized weights, bfloat16's, attention,"),
+            (NO_TILES, "nothing,"),
+            (NO_TILES._replace(bf16=True), "bfloat16's,"),
+        ],
+    )
     def test_those_that_the_trial_has_found(
-        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tiles: Tiles
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tiles: Tiles, words: str
     ) -> None:
         taken = list[Tiles]()
         library = SimpleNamespace(name="amx", tiles=ALL, set_tiles=lambda tiles: taken.append(tiles) or tiles)
@@ -166,8 +215,7 @@ class TestWhichServe:
         with caplog.at_level(logging.INFO, "octavo"):
             assert load.__wrapped__() is library
         assert taken == [tiles]
-        words = {ALL: "quantized and bfloat16", NONE: "no", Tiles(codes=False, bf16=True): "bfloat16"}
-        assert f"multiplies {words[tiles]} weights by tiles" in caplog.text
+        assert f"takes tiles for {words}" in caplog.text
 
     @pytest.mark.parametrize(
         ("wrong", "seconds", "useful"),
@@ -176,39 +224,47 @@ class TestWhichServe:
     def test_a_trial_is_of_every_bit_and_of_speed(
         self, monkeypatch: pytest.MonkeyPatch, wrong: bool, seconds: tuple[float, float], useful: bool
     ) -> None:
-        library, taken, measured = Library(runnable()[0]), list[Tiles](), self_test._product
+        library, taken = Library(runnable()[0]), list[Tiles]()
 
         def product(weight: PackedWeight, x: Tensor) -> tuple[Tensor, float]:
-            result, _ = measured(weight, x)
+            result = torch.empty(len(x), weight.outputs)
+            weight.multiply(x, result, 0, None)
             of_bf16 = x.dtype == torch.bfloat16
             by_tiles = taken[-1].bf16 if of_bf16 else taken[-1].codes
             if wrong and by_tiles and len(x) == (17 if of_bf16 else 128):
                 result.view(torch.int32)[5, 7] ^= 1
             return result, seconds[not by_tiles]
 
-        monkeypatch.setattr(self_test, "_product", product)
-        monkeypatch.setattr(library, "set_tiles", lambda tiles: taken.append(tiles) or tiles)
-        assert self_test.useful_tiles(library) == Tiles(useful, useful)
-        assert taken[-1] == Tiles(useful, useful)
+        def timed(function: Callable[[], Tensor]) -> tuple[Tensor, float]:
+            result, by_tiles = function(), taken[-1].attention
+            if wrong and by_tiles and len(result) > 1:
+                result[-1, 7] += 1e-6
+            return result, seconds[not by_tiles]
 
-    def test_a_trial_is_of_what_the_product_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(self_test, "_product", product)
+        monkeypatch.setattr(self_test, "_timed", timed)
+        monkeypatch.setattr(library, "set_tiles", lambda tiles: taken.append(tiles) or tiles)
+        assert self_test.useful_tiles(library) == Tiles(useful, useful, useful)
+        assert taken[-1] == Tiles(useful, useful, useful)
+
+    def test_a_trial_is_of_what_is_computed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Tiles that give all rows the same wrong number."""
-        library, taken, measured = Library(runnable()[0]), list[Tiles](), self_test._product
+        library, taken = Library(runnable()[0]), list[Tiles]()
 
-        def product(weight: PackedWeight, x: Tensor) -> tuple[Tensor, float]:
-            result, _ = measured(weight, x)
-            return result + 1e-2 * taken[-1].bf16, 2.0 - taken[-1].bf16
+        def timed(function: Callable[[], Tensor]) -> tuple[Tensor, float]:
+            result, by_tiles = function(), any(taken[-1])
+            return result + 5e-2 * by_tiles, 2.0 - by_tiles
 
-        monkeypatch.setattr(self_test, "_product", product)
+        monkeypatch.setattr(self_test, "_timed", timed)
         monkeypatch.setattr(library, "set_tiles", lambda tiles: taken.append(tiles) or tiles)
-        assert not self_test.useful_tiles(library).bf16
+        assert self_test.useful_tiles(library) == NO_TILES
 
     @pytest.mark.parametrize("own", [True, False])
     @pytest.mark.parametrize("others", [True, False])
     def test_ranks_decide_together(self, monkeypatch: pytest.MonkeyPatch, own: bool, others: bool) -> None:
         backend, taken = NativeBackend(Library(runnable()[0])), list[Tiles]()
-        monkeypatch.setattr(backend.library, "tiles", Tiles(codes=True, bf16=own))
+        monkeypatch.setattr(backend.library, "tiles", Tiles(codes=True, bf16=own, attention=True))
         monkeypatch.setattr(backend.library, "set_tiles", taken.append)
-        monkeypatch.setattr(backend, "least", lambda values: [min(values[0], int(others))])
+        monkeypatch.setattr(backend, "least", lambda values: [min(value, int(others)) for value in values])
         backend.agree()
-        assert taken == [Tiles(codes=True, bf16=own and others)]
+        assert taken == [Tiles(codes=True, bf16=own and others, attention=others)]

@@ -618,8 +618,9 @@ class Core(Protocol):
         `processors`: those of the nodes, one after the other, up to the node's `ends`.
         """
 
-    def set_tiles(self, *, codes: Int, bf16: Int) -> int:
-        """Whether rows meet quantized weights, and bfloat16's, by the processor's tiles from now on.
+    def set_tiles(self, *, codes: Int, bf16: Int, attention: Int) -> int:
+        """Whether products with quantized weights, with bfloat16's, and attention's in bfloat16 are by the processor's
+        tiles from now on.
 
         Returns whether the library has products of tiles.
         """

@@ -72,6 +72,16 @@ class Tiles(NamedTuple):
     """Rows with quantized weights: the same bits by vectors."""
     bf16: bool
     """Rows with weights of bfloat16, whose sums have other bits by vectors: ranks decide together."""
+    attention: bool
+    """Attention in bfloat16, of which the same is true."""
+
+    @property
+    def order(self) -> str:
+        """Those that change bits; empty for none of them."""
+        return " ".join(name for name in ("bf16", "attention") if getattr(self, name))
+
+
+NO_TILES = Tiles(codes=False, bf16=False, attention=False)
 
 
 class Library:
@@ -94,7 +104,7 @@ class Library:
         """The system's numbers of the NUMA nodes that threads are bound to; none where there is one."""
         self._pack_step = layout(fields_of(ProgramStep)).pack
         self.threads = self.set_threads(default_threads())
-        self.tiles = self.set_tiles(Tiles(codes=True, bf16=True))
+        self.tiles = self.set_tiles(Tiles(codes=True, bf16=True, attention=True))
 
     @contextmanager
     def recorded(self, take: Callable[[str, Arguments], None]) -> Iterator[None]:
@@ -133,8 +143,8 @@ class Library:
 
     def set_tiles(self, tiles: Tiles) -> Tiles:
         """Take tiles for these products from now on, in all of this process. Returns which that are."""
-        has_tiles = bool(self.core.set_tiles(codes=tiles.codes, bf16=tiles.bf16))
-        self.tiles = tiles if has_tiles else Tiles(codes=False, bf16=False)
+        has_tiles = bool(self.core.set_tiles(codes=tiles.codes, bf16=tiles.bf16, attention=tiles.attention))
+        self.tiles = tiles if has_tiles else NO_TILES
         return self.tiles
 
     def set_threads(self, count: int, nodes: Mapping[int, Sequence[int]] | None = None) -> int:

@@ -161,7 +161,7 @@ class NativeBackend(NativeRecurrent, TorchLogits):
 
     @property
     def sum_order(self) -> str:
-        return "tiles" if self.library.tiles.bf16 else ""
+        return self.library.tiles.order
 
     def packed_rows(self, weight: PackedLinear) -> list[PackedRows]:
         if not isinstance(weight, NativeLinear):

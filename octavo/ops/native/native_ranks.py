@@ -65,8 +65,8 @@ class NativeRanks(NativePooled):
     def agree(self) -> None:
         """By tiles, sums have other bits than by vectors, and each rank has timed them by itself."""
         tiles = self.library.tiles
-        (all_have,) = self.least([int(tiles.bf16)])
-        self.library.set_tiles(Tiles(tiles.codes, bf16=bool(all_have)))
+        bf16, attention = self.least([int(tiles.bf16), int(tiles.attention)])
+        self.library.set_tiles(Tiles(tiles.codes, bool(bf16), bool(attention)))
 
     def leave(self) -> None:
         if self._group:

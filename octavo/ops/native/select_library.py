@@ -13,11 +13,9 @@ def _with_useful_tiles(library: Library) -> Library:
     """The library, which takes tiles where they are right and faster: they were never run where it was made."""
     if any(library.tiles):
         tiles = library.set_tiles(useful_tiles(library))
-        names = {"quantized": tiles.codes, "bfloat16": tiles.bf16}
-        served = " and ".join(name for name, serves in names.items() if serves) or "no"
-        log.info(
-            "the compiled core for %s multiplies %s weights by tiles, as its self-test has found", library.name, served
-        )
+        names = {"quantized weights": tiles.codes, "bfloat16's": tiles.bf16, "attention": tiles.attention}
+        served = ", ".join(name for name, serves in names.items() if serves) or "nothing"
+        log.info("the compiled core for %s takes tiles for %s, as its self-test has found", library.name, served)
     return library
 
 

@@ -77,7 +77,7 @@ class DistributedRanks:
         self.place, self._timeout = place, link.timeout
 
     def agree(self) -> None:
-        self.least([0])  # the least of what any backend may offer
+        self.least([0, 0])  # the least of what any backend may offer
 
     def leave(self) -> None:
         if self._distributed is not None:

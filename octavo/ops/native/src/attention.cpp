@@ -5,7 +5,8 @@
 // joins those of the spans before it. What a row of the result adds up depends on the keys that it sees alone: tiles that a
 // row does not see change no bit of it, and are left out where that is cheap; and whether threads share a long context
 // by spans, as they do where there is little else to share, changes nothing either.
-// With a bfloat16 cache, on processors that multiply pairs of it, queries and weights are rounded to bfloat16 too.
+// With a bfloat16 cache, on processors that multiply pairs of it, queries and weights are rounded to bfloat16 too; and
+// where tiles of it are multiplied (AMX), they are for every number of queries.
 // With int8, on processors that add up products of words, queries and weights become words, whose sums with codes are exact.
 #include "attention_worker.h"
 

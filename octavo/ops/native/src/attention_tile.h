@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "attention_products.h"
+#include "attention_tiles.h"
 #include "attention_task.h"
 #include "scratch.h"
 
@@ -17,6 +18,7 @@ protected:
     // Whether products read what the cache has: what else there is becomes numbers first.
     static constexpr bool AS_IT_IS = CODES || std::is_same_v<C, float> || (std::is_same_v<C, bf16> && PAIRS);
     static constexpr int STEP = Products::STEP;  // of a key's numbers, or of keys whose values are added
+    static constexpr bool TILES = HAS_TILES && PAIRS;
 
     explicit Tile(const Attention& a)
         : a_(a),
@@ -49,6 +51,9 @@ protected:
         else lay_keys(kv_head, begin, end);
         if (a_.paired || values_in_place_) point(value_parts_, at_value_, kv_head, begin, vectors);
         else lay_values(kv_head, begin, end);
+        if constexpr (TILES) {
+            if (by_tiles_) join_values(static_cast<int>(std::min<int64_t>(KEYS, end - begin)), vectors);
+        }
         if (CODES && a_.paired) take_scales(vectors, end - begin);
     }
 
@@ -172,6 +177,25 @@ protected:
         }
     }
 
+    // Makes values lie one part behind the other, with zeros past the last of `count` keys: a weight of zero makes nothing
+    // of a number alone.
+    void join_values(int count, int parts) {
+        constexpr int PAIRS_OF_PART = LANES / 2;
+        const int64_t floats = PAIRS_OF_PART * value_room_;
+        bool joined = count % LANES == 0;
+        for (int p = 1; p < parts; ++p) joined &= value_parts_[p] == value_parts_[0] + p * floats;
+        laid_values_ = value_parts_[0];
+        if (joined) return;
+        for (int p = 0; p < parts && a_.paired; ++p) std::memcpy(values_ + p * floats, value_parts_[p], floats * 4);
+        auto* to = reinterpret_cast<uint16_t*>(values_ + count / 2 * value_room_);
+        if (count % 2 != 0) {
+            for (int i = 0; i < value_room_; ++i) to[2 * i + 1] = 0;
+            to += 2 * value_room_;
+        }
+        std::fill(to, reinterpret_cast<uint16_t*>(values_ + parts * floats), uint16_t{0});
+        laid_values_ = values_;
+    }
+
     // A row of the cache as the numbers that are multiplied, zero up to `room`.
     static void as_number(const char* from, float* to, int dim, int room) {
         widen_row<C>(from, to, dim, room);
@@ -211,6 +235,8 @@ protected:
     const int32_t* list_ = nullptr;  // of keys, whose places in it stand for positions
     float *keys_, *values_, *wide_;  // as they are multiplied; a row or a few, widened
     const float *key_vectors_[KEY_VECTORS], *value_parts_[KEY_VECTORS];  // of 16 keys each, laid out or in the cache
+    const float* laid_values_ = nullptr;  // all of them, one part behind the other, where tiles serve
+    const bool by_tiles_ = TILES && tiles_serve.attention;
     alignas(64) float key_scales_[KEYS] = {}, value_scales_[KEYS] = {};  // of codes
 };
 

@@ -27,13 +27,41 @@ class Worker : protected Tile<C> {
 public:
     explicit Worker(const Attention& a) : Tile<C>(a), state_floats_(static_cast<int>(state_floats(a))) {
         static thread_local Scratch scratch;
-        const int64_t queries = MAX_ROWS * this->key_floats_, states = MAX_ROWS * state_floats_;
+        // Tiles of rows go past the last, whose products are anything, and which nobody reads.
+        constexpr int ROOM = MAX_ROWS + (TILES ? TILE_ROWS : 0);
+        const int64_t queries = ROOM * this->key_floats_, states = ROOM * state_floats_;
         queries_ = reinterpret_cast<float*>(scratch.get((queries + 2 * states) * 4));
         states_ = queries_ + queries;
         before_ = states_ + states;
     }
 
     void run(const Task& task) {
+#if HAS_TILES
+        if (this->by_tiles_) shape_attention_tiles(std::min(task.rows, TILE_ROWS));
+#endif
+        sum_up(task);
+#if HAS_TILES
+        if (this->by_tiles_) TILE_RELEASE();
+#endif
+    }
+
+    // The result of a task whose spans are summed, one after the other in `partials`.
+    void finish_spans(const Task& task, float* partials) {
+        place(task);
+        const int64_t spans = KeyRange(a_, task).spans();
+        for (int64_t i = 1; i < spans; ++i) join_rows(partials, partials + i * task.rows * state_floats_, task.rows);
+        finish(task, partials);
+    }
+
+protected:
+    using typename Tile<C>::Products;
+    using Tile<C>::a_, Tile<C>::blocks_, Tile<C>::list_, Tile<C>::wide_, Tile<C>::key_scales_, Tile<C>::value_scales_;
+    using Tile<C>::CODES, Tile<C>::PAIRS, Tile<C>::STEP, Tile<C>::TILES;
+
+    static constexpr float LOWEST = -1e30f;  // below every score, and finite: its difference to itself is zero
+
+    // The sums of a task's rows, over all their keys or over a span's.
+    void sum_up(const Task& task) {
         const KeyRange seen(a_, task);
         place(task);
         for (int r = 0; r < task.rows; ++r) lay_query(r, a_.scale * LOG2_E);
@@ -50,21 +78,6 @@ public:
         }
         finish(task, before_);
     }
-
-    // The result of a task whose spans are summed, one after the other in `partials`.
-    void finish_spans(const Task& task, float* partials) {
-        place(task);
-        const int64_t spans = KeyRange(a_, task).spans();
-        for (int64_t i = 1; i < spans; ++i) join_rows(partials, partials + i * task.rows * state_floats_, task.rows);
-        finish(task, partials);
-    }
-
-protected:
-    using typename Tile<C>::Products;
-    using Tile<C>::a_, Tile<C>::blocks_, Tile<C>::list_, Tile<C>::wide_, Tile<C>::key_scales_, Tile<C>::value_scales_;
-    using Tile<C>::CODES, Tile<C>::PAIRS, Tile<C>::STEP;
-
-    static constexpr float LOWEST = -1e30f;  // below every score, and finite: its difference to itself is zero
 
     // Where the task's rows stand.
     void place(const Task& task) {
@@ -158,16 +171,56 @@ protected:
         int r = 0;
         while (last_key_[r] < begin) ++r;  // these rows see no key of the tile
         for (int rows; r < task.rows; r += rows) {
-            rows = next_rows(task.rows - r, ROWS);
+            rows = this->by_tiles_ ? std::min(task.rows - r, TILE_ROWS) : next_rows(task.rows - r, ROWS);
             if (!any_sees(r, rows, begin)) continue;
             // Keys that come after would get the weight zero.
             const int seen = static_cast<int>(std::min<int64_t>(count, last_key_[r + rows - 1] - begin + 1));
             const int of_seen = static_cast<int>(round_up(seen, LANES) / LANES);
+#if HAS_TILES
+            if constexpr (TILES) {
+                if (this->by_tiles_) {
+                    score_tile(r, rows, of_seen);
+                    for (int i = 0; i < rows; ++i) weigh(r + i, begin, scores_ + i * KEYS, of_seen);
+                    add_tile(r, rows, of_seen);
+                    continue;
+                }
+            }
+#endif
             with_rows<ROWS>(rows, [&](auto of) { score_rows<decltype(of)::value>(r, of_seen); });
             for (int i = 0; i < rows; ++i) weigh(r + i, begin, scores_ + i * KEYS, of_seen);
             with_rows<ROWS>(rows, [&](auto of) { add_rows<decltype(of)::value>(r, seen); });
         }
     }
+
+#if HAS_TILES
+    // score_rows and add_rows by the processor's tiles, of up to 16 rows.
+    void score_tile(int r, int rows, int vectors) {
+        const float* queries = queries_ + static_cast<int64_t>(r) * this->key_floats_;
+        // Of a key that is laid out there are zeros up to 16 pairs, of one in the cache not.
+        const int64_t steps = a_.paired ? this->steps_ : round_up(this->steps_, LANES);
+        by_vectors<KEY_VECTORS>(vectors, [&](auto of, int v) {
+            score_by_tiles<decltype(of)::value>(queries, this->key_floats_, this->key_vectors_ + v, steps,
+                                                scores_ + v * LANES);
+        });
+        for (int i = 0; i < rows; ++i) {
+            for (int v = 0; v < vectors; ++v) {
+                float* scores = scores_ + i * KEYS + v * LANES;
+                store(scores, load(scores) * row_scales_[r + i]);
+            }
+        }
+    }
+
+    void add_tile(int r, int rows, int parts) {
+        for (int i = 0; i < rows; ++i) {
+            float* weights = scores_ + i * KEYS;
+            for (int v = 0; v < parts * LANES; v += LANES) store(reinterpret_cast<bf16*>(weights) + v, load(weights + v));
+        }
+        by_vectors<4>(this->value_room_ / LANES, [&](auto of, int v) {
+            add_values_by_tiles<decltype(of)::value>(scores_, this->laid_values_ + v * LANES, this->value_room_, parts,
+                                                     state(r) + SUMS + v * LANES, state_floats_);
+        });
+    }
+#endif
 
     // Whether any of `count` rows sees a block of the tile.
     bool any_sees(int r, int count, int64_t begin) const {
@@ -345,7 +398,7 @@ protected:
 
     const int state_floats_;
     float *queries_, *states_, *before_;  // the task's queries; sums over a span, and over all before it
-    alignas(64) float scores_[ROWS * KEYS] = {};
+    alignas(64) float scores_[std::max(ROWS, TILES ? TILE_ROWS : 0) * KEYS] = {};
     float row_scales_[MAX_ROWS];  // of a query's products: the attention's scale and, of words, the query's own
     int64_t position_[MAX_ROWS], first_key_[MAX_ROWS], last_key_[MAX_ROWS], batch_row_[MAX_ROWS];
     int head_[MAX_ROWS];

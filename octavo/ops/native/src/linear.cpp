@@ -18,6 +18,7 @@ OPERATION(linear) {
 FUNCTION(set_tiles) {
     tiles_serve.codes = a.codes != 0;
     tiles_serve.bf16 = a.bf16 != 0;
+    tiles_serve.attention = a.attention != 0;
     return HAS_TILES;
 }
 

@@ -28,9 +28,9 @@ namespace octavo {
 constexpr int TILE_ROWS = 16;
 
 // Whether tiles serve, where the library has them: for products with codes, which are the same by vectors; and for those of
-// bfloat16, which are not.
+// bfloat16, with weights and in attention, which are not.
 struct TilesServe {
-    std::atomic<bool> codes = true, bf16 = true;
+    std::atomic<bool> codes = true, bf16 = true, attention = true;
 };
 inline TilesServe tiles_serve;
 
