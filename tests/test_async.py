@@ -120,7 +120,7 @@ def test_dead_engine_says_so(llm: AsyncLLM, monkeypatch: pytest.MonkeyPatch) -> 
     def explode(*step: object) -> None:
         raise RuntimeError("no memory left")
 
-    monkeypatch.setattr(llm.engine.executor.runner, "execute", explode)
+    monkeypatch.setattr(llm.engine.executor.runner, "begin", explode)
 
     async def main() -> None:
         for _ in range(2):

@@ -270,19 +270,24 @@ def test_grammars(
 
 def test_each_end_is_told_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also the end of one of several answers that comes without a token, while the others go on."""
-    real = ModelRunner.execute
+    real = ModelRunner.begin
     steps = 0
 
-    def execute(self: ModelRunner, *step_of: Any) -> Any:
+    def begin(self: ModelRunner, *step_of: Any) -> Any:
         nonlocal steps
         steps += 1
-        results = real(self, *step_of)
-        for place, step in ((1, 4), (0, 6), (0, 9)):
-            if steps == step:
-                results[place].token_ids, results[place].error = [], "injected"
-        return results
+        rest, number = real(self, *step_of), steps
 
-    monkeypatch.setattr(ModelRunner, "execute", execute)
+        def told() -> Any:
+            results = rest()
+            for place, step in ((1, 4), (0, 6), (0, 9)):
+                if number == step:
+                    results[place].token_ids, results[place].error = [], "injected"
+            return results
+
+        return told
+
+    monkeypatch.setattr(ModelRunner, "begin", begin)
     wanted = params(n=4, max_tokens=12)
     wanted.output_kind = RequestOutputKind.DELTA
     requests = LocalRequests(engine)

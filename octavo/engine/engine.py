@@ -238,6 +238,8 @@ class Engine:
     def step(self) -> list[Output]:
         """Wait for one step, have others computed meanwhile as far as the executor can, and what is new after it.
 
+        Where steps begin early, the next is on its way when this returns, and computed while its caller tells others.
+
         An exception here is of the model or the machine, not of a request: no cached block is trusted after it.
         """
         outputs: list[Output] = []
@@ -252,7 +254,12 @@ class Engine:
             if not scheduled and in_flight:
                 break
             self._submit(scheduled)
-        return outputs + self._take_step(*self._collect()) if in_flight else outputs
+        if in_flight:
+            outputs += self._take_step(*self._collect())
+        begins = self.executor.begins_early and len(in_flight) < self.executor.max_steps
+        if begins and (scheduled := self.scheduler.schedule()):
+            self._submit(scheduled)
+        return outputs
 
     def _take_step(self, scheduled: list[ScheduledSequence], done: StepResult) -> list[Output]:
         """What is new after a step."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from octavo.errors import failure
 from octavo.executor.batch_logits import BatchLogits
 from octavo.executor.grammar import late_grammars
-from octavo.executor.sampler import sample
+from octavo.executor.sampler import Choice, begin_sample
 from octavo.executor.sampling_state import SamplingState
 from octavo.executor.sequences import SequenceState
 from octavo.executor.step import SequenceResult
@@ -50,44 +50,53 @@ class Chooser:
     def __init__(self, backend: Backend, batch: BatchLogits | None, scores: TokenScores) -> None:
         self._backend, self._batch, self._scores = backend, batch, scores
 
-    def choose(
+    def begin(
         self,
         logits: Tensor,
         sampled: Sequence[Sampled],
         states: Sequence[SequenceState],
         results: Sequence[SequenceResult],
         check: Callable[[], None],
-    ) -> None:
-        """Put tokens into `results`, of `logits` `[rows, vocab]`: the rows of each of `sampled` follow each other.
+    ) -> Callable[[], None]:
+        """Choose tokens by `logits` `[rows, vocab]`, in which the rows of each of `sampled` follow each other.
 
-        `check` says in `results` what overflowed. It is called when tokens are there, before any counts.
+        Nothing here waits for the device. What is returned does, and puts them into `results`. `check` says there what
+        overflowed: it is called when tokens are there, before any counts.
         """
         firsts = itertools.accumulate((len(one.rows) for one in sampled), initial=0)
-        here, after = list(zip(sampled, firsts, strict=False)), 0
-        has_drafts = logits.shape[0] > len(here)
-        while here:
-            rows = [first + after for _, first in here]
-            some = rows_of(logits, rows) if has_drafts else logits
-            self._choose_next(some, [one.place for one, _ in here], states, results, check)
-            here = [(one, first) for one, first in here if _is_right(one, after, results[one.place])]
-            after += 1
-            for one, _ in here:
-                states[one.place].length += 1
+        begun, has_drafts = list(zip(sampled, firsts, strict=False)), logits.shape[0] > len(sampled)
 
-    def _choose_next(
+        def choose(here: Sequence[tuple[Sampled, int]], after: int) -> Callable[[], None]:
+            some = rows_of(logits, [first + after for _, first in here]) if has_drafts else logits
+            return self._begin_next(some, [one.place for one, _ in here], states, results, check)
+
+        take_first = choose(begun, 0)
+
+        def take() -> None:
+            here, after = begun, 0
+            take_first()
+            while here := [(one, first) for one, first in here if _is_right(one, after, results[one.place])]:
+                after += 1
+                for one, _ in here:
+                    states[one.place].length += 1
+                choose(here, after)()
+
+        return take
+
+    def _begin_next(
         self,
         logits: Tensor,
         places: list[int],
         states: Sequence[SequenceState],
         results: Sequence[SequenceResult],
         check: Callable[[], None],
-    ) -> None:
-        """A token of each row of `logits`, for the sequences at `places`."""
+    ) -> Callable[[], None]:
+        """A token of each row of `logits`, for the sequences at `places`. See `begin`."""
         # Only here may ranks differ: the others do not sample, and nobody else knows what went wrong before.
         wanted = [k for k, i in enumerate(places) if states[i].waits_for_token and results[i].error is None]
         if len(wanted) < len(places):
             if not wanted:
-                return
+                return check
             logits, places = rows_of(logits, wanted), [places[k] for k in wanted]
         samplings = [s for i in places if (s := states[i].sampling) is not None]
         chosen = [results[i] for i in places]
@@ -97,35 +106,29 @@ class Chooser:
             on_time = [i for i in range(len(samplings)) if i not in late]
             samplings, chosen = [samplings[i] for i in on_time], [chosen[i] for i in on_time]
             if not samplings:
-                return
+                return check
             logits = rows_of(logits, on_time)
-        self._sample(logits, samplings, chosen, check)
+        return self._begin_sample(logits, samplings, chosen, check)
 
-    def _sample(
+    def _begin_sample(
         self,
         logits: Tensor,
         samplings: Sequence[SamplingState],
         results: Sequence[SequenceResult],
         check: Callable[[], None],
-    ) -> None:
+    ) -> Callable[[], None]:
         """A token of each row of `logits`, for the sequence and into the result of the same place."""
-        chosen = sample(logits, samplings, self._backend, self._batch, self._scores)
-        check()
-        for sampling, result, choice in zip(samplings, results, chosen, strict=True):
-            sampling.late_logits = None
-            if result.error is not None:
-                continue
-            result.error, result.is_invalid = choice.error, choice.is_invalid
-            if choice.token_id is None:
-                continue
-            try:
-                result.ended = sampling.accept(choice.token_id)
-            except BaseException as error:  # the grammar's, and so of this sequence alone
-                result.error = failure(error)
-                continue
-            result.token_ids.append(choice.token_id)
-            if choice.logprobs is not None:
-                result.logprobs.append(choice.logprobs)
+        read = begin_sample(logits, samplings, self._backend, self._batch, self._scores)
+
+        def take() -> None:
+            chosen = read()
+            check()
+            for sampling, result, choice in zip(samplings, results, chosen, strict=True):
+                sampling.late_logits = None
+                if result.error is None:
+                    _accept(sampling, result, choice)
+
+        return take
 
     def choose_late(self, states: Sequence[SequenceState]) -> list[SequenceResult]:
         """The tokens whose logits were kept, now that their masks are there."""
@@ -133,8 +136,22 @@ class Chooser:
         samplings = [s.sampling for s in states if s.sampling is not None]
         with torch.inference_mode(), self._backend.computing():
             kept = [s.late_logits for s in samplings if s.late_logits is not None]
-            self._sample(torch.stack(kept), samplings, results, lambda: None)
+            self._begin_sample(torch.stack(kept), samplings, results, lambda: None)()
         return results
+
+
+def _accept(sampling: SamplingState, result: SequenceResult, choice: Choice) -> None:
+    result.error, result.is_invalid = choice.error, choice.is_invalid
+    if choice.token_id is None:
+        return
+    try:
+        result.ended = sampling.accept(choice.token_id)
+    except BaseException as error:  # the grammar's, and so of this sequence alone
+        result.error = failure(error)
+        return
+    result.token_ids.append(choice.token_id)
+    if choice.logprobs is not None:
+        result.logprobs.append(choice.logprobs)
 
 
 def _is_right(one: Sampled, after: int, result: SequenceResult) -> bool:

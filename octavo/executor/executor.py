@@ -24,6 +24,9 @@ class Executor(Protocol):
     max_steps: int
     """How many steps may be submitted before the first of them is collected, so that nobody waits for work."""
 
+    begins_early: bool
+    """Whether a step is computed from `submit` on: then the next is submitted before what the last gave is told."""
+
     def submit(self, step: Step) -> None:
         """Have a step computed, after those that were submitted before."""
 

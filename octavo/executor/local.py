@@ -3,8 +3,10 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import NoReturn
 
 from octavo.config import EngineArgs
 from octavo.executor.block_store import BlockStore, NoStore
@@ -13,7 +15,7 @@ from octavo.executor.grammar import GrammarCompiler
 from octavo.executor.guessing_ranks import GuessingRanks
 from octavo.executor.pooling import Pooling
 from octavo.executor.runner import ModelRunner
-from octavo.executor.sequences import SequenceStates
+from octavo.executor.sequences import SequenceState, SequenceStates
 from octavo.executor.step import SequenceResult, Step, StepResult
 from octavo.executor.step_reserve import measured_reserve
 from octavo.executor.step_work import step_work
@@ -26,7 +28,7 @@ log = logging.getLogger("octavo")
 
 
 class LocalExecutor:
-    """An Executor that computes in this process, when a step is collected.
+    """An Executor that computes in this process: a processor when a step is collected, a device from `submit` on.
 
     Args:
         loaded: the model.
@@ -34,7 +36,7 @@ class LocalExecutor:
     """
 
     def __init__(self, loaded: LoadedModel, args: EngineArgs) -> None:
-        self.info, self.max_steps = loaded.info, 1
+        self.info, self.max_steps, self.begins_early = loaded.info, 1, loaded.backend.runs_aside
         self.rank_weight_bytes = [loaded.weight_bytes]
         self.work, self.weights_dtype = step_work(loaded, args.block_size), loaded.precision.weights
         self.runner = ModelRunner(loaded, args, measured_reserve(loaded, args))
@@ -48,25 +50,29 @@ class LocalExecutor:
         )
         self.drafter = drafter_of(loaded, args, self.runner)
         self._guessing = GuessingRanks(loaded.backend)
-        self._steps: deque[Step] = deque()
+        self._begun: deque[Callable[[], StepResult]] = deque()
+        """What gives the results of the steps that are on their way."""
         self._processors: dict[int, Sequence[LogitsProcessor]] = {}
 
     def keep_processors(self, seq_id: int, processors: Sequence[LogitsProcessor]) -> None:
         self._processors[seq_id] = processors
 
     def submit(self, step: Step) -> None:
-        self._steps.append(step)
+        if not self.begins_early:
+            self._begun.append(lambda: self._begin(step)())
+            return
+        try:
+            self._begun.append(self._begin(step))
+        except BaseException as error:
+            self._begun.append(partial(_raise, error))
 
     def collect(self) -> StepResult:
-        step = self._steps.popleft()
+        return self._begun.popleft()()
+
+    def _begin(self, step: Step) -> Callable[[], StepResult]:
+        """Compute a step as far as it need not wait for the device; what is returned does the rest."""
         if self.store is not None and step.store is not None:
             self.store.begin(step.store)
-        result = self._compute(step)
-        if self.store is not None:
-            result.store = self.store.news(is_idle=not step.sequences)
-        return result
-
-    def _compute(self, step: Step) -> StepResult:
         if step.dropped_adapters and self.runner.adapters is not None:
             self.runner.adapters.drop(step.dropped_adapters)
         refused = self._start(step) if step.starts else []
@@ -77,10 +83,27 @@ class LocalExecutor:
             for seq_id in step.ended if self._processors else ():
                 self._processors.pop(seq_id, None)
         self.runner.feature_rows.drop(step.dropped)
-        results, draft_seconds = list[SequenceResult](), 0.0
+        states = [self.sequences[s.seq_id] for s in step.sequences]
+        rest = self.runner.begin(step.sequences, states) if states else list[SequenceResult]
+
+        def finish() -> StepResult:
+            result = self._finish(step, states, rest(), refused)
+            if self.store is not None:
+                result.store = self.store.news(is_idle=not step.sequences)
+            return result
+
+        return finish
+
+    def _finish(
+        self,
+        step: Step,
+        states: Sequence[SequenceState],
+        results: list[SequenceResult],
+        refused: list[SequenceResult],
+    ) -> StepResult:
+        """What a step gives whose tokens are there: guesses at the next ones, and what has become ready."""
+        draft_seconds = 0.0
         if step.sequences:
-            states = [self.sequences[s.seq_id] for s in step.sequences]
-            results = self.runner.execute(step.sequences, states)
             told = results
             if isinstance(self.drafter, HiddenDrafter):
                 told = self._guessing.told(step.sequences, results)
@@ -128,3 +151,7 @@ class LocalExecutor:
         self.runner.backend.leave()
         if self.runner.adapters is not None:
             self.runner.adapters.close()
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error

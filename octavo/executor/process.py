@@ -182,6 +182,7 @@ class ProcessExecutor:
 
     def __init__(self, process: ExecutorProcess, loaded: Loaded) -> None:
         self.process, self.info, self.shape, self.max_steps = process, loaded.info, loaded.shape, 1
+        self.begins_early = False
         self.rank_weight_bytes = [loaded.weight_bytes]
         self._refused: deque[list[SequenceResult]] = deque()
         """For each step that is not collected, the sequences that could not be told of."""

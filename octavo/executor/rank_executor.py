@@ -46,7 +46,7 @@ class RankExecutor:
         self._ranks, self._timeout = ranks, args.distributed_timeout_seconds
         self._places = [RankPlace(rank, ranks.size, args.tensor_parallel_size) for rank in range(ranks.size)]
         self._output = next(place.rank for place in self._places if place.is_output)
-        self.max_steps = self._places[0].num_stages
+        self.max_steps, self.begins_early = self._places[0].num_stages, False
         self._replies: list[deque[Reply]] = [deque() for _ in self._places]
         """By rank, what has come and is not collected."""
         self._refused: deque[list[SequenceResult]] = deque()

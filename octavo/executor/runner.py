@@ -105,10 +105,24 @@ class ModelRunner:
 
     def execute(self, steps: Sequence[SequenceStep], states: Sequence[SequenceState]) -> list[SequenceResult]:
         """Compute one step of sequences in these states. The results are in the order of `steps`."""
-        with torch.inference_mode(), self.backend.computing():
-            return self._execute(steps, states)
+        return self.begin(steps, states)()
 
-    def _execute(self, steps: Sequence[SequenceStep], states: Sequence[SequenceState]) -> list[SequenceResult]:
+    def begin(
+        self, steps: Sequence[SequenceStep], states: Sequence[SequenceState]
+    ) -> Callable[[], list[SequenceResult]]:
+        """`execute` as far as it need not wait for the device; what is returned does the rest, before the next step."""
+        with torch.inference_mode(), self.backend.computing():
+            finish = self._begin(steps, states)
+
+        def rest() -> list[SequenceResult]:
+            with torch.inference_mode(), self.backend.computing():
+                return finish()
+
+        return rest
+
+    def _begin(
+        self, steps: Sequence[SequenceStep], states: Sequence[SequenceState]
+    ) -> Callable[[], list[SequenceResult]]:
         self._take_blocks(steps)
         slots = self._adapter_slots(states)
         if any(s.encodes for s in steps):
@@ -131,10 +145,16 @@ class ModelRunner:
         )
         if self._checks_first(steps, states):
             check()
+        takes = list[Callable[[], None]]()
         if self.model.stage.is_last:
-            self._tell(hidden, projected, batch, steps, states, results, slots, check)
-        check()
-        return results
+            takes = self._begin_tokens(hidden, projected, batch, steps, states, results, slots, check)
+
+        def finish() -> list[SequenceResult]:
+            for take in (*takes, check):
+                take()
+            return results
+
+        return finish
 
     def _checks_first(self, steps: Sequence[SequenceStep], states: Sequence[SequenceState]) -> bool:
         """Whether something is told of hidden states, or a caller's code is shown them, before tokens are waited for.
@@ -148,7 +168,7 @@ class ModelRunner:
             for step, state in zip(steps, states, strict=True)
         )
 
-    def _tell(
+    def _begin_tokens(
         self,
         hidden: Tensor,
         projected: Tensor | None,
@@ -158,8 +178,11 @@ class ModelRunner:
         results: list[SequenceResult],
         slots: list[int] | None,
         check: Callable[[], None],
-    ) -> None:
-        """Put into `results` what sequences want of a step's hidden states. `check`: see Chooser.choose."""
+    ) -> list[Callable[[], None]]:
+        """Put into `results` what sequences want of a step's hidden states; their tokens by what is returned.
+
+        `check`: see Chooser.begin.
+        """
         first, sampled = 0, list[Sampled]()
         for i, step in enumerate(steps):
             last = first + len(step.token_ids)
@@ -175,8 +198,10 @@ class ModelRunner:
                 except BaseException as error:  # of this sequence alone, such as no memory for what it asks for
                     results[i].error = failure(error)
             first = last
-        for slot, some in self._by_vocabulary(sampled, slots):
-            self._sample(hidden, projected, batch, some, states, results, slot, check)
+        return [
+            self._begin_sample(hidden, projected, batch, some, states, results, slot, check)
+            for slot, some in self._by_vocabulary(sampled, slots)
+        ]
 
     def _by_vocabulary(self, sampled: list[Sampled], slots: list[int] | None) -> list[tuple[int | None, list[Sampled]]]:
         """`sampled` in groups of one vocabulary: the model's (None), and those of adapters (their slots) with more."""
@@ -318,7 +343,7 @@ class ModelRunner:
                 pooled = state.pooler.result(batch).cpu().contiguous()
                 result.pooled = Pooled(tuple(pooled.shape), pooled.numpy().tobytes())
 
-    def _sample(
+    def _begin_sample(
         self,
         hidden: Tensor,
         projected: Tensor | None,
@@ -328,14 +353,14 @@ class ModelRunner:
         results: list[SequenceResult],
         slot: int | None,
         check: Callable[[], None],
-    ) -> None:
+    ) -> Callable[[], None]:
         """Choose the next tokens of `sampled`; `slot` is of the adapter whose vocabulary they have."""
         rows, wanted = hidden if projected is None else projected, [row for one in sampled for row in one.rows]
         if len(wanted) < rows.shape[0]:
             places = sent(wanted, torch.int64, self.device)
             rows, batch = rows[places], batch.of_rows(places)
         logits = self.model.process_logits(self.model.project(rows, batch, slot) if projected is None else rows)
-        self.chooser.choose(logits, sampled, states, results, check)
+        return self.chooser.begin(logits, sampled, states, results, check)
 
     def _prompt_logprobs(
         self, hidden: Tensor, batch: Batch, targets: list[int], slot: int | None, count: int

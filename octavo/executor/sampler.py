@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,17 @@ def sample(
     that `scores` has, by default of the model's own distribution, before all of these, or of what a transcript's rule
     leaves of it. What goes wrong with one row's values is that row's `error`, and changes no other row.
     """
+    return begin_sample(logits, states, backend, batch, scores)()
+
+
+def begin_sample(
+    logits: Tensor,
+    states: Sequence[SamplingState],
+    backend: Backend,
+    batch: BatchLogits | None = None,
+    scores: TokenScores | None = None,
+) -> Callable[[], list[Choice]]:
+    """`sample` as far as nothing waits for the device. What is returned waits, and gives what `sample` does."""
     choices = [Choice() for _ in states]
     _transcribe(logits, states, choices)
     scores = scores or TokenScores(backend)
@@ -70,25 +81,28 @@ def sample(
         told = scores.after(before, rows_of(logits, reported), asking, [draws[i] for i in reported], chosen)
         return tokens, likeliest(told, chosen, [state.params.logprobs or 0 for state in asking], backend)
 
-    # Nothing up to here waits for the device. What is read from now on has been computed by the first of it.
     peaks = rows_of(logits, restricted).amax(-1) if restricted else None
-    tokens, found = choose()
-    backend.await_ranks()
-    left = [] if peaks is None else peaks.tolist()
-    stuck = [restricted[place] for place, peak in enumerate(left) if peak == -math.inf]
-    if _end(logits, stuck, structured, ends, choices):
-        tokens, found = choose()
-    chosen = tokens.tolist()
-    for choice, token in zip(choices, chosen, strict=True):
-        if token == NOT_FINITE:
-            choice.error = choice.error or NOT_FINITE_MESSAGE
-        else:
-            choice.token_id = None if choice.error else token
-    if found is not None:
-        described = describe(found, [max(0, chosen[i]) for i in reported], [s.params.logprobs or 0 for s in asking])
-        for i, logprobs in zip(reported, described, strict=True):
-            choices[i].logprobs = logprobs
-    return choices
+    first = choose()
+
+    def read() -> list[Choice]:
+        backend.await_ranks()
+        left = [] if peaks is None else peaks.tolist()  # what is read after the first of it has been computed by then
+        stuck = [restricted[place] for place, peak in enumerate(left) if peak == -math.inf]
+        tokens, found = choose() if _end(logits, stuck, structured, ends, choices) else first
+        chosen = tokens.tolist()
+        for choice, token in zip(choices, chosen, strict=True):
+            if token == NOT_FINITE:
+                choice.error = choice.error or NOT_FINITE_MESSAGE
+            else:
+                choice.token_id = None if choice.error else token
+        if found is not None:
+            counts = [state.params.logprobs or 0 for state in asking]
+            described = describe(found, [max(0, chosen[i]) for i in reported], counts)
+            for i, logprobs in zip(reported, described, strict=True):
+                choices[i].logprobs = logprobs
+        return choices
+
+    return read
 
 
 def _change(

@@ -87,6 +87,11 @@ class Backend(Ranks, PooledAttention, Streams, AlternatingStreams, LogitChanges,
         ...
 
     @property
+    def runs_aside(self) -> bool:
+        """Whether operations only launch what a device computes, so that the caller may do something else meanwhile."""
+        ...
+
+    @property
     def measures_memory(self) -> bool:
         """Whether `measure_peak` can be asked: of a device whose memory is its own, and caches would fill."""
         ...

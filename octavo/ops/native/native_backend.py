@@ -81,6 +81,7 @@ class NativeBackend(NativeRecurrent, TorchLogits):
     def free_memory(self) -> int:
         return self._reference.free_memory()
 
+    runs_aside = False
     measures_memory = False
 
     @property

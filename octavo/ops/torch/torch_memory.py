@@ -46,6 +46,10 @@ class TorchMemory:
         return self.place.size if self.device.type == "cpu" else 1
 
     @property
+    def runs_aside(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
     def measures_memory(self) -> bool:
         return self.device.type == "cuda"
 
