@@ -18,8 +18,8 @@ from pathlib import Path
 
 import document
 import numpy as np
-from models import joined_parts, small
-from peers import Contender, interpreters, quantizer_of, run
+from models import OF_FOLDERS, joined_parts, small
+from peers import Contender, interpreters, quantizer_of, rounded_to, run
 
 from octavo import LLM
 from octavo.cli.env import processor
@@ -116,13 +116,8 @@ def main() -> None:
         if "smollm2" in options.models:
             model, quantizer = small(Path(folder)), quantizer_of(pythons)
             texts = token_ids(model.gguf)
-            for kind in options.types.split(","):
-                lines += measured(
-                    Subject(model.name, kind, model.file(kind, quantizer)), texts, pythons, options.threads
-                )
-            for kind in ("bfloat16", "int8", "q4"):
-                rounded = () if kind == "bfloat16" else (f"quantization={kind}",)
-                subject = Subject(model.name, kind, model.folder, rounded)
+            for kind in (*options.types.split(","), *OF_FOLDERS):
+                subject = Subject(model.name, kind, model.file(kind, quantizer), rounded_to(kind))
                 lines += measured(subject, texts, pythons, options.threads)
                 show()
         if "qwen" in options.models:

@@ -33,8 +33,31 @@ LLAMA_1B = {
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
 }
+MIXTURE = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "hidden_size": 2048,
+    "intermediate_size": 1024,
+    "moe_intermediate_size": 1024,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+    "vocab_size": 49152,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+}
+"""A token meets 1.0 of 6.6 billion weights in its layers."""
 WRITTEN_BY_GGUF = ("F32", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 """Types that the gguf package rounds to; for others llama.cpp's own program is needed."""
+
+OF_FOLDERS = ("bfloat16", "int8", "q4")
+"""What the weights of a folder are computed in."""
 
 
 @dataclass(frozen=True)
@@ -45,26 +68,39 @@ class Model:
     gguf: Path
     """Its plain GGUF file, from which those of other types are made."""
     own_type: str
-    folder: Path
-    """Its checkpoint in bfloat16."""
+    folder: Path | None
+    """Its checkpoint in bfloat16, if it has one."""
     config: dict[str, Any]
 
     @property
     def multiplied(self) -> int:
         """Weights that every token is multiplied with in prefill: all but the token table and the head."""
-        c = self.config
-        hidden_size, heads = c["hidden_size"], c["num_attention_heads"]
-        kv = hidden_size // heads * c["num_key_value_heads"]
-        return int(c["num_hidden_layers"] * hidden_size * (2 * hidden_size + 2 * kv + 3 * c["intermediate_size"]))
+        return self._in_layers(self.config.get("num_experts_per_tok", 1))
 
     @property
     def read_share(self) -> float:
         """What share of the weights a token reads: of a token table that is not the head too, next to nothing."""
         table = self.config["vocab_size"] * self.config["hidden_size"]
-        return 1.0 if self.config["tie_word_embeddings"] else 1 - table / (self.multiplied + 2 * table)
+        held = self._in_layers(self.config.get("num_experts", 1)) + table * (2 - self.config["tie_word_embeddings"])
+        return float((self.multiplied + table) / held)
+
+    def _in_layers(self, experts: int) -> int:
+        """Weights of the layers' matrices, with so many experts in each."""
+        c = self.config
+        hidden_size, heads = c["hidden_size"], c["num_attention_heads"]
+        kv = hidden_size // heads * c["num_key_value_heads"]
+        mlp = 3 * c["intermediate_size"] * experts
+        return int(c["num_hidden_layers"] * hidden_size * (2 * hidden_size + 2 * kv + mlp))
 
     def file(self, kind: str, quantizer: Path | None) -> Path:
-        """The model as a GGUF file of a type such as Q4_0. Raises ValueError where nothing here writes that type."""
+        """The model as a GGUF file of a type such as Q4_0, or the folder for one of OF_FOLDERS.
+
+        Raises ValueError where nothing here writes that type, or there is no folder.
+        """
+        if kind in OF_FOLDERS:
+            if self.folder is None:
+                raise ValueError(f"{self.name} has no folder")
+            return self.folder
         if kind == self.own_type:
             return self.gguf
         target = self.gguf.with_name(f"{self.gguf.stem}.{kind}.gguf")
@@ -95,7 +131,13 @@ def large(folder: Path) -> Model:
     return Model("random Llama, 1.1B", gguf, "BF16", folder, LLAMA_1B)
 
 
-MODELS: dict[str, Callable[[Path], Model]] = {"small": small, "large": large}
+def mixture(folder: Path) -> Model:
+    """A random mixture of 64 experts, of which a token meets eight, with SmolLM2's tokenizer."""
+    gguf = write_mixture_gguf(MIXTURE, folder / "mixture.gguf", find_model(EngineArgs(model=DEMO)).path)
+    return Model("random Qwen3-MoE, 1B of 7B", gguf, "Q4_0", None, MIXTURE)
+
+
+MODELS: dict[str, Callable[[Path], Model]] = {"small": small, "large": large, "mixture": mixture}
 
 
 def write_gguf(source: Path, target: Path, kind: str, quantizer: Path | None = None) -> None:
@@ -159,7 +201,73 @@ def write_llama_gguf(folder: Path, path: Path, tokenizer_of: Path) -> Path:
     from safetensors import safe_open
 
     config = json.loads((folder / "config.json").read_text())
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = _described(gguf.MODEL_ARCH.LLAMA, config, path, tokenizer_of)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    with safe_open(folder / "model.safetensors", "pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
+            value, stored = tensors.get_tensor(name).float().numpy(), names.get_name(name, try_suffixes=(".weight",))
+            to = GGMLQuantizationType.BF16 if value.ndim > 1 else GGMLQuantizationType.F32
+            writer.add_tensor(stored, quants.quantize(value, to), raw_dtype=to)
+    _write(writer)
+    return path
+
+
+def write_mixture_gguf(config: dict[str, Any], path: Path, tokenizer_of: Path) -> Path:
+    """A random Qwen3-MoE as a Q4_0 GGUF file.
+
+    All layers have the same numbers, each in bytes of its own: a machine computes and reads as with others, and seven
+    billion need not be drawn.
+    """
+    import gguf
+    from gguf import GGMLQuantizationType, quants
+
+    writer = _described(gguf.MODEL_ARCH.QWEN3MOE, config, path, tokenizer_of)
+    writer.add_expert_count(config["num_experts"])
+    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_expert_used_count(config["num_experts_per_tok"])
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
+    generator = torch.Generator().manual_seed(0)
+    vocab_size, hidden_size, experts = config["vocab_size"], config["hidden_size"], config["num_experts"]
+    rows, columns = (
+        (experts, config["intermediate_size"], hidden_size),
+        (experts, hidden_size, config["intermediate_size"]),
+    )
+    kv = config["num_key_value_heads"] * config["head_dim"], hidden_size
+    square = (hidden_size, hidden_size)
+    whole = {
+        "token_embd": (vocab_size, hidden_size),
+        "output": (vocab_size, hidden_size),
+        "output_norm": (hidden_size,),
+    }
+    layer: dict[str, tuple[int, ...]] = {f"{name}_norm": (hidden_size,) for name in ("attn", "ffn")}
+    layer |= {f"attn_{name}_norm": (config["head_dim"],) for name in "qk"}
+    layer |= {"attn_q": square, "attn_k": kv, "attn_v": kv, "attn_output": square}
+    layer |= {
+        "ffn_gate_inp": (experts, hidden_size),
+        "ffn_gate_exps": rows,
+        "ffn_up_exps": rows,
+        "ffn_down_exps": columns,
+    }
+    blocks = [f"blk.{i}." for i in range(config["num_hidden_layers"])]
+    for prefixes, shapes in (([""], whole), (blocks, layer)):
+        for name, shape in shapes.items():
+            values = torch.randn(shape, generator=generator).mul_(0.02 if len(shape) > 1 else 0.1)
+            plain = len(shape) == 1 or name == "ffn_gate_inp"  # as published files have a router
+            to = GGMLQuantizationType.F32 if plain else GGMLQuantizationType.Q4_0
+            stored = quants.quantize((values + 1 if len(shape) == 1 else values).numpy(), to)
+            for prefix in prefixes:
+                writer.add_tensor(f"{prefix}{name}.weight", stored, raw_dtype=to)
+    _write(writer)
+    return path
+
+
+def _described(of: Any, config: dict[str, Any], path: Path, tokenizer_of: Path) -> Any:
+    """A writer with what all GGUF files say of a decoder's sizes, and the tokenizer of another file."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[of])
     for field in gguf.GGUFReader(tokenizer_of).fields.values():
         if field.name.startswith("tokenizer."):
             items = field.types[-1] if len(field.types) > 1 else None
@@ -171,17 +279,10 @@ def write_llama_gguf(folder: Path, path: Path, tokenizer_of: Path) -> Path:
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
     writer.add_vocab_size(config["vocab_size"])
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
-    with safe_open(folder / "model.safetensors", "pt") as tensors:
-        for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
-            value, stored = tensors.get_tensor(name).float().numpy(), names.get_name(name, try_suffixes=(".weight",))
-            to = GGMLQuantizationType.BF16 if value.ndim > 1 else GGMLQuantizationType.F32
-            writer.add_tensor(stored, quants.quantize(value, to), raw_dtype=to)
-    _write(writer)
-    return path
+    return writer
 
 
 @functools.cache

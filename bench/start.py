@@ -130,8 +130,7 @@ def main() -> None:
             place.mkdir(exist_ok=True)
             model = MODELS[name](place)
             for kind in options.types.split(","):
-                file = model.folder if kind == "bfloat16" else model.file(kind, None)
-                measured(f"{model.name}, {kind}", file, options)
+                measured(f"{model.name}, {kind}", model.file(kind, None), options)
 
 
 if __name__ == "__main__":
