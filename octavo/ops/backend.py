@@ -156,7 +156,7 @@ class Backend(Ranks, PooledAttention, Streams, AlternatingStreams, LogitChanges,
         ...
 
     def quantize(self, weight: Tensor, kind: WeightKind) -> StoredRows:
-        """A weight `[out, in]` rounded to the nearest values of one of `capabilities.weight_kinds`."""
+        """A weight `[out, in]` rounded to the nearest values of a kind: Q8_0 or Q4_1."""
         ...
 
     @property

@@ -127,6 +127,7 @@ def pack(library: Library, parts: Sequence[StoredRows], arena: Arena) -> PackedW
 
 def quantize(library: Library, weight: Tensor, kind: WeightKind) -> StoredRows:
     """Round a weight `[outputs, width]` to the nearest values of a `kind`: Q8_0 or Q4_1."""
+    assert kind in (WeightKind.Q8_0, WeightKind.Q4_1), f"nothing rounds to {kind.name}"
     weight = weight.contiguous()
     rows, width = weight.shape
     out = torch.empty(rows, library.core.row_bytes(kind=kind, inputs=width), dtype=torch.uint8)
