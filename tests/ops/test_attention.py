@@ -266,6 +266,28 @@ def test_same_bits_alone_together_and_in_chunks(
             assert torch.equal(some, together[row][-len(some) :])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, INT4])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim", "value_dim"), [(8, 2, 64, 64), (3, 3, 96, 32), (4, 1, 32, 80)])
+def test_how_tokens_lie_changes_no_bit(
+    backend: Backend,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    value_dim: int,
+    dtype: torch.dtype,
+    generator: torch.Generator,
+) -> None:
+    """Blocks of 16 tokens may have them in pairs, those of 8 have not."""
+    lengths = [300, 37, 1]
+    caches = [Cache(backend, lengths, kv_heads, dim, size, generator, dtype, value_dim) for size in (16, 8)]
+    caches[1].k, caches[1].v = caches[0].k, caches[0].v
+    whole = [(row, 0, torch.randn(n, heads, dim, generator=generator)) for row, n in enumerate(lengths)]
+    # Token by token the second time, as answers come.
+    apart = [(row, i, q[i : i + 1]) for row, _, q in whole for i in range(len(q))]
+    paired, rows = caches[0].attend(whole), caches[1].attend(apart)
+    assert torch.equal(torch.cat(paired), torch.cat(rows))
+
+
 @pytest.mark.parametrize(("heads", "kv_heads", "dim", "block_size"), [(9, 3, 64, 16), (8, 1, 24, 32), (5, 5, 80, 8)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, INT4])
 def test_runs_that_see_both_ways_or_not_from_the_first_key(

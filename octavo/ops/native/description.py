@@ -19,7 +19,7 @@ LANES = 16
 PANEL = 16
 """Outputs of a weight that are packed together."""
 PAIRED_TOKENS = 16
-"""Tokens that lie together in a paired cache; its heads are of a multiple of as many values."""
+"""Tokens that lie together in a paired cache; its heads are of a multiple of as many values, those of int4 of 32."""
 MAX_HEAD_DIM = 1024
 """Of a head, or of a latent."""
 MAX_STATE = 128

@@ -11,7 +11,7 @@ from octavo.ops.native.library import Library
 from octavo.ops.native.native_alternating import NativeAlternating
 from octavo.ops.native.native_elementwise import rows_of
 from octavo.ops.native.packed_weight import DTYPES
-from octavo.ops.paged_cache import INT4, KVCache
+from octavo.ops.paged_cache import GROUP, INT4, KVCache
 from octavo.ops.plans import AttentionPlan, FullRun
 from octavo.ops.specs import AttentionSpec, DistanceBias, HeadClip, NormSpec, PositionScores, RankColumns, RotaryTable
 from octavo.ops.torch import TorchBackend
@@ -31,10 +31,10 @@ class NativeAttention(NativeAlternating):
         """Whether the processor multiplies pairs of bfloat16 faster than float32."""
         multiplies_words = self._multiplies_pairs or library.name in ("avx_vnni", "avx512_vnni")
         self._paired_dtypes = {
-            *([torch.bfloat16] if self._multiplies_pairs else []),
-            *([torch.int8] if multiplies_words else []),
+            **({torch.bfloat16: PAIRED_TOKENS, INT4: GROUP} if self._multiplies_pairs else {}),
+            **({torch.int8: PAIRED_TOKENS} if multiplies_words else {}),
         }
-        """Caches in which tokens lie in pairs."""
+        """Caches in which numbers lie in pairs, and what a head's numbers are then a multiple of."""
 
     def angles(self, table: RotaryTable, positions: Tensor, lengths: Tensor, offset: int = 0) -> tuple[Tensor, Tensor]:
         rows, pairs = len(positions), table.frequencies.shape[1]
@@ -148,9 +148,10 @@ class NativeAttention(NativeAlternating):
 
     def _can_pair(self, cache: KVCache) -> bool:
         """Whether a cache's tokens lie as the processor's product of pairs reads them."""
-        if cache.keys.dtype not in self._paired_dtypes or cache.keys.shape[2] % PAIRED_TOKENS:
+        multiple = self._paired_dtypes.get(cache.keys.dtype)
+        if multiple is None or cache.keys.shape[2] % PAIRED_TOKENS:
             return False
-        return not any(dim % PAIRED_TOKENS for dim in cache.dims)
+        return not any(dim % multiple for dim in cache.dims)
 
     def join_rope(self, x: Tensor, y: Tensor, angles: tuple[Tensor, Tensor], interleaved: bool) -> Tensor:
         rows, num_heads, columns = x.shape

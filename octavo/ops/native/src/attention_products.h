@@ -36,6 +36,18 @@ struct Pairs : InPlace {
     }
 };
 
+// Of each lane a pair of bfloat16.
+INLINE vec paired(vec low, vec high) {
+#if defined(__AVX512BF16__)
+    alignas(64) static constexpr uint16_t TURNS[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const auto halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+    return (vec)_mm512_permutexvar_epi16(_mm512_load_si512(TURNS), halves);
+#else
+    return low + high;  // never called
+#endif
+}
+
 INLINE ireg add_words(ireg total, ireg words, ireg by) {
 #if defined(__AVX512VNNI__)
     return (ireg)_mm512_dpwssd_epi32((__m512i)total, (__m512i)words, (__m512i)by);

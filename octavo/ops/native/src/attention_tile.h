@@ -17,6 +17,7 @@ protected:
     static constexpr bool PAIRS = std::is_same_v<Products, Pairs>, CODES = std::is_same_v<Products, Words>;
     // Whether products read what the cache has: what else there is becomes numbers first.
     static constexpr bool AS_IT_IS = CODES || std::is_same_v<C, float> || (std::is_same_v<C, bf16> && PAIRS);
+    static constexpr bool IS_INT4 = std::is_same_v<C, int4_row>;
     static constexpr int STEP = Products::STEP;  // of a key's numbers, or of keys whose values are added
     static constexpr bool TILES = HAS_TILES && PAIRS;
 
@@ -25,8 +26,9 @@ protected:
           key_room_(static_cast<int>(round_up(a.key_dim, (CODES ? 4 : 2) * LANES))),
           value_room_(static_cast<int>(round_up(a.value_dim, LANES))),
           key_floats_(key_room_ / STEP),
-          values_in_place_(std::is_same_v<C, float> && a.value_dim == value_room_ && a.block_size % LANES == 0 &&
-                           a.value_stride == 0 && a.key_lists == nullptr),
+          values_in_place_((a.paired && !IS_INT4) ||
+                           (std::is_same_v<C, float> && a.value_dim == value_room_ && a.block_size % LANES == 0 &&
+                            a.value_stride == 0 && a.key_lists == nullptr)),
           vector_floats_(LANES * (a.paired ? a.key_dim / 2 : key_floats_)),
           steps_(CODES ? (a.key_dim + 3) / 4 * 2 : (a.key_dim + STEP - 1) / STEP),
           in_a_row_(a.key_stride || a.key_lists != nullptr || a.ratio > 1 ? 1 : std::min<int64_t>(a.block_size, LANES)),
@@ -47,9 +49,10 @@ protected:
     // read it, else laid out.
     void lay(int kv_head, int64_t begin, int64_t end) {
         const int vectors = static_cast<int>(round_up(std::min<int64_t>(KEYS, end - begin), LANES) / LANES);
-        if (a_.paired) point(key_vectors_, at_key_, kv_head, begin, vectors);
+        if (IS_INT4 && a_.paired) unpack_keys(kv_head, begin, vectors);
+        else if (a_.paired) point(key_vectors_, at_key_, kv_head, begin, vectors);
         else lay_keys(kv_head, begin, end);
-        if (a_.paired || values_in_place_) point(value_parts_, at_value_, kv_head, begin, vectors);
+        if (values_in_place_) point(value_parts_, at_value_, kv_head, begin, vectors);
         else lay_values(kv_head, begin, end);
         if constexpr (TILES) {
             if (by_tiles_) join_values(static_cast<int>(std::min<int64_t>(KEYS, end - begin)), vectors);
@@ -113,6 +116,23 @@ protected:
         }
     }
 
+    // Keys of int4 that lie in pairs, to pairs of bfloat16. What lies past the end is masked.
+    void unpack_keys(int kv_head, int64_t begin, int vectors) {
+        for (int v = 0; v < vectors; ++v) {
+            const auto* from = reinterpret_cast<const uint8_t*>(cached(at_key_, begin + v * LANES, kv_head));
+            float* to = keys_ + v * vector_floats_;
+            for (int i = 0; i < a_.key_dim; i += INT4_GROUP, from += INT4_BYTES * LANES) {
+                const vec scale = halves_at(from + INT4_CODES * LANES);
+                const vec low = halves_at(from + (INT4_CODES + sizeof(f16)) * LANES);
+#pragma GCC unroll 4
+                for (int pair = 0; pair < INT4_CODES; ++pair, to += LANES) {
+                    const ivec codes = unsigned_numbers(from + pair * LANES);
+                    store(to, paired(fmadd(to_float(codes & 15), scale, low), fmadd(to_float(codes >> 4), scale, low)));
+                }
+            }
+        }
+    }
+
     // Of codes that are left where they are, the scales, which lie behind those of each 16 tokens. A value past the end
     // has the weight zero, and so must have a scale that is a number.
     void take_scales(int vectors, int64_t count) {
@@ -168,6 +188,8 @@ protected:
             std::fill(value_scales_ + count, value_scales_ + KEYS, 0.0f);
             for (int k = 0; k < count; ++k) std::memcpy(value_scales_ + k, rows[k] + a_.value_dim, sizeof(float));
             lay_pairs<int8_t, int16_t>(rows, count);
+        } else if constexpr (PAIRS && IS_INT4) {
+            unpack_values(rows, count);
         } else if constexpr (PAIRS) {
             lay_pairs<uint16_t, uint16_t>(rows, count);
         } else {
@@ -186,7 +208,7 @@ protected:
         for (int p = 1; p < parts; ++p) joined &= value_parts_[p] == value_parts_[0] + p * floats;
         laid_values_ = value_parts_[0];
         if (joined) return;
-        for (int p = 0; p < parts && a_.paired; ++p) std::memcpy(values_ + p * floats, value_parts_[p], floats * 4);
+        for (int p = 0; p < parts && values_in_place_; ++p) std::memcpy(values_ + p * floats, value_parts_[p], floats * 4);
         auto* to = reinterpret_cast<uint16_t*>(values_ + count / 2 * value_room_);
         if (count % 2 != 0) {
             for (int i = 0; i < value_room_; ++i) to[2 * i + 1] = 0;
@@ -194,6 +216,21 @@ protected:
         }
         std::fill(to, reinterpret_cast<uint16_t*>(values_ + parts * floats), uint16_t{0});
         laid_values_ = values_;
+    }
+
+    // Pairs of int4 rows to pairs of bfloat16, beside the last one of an odd count zeros. Past value_dim is what fills up
+    // the last group, whose sums nobody reads.
+    void unpack_values(const char* const* rows, int count) {
+        static const std::vector<char> zeros(row_bytes<int4_row>(MAX_HEAD_DIM), 0);
+        for (int k = 0; k < count; k += 2) {
+            const char *one = rows[k], *other = k + 1 < count ? rows[k + 1] : zeros.data();
+            float* to = values_ + static_cast<int64_t>(k / 2) * value_room_;
+            for (int i = 0; i < value_room_; i += INT4_GROUP, one += INT4_BYTES, other += INT4_BYTES) {
+                const Int4Numbers a(one), b(other);
+                store(to + i, paired(a.first, b.first));
+                if (i + LANES < value_room_) store(to + i + LANES, paired(a.last, b.last));
+            }
+        }
     }
 
     // A row of the cache as the numbers that are multiplied, zero up to `room`.

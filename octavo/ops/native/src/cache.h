@@ -66,44 +66,68 @@ INLINE float as_half(float x, f16* to) {
     return as_float(*to);
 }
 
-// Up to 32 numbers. A group with one that is not finite becomes NaN, so that its token is found by its hidden state.
-INLINE void store_int4(char* out, const float* x, int count) {
+// What makes numbers of an int4 group's codes.
+struct Int4Factors {
+    f16 scale, low;
+};
+
+// Codes of up to 32 numbers, as vectors of the first and of the last 16. A group with a number that is not finite becomes
+// NaN, so that its token is found by its hidden state.
+INLINE Int4Factors int4_codes(const float* x, int count, ivec (&codes)[2]) {
     float group[INT4_GROUP];
     std::copy(x, x + count, group);
     std::fill(group + count, group + INT4_GROUP, x[count - 1]);  // which leaves the range as it is
     const vec first = load(group), second = load(group + LANES);
     const float high = highest(larger(first, second)), lowest = -highest(larger(-first, -second));
-    f16 factors[2];  // the scale and the low
-    const float low = as_half(lowest, factors + 1), span = high - low;
-    const float scale = as_half(std::fmax(span / 15.0f, 0.0f) + nothing_or_nan(group, INT4_GROUP), factors);
+    Int4Factors factors;
+    const float low = as_half(lowest, &factors.low), span = high - low;
+    const float scale = as_half(std::fmax(span / 15.0f, 0.0f) + nothing_or_nan(group, INT4_GROUP), &factors.scale);
     const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-    const auto codes = [&](vec v) {
-        return rounded(smaller(larger((v - low) * inverse, vec{}), broadcast(15.0f)));
-    };
-    const ivec pairs = codes(first) | codes(second) << 4;
-    // As bytes with a sign, which keep all eight bits.
-    store_bytes(reinterpret_cast<int8_t*>(out), select(pairs > 127, pairs - 256, pairs));
-    std::memcpy(out + INT4_CODES, factors, sizeof factors);
+    const auto code = [&](vec v) { return rounded(smaller(larger((v - low) * inverse, vec{}), broadcast(15.0f))); };
+    codes[0] = code(first);
+    codes[1] = code(second);
+    return factors;
 }
 
-INLINE void widen_int4(const char* from, float* to) {
-    const auto* bytes = reinterpret_cast<const uint8_t*>(from);
-    const auto* halves = bytes + INT4_CODES;
+INLINE void store_int4(char* out, const float* x, int count) {
+    ivec codes[2];
+    const Int4Factors factors = int4_codes(x, count, codes);
+    const ivec pairs = codes[0] | codes[1] << 4;
+    // As bytes with a sign, which keep all eight bits.
+    store_bytes(reinterpret_cast<int8_t*>(out), select(pairs > 127, pairs - 256, pairs));
+    std::memcpy(out + INT4_CODES, &factors, sizeof factors);
+}
+
+// The numbers of a group of a row.
+struct Int4Numbers {
+    vec first, last;  // 16 each
+
+    INLINE explicit Int4Numbers(const char* from) {
+        const auto* bytes = reinterpret_cast<const uint8_t*>(from);
+        const auto* halves = bytes + INT4_CODES;
 #if defined(__F16C__)
-    const __m128 factors = _mm_cvtph_ps(_mm_loadu_si32(halves));  // of one by one, each would wait for a store
-    const float scale = factors[0], low = factors[1];
+        const __m128 factors = _mm_cvtph_ps(_mm_loadu_si32(halves));  // of one by one, each would wait for a store
+        const float scale = factors[0], low = factors[1];
 #else
-    const float scale = half_at(halves), low = half_at(halves + sizeof(f16));
+        const float scale = half_at(halves), low = half_at(halves + sizeof(f16));
 #endif
-    const ivec pairs = unsigned_numbers(bytes);
-    store(to, fmadd(to_float(pairs & 15), broadcast(scale), broadcast(low)));
-    store(to + LANES, fmadd(to_float(pairs >> 4), broadcast(scale), broadcast(low)));
+        const ivec pairs = unsigned_numbers(bytes);
+        first = fmadd(to_float(pairs & 15), broadcast(scale), broadcast(low));
+        last = fmadd(to_float(pairs >> 4), broadcast(scale), broadcast(low));
+    }
+};
+
+INLINE void widen_int4(const char* from, float* to) {
+    const Int4Numbers numbers(from);
+    store(to, numbers.first);
+    store(to + LANES, numbers.last);
 }
 
 // How the tokens of a block lie under one head. Paired, a cache of bfloat16 or int8 is as the processor's product of pairs
 // reads it, with nothing to rearrange: keys 16 tokens at a time as `[dim / 2][16 tokens][2]`, values as
 // `[tokens / 2][dim][2]`; of int8 the 16 scales follow each 16 tokens' codes. Blocks are then of a multiple of 16 tokens,
-// and so is dim.
+// and so is dim. Of int4 only keys are paired, whose dim is a multiple of 32, each group as `[16 pairs][16 tokens]` bytes,
+// 16 scales and 16 lows: values of two tokens would share bytes, which threads write apart.
 enum class Layout { ROWS, PAIRED_KEYS, PAIRED_VALUES };
 
 template <typename C>
@@ -119,7 +143,8 @@ struct CacheWriter {
     }
 
     void write(int64_t slot, int head, const float* x) const {
-        if (layout != Layout::ROWS) return write_paired(slot, head, x);
+        const bool is_row_of_int4 = std::is_same_v<C, int4_row> && layout == Layout::PAIRED_VALUES;
+        if (layout != Layout::ROWS && !is_row_of_int4) return write_paired(slot, head, x);
         if constexpr (std::is_same_v<C, int8_row>) {
             char* to = row(slot, head);
             int8_t codes[MAX_HEAD_DIM];
@@ -152,7 +177,21 @@ private:
             const float scale = store_int8(codes, x, dim);
             put_paired(reinterpret_cast<int8_t*>(group), token, codes);
             std::memcpy(group + dim * LANES + token * sizeof scale, &scale, sizeof scale);
+        } else if constexpr (std::is_same_v<C, int4_row>) {
+            for (int i = 0; i < dim; i += INT4_GROUP, group += INT4_BYTES * LANES) put_int4(group, token, x + i);
         }
+    }
+
+    static void put_int4(char* group, int64_t token, const float* x) {
+        ivec codes[2];
+        const Int4Factors factors = int4_codes(x, INT4_GROUP, codes);
+        int32_t of[INT4_GROUP];
+        store_as(of, codes[0]);
+        store_as(of + LANES, codes[1]);
+        for (int i = 0; i < INT4_CODES; ++i) group[i * LANES + token] = static_cast<char>(of[2 * i] | of[2 * i + 1] << 4);
+        auto* halves = reinterpret_cast<f16*>(group + INT4_CODES * LANES);
+        halves[token] = factors.scale;
+        halves[LANES + token] = factors.low;
     }
 
     template <typename T>
