@@ -5,6 +5,7 @@ What vLLM has is data of the tests; what Octavo has is asked of the parser and o
 
 import argparse
 import dataclasses
+import functools
 import os
 import re
 import tempfile
@@ -82,6 +83,7 @@ def openers() -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"`{flag}`", {f.name: tempfile.mkdtemp()}
 
 
+@functools.cache  # some seconds of a dozen applications
 def opened() -> tuple[dict[str, Any], dict[str, str]]:
     """The document with all endpoints that any option opens, and by their paths which one does."""
     whole, behind = described(), dict[str, str]()
