@@ -32,7 +32,7 @@ if INTERPRETED:
 
 log = logging.getLogger("octavo")
 
-RANKS = {"all_gather", "all_reduce", "apart", "await_ranks", "join", "least", "leave", "receive", "send"}
+RANKS = {"agree", "all_gather", "all_reduce", "apart", "await_ranks", "join", "least", "leave", "receive", "send"}
 PLANS = {"make_cache", "make_state", "plan_attention", "plan_recurrent", "block_bytes", "record_decode"}
 MACHINE = {"cache_budget", "computing", "free_memory", "measure_peak", "set_threads"}
 PLAIN = {"add", "finite", "floats", "side_by_side", "table_rows"}
